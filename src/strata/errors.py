@@ -1,0 +1,11 @@
+"""Every error a user can meet. Each says what is wrong and, where it can, what to do about it."""
+
+from __future__ import annotations
+
+
+class StrataError(Exception):
+    """Base of every error raised on purpose; the command line prints it as one line, exit code 1."""
+
+
+class UsageError(StrataError):
+    """The caller asked for something that cannot be asked for; exit code 2, a 4xx over HTTP."""
