@@ -1,0 +1,94 @@
+// The contract between the runtime and the kernels: block formats, packed weights, one table of
+// functions per instruction set. No allocation, no threads, no Python in here.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace strata {
+
+// Output rows interleaved in a packed weight: one lane of a 512-bit float vector each.
+inline constexpr int64_t kPanel = 16;
+// Activations are quantised to int8 in blocks of 32 along K, one float scale a block.
+inline constexpr int64_t kActBlock = 32;
+
+// Block formats; the numbers are GGUF's type ids, those from 1000 on are our own.
+enum class Format : int32_t {
+  F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
+  Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
+  IQ2_XXS = 16, IQ2_XS = 17, IQ3_XXS = 18, IQ1_S = 19, IQ4_NL = 20, IQ3_S = 21, IQ2_S = 22,
+  IQ4_XS = 23, F64 = 28, IQ1_M = 29, BF16 = 30, TQ1_0 = 34, TQ2_0 = 35, MXFP4 = 39, NVFP4 = 40,
+  F8_E4M3_B128 = 1000,
+};
+
+// How a format's matmul wants its left operand.
+enum class ActKind : int32_t { f32 = 0, q8 = 1 };
+
+struct FormatInfo {
+  Format format;
+  int32_t elements;   // per block of the file format
+  int32_t bytes;      // per block of the file format
+  ActKind act;        // what matmul reads
+  bool panelled;      // packed into panels of kPanel rows; otherwise the file's rows are kept
+};
+
+// nullptr when the format has no kernel.
+const FormatInfo* format_info(Format f);
+
+// Bytes of a packed [n, k] weight (the last panel padded to kPanel rows with zeros).
+size_t packed_bytes(Format f, int64_t n, int64_t k);
+
+// Pack panels [panel0, panel1). `src` is the file's data of the whole [n, k] matrix, row by row;
+// `dst` the whole packed matrix. Panels are independent, so callers may split them over threads.
+void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst,
+          int64_t panel0, int64_t panel1);
+
+// Panels of an [n, k] weight: units of work that write disjoint output columns. Formats that are
+// not panelled count groups of kPanel rows just the same.
+inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+// One row of quantised activations: int8 q[k padded to kActBlock]; float scale[k/32];
+// int32 sums of q over each 16 (k/16 of them). 64-byte aligned row stride.
+size_t act_row_bytes(ActKind kind, int64_t k);
+
+struct MatmulArgs {
+  const uint8_t* weight;   // packed
+  int64_t n, k;
+  const uint8_t* acts;     // rows of act_row_bytes (q8), or rows of k floats (f32)
+  int64_t act_stride;      // bytes from row to row
+  float* out;              // [rows, n]
+  int64_t out_stride;      // floats from row to row
+  const float* bias;       // [n] or nullptr
+  const float* residual;   // [rows, n] added last, or nullptr (may equal out)
+  int64_t residual_stride;
+};
+
+// out[r, j] = dot(acts[r], weight[j]) (+ bias[j]) (+ residual[r, j]) for the rows and panels given.
+// The bits of out[r, j] depend on row r and column j alone, never on the ranges of the call.
+using MatmulFn = void (*)(const MatmulArgs&, int64_t row0, int64_t row1,
+                          int64_t panel0, int64_t panel1, float* scratch);
+// scratch: one per thread, at least matmul_scratch_floats(k) floats, 64-byte aligned.
+inline int64_t matmul_scratch_floats(int64_t k) { return 16 * k + 1024; }
+
+struct KernelTable {
+  const char* name;   // "scalar", "avx2", "avx512", "neon"
+  MatmulFn (*matmul)(Format);   // nullptr when the format has none
+  // One row of activations to int8 blocks (layout above).
+  void (*quantize_row)(const float* x, int64_t k, uint8_t* row);
+  // Row `row` of a packed [n, k] weight as floats (embedding lookup).
+  void (*unpack_row)(Format, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
+};
+
+const KernelTable* kernels_scalar();
+const KernelTable* kernels_avx2();     // nullptr when not built for this architecture
+const KernelTable* kernels_avx512();
+const KernelTable* kernels_neon();
+
+// The best table this processor runs, or the one named ("scalar", "avx2", "avx512", "neon");
+// nullptr when that one is unknown or cannot run here.
+const KernelTable* select_kernels(const char* name);
+
+// Codebooks of the IQ formats, handed over once by Python (strata.quant.grids owns the numbers).
+// The memory must outlive every later call.
+void set_grid(Format f, const uint8_t* data, size_t bytes);
+
+}  // namespace strata
