@@ -1,0 +1,50 @@
+"""Byte counts as people write and read them: ``512MB`` is decimal, ``1.5GiB`` is binary."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from strata.errors import UsageError
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    **{prefix + "b": 1000**power for power, prefix in enumerate("kmgtp", start=1)},
+    **{prefix + "ib": 1024**power for power, prefix in enumerate("kmgtp", start=1)},
+}
+# No machine has more; the bound keeps every later sum of sizes inside a 64-bit integer.
+_LARGEST = 2**60
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-z]*)", re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in ``text``: a number with B, kB, MB, GB, TB, PB (powers of 1000) or KiB ... PiB (1024).
+
+    Units are case-insensitive and a bare number counts bytes. A fraction of a byte is dropped.
+    Raises UsageError for anything else.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    unit = _UNITS.get(match[2]) if match else None
+    if match is None or unit is None:
+        raise UsageError(f"{text!r} is not a size; write it like 512MB, 4GB or 1.5GiB")
+    size = int(Decimal(match[1]) * unit)
+    if size > _LARGEST:
+        raise UsageError(f"the size {text!r} is larger than 1 EiB")
+    return size
+
+
+def format_size(size: int) -> str:
+    """``size`` bytes with three significant digits and a decimal unit, such as ``98.4 MB``."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        # 999.5 would print as "1e+03" or "1000": it belongs to the next unit.
+        if abs(value) < 999.5:
+            break
+        value /= 1000
+    else:
+        unit = "PB"
+    if unit == "B":
+        return f"{size} B"
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"
