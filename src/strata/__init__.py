@@ -1,0 +1,5 @@
+"""Strata: large language models inside the memory you have."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

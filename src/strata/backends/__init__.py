@@ -1,0 +1,1 @@
+"""Executors of Programs: reference (numpy, the oracle), cpu (native kernels), null (counts)."""

@@ -1,0 +1,82 @@
+"""What every backend offers, and the step that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.weights import WeightSource
+from strata.program import KVLayer, Segment
+
+KV_BLOCK = 64
+"""Positions in a KV block; also the unit in which attention splits its keys."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows of one sequence within a step.
+
+    Rows ``row .. row + rows`` of the step are the positions ``past .. past + rows`` of a sequence
+    whose KV lies in the blocks that ``table`` lists (int32, block i holds positions
+    ``i * KV_BLOCK ..``).
+    """
+
+    row: int
+    rows: int
+    past: int
+    table: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over the Segments: tokens of one or more sequences, and the rows that need logits."""
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    spans: tuple[Span, ...]
+    out_rows: NDArray[np.int32]
+
+
+class KVCache(Protocol):
+    """KV blocks of all layers; a block id is valid in every layer."""
+
+    blocks: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
+class LoadedSegment(Protocol):
+    """A Segment whose weights are in this backend's form."""
+
+    segment: Segment
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held."""
+
+
+Activations = Mapping[str, Any]
+"""Named activations between Segments, opaque but for ``logits`` (float32 [R, vocabulary])."""
+
+
+class Backend(Protocol):
+    """Runs Segments. Implementations: reference (numpy), cpu (native), null (counts only)."""
+
+    name: str
+
+    def load(self, segment: Segment, weights: WeightSource) -> LoadedSegment:
+        """Bring a Segment's weights into this backend's form."""
+
+    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> KVCache:
+        """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
+
+    def run(
+        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+    ) -> Activations:
+        """Run one Segment over a step; returns its outputs under their outer names."""

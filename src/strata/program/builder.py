@@ -1,0 +1,156 @@
+"""Builds one Segment: each method appends an Op and returns the name of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from strata.program.model import Segment, Weight
+from strata.program.ops import Op, infer_shape
+from strata.program.program import Program, ProgramError, Shape, Value
+
+Source = Callable[[str], Weight]
+"""Gives the Weight behind a canonical name: where it lies in the file and what shape it has."""
+
+
+class Builder:
+    """Builds the Program of one Segment.
+
+    ``weights`` is asked for every canonical weight name that is used; ``inputs`` are the
+    activations that come from the Segment before.
+    """
+
+    def __init__(self, name: str, weights: Source, inputs: dict[str, Shape] | None = None) -> None:
+        self.name = name
+        self._source = weights
+        self._weights: dict[str, Weight] = {}
+        self._ops: list[Op] = []
+        self._values = {n: Value(n, "input", s) for n, s in (inputs or {}).items()}
+        self._inputs = tuple(self._values)
+
+    def build(self, **outputs: str) -> Segment:
+        """The Segment; ``outputs`` names what goes out, ``out_name=value``."""
+        for name, value in outputs.items():
+            if value not in self._values or self._values[value].role != "activation":
+                raise ProgramError(f"segment '{self.name}': output '{name}' is not computed here")
+        program = Program(
+            tuple(self._ops), dict(self._values), self._inputs, tuple(outputs.values())
+        )
+        return Segment(self.name, program, tuple(self._weights.values()), tuple(outputs))
+
+    def _emit(self, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
+        output = f"{kind}.{len(self._ops)}"
+        values = []
+        for name in inputs:
+            if name not in self._values:
+                raise ProgramError(f"segment '{self.name}': '{name}' is used before it is made")
+            values.append(self._values[name])
+        op = Op(kind, tuple(inputs), output, attrs)
+        try:
+            shape = infer_shape(op, values)
+        except ProgramError as error:
+            raise ProgramError(f"segment '{self.name}', op {len(self._ops)}: {error}") from None
+        self._ops.append(op)
+        self._values[output] = Value(output, "activation", shape)
+        return output
+
+    def _weight(self, name: str) -> str:
+        if name not in self._weights:
+            weight = self._source(name)
+            self._weights[name] = weight
+            self._values[name] = Value(name, "weight", weight.shape)
+        return name
+
+    def _optional(self, name: str | None) -> list[str]:
+        return [] if name is None else [self._weight(name)]
+
+    def embed(self, table: str, scale: float = 1.0) -> str:
+        """Rows of the embedding table for the step's tokens."""
+        return self._emit("embed", [self._weight(table)], scale=scale)
+
+    def add_positions(self, x: str, table: str, offset: int = 0) -> str:
+        """Learned absolute positions added to x."""
+        return self._emit("add_positions", [x, self._weight(table)], offset=offset)
+
+    def rms_norm(self, x: str, weight: str, eps: float) -> str:
+        """RMSNorm over groups as wide as the weight (a head's width: per-head q/k norm)."""
+        return self._emit("rms_norm", [x, self._weight(weight)], eps=eps)
+
+    def layer_norm(self, x: str, weight: str, bias: str | None, eps: float) -> str:
+        """LayerNorm."""
+        return self._emit("layer_norm", [x, self._weight(weight), *self._optional(bias)], eps=eps)
+
+    def matmul(self, x: str, weight: str, bias: str | None = None) -> str:
+        """x @ weight.T + bias."""
+        return self._emit("matmul", [x, self._weight(weight), *self._optional(bias)])
+
+    def rope(
+        self,
+        x: str,
+        *,
+        head_dim: int,
+        inv_freq: Sequence[float],
+        style: str,
+        mscale: float = 1.0,
+        factors: str | None = None,
+    ) -> str:
+        """Rotary positions on every head of x."""
+        return self._emit(
+            "rope",
+            [x, *self._optional(factors)],
+            head_dim=head_dim,
+            inv_freq=tuple(inv_freq),
+            style=style,
+            mscale=mscale,
+        )
+
+    def attention(
+        self,
+        q: str,
+        k: str,
+        v: str,
+        *,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> str:
+        """Append k and v to the layer's KV cache, then causal attention."""
+        return self._emit(
+            "attention",
+            [q, k, v],
+            layer=layer,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+
+    def glu(self, gate: str, up: str, function: str) -> str:
+        """act(gate) * up."""
+        return self._emit("glu", [gate, up], function=function)
+
+    def activation(self, x: str, function: str) -> str:
+        """act(x)."""
+        return self._emit("activation", [x], function=function)
+
+    def add(self, a: str, b: str) -> str:
+        """a + b."""
+        return self._emit("add", [a, b])
+
+    def scale(self, x: str, factor: float) -> str:
+        """x * factor; nothing is emitted for 1."""
+        return x if factor == 1.0 else self._emit("scale", [x], factor=factor)
+
+    def softcap(self, x: str, cap: float) -> str:
+        """cap * tanh(x / cap); nothing is emitted for 0."""
+        return x if cap == 0.0 else self._emit("softcap", [x], cap=cap)
+
+    def select(self, x: str) -> str:
+        """Only the rows whose logits are wanted."""
+        return self._emit("select", [x])

@@ -1,0 +1,83 @@
+"""FLOPs and bytes of Ops: what the null backend counts, the planner adds up and reports explain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from strata.program.ops import SIGNATURES, Op
+from strata.program.program import Program, Value
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes of one step: its tokens, rows of logits, and positions attended per token."""
+
+    tokens: int
+    out_rows: int
+    context: int
+    kv_bytes_per_element: float = 2.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs and bytes: weights read, activations read and written, KV read and written."""
+
+    flops: int = 0
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    kv_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.weight_bytes + other.weight_bytes,
+            self.activation_bytes + other.activation_bytes,
+            self.kv_bytes + other.kv_bytes,
+        )
+
+    @property
+    def bytes(self) -> int:
+        """All bytes that the Op moves."""
+        return self.weight_bytes + self.activation_bytes + self.kv_bytes
+
+
+def _rows(value: Value, load: Workload) -> int:
+    return load.out_rows if value.shape[0] == "R" else load.tokens
+
+
+def op_cost(op: Op, program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:
+    """Cost of one Op. ``stored`` gives the bytes that each weight takes in its block format.
+
+    Looking up embeddings or positions reads one row of the table a token, not the whole of it.
+    """
+    values = [program.values[name] for name in op.inputs]
+    out = program.values[op.output]
+    rows = _rows(out, load)
+    flops = SIGNATURES[op.kind].flops(values, op.attrs, rows, load.context)
+    weight_bytes, activation_bytes = 0, FLOAT_BYTES * rows * out.width
+    for value in values:
+        if value.role != "weight":
+            activation_bytes += FLOAT_BYTES * rows * value.width
+        elif op.kind in ("embed", "add_positions"):
+            weight_bytes += rows * stored[value.name] // int(value.shape[0])
+        else:
+            weight_bytes += stored[value.name]
+    kv_bytes = 0
+    if op.kind == "attention":
+        window = op.attrs["window"]
+        keys = min(load.context, window) if window else load.context
+        position = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"] * load.kv_bytes_per_element
+        # Rows of one sequence share the keys they read: at least one pass, and one write a row.
+        kv_bytes = int(position * (keys + rows))
+    return Cost(flops, weight_bytes, activation_bytes, kv_bytes)
+
+
+def program_cost(program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:
+    """Sum over a Program's Ops."""
+    total = Cost()
+    for op in program.ops:
+        total += op_cost(op, program, load, stored)
+    return total
