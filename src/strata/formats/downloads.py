@@ -1,4 +1,4 @@
-"""What every download shares: where Strata keeps files, progress, one process at a time, free space."""
+"""What every download shares: the cache folder, progress, one process at a time, free space."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelNotFound(StrataError):
 
 
 def strata_home() -> Path:
-    """Strata's own cache: ``$STRATA_HOME``, else ``$XDG_CACHE_HOME/strata``, else ``~/.cache/strata``."""
+    """Strata's cache: ``$STRATA_HOME``, ``$XDG_CACHE_HOME/strata`` or ``~/.cache/strata``."""
     home = os.environ.get("STRATA_HOME")
     if home:
         return Path(home).expanduser().absolute()
@@ -48,15 +48,15 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 
 def require_free_space(directory: Path, needed: int, what: str) -> None:
-    """Raise DownloadError when the file system of ``directory`` cannot take ``needed`` more bytes."""
+    """Raise DownloadError when the disk of ``directory`` cannot take ``needed`` more bytes."""
     existing = directory
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if free < needed + _SPACE_MARGIN:
         raise DownloadError(
-            f"{what} needs {format_size(needed)} in {directory}, which has {format_size(free)} free; "
-            "make room there or set STRATA_HOME or HF_HOME to a larger disk"
+            f"{what} needs {format_size(needed)} in {directory}, where {format_size(free)} are "
+            "free; make room there or set STRATA_HOME or HF_HOME to a larger disk"
         )
 
 

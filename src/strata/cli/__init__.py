@@ -1,0 +1,29 @@
+"""The ``strata`` command: runs one verb and turns every ending into an exit code and one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from strata.cli.failures import report
+from strata.cli.verbs import root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's own) and return its exit code.
+
+    0 done; 1 the work failed; 2 wrong usage; 130 interrupted; 141 the reader of standard output
+    went away. A failure is one line on standard error; with ``--json`` it is also one object
+    ``{"error": {"type", "message"}}`` on standard output.
+    """
+    if "_STRATA_COMPLETE" in os.environ:
+        root.main(prog_name="strata")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with root.make_context("strata", arguments.copy()) as context:
+            root.invoke(context)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error, as_json="--json" in arguments)
+    return 0

@@ -1,0 +1,75 @@
+"""Printing: JSON alone on standard output, progress and remarks on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    # At run time this would bring numpy along, and `strata --help` has no time for that.
+    from strata.formats.downloads import Progress
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as one line of JSON, in ASCII so that no terminal encoding can break it."""
+    click.echo(json.dumps(value, allow_nan=False))
+
+
+def remark(message: str) -> None:
+    """Print a line that is not part of the result."""
+    click.echo(message, err=True)
+
+
+@contextmanager
+def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
+    """A Progress that draws one bar a label on standard error; None when ``silent``.
+
+    On a standard error that is no terminal nothing is drawn but the finished bars.
+    """
+    if silent:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def show(label: str, done: int, total: int | None) -> None:
+        if label not in tasks:
+            # The display starts with the first byte, so that a cached model draws nothing.
+            bars.start()
+            tasks[label] = bars.add_task(label, total=total)
+        bars.update(tasks[label], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        bars.stop()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print ``rows`` under ``header`` in aligned columns, plain enough to be cut by other tools."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())

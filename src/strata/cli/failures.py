@@ -1,0 +1,79 @@
+"""Every way a command can end badly: its exit code, its one line, its JSON object."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from contextlib import suppress
+
+import click
+
+from strata.cli.console import print_json
+from strata.errors import StrataError, UsageError
+
+FAILED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130
+READER_GONE = 141
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Tell the user what ended the command and return the exit code that belongs to it."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if os.environ.get("STRATA_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, BrokenPipeError):
+        _forget_stdout()
+        return READER_GONE
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        code, kind, message = INTERRUPTED, "Interrupted", "interrupted"
+    else:
+        code, kind, message = _describe(error)
+    if as_json:
+        # The reader of the object may be what failed; the line below must appear all the same.
+        with suppress(OSError):
+            print_json({"error": {"type": kind, "message": message}})
+            sys.stdout.flush()
+    with suppress(OSError):
+        click.echo(f"strata: error: {message}", err=True)
+    return code
+
+
+def _describe(error: BaseException) -> tuple[int, str, str]:
+    kind = type(error).__name__
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx is not None else "strata"
+        return WRONG_USAGE, "UsageError", _one_line(f"{error.format_message()} (see {path} --help)")
+    if isinstance(error, click.ClickException):
+        return FAILED, kind, _one_line(error.format_message())
+    if isinstance(error, UsageError):
+        return WRONG_USAGE, kind, _one_line(str(error))
+    if isinstance(error, StrataError):
+        return FAILED, kind, _one_line(str(error))
+    if isinstance(error, MemoryError):
+        return FAILED, kind, "this machine has not enough free memory for that"
+    if isinstance(error, OSError):
+        return FAILED, kind, _one_line(_describe_os_error(error))
+    return (
+        FAILED,
+        kind,
+        _one_line(f"unexpected {kind}: {error} (set STRATA_DEBUG=1 for the traceback)"),
+    )
+
+
+def _describe_os_error(error: OSError) -> str:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _forget_stdout() -> None:
+    # Python flushes standard output once more at exit, which would complain about the same pipe.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
