@@ -9,9 +9,11 @@ import click
 from strata.errors import UsageError
 from strata.sizes import parse_size
 
-
-# click made ParamType generic in 8.4; older ones cannot be subscripted at run time.
-_IntParam = click.ParamType[int] if TYPE_CHECKING else click.ParamType
+if TYPE_CHECKING:
+    _IntParam = click.ParamType[int]
+else:
+    # click made ParamType generic in 8.4; older ones cannot be subscripted at run time.
+    _IntParam = click.ParamType
 
 
 class SizeType(_IntParam):
