@@ -72,8 +72,10 @@ inline int64_t matmul_scratch_floats(int64_t k) { return 16 * k + 1024; }
 struct KernelTable {
   const char* name;   // "scalar", "avx2", "avx512", "neon"
   MatmulFn (*matmul)(Format);   // nullptr when the format has none
-  // One row of activations to int8 blocks (layout above).
-  void (*quantize_row)(const float* x, int64_t k, uint8_t* row);
+  // Blocks [block0, block1) of one row of activations to int8 (layout above); x and row are the
+  // beginnings of the whole row. Blocks are independent, so a row may be quantised in parts.
+  void (*quantize_blocks)(const float* x, int64_t k, int64_t block0, int64_t block1,
+                          uint8_t* row);
   // Row `row` of a packed [n, k] weight as floats (embedding lookup).
   void (*unpack_row)(Format, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
 };

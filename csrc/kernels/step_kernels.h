@@ -1,0 +1,79 @@
+// The kernels of a step besides the matrix products: rows (norms, activations), RoPE, KV, attention.
+#pragma once
+#include <cstdint>
+
+namespace strata {
+
+// Positions in a KV block, and the keys that attention scores at a time.
+inline constexpr int64_t kKvBlock = 64;
+// KV blocks in a split: attention makes one partial result a split and merges them in order, so
+// that the bits do not depend on who computed which split.
+inline constexpr int64_t kSplitBlocks = 8;
+
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4 };
+
+// Floats from V row to V row within a block: whole vectors, so that no lane reads past its row.
+inline int64_t kv_value_stride(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+// Elements (f16) of one KV head in one block: K as [head_dim][kKvBlock], then V as
+// [kKvBlock][value stride].
+inline int64_t kv_head_elements(int64_t head_dim) {
+  return kKvBlock * (head_dim + kv_value_stride(head_dim));
+}
+
+struct AttentionArgs {
+  const float* q;          // row r, head h at q + r * q_stride + h * head_dim
+  int64_t q_stride;
+  float* out;              // same layout
+  int64_t out_stride;
+  const uint16_t* kv;      // the layer's blocks
+  int64_t block_stride;    // elements from block to block
+  const int32_t* table;    // block ids of the sequence
+  int64_t heads, kv_heads, head_dim;
+  int64_t past;            // position of row 0
+  int64_t window;          // 0: all keys
+  float scale, softcap;    // softcap 0: none
+};
+
+// Query rows times heads of a group that one call of `attend` may hold.
+inline constexpr int64_t kQueryTile = 48;
+// Floats of one partial result: maximum, sum, and the unnormalised output.
+inline int64_t partial_floats(int64_t head_dim) { return 2 + kv_value_stride(head_dim); }
+inline int64_t attention_scratch_floats(int64_t head_dim) {
+  return kQueryTile * (head_dim + kKvBlock + 2 * partial_floats(head_dim)) + 256;
+}
+
+struct StepKernels {
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  // bias may be nullptr
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                     float* out);
+  void (*glu)(Activation, const float* gate, const float* up, int64_t n, float* out);
+  void (*activate)(Activation, const float* x, int64_t n, float* out);
+  void (*add)(const float* a, const float* b, int64_t n, float* out);
+  void (*scale)(const float* x, float factor, int64_t n, float* out);
+  void (*softcap)(const float* x, float cap, int64_t n, float* out);
+  // Rotates one head; cos and sin hold `half` values each, the dims after 2 * half are copied.
+  // out may equal x.
+  void (*rope)(const float* x, const float* cos, const float* sin, int64_t half, int64_t head_dim,
+               bool interleaved, float* out);
+  // Writes one position of one KV head: `head` is that head's part of the block.
+  void (*store_kv)(const float* k, const float* v, int64_t head_dim, int64_t slot, uint16_t* head);
+  // Attention of rows [row0, row1) of a span for the heads of one KV head;
+  // (row1 - row0) * heads / kv_heads <= kQueryTile. Writes out.
+  void (*attend)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
+                 float* scratch);
+  // One split of the same; the partial of (row, head) goes to
+  // partials + ((row * heads + head) * splits + split) * partial_floats.
+  void (*attend_split)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
+                       int64_t split, int64_t splits, float* partials, float* scratch);
+  // Merges the partials of one row and one head and writes out.
+  void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,
+                       const float* partials, float* scratch);
+};
+
+const StepKernels* step_kernels_scalar();
+const StepKernels* step_kernels_avx2();
+const StepKernels* step_kernels_avx512();
+const StepKernels* step_kernels_neon();
+
+}  // namespace strata

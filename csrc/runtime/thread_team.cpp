@@ -1,0 +1,115 @@
+#include "runtime/thread_team.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+namespace strata {
+namespace {
+
+// About 50 us: longer than the gap between two Segments, shorter than a time slice.
+constexpr int kIdleSpins = 2000;
+// Within a job the next phase is some microseconds away; past that somebody else has our core.
+constexpr int kPhaseSpins = 400;
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadTeam::ThreadTeam(int threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+}
+
+ThreadTeam::~ThreadTeam() {
+  stop_.store(true);
+  wake_.fetch_add(1);
+  wake_.notify_all();
+  for (auto& t : workers_) t.join();
+}
+
+// Opens the first phase from `phase` on that has chunks; ends the job when there is none left.
+void ThreadTeam::open_from(Job& job, int phase) {
+  for (; phase < job.phases(); ++phase) {
+    const int64_t chunks = job.begin(phase);
+    if (chunks == 0) continue;
+    if (++running_number_ == 0) ++running_number_;  // 0 means that no phase was ever opened
+    const uint32_t number = running_number_;
+    Slot& slot = slots_[number % kSlots];
+    slot.job.store(&job, std::memory_order_relaxed);
+    slot.phase.store(phase, std::memory_order_relaxed);
+    slot.chunks.store(static_cast<uint32_t>(chunks), std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    ticket_.store(make_ticket(number, 0), std::memory_order_release);
+    return;
+  }
+  finished_.store(1, std::memory_order_release);
+}
+
+// Claims and runs one chunk; false when there was none to claim.
+bool ThreadTeam::work_once(int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (;;) {
+    const uint32_t number = static_cast<uint32_t>(ticket >> 32);
+    const uint32_t next = static_cast<uint32_t>(ticket);
+    Slot& slot = slots_[number % kSlots];
+    Job* job = slot.job.load(std::memory_order_relaxed);
+    const int phase = slot.phase.load(std::memory_order_relaxed);
+    const uint32_t chunks = slot.chunks.load(std::memory_order_relaxed);
+    if (number == 0 || next >= chunks) return false;
+    if (!ticket_.compare_exchange_weak(ticket, make_ticket(number, next + 1),
+                                       std::memory_order_acq_rel, std::memory_order_acquire)) {
+      continue;
+    }
+    job->chunk(phase, next, thread);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) open_from(*job, phase + 1);
+    return true;
+  }
+}
+
+void ThreadTeam::run(Job& job) {
+  finished_.store(0, std::memory_order_relaxed);
+  open_from(job, 0);
+  wake_.fetch_add(1, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
+  int spins = 0;
+  while (finished_.load(std::memory_order_acquire) == 0) {
+    if (work_once(0)) {
+      spins = 0;
+    } else if (++spins < kPhaseSpins) {
+      relax();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadTeam::worker(int thread) {
+  int spins = 0;
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const uint32_t seen = wake_.load(std::memory_order_seq_cst);
+    if (work_once(thread)) {
+      spins = 0;
+      continue;
+    }
+    if (++spins < kIdleSpins) {
+      relax();
+      continue;
+    }
+    if (finished_.load(std::memory_order_acquire) == 0) {
+      std::this_thread::yield();
+      continue;
+    }
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    wake_.wait(seen, std::memory_order_seq_cst);
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    spins = 0;
+  }
+}
+
+}  // namespace strata

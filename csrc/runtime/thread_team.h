@@ -1,0 +1,66 @@
+// A persistent team of threads that runs jobs of dependent phases.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace strata {
+
+// Work in phases: the chunks of a phase may run in any order on any thread, and all of them are
+// done before the next phase starts.
+class Job {
+ public:
+  virtual ~Job() = default;
+  virtual int phases() const = 0;
+  // Called once by one thread when every chunk of the phase before is done; returns the number of
+  // chunks, which may be zero.
+  virtual int64_t begin(int phase) = 0;
+  virtual void chunk(int phase, int64_t index, int thread) = 0;
+};
+
+// Chunks are claimed, never assigned: a thread that the system has put aside holds up nobody, only
+// the chunk it holds. Whoever finishes the last chunk of a phase opens the next one. Threads spin
+// briefly for work and then sleep; between phases they spin, then yield.
+class ThreadTeam {
+ public:
+  explicit ThreadTeam(int threads);
+  ~ThreadTeam();
+  ThreadTeam(const ThreadTeam&) = delete;
+  ThreadTeam& operator=(const ThreadTeam&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Runs the job to its end on this team; the caller works too. One job at a time.
+  void run(Job& job);
+
+ private:
+  // What a claimer needs to know of a phase; a slot is rewritten only kSlots phases later, and a
+  // claim that succeeds proves that the phase it read is still open.
+  static constexpr uint32_t kSlots = 4;
+  struct alignas(64) Slot {
+    std::atomic<Job*> job{nullptr};
+    std::atomic<int> phase{0};
+    std::atomic<uint32_t> chunks{0};
+  };
+
+  static constexpr uint64_t make_ticket(uint32_t phase, uint32_t next) {
+    return (static_cast<uint64_t>(phase) << 32) | next;
+  }
+  void open_from(Job& job, int phase);
+  bool work_once(int thread);
+  void worker(int thread);
+
+  Slot slots_[kSlots];
+  alignas(64) std::atomic<uint64_t> ticket_{0};      // open phase (running number), next chunk
+  alignas(64) std::atomic<uint32_t> done_{0};        // chunks finished in the open phase
+  alignas(64) std::atomic<uint32_t> finished_{1};    // 1 when no job is running
+  alignas(64) std::atomic<uint32_t> wake_{0};        // changes when a job starts or the team ends
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  uint32_t running_number_ = 0;                      // written only by the opener of a phase
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace strata
