@@ -1,0 +1,65 @@
+"""A file opened for reading at any offset, from any thread."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from strata.formats.errors import (
+    ClosedError,
+    FileMissingError,
+    FileUnreadableError,
+    NotAFileError,
+    ShortReadError,
+)
+
+
+class DiskFile:
+    """A regular file, its size at opening, and exact reads that do not move a shared position."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Looked at before opening, because opening a pipe would wait for a writer.
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise NotAFileError(f"{path} is not a file: give the path of a model file")
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileMissingError(f"{path} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise FileUnreadableError(f"{path} cannot be opened: {error}") from None
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Exactly `nbytes` bytes from `offset`; ShortReadError if the file has become shorter."""
+        buffer = bytearray(nbytes)
+        self.readinto(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (contiguous bytes) from `offset`."""
+        if self._fd < 0:
+            raise ClosedError(f"{self.path} was closed")
+        done = 0
+        while done < len(buffer):
+            try:
+                # Linux moves at most 2 GB a call, so a large tensor takes several.
+                got = os.preadv(self._fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise FileUnreadableError(
+                    f"{self.path} cannot be read at byte {offset + done}: {error}"
+                ) from None
+            if got == 0:
+                raise ShortReadError(
+                    f"{self.path} ends at byte {offset + done}, but {len(buffer) - done} more were "
+                    "there when it was opened: the file changed; download or copy it again"
+                )
+            done += got
+
+    def close(self) -> None:
+        """Give the descriptor back; safe to call twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,179 @@
+"""One opened model, whatever its files look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.formats.disk_file import DiskFile
+from strata.formats.errors import (
+    RowRangeError,
+    TensorNameError,
+    UnknownFormatError,
+    shown,
+)
+from strata.formats.fp8 import Fp8Weight, present
+from strata.formats.gguf_split import open_gguf
+from strata.formats.huggingface import open_directory
+from strata.formats.tensor_info import TensorInfo
+
+Kind = Literal["gguf", "huggingface"]
+Rows = tuple[int, int]
+# Rows of 8-bit weights put together at a time, so that reading needs little beside its result.
+_FP8_ROWS = 256
+
+
+class ModelFile:
+    """An opened GGUF model (one file or all parts) or Hugging Face directory.
+
+    Opening reads headers only. `metadata` is GGUF's key/values, or the object in config.json.
+    Reading is safe from several threads; bytes come straight from the file at each call, nothing
+    is cached. Use as a context manager or call `close`.
+    """
+
+    kind: Kind
+    path: Path
+    directory: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    def __init__(self, path: str | Path) -> None:
+        """Open `path`, a .gguf file (any part of a split model) or a directory.
+
+        Raises a FormatError of the kind that fits what is wrong.
+        """
+        self.path = Path(path)
+        with ExitStack() as resources:
+            if self.path.is_dir():
+                self.kind = "huggingface"
+                self.directory = self.path
+                files, self.metadata, stored = open_directory(self.path, resources)
+                tensors, self._fp8 = present(stored, self.metadata, str(self.path))
+            else:
+                self.kind = "gguf"
+                self.directory = self.path.parent
+                _check_suffix(self.path)
+                files, self.metadata, tensors = open_gguf(self.path, resources)
+                self._fp8 = {}
+            self._files = {file.path: file for file in files}
+            self._resources = resources.pop_all()
+        self.tensors = MappingProxyType(tensors)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold tensors, in order."""
+        return tuple(self._files)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as `read` gives them."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files that hold tensors, headers and padding included."""
+        return sum(file.size for file in self._files.values())
+
+    def sidecar(self, name: str) -> Path | None:
+        """A file beside the weights of a Hugging Face directory ('tokenizer.json',
+        'generation_config.json', 'chat_template.jinja', ...), or None if it is not there."""
+        path = self.directory / name
+        return path if self.kind == "huggingface" and path.is_file() else None
+
+    def read(self, name: str, rows: Rows | None = None) -> NDArray[np.uint8]:
+        """The tensor's bytes in block format, uint8 [nbytes], or those of rows a to b (b excluded).
+
+        Raises TensorNameError, RowRangeError, or ShortReadError if the file has become shorter.
+        """
+        info = self._info(name)
+        buffer = np.empty(_row_span(info, rows)[1], dtype=np.uint8)
+        self.readinto(name, buffer, rows)
+        return buffer
+
+    def readinto(self, name: str, buffer: NDArray[np.uint8], rows: Rows | None = None) -> None:
+        """Like `read`, into a contiguous uint8 array of exactly the right size."""
+        info = self._info(name)
+        start, nbytes = _row_span(info, rows)
+        if buffer.dtype != np.uint8 or buffer.size != nbytes or not buffer.flags.carray:
+            raise RowRangeError(
+                f"tensor {shown(name)} needs a contiguous, writable buffer of {nbytes} bytes, not "
+                f"{buffer.size} elements of {buffer.dtype}"
+            )
+        if name in self._fp8:
+            self._read_fp8(self._fp8[name], buffer, rows or (0, info.shape[0]))
+        elif nbytes:
+            self._file(info).readinto(info.offset + start, buffer.reshape(-1).data)
+
+    def _read_fp8(self, source: Fp8Weight, buffer: NDArray[np.uint8], rows: Rows) -> None:
+        k = source.weight.shape[1]
+        scale = np.empty(source.scale.nbytes, dtype=np.uint8)
+        self._file(source.scale).readinto(source.scale.offset, scale.data)
+        out = buffer.reshape(rows[1] - rows[0], -1)
+        for first in range(rows[0], rows[1], _FP8_ROWS):
+            last = min(first + _FP8_ROWS, rows[1])
+            weight = np.empty((last - first) * k, dtype=np.uint8)
+            self._file(source.weight).readinto(source.weight.offset + first * k, weight.data)
+            out[first - rows[0] : last - rows[0]] = source.interleave(weight, scale, first)
+
+    def _info(self, name: str) -> TensorInfo:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise TensorNameError(f"{self.path} has no tensor {shown(name)}") from None
+
+    def _file(self, info: TensorInfo) -> DiskFile:
+        return self._files[info.path]
+
+    def close(self) -> None:
+        """Close the files; reading afterwards raises ClosedError. Safe to call twice."""
+        self._resources.close()
+
+    def __enter__(self) -> ModelFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_model(path: str | Path) -> ModelFile:
+    """Open a GGUF file, one part of a split GGUF model, or a Hugging Face directory."""
+    return ModelFile(path)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix in (".safetensors", ".json"):
+        raise UnknownFormatError(
+            f"{path} is part of a Hugging Face model: give its directory {path.parent} instead"
+        )
+
+
+def _row_span(info: TensorInfo, rows: Rows | None) -> tuple[int, int]:
+    """First byte, counted from the tensor's start, and number of bytes of some rows."""
+    if rows is None:
+        return 0, info.nbytes
+    first, last = rows
+    if not info.shape or not 0 <= first <= last <= info.shape[0]:
+        raise RowRangeError(
+            f"tensor {shown(info.name)} of shape {info.shape} has no rows {first} to {last}"
+        )
+    if first == last:
+        return 0, 0
+    blocks = info.nbytes // info.type.nbytes
+    if blocks * first % info.shape[0] or blocks * last % info.shape[0]:
+        raise RowRangeError(
+            f"tensor {shown(info.name)} has one axis of {info.shape[0]} elements in "
+            f"{info.type.name} blocks of {info.type.elements}: {first} to {last} cuts a block"
+        )
+    start, end = (blocks * row // info.shape[0] * info.type.nbytes for row in (first, last))
+    return start, end - start
