@@ -1,0 +1,207 @@
+"""A Tokenizer from the metadata of a GGUF file, with or without tensors in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from strata.text.bpe import BpeEncoder, letters_to_bytes
+from strata.text.errors import TokenizerError
+from strata.text.pretokenizers import pre_tokenizer
+from strata.text.sentencepiece import SPACE, SentencePieceEncoder
+from strata.text.tokenizer import Encoder, Tokenizer
+from strata.text.unigram import CharacterMap, UnigramEncoder
+from strata.text.vocabulary import Kind, Vocabulary, read_vocabulary, special_tokens, string_array
+
+_SPECIAL = int(Kind.CONTROL | Kind.UNKNOWN)
+_PLAIN = int(Kind.CONTROL | Kind.UNKNOWN | Kind.USER_DEFINED)
+
+
+class GgufPieces:
+    """Bytes of the tokens of a GGUF vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary, byte_level: bool) -> None:
+        self._vocabulary = vocabulary
+        self._byte_level = byte_level
+
+    def __len__(self) -> int:
+        return len(self._vocabulary.tokens)
+
+    def is_special(self, id: int) -> bool:
+        return self._vocabulary.has(id, _SPECIAL)
+
+    def piece(self, id: int) -> bytes:
+        text = self._vocabulary.tokens[id]
+        if self._vocabulary.has(id, _PLAIN):
+            return text.encode()
+        if self._vocabulary.has(id, Kind.BYTE):
+            return _named_byte(text)
+        if not self._vocabulary.has(id, Kind.NORMAL):
+            return b""
+        return letters_to_bytes(text) if self._byte_level else text.replace(SPACE, " ").encode()
+
+
+def _named_byte(text: str) -> bytes:
+    """`<0x0A>` -> the byte."""
+    try:
+        return bytes([int(text[3:5], 16)]) if text.startswith("<0x") else text.encode()
+    except ValueError:
+        return text.encode()
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that `tokenizer.ggml.*` describes (the GGUF specification's keys).
+
+    Raises TokenizerError for a model or pre-tokenizer that is not known, or malformed arrays.
+    """
+    model = metadata.get("tokenizer.ggml.model")
+    build = _MODELS.get(str(model))
+    if model is None or build is None:
+        what = "no tokenizer.ggml.model" if model is None else f"tokenizer model {model!r}"
+        raise TokenizerError(f"the file has {what}; known are: {', '.join(_MODELS)}")
+    return build(metadata)
+
+
+def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{key}")
+    return default if value is None else bool(value)
+
+
+def _from_gpt2(metadata: Mapping[str, Any]) -> Tokenizer:
+    # Without keys, Falcon's id 11 is both; elsewhere that is an ordinary token and does not count.
+    vocabulary = read_vocabulary(metadata, {"bos": 11, "eos": 11})
+    for name in ("bos", "eos"):
+        if f"tokenizer.ggml.{name}_token_id" not in metadata and not vocabulary.has(
+            vocabulary.special.get(name, 0), _SPECIAL
+        ):
+            vocabulary.special.pop(name, None)
+    return _bpe(metadata, vocabulary, str(metadata.get("tokenizer.ggml.pre", "")))
+
+
+def _from_gemma4(metadata: Mapping[str, Any]) -> Tokenizer:
+    return _bpe(metadata, read_vocabulary(metadata, {}), "gemma4")
+
+
+def _bpe(metadata: Mapping[str, Any], vocabulary: Vocabulary, pre: str) -> Tokenizer:
+    family = pre_tokenizer(pre)
+    encoder = BpeEncoder(
+        vocabulary.ids,
+        string_array(metadata, "tokenizer.ggml.merges"),
+        family,
+        special_tokens(vocabulary, metadata),
+        escape_spaces=not family.byte_level,
+    )
+    return _assemble(
+        metadata,
+        vocabulary,
+        encoder,
+        byte_level=family.byte_level,
+        add_bos=family.add_bos or _flag(metadata, "add_bos_token", False)
+        if family.newline_runs
+        else _flag(metadata, "add_bos_token", family.add_bos),
+        add_eos=False,
+        strips_leading_space=_flag(metadata, "add_space_prefix", False),
+    )
+
+
+def _from_llama(metadata: Mapping[str, Any]) -> Tokenizer:
+    vocabulary = read_vocabulary(metadata, {"bos": 1, "eos": 2, "unk": 0})
+    add_space_prefix = _flag(metadata, "add_space_prefix", True)
+    encoder = SentencePieceEncoder(
+        vocabulary.ids,
+        vocabulary.scores,
+        special_tokens(vocabulary, metadata),
+        add_space_prefix,
+        vocabulary.special.get("unk"),
+    )
+    return _assemble(
+        metadata,
+        vocabulary,
+        encoder,
+        byte_level=False,
+        add_bos=_flag(metadata, "add_bos_token", True),
+        add_eos=False,
+        strips_leading_space=add_space_prefix,
+    )
+
+
+def _from_t5(metadata: Mapping[str, Any]) -> Tokenizer:
+    vocabulary = read_vocabulary(metadata, {"eos": 1, "unk": 2, "pad": 0})
+    unknown = vocabulary.special.get("unk")
+    if unknown is None:
+        raise TokenizerError("a unigram vocabulary needs tokenizer.ggml.unknown_token_id")
+    choosable = int(Kind.NORMAL | Kind.USER_DEFINED | Kind.UNUSED)
+    table = metadata.get("tokenizer.ggml.precompiled_charsmap")
+    add_space_prefix = _flag(metadata, "add_space_prefix", False)
+    encoder = UnigramEncoder(
+        {t: id for t, id in vocabulary.ids.items() if vocabulary.has(id, choosable)},
+        vocabulary.scores,
+        {id for id, kind in enumerate(vocabulary.kinds) if kind & Kind.USER_DEFINED},
+        special_tokens(vocabulary, metadata),
+        None if table is None else CharacterMap(bytes(bytearray(table))),
+        add_space_prefix,
+        _flag(metadata, "remove_extra_whitespaces", False),
+        unknown,
+    )
+    return _assemble(
+        metadata,
+        vocabulary,
+        encoder,
+        byte_level=False,
+        add_bos=_flag(metadata, "add_bos_token", False),
+        add_eos=True,
+        strips_leading_space=add_space_prefix,
+    )
+
+
+_MODELS = {
+    "llama": _from_llama,
+    "gpt2": _from_gpt2,
+    "gemma4": _from_gemma4,
+    "t5": _from_t5,
+}
+
+
+def _assemble(
+    metadata: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    encoder: Encoder,
+    *,
+    byte_level: bool,
+    add_bos: bool,
+    add_eos: bool,
+    strips_leading_space: bool,
+) -> Tokenizer:
+    bos, eos = vocabulary.special.get("bos"), vocabulary.special.get("eos")
+    add_eos = _flag(metadata, "add_eos_token", add_eos)
+    return Tokenizer(
+        encoder=encoder,
+        pieces=GgufPieces(vocabulary, byte_level),
+        bos_id=bos,
+        eos_id=eos,
+        stop_ids=frozenset(vocabulary.stops),
+        prefix_ids=[bos] if add_bos and bos is not None else [],
+        suffix_ids=[eos] if add_eos and eos is not None else [],
+        strips_leading_space=strips_leading_space,
+        special_tokens={
+            f"{name}_token": vocabulary.tokens[id]
+            for name, id in vocabulary.special.items()
+            if not name.startswith("fim_")
+        },
+        chat_templates=_chat_templates(metadata),
+    )
+
+
+def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """`tokenizer.chat_template` is the default; `tokenizer.chat_template.NAME` are named ones."""
+    key = "tokenizer.chat_template"
+    templates = {"default": metadata[key]} if key in metadata else {}
+    templates.update(
+        (name.removeprefix(key + "."), text)
+        for name, text in metadata.items()
+        if name.startswith(key + ".")
+    )
+    for name, text in templates.items():
+        if not isinstance(text, str):
+            raise TokenizerError(f"the chat template {name!r} of the file is not a string")
+    return templates

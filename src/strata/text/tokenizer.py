@@ -1,0 +1,169 @@
+"""The Tokenizer: text to ids and back, whatever file the vocabulary came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from strata.errors import UsageError
+from strata.text.chat import ChatTemplate
+from strata.text.errors import ChatTemplateError
+from strata.text.stream import StreamDecoder
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Encoder(Protocol):
+    """Text to ids, without the tokens that surround a prompt."""
+
+    def encode(self, text: str, parse_special: bool) -> list[int]: ...
+
+
+class Pieces(Protocol):
+    """Ids to bytes."""
+
+    def __len__(self) -> int: ...
+
+    def piece(self, id: int) -> bytes:
+        """Bytes of a token as it would be printed, control tokens by their name."""
+
+    def is_special(self, id: int) -> bool:
+        """Whether the token is one that readers do not see (control, unknown)."""
+
+
+class Tokenizer:
+    """Encodes as the reference tokenizer of its model does, id for id.
+
+    `vocab_size` counts the tokens of the vocabulary; a model may pad its embedding beyond it.
+    `stop_ids` are the ids that end a generation (end of sequence, of turn, of message and kin).
+    `add_bos` and `add_eos` say what `encode(add_special=True)` adds.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        pieces: Pieces,
+        bos_id: int | None,
+        eos_id: int | None,
+        stop_ids: frozenset[int],
+        prefix_ids: Sequence[int],
+        suffix_ids: Sequence[int],
+        strips_leading_space: bool,
+        special_tokens: Mapping[str, str],
+        chat_templates: Mapping[str, str],
+    ) -> None:
+        self._encoder = encoder
+        self._pieces = pieces
+        self._prefix = list(prefix_ids)
+        self._suffix = list(suffix_ids)
+        self._strips_leading_space = strips_leading_space
+        self.vocab_size = len(pieces)
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.stop_ids = stop_ids
+        self.add_bos = bos_id is not None and bos_id in self._prefix
+        self.add_eos = eos_id is not None and eos_id in self._suffix
+        self.special_tokens = dict(special_tokens)
+        self.chat_templates: dict[str, ChatTemplate] = {
+            name: ChatTemplate(source, self.special_tokens)
+            for name, source in chat_templates.items()
+        }
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Ids of `text`.
+
+        With `add_special` the tokens that the model wants around a prompt are added; with
+        `parse_special` text that spells a control token becomes that token, otherwise it is
+        ordinary text. User-defined tokens are always recognised. Lone surrogates, which no UTF-8
+        text holds, are read as U+FFFD.
+        """
+        if not text.isascii():
+            text = _LONE_SURROGATE.sub("\ufffd", text)
+        ids = self._encoder.encode(text, parse_special) if text else []
+        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    def token_bytes(self, id: int, *, special: bool = False) -> bytes:
+        """Raw bytes of one token; empty for control tokens unless `special`.
+
+        Ids at or past `vocab_size` (rows that pad an embedding) have no text.
+        """
+        if id < 0:
+            raise UsageError(f"token id {id} is negative")
+        if id >= self.vocab_size or (not special and self._pieces.is_special(id)):
+            return b""
+        return self._pieces.piece(id)
+
+    def decode(
+        self, ids: Sequence[int], *, skip_special: bool = True, continuing: bool = False
+    ) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+        Sentencepiece vocabularies put a space before the first word: it is taken away again unless
+        the ids are `continuing` a text that already began (a completion after its prompt).
+        """
+        data = b"".join([self.token_bytes(i, special=not skip_special) for i in ids])
+        if self._strips_leading_space and not continuing:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def stream(self, *, skip_special: bool = True, continuing: bool = False) -> StreamDecoder:
+        """A decoder to push ids into one at a time; same result as `decode`."""
+        return StreamDecoder(
+            lambda id: self.token_bytes(id, special=not skip_special),
+            self._strips_leading_space and not continuing,
+        )
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The template named `default`, or the only one, or none."""
+        templates = self.chat_templates
+        if len(templates) == 1:
+            return next(iter(templates.values()))
+        return templates.get("default")
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt for `messages`; encode it with `parse_special=True` and no `add_special`.
+
+        `chat_template` is the name of one of the model's templates or the text of another; without
+        it the template `tool_use` is taken when there are tools and a model has one, else the
+        default. Further keywords reach the template as variables.
+        """
+        return self._choose_template(chat_template, tools).render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            documents=documents,
+            **kwargs,
+        )
+
+    def _choose_template(self, wanted: str | None, tools: object) -> ChatTemplate:
+        if wanted is not None:
+            if wanted in self.chat_templates:
+                return self.chat_templates[wanted]
+            return ChatTemplate(wanted, self.special_tokens)
+        if tools and "tool_use" in self.chat_templates:
+            return self.chat_templates["tool_use"]
+        template = self.chat_template
+        if template is not None:
+            return template
+        if self.chat_templates:
+            names = ", ".join(sorted(self.chat_templates))
+            raise ChatTemplateError(
+                f"the model has several chat templates and no default; name one of: {names}"
+            )
+        raise ChatTemplateError(
+            "the model has no chat template; pass one (chat_template=...) or use a plain prompt"
+        )

@@ -1,0 +1,164 @@
+"""Sentencepiece unigram (`tokenizer.ggml.model` = `t5`): the segmentation of the best sum of scores.
+
+Kudo 2018, "Subword Regularization"; the normaliser's table is sentencepiece's compiled character
+map, a double-array trie over UTF-8 (Kanda et al. 2018) with its replacements behind it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence, Set
+
+from strata.text.errors import TokenizerError
+from strata.text.sentencepiece import SPACE
+from strata.text.special import SpecialTokens
+
+_UNKNOWN_PENALTY = 10.0
+
+
+class CharacterMap:
+    """Replaces the longest prefix that the table knows, as sentencepiece's normaliser does."""
+
+    def __init__(self, table: bytes) -> None:
+        if len(table) < 4:
+            raise TokenizerError("tokenizer.ggml.precompiled_charsmap: shorter than its header")
+        (size,) = struct.unpack_from("<I", table)
+        if size % 4 or 4 + size >= len(table):
+            raise TokenizerError(
+                f"tokenizer.ggml.precompiled_charsmap: trie of {size} bytes in {len(table)} bytes"
+            )
+        self._units = struct.unpack_from(f"<{size // 4}I", table, 4)
+        self._replacements = table[4 + size :]
+
+    def longest(self, data: bytes, start: int) -> tuple[int, bytes]:
+        """Length of the longest known prefix of `data[start:]` and its replacement, or (0, b"")."""
+        found, value = 0, 0
+        node = self._base(self._unit(0))
+        for position in range(start, len(data)):
+            byte = data[position]
+            if byte == 0:
+                break
+            node ^= byte
+            unit = self._unit(node)
+            if unit & 0x800000FF != byte:
+                break
+            node ^= self._base(unit)
+            if unit >> 8 & 1:
+                found = position - start + 1
+                value = self._unit(node) & 0x7FFFFFFF
+        if not found:
+            return 0, b""
+        end = self._replacements.find(b"\0", value)
+        if value >= len(self._replacements) or end < 0:
+            raise TokenizerError("tokenizer.ggml.precompiled_charsmap: replacement out of bounds")
+        return found, self._replacements[value:end]
+
+    @staticmethod
+    def _base(unit: int) -> int:
+        return ((unit >> 10) << ((unit & 0x200) >> 6)) & 0xFFFFFFFF
+
+    def _unit(self, index: int) -> int:
+        if index >= len(self._units):
+            raise TokenizerError("tokenizer.ggml.precompiled_charsmap: trie index out of bounds")
+        return self._units[index]
+
+
+class UnigramEncoder:
+    """Viterbi over all tokens that match; runs of characters without one are one unknown token."""
+
+    def __init__(
+        self,
+        vocabulary: Mapping[str, int],
+        scores: Sequence[float],
+        user_defined: Set[int],
+        special: SpecialTokens,
+        character_map: CharacterMap | None,
+        add_space_prefix: bool,
+        merge_spaces: bool,
+        unknown_id: int,
+    ) -> None:
+        """`vocabulary` holds the tokens that may be chosen: normal, user-defined and unused."""
+        self._scores = {
+            text.encode(): (0.0 if id in user_defined else scores[id], id)
+            for text, id in vocabulary.items()
+        }
+        self._longest = max(map(len, self._scores), default=0)
+        normal = [scores[id] for id in vocabulary.values() if id not in user_defined]
+        self._unknown_score = min(normal, default=0.0) - _UNKNOWN_PENALTY
+        self._user_texts = [t.encode() for t, id in vocabulary.items() if id in user_defined]
+        self._special = special
+        self._character_map = character_map
+        self._add_space_prefix = add_space_prefix
+        self._merge_spaces = merge_spaces
+        self._unknown_id = unknown_id
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        ids: list[int] = []
+        for part in self._special.partition(text, parse_special):
+            ids += [part] if isinstance(part, int) else self._segment(self._normalise(part))
+        return ids
+
+    def _normalise(self, text: str) -> bytes:
+        data, out = text.encode(), bytearray()
+        space = SPACE.encode()
+        position, in_word, prefixed = 0, False, False
+        while position < len(data):
+            length, piece = self._replace(data, position)
+            position += length
+            for byte in piece:
+                if byte != 0x20:
+                    if not in_word:
+                        in_word = True
+                        if (self._add_space_prefix and not prefixed) or self._merge_spaces:
+                            out += space
+                            prefixed = True
+                    out.append(byte)
+                else:
+                    in_word = False
+                    if not self._merge_spaces:
+                        out += space
+        return bytes(out)
+
+    def _replace(self, data: bytes, start: int) -> tuple[int, bytes]:
+        matches = [t for t in self._user_texts if data.startswith(t, start)]
+        if matches:
+            longest = max(matches, key=len)
+            return len(longest), longest
+        if self._character_map is not None:
+            length, piece = self._character_map.longest(data, start)
+            if length:
+                return length, piece
+        length = _utf8_length(data[start])
+        return length, data[start : start + length]
+
+    def _segment(self, data: bytes) -> list[int]:
+        end = len(data)
+        worst = float("-inf")
+        best: list[tuple[float, int, int]] = [(worst, self._unknown_id, 0)] * (end + 1)
+        best[0] = (0.0, self._unknown_id, 0)
+        start = 0
+        while start < end:
+            score = best[start][0]
+            width = min(_utf8_length(data[start]), end - start)
+            single = False
+            for stop in range(start + 1, min(end, start + self._longest) + 1):
+                token = self._scores.get(data[start:stop])
+                if token is None:
+                    continue
+                single = single or stop - start == width
+                if score + token[0] > best[stop][0]:
+                    best[stop] = (score + token[0], token[1], start)
+            if not single and score + self._unknown_score > best[start + width][0]:
+                best[start + width] = (score + self._unknown_score, self._unknown_id, start)
+            start += width
+        ids: list[int] = []
+        while end > 0:
+            _, id, start = best[end]
+            if id != self._unknown_id or not ids or ids[-1] != id:
+                ids.append(id)
+            end = start
+        return ids[::-1]
+
+
+def _utf8_length(first: int) -> int:
+    return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4

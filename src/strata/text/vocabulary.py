@@ -1,0 +1,289 @@
+"""The vocabulary of a GGUF file: tokens, their kinds, and the special ids, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntFlag
+from typing import Any
+
+from strata.text.errors import TokenizerError
+from strata.text.special import SpecialToken, SpecialTokens
+
+
+class Kind(IntFlag):
+    """What a token is. A file gives one; names that look like control tokens add `CONTROL`."""
+
+    UNDEFINED = 0
+    UNKNOWN = 1
+    UNUSED = 2
+    NORMAL = 4
+    CONTROL = 8
+    USER_DEFINED = 16
+    BYTE = 32
+
+
+_FILE_KINDS = {
+    1: Kind.NORMAL,
+    2: Kind.UNKNOWN,
+    3: Kind.CONTROL,
+    4: Kind.USER_DEFINED,
+    5: Kind.UNUSED,
+    6: Kind.BYTE,
+}
+# Plain integers: flag arithmetic on a quarter of a million members is slow.
+_UNKNOWN, _CONTROL, _USER_DEFINED = (
+    int(kind) for kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
+)
+
+# Tokens known by their names. Files rarely say which tokens end a turn, so llama.cpp, and with it
+# everybody, goes by these.
+_END_OF_TURN = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<end_of_utterance>",
+)
+_STOPS = (
+    *_END_OF_TURN,
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "</s>",
+    "<|eom_id|>",
+    "[EOS]",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "[e~[",
+)
+_FILL_IN_THE_MIDDLE = {
+    "fim_pre": (
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<\uff5cfim\u2581begin\uff5c>",
+        "<PRE>",
+        "\u2581<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<\uff5cfim\u2581hole\uff5c>",
+        "<SUF>",
+        "\u2581<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<\uff5cfim\u2581end\uff5c>",
+        "<MID>",
+        "\u2581<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+_FILL_IN_STOPS = ("fim_pad", "fim_rep", "fim_sep")
+# Always shown: the channel markup of gpt-oss.
+_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+_ID_KEYS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "eot": "eot_token_id",
+    "eom": "eom_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",  # the spelling of the specification
+    "pad": "padding_token_id",
+    "mask": "mask_token_id",
+    "fim_pre": "fim_pre_token_id",
+    "fim_suf": "fim_suf_token_id",
+    "fim_mid": "fim_mid_token_id",
+    "fim_pad": "fim_pad_token_id",
+    "fim_rep": "fim_rep_token_id",
+    "fim_sep": "fim_sep_token_id",
+}
+_OLD_ID_KEYS = {
+    "fim_pre": "prefix_token_id",
+    "fim_suf": "suffix_token_id",
+    "fim_mid": "middle_token_id",
+}
+
+
+@dataclass
+class Vocabulary:
+    """Tokens by id, what they are, and the ids with a part to play (see `read_vocabulary`)."""
+
+    tokens: list[str]
+    kinds: list[int]
+    scores: Sequence[float]
+    ids: dict[str, int]  # by text
+    special: dict[str, int]  # bos, eos, eot, eom, unk, sep, pad, mask, fim_*; absent when none
+    stops: set[int] = field(default_factory=set)
+
+    def has(self, id: int, kinds: int) -> bool:
+        """Whether token `id` is of any of `kinds`."""
+        return bool(self.kinds[id] & kinds)
+
+
+def read_vocabulary(metadata: Mapping[str, Any], defaults: Mapping[str, int]) -> Vocabulary:
+    """Read and check `tokenizer.ggml.*`; `defaults` are the special ids when a file has no key."""
+    tokens = [
+        text or f"[EMPTY_{id}]"
+        for id, text in enumerate(string_array(metadata, "tokenizer.ggml.tokens"))
+    ]
+    if not tokens:
+        raise TokenizerError("tokenizer.ggml.tokens is empty")
+    count = len(tokens)
+    kinds = [
+        int(_FILE_KINDS.get(kind, Kind.UNDEFINED))
+        for kind in _numbers(metadata, "tokenizer.ggml.token_type", count, int(Kind.NORMAL) and 1)
+    ]
+    scores = _numbers(metadata, "tokenizer.ggml.scores", count, 0.0)
+    vocabulary = Vocabulary(
+        tokens,
+        kinds,
+        scores,
+        {text: id for id, text in enumerate(tokens)},
+        _special_ids(metadata, count, defaults),
+    )
+    _mark_by_name(vocabulary)
+    return vocabulary
+
+
+def string_array(metadata: Mapping[str, Any], key: str) -> list[str]:
+    """An array of strings, or an error that names the key."""
+    values = metadata.get(key)
+    if values is None:
+        raise TokenizerError(f"the file has no {key}: it holds no usable vocabulary")
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise TokenizerError(f"{key} must be an array of strings, not {type(values).__name__}")
+    texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+    if not all(isinstance(text, str) for text in texts):
+        raise TokenizerError(f"{key} must be an array of strings")
+    return texts
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) -> list[Any]:
+    values = metadata.get(key)
+    if values is None:
+        return [default] * count
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise TokenizerError(f"{key} must be an array of numbers, not {type(values).__name__}")
+    numbers = values.tolist() if hasattr(values, "tolist") else list(values)
+    if len(numbers) < count:
+        raise TokenizerError(f"{key} has {len(numbers)} entries for {count} tokens")
+    if not all(isinstance(number, (int, float)) for number in numbers):
+        raise TokenizerError(f"{key} must be an array of numbers")
+    return numbers[:count]
+
+
+def _special_ids(
+    metadata: Mapping[str, Any], count: int, defaults: Mapping[str, int]
+) -> dict[str, int]:
+    found = {name: id for name, id in defaults.items() if id < count}
+    for keys in (_ID_KEYS, _OLD_ID_KEYS):
+        for name, key in keys.items():
+            id = metadata.get(f"tokenizer.ggml.{key}")
+            if id is None:
+                continue
+            if isinstance(id, bool) or not hasattr(id, "__index__"):
+                raise TokenizerError(f"tokenizer.ggml.{key} must be a token id, not {id!r}")
+            # Files write -1 or 2**32-1 for "none": ids outside the vocabulary do not count.
+            if 0 <= int(id) < count:
+                found[name] = int(id)
+    return found
+
+
+def _mark_by_name(vocabulary: Vocabulary) -> None:
+    """Find the end-of-turn and fill-in tokens by name; make control tokens of what looks so."""
+    ids, kinds, special, stops = (
+        vocabulary.ids,
+        vocabulary.kinds,
+        vocabulary.special,
+        vocabulary.stops,
+    )
+
+    def adopt(name: str, texts: Sequence[str]) -> None:
+        if name not in special:
+            found = next((text for text in texts if text in ids), None)
+            if found is not None:
+                special[name] = ids[found]
+                kinds[ids[found]] |= _CONTROL
+
+    adopt("eot", _END_OF_TURN)
+    adopt("eom", ("<|eom_id|>",))
+    for name, texts in _FILL_IN_THE_MIDDLE.items():
+        adopt(name, texts)
+
+    stops.update(special[name] for name in _FILL_IN_STOPS if name in special)
+    for text in _STOPS:
+        if text in ids:
+            stops.add(ids[text])
+            kinds[ids[text]] |= _CONTROL
+    for text in _SHOWN:
+        if text in ids:
+            kinds[ids[text]] = _USER_DEFINED
+    stops.update(special[name] for name in ("eos", "eot", "eom") if name in special)
+
+    stop_texts = {vocabulary.tokens[id] for id in stops}
+    # With these, <|end|> ends a message inside a turn (gpt-oss, solar-open).
+    if {"<|return|>", "<|call|>"} <= stop_texts or (
+        "<|flush|>" in stop_texts and stop_texts & {"<|call|>", "<|calls|>"}
+    ):
+        _unstop(vocabulary, "<|end|>", _USER_DEFINED)
+    # With these, </s> is a strike-through tag (gemma 4, plamo).
+    if stop_texts & {"<|tool_response>", "<|plamo:eos|>"}:
+        _unstop(vocabulary, "</s>", int(Kind.NORMAL))
+
+
+def _unstop(vocabulary: Vocabulary, text: str, kind: int) -> None:
+    id = vocabulary.ids.get(text)
+    if id in vocabulary.stops and id is not None:
+        vocabulary.stops.remove(id)
+        vocabulary.kinds[id] = kind
+
+
+def special_tokens(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> SpecialTokens:
+    """The tokens recognised in text; what spaces they eat is known by the model's name only."""
+    name = str(metadata.get("general.name", "")).lower()
+    pre = str(metadata.get("tokenizer.ggml.pre", ""))
+    architecture = str(metadata.get("general.architecture", ""))
+    eats_left, eats_right, keeps_right = set[str](), False, set[str]()
+    if any(part in pre for part in ("jina-v2-de", "jina-v2-es", "jina-v2-code")) or any(
+        part in architecture for part in ("nomic-bert-moe", "jina-bert-v3")
+    ):
+        eats_left = {"<mask>"}
+    elif "phi-3" in name or "phi3" in name:
+        eats_right, keeps_right = True, {"<unk>", "<s>", "<|endoftext|>"}
+    elif "modern-bert" in name:
+        eats_left = {"[MASK]"}
+    recognised = _CONTROL | _USER_DEFINED | _UNKNOWN
+    return SpecialTokens(
+        SpecialToken(
+            id,
+            vocabulary.tokens[id],
+            only_on_request=bool(kind & (_CONTROL | _UNKNOWN)),
+            strip_left=vocabulary.tokens[id] in eats_left,
+            strip_right=eats_right and vocabulary.tokens[id] not in keeps_right,
+        )
+        for id, kind in enumerate(vocabulary.kinds)
+        if kind & recognised
+    )
