@@ -46,14 +46,24 @@ void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst,
 // not panelled count groups of kPanel rows just the same.
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
-// One row of quantised activations: int8 q[k padded to kActBlock]; float scale[k/32];
-// int32 sums of q over each 16 (k/16 of them). 64-byte aligned row stride.
+// A row of quantised activations is k / kActBlock of these: one cache line holds all that a kernel
+// needs to know of 32 activations. Sums are of the first 16, the last 16 and all 32.
+struct alignas(64) ActBlock {
+  int8_t q[32];
+  float scale;       // x is about q * scale; NaN where any x is NaN or infinite
+  int32_t nsum[3];   // minus the sum of q
+  float dsum[3];     // scale times the sum of q
+  int32_t unused;
+};
+static_assert(sizeof(ActBlock) == 64);
+
+// Bytes of one row of activations: k / kActBlock blocks (q8) or k floats (f32), a multiple of 64.
 size_t act_row_bytes(ActKind kind, int64_t k);
 
 struct MatmulArgs {
   const uint8_t* weight;   // packed
   int64_t n, k;
-  const uint8_t* acts;     // rows of act_row_bytes (q8), or rows of k floats (f32)
+  const uint8_t* acts;     // rows of ActBlock (q8, 64-byte aligned), or rows of k floats (f32)
   int64_t act_stride;      // bytes from row to row
   float* out;              // [rows, n]
   int64_t out_stride;      // floats from row to row
