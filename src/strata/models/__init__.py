@@ -1,0 +1,70 @@
+"""From a model file's header to a Model: a table of families, one file each, and their aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from strata.formats import ModelFile
+from strata.models import llama
+from strata.models.errors import (
+    ConfigError,
+    MissingTensor,
+    ModelError,
+    TensorShape,
+    UnexpectedTensor,
+    UnknownArchitecture,
+)
+from strata.program import Model
+
+Build = Callable[[ModelFile, str, int | None], Model]
+"""(file, architecture as GGUF keys spell it, context or None) -> Model."""
+
+# One row a name: `general.architecture` of GGUF, `architectures` or `model_type` of config.json.
+FAMILIES: Mapping[str, Build] = {
+    "llama": llama.build,
+    "LlamaForCausalLM": llama.build,
+    "mistral": llama.build,
+    "MistralForCausalLM": llama.build,
+    "smollm": llama.build,
+    "yi": llama.build,
+    "YiForCausalLM": llama.build,
+}
+
+
+def architecture(file: ModelFile) -> str:
+    """The name under which the file's architecture is looked up."""
+    if file.kind == "gguf":
+        return str(file.metadata.get("general.architecture", ""))
+    names = file.metadata.get("architectures")
+    if isinstance(names, list) and names and isinstance(names[0], str):
+        return names[0]
+    return str(file.metadata.get("model_type", ""))
+
+
+def build_model(file: ModelFile, context: int | None = None) -> Model:
+    """The Model that a file describes, from its header alone.
+
+    ``context`` limits the positions used (default: all that the model was made for) and thereby
+    chooses between long and short rope factors. Raises a ModelError or, for a context that the
+    model does not have, UsageError.
+    """
+    name = architecture(file)
+    build = FAMILIES.get(name)
+    if build is None:
+        raise UnknownArchitecture(
+            f"architecture '{name}' is not known; known: {', '.join(sorted(FAMILIES))}"
+        )
+    return build(file, name, context)
+
+
+__all__ = [
+    "FAMILIES",
+    "ConfigError",
+    "MissingTensor",
+    "ModelError",
+    "TensorShape",
+    "UnexpectedTensor",
+    "UnknownArchitecture",
+    "architecture",
+    "build_model",
+]

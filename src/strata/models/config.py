@@ -1,0 +1,114 @@
+"""The hyperparameters that all families share, read and checked in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strata.errors import UsageError
+from strata.formats import ModelFile
+from strata.models.errors import ConfigError, MissingTensor
+from strata.models.keys import REQUIRED, Keys
+
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 20
+MAX_VOCABULARY = 1 << 24
+# "No limit" in some files is a number like 1e30 or 2^31; positions are 32-bit here.
+MAX_CONTEXT = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a decoder-only transformer. ``keys`` reads what only one family has.
+
+    ``trained_context`` is what the file states; ``context`` what was asked for, at most that.
+    ``windows`` gives each layer's sliding window, 0 where all keys are seen.
+    """
+
+    architecture: str
+    keys: Keys
+    layers: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    trained_context: int
+    context: int
+    tied: bool
+    windows: tuple[int, ...]
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.kv_heads * self.head_dim
+
+
+def read_config(
+    file: ModelFile,
+    architecture: str,
+    context: int | None,
+    *,
+    tied: bool = False,
+    head_dim: int | None = None,
+    ffn_ratio: int | None = None,
+) -> Config:
+    """Read the shared hyperparameters.
+
+    ``tied`` is the family's default where config.json does not say; ``head_dim`` its default head
+    width (else width / heads), ``ffn_ratio`` its default feed-forward width as multiple of width.
+    """
+    keys = Keys(file, architecture)
+    if keys.integer("experts", 0, low=0) > 0:
+        raise ConfigError(f"'{keys.find('experts')[0]}': mixtures of experts are not built yet")
+    layers = keys.integer("layers", high=MAX_LAYERS)
+    width = keys.integer("width", high=MAX_WIDTH)
+    heads = keys.integer("heads", high=MAX_WIDTH)
+    kv_heads = keys.integer("kv_heads", heads, high=MAX_WIDTH)
+    if heads % kv_heads:
+        raise ConfigError(f"'{keys.find('kv_heads')[0]}' is {kv_heads}, no divisor of {heads}")
+    if keys.find("head_dim")[1] is None and head_dim is None and width % heads:
+        raise ConfigError(f"'{keys.find('heads')[0]}' is {heads}, no divisor of width {width}")
+    dim = keys.integer("head_dim", head_dim or width // heads, high=MAX_WIDTH)
+    if keys.integer("value_dim", dim, high=MAX_WIDTH) != dim:
+        raise ConfigError(f"'{keys.find('value_dim')[0]}' differs from the keys' {dim}")
+    trained = min(int(keys.number("context", low=1, high=1e38)), MAX_CONTEXT)
+    if context is not None and not 1 <= context <= trained:
+        raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
+    ffn = keys.integer("ffn", ffn_ratio * width if ffn_ratio else REQUIRED, high=16 * MAX_WIDTH)
+    return Config(
+        architecture=architecture,
+        keys=keys,
+        layers=layers,
+        width=width,
+        ffn=ffn,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        vocab=_vocabulary(file, keys),
+        trained_context=trained,
+        context=context or trained,
+        tied=_tied(file, keys, tied),
+        windows=(0,) * layers,
+    )
+
+
+def _vocabulary(file: ModelFile, keys: Keys) -> int:
+    if file.kind == "huggingface":
+        return keys.integer("vocab", high=MAX_VOCABULARY)
+    table = file.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise MissingTensor("tensor 'token_embd.weight' is missing: this file holds no model")
+    return table.shape[0]
+
+
+def _tied(file: ModelFile, keys: Keys, default: bool) -> bool:
+    """Whether the head is the embedding table: GGUF says so by leaving the head out."""
+    if file.kind == "gguf":
+        return "output.weight" not in file.tensors
+    return keys.flag("tied", default)

@@ -1,0 +1,159 @@
+"""Hyperparameters by one canonical name, read and checked from GGUF metadata or config.json.
+
+GGUF keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Hugging Face keys: config.json
+as the configuration classes of transformers write it, old and new spellings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from strata.formats import ModelFile
+from strata.models.errors import ConfigError
+
+# canonical name -> (GGUF key without the architecture, config.json keys from newest to oldest)
+_KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
+    "layers": ("block_count", ("num_hidden_layers", "n_layer")),
+    "width": ("embedding_length", ("hidden_size", "n_embd")),
+    "ffn": ("feed_forward_length", ("intermediate_size", "n_inner", "ffn_dim")),
+    "heads": ("attention.head_count", ("num_attention_heads", "n_head")),
+    "kv_heads": ("attention.head_count_kv", ("num_key_value_heads",)),
+    "head_dim": ("attention.key_length", ("head_dim",)),
+    "value_dim": ("attention.value_length", ()),
+    "context": ("context_length", ("max_position_embeddings", "n_positions", "n_ctx")),
+    "vocab": (None, ("vocab_size",)),
+    "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
+    "layer_norm_eps": ("attention.layer_norm_epsilon", ("layer_norm_epsilon",)),
+    "activation": (None, ("hidden_activation", "hidden_act", "activation_function")),
+    "tied": (None, ("tie_word_embeddings",)),
+    "attention_bias": (None, ("attention_bias",)),
+    "mlp_bias": (None, ("mlp_bias",)),
+    "window": ("attention.sliding_window", ("sliding_window",)),
+    "window_pattern": (
+        "attention.sliding_window_pattern",
+        ("sliding_window_pattern", "_sliding_window_pattern"),
+    ),
+    "layer_types": (None, ("layer_types",)),
+    "attention_softcap": ("attn_logit_softcapping", ("attn_logit_softcapping",)),
+    "logit_softcap": ("final_logit_softcapping", ("final_logit_softcapping",)),
+    "attention_scale": ("attention.scale", ("attention_multiplier",)),
+    "query_scalar": (None, ("query_pre_attn_scalar",)),
+    "embedding_scale": ("embedding_scale", ("embedding_multiplier",)),
+    "residual_scale": ("residual_scale", ("residual_multiplier",)),
+    "logit_scale": ("logit_scale", ("logits_scaling",)),
+    "experts": ("expert_count", ("num_local_experts", "num_experts")),
+    "rope_base": ("rope.freq_base", ("rope_theta",)),
+    "rope_base_local": ("rope.freq_base_swa", ("rope_local_base_freq",)),
+    "rope_dim": ("rope.dimension_count", ()),
+    "rope_partial": (None, ("partial_rotary_factor",)),
+    "rope_type": ("rope.scaling.type", ()),
+    "rope_factor": ("rope.scaling.factor", ()),
+    "rope_factor_old": ("rope.scale_linear", ()),
+    "rope_original_context": (
+        "rope.scaling.original_context_length",
+        ("original_max_position_embeddings",),
+    ),
+    "rope_attention_factor": ("rope.scaling.attn_factor", ()),
+    "rope_log_multiplier": ("rope.scaling.yarn_log_multiplier", ()),
+    "rope_beta_fast": ("rope.scaling.yarn_beta_fast", ()),
+    "rope_beta_slow": ("rope.scaling.yarn_beta_slow", ()),
+}
+
+_T = TypeVar("_T")
+REQUIRED: Any = object()
+"""The default that stands for: absence is an error."""
+
+
+class Keys:
+    """The hyperparameters of one file. Every reader checks type and range and names the key.
+
+    ``default`` is returned where the key is absent or null; without one, absence is an error.
+    """
+
+    def __init__(self, file: ModelFile, architecture: str) -> None:
+        self.kind: Literal["gguf", "huggingface"] = file.kind
+        self._prefix = f"{architecture}."
+        metadata = file.metadata
+        # Multimodal checkpoints keep the language model's settings one level down.
+        inner = metadata.get("text_config") if file.kind == "huggingface" else None
+        self._metadata: Mapping[str, Any] = inner if isinstance(inner, dict) else metadata
+
+    def find(self, name: str) -> tuple[str, Any]:
+        """The key as the file spells it, and its value (None where absent)."""
+        gguf, others = _KEYS[name]
+        names: tuple[str, ...] = others
+        if self.kind == "gguf":
+            names = (self._prefix + gguf,) if gguf else ()
+        for key in names:
+            value = self._metadata.get(key)
+            if value is not None:
+                return key, value.tolist() if isinstance(value, np.ndarray) else value
+        return (names[0] if names else name), None
+
+    def raw(self, key: str) -> Any:
+        """A value under the file's own key, None where absent."""
+        return self._metadata.get(key)
+
+    def integer(
+        self, name: str, default: int = REQUIRED, *, low: int = 1, high: int = 1 << 31
+    ) -> int:
+        """A whole number in ``low .. high``. A list (one a layer) must repeat one number."""
+        key, value = self.find(name)
+        if isinstance(value, list) and value:
+            if any(v != value[0] for v in value):
+                raise ConfigError(f"'{key}' differs from layer to layer: this is not supported")
+            value = value[0]
+        return self._or(key, default) if value is None else whole(key, value, low, high)
+
+    def number(
+        self, name: str, default: float = REQUIRED, *, low: float = 0.0, high: float = 1e9
+    ) -> float:
+        """A finite number in ``low .. high``."""
+        key, value = self.find(name)
+        return self._or(key, default) if value is None else real(key, value, low, high)
+
+    def flag(self, name: str, default: bool = REQUIRED) -> bool:
+        """True or false."""
+        key, value = self.find(name)
+        if value is None:
+            return self._or(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"'{key}' is {value!r}: true or false is expected")
+        return value
+
+    def text(self, name: str, default: str = REQUIRED) -> str:
+        """A string."""
+        key, value = self.find(name)
+        if value is None:
+            return self._or(key, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"'{key}' is {value!r}: a string is expected")
+        return value
+
+    @staticmethod
+    def _or(key: str, default: _T) -> _T:
+        if default is REQUIRED:
+            raise ConfigError(f"'{key}' is missing: without it the model cannot be built")
+        return default
+
+
+def whole(key: str, value: Any, low: int, high: int) -> int:
+    """``value`` as an int in ``low .. high``, or ConfigError that names ``key``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ConfigError(f"'{key}' is {value!r}: a whole number is expected")
+    if not low <= value <= high:
+        raise ConfigError(f"'{key}' is {value}: from {low} to {high} is expected")
+    return int(value)
+
+
+def real(key: str, value: Any, low: float, high: float) -> float:
+    """``value`` as a finite float in ``low .. high``, or ConfigError that names ``key``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"'{key}' is {value!r}: a number is expected")
+    if not low <= value <= high:
+        raise ConfigError(f"'{key}' is {value}: from {low:g} to {high:g} is expected")
+    return float(value)

@@ -1,0 +1,125 @@
+"""Which tensors a model needs, and where each lies in the file: names, shapes, fused parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from strata.formats import ModelFile, TensorInfo
+from strata.models.errors import MissingTensor, TensorShape, UnexpectedTensor
+from strata.program import Weight
+from strata.program.model import Transform
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``start ..`` of a tensor of ``total`` rows that fuses several weights."""
+
+    gguf: str
+    huggingface: str
+    start: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One weight of an architecture; the key it stands under is its canonical (GGUF) name.
+
+    ``huggingface`` is its name there (None: GGUF alone has it). In names ``{i}`` stands for the
+    layer and ``{p}`` for what the checkpoint puts before the names of its decoder. ``shape`` is
+    rows first, after ``transform`` (which only Hugging Face files need).
+    ``part`` says where it lies if the file fuses it with others.
+    """
+
+    huggingface: str | None
+    shape: tuple[int, ...]
+    optional: bool = False
+    transform: Transform = "none"
+    part: Part | None = None
+
+
+Tensors = Mapping[str, Tensor]
+
+
+class Catalog:
+    """The Weights of a model by canonical name, checked against what the file holds.
+
+    Raises MissingTensor, UnexpectedTensor or TensorShape. ``prefixes`` are what Hugging Face
+    checkpoints of the family put for ``{p}`` (the one the file uses is found by its embedding
+    table), ``harmless`` are patterns of tensors that may be there and are not used.
+    """
+
+    def __init__(
+        self,
+        file: ModelFile,
+        tensors: Tensors,
+        layers: int,
+        *,
+        prefixes: Sequence[str] = ("model.", ""),
+        harmless: Iterable[str] = (),
+    ) -> None:
+        self._file = file
+        anchor = tensors["token_embd.weight"].huggingface or ""
+        found = [p for p in prefixes if anchor.replace("{p}", p) in file.tensors]
+        self._prefix = found[0] if found else prefixes[0]
+        self._weights: dict[str, Weight] = {}
+        used: set[str] = set()
+        for name, tensor in tensors.items():
+            for i in range(layers) if "{i}" in name else (0,):
+                weight = self._locate(name, tensor, i)
+                if weight is not None:
+                    self._weights[weight.name] = weight
+                    used.add(weight.source)
+        ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
+        for name in file.tensors:
+            if name not in used and not ignored.fullmatch(name):
+                raise UnexpectedTensor(
+                    f"tensor '{name}' is not part of this architecture: "
+                    f"the file holds more than its {layers} layers need, or is another model"
+                )
+
+    def __call__(self, name: str) -> Weight:
+        """The Weight behind a canonical name."""
+        return self._weights[name]
+
+    def has(self, name: str) -> bool:
+        """Whether the file holds this (optional) weight."""
+        return name in self._weights
+
+    def _locate(self, name: str, tensor: Tensor, i: int) -> Weight | None:
+        canonical = name.replace("{i}", str(i))
+        if self._file.kind == "huggingface" and tensor.huggingface is None:
+            return None
+        stored = self._stored(name, tensor.huggingface, i)
+        info = self._file.tensors.get(stored)
+        transform = tensor.transform if self._file.kind == "huggingface" else "none"
+        if info is not None:
+            self._check(info, tensor.shape, transform)
+            return Weight(canonical, tensor.shape, stored, None, transform)
+        if tensor.part is not None:
+            part = tensor.part
+            fused = self._stored(part.gguf, part.huggingface, i)
+            info = self._file.tensors.get(fused)
+            if info is not None:
+                self._check(info, (part.total, *tensor.shape[1:]), transform)
+                rows = (part.start, part.start + tensor.shape[0])
+                return Weight(canonical, tensor.shape, fused, rows, transform)
+        if tensor.optional:
+            return None
+        raise MissingTensor(
+            f"tensor '{stored}' is missing: the file is incomplete, or is another model"
+        )
+
+    def _stored(self, gguf: str, huggingface: str | None, i: int) -> str:
+        stored = gguf if self._file.kind == "gguf" or huggingface is None else huggingface
+        return stored.replace("{p}", self._prefix).replace("{i}", str(i))
+
+    @staticmethod
+    def _check(info: TensorInfo, shape: tuple[int, ...], transform: Transform) -> None:
+        expected = shape[::-1] if transform == "transpose" else shape
+        if tuple(info.shape) != expected:
+            raise TensorShape(
+                f"tensor '{info.name}' has shape {list(info.shape)}, but the hyperparameters of "
+                f"this file ask for {list(expected)}"
+            )
