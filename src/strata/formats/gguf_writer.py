@@ -1,0 +1,202 @@
+"""Writing GGUF files, version 3: the header first, then tensor by tensor from iterators, so that a
+file may be larger than memory.
+
+Source: the GGUF specification in the ggml project (docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.formats.errors import DiskFullError, WriteError, shown
+from strata.formats.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_RANK
+from strata.formats.gguf_values import ARRAY, BOOL, NUMBERS, STRING
+from strata.quant import BlockType
+
+_VERSION = 3
+_KINDS = {dtype: kind for kind, dtype in NUMBERS.items()}
+_INT32, _UINT32 = np.dtype("<i4"), np.dtype("<u4")
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor to write. `shape` is rows first; `chunks` gives its bytes in block format, in order,
+    as pieces of any size, and is called once, when the tensor's turn has come."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+    chunks: Callable[[], Iterable[NDArray[np.uint8]]]
+
+    @classmethod
+    def of(
+        cls, name: str, shape: tuple[int, ...], type: BlockType, raw: NDArray[Any]
+    ) -> TensorSource:
+        """A tensor whose bytes are in memory; `raw` is read as bytes."""
+        data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
+        return cls(name, shape, type, lambda: (data,))
+
+
+def write_gguf(
+    path: str | Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[TensorSource],
+    *,
+    alignment: int = DEFAULT_ALIGNMENT,
+) -> None:
+    """Write a GGUF file; it appears under its name only when it is complete.
+
+    Metadata values: numpy scalars and one-dimensional arrays keep their type; bool, int (the first
+    of uint32, int32, uint64, int64 that fits), float (float32), str, and lists of str, bool, int
+    (int32, or int64) or float (float32). Text may hold surrogates of undecodable bytes. Raises
+    DiskFullError before writing if there is no room, WriteError for anything GGUF cannot hold.
+    """
+    path = Path(path)
+    header, sizes = _header(metadata, tensors, alignment)
+    total = len(header) + sum(_padded(size, alignment) for size in sizes)
+    _check_room(path, total)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as out:
+            out.write(header)
+            for tensor, size in zip(tensors, sizes, strict=True):
+                _write_tensor(out, tensor, size)
+                out.write(bytes(_padded(size, alignment) - size))
+        os.replace(partial, path)
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _padded(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def _check_room(path: Path, total: int) -> None:
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error}") from None
+    if total > free:
+        raise DiskFullError(
+            f"{path} takes {total} bytes, but {free} are free on that disk: make room or choose "
+            "another directory"
+        )
+
+
+def _write_tensor(out: BinaryIO, tensor: TensorSource, size: int) -> None:
+    written = 0
+    for chunk in tensor.chunks():
+        written += chunk.size
+        if chunk.dtype != np.uint8 or written > size:
+            break
+        out.write(np.ascontiguousarray(chunk).data)
+    if written != size:
+        raise WriteError(
+            f"tensor {shown(tensor.name)} of shape {tensor.shape} and type {tensor.type.name} "
+            f"takes {size} bytes, but {written} were given"
+        )
+
+
+def _header(
+    metadata: Mapping[str, Any], tensors: Sequence[TensorSource], alignment: int
+) -> tuple[bytes, list[int]]:
+    """All bytes before the tensor data, padding included, and the size of each tensor."""
+    if alignment <= 0 or alignment & (alignment - 1):
+        raise WriteError(f"the alignment {alignment} is not a power of two")
+    values = dict(metadata)
+    if alignment != DEFAULT_ALIGNMENT:
+        values["general.alignment"] = np.uint32(alignment)
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise WriteError("two tensors have the same name")
+    out = bytearray(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(values)))
+    for key, value in values.items():
+        out += _text(key) + _value(key, value)
+    sizes = []
+    offset = 0
+    for tensor in tensors:
+        if tensor.type.gguf_id is None:
+            raise WriteError(
+                f"tensor {shown(tensor.name)}: GGUF has no type {tensor.type.name}; decode it first"
+            )
+        if len(tensor.shape) > MAX_RANK or 0 in tensor.shape:
+            raise WriteError(
+                f"tensor {shown(tensor.name)} has the shape {tensor.shape}; GGUF allows up to "
+                f"{MAX_RANK} axes, none of length zero"
+            )
+        dims = tensor.shape[::-1]
+        out += _text(tensor.name)
+        out += struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+        out += struct.pack("<IQ", tensor.type.gguf_id, offset)
+        sizes.append(tensor.type.tensor_nbytes(tensor.shape))
+        offset += _padded(sizes[-1], alignment)
+    out += bytes(_padded(len(out), alignment) - len(out))
+    return bytes(out), sizes
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(key: str, value: Any) -> bytes:
+    """The type number and the bytes of a metadata value."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + _text(value)
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise WriteError(f"{key}: an empty list has no type; give an empty numpy array")
+        if all(isinstance(item, str) for item in value):
+            head = struct.pack("<IIQ", ARRAY, STRING, len(value))
+            return head + b"".join(_text(item) for item in value)
+        return _array(key, _list_as_array(key, value))
+    if isinstance(value, np.ndarray):
+        return _array(key, value)
+    scalar = _scalar(key, value)
+    return struct.pack("<I", _kind(key, scalar.dtype)) + scalar.tobytes()
+
+
+def _array(key: str, array: NDArray[Any]) -> bytes:
+    if array.ndim != 1:
+        raise WriteError(f"{key}: an array of {array.ndim} axes; GGUF metadata has only one")
+    return struct.pack("<IIQ", ARRAY, _kind(key, array.dtype), len(array)) + array.tobytes()
+
+
+def _kind(key: str, dtype: np.dtype[Any]) -> int:
+    if dtype not in _KINDS:
+        raise WriteError(f"{key}: GGUF metadata cannot hold {dtype}")
+    return _KINDS[dtype]
+
+
+def _list_as_array(key: str, items: Sequence[Any]) -> NDArray[Any]:
+    kinds = {type(item) for item in items}
+    if kinds == {bool}:
+        return np.array(items, dtype=NUMBERS[BOOL])
+    if kinds == {int}:
+        fits = all(-(1 << 31) <= item < 1 << 31 for item in items)
+        return np.array(items, dtype=_INT32 if fits else np.int64)
+    if kinds <= {int, float}:
+        return np.array(items, dtype=np.float32)
+    raise WriteError(f"{key}: a list of {sorted(kind.__name__ for kind in kinds)}")
+
+
+def _scalar(key: str, value: Any) -> NDArray[Any]:
+    if isinstance(value, (np.generic, bool)):
+        return np.array(value)
+    if isinstance(value, float):
+        return np.array(value, dtype=np.float32)
+    if isinstance(value, int):
+        for dtype in map(np.dtype, ("u4", "i4", "u8", "i8")):
+            if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+                return np.array(value, dtype=dtype)
+    raise WriteError(f"{key}: GGUF metadata cannot hold {shown(value)}")
