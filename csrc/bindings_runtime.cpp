@@ -1,0 +1,391 @@
+// Python's view of the runtime. Everything is checked here, so that nothing below needs to be.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+#include "runtime/nodes.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace strata {
+namespace {
+
+template <class T> using Array1 = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+const StepKernels* step_kernels(const std::string& isa) {
+  if (isa == "scalar") return step_kernels_scalar();
+#if defined(__x86_64__)
+  if (isa == "avx2") return step_kernels_avx2();
+  if (isa == "avx512") return step_kernels_avx512();
+#elif defined(__aarch64__)
+  if (isa == "neon") return step_kernels_neon();
+#endif
+  return nullptr;
+}
+
+// The thread team with the lock that keeps its jobs apart.
+struct Team {
+  explicit Team(int threads) : team(threads) {}
+  void run(Job& job) {
+    std::lock_guard<std::mutex> hold(lock);
+    team.run(job);
+  }
+  ThreadTeam team;
+  std::mutex lock;
+};
+
+class PackJob final : public Job {
+ public:
+  PackJob(PackedWeight& w, const uint8_t* src, int threads) : w_(w), src_(src) {
+    grain_ = std::max<int64_t>(1, panels(w.n) / (8 * threads));
+  }
+  int phases() const override { return 1; }
+  int64_t begin(int) override { return (panels(w_.n) + grain_ - 1) / grain_; }
+  void chunk(int, int64_t i, int) override {
+    pack(w_.format, src_, w_.n, w_.k, w_.bytes.data(), i * grain_,
+         std::min((i + 1) * grain_, panels(w_.n)));
+  }
+
+ private:
+  PackedWeight& w_;
+  const uint8_t* src_;
+  int64_t grain_;
+};
+
+void pack_weight(PackedWeight& w, nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig> src,
+                 Team& team) {
+  const FormatInfo* info = format_info(w.format);
+  const int64_t bytes = w.n * w.k / info->elements * info->bytes;
+  require(static_cast<int64_t>(src.size()) == bytes,
+          "weight: " + std::to_string(src.size()) + " bytes given, " + std::to_string(bytes) +
+              " needed");
+  PackJob job(w, src.data(), team.team.threads());
+  nb::gil_scoped_release release;
+  team.run(job);
+}
+
+// A step with its own copies of everything, so that it cannot change while it runs.
+struct Step {
+  std::vector<int32_t> tokens, positions, out_rows;
+  std::vector<std::vector<int32_t>> tables;
+  StepView view{};
+  int32_t max_token = -1, max_block = -1;
+};
+
+using SpanTuple = std::tuple<int64_t, int64_t, int64_t, Array1<int32_t>>;
+
+std::unique_ptr<Step> make_step(Array1<int32_t> tokens, Array1<int32_t> positions,
+                                Array1<int32_t> out_rows, const std::vector<SpanTuple>& spans) {
+  auto s = std::make_unique<Step>();
+  s->tokens.assign(tokens.data(), tokens.data() + tokens.size());
+  s->positions.assign(positions.data(), positions.data() + positions.size());
+  s->out_rows.assign(out_rows.data(), out_rows.data() + out_rows.size());
+  const auto count = static_cast<int64_t>(s->tokens.size());
+  require(s->positions.size() == s->tokens.size(), "step: a position for each token is needed");
+  int32_t max_position = -1;
+  for (int32_t t : s->tokens) {
+    require(t >= 0, "step: negative token id");
+    s->max_token = std::max(s->max_token, t);
+  }
+  for (int32_t p : s->positions) {
+    require(p >= 0, "step: negative position");
+    max_position = std::max(max_position, p);
+  }
+  for (int32_t r : s->out_rows) require(r >= 0 && r < count, "step: row of logits out of range");
+  int64_t next = 0;
+  for (const auto& [row, rows, past, table] : spans) {
+    require(row == next && rows > 0 && past >= 0, "step: spans must cover the rows in order");
+    next = row + rows;
+    require(next <= count, "step: a span ends past the last row");
+    const int64_t needed = (past + rows + kKvBlock - 1) / kKvBlock;
+    require(static_cast<int64_t>(table.size()) >= needed, "step: block table too short");
+    s->tables.emplace_back(table.data(), table.data() + needed);
+    for (int32_t b : s->tables.back()) {
+      require(b >= 0, "step: negative KV block");
+      s->max_block = std::max(s->max_block, b);
+    }
+    for (int64_t r = row; r < next; ++r) {
+      require(s->positions[static_cast<size_t>(r)] == past + r - row,
+              "step: positions must follow the span");
+    }
+    s->view.spans.push_back({row, rows, past, nullptr});
+  }
+  require(next == count, "step: spans must cover the rows in order");
+  for (size_t i = 0; i < s->tables.size(); ++i) s->view.spans[i].table = s->tables[i].data();
+  s->view.tokens_count = count;
+  s->view.tokens = s->tokens.data();
+  s->view.positions = s->positions.data();
+  s->view.out_rows = s->out_rows.data();
+  s->view.out_rows_count = static_cast<int64_t>(s->out_rows.size());
+  s->view.max_position = max_position + 1;
+  return s;
+}
+
+Floats floats(const std::optional<Array1<float>>& a) {
+  return a ? Floats(a->data(), a->data() + a->size()) : Floats();
+}
+
+// A Segment under construction and in use. Values are made first, then nodes over them.
+class SegmentBuilder {
+ public:
+  int64_t value(int64_t width, int64_t f32, int64_t q8, bool selected) {
+    require(width > 0, "value: width must be positive");
+    require(f32 >= Value::kExternal && f32 % 64 <= 0, "value: misaligned f32 offset");
+    require(q8 >= Value::kNone && q8 % 64 <= 0, "value: misaligned q8 offset");
+    values_.push_back({width, f32, q8, selected});
+    return static_cast<int64_t>(values_.size()) - 1;
+  }
+
+  void embed(WeightPtr table, float scale, int64_t out) {
+    require(at(out).width == table->k, "embed: width of the table and of the output differ");
+    vocabulary_ = table->n;
+    segment_.add(make_embed(std::move(table), scale, f32_value(out)));
+  }
+  void add_positions(int64_t x, WeightPtr table, int64_t offset, int64_t out) {
+    require(at(out).width == table->k && at(x).width == table->k,
+            "add_positions: widths differ");
+    max_positions_ = table->n - offset;
+    scratch_ = std::max(scratch_, table->k);
+    segment_.add(make_add_positions(f32_value(x), std::move(table), offset, f32_value(out)));
+  }
+  void select(int64_t x, int64_t out) {
+    require(at(x).width == at(out).width, "select: widths differ");
+    require(!at(x).selected && at(out).selected, "select: rows must go from tokens to out");
+    segment_.add(make_select(f32_value(x), f32_value(out)));
+  }
+  void row(int function, int64_t a, int64_t out, std::optional<int64_t> b,
+           std::optional<Array1<float>> weight, std::optional<Array1<float>> bias, int activation,
+           float number) {
+    segment_.add(make_row(row_spec(function, a, out, b, weight, bias, activation, number)));
+  }
+  using Part = std::tuple<WeightPtr, int64_t, std::optional<Array1<float>>,
+                          std::optional<int64_t>>;
+  void matmul(int64_t x, const std::vector<Part>& parts,
+              std::optional<std::tuple<int, int64_t>> glu) {
+    require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
+    MatmulSpec s{at(x), {}, {}};
+    const ActKind kind = format_info(std::get<0>(parts[0])->format)->act;
+    require(kind == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
+            "matmul: the input is not kept in the form that the weight needs");
+    for (const auto& [weight, out, bias, residual] : parts) {
+      require(weight->k == s.x.width && at(out).width == weight->n, "matmul: shapes differ");
+      require(at(out).selected == s.x.selected, "matmul: rows differ");
+      require(format_info(weight->format)->act == kind, "matmul: parts want different inputs");
+      require(!bias || static_cast<int64_t>(bias->size()) == weight->n, "matmul: bias width");
+      MatmulPart part{weight, f32_value(out), floats(bias), {}};
+      if (residual) {
+        require(at(*residual).width == weight->n, "matmul: residual width");
+        part.residual = f32_value(*residual);
+      }
+      s.parts.push_back(std::move(part));
+    }
+    if (glu) {
+      require(parts.size() == 2 && s.parts[0].weight->n == s.parts[1].weight->n,
+              "matmul: glu takes two parts of one width");
+      const auto& [activation, out] = *glu;
+      s.glu = row_spec(static_cast<int>(RowFunction::glu), std::get<1>(parts[0]), out,
+                       std::get<1>(parts[1]), {}, {}, activation, 0.0f);
+    }
+    scratch_ = std::max(scratch_, matmul_scratch_floats(s.x.width));
+    segment_.add(make_matmul(std::move(s)));
+  }
+  void rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
+            bool interleaved) {
+    require(at(x).width == at(out).width && at(x).width % head_dim == 0 &&
+                2 * table->half() <= head_dim,
+            "rope: widths differ");
+    segment_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved,
+                            std::move(table)}));
+  }
+  void attention(int64_t q, int64_t k, int64_t v, int64_t out, int64_t layer, int64_t heads,
+                 int64_t kv_heads, int64_t head_dim, float scale, int64_t window, float softcap) {
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kQueryTile,
+            "attention: at most " + std::to_string(kQueryTile) + " heads may share a KV head");
+    require(at(q).width == heads * head_dim && at(out).width == heads * head_dim &&
+                at(k).width == kv_heads * head_dim && at(v).width == kv_heads * head_dim,
+            "attention: widths differ");
+    require(window >= 0 && layer >= 0, "attention: negative window or layer");
+    AttentionSpec s{f32_value(q), f32_value(k), f32_value(v), f32_value(out), layer, heads,
+                    kv_heads, head_dim, window, scale, softcap};
+    attention_.push_back({layer, kv_heads, head_dim});
+    scratch_ = std::max(scratch_, attention_scratch_floats(head_dim));
+    for (auto& node : make_attention(s)) segment_.add(std::move(node));
+  }
+
+  int64_t scratch_floats() const { return scratch_; }
+  int64_t nodes() const { return segment_.nodes(); }
+  void set_timing(bool on) { segment_.set_timing(on); }
+  std::vector<double> take_times() { return segment_.take_times(); }
+
+  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
+           int64_t max_rows, std::optional<nb::ndarray<float, nb::ndim<2>, nb::c_contig>> out) {
+    const KernelTable* matrix = select_kernels(isa.c_str());
+    const StepKernels* kernels = step_kernels(isa);
+    require(matrix != nullptr && kernels != nullptr, "no kernels for '" + isa + "' here");
+    require(step.view.tokens_count <= max_rows, "step: more tokens than the arena was made for");
+    require(arena.threads() >= team.team.threads(), "arena: made for fewer threads");
+    require(static_cast<int64_t>(arena.scratch_floats()) >= scratch_, "arena: scratch too small");
+    require(vocabulary_ < 0 || step.max_token < vocabulary_,
+            "token " + std::to_string(step.max_token) + " is not in the vocabulary");
+    require(max_positions_ < 0 || step.view.max_position <= max_positions_,
+            "position " + std::to_string(step.view.max_position - 1) +
+                " is past the model's learned positions");
+    require(step.max_block < kv.blocks(), "step: KV block out of range");
+    for (const AttentionUse& a : attention_) {
+      require(a.layer < kv.layers() && kv.layer(a.layer).kv_heads == a.kv_heads &&
+                  kv.layer(a.layer).head_dim == a.head_dim,
+              "attention: the KV cache is of another shape");
+    }
+    float* external = nullptr;
+    for (const Value& v : values_) {
+      const int64_t rows = v.selected ? step.view.out_rows_count : step.view.tokens_count;
+      if (v.f32 == Value::kExternal) {
+        require(out && static_cast<int64_t>(out->shape(0)) == rows &&
+                    static_cast<int64_t>(out->shape(1)) == v.width,
+                "output: wrong shape");
+        external = out->data();
+      } else if (v.f32 >= 0) {
+        require(v.f32 + v.width * rows * 4 <= static_cast<int64_t>(arena.size()),
+                "arena: a value does not fit");
+      }
+      if (v.q8 >= 0) {
+        require(v.q8 + static_cast<int64_t>(act_row_bytes(ActKind::q8, v.width)) * rows <=
+                    static_cast<int64_t>(arena.size()),
+                "arena: a value does not fit");
+      }
+    }
+    const Context context{matrix, kernels, &arena, &step.view, &kv, external,
+                          team.team.threads()};
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> hold(team.lock);
+    segment_.run(team.team, context);
+  }
+
+ private:
+  struct AttentionUse {
+    int64_t layer, kv_heads, head_dim;
+  };
+
+  const Value& at(int64_t id) const {
+    require(id >= 0 && id < static_cast<int64_t>(values_.size()), "no such value");
+    return values_[static_cast<size_t>(id)];
+  }
+  const Value& f32_value(int64_t id) const {
+    require(at(id).f32 != Value::kNone, "value is not kept as f32");
+    return at(id);
+  }
+  RowSpec row_spec(int function, int64_t a, int64_t out, std::optional<int64_t> b,
+                   const std::optional<Array1<float>>& weight,
+                   const std::optional<Array1<float>>& bias, int activation, float number) {
+    require(function >= 0 && function <= static_cast<int>(RowFunction::softcap), "row function");
+    require(activation >= 0 && activation <= static_cast<int>(Activation::relu2), "activation");
+    RowSpec s{static_cast<RowFunction>(function), f32_value(a), {}, at(out), floats(weight),
+              floats(bias), static_cast<Activation>(activation), number};
+    require(s.a.width == s.out.width && s.a.selected == s.out.selected, "row: shapes differ");
+    const bool two = s.function == RowFunction::glu || s.function == RowFunction::add;
+    require(two == b.has_value(), "row: number of operands");
+    if (b) {
+      s.b = f32_value(*b);
+      require(s.b.width == s.a.width && s.b.selected == s.a.selected, "row: shapes differ");
+    }
+    const bool norm = s.function == RowFunction::rms_norm || s.function == RowFunction::layer_norm;
+    require(norm == !s.weight.empty(), "row: norm weight");
+    const auto group = static_cast<int64_t>(s.weight.size());
+    require(!norm || s.a.width % group == 0, "row: norm width");
+    require(s.bias.empty() || s.bias.size() == s.weight.size(), "row: norm bias");
+    scratch_ = std::max(scratch_, s.out.width + 64);
+    return s;
+  }
+
+  Segment segment_;
+  std::vector<Value> values_;
+  std::vector<AttentionUse> attention_;
+  int64_t vocabulary_ = -1, max_positions_ = -1, scratch_ = 0;
+};
+
+}  // namespace
+}  // namespace strata
+
+void bind_runtime(nb::module_& m) {
+  using namespace strata;
+  nb::class_<Team>(m, "Team")
+      .def(nb::init<int>(), "threads"_a)
+      .def_prop_ro("threads", [](const Team& t) { return t.team.threads(); });
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def("__init__",
+           [](PackedWeight* self, int format, int64_t n, int64_t k) {
+             const auto f = static_cast<Format>(format);
+             const FormatInfo* info = format_info(f);
+             require(info != nullptr, "no kernel for format " + std::to_string(format));
+             require(n > 0 && k > 0 && k % info->elements == 0, "weight: shape does not fit");
+             new (self) PackedWeight(f, n, k);
+           },
+           "format"_a, "n"_a, "k"_a)
+      .def("pack", &pack_weight, "rows"_a, "team"_a)
+      .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.bytes.size(); })
+      .def_prop_ro("quantised_input", [](const PackedWeight& w) {
+        return format_info(w.format)->act == ActKind::q8;
+      });
+  nb::class_<KvStore>(m, "KvStore")
+      .def("__init__",
+           [](KvStore* self, const std::vector<std::tuple<int64_t, int64_t>>& layers,
+              int64_t blocks) {
+             std::vector<KvStore::Shape> shapes;
+             require(blocks > 0, "KV: at least one block");
+             for (const auto& [heads, dim] : layers) {
+               require(heads > 0 && dim > 0, "KV: heads and head_dim must be positive");
+               shapes.push_back({heads, dim});
+             }
+             new (self) KvStore(shapes, blocks);
+           },
+           "layers"_a, "blocks"_a)
+      .def_prop_ro("nbytes", &KvStore::nbytes)
+      .def_prop_ro("blocks", &KvStore::blocks);
+  nb::class_<RopeTable>(m, "RopeTable")
+      .def(nb::init<std::vector<float>, float>(), "inv_freq"_a, "mscale"_a);
+  nb::class_<Arena>(m, "Arena")
+      .def(nb::init<size_t, int, size_t>(), "bytes"_a, "threads"_a, "scratch_floats"_a)
+      .def_prop_ro("nbytes", &Arena::nbytes);
+  nb::class_<Step>(m, "Step").def(
+      nb::new_([](Array1<int32_t> tokens, Array1<int32_t> positions, Array1<int32_t> out_rows,
+                  const std::vector<SpanTuple>& spans) {
+        return make_step(tokens, positions, out_rows, spans);
+      }),
+      "tokens"_a, "positions"_a, "out_rows"_a, "spans"_a);
+  nb::class_<SegmentBuilder>(m, "Segment")
+      .def(nb::init<>())
+      .def("value", &SegmentBuilder::value, "width"_a, "f32"_a, "q8"_a, "selected"_a)
+      .def("embed", &SegmentBuilder::embed, "table"_a, "scale"_a, "out"_a)
+      .def("add_positions", &SegmentBuilder::add_positions, "x"_a, "table"_a, "offset"_a, "out"_a)
+      .def("select", &SegmentBuilder::select, "x"_a, "out"_a)
+      .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
+           "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
+      .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none())
+      .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
+      .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a,
+           "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "softcap"_a)
+      .def_prop_ro("scratch_floats", &SegmentBuilder::scratch_floats)
+      .def_prop_ro("nodes", &SegmentBuilder::nodes)
+      .def("set_timing", &SegmentBuilder::set_timing, "on"_a)
+      .def("take_times", &SegmentBuilder::take_times)
+      .def("run", &SegmentBuilder::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a,
+           "max_rows"_a, "out"_a = nb::none());
+  m.def("act_row_bytes", [](int64_t k) { return act_row_bytes(ActKind::q8, k); }, "k"_a);
+  m.attr("KV_BLOCK") = kKvBlock;
+}

@@ -1,0 +1,258 @@
+// Attention in one pass with an online softmax (Milakov and Gimelshein 2018; FlashAttention,
+// arXiv 2205.14135) over KV blocks; keys are cut into splits at fixed positions whose results merge
+// in order (Flash-Decoding), so the bits of a row depend on its position and its keys alone.
+#pragma once
+#include "kernels/rows.h"
+
+namespace strata::STRATA_ISA {
+
+// Accumulators of a tile fill the registers: 6 x 4 of 32, or 3 x 2 (two registers each) of 16.
+inline constexpr int kTileRows = kWidth == 16 ? 6 : 3;
+inline constexpr int kTileVectors = kWidth == 16 ? 4 : 2;
+inline constexpr float kNone = -__builtin_huge_valf();
+
+// c[r, :] += a[r, k] * b[k, :] for k in [k0, k1), one fma a step for every element of c: the order
+// is that of k, whatever the tile. b is f16, 16 * Vectors wide here.
+template <int Rows, int Vectors>
+STRATA_INLINE void product_tile(const float* a, int64_t lda, const uint16_t* b, int64_t ldb,
+                                int64_t k0, int64_t k1, float* c, int64_t ldc) {
+  F32x16 acc[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = load(c + r * ldc + 16 * v);
+  for (int64_t k = k0; k < k1; ++k) {
+    F32x16 w[Vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) w[v] = load_f16(b + k * ldb + 16 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const F32x16 x = broadcast(a[r * lda + k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + 16 * v, acc[r][v]);
+}
+
+template <int Rows>
+STRATA_INLINE void product_rows(const float* a, int64_t lda, const uint16_t* b, int64_t ldb,
+                                int64_t k0, int64_t k1, int64_t n, float* c, int64_t ldc) {
+  int64_t j = 0;
+  for (; j + 16 * kTileVectors <= n; j += 16 * kTileVectors)
+    product_tile<Rows, kTileVectors>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
+  for (; j < n; j += 16) product_tile<Rows, 1>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
+}
+
+// c [m, n] += a [m, k] * b [k, n]; n is a multiple of 16.
+static void product(const float* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k0,
+                    int64_t k1, int64_t m, int64_t n, float* c, int64_t ldc) {
+  int64_t r = 0;
+  for (; r + kTileRows <= m; r += kTileRows)
+    product_rows<kTileRows>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
+  for (; r + 3 <= m; r += 3)
+    product_rows<3>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
+  for (; r < m; ++r) product_rows<1>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
+}
+
+STRATA_INLINE float exp1(float x) {
+  float t[16];
+  store(t, exp(broadcast(x)));
+  return t[0];
+}
+
+// Keys that the row at `position` sees: [first, position].
+STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
+  return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
+}
+
+// One partial result: maximum, sum of weights, unnormalised output.
+STRATA_INLINE void clear_partial(float* p, int64_t head_dim) {
+  p[0] = kNone;
+  p[1] = 0.0f;
+  for (int64_t i = 2; i < partial_floats(head_dim); ++i) p[i] = 0.0f;
+}
+
+// Adds the partial result of a later split to `into`; both orders of magnitude are kept apart.
+STRATA_INLINE void merge_partial(float* into, const float* p, int64_t head_dim) {
+  if (p[0] == kNone) return;
+  const int64_t width = kv_value_stride(head_dim);
+  if (into[0] == kNone) {
+    for (int64_t i = 0; i < 2 + width; ++i) into[i] = p[i];
+    return;
+  }
+  const float top = into[0] > p[0] ? into[0] : p[0];
+  const float old_factor = exp1(into[0] - top), new_factor = exp1(p[0] - top);
+  into[0] = top;
+  into[1] = into[1] * old_factor + p[1] * new_factor;
+  const F32x16 fo = broadcast(old_factor), fn = broadcast(new_factor);
+  for (int64_t i = 0; i < width; i += 16)
+    store(into + 2 + i, fma(load(p + 2 + i), fn, load(into + 2 + i) * fo));
+}
+
+STRATA_INLINE void write_output(const float* p, int64_t head_dim, float* out) {
+  const F32x16 sum = broadcast(p[1]);
+  each_vector(head_dim, [&](int64_t i, int lanes) {
+    store_part(out + i, load(p + 2 + i) / sum, lanes);
+  });
+}
+
+// The scores of one row over one block become weights, in place; keys outside [lo, hi) weigh an
+// exact zero. Updates maximum and sum, and scales the output so far.
+STRATA_INLINE void soften(const AttentionArgs& a, float* s, int64_t lo, int64_t hi, float* p) {
+  constexpr int kVectors = kKvBlock / 16;
+  if (a.softcap > 0.0f) softcap_row(s, a.softcap, kKvBlock, s);
+  for (int64_t j = 0; j < lo; ++j) s[j] = kNone;
+  for (int64_t j = hi; j < kKvBlock; ++j) s[j] = kNone;
+  F32x16 v[kVectors];
+  for (int i = 0; i < kVectors; ++i) v[i] = load(s + 16 * i);
+  const float top = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
+  const float old = p[0];
+  const float now = old > top ? old : top;
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = exp(v[i] - broadcast(now));
+    store(s + 16 * i, v[i]);
+  }
+  for (int64_t j = 0; j < lo; ++j) s[j] = 0.0f;
+  for (int64_t j = hi; j < kKvBlock; ++j) s[j] = 0.0f;
+  for (int i = 0; i < kVectors; ++i) v[i] = load(s + 16 * i);
+  const float sum = reduce_add((v[0] + v[1]) + (v[2] + v[3]));
+  p[0] = now;
+  if (old == kNone) {
+    p[1] = sum;
+    return;
+  }
+  if (now == old) {
+    p[1] += sum;
+    return;
+  }
+  const float factor = exp1(old - now);
+  p[1] = p[1] * factor + sum;
+  const F32x16 f = broadcast(factor);
+  for (int64_t i = 0; i < kv_value_stride(a.head_dim); i += 16)
+    store(p + 2 + i, load(p + 2 + i) * f);
+}
+
+// Scaled queries of rows [row0, row1) for the heads of one KV head: vector i is row i / group,
+// head i % group.
+STRATA_INLINE void gather_queries(const AttentionArgs& a, int64_t kv_head, int64_t row0,
+                                  int64_t row1, float* q) {
+  const int64_t group = a.heads / a.kv_heads;
+  for (int64_t r = row0; r < row1; ++r)
+    for (int64_t g = 0; g < group; ++g, q += a.head_dim)
+      scale_row(a.q + r * a.q_stride + (kv_head * group + g) * a.head_dim, a.scale, a.head_dim, q);
+}
+
+// The partial results of one split for all query vectors; p holds one partial a vector, cleared.
+static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                      int64_t split, const float* q, float* scores, float* p) {
+  const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
+  const int64_t stride = partial_floats(a.head_dim), width = kv_value_stride(a.head_dim);
+  const int64_t last = a.past + row1 - 1;
+  int64_t block = first_key(a, a.past + row0) / kKvBlock;
+  if (block < split * kSplitBlocks) block = split * kSplitBlocks;
+  int64_t end = last / kKvBlock + 1;
+  if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
+  for (; block < end; ++block) {
+    const uint16_t* k =
+        a.kv + a.table[block] * a.block_stride + kv_head * kv_head_elements(a.head_dim);
+    const uint16_t* v = k + a.head_dim * kKvBlock;
+    const int64_t base = block * kKvBlock;
+    for (int64_t i = 0; i < vectors * kKvBlock; ++i) scores[i] = 0.0f;
+    product(q, a.head_dim, k, kKvBlock, 0, a.head_dim, vectors, kKvBlock, scores, kKvBlock);
+    int64_t first = kKvBlock, most = 0;
+    for (int64_t i = 0; i < vectors; ++i) {
+      const int64_t position = a.past + row0 + i / group;
+      int64_t lo = first_key(a, position) - base, hi = position + 1 - base;
+      if (lo < 0) lo = 0;
+      if (hi > kKvBlock) hi = kKvBlock;
+      if (lo >= hi) {   // nothing to see for this row: it keeps what it has
+        for (int64_t j = 0; j < kKvBlock; ++j) scores[i * kKvBlock + j] = 0.0f;
+        continue;
+      }
+      soften(a, scores + i * kKvBlock, lo, hi, p + i * stride);
+      if (lo < first) first = lo;
+      if (hi > most) most = hi;
+    }
+    product(scores, kKvBlock, v, width, first, most, vectors, width, p + 2, stride);
+  }
+}
+
+static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                   float* scratch) {
+  const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
+  const int64_t stride = partial_floats(a.head_dim);
+  float* q = scratch;
+  float* scores = q + kQueryTile * a.head_dim;
+  float* part = scores + kQueryTile * kKvBlock;
+  float* all = part + kQueryTile * stride;
+  gather_queries(a, kv_head, row0, row1, q);
+  const int64_t first = first_key(a, a.past + row0) / (kKvBlock * kSplitBlocks);
+  const int64_t last = (a.past + row1 - 1) / (kKvBlock * kSplitBlocks);
+  for (int64_t i = 0; i < vectors; ++i) clear_partial(all + i * stride, a.head_dim);
+  for (int64_t split = first; split <= last; ++split) {
+    for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.head_dim);
+    run_split(a, kv_head, row0, row1, split, q, scores, part);
+    for (int64_t i = 0; i < vectors; ++i)
+      merge_partial(all + i * stride, part + i * stride, a.head_dim);
+  }
+  for (int64_t i = 0; i < vectors; ++i) {
+    float* out = a.out + (row0 + i / group) * a.out_stride +
+                 (kv_head * group + i % group) * a.head_dim;
+    write_output(all + i * stride, a.head_dim, out);
+  }
+}
+
+static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                         int64_t split, int64_t splits, float* partials, float* scratch) {
+  const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
+  const int64_t stride = partial_floats(a.head_dim);
+  float* q = scratch;
+  float* scores = q + kQueryTile * a.head_dim;
+  float* part = scores + kQueryTile * kKvBlock;
+  gather_queries(a, kv_head, row0, row1, q);
+  for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.head_dim);
+  run_split(a, kv_head, row0, row1, split, q, scores, part);
+  for (int64_t i = 0; i < vectors; ++i) {
+    const int64_t row = row0 + i / group, head = kv_head * group + i % group;
+    float* to = partials + ((row * a.heads + head) * splits + split) * stride;
+    for (int64_t j = 0; j < stride; ++j) to[j] = part[i * stride + j];
+  }
+}
+
+static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int64_t splits,
+                         const float* partials, float* scratch) {
+  const int64_t stride = partial_floats(a.head_dim);
+  const float* p = partials + (row * a.heads + head) * splits * stride;
+  clear_partial(scratch, a.head_dim);
+  for (int64_t s = 0; s < splits; ++s) merge_partial(scratch, p + s * stride, a.head_dim);
+  write_output(scratch, a.head_dim, a.out + row * a.out_stride + head * a.head_dim);
+}
+
+// Values beyond the range of f16 are kept at its ends: an infinity would poison masked keys.
+STRATA_INLINE F32x16 within_f16(const F32x16& v) {
+  return min(broadcast(65504.0f), max(broadcast(-65504.0f), v));
+}
+
+static void store_kv(const float* k, const float* v, int64_t head_dim, int64_t slot,
+                     uint16_t* head) {
+  uint16_t* values = head + head_dim * kKvBlock + slot * kv_value_stride(head_dim);
+  each_vector(head_dim, [&](int64_t i, int lanes) {
+    uint16_t t[16];
+    store_f16(t, within_f16(load_part(k + i, lanes)));
+    for (int j = 0; j < lanes; ++j) head[(i + j) * kKvBlock + slot] = t[j];
+    store_f16(values + i, within_f16(load_part(v + i, lanes)));
+  });
+}
+
+static const StepKernels* step_table() {
+  static const StepKernels table = {rms_norm, layer_norm,  glu,    activate,     add_rows,
+                                    scale_row, softcap_row, rope,   store_kv,     attend,
+                                    attend_split, merge_splits};
+  return &table;
+}
+
+}  // namespace strata::STRATA_ISA

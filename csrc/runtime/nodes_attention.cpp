@@ -1,0 +1,172 @@
+#include <algorithm>
+
+#include "runtime/nodes.h"
+
+namespace strata {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& span) {
+  const KvStore::Layer& layer = c.kv->layer(s.layer);
+  AttentionArgs a{};
+  a.q = c.f32(s.q, span.row);
+  a.q_stride = s.q.width;
+  a.out = c.f32(s.out, span.row);
+  a.out_stride = s.out.width;
+  a.kv = layer.data;
+  a.block_stride = layer.block_stride;
+  a.table = span.table;
+  a.heads = s.heads;
+  a.kv_heads = s.kv_heads;
+  a.head_dim = s.head_dim;
+  a.past = span.past;
+  a.window = s.window;
+  a.scale = s.scale;
+  a.softcap = s.softcap;
+  return a;
+}
+
+class StoreNode final : public Node {
+ public:
+  explicit StoreNode(AttentionSpec spec) : s_(spec) {}
+
+  int64_t begin(const Context& c) override {
+    const int64_t rows = c.step->tokens_count;
+    rows_ = std::max<int64_t>(1, rows / (4 * c.threads));
+    return ceil_div(rows, rows_);
+  }
+
+  void chunk(const Context& c, int64_t index, int) override {
+    const int64_t row0 = index * rows_;
+    const int64_t row1 = std::min(row0 + rows_, c.step->tokens_count);
+    const KvStore::Layer& layer = c.kv->layer(s_.layer);
+    for (const Span& span : c.step->spans) {
+      for (int64_t r = std::max(row0, span.row); r < std::min(row1, span.row + span.rows); ++r) {
+        const int64_t position = span.past + r - span.row;
+        uint16_t* block = layer.data + span.table[position / kKvBlock] * layer.block_stride;
+        for (int64_t h = 0; h < s_.kv_heads; ++h) {
+          c.step_kernels->store_kv(c.f32(s_.k, r) + h * s_.head_dim,
+                                   c.f32(s_.v, r) + h * s_.head_dim, s_.head_dim,
+                                   position % kKvBlock, block + h * kv_head_elements(s_.head_dim));
+        }
+      }
+    }
+  }
+
+ private:
+  AttentionSpec s_;
+  int64_t rows_ = 1;
+};
+
+// How the attention of a step is cut, decided by AttendNode and read by MergeNode. Whether splits
+// are computed apart or one after the other does not change a bit: both merge in the same order.
+struct Cut {
+  bool split = false;
+  int64_t splits = 0;              // of the longest span
+  float* partials = nullptr;
+  int64_t partial_stride = 0;      // floats of one span
+};
+
+class AttendNode final : public Node {
+ public:
+  AttendNode(AttentionSpec spec, std::shared_ptr<Cut> cut) : s_(spec), cut_(std::move(cut)) {}
+
+  int64_t begin(const Context& c) override {
+    tile_ = std::max<int64_t>(1, kQueryTile / (s_.heads / s_.kv_heads));
+    int64_t tiles = 0, longest = 0, most_rows = 0;
+    for (const Span& span : c.step->spans) {
+      tiles += ceil_div(span.rows, tile_);
+      longest = std::max(longest, span.past + span.rows);
+      most_rows = std::max(most_rows, span.rows);
+    }
+    cut_->splits = ceil_div(longest, kKvBlock * kSplitBlocks);
+    // Splitting pays when sequences are long and there are too few tiles to share out.
+    cut_->split = cut_->splits > 1 && most_rows <= tile_ && tiles * s_.kv_heads < 8 * c.threads;
+    if (cut_->split) {
+      cut_->partial_stride = most_rows * s_.heads * cut_->splits * partial_floats(s_.head_dim);
+      cut_->partials = c.arena->partials(static_cast<size_t>(cut_->partial_stride) *
+                                         c.step->spans.size());
+      return static_cast<int64_t>(c.step->spans.size()) * s_.kv_heads * cut_->splits;
+    }
+    return tiles * s_.kv_heads;
+  }
+
+  void chunk(const Context& c, int64_t index, int thread) override {
+    float* scratch = c.arena->scratch(thread);
+    const int64_t kv_head = index % s_.kv_heads;
+    if (cut_->split) {
+      const int64_t split = index / s_.kv_heads % cut_->splits;
+      const int64_t which = index / (s_.kv_heads * cut_->splits);
+      const Span& span = c.step->spans[static_cast<size_t>(which)];
+      float* partials = cut_->partials + which * cut_->partial_stride;
+      c.step_kernels->attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
+                                   cut_->splits, partials, scratch);
+      return;
+    }
+    // Late tiles see the most keys: first, so that the tail of the phase is short.
+    int64_t tile = index / s_.kv_heads;
+    for (const Span& span : c.step->spans) {
+      const int64_t tiles = ceil_div(span.rows, tile_);
+      if (tile < tiles) {
+        const int64_t row0 = (tiles - 1 - tile) * tile_;
+        c.step_kernels->attend(arguments(c, s_, span), kv_head, row0,
+                               std::min(row0 + tile_, span.rows), scratch);
+        return;
+      }
+      tile -= tiles;
+    }
+  }
+
+ private:
+  AttentionSpec s_;
+  std::shared_ptr<Cut> cut_;
+  int64_t tile_ = 1;
+};
+
+// Merges split results, and makes the int8 form that the next product reads.
+class MergeNode final : public Node {
+ public:
+  MergeNode(AttentionSpec spec, std::shared_ptr<Cut> cut) : s_(spec), cut_(std::move(cut)) {}
+
+  int64_t begin(const Context& c) override {
+    if (!cut_->split && s_.out.q8 == Value::kNone) return 0;
+    return c.step->tokens_count;
+  }
+
+  void chunk(const Context& c, int64_t row, int thread) override {
+    if (cut_->split) {
+      for (size_t i = 0; i < c.step->spans.size(); ++i) {
+        const Span& span = c.step->spans[i];
+        if (row < span.row || row >= span.row + span.rows) continue;
+        const AttentionArgs a = arguments(c, s_, span);
+        const float* partials = cut_->partials + static_cast<int64_t>(i) * cut_->partial_stride;
+        for (int64_t h = 0; h < s_.heads; ++h) {
+          c.step_kernels->merge_splits(a, row - span.row, h, cut_->splits, partials,
+                                       c.arena->scratch(thread));
+        }
+      }
+    }
+    if (s_.out.q8 != Value::kNone) {
+      c.matrix->quantize_blocks(c.f32(s_.out, row), s_.out.width, 0,
+                                ceil_div(s_.out.width, kActBlock), c.q8(s_.out, row));
+    }
+  }
+
+ private:
+  AttentionSpec s_;
+  std::shared_ptr<Cut> cut_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec) {
+  auto cut = std::make_shared<Cut>();
+  std::vector<std::unique_ptr<Node>> nodes;
+  nodes.push_back(std::make_unique<StoreNode>(spec));
+  nodes.push_back(std::make_unique<AttendNode>(spec, cut));
+  nodes.push_back(std::make_unique<MergeNode>(spec, cut));
+  return nodes;
+}
+
+}  // namespace strata

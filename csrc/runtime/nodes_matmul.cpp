@@ -1,0 +1,103 @@
+#include <algorithm>
+
+#include "runtime/nodes.h"
+
+namespace strata {
+namespace {
+
+// Chunks a thread: small enough to share out when a neighbour takes a core, large enough that a
+// claim (some hundred nanoseconds) is lost in it.
+constexpr int64_t kChunksPerThread = 8;
+// Activations of a row block stay in a 1 MB second-level cache beside the weights streaming by.
+constexpr int64_t kRowBlockBytes = 384 << 10;
+constexpr int64_t kMinRowBlock = 32;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+class MatmulNode final : public Node {
+ public:
+  explicit MatmulNode(MatmulSpec spec) : s_(std::move(spec)) {
+    for (const MatmulPart& p : s_.parts) total_panels_ += panels(p.weight->n);
+    kind_ = format_info(s_.parts[0].weight->format)->act;
+    act_stride_ = kind_ == ActKind::q8
+                      ? static_cast<int64_t>(act_row_bytes(ActKind::q8, s_.x.width))
+                      : s_.x.width * static_cast<int64_t>(sizeof(float));
+  }
+
+  int64_t begin(const Context& c) override {
+    rows_ = c.rows(s_.x);
+    if (rows_ == 0) return 0;
+    const int64_t blocks = ceil_div(rows_, std::max(kMinRowBlock, kRowBlockBytes / act_stride_));
+    row_block_ = ceil_div(rows_, blocks);
+    row_blocks_ = ceil_div(rows_, row_block_);
+    const int64_t units = s_.glu ? panels(s_.parts[0].weight->n) : total_panels_;
+    grain_ = std::max<int64_t>(1, units * row_blocks_ / (kChunksPerThread * c.threads));
+    grain_ = std::min(grain_, units);
+    // A quantisation block is two panels wide.
+    if (s_.glu) grain_ = ceil_div(grain_, 2) * 2;
+    per_block_ = 0;
+    for (const MatmulPart& p : s_.parts) {
+      per_block_ += ceil_div(panels(p.weight->n), grain_);
+      if (s_.glu) break;
+    }
+    return per_block_ * row_blocks_;
+  }
+
+  void chunk(const Context& c, int64_t index, int thread) override {
+    const int64_t row0 = index / per_block_ * row_block_;
+    const int64_t row1 = std::min(row0 + row_block_, rows_);
+    int64_t unit = index % per_block_;
+    float* scratch = c.arena->scratch(thread);
+    if (s_.glu) {
+      const int64_t p0 = unit * grain_;
+      const int64_t p1 = std::min(p0 + grain_, panels(s_.parts[0].weight->n));
+      multiply(c, s_.parts[0], row0, row1, p0, p1, scratch);
+      multiply(c, s_.parts[1], row0, row1, p0, p1, scratch);
+      const int64_t c0 = p0 * kPanel;
+      const int64_t c1 = std::min(p1 * kPanel, s_.parts[0].weight->n);
+      for (int64_t r = row0; r < row1; ++r) apply_row(c, *s_.glu, r, c0, c1, scratch);
+      return;
+    }
+    for (const MatmulPart& p : s_.parts) {
+      const int64_t all = panels(p.weight->n);
+      const int64_t units = ceil_div(all, grain_);
+      if (unit < units) {
+        const int64_t p0 = unit * grain_;
+        multiply(c, p, row0, row1, p0, std::min(p0 + grain_, all), scratch);
+        return;
+      }
+      unit -= units;
+    }
+  }
+
+ private:
+  void multiply(const Context& c, const MatmulPart& p, int64_t row0, int64_t row1, int64_t panel0,
+                int64_t panel1, float* scratch) const {
+    MatmulArgs a{};
+    a.weight = p.weight->bytes.data();
+    a.n = p.weight->n;
+    a.k = p.weight->k;
+    a.acts = kind_ == ActKind::q8 ? c.q8(s_.x, 0)
+                                  : reinterpret_cast<const uint8_t*>(c.f32(s_.x, 0));
+    a.act_stride = act_stride_;
+    a.out = c.f32(p.out, 0);
+    a.out_stride = p.out.width;
+    a.bias = p.bias.empty() ? nullptr : p.bias.data();
+    a.residual = p.residual ? c.f32(*p.residual, 0) : nullptr;
+    a.residual_stride = p.residual ? p.residual->width : 0;
+    c.matrix->matmul(p.weight->format)(a, row0, row1, panel0, panel1, scratch);
+  }
+
+  MatmulSpec s_;
+  ActKind kind_;
+  int64_t act_stride_, total_panels_ = 0;
+  int64_t rows_ = 0, row_block_ = 1, row_blocks_ = 1, grain_ = 1, per_block_ = 1;
+};
+
+}  // namespace
+
+std::unique_ptr<Node> make_matmul(MatmulSpec spec) {
+  return std::make_unique<MatmulNode>(std::move(spec));
+}
+
+}  // namespace strata

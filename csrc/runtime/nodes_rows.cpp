@@ -1,0 +1,199 @@
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/nodes.h"
+
+namespace strata {
+
+namespace {
+
+// Chunks a thread: enough that a thread which loses its core leaves little behind.
+constexpr int64_t kChunksPerThread = 4;
+// Columns worth a chunk of their own when there are few rows.
+constexpr int64_t kColumnChunk = 512;
+
+int64_t rows_per_chunk(int64_t rows, int threads) {
+  return std::max<int64_t>(1, rows / (kChunksPerThread * threads));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_norm(RowFunction f) {
+  return f == RowFunction::rms_norm || f == RowFunction::layer_norm;
+}
+
+class RowNode final : public Node {
+ public:
+  explicit RowNode(RowSpec spec) : s_(std::move(spec)) {}
+
+  int64_t begin(const Context& c) override {
+    const int64_t rows = c.rows(s_.out);
+    rows_ = rows_per_chunk(rows, c.threads);
+    // A norm needs its whole row; anything else may be cut between quantisation blocks.
+    const bool cut = !is_norm(s_.function) && rows < c.threads && c.threads > 1;
+    columns_ = cut ? kColumnChunk : s_.out.width;
+    column_chunks_ = ceil_div(s_.out.width, columns_);
+    return ceil_div(rows, rows_) * column_chunks_;
+  }
+
+  void chunk(const Context& c, int64_t index, int thread) override {
+    const int64_t row0 = index / column_chunks_ * rows_;
+    const int64_t row1 = std::min(row0 + rows_, c.rows(s_.out));
+    const int64_t c0 = index % column_chunks_ * columns_;
+    const int64_t c1 = std::min(c0 + columns_, s_.out.width);
+    for (int64_t r = row0; r < row1; ++r) apply_row(c, s_, r, c0, c1, c.arena->scratch(thread));
+  }
+
+ private:
+  RowSpec s_;
+  int64_t rows_ = 1, columns_ = 0, column_chunks_ = 1;
+};
+
+class EmbedNode final : public Node {
+ public:
+  EmbedNode(WeightPtr table, float scale, Value out)
+      : table_(std::move(table)), scale_(scale), out_(out) {}
+
+  int64_t begin(const Context& c) override {
+    rows_ = rows_per_chunk(c.rows(out_), c.threads);
+    return ceil_div(c.rows(out_), rows_);
+  }
+
+  void chunk(const Context& c, int64_t index, int) override {
+    const int64_t end = std::min((index + 1) * rows_, c.rows(out_));
+    for (int64_t r = index * rows_; r < end; ++r) {
+      float* out = c.f32(out_, r);
+      c.matrix->unpack_row(table_->format, table_->bytes.data(), table_->n, table_->k,
+                           c.step->tokens[r], out);
+      if (scale_ != 1.0f) c.step_kernels->scale(out, scale_, out_.width, out);
+    }
+  }
+
+ private:
+  WeightPtr table_;
+  float scale_;
+  Value out_;
+  int64_t rows_ = 1;
+};
+
+class AddPositionsNode final : public Node {
+ public:
+  AddPositionsNode(Value x, WeightPtr table, int64_t offset, Value out)
+      : x_(x), table_(std::move(table)), offset_(offset), out_(out) {}
+
+  int64_t begin(const Context& c) override { return c.rows(out_); }
+
+  void chunk(const Context& c, int64_t r, int thread) override {
+    float* position = c.arena->scratch(thread);
+    c.matrix->unpack_row(table_->format, table_->bytes.data(), table_->n, table_->k,
+                         c.step->positions[r] + offset_, position);
+    c.step_kernels->add(c.f32(x_, r), position, out_.width, c.f32(out_, r));
+  }
+
+ private:
+  Value x_;
+  WeightPtr table_;
+  int64_t offset_;
+  Value out_;
+};
+
+class SelectNode final : public Node {
+ public:
+  SelectNode(Value x, Value out) : x_(x), out_(out) {}
+  int64_t begin(const Context& c) override { return c.step->out_rows_count; }
+  void chunk(const Context& c, int64_t r, int) override {
+    std::memcpy(c.f32(out_, r), c.f32(x_, c.step->out_rows[r]),
+                static_cast<size_t>(out_.width) * sizeof(float));
+  }
+
+ private:
+  Value x_, out_;
+};
+
+class RopeNode final : public Node {
+ public:
+  explicit RopeNode(RopeSpec spec) : s_(std::move(spec)) {}
+
+  int64_t begin(const Context& c) override {
+    s_.table->ensure(c.step->max_position);
+    rows_ = rows_per_chunk(c.rows(s_.out), c.threads);
+    return ceil_div(c.rows(s_.out), rows_);
+  }
+
+  void chunk(const Context& c, int64_t index, int) override {
+    const int64_t end = std::min((index + 1) * rows_, c.rows(s_.out));
+    for (int64_t r = index * rows_; r < end; ++r) {
+      const int64_t position = c.step->positions[r];
+      for (int64_t h = 0; h < s_.x.width; h += s_.head_dim) {
+        c.step_kernels->rope(c.f32(s_.x, r) + h, s_.table->cos(position), s_.table->sin(position),
+                             s_.table->half(), s_.head_dim, s_.interleaved, c.f32(s_.out, r) + h);
+      }
+    }
+  }
+
+ private:
+  RopeSpec s_;
+  int64_t rows_ = 1;
+};
+
+}  // namespace
+
+void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int64_t c1,
+               float* scratch) {
+  const StepKernels& k = *c.step_kernels;
+  const int64_t n = c1 - c0;
+  const float* a = c.f32(s.a, row) + c0;
+  // Where only the int8 form is kept, the floats live in the thread's scratch.
+  float* out = (s.out.f32 == Value::kNone ? scratch : c.f32(s.out, row)) + c0;
+  switch (s.function) {
+    case RowFunction::copy:
+      if (s.out.f32 == Value::kNone) {
+        out = const_cast<float*>(a);
+      } else if (out != a) {
+        std::memcpy(out, a, static_cast<size_t>(n) * sizeof(float));
+      }
+      break;
+    case RowFunction::rms_norm:
+    case RowFunction::layer_norm: {
+      const int64_t group = static_cast<int64_t>(s.weight.size());
+      for (int64_t g = 0; g < n; g += group) {
+        if (s.function == RowFunction::rms_norm) {
+          k.rms_norm(a + g, s.weight.data(), s.number, group, out + g);
+        } else {
+          k.layer_norm(a + g, s.weight.data(), s.bias.empty() ? nullptr : s.bias.data(), s.number,
+                       group, out + g);
+        }
+      }
+      break;
+    }
+    case RowFunction::glu: k.glu(s.activation, a, c.f32(s.b, row) + c0, n, out); break;
+    case RowFunction::activation: k.activate(s.activation, a, n, out); break;
+    case RowFunction::add: k.add(a, c.f32(s.b, row) + c0, n, out); break;
+    case RowFunction::scale: k.scale(a, s.number, n, out); break;
+    case RowFunction::softcap: k.softcap(a, s.number, n, out); break;
+  }
+  if (s.out.q8 != Value::kNone) {
+    c.matrix->quantize_blocks(out - c0, s.out.width, c0 / kActBlock, ceil_div(c1, kActBlock),
+                              c.q8(s.out, row));
+  }
+}
+
+std::unique_ptr<Node> make_row(RowSpec spec) { return std::make_unique<RowNode>(std::move(spec)); }
+
+std::unique_ptr<Node> make_embed(WeightPtr table, float scale, Value out) {
+  return std::make_unique<EmbedNode>(std::move(table), scale, out);
+}
+
+std::unique_ptr<Node> make_add_positions(Value x, WeightPtr table, int64_t offset, Value out) {
+  return std::make_unique<AddPositionsNode>(x, std::move(table), offset, out);
+}
+
+std::unique_ptr<Node> make_select(Value x, Value out) {
+  return std::make_unique<SelectNode>(x, out);
+}
+
+std::unique_ptr<Node> make_rope(RopeSpec spec) {
+  return std::make_unique<RopeNode>(std::move(spec));
+}
+
+}  // namespace strata

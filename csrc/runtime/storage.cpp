@@ -1,0 +1,78 @@
+#include "runtime/storage.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+namespace strata {
+namespace {
+
+constexpr size_t kAlign = 64;
+// Large weights and KV gain from huge pages (fewer TLB misses); asking costs nothing elsewhere.
+constexpr size_t kHuge = size_t{2} << 20;
+
+size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+AlignedBytes::AlignedBytes(size_t bytes, bool zero) : size_(bytes) {
+  const size_t align = bytes >= 4 * kHuge ? kHuge : kAlign;
+  data_ = static_cast<uint8_t*>(std::aligned_alloc(align, round_up(bytes ? bytes : 1, align)));
+  if (data_ == nullptr) throw std::bad_alloc();
+  if (zero) std::memset(data_, 0, bytes);
+}
+
+AlignedBytes::~AlignedBytes() { std::free(data_); }
+
+PackedWeight::PackedWeight(Format f, int64_t rows, int64_t width)
+    : format(f), n(rows), k(width), bytes(packed_bytes(f, rows, width), false) {}
+
+KvStore::KvStore(const std::vector<Shape>& layers, int64_t blocks) : blocks_(blocks) {
+  for (const Shape& s : layers) {
+    const int64_t stride = s.kv_heads * kv_head_elements(s.head_dim);
+    const size_t bytes = static_cast<size_t>(stride * blocks) * sizeof(uint16_t);
+    buffers_.push_back(std::make_unique<AlignedBytes>(bytes, true));
+    nbytes_ += static_cast<int64_t>(bytes);
+    layers_.push_back({s.kv_heads, s.head_dim, stride,
+                       reinterpret_cast<uint16_t*>(buffers_.back()->data())});
+  }
+}
+
+RopeTable::RopeTable(std::vector<float> inv_freq, float mscale)
+    : inv_freq_(std::move(inv_freq)), mscale_(mscale) {}
+
+void RopeTable::ensure(int64_t positions) {
+  if (positions <= positions_) return;
+  // Grown in strides, so that a decode does not reallocate at every token.
+  const int64_t target = (positions + 255) / 256 * 256;
+  cos_.resize(static_cast<size_t>(target * half()));
+  sin_.resize(static_cast<size_t>(target * half()));
+  for (int64_t p = positions_; p < target; ++p) {
+    for (int64_t i = 0; i < half(); ++i) {
+      // The angle is rounded to float as the reference does; cos and sin of it are exact.
+      const double angle = static_cast<float>(p) * inv_freq_[static_cast<size_t>(i)];
+      cos_[static_cast<size_t>(p * half() + i)] = static_cast<float>(std::cos(angle)) * mscale_;
+      sin_[static_cast<size_t>(p * half() + i)] = static_cast<float>(std::sin(angle)) * mscale_;
+    }
+  }
+  positions_ = target;
+}
+
+Arena::Arena(size_t bytes, int threads, size_t scratch_floats)
+    : threads_(threads),
+      stride_(round_up(scratch_floats, kAlign / sizeof(float))),
+      bytes_(bytes, false),
+      scratch_(stride_ * static_cast<size_t>(threads) * sizeof(float), false) {}
+
+float* Arena::partials(size_t floats) {
+  const size_t bytes = floats * sizeof(float);
+  if (!partials_ || partials_->size() < bytes) {
+    partials_.reset();
+    partials_ = std::make_unique<AlignedBytes>(bytes + bytes / 2, false);
+  }
+  return reinterpret_cast<float*>(partials_->data());
+}
+
+}  // namespace strata

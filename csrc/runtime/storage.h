@@ -1,0 +1,104 @@
+// Memory that the runtime holds: packed weights, KV blocks, the arena of a step, RoPE tables.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/step_kernels.h"
+
+namespace strata {
+
+// Cache-line aligned, uninitialised or zeroed bytes with one owner.
+class AlignedBytes {
+ public:
+  AlignedBytes(size_t bytes, bool zero);
+  ~AlignedBytes();
+  AlignedBytes(const AlignedBytes&) = delete;
+  AlignedBytes& operator=(const AlignedBytes&) = delete;
+  uint8_t* data() { return data_; }
+  const uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  uint8_t* data_;
+  size_t size_;
+};
+
+// An [n, k] weight in kernel-ready form.
+struct PackedWeight {
+  PackedWeight(Format format, int64_t n, int64_t k);
+  Format format;
+  int64_t n, k;
+  AlignedBytes bytes;
+};
+
+// KV blocks of every layer. All blocks are zero at first: attention may multiply a slot that was
+// never written by an exact zero.
+class KvStore {
+ public:
+  struct Layer {
+    int64_t kv_heads, head_dim, block_stride;  // stride in elements
+    uint16_t* data;
+  };
+  struct Shape {
+    int64_t kv_heads, head_dim;
+  };
+  KvStore(const std::vector<Shape>& layers, int64_t blocks);
+  KvStore(const KvStore&) = delete;
+  KvStore& operator=(const KvStore&) = delete;
+  const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
+  int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
+  int64_t blocks() const { return blocks_; }
+  int64_t nbytes() const { return nbytes_; }
+
+ private:
+  int64_t blocks_, nbytes_ = 0;
+  std::vector<Layer> layers_;
+  std::vector<std::unique_ptr<AlignedBytes>> buffers_;
+};
+
+// cos and sin of every position seen so far, times mscale.
+class RopeTable {
+ public:
+  RopeTable(std::vector<float> inv_freq, float mscale);
+  void ensure(int64_t positions);  // not while a step runs that reads the table
+  int64_t half() const { return static_cast<int64_t>(inv_freq_.size()); }
+  const float* cos(int64_t position) const { return cos_.data() + position * half(); }
+  const float* sin(int64_t position) const { return sin_.data() + position * half(); }
+
+ private:
+  std::vector<float> inv_freq_;
+  float mscale_;
+  int64_t positions_ = 0;
+  std::vector<float> cos_, sin_;
+};
+
+// Activations of a step and a scratch for each thread.
+class Arena {
+ public:
+  Arena(size_t bytes, int threads, size_t scratch_floats);
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  uint8_t* data() { return bytes_.data(); }
+  size_t size() const { return bytes_.size(); }
+  float* scratch(int thread) {
+    return reinterpret_cast<float*>(scratch_.data()) + static_cast<size_t>(thread) * stride_;
+  }
+  // Partial results of split attention, shared by all layers; not while a phase runs that uses it.
+  float* partials(size_t floats);
+  int threads() const { return threads_; }
+  size_t scratch_floats() const { return stride_; }
+  int64_t nbytes() const {
+    return static_cast<int64_t>(bytes_.size() + scratch_.size() +
+                                (partials_ ? partials_->size() : 0));
+  }
+
+ private:
+  int threads_;
+  size_t stride_;
+  AlignedBytes bytes_, scratch_;
+  std::unique_ptr<AlignedBytes> partials_;
+};
+
+}  // namespace strata
