@@ -1,0 +1,179 @@
+"""Choosing the next token: exact, without sorting the vocabulary.
+
+The order of what happens to the logits, which is that of transformers' generation: logit bias,
+repetition penalty, frequency and presence penalty; then, unless greedy, temperature, top-k, top-p
+(the smallest set of most probable tokens that holds the mass), min-p (relative to the most probable
+token). Each filter sees the distribution that the ones before it left, renormalised. Equal logits
+are ranked by token id, lowest first. The draw inverts the cumulative distribution of the surviving
+tokens in order of their ids.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.decode.params import SamplingParams
+from strata.errors import StrataError, UsageError
+
+Logits = NDArray[np.float32]
+
+_FIRST_GUESS = 256
+"""Most probable tokens that top-p ranks at first; eight times as many whenever they do not do."""
+
+
+class LogitsError(StrataError):
+    """Logits from which nothing can be chosen: not a number, or infinite."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A chosen token. With ``logprobs`` asked for: its natural log-probability and the most
+    probable tokens with theirs, under the model's own distribution, before any penalty or filter.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def log_sum_exp(logits: Logits) -> float:
+    """log(sum(exp(logits))) in float64: what a logit lacks to be a log-probability."""
+    best = float(logits.max())
+    return best + float(np.log(_exp(logits, best, 1.0).sum()))
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Natural log-probabilities [vocabulary] in float64."""
+    return logits.astype(np.float64) - log_sum_exp(logits)
+
+
+class Sampler:
+    """Chooses the tokens of one request.
+
+    ``choose`` changes nothing and may be repeated; ``accept`` records what was chosen. Both take
+    O(vocabulary). ``seed`` is the one in use, drawn if none was given.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+        self.params = params
+        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self._chosen = 0
+        self._bias_ids = np.fromiter(params.logit_bias, np.int64)
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32)
+        if any(token >= vocab_size for token in params.logit_bias):
+            raise UsageError(
+                f"logit_bias names token {self._bias_ids.max()}, "
+                f"but the vocabulary ends at {vocab_size - 1}"
+            )
+        self._seen = np.zeros(vocab_size if params.penalises else 0, np.bool_)
+        self._counts = np.zeros(vocab_size if params.penalises else 0, np.int32)
+        if params.penalises:
+            self._seen[np.asarray(prompt, np.int64)] = True
+
+    def choose(self, logits: Logits) -> Sample:
+        """The next token for ``logits`` [vocabulary]; raises LogitsError if there can be none."""
+        adjusted = self._adjust(logits)
+        best = int(np.argmax(adjusted))
+        # argmax stops at the first NaN, so one look at the winner covers the whole row.
+        if not np.isfinite(adjusted[best]):
+            raise LogitsError(
+                f"the model gave the logit {adjusted[best]} to token {best}; "
+                "its weights are damaged or its type is too narrow for it"
+            )
+        token = best if self.params.temperature == 0 else self._draw(adjusted, adjusted[best])
+        return self._report(token, logits)
+
+    def accept(self, token: int) -> None:
+        """Record ``token`` as the next one of the answer."""
+        self._chosen += 1
+        if self.params.penalises:
+            self._seen[token] = True
+            self._counts[token] += 1
+
+    def _adjust(self, logits: Logits) -> Logits:
+        params = self.params
+        if not params.penalises and not len(self._bias):
+            return logits
+        out: Logits = logits.copy()
+        out[self._bias_ids] += self._bias
+        if params.repetition_penalty != 1.0:
+            seen = np.flatnonzero(self._seen)
+            values, penalty = out[seen], np.float32(params.repetition_penalty)
+            out[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if params.frequency_penalty or params.presence_penalty:
+            used = np.flatnonzero(self._counts)
+            each = np.float32(params.frequency_penalty) * self._counts[used].astype(np.float32)
+            out[used] -= each + np.float32(params.presence_penalty)
+        return out
+
+    def _draw(self, logits: Logits, best: np.float32) -> int:
+        params = self.params
+        ids: NDArray[np.int64] | None = None
+        if 0 < params.top_k < len(logits):
+            ids = _ranked(logits, params.top_k)[: params.top_k]
+            ids.sort()
+        scores = logits if ids is None else logits[ids]
+        weights = _exp(scores, float(best), params.temperature)
+        keep: NDArray[np.int64] | None = None
+        if params.top_p < 1:
+            keep = np.sort(_nucleus(weights, params.top_p))
+        if params.min_p > 0:
+            # Weights are relative to the best token, whose weight is 1.
+            left = weights if keep is None else weights[keep]
+            likely = np.flatnonzero(left >= params.min_p)
+            keep = likely if keep is None else keep[likely]
+        if keep is not None:
+            weights = weights[keep]
+            ids = keep if ids is None else ids[keep]
+        cumulative = np.cumsum(weights, out=weights)
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=self._chosen))
+        at = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
+        # Rounding may carry the product up to the sum itself: that is the last token with weight.
+        at = min(int(at), int(np.searchsorted(cumulative, cumulative[-1])))
+        return at if ids is None else int(ids[at])
+
+    def _report(self, token: int, logits: Logits) -> Sample:
+        count = self.params.logprobs
+        if count is None:
+            return Sample(token)
+        logprobs = log_softmax(logits)
+        top = _ranked(logits, max(count, 1))[:count].tolist()
+        return Sample(token, float(logprobs[token]), tuple((i, float(logprobs[i])) for i in top))
+
+
+def _exp(logits: Logits, best: float, temperature: float) -> NDArray[np.float64]:
+    """exp((logits - best) / temperature) in float64."""
+    # In place: for a large vocabulary, fresh memory costs more than the arithmetic.
+    out: NDArray[np.float64] = logits.astype(np.float64)
+    out -= best
+    with np.errstate(over="ignore"):
+        out /= temperature
+    return np.exp(out, out=out)
+
+
+def _ranked(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
+    """Indices of at least ``count`` largest values, largest first, equal ones by index."""
+    count = min(count, len(values))
+    # Everything equal to the last of them comes along, or a tie there would be broken by chance.
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    candidates = np.flatnonzero(values >= least)
+    ranked: NDArray[np.int64] = candidates[np.argsort(-values[candidates], kind="stable")]
+    return ranked
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+    """Indices of the fewest largest weights that hold ``top_p`` of the sum; at least one."""
+    enough = top_p * weights.sum()
+    count = _FIRST_GUESS
+    while True:
+        ranked = _ranked(weights, count)
+        cumulative = np.cumsum(weights[ranked])
+        if cumulative[-1] >= enough or len(ranked) == len(weights):
+            return ranked[: int(np.searchsorted(cumulative, enough)) + 1]
+        count *= 8

@@ -1,0 +1,25 @@
+"""Advancing requests by tokens: what runs next, running it, and what comes out."""
+
+from __future__ import annotations
+
+from strata.engine.engine import Engine, EngineError, QueueFull
+from strata.engine.measure import Measurement, Spread, measure
+from strata.engine.perplexity import Perplexity, perplexity
+from strata.engine.request import Delta, Request, Timings
+from strata.engine.runner import LoadProgress, Runner
+
+__all__ = [
+    "Delta",
+    "Engine",
+    "EngineError",
+    "LoadProgress",
+    "Measurement",
+    "Perplexity",
+    "QueueFull",
+    "Request",
+    "Runner",
+    "Spread",
+    "Timings",
+    "measure",
+    "perplexity",
+]

@@ -1,0 +1,94 @@
+"""Speed of an engine on synthetic tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from strata.decode import SamplingParams
+from strata.engine.engine import Engine
+from strata.errors import UsageError
+
+_WARM_UP_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of the repetitions."""
+
+    median: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Tokens a second of prefill and decode; ``ttft_s`` is the time of the prefill step or steps
+    and of choosing the first token. None for what was not asked for."""
+
+    prefill_tok_s: Spread | None
+    decode_tok_s: Spread | None
+    ttft_s: Spread | None
+
+
+def measure(
+    engine: Engine,
+    *,
+    prompt: int,
+    gen: int,
+    depth: int = 0,
+    repeat: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measurement:
+    """Prefill of ``prompt`` tokens, and decode of ``gen`` tokens after ``depth`` others.
+
+    Every repetition starts with nothing computed; a short run before warms up. The tokens are
+    random with a fixed seed. ``progress`` gets the repetitions done and their number.
+    """
+    needed = max(prompt + 1, max(depth, 1) + gen + 1, 3)
+    if min(prompt, gen, depth) < 0 or prompt + gen == 0 or repeat < 1:
+        raise UsageError("a measurement needs prompt or generated tokens, and a repetition")
+    if needed > engine.context:
+        raise UsageError(
+            f"this measurement needs a context of {needed} positions, but it is {engine.context}"
+        )
+    generator = np.random.Generator(np.random.PCG64(0))
+    ids = generator.integers(0, engine.runner.model.vocab_size, needed).tolist()
+    _advance(engine, ids[: min(_WARM_UP_TOKENS, needed - 2)], 2)
+    first: list[float] = []
+    decode: list[float] = []
+    for done in range(repeat):
+        if prompt:
+            first.append(_advance(engine, ids[:prompt], 1)[0])
+        if gen:
+            decode.append(_advance(engine, ids[: max(depth, 1)], gen + 1)[1])
+        if progress:
+            progress(done + 1, repeat)
+    return Measurement(
+        _spread([prompt / t for t in first]),
+        _spread([gen / t for t in decode]),
+        _spread(first),
+    )
+
+
+def _advance(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[float, float]:
+    """Seconds to the first token, and from there to the last of ``tokens``."""
+    start = perf_counter()
+    request = engine.submit(ids, SamplingParams(max_tokens=tokens, ignore_eos=True))
+    try:
+        while not request.output:
+            engine.step()
+        first = perf_counter()
+        while not request.done:
+            engine.step()
+        return first - start, perf_counter() - first
+    finally:
+        engine.cancel(request)
+
+
+def _spread(values: list[float]) -> Spread | None:
+    return Spread(median(values), min(values), max(values)) if values else None

@@ -1,0 +1,73 @@
+"""How well a model predicts a text, as one number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.engine.engine import Engine
+from strata.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood (natural logarithm) of ``tokens`` scored tokens.
+
+    ``stderr`` is the standard error of ``perplexity`` by the delta method: that of the mean times
+    the perplexity. ``chunks`` windows of ``context`` tokens were run.
+    """
+
+    perplexity: float
+    stderr: float
+    nll: float
+    tokens: int
+    chunks: int
+    context: int
+
+
+def perplexity(
+    engine: Engine,
+    tokens: Sequence[int],
+    *,
+    context: int,
+    chunks: int | None = None,
+    bos: int | None = None,
+    progress: Callable[[Perplexity, int], None] | None = None,
+) -> Perplexity:
+    """Perplexity as llama.cpp's ``perplexity`` tool defines it, so that figures compare.
+
+    ``tokens`` is cut into windows of ``context``; a rest is left out. ``bos``, for models that
+    begin with such a token, takes the place of the first token of every window. Of each window the
+    tokens after position ``context // 2`` are scored, each given those before it in the window.
+    ``progress`` gets the estimate so far and the number of windows in all.
+    """
+    if context < 4:
+        raise UsageError(f"a context of {context} tokens is too small to score; take at least 4")
+    there = len(tokens) // context
+    wanted = there if chunks is None else chunks
+    if not 1 <= wanted <= there:
+        raise UsageError(
+            f"{max(wanted, 1)} chunks of {context} tokens are wanted, but the text has "
+            f"{len(tokens)} tokens, which is {there}; give a longer text or a smaller context"
+        )
+    first = context // 2
+    parts: list[NDArray[np.float64]] = []
+    for start in range(0, wanted * context, context):
+        window = list(tokens[start : start + context])
+        if bos is not None:
+            window[0] = bos
+        parts.append(engine.logprobs(window, first))
+        result = _summary(np.concatenate(parts), len(parts), context)
+        if progress:
+            progress(result, wanted)
+    return result
+
+
+def _summary(logprobs: NDArray[np.float64], chunks: int, context: int) -> Perplexity:
+    nll = -float(logprobs.mean())
+    error = float(logprobs.std()) / sqrt(max(len(logprobs) - 1, 1))
+    return Perplexity(exp(nll), error * exp(nll), nll, len(logprobs), chunks, context)

@@ -1,0 +1,85 @@
+"""Runs steps: the loaded Segments in order, and logits a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, Step
+from strata.backends.weights import WeightSource
+from strata.errors import StrataError
+from strata.program import Cost, Model, Workload, program_cost
+
+LOGIT_ROWS = 64
+"""Rows of logits held at once: 39 MB for a vocabulary of 150,000."""
+
+LoadProgress = Callable[[str, int, int | None], None]
+"""``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
+
+
+class Runner:
+    """A Model with its weights in a backend's form.
+
+    The last Segment is the head: it selects ``out_rows`` and gives ``logits``. It is run on slices
+    of the rows, and not at all for a step that wants none.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: Model,
+        weights: WeightSource,
+        progress: LoadProgress | None = None,
+    ) -> None:
+        self.backend = backend
+        self.model = model
+        head = model.segments[-1]
+        if "logits" not in head.outputs or all(op.kind != "select" for op in head.program.ops):
+            raise StrataError(f"the last segment, '{head.name}', does not select rows for logits")
+        self._stored: dict[str, Mapping[str, int]] = {
+            segment.name: {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
+            for segment in model.segments
+        }
+        total = sum(sum(stored.values()) for stored in self._stored.values())
+        done = 0
+        self._loaded: list[LoadedSegment] = []
+        for segment in model.segments:
+            if progress:
+                progress("loading", done, total)
+            self._loaded.append(backend.load(segment, weights))
+            done += sum(self._stored[segment.name].values())
+        if progress:
+            progress("loading", total, total)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held by the backend."""
+        return sum(loaded.nbytes for loaded in self._loaded)
+
+    def kv_cache(self, blocks: int) -> KVCache:
+        """KV for ``blocks`` blocks in every layer."""
+        return self.backend.kv_cache(self.model.kv, blocks)
+
+    def cost(self, load: Workload) -> Cost:
+        """FLOPs and bytes of one step, from the Programs and the weights' block formats."""
+        total = Cost()
+        for segment in self.model.segments:
+            total += program_cost(segment.program, load, self._stored[segment.name])
+        return total
+
+    def run(self, step: Step, kv: KVCache) -> Iterator[NDArray[np.float32]]:
+        """Run a step; yields logits [at most LOGIT_ROWS, vocabulary] in the order of ``out_rows``.
+
+        The step has run when the iterator is exhausted. Each array is valid until the next one.
+        """
+        *body, head = self._loaded
+        activations: Activations = {}
+        for loaded in body:
+            activations = self.backend.run(loaded, step, kv, activations)
+        for start in range(0, len(step.out_rows), LOGIT_ROWS):
+            part = replace(step, out_rows=step.out_rows[start : start + LOGIT_ROWS])
+            logits: NDArray[np.float32] = self.backend.run(head, part, kv, activations)["logits"]
+            yield logits

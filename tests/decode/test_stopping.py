@@ -1,0 +1,113 @@
+"""Where answers end, however their text is cut into tokens."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strata.decode import Ending, SamplingParams, StopStrings
+from strata.errors import UsageError
+
+
+def naive_cut(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """Characters one at a time; of stop strings that end together the longest."""
+    for end in range(1, len(text) + 1):
+        found = [s for s in stops if text[:end].endswith(s)]
+        if found:
+            longest = max(found, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
+
+
+@given(
+    pieces=st.lists(st.text("abé🙂\n", max_size=4), max_size=12),
+    stops=st.lists(st.text("abé🙂\n", min_size=1, max_size=4), max_size=3),
+)
+def test_any_cutting_gives_the_same(pieces: list[str], stops: list[str]) -> None:
+    cutter = StopStrings(stops)
+    shown = ""
+    whole, found = naive_cut("".join(pieces), stops)
+    for piece in pieces:
+        shown += cutter.push(piece)
+        assert whole.startswith(shown), "text was shown that is part of a stop string"
+    shown += cutter.finish()
+    assert (shown, cutter.found) == (whole, found)
+
+
+def test_only_what_may_become_a_stop_string_is_held_back() -> None:
+    cutter = StopStrings(["</end>"])
+    assert cutter.push("answer </") == "answer "
+    assert cutter.push("em>") == "</em>"
+    assert cutter.push("</en") == ""
+    assert cutter.push("d> more") == ""
+    assert cutter.found == "</end>"
+    assert cutter.push("anything") == ""
+
+
+class Bytes:
+    """Token i is byte i; characters come out when they are whole."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        return self._decoder.decode(bytes([id]))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+def play(ending: Ending, tokens: bytes) -> tuple[str, str | None, int]:
+    """Shown text, reason, and tokens taken."""
+    text = ""
+    for taken, token in enumerate(tokens, start=1):
+        shown, reason = ending.push(token)
+        text += shown
+        if reason is not None:
+            return text, reason, taken
+    return text, None, len(tokens)
+
+
+END = 3
+
+
+def ending(limit: int = 100, **params: object) -> Ending:
+    return Ending(SamplingParams(**params), frozenset({END}), limit, Bytes())  # type: ignore[arg-type]
+
+
+def test_stop_string_across_tokens_of_half_characters() -> None:
+    tokens = "schön 🙂 und weiter".encode()
+    text, reason, taken = play(ending(stop="🙂"), tokens)
+    assert (text, reason) == ("schön ", "stop")
+    assert taken == len("schön 🙂".encode())
+
+
+def test_an_end_token_gives_what_was_held_back() -> None:
+    assert play(ending(stop=["abc"]), b"xab\x03yz") == ("xab", "stop", 4)
+
+
+def test_ignored_end_tokens() -> None:
+    assert play(ending(ignore_eos=True), b"a\x03b") == ("a\x03b", None, 3)
+    assert play(ending(ignore_eos=True, stop_token_ids=[END]), b"a\x03b") == ("a", "stop", 2)
+    assert play(ending(stop_token_ids=[ord("b")]), b"aab") == ("aa", "stop", 3)
+
+
+def test_the_limit_gives_everything() -> None:
+    assert play(ending(limit=3, stop="bc"), b"aab-") == ("aab", "length", 3)
+    assert play(ending(limit=3), "a€".encode()) == ("a\ufffd", "length", 3)
+
+
+def test_a_stop_string_completed_by_the_last_token_counts() -> None:
+    assert play(ending(limit=3, stop="bc"), b"abc") == ("a", "stop", 3)
+    assert play(ending(limit=2, stop="\ufffd"), "a€".encode()) == ("a", "stop", 2)
+
+
+def test_without_text() -> None:
+    silent = Ending(SamplingParams(), frozenset({END}), 2, None)
+    assert silent.push(65) == ("", None)
+    assert silent.push(65) == ("", "length")
+    with pytest.raises(UsageError, match="stop strings"):
+        Ending(SamplingParams(stop="x"), frozenset(), 2, None)
