@@ -24,6 +24,7 @@ def _byte_letters() -> list[str]:
 
 
 BYTE_LETTERS = _byte_letters()
+_NO_TOKEN = "\0no token\0"
 _LETTER_BYTES = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 
 
@@ -109,11 +110,15 @@ class BpeEncoder:
             if text not in vocabulary:
                 vocabulary[text] = self._first_stand_in + len(self._stand_ins)
                 self._stand_ins.append(self._spell(text))
+        # A letter that not even bytes can spell vanishes, but keeps its neighbours apart.
+        vocabulary[_NO_TOKEN] = self._first_stand_in + len(self._stand_ins)
+        self._stand_ins.append([])
 
         engine = tokenizers.Tokenizer(
             models.BPE(
                 vocab=vocabulary,
                 merges=list(pairs),
+                unk_token=_NO_TOKEN,
                 byte_fallback=not self._family.byte_level,
                 ignore_merges=self._family.ignore_merges,
             )

@@ -39,7 +39,7 @@ def _ranges(hexadecimal: str) -> str:
     return "".join("-".join(f"\\x{{{end}}}" for end in pair) for pair in ends)
 
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # noqa: RUF039
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s+(?!\S)|\s+"
 _NEWLINES = r"\s*[\r\n]+"
@@ -121,7 +121,7 @@ _HAN = _ranges("4E00-9FFF 3400-4DBF 20000-2A6DF 2A700-2B73F 2B740-2EBEF F900-FAF
 _NOT_HAN_LETTERS = f"[\\p{{L}}&&[^{_HAN}]]+"
 
 _ASIAN_SCRIPTS = _ranges(
-    "4E00-9FFF 3400-4DBF F900-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF "
+    "4E00-9FFF 3400-4DBF 8C48-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF "
     "1780-17FF 1000-109F AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF"
 )
 # Groups of three counted from the end of the number; the first group takes what stands before it.

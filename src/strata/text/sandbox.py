@@ -101,7 +101,7 @@ class _Bounds(NodeTransformer):
         return _filter(node.nodes[0], "strata_joined", node.nodes[1:])
 
 
-def _filter(node: nodes.Expr, name: str, arguments: list[nodes.Expr]) -> nodes.Filter:
+def _filter(node: nodes.Node, name: str, arguments: list[nodes.Expr]) -> nodes.Filter:
     return nodes.Filter(node, name, arguments, [], None, None, lineno=node.lineno)
 
 
@@ -192,7 +192,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         tree: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
         return tree
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _step()
         if isinstance(getattr(__obj, "__self__", None), (str, bytes, int)):
             _check_arguments((*args, *kwargs.values()))

@@ -1,4 +1,4 @@
-"""Sentencepiece unigram (`tokenizer.ggml.model` = `t5`): the segmentation of the best sum of scores.
+"""Sentencepiece unigram (`tokenizer.ggml.model` = `t5`): the segmentation with the best score sum.
 
 Kudo 2018, "Subword Regularization"; the normaliser's table is sentencepiece's compiled character
 map, a double-array trie over UTF-8 (Kanda et al. 2018) with its replacements behind it.
@@ -27,7 +27,7 @@ class CharacterMap:
             raise TokenizerError(
                 f"tokenizer.ggml.precompiled_charsmap: trie of {size} bytes in {len(table)} bytes"
             )
-        self._units = struct.unpack_from(f"<{size // 4}I", table, 4)
+        self._units: tuple[int, ...] = struct.unpack_from(f"<{size // 4}I", table, 4)
         self._replacements = table[4 + size :]
 
     def longest(self, data: bytes, start: int) -> tuple[int, bytes]:

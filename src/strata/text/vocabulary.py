@@ -23,8 +23,9 @@ class Kind(IntFlag):
     BYTE = 32
 
 
+_FILE_NORMAL = 1
 _FILE_KINDS = {
-    1: Kind.NORMAL,
+    _FILE_NORMAL: Kind.NORMAL,
     2: Kind.UNKNOWN,
     3: Kind.CONTROL,
     4: Kind.USER_DEFINED,
@@ -154,7 +155,7 @@ def read_vocabulary(metadata: Mapping[str, Any], defaults: Mapping[str, int]) ->
     count = len(tokens)
     kinds = [
         int(_FILE_KINDS.get(kind, Kind.UNDEFINED))
-        for kind in _numbers(metadata, "tokenizer.ggml.token_type", count, int(Kind.NORMAL) and 1)
+        for kind in _numbers(metadata, "tokenizer.ggml.token_type", count, _FILE_NORMAL)
     ]
     scores = _numbers(metadata, "tokenizer.ggml.scores", count, 0.0)
     vocabulary = Vocabulary(

@@ -1,0 +1,251 @@
+"""A Tokenizer from a Hugging Face directory: tokenizer.json and the small files beside it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strata.formats.json_text import parse_object
+from strata.text.bpe import letters_to_bytes
+from strata.text.errors import TokenizerError
+from strata.text.sentencepiece import SPACE
+from strata.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_TEMPLATE_DIRECTORIES = ("additional_chat_templates", "chat_templates")
+
+
+def tokenizer_from_directory(path: Path) -> Tokenizer:
+    """Build the tokenizer of a model directory.
+
+    Reads tokenizer.json, and where present tokenizer_config.json, special_tokens_map.json,
+    generation_config.json, config.json, chat_template.jinja and named templates beside it.
+    Raises TokenizerError when tokenizer.json is missing, malformed or decodes in a way not known.
+    """
+    path = Path(path)
+    engine = _open_engine(path / "tokenizer.json")
+    config = _read_json(path / "tokenizer_config.json")
+    names = _special_names({**_read_json(path / "special_tokens_map.json"), **config})
+    _add_missing_tokens(engine, config, names)
+
+    bos, eos = (engine.token_to_id(names[n]) if n in names else None for n in _NAMED[:2])
+    if "add_bos_token" in config or "add_eos_token" in config:
+        prefix = [bos] if config.get("add_bos_token") and bos is not None else []
+        suffix = [eos] if config.get("add_eos_token") and eos is not None else []
+    else:
+        prefix, suffix = _surroundings(engine)
+    pieces = HuggingFacePieces(engine)
+    return Tokenizer(
+        encoder=HuggingFaceEncoder(engine),
+        pieces=pieces,
+        bos_id=bos,
+        eos_id=eos,
+        stop_ids=_stop_ids(path, eos),
+        prefix_ids=prefix,
+        suffix_ids=suffix,
+        strips_leading_space=pieces.strips_leading_space,
+        special_tokens=names,
+        chat_templates=_chat_templates(path, config),
+    )
+
+
+class HuggingFaceEncoder:
+    """tokenizer.json's own pipeline, with and without its special tokens."""
+
+    def __init__(self, engine: tokenizers.Tokenizer) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()  # the switch below belongs to the engine, not to a call
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        with self._lock:
+            self._engine.encode_special_tokens = not parse_special
+            ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+class HuggingFacePieces:
+    """Bytes of the tokens, by the scheme that tokenizer.json's decoder states."""
+
+    def __init__(self, engine: tokenizers.Tokenizer) -> None:
+        self._byte_level, self._byte_fallback, self.strips_leading_space = _scheme(engine)
+        added = engine.get_added_tokens_decoder()
+        self._added = {id: token.content for id, token in added.items()}
+        self._special = {id for id, token in added.items() if token.special}
+        self._engine = engine
+        ids = engine.get_vocab(with_added_tokens=True).values()
+        self._size = 1 + max(ids, default=-1)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def is_special(self, id: int) -> bool:
+        return id in self._special
+
+    def piece(self, id: int) -> bytes:
+        added = self._added.get(id)
+        text = added if added is not None else self._engine.id_to_token(id)
+        if text is None:
+            return b""
+        if self._byte_level:
+            return text.encode() if added is not None else letters_to_bytes(text)
+        if self._byte_fallback and len(text) == 6 and text[:3] == "<0x" and text[5] == ">":
+            try:
+                return bytes([int(text[3:5], 16)])
+            except ValueError:
+                pass
+        return text.replace(SPACE, " ").encode()
+
+
+def _scheme(engine: tokenizers.Tokenizer) -> tuple[bool, bool, bool]:
+    """(byte-level letters, named bytes, strips the leading space), from the decoder."""
+    state = engine.decoder.__getstate__() if engine.decoder is not None else b"null"
+    decoder = json.loads(state)
+    steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder]
+    byte_level = byte_fallback = strips = False
+    for step in steps:
+        kind = step["type"] if step else None
+        if kind == "ByteLevel":
+            byte_level = True
+        elif kind == "ByteFallback":
+            byte_fallback = True
+        elif kind == "Metaspace" and step.get("replacement") == SPACE:
+            strips = strips or step.get("prepend_scheme", "always") != "never"
+        elif kind == "Strip" and (step["content"], step["start"], step["stop"]) == (" ", 1, 0):
+            strips = True
+        elif kind == "Replace" and step == {
+            "type": "Replace",
+            "pattern": {"String": SPACE},
+            "content": " ",
+        }:
+            pass
+        elif kind != "Fuse":
+            raise TokenizerError(
+                f"tokenizer.json: decoder {json.dumps(step)} is not known; known are ByteLevel, "
+                "ByteFallback, Metaspace, Fuse, a Replace of \u2581 and a Strip of one space"
+            )
+    return byte_level, byte_fallback, strips
+
+
+def _open_engine(path: Path) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    if not path.is_file():
+        raise TokenizerError(
+            f"{path} is missing; a model directory needs it (transformers writes it with "
+            "save_pretrained of a fast tokenizer)"
+        )
+    try:
+        engine = tokenizers.Tokenizer.from_file(str(path))
+        engine.no_truncation()
+        engine.no_padding()
+    except Exception as error:  # the library raises nothing more precise
+        raise TokenizerError(f"{path}: {error}") from error
+    return engine
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return parse_object(path.read_bytes(), str(path)) if path.is_file() else {}
+
+
+def _special_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` and so on, written as a string or as an object with `content`."""
+    names = {}
+    for name in _NAMED:
+        value = config.get(name)
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(text, str):
+            names[name] = text
+    return names
+
+
+def _add_missing_tokens(
+    engine: tokenizers.Tokenizer, config: Mapping[str, Any], names: Mapping[str, str]
+) -> None:
+    """Tokens that only tokenizer_config.json declares, as transformers adds them."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in engine.get_added_tokens_decoder().values()}
+    declared = config.get("added_tokens_decoder")
+    tokens: dict[str, AddedToken] = {}
+    if isinstance(declared, Mapping):
+        for key in sorted(declared, key=lambda key: int(key) if key.isdecimal() else -1):
+            flags = declared[key]
+            if not isinstance(flags, Mapping) or not isinstance(flags.get("content"), str):
+                raise TokenizerError(f"tokenizer_config.json: added_tokens_decoder[{key!r}]")
+            text = flags["content"]
+            special = bool(flags.get("special", False)) or text in names.values()
+            tokens[text] = AddedToken(
+                text,
+                single_word=bool(flags.get("single_word", False)),
+                lstrip=bool(flags.get("lstrip", False)),
+                rstrip=bool(flags.get("rstrip", False)),
+                normalized=bool(flags.get("normalized", not special)),
+                special=special,
+            )
+    for text in names.values():
+        tokens.setdefault(text, AddedToken(text, special=True, normalized=False))
+    engine.add_tokens([token for text, token in tokens.items() if text not in known])
+
+
+def _surroundings(engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """What the post-processor puts before and after a text."""
+    inner: list[int] = engine.encode("a", add_special_tokens=False).ids
+    outer: list[int] = engine.encode("a", add_special_tokens=True).ids
+    for start in range(len(outer) - len(inner) + 1):
+        if outer[start : start + len(inner)] == inner:
+            return outer[:start], outer[start + len(inner) :]
+    raise TokenizerError("tokenizer.json: its post-processor changes the text's own tokens")
+
+
+def _stop_ids(path: Path, eos: int | None) -> frozenset[int]:
+    """The end-of-sequence token and every id that the model's settings call one."""
+    stops = set() if eos is None else {eos}
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(path / name).get("eos_token_id")
+        for id in value if isinstance(value, list) else [value]:
+            if isinstance(id, int) and not isinstance(id, bool) and id >= 0:
+                stops.add(id)
+    return frozenset(stops)
+
+
+def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Files win over tokenizer_config.json, where templates are one string or a list of names."""
+    templates: dict[str, str] = {}
+    for directory in _TEMPLATE_DIRECTORIES:
+        for file in sorted((path / directory).glob("*.jinja")):
+            templates[file.stem] = _read_text(file)
+    if (path / "chat_template.jinja").is_file():
+        templates["default"] = _read_text(path / "chat_template.jinja")
+    if templates:
+        return templates
+    stored = config.get("chat_template")
+    if isinstance(stored, str):
+        return {"default": stored}
+    for entry in stored if isinstance(stored, list) else []:
+        if not isinstance(entry, Mapping) or not all(
+            isinstance(entry.get(key), str) for key in ("name", "template")
+        ):
+            raise TokenizerError("tokenizer_config.json: chat_template is not a list of templates")
+        templates[entry["name"]] = entry["template"]
+    return templates
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8 (byte {error.start})") from error

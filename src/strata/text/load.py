@@ -1,0 +1,15 @@
+"""The tokenizer of an opened model."""
+
+from __future__ import annotations
+
+from strata.formats import ModelFile
+from strata.text.gguf import tokenizer_from_gguf
+from strata.text.huggingface import tokenizer_from_directory
+from strata.text.tokenizer import Tokenizer
+
+
+def load_tokenizer(model_file: ModelFile) -> Tokenizer:
+    """From the metadata of a GGUF file or the files of a Hugging Face directory."""
+    if model_file.kind == "gguf":
+        return tokenizer_from_gguf(model_file.metadata)
+    return tokenizer_from_directory(model_file.path)
