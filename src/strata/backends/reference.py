@@ -145,7 +145,8 @@ def rope(
     out = heads.copy()
     out[..., pairs[0]] = first * cos - second * sin
     out[..., pairs[1]] = second * cos + first * sin
-    return out.reshape(x.shape)
+    turned: Floats = out.reshape(x.shape)
+    return turned
 
 
 def attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from strata.formats import ModelFile
-from strata.models import llama
+from strata.models import gemma2, gemma3, gpt2, granite, llama, olmo2, opt, phi3, qwen2, qwen3
 from strata.models.errors import (
     ConfigError,
     MissingTensor,
@@ -21,13 +21,37 @@ Build = Callable[[ModelFile, str, int | None], Model]
 
 # One row a name: `general.architecture` of GGUF, `architectures` or `model_type` of config.json.
 FAMILIES: Mapping[str, Build] = {
-    "llama": llama.build,
+    "llama": llama.build_windowed,
     "LlamaForCausalLM": llama.build,
-    "mistral": llama.build,
-    "MistralForCausalLM": llama.build,
-    "smollm": llama.build,
-    "yi": llama.build,
+    "LLaMAForCausalLM": llama.build,
     "YiForCausalLM": llama.build,
+    "AquilaForCausalLM": llama.build,
+    "yi": llama.build,
+    "smollm": llama.build,
+    "mistral": llama.build_windowed,
+    "MistralForCausalLM": llama.build_windowed,
+    "qwen2": qwen2.build,
+    "Qwen2ForCausalLM": qwen2.build,
+    "qwen3": qwen3.build,
+    "Qwen3ForCausalLM": qwen3.build,
+    "gemma2": gemma2.build,
+    "Gemma2ForCausalLM": gemma2.build,
+    "gemma3": gemma3.build,
+    "gemma3_text": gemma3.build,
+    "Gemma3ForCausalLM": gemma3.build,
+    "Gemma3ForConditionalGeneration": gemma3.build,
+    "phi3": phi3.build,
+    "Phi3ForCausalLM": phi3.build,
+    "olmo2": olmo2.build,
+    "Olmo2ForCausalLM": olmo2.build,
+    "olmo3": olmo2.build_windowed,
+    "Olmo3ForCausalLM": olmo2.build_windowed,
+    "granite": granite.build,
+    "GraniteForCausalLM": granite.build,
+    "gpt2": gpt2.build,
+    "GPT2LMHeadModel": gpt2.build,
+    "opt": opt.build,
+    "OPTForCausalLM": opt.build,
 }
 
 

@@ -60,10 +60,12 @@ def read_config(
 ) -> Config:
     """Read the shared hyperparameters.
 
-    ``tied`` is the family's default where config.json does not say; ``head_dim`` its default head
-    width (else width / heads), ``ffn_ratio`` its default feed-forward width as multiple of width.
+    The rest are a family's defaults where config.json does not say: ``tied`` head, ``head_dim``
+    (else width / heads), feed-forward width as ``ffn_ratio`` times the width.
     """
     keys = Keys(file, architecture)
+    if file.kind == "gguf":
+        head_dim = None
     if keys.integer("experts", 0, low=0) > 0:
         raise ConfigError(f"'{keys.find('experts')[0]}': mixtures of experts are not built yet")
     layers = keys.integer("layers", high=MAX_LAYERS)

@@ -4,59 +4,93 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from strata.models.config import Config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder, KVLayer, Model
+from strata.program.model import Transform
 from strata.program.program import Shape
 
+Shape2 = tuple[int, int]
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-def attention_tensors(c: Config) -> dict[str, Tensor]:
-    """q, k, v and output projections, apart or fused, with the biases that a file may have."""
-    fused = c.q_width + 2 * c.kv_width
-    starts = {"q": 0, "k": c.q_width, "v": c.q_width + c.kv_width}
-    tensors = {}
-    for letter, start in starts.items():
-        width = c.q_width if letter == "q" else c.kv_width
-        for kind, shape in (("weight", (width, c.width)), ("bias", (width,))):
+
+def norm_tensors(c: Config, transform: Transform = "none", **names: str) -> dict[str, Tensor]:
+    """Norms of a layer, as wide as the model: canonical name -> config.json's name."""
+    return {
+        f"blk.{{i}}.{name}.weight": Tensor(
+            f"{{p}}layers.{{i}}.{stored}.weight", (c.width,), transform=transform
+        )
+        for name, stored in names.items()
+    }
+
+
+def attention_tensors(c: Config, *, bias: bool, out_bias: bool) -> dict[str, Tensor]:
+    """q, k, v and output projections, apart or fused.
+
+    ``bias`` (of q, k, v) and ``out_bias`` say what a Hugging Face file has; in GGUF files a bias is
+    there or not.
+    """
+    q, kv = c.q_width, c.kv_width
+    stored = "{p}layers.{i}.self_attn."
+    tensors: dict[str, Tensor] = {}
+    for letter, start, width in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
+        for kind, shape in _kinds(c, (width, c.width), bias):
+            part = Part(f"blk.{{i}}.attn_qkv.{kind}", f"{stored}qkv_proj.{kind}", start, q + 2 * kv)
             tensors[f"blk.{{i}}.attn_{letter}.{kind}"] = Tensor(
-                f"{{p}}layers.{{i}}.self_attn.{letter}_proj.{kind}",
-                shape,
-                optional=kind == "bias",
-                part=Part(
-                    f"blk.{{i}}.attn_qkv.{kind}",
-                    f"{{p}}layers.{{i}}.self_attn.qkv_proj.{kind}",
-                    start,
-                    fused,
-                ),
+                f"{stored}{letter}_proj.{kind}", shape, _optional(c, kind), part=part
             )
-    out = "{p}layers.{i}.self_attn.o_proj."
-    tensors["blk.{i}.attn_output.weight"] = Tensor(out + "weight", (c.width, c.q_width))
-    tensors["blk.{i}.attn_output.bias"] = Tensor(out + "bias", (c.width,), optional=True)
+    for kind, shape in _kinds(c, (c.width, q), out_bias):
+        tensors[f"blk.{{i}}.attn_output.{kind}"] = Tensor(
+            f"{stored}o_proj.{kind}", shape, _optional(c, kind)
+        )
     return tensors
 
 
-def gated_tensors(c: Config) -> dict[str, Tensor]:
-    """gate, up and down projections, with the biases that a file may have."""
-    tensors = {}
+def gated_tensors(c: Config, *, bias: bool = False) -> dict[str, Tensor]:
+    """gate, up and down projections, gate and up apart or fused; ``bias`` as above."""
+    stored = "{p}layers.{i}.mlp."
+    tensors: dict[str, Tensor] = {}
     for name, rows, columns in (
         ("gate", c.ffn, c.width),
         ("up", c.ffn, c.width),
         ("down", c.width, c.ffn),
     ):
-        stored = f"{{p}}layers.{{i}}.mlp.{name}_proj."
-        tensors[f"blk.{{i}}.ffn_{name}.weight"] = Tensor(stored + "weight", (rows, columns))
-        tensors[f"blk.{{i}}.ffn_{name}.bias"] = Tensor(stored + "bias", (rows,), optional=True)
+        for kind, shape in _kinds(c, (rows, columns), bias):
+            tensors[f"blk.{{i}}.ffn_{name}.{kind}"] = Tensor(
+                f"{stored}{name}_proj.{kind}", shape, _optional(c, kind)
+            )
     return tensors
 
 
-def frame_tensors(c: Config) -> dict[str, Tensor]:
+def qk_norm_tensors(q: int, k: int, transform: Transform = "none") -> dict[str, Tensor]:
+    """Norms of q and k, as wide as one head or as all of them."""
+    stored = "{p}layers.{i}.self_attn."
+    return {
+        f"blk.{{i}}.attn_{name}_norm.weight": Tensor(
+            f"{stored}{name}_norm.weight", (width,), transform=transform
+        )
+        for name, width in (("q", q), ("k", k))
+    }
+
+
+def _kinds(c: Config, shape: Shape2, bias: bool) -> list[tuple[str, tuple[int, ...]]]:
+    weight: list[tuple[str, tuple[int, ...]]] = [("weight", shape)]
+    return [*weight, ("bias", shape[:1])] if bias or c.keys.kind == "gguf" else weight
+
+
+def _optional(c: Config, kind: str) -> bool:
+    return kind == "bias" and c.keys.kind == "gguf"
+
+
+def frame_tensors(c: Config, transform: Transform = "none") -> dict[str, Tensor]:
     """Embedding table, last norm, and the head where it is not the embedding table."""
     tensors = {
         "token_embd.weight": Tensor("{p}embed_tokens.weight", (c.vocab, c.width)),
-        "output_norm.weight": Tensor("{p}norm.weight", (c.width,)),
+        "output_norm.weight": Tensor("{p}norm.weight", (c.width,), transform=transform),
     }
     if not c.tied:
         tensors["output.weight"] = Tensor("lm_head.weight", (c.vocab, c.width))
@@ -143,6 +177,14 @@ def gated(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
     return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
 
 
+def plain(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
+    """down(act(up(x)))."""
+    name = f"blk.{i}.ffn_"
+    up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
+    mixed = b.activation(up, function)
+    return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
+
+
 def head(b: Builder, c: Config, x: str) -> str:
     """Logits before any scale: the head's own matrix, or the embedding table."""
     return b.matmul(x, "token_embd.weight" if c.tied else "output.weight")
@@ -183,6 +225,81 @@ def check_activation(c: Config, *expected: str) -> None:
         raise ConfigError(f"'{key}' is '{found}': this architecture has '{expected[0]}'")
 
 
-def harmless(c: Config, patterns: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Patterns of tensors that may be left unused; a tied head may be stored a second time."""
-    return (*patterns, r"lm_head\.weight") if c.tied else patterns
+def harmless(c: Config) -> tuple[str, ...]:
+    """Patterns of tensors that may be there and are not used.
+
+    Rope frequencies follow from the hyperparameters; a tied head may be stored a second time.
+    """
+    frequencies = r".*rotary_emb\.inv_freq"
+    return (frequencies, r".*lm_head\.weight") if c.tied else (frequencies,)
+
+
+def with_windows(c: Config, window: int, pattern: int) -> Config:
+    """The config with each layer's sliding window: as the file lists layers, else by ``pattern``.
+
+    Every ``pattern``-th layer sees all keys; 0 means that none does, 1 that all do.
+    """
+    key, listed = c.keys.find("layer_types")
+    if listed is not None:
+        if not isinstance(listed, list) or len(listed) != c.layers or set(listed) - _LAYER_TYPES:
+            known = ", ".join(sorted(_LAYER_TYPES))
+            raise ConfigError(f"'{key}': a list of {c.layers} is expected, each one of {known}")
+        sliding = [kind == "sliding_attention" for kind in listed]
+        return replace(c, windows=tuple(window if s else 0 for s in sliding))
+    key, listed = c.keys.find("window_pattern")
+    if isinstance(listed, list):
+        if len(listed) != c.layers:
+            raise ConfigError(f"'{key}' lists {len(listed)} layers; the model has {c.layers}")
+        return replace(c, windows=tuple(window if s else 0 for s in listed))
+    period = c.keys.integer("window_pattern", pattern, low=0)
+    full = [period > 0 and (i + 1) % period == 0 for i in range(c.layers)]
+    return replace(c, windows=tuple(0 if f else window for f in full))
+
+
+def pre_norm_model(
+    c: Config,
+    catalog: Catalog,
+    rope: Rope,
+    *,
+    attention_scale: float | None = None,
+    qk_norm: bool = False,
+    embedding_scale: float = 1.0,
+    residual_scale: float = 1.0,
+    logit_scale: float = 1.0,
+) -> Model:
+    """A model of Llama's layers: x + attention(norm(x)), then x + gated(norm(x)), RMSNorm, SiLU."""
+    check_activation(c, "silu")
+    eps = rms_eps(c)
+
+    def layer(b: Builder, x: str, i: int) -> str:
+        h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
+        h = attention(
+            b,
+            c,
+            catalog,
+            h,
+            i,
+            rope=rope,
+            scale=attention_scale,
+            norm_eps=eps if qk_norm else None,
+        )
+        x = b.add(x, b.scale(h, residual_scale))
+        h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
+        return b.add(x, b.scale(gated(b, catalog, h, i, "silu"), residual_scale))
+
+    def logits(b: Builder, x: str) -> str:
+        x = b.rms_norm(x, "output_norm.weight", eps)
+        return b.scale(head(b, c, x), logit_scale)
+
+    return assemble(
+        c,
+        catalog,
+        embed=lambda b: b.embed("token_embd.weight", embedding_scale),
+        layer=layer,
+        head=logits,
+    )
+
+
+def rms_eps(c: Config) -> float:
+    """RMSNorm's epsilon."""
+    return c.keys.number("rms_eps", low=1e-12, high=1.0)

@@ -29,6 +29,8 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
     "layer_norm_eps": ("attention.layer_norm_epsilon", ("layer_norm_epsilon",)),
     "activation": (None, ("hidden_activation", "hidden_act", "activation_function")),
+    "windowed": (None, ("use_sliding_window",)),
+    "full_layers": (None, ("max_window_layers",)),
     "tied": (None, ("tie_word_embeddings",)),
     "attention_bias": (None, ("attention_bias",)),
     "mlp_bias": (None, ("mlp_bias",)),
@@ -46,6 +48,11 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "residual_scale": ("residual_scale", ("residual_multiplier",)),
     "logit_scale": ("logit_scale", ("logits_scaling",)),
     "experts": ("expert_count", ("num_local_experts", "num_experts")),
+    "biased": (None, ("enable_bias",)),
+    "affine": (None, ("layer_norm_elementwise_affine",)),
+    "norm_before": (None, ("do_layer_norm_before",)),
+    "no_last_norm": (None, ("_remove_final_layer_norm",)),
+    "embedding_width": (None, ("word_embed_proj_dim",)),
     "rope_base": ("rope.freq_base", ("rope_theta",)),
     "rope_base_local": ("rope.freq_base_swa", ("rope_local_base_freq",)),
     "rope_dim": ("rope.dimension_count", ()),
@@ -93,6 +100,12 @@ class Keys:
             if value is not None:
                 return key, value.tolist() if isinstance(value, np.ndarray) else value
         return (names[0] if names else name), None
+
+    def stated(self, name: str) -> bool:
+        """Whether the file has the key at all; config.json says 'none' with an explicit null."""
+        gguf, others = _KEYS[name]
+        names = (f"{self._prefix}{gguf}",) if self.kind == "gguf" else others
+        return any(key in self._metadata for key in names)
 
     def raw(self, key: str) -> Any:
         """A value under the file's own key, None where absent."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from strata.models.config import Config
 from strata.models.errors import ConfigError
-from strata.models.keys import REQUIRED, real, whole
+from strata.models.keys import real, whole
 
 Style = Literal["neox", "interleaved"]
 
@@ -54,7 +54,7 @@ def read_rope(
     c: Config,
     style: Style,
     *,
-    base: float = REQUIRED,
+    base: float = 10000.0,
     local: bool = False,
     layer_type: str | None = None,
     factors: str | None = None,
@@ -76,7 +76,7 @@ def read_rope(
 
 def _from_gguf(c: Config, base: float, local: bool) -> _Scaling:
     keys = c.keys
-    theta = keys.number("rope_base", 10000.0 if base is REQUIRED else base, low=1e-3, high=1e12)
+    theta = keys.number("rope_base", base, low=1e-3, high=1e12)
     dim = keys.integer("rope_dim", c.head_dim, high=c.head_dim)
     if local:
         # Sliding-window layers are trained short: their positions are never scaled.
@@ -125,6 +125,8 @@ def _from_config(c: Config, base: float, local: bool, layer_type: str | None) ->
     kind = values.get("rope_type", values.get("type")) or "default"
     # 'dynamic' differs from 'default' only beyond the trained context, where Strata never goes.
     kind = {"dynamic": "default", "su": "longrope"}.get(kind, kind)
+    # Early Phi-3 checkpoints call long rope 'yarn'.
+    kind = "longrope" if kind == "yarn" and values.get("long_factor") else kind
     if kind == "default":
         return _Scaling(kind, theta, int(c.head_dim * partial))
     if kind in ("linear", "llama3", "yarn") and "factor" not in values:

@@ -26,10 +26,11 @@ class Part:
 class Tensor:
     """One weight of an architecture; the key it stands under is its canonical (GGUF) name.
 
-    ``huggingface`` is its name there (None: GGUF alone has it). In names ``{i}`` stands for the
-    layer and ``{p}`` for what the checkpoint puts before the names of its decoder. ``shape`` is
-    rows first, after ``transform`` (which only Hugging Face files need).
-    ``part`` says where it lies if the file fuses it with others.
+    ``huggingface`` is its name there; None where it is always fused there, or does not exist. In
+    names ``{i}`` stands for the layer and ``{p}`` for what the checkpoint puts before the names of
+    its decoder. ``shape`` is rows first, after ``transform`` (only Hugging Face files need one).
+    ``part`` says where it lies if the file fuses it with others; ``apart`` is False where its own
+    name in GGUF files is that of the fused tensor.
     """
 
     huggingface: str | None
@@ -37,6 +38,7 @@ class Tensor:
     optional: bool = False
     transform: Transform = "none"
     part: Part | None = None
+    apart: bool = True
 
 
 Tensors = Mapping[str, Tensor]
@@ -89,30 +91,27 @@ class Catalog:
 
     def _locate(self, name: str, tensor: Tensor, i: int) -> Weight | None:
         canonical = name.replace("{i}", str(i))
-        if self._file.kind == "huggingface" and tensor.huggingface is None:
-            return None
-        stored = self._stored(name, tensor.huggingface, i)
-        info = self._file.tensors.get(stored)
         transform = tensor.transform if self._file.kind == "huggingface" else "none"
-        if info is not None:
-            self._check(info, tensor.shape, transform)
-            return Weight(canonical, tensor.shape, stored, None, transform)
-        if tensor.part is not None:
-            part = tensor.part
+        part = tensor.part
+        stored: list[tuple[str, tuple[int, ...], tuple[int, int] | None]] = []
+        if tensor.apart:
+            stored.append((self._stored(name, tensor.huggingface, i), tensor.shape, None))
+        if part is not None:
             fused = self._stored(part.gguf, part.huggingface, i)
-            info = self._file.tensors.get(fused)
+            span = (part.start, part.start + tensor.shape[0])
+            stored.append((fused, (part.total, *tensor.shape[1:]), span))
+        for source, shape, rows in stored:
+            info = self._file.tensors.get(source)
             if info is not None:
-                self._check(info, (part.total, *tensor.shape[1:]), transform)
-                rows = (part.start, part.start + tensor.shape[0])
-                return Weight(canonical, tensor.shape, fused, rows, transform)
+                self._check(info, shape, transform)
+                return Weight(canonical, tensor.shape, source, rows, transform)
         if tensor.optional:
             return None
-        raise MissingTensor(
-            f"tensor '{stored}' is missing: the file is incomplete, or is another model"
-        )
+        name = " or ".join(f"'{source}'" for source, _, _ in stored if source)
+        raise MissingTensor(f"tensor {name} is missing: the file is incomplete or another model")
 
     def _stored(self, gguf: str, huggingface: str | None, i: int) -> str:
-        stored = gguf if self._file.kind == "gguf" or huggingface is None else huggingface
+        stored = gguf if self._file.kind == "gguf" else huggingface or ""
         return stored.replace("{p}", self._prefix).replace("{i}", str(i))
 
     @staticmethod
