@@ -19,9 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if "_STRATA_COMPLETE" in os.environ:
         root.main(prog_name="strata")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Not list(): once that verb is imported, the name `list` in this package is its module.
+    arguments = [*(sys.argv[1:] if argv is None else argv)]
     try:
-        with root.make_context("strata", arguments.copy()) as context:
+        with root.make_context("strata", arguments[:]) as context:
             root.invoke(context)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:

@@ -24,6 +24,13 @@ def remark(message: str) -> None:
     click.echo(message, err=True)
 
 
+def printable(text: str) -> str:
+    """``text`` from a file with everything escaped that could disturb a terminal."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 @contextmanager
 def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
     """A Progress that draws one bar a label on standard error; None when ``silent``.

@@ -7,6 +7,8 @@ import importlib
 
 import click
 
+from strata import __version__
+
 # verb -> (module that defines `command`, the line `strata --help` shows)
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("strata.cli.run", "Answer a prompt, or chat when there is none."),
@@ -51,12 +53,7 @@ class LazyGroup(click.Group):
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    from importlib import metadata
-
-    try:
-        click.echo(f"strata {metadata.version('strata')}")
-    except metadata.PackageNotFoundError:
-        click.echo("strata (run from its source, not installed)")
+    click.echo(f"strata {__version__}")
     ctx.exit()
 
 

@@ -88,7 +88,7 @@ def fetch_builtin(
         return model.path
     if not download:
         raise ModelNotFound(
-            f"{name} is not in {model.directory} and downloads are off; run `strata pull {name}`"
+            f"{name} is not on this machine (not in {model.directory}); run `strata pull {name}`"
         )
     try:
         model.directory.mkdir(parents=True, exist_ok=True)
@@ -101,15 +101,17 @@ def fetch_builtin(
     return model.path
 
 
-def remove_builtin(name: str) -> int:
-    """Delete the cached files of the built-in model ``name``; returns the bytes that this freed."""
+def builtin_bytes(name: str) -> int:
+    """Bytes that the built-in model ``name`` takes in Strata's cache; 0 if it is not there."""
+    return _bytes_below(BUILTINS[name].directory)
+
+
+def remove_builtin(name: str) -> None:
+    """Delete the cached files of the built-in model ``name``. Raises OSError as the disk does."""
     model = BUILTINS[name]
-    if not model.directory.exists():
-        return 0
-    with exclusive(_lock(model)):
-        freed = _bytes_below(model.directory)
-        shutil.rmtree(model.directory, ignore_errors=True)
-    return freed
+    if model.directory.exists():
+        with exclusive(_lock(model)):
+            shutil.rmtree(model.directory)
 
 
 def _lock(model: BuiltinModel) -> Path:

@@ -83,10 +83,12 @@ def _not_cached(reference: HubRef) -> ModelNotFound:
         try:
             select_files(reference, snapshot_sizes(snapshot), lambda name: snapshot / name)
         except ModelNotFound as error:
-            return ModelNotFound(f"downloads are off, and of the cached files {error}")
+            return ModelNotFound(
+                f"of what is on this machine, {error}; `strata pull` may find more"
+            )
     return ModelNotFound(
-        f"{reference} is not in the cache {repository_folder(reference.repo).parent} and downloads "
-        f"are off; run `strata pull {reference}` with a connection first"
+        f"{reference} is not on this machine (not in {repository_folder(reference.repo).parent}); "
+        f"run `strata pull {reference}` with a connection"
     )
 
 
@@ -303,9 +305,10 @@ def _explained(reference: HubRef) -> Iterator[None]:
 
 
 def _explain(reference: HubRef, error: Exception) -> StrataError | None:
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
 
     repo = reference.repo
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError):
         return DownloadError(
             f"{repo} is gated: accept its terms on its page, then set HF_TOKEN to a token of "
@@ -313,7 +316,8 @@ def _explain(reference: HubRef, error: Exception) -> StrataError | None:
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelNotFound(f"{repo} has no revision {reference.revision!r}")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    # To somebody without a token the hub gives one answer for absent and for private ones.
+    if isinstance(error, errors.RepositoryNotFoundError) or (status == 401 and not get_token()):
         return ModelNotFound(
             f"there is no repository {repo}, or it is private: check the spelling, or set "
             "HF_TOKEN to a token that may read it"
@@ -322,13 +326,12 @@ def _explain(reference: HubRef, error: Exception) -> StrataError | None:
         return ModelNotFound(f"a file of {repo} is gone from the hub")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ModelNotFound(f"{reference} is not in the cache and HF_HUB_OFFLINE is set")
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status in (401, 403):
-            return DownloadError(
-                f"the hub refuses access to {repo} ({status}): set HF_TOKEN to a valid token "
-                "that may read it"
-            )
+    if status in (401, 403):
+        return DownloadError(
+            f"the hub refuses access to {repo} ({status}): set HF_TOKEN to a valid token "
+            "that may read it"
+        )
+    if status is not None:
         return DownloadError(f"the hub answered {status} for {repo}; try again later")
     if isinstance(error, errors.HFValidationError):
         return ModelNotFound(f"{repo!r} cannot be the name of a repository")

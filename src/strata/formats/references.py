@@ -125,15 +125,10 @@ def _resolve_path(path: Path) -> Path:
             hint = f"; it has {', '.join(found[:5])}: name one" if found else ""
             raise ModelNotFound(f"the directory {path} has no config.json{hint}")
         return path
-    part = split_part(path.name)
-    if part is None:
-        return path
-    first = path.with_name(part_name(path.name, 1))
-    if not first.is_file():
-        raise ModelNotFound(
-            f"{path} is part {part[0]} of {part[1]}, and the first, {first}, is missing"
-        )
-    return first
+    if split_part(path.name) is not None:
+        first = path.with_name(part_name(path.name, 1))
+        return first if first.is_file() else path
+    return path
 
 
 def _hub_part(reference: str) -> str | None:

@@ -107,11 +107,18 @@ def choose_gguf(sets: list[GgufSet], quant: str | None, repo: str) -> GgufSet:
             if fitting:
                 return _only(fitting, sets, wanted, repo)
         return min(sets, key=lambda candidate: candidate.size)
-    exact = [candidate for candidate in sets if candidate.quant == quant.upper()]
-    if exact:
-        return _only(exact, sets, quant, repo)
+    wanted = quant.upper()
+    # A tag this table does not know must at least stand alone in the name.
     whole = re.compile(rf"(?<![A-Za-z0-9]){re.escape(quant)}(?![A-Za-z0-9_])", re.IGNORECASE)
-    fitting = [candidate for candidate in sets if whole.search(_PART.sub("", candidate.files[0]))]
+    fitting = (
+        [candidate for candidate in sets if candidate.quant == wanted]
+        or [candidate for candidate in sets if candidate.quant == f"UD-{wanted}"]
+        or [
+            candidate
+            for candidate in sets
+            if candidate.quant is None and whole.search(_PART.sub("", candidate.files[0]))
+        ]
+    )
     if not fitting:
         raise ModelNotFound(f"{repo} has no GGUF called {quant}; there is {describe_sets(sets)}")
     return _only(fitting, sets, quant, repo)
