@@ -1,0 +1,139 @@
+"""From a Program to native nodes: which Ops run together, and what each needs of its operands.
+
+Fused here, because each saves a trip through memory or a barrier between threads:
+an ``add`` whose other operand is ready goes into the product before it; products of one input
+run as one node; ``glu`` is applied to each range of columns as its two products make it; norms and
+the like write the int8 form that the next product reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from strata.program import Op, Program
+
+MAX_PARTS = 3
+
+
+@dataclass
+class Product:
+    """One weight of a product node: output value, and the Op that may have been folded in."""
+
+    op: Op
+    output: str
+    residual: str | None = None
+
+
+@dataclass
+class Node:
+    """A node to be built: one Op, or a group of products with an optional ``glu``."""
+
+    op: Op
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    products: list[Product] = field(default_factory=list)
+    glu: Op | None = None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Nodes in order, and the forms in which each activation is wanted."""
+
+    nodes: tuple[Node, ...]
+    f32: frozenset[str]
+    q8: frozenset[str]
+
+
+def lower(program: Program, quantised: Mapping[str, bool]) -> Lowered:
+    """Group a Program's Ops into nodes; ``quantised`` says which weights take int8 input."""
+    readers: dict[str, list[int]] = {}
+    for i, op in enumerate(program.ops):
+        for name in op.inputs:
+            readers.setdefault(name, []).append(i)
+    for name in program.outputs:
+        readers.setdefault(name, []).append(len(program.ops))
+    nodes = _group(_fold_adds(program, readers), readers, quantised)
+    return _forms(program, nodes, quantised)
+
+
+def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]:
+    """A node an Op, but for adds that the product just before them can do."""
+    made: dict[str, int] = {name: -1 for name in program.inputs}
+    nodes: list[Node] = []
+    by_output: dict[str, Node] = {}
+    for i, op in enumerate(program.ops):
+        activations = tuple(n for n in op.inputs if program.values[n].role != "weight")
+        made[op.output] = i
+        if op.kind == "add":
+            for product, other in (op.inputs, op.inputs[::-1]):
+                node = by_output.get(product)
+                ready = node is not None and made[other] < made[product]
+                if node is None or not node.products or not ready or product == other:
+                    continue
+                if len(readers[product]) > 1 or node.products[0].residual is not None:
+                    continue
+                node.products[0].residual = other
+                node.products[0].output = op.output
+                node.reads += (other,)
+                node.writes = (op.output,)
+                by_output[op.output] = node
+                # It is made when its product is: Ops after it may not be overtaken.
+                made[op.output] = made[product]
+                break
+            else:
+                nodes.append(Node(op, activations, (op.output,)))
+                by_output[op.output] = nodes[-1]
+            continue
+        products = [Product(op, op.output)] if op.kind == "matmul" else []
+        nodes.append(Node(op, activations, (op.output,), products))
+        by_output[op.output] = nodes[-1]
+    return nodes
+
+
+def _group(
+    nodes: list[Node], readers: Mapping[str, list[int]], quantised: Mapping[str, bool]
+) -> list[Node]:
+    """Join neighbouring products of one input, and a glu with the two products it takes."""
+    out: list[Node] = []
+    for node in nodes:
+        last = out[-1] if out else None
+        if (
+            last is not None
+            and node.products
+            and last.products
+            and last.glu is None
+            and len(last.products) < MAX_PARTS
+            and node.op.inputs[0] == last.op.inputs[0]
+            and quantised[node.op.inputs[1]] == quantised[last.op.inputs[1]]
+            # What the earlier products make is not there yet when the later ones start.
+            and not set(node.reads) & set(last.writes)
+        ):
+            last.products += node.products
+            last.reads = tuple(dict.fromkeys(last.reads + node.reads))
+            last.writes += node.writes
+        elif (
+            last is not None
+            and node.op.kind == "glu"
+            and len(last.products) == 2
+            and tuple(p.output for p in last.products) == node.op.inputs
+            and all(len(readers[name]) == 1 for name in node.op.inputs)
+        ):
+            last.glu = node.op
+            last.writes += node.writes
+        else:
+            out.append(node)
+    return out
+
+
+def _forms(program: Program, nodes: list[Node], quantised: Mapping[str, bool]) -> Lowered:
+    f32, q8 = set(program.outputs), set()
+    for node in nodes:
+        if not node.products:
+            f32.update(node.reads)
+            continue
+        (q8 if quantised[node.op.inputs[1]] else f32).add(node.op.inputs[0])
+        f32.update(p.residual for p in node.products if p.residual is not None)
+        if node.glu is not None:
+            f32.update(node.glu.inputs)
+    return Lowered(tuple(nodes), frozenset(f32), frozenset(q8))

@@ -1,0 +1,300 @@
+"""A Segment in native form: its nodes over values that are placed in the backend's arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata import _native
+from strata.backends.arena import ArenaLayout
+from strata.backends.base import KVCache, Step
+from strata.backends.lower import Lowered, Node, lower
+from strata.program import Op, Program, ProgramError, Segment
+from strata.program.ops import ACTIVATIONS
+
+_ROW_FUNCTIONS = {
+    name: i
+    for i, name in enumerate(
+        ("copy", "rms_norm", "layer_norm", "glu", "activation", "add", "scale", "softcap")
+    )
+}
+_NONE, _EXTERNAL = -1, -2
+
+# Ops that may write over an operand that nobody reads any more: each element (or row) is read
+# before it is written.
+_IN_PLACE = frozenset({"rms_norm", "layer_norm", "activation", "add", "scale", "softcap", "rope"})
+
+# Nodes that write the int8 form themselves; any other has a copy node behind it.
+_QUANTISES = frozenset(_ROW_FUNCTIONS) | {"attention"}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A Segment's weights: matrices packed, vectors as floats, and where RoPE tables come from."""
+
+    packed: Mapping[str, Any]
+    floats: Mapping[str, NDArray[np.float32]]
+    rope: Callable[[NDArray[np.float32], float], Any]
+
+
+class NativeSegment:
+    """A lowered Segment and its packed weights.
+
+    The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
+    are written to an array of the caller's.
+    """
+
+    def __init__(
+        self, segment: Segment, parameters: Parameters, max_tokens: int, max_out_rows: int
+    ) -> None:
+        self.segment = segment
+        self._parameters = parameters
+        self._rows = {"T": max_tokens, "R": max_out_rows}
+        self._max_tokens = max_tokens
+        self._native = _native.Segment()
+        self.node_ops: list[str] = []
+        program = segment.program
+        quantised = {n: bool(w.quantised_input) for n, w in parameters.packed.items()}
+        lowered = lower(program, quantised)
+        self._external = program.outputs[0] if "logits" in segment.outputs else None
+        if len(program.outputs) != 1 or len(program.inputs) > 1:
+            raise ProgramError(f"segment '{segment.name}': one activation in and one out")
+        self._placer = _Placer(program, lowered, self._row_count, self._external)
+        self._ids = {
+            name: self._native.value(
+                program.values[name].width, f32, q8, program.values[name].shape[0] == "R"
+            )
+            for name, (f32, q8) in self._placer.places.items()
+        }
+        for name in program.inputs:
+            if name in lowered.q8:
+                self._quantise(name)
+        for node in lowered.nodes:
+            self._build(node)
+            for name in node.writes:
+                made = node.glu.kind if node.glu and name == node.glu.output else node.op.kind
+                if name in lowered.q8 and made not in _QUANTISES:
+                    self._quantise(name)
+        if self._external is None and self._placer.places[program.outputs[0]][0] != 0:
+            hidden = self._native.value(program.values[program.outputs[0]].width, 0, _NONE, False)
+            self._row("copy", program.outputs[0], hidden)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held."""
+        matrices = sum(int(w.nbytes) for w in self._parameters.packed.values())
+        return matrices + sum(f.nbytes for f in self._parameters.floats.values())
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of arena that a step of the most tokens needs."""
+        return self._placer.layout.size
+
+    @property
+    def scratch_floats(self) -> int:
+        """Floats of scratch that each thread needs."""
+        return int(self._native.scratch_floats)
+
+    def run(
+        self, team: Any, isa: str, arena: Any, native_step: Any, kv: KVCache, step: Step
+    ) -> Mapping[str, Any]:
+        """Run over a step; returns the outputs under their outer names."""
+        out = None
+        if self._external is not None:
+            width = self.segment.program.values[self._external].width
+            out = np.empty((len(step.out_rows), width), np.float32)
+        self._native.run(team, isa, arena, native_step, kv, self._max_tokens, out)
+        return {self.segment.outputs[0]: out}
+
+    def set_timing(self, on: bool) -> None:
+        """Measure the time of each node from now on."""
+        self._native.set_timing(on)
+
+    def take_times(self) -> list[tuple[str, float]]:
+        """Op kind and seconds of each node since the last call."""
+        return list(zip(self.node_ops, self._native.take_times(), strict=False))
+
+    def _row_count(self, name: str) -> int:
+        dim = self.segment.program.values[name].shape[0]
+        return dim if isinstance(dim, int) else self._rows[dim]
+
+    def _mark(self, kind: str) -> None:
+        self.node_ops += [kind] * (int(self._native.nodes) - len(self.node_ops))
+
+    def _quantise(self, name: str) -> None:
+        self._row("copy", name, self._ids[name])
+
+    def _row(self, function: str, x: str, out: int, **rest: Any) -> None:
+        self._native.row(_ROW_FUNCTIONS[function], self._ids[x], out, **rest)
+        self._mark("quantise" if function == "copy" else function)
+
+    def _build(self, node: Node) -> None:
+        op = node.op
+        if node.products:
+            self._build_products(node)
+        elif op.kind in _ROW_FUNCTIONS:
+            self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
+        elif op.kind == "embed":
+            table = self._parameters.packed[op.inputs[0]]
+            self._native.embed(table, op.attrs["scale"], self._ids[op.output])
+        elif op.kind == "add_positions":
+            self._native.add_positions(
+                self._ids[op.inputs[0]],
+                self._parameters.packed[op.inputs[1]],
+                op.attrs["offset"],
+                self._ids[op.output],
+            )
+        elif op.kind == "select":
+            self._native.select(self._ids[op.inputs[0]], self._ids[op.output])
+        elif op.kind == "rope":
+            self._build_rope(op)
+        elif op.kind == "attention":
+            a = op.attrs
+            self._native.attention(
+                *(self._ids[name] for name in op.inputs),
+                self._ids[op.output],
+                **{k: a[k] for k in ("layer", "heads", "kv_heads", "head_dim", "scale")},
+                window=a["window"],
+                softcap=a["softcap"],
+            )
+        else:
+            raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
+        self._mark(op.kind)
+
+    def _row_arguments(self, op: Op) -> dict[str, Any]:
+        if op.kind in ("rms_norm", "layer_norm"):
+            weight, *bias = (self._parameters.floats[name] for name in op.inputs[1:])
+            return {"weight": weight, "bias": bias[0] if bias else None, "number": op.attrs["eps"]}
+        if op.kind == "activation":
+            return {"activation": ACTIVATIONS.index(op.attrs["function"])}
+        if op.kind == "glu":
+            return {
+                "b": self._ids[op.inputs[1]],
+                "activation": ACTIVATIONS.index(op.attrs["function"]),
+            }
+        if op.kind == "add":
+            return {"b": self._ids[op.inputs[1]]}
+        return {"number": op.attrs["factor" if op.kind == "scale" else "cap"]}
+
+    def _build_products(self, node: Node) -> None:
+        parts = []
+        for product in node.products:
+            _, weight, *bias = product.op.inputs
+            parts.append(
+                (
+                    self._parameters.packed[weight],
+                    self._ids[product.output],
+                    self._parameters.floats[bias[0]] if bias else None,
+                    None if product.residual is None else self._ids[product.residual],
+                )
+            )
+        glu = None
+        if node.glu is not None:
+            glu = (
+                ACTIVATIONS.index(node.glu.attrs["function"]),
+                self._ids[node.glu.output],
+            )
+        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu)
+        self._mark("matmul")
+
+    def _build_rope(self, op: Op) -> None:
+        frequency = np.array(op.attrs["inv_freq"], np.float32)
+        if len(op.inputs) > 1:
+            frequency = frequency / self._parameters.floats[op.inputs[1]]
+        self._native.rope(
+            self._ids[op.inputs[0]],
+            self._ids[op.output],
+            self._parameters.rope(frequency, op.attrs["mscale"]),
+            op.attrs["head_dim"],
+            op.attrs["style"] == "interleaved",
+        )
+
+
+class _Placer:
+    """Gives every activation its places in the arena: offset as f32 and as int8, -1 for none."""
+
+    def __init__(
+        self,
+        program: Program,
+        lowered: Lowered,
+        rows: Callable[[str], int],
+        external: str | None,
+    ) -> None:
+        self.layout = ArenaLayout()
+        self.places: dict[str, tuple[int, int]] = {}
+        self._program, self._lowered, self._rows = program, lowered, rows
+        last = self._last_reads()
+        hidden = (*program.inputs, *program.outputs)[0]
+        if hidden != external:
+            # Offset 0 is the hidden state's for the whole Segment, or for what comes in its place.
+            self.layout.take(4 * program.values[hidden].width * rows(hidden))
+        for name in program.inputs:
+            self.places[name] = (0, self._q8(name))
+        for i, node in enumerate(lowered.nodes):
+            taken_over: set[str] = set()
+            for name in node.writes:
+                f32 = self._f32(name, node, i, last, taken_over, external)
+                self.places[name] = (f32, self._q8(name))
+            for name in {*node.reads, *node.writes}:
+                if last.get(name, i) == i:
+                    self._free(name, keep_f32=name in taken_over)
+
+    def _last_reads(self) -> dict[str, int]:
+        last = {}
+        for i, node in enumerate(self._lowered.nodes):
+            for name in node.reads:
+                last[name] = i
+        for name in self._program.outputs:
+            last[name] = len(self._lowered.nodes)
+        return last
+
+    def _f32(
+        self,
+        name: str,
+        node: Node,
+        index: int,
+        last: Mapping[str, int],
+        taken_over: set[str],
+        external: str | None,
+    ) -> int:
+        if name == external:
+            return _EXTERNAL
+        if name not in self._lowered.f32 and (
+            node.op.kind in _ROW_FUNCTIONS or (node.glu and name == node.glu.output)
+        ):
+            return _NONE
+        width = self._program.values[name].width
+        for operand in self._replaceable(name, node):
+            fits = self._program.values[operand].shape == self._program.values[name].shape
+            if fits and last[operand] == index and operand not in taken_over:
+                place = self.places[operand][0]
+                if place >= 0:
+                    taken_over.add(operand)
+                    return place
+        if name in self._program.outputs and not self._program.inputs:
+            return 0
+        return self.layout.take(4 * width * self._rows(name))
+
+    def _replaceable(self, name: str, node: Node) -> list[str]:
+        """Operands whose buffer the output may take over."""
+        for product in node.products:
+            if product.output == name and product.residual is not None:
+                return [product.residual]
+        return list(node.reads) if node.op.kind in _IN_PLACE else []
+
+    def _q8(self, name: str) -> int:
+        if name not in self._lowered.q8:
+            return _NONE
+        row = int(_native.act_row_bytes(self._program.values[name].width))
+        return self.layout.take(row * self._rows(name))
+
+    def _free(self, name: str, keep_f32: bool) -> None:
+        f32, q8 = self.places[name]
+        if f32 > 0 and not keep_f32:
+            self.layout.give(f32)
+        if q8 >= 0:
+            self.layout.give(q8)

@@ -1,0 +1,83 @@
+"""Imports point one way: from the command line down to the formats, never up."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "strata"
+
+# Room -> level; a room imports rooms of lower levels, or those named beside it.
+LEVELS = {
+    "cli": 6,
+    "server": 6,
+    "llm": 5,
+    "engine": 4,
+    "models": 3,
+    "decode": 3,
+    "kv": 3,
+    "plan": 3,
+    "memory": 3,
+    "backends": 2,
+    "program": 2,
+    "text": 1,
+    "formats": 1,
+    "quant": 1,
+    "errors": 0,
+    "sizes": 0,
+    "_native": 0,
+}
+NEIGHBOURS = {
+    ("backends", "program"),
+    ("formats", "quant"),
+    ("text", "formats"),
+    ("sizes", "errors"),
+}
+# Lazy re-exports of the public API, and the entry point.
+ABOVE_ALL = {"__init__", "__main__"}
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return parts[0]
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    """Rooms of strata that a module imports, at its top or within functions."""
+    rooms = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, "relative imports hide their direction"
+            names = (
+                [f"strata.{a.name}" for a in node.names]
+                if node.module == "strata"
+                else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        else:
+            continue
+        rooms |= {n.split(".")[1] for n in names if n.startswith("strata.")}
+    return rooms
+
+
+def violation(importer: str, imported: str) -> bool:
+    if importer in ABOVE_ALL or importer == imported or imported.startswith("__"):
+        return False
+    return LEVELS[imported] >= LEVELS[importer] and (importer, imported) not in NEIGHBOURS
+
+
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
+def test_imports_point_down(path: Path) -> None:
+    for imported in imported_rooms(ast.parse(path.read_text())):
+        assert not violation(room(path), imported), f"{room(path)} must not import {imported}"
+
+
+def test_an_upward_import_is_seen() -> None:
+    tree = ast.parse("def f():\n    from strata.engine.engine import Engine")
+    assert violation("formats", next(iter(imported_rooms(tree))))
+    assert not violation("llm", "engine")
