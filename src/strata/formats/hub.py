@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -38,6 +38,8 @@ from strata.formats.repository_files import refuse_unsafe
 
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30.0
+# The hub serves larger files through its own storage protocol only, which the library speaks.
+_LARGEST_OVER_HTTP = 50 * 10**9
 # The hub names blobs by SHA-256 or git's SHA-1; another name must at least be a plain file name.
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -152,7 +154,6 @@ def _partial(blob: Path) -> Path:
 
 def _download_file(repo: str, name: str, listing: _Listing, progress: Progress | None) -> None:
     from huggingface_hub import (
-        constants,
         get_hf_file_metadata,
         hf_hub_download,
         hf_hub_url,
@@ -166,8 +167,9 @@ def _download_file(repo: str, name: str, listing: _Listing, progress: Progress |
     etag, size = metadata.etag, metadata.size
     if etag is None or not _ETAG.fullmatch(etag):
         raise DownloadError(f"the hub gave no usable ETag for {name} of {repo}")
-    # Beyond this size the hub serves a file through the library's own storage client only.
-    if size is None or size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+    # What is too large for plain HTTP the library fetches itself, and draws its own bar.
+    by_library = size is not None and size > _LARGEST_OVER_HTTP
+    if not by_library:
         blob = folder / "blobs" / etag
         lock = folder.parent / ".locks" / folder.name / f"{etag}.lock"
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +177,7 @@ def _download_file(repo: str, name: str, listing: _Listing, progress: Progress |
         with exclusive(lock):
             if not blob.exists():
                 _download_blob(url, blob, size, name, progress)
-    with _library_bars_off():
+    with nullcontext() if by_library and progress is not None else _library_bars_off():
         hf_hub_download(repo, name, revision=listing.commit)
 
 
@@ -269,7 +271,7 @@ def _library_bars_off() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    group = "huggingface_hub.http_get"
+    group = "huggingface_hub"
     was_off = are_progress_bars_disabled(group)
     if not was_off:
         disable_progress_bars(group)
@@ -281,8 +283,8 @@ def _library_bars_off() -> Iterator[None]:
 
 
 def _write_ref(folder: Path, revision: str, commit: str) -> None:
-    if commit.startswith(revision):
-        return
+    if len(revision) >= 7 and commit.startswith(revision):
+        return  # a commit needs no ref to itself
     ref = folder / "refs" / revision
     ref.parent.mkdir(parents=True, exist_ok=True)
     scratch = ref.with_name(f"{ref.name}.{os.getpid()}")
