@@ -12,6 +12,7 @@ from strata.formats.errors import (
     FileUnreadableError,
     NotAFileError,
     ShortReadError,
+    shown,
 )
 
 
@@ -28,8 +29,10 @@ class DiskFile:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except (FileNotFoundError, NotADirectoryError):
             raise FileMissingError(f"{path} does not exist") from None
-        except (OSError, ValueError) as error:
-            raise FileUnreadableError(f"{path} cannot be opened: {error}") from None
+        except OSError as error:
+            raise FileUnreadableError(f"{path} cannot be opened: {error.strerror}") from None
+        except ValueError as error:
+            raise FileUnreadableError(f"{shown(str(path))} is not a path: {error}") from None
         self.size = os.fstat(self._fd).st_size
 
     def read(self, offset: int, nbytes: int) -> bytes:

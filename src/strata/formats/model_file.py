@@ -105,9 +105,11 @@ class ModelFile:
                 f"tensor {shown(name)} needs a contiguous, writable buffer of {nbytes} bytes, not "
                 f"{buffer.size} elements of {buffer.dtype}"
             )
+        if nbytes == 0:
+            return
         if name in self._fp8:
             self._read_fp8(self._fp8[name], buffer, rows or (0, info.shape[0]))
-        elif nbytes:
+        else:
             self._file(info).readinto(info.offset + start, buffer.reshape(-1).data)
 
     def _read_fp8(self, source: Fp8Weight, buffer: NDArray[np.uint8], rows: Rows) -> None:
