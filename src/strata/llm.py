@@ -1,0 +1,369 @@
+"""The class that users meet: a model, ready to answer. It wires the rooms and holds no logic."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Literal, overload
+
+from strata.backends.base import Backend
+from strata.backends.weights import WeightSource
+from strata.decode import FinishReason, Sample, SamplingParams
+from strata.engine import (
+    Delta,
+    Engine,
+    LoadProgress,
+    Measurement,
+    Perplexity,
+    Request,
+    Runner,
+    Timings,
+    measure,
+    perplexity,
+)
+from strata.errors import StrataError, UsageError
+from strata.formats import ModelFile, open_model
+from strata.formats.references import resolve
+from strata.models import build_model
+from strata.program import Model
+from strata.text import Tokenizer, load_tokenizer
+
+DEFAULT_CONTEXT = 4096
+"""Positions for which KV is held unless asked otherwise, or as many as the model has if fewer."""
+
+BACKENDS = ("cpu", "reference")
+
+Prompt = str | list[int]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer: one token of prompt number ``index``, and the text certain with it.
+
+    ``logprob`` and ``top`` are as in ``strata.decode.Sample``; ``finish_reason`` comes with the
+    last chunk.
+    """
+
+    index: int
+    text: str
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """A whole answer. ``token_ids`` includes an end token, ``text`` does not.
+
+    ``logprobs`` has one Sample a token if they were asked for. ``seed`` is the one that was used.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Sample, ...] | None
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int
+    timings: Timings
+
+
+class LLM:
+    """A model with its weights loaded and KV for ``parallel`` sequences of ``context`` positions.
+
+    ``model`` is a reference: a built-in name, a .gguf file, a Hugging Face directory, or a
+    repository, which is downloaded unless it is here. ``backend`` is ``cpu`` (native kernels) or
+    ``reference`` (numpy in float32, slow). ``threads`` is for the cpu backend (None: one a core).
+    ``context`` None is DEFAULT_CONTEXT or the model's own if that is less, because KV memory grows
+    with it. ``progress`` is told of downloads and loading. One thread at a time may use it.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backend: Literal["cpu", "reference"] = "cpu",
+        threads: int | None = None,
+        context: int | None = None,
+        parallel: int = 1,
+        progress: LoadProgress | None = None,
+    ) -> None:
+        self.path = resolve(str(model), progress=progress)
+        started = perf_counter()
+        self._inbox: dict[Request, deque[Delta]] = {}
+        self._file = open_model(self.path)
+        try:
+            self.model = _build(self._file, context)
+            self.backend = backend
+            runs, self.threads, self.isa = _make_backend(backend, threads)
+            self._engine: Engine | None = Engine(
+                Runner(runs, self.model, WeightSource(self._file), progress),
+                context=self.model.context_length,
+                parallel=parallel,
+                stop_ids=self.tokenizer.stop_ids,
+            )
+        except BaseException:
+            self._file.close()
+            raise
+        self.load_s = perf_counter() - started
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs requests; UsageError once this LLM is closed."""
+        if self._engine is None:
+            raise UsageError("this LLM is closed; make another one")
+        return self._engine
+
+    @property
+    def context(self) -> int:
+        """Positions that a prompt and its answer share."""
+        return self.engine.context
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return load_tokenizer(self._file)
+
+    def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of ``text``; see ``Tokenizer.encode``."""
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+    ) -> Output: ...
+    @overload
+    def generate(
+        self,
+        prompts: list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[False] = False,
+    ) -> list[Output]: ...
+    @overload
+    def generate(
+        self,
+        prompts: Prompt | list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        stream: Literal[True],
+    ) -> Iterator[Chunk]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+    ) -> Output | list[Output] | Iterator[Chunk]:
+        """Continue one prompt or a list of them, each text or token ids.
+
+        Text gets the tokens that the model wants at a beginning, and names of special tokens in it
+        become these tokens; ids are taken as they are. One prompt gives one Output, a list gives a
+        list in its order; with ``stream`` Chunks come as tokens do, those of all prompts mixed.
+        Everything is checked before the first token: UsageError for what cannot be served.
+        """
+        one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        batch: Sequence[Any] = [prompts] if one else prompts
+        ids = [
+            self.tokenize(p, add_special=True, parse_special=True) if isinstance(p, str) else p
+            for p in batch
+        ]
+        chosen = params or SamplingParams()
+        run = self._start(ids, chosen, continuing=True)
+        if stream:
+            return _chunks(run)
+        outputs = _collect(run, len(ids), chosen)
+        return outputs[0] if one else outputs
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stream: Literal[False] = False,
+    ) -> Output: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stream: Literal[True],
+    ) -> Iterator[Chunk]: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        stream: bool = False,
+    ) -> Output | Iterator[Chunk]:
+        """Answer a conversation of ``{"role": ..., "content": ...}`` with the model's template.
+
+        ChatTemplateError if the model has none. ``stream`` as in ``generate``.
+        """
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
+        chosen = params or SamplingParams()
+        run = self._start([self.tokenize(text, parse_special=True)], chosen, continuing=False)
+        return _chunks(run) if stream else _collect(run, 1, chosen)[0]
+
+    def perplexity(
+        self,
+        text: str,
+        *,
+        context: int = 512,
+        chunks: int | None = None,
+        progress: Callable[[Perplexity, int], None] | None = None,
+    ) -> Perplexity:
+        """How well the model predicts ``text``; see ``strata.engine.perplexity``.
+
+        ``context`` may not exceed that of this LLM; UsageError if the text is too short.
+        """
+        tokenizer = self.tokenizer
+        return perplexity(
+            self.engine,
+            self.tokenize(text, add_special=True),
+            context=context,
+            chunks=chunks,
+            bos=tokenizer.bos_id if tokenizer.add_bos else None,
+            progress=progress,
+        )
+
+    def measure(
+        self,
+        *,
+        prompt: int = 512,
+        gen: int = 128,
+        depth: int = 0,
+        repeat: int = 3,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Measurement:
+        """Speed on synthetic tokens; see ``strata.engine.measure``."""
+        return measure(
+            self.engine, prompt=prompt, gen=gen, depth=depth, repeat=repeat, progress=progress
+        )
+
+    def close(self) -> None:
+        """Free weights and KV; the object cannot be used afterwards. Safe to call twice."""
+        self._file.close()
+        self._inbox.clear()
+        self._engine = None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(
+        self, prompts: Sequence[list[int]], params: SamplingParams, *, continuing: bool
+    ) -> Iterator[tuple[int, Delta]]:
+        """Check everything now; give (index of prompt, delta) when iterated."""
+        for prompt in prompts:
+            self.engine.limit(prompt, params)
+        return self._run(prompts, params, continuing)
+
+    def _run(
+        self, prompts: Sequence[list[int]], params: SamplingParams, continuing: bool
+    ) -> Iterator[tuple[int, Delta]]:
+        engine = self.engine
+        waiting = deque(enumerate(prompts))
+        mine: dict[Request, int] = {}
+        try:
+            while waiting or mine:
+                while waiting and not engine.queue_full:
+                    index, prompt = waiting.popleft()
+                    text = self.tokenizer.stream(continuing=continuing)
+                    request = engine.submit(prompt, params, text)
+                    mine[request] = index
+                    self._inbox[request] = deque()
+                # Another iterator over this LLM may be at work: each takes what is its own.
+                for delta in engine.step():
+                    if delta.request in self._inbox:
+                        self._inbox[delta.request].append(delta)
+                for request, index in list(mine.items()):
+                    while self._inbox[request]:
+                        yield index, self._inbox[request].popleft()
+                    if request.cancelled:
+                        raise StrataError("this answer was cut off by a failure in another one")
+                    if request.done:
+                        del mine[request], self._inbox[request]
+        finally:
+            for request in mine:
+                engine.cancel(request)
+                self._inbox.pop(request, None)
+
+
+def _build(file: ModelFile, context: int | None) -> Model:
+    model = build_model(file, context)
+    if context is None and model.context_length > DEFAULT_CONTEXT:
+        return build_model(file, DEFAULT_CONTEXT)
+    return model
+
+
+def _make_backend(name: str, threads: int | None) -> tuple[Backend, int | None, str]:
+    """The backend, its number of threads if it has one, and its instruction set."""
+    if name == "cpu":
+        from strata.backends.cpu import CpuBackend
+
+        cpu = CpuBackend(threads=threads)
+        return cpu, cpu.threads, cpu.isa
+    if name == "reference":
+        from strata.backends.reference import ReferenceBackend
+
+        return ReferenceBackend(), None, "numpy"
+    raise UsageError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+
+
+def _chunks(run: Iterator[tuple[int, Delta]]) -> Iterator[Chunk]:
+    for index, delta in run:
+        sample = delta.sample
+        yield Chunk(
+            index, delta.text, sample.token, sample.logprob, sample.top, delta.finish_reason
+        )
+
+
+def _collect(run: Iterator[tuple[int, Delta]], count: int, params: SamplingParams) -> list[Output]:
+    texts: list[list[str]] = [[] for _ in range(count)]
+    done: dict[int, tuple[Request, FinishReason]] = {}
+    for index, delta in run:
+        texts[index].append(delta.text)
+        if delta.finish_reason is not None:
+            done[index] = (delta.request, delta.finish_reason)
+    outputs = []
+    for index in range(count):
+        request, reason = done[index]
+        outputs.append(
+            Output(
+                text="".join(texts[index]),
+                token_ids=tuple(sample.token for sample in request.output),
+                logprobs=tuple(request.output) if params.logprobs is not None else None,
+                finish_reason=reason,
+                prompt_tokens=len(request.prompt),
+                seed=request.sampler.seed,
+                timings=request.timings,
+            )
+        )
+    return outputs
