@@ -171,6 +171,7 @@ case("path: nothing there", errors.FileMissingError, lambda path: path / "absent
 case("path: below a file", errors.FileMissingError, lambda path: weights_file(path) / "a.gguf")
 case("path: a pipe", errors.NotAFileError, pipe)
 case("path: zero byte in the name", errors.FileUnreadableError, lambda path: path / "a\0b.gguf")
+case("path: a name of 300 characters", errors.FileUnreadableError, lambda path: path / ("a" * 300))
 case("path: a weight file of a directory", errors.UnknownFormatError, weights_file)
 case("directory: no config", errors.ConfigMissingError, bare)
 
@@ -198,6 +199,14 @@ index_case("shard is absolute", errors.IndexPathError, {"x": "/etc/a.safetensors
 index_case("shard leads upwards on Windows", errors.IndexPathError, {"x": "..\\" + A}, {A: WHOLE})
 index_case("shard in a directory below", errors.IndexPathError, {"x": "sub/" + A}, {A: WHOLE})
 index_case("shard with a zero byte", errors.IndexPathError, {"x": "a\0.safetensors"}, {A: WHOLE})
+index_case("shard with a line break", errors.IndexPathError, {"x": "a\n.safetensors"}, {A: WHOLE})
+index_case("shard with half a character", errors.IndexPathError, {"x": "\ud800.safetensors"}, {})
+index_case(
+    "shard name of 5,000 characters",
+    errors.IndexPathError,
+    {"x": "a" * 5000 + ".safetensors"},
+    {A: WHOLE},
+)
 index_case("shard is not safetensors", errors.IndexPathError, {"x": "config.json"}, {A: WHOLE})
 index_case("shard missing", errors.ShardMissingError, {"x": A, "y": B}, {A: WHOLE})
 index_case("tensor missing", errors.IndexTensorError, {"x": A, "z": A}, {A: WHOLE})

@@ -28,6 +28,7 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_JSON_BYTES = 100_000_000
+_LONGEST_NAME = 200
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def _read_index(path: Path) -> dict[str, str]:
         if not isinstance(name, str):
             raise JsonTypeError(f"{path}: weight_map has {shown(name)} for {shown(tensor)}")
         # A plain name cannot lead out of the directory, whatever the operating system.
-        if not name.endswith(".safetensors") or set(name) & set("/\\:\0"):
+        odd = set(name) & set("/\\:") or not name.isprintable() or len(name) > _LONGEST_NAME
+        if odd or not name.endswith(".safetensors"):
             raise IndexPathError(
                 f"{path}: tensor {shown(tensor)} is said to be in {shown(name)}, which is not the "
                 "name of a .safetensors file in the same directory"

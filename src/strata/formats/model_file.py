@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,7 +51,7 @@ class ModelFile:
         """
         self.path = Path(path)
         with ExitStack() as resources:
-            if self.path.is_dir():
+            if os.path.isdir(self.path):  # False, not an error, for a path that cannot be
                 self.kind = "huggingface"
                 self.directory = self.path
                 files, self.metadata, stored = open_directory(self.path, resources)
@@ -84,7 +85,7 @@ class ModelFile:
         """A file beside the weights of a Hugging Face directory ('tokenizer.json',
         'generation_config.json', 'chat_template.jinja', ...), or None if it is not there."""
         path = self.directory / name
-        return path if self.kind == "huggingface" and path.is_file() else None
+        return path if self.kind == "huggingface" and os.path.isfile(path) else None
 
     def read(self, name: str, rows: Rows | None = None) -> NDArray[np.uint8]:
         """The tensor's bytes in block format, uint8 [nbytes], or those of rows a to b (b excluded).
