@@ -77,7 +77,7 @@ struct MatmulArgs {
 using MatmulFn = void (*)(const MatmulArgs&, int64_t row0, int64_t row1,
                           int64_t panel0, int64_t panel1, float* scratch);
 // scratch: one per thread, at least matmul_scratch_floats(k) floats, 64-byte aligned.
-inline int64_t matmul_scratch_floats(int64_t k) { return 16 * k + 1024; }
+inline int64_t matmul_scratch_floats(int64_t k) { return 32 * k + 1024; }
 
 struct KernelTable {
   const char* name;   // "scalar", "avx2", "avx512", "neon"
@@ -100,7 +100,10 @@ const KernelTable* kernels_neon();
 const KernelTable* select_kernels(const char* name);
 
 // Codebooks of the IQ formats, handed over once by Python (strata.quant.grids owns the numbers).
-// The memory must outlive every later call.
-void set_grid(Format f, const uint8_t* data, size_t bytes);
+// IQ1_M shares IQ1_S's. The memory must outlive every later call; false when the size is wrong or
+// the format has none.
+bool set_grid(Format f, const uint8_t* data, size_t bytes);
+// Whether a weight of this format can be decoded: it needs no codebook, or has it.
+bool has_grid(Format f);
 
 }  // namespace strata

@@ -15,6 +15,7 @@ using F32v = __m256;
 using I32v = __m256i;
 using U8v = __m256i;
 inline constexpr int kWidth = 8;
+inline constexpr int kTileRows = 4;
 inline constexpr bool kFusedFma = true;
 
 STRATA_INLINE F32v vload(const float* p) { return _mm256_loadu_ps(p); }
@@ -126,14 +127,16 @@ STRATA_INLINE I32v vdot(const U8v* codes, const int8_t* a, I32v init) {
   for (int g = 0; g < N; g += kGroup) {
     __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 8
-    for (int h = g; h < g + kGroup && h < N; ++h) {
+    for (int h = 0; h < kGroup; ++h) {
+      if (g + h >= N) continue;
+      const __m256i w = codes[g + h];
       int32_t four;
-      __builtin_memcpy(&four, a + 4 * h, 4);
+      __builtin_memcpy(&four, a + 4 * (g + h), 4);
       const __m256i x = _mm256_set1_epi32(four);
       const __m256i p = kMaxCode > 127
-          ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes[h]), _mm256_sign_epi8(x, codes[h]))
-          : _mm256_maddubs_epi16(codes[h], x);
-      sum = h == g ? p : _mm256_add_epi16(sum, p);
+          ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+          : _mm256_maddubs_epi16(w, x);
+      sum = h == 0 ? p : _mm256_add_epi16(sum, p);
     }
     init = _mm256_add_epi32(init, _mm256_madd_epi16(sum, ones));
   }

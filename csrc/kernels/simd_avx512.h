@@ -22,6 +22,8 @@ using F32v = __m512;    // kWidth floats
 using I32v = __m512i;   // kWidth int32
 using U8v = __m512i;    // 4 * kWidth bytes: four neighbours along K for each lane
 inline constexpr int kWidth = 16;
+// Rows of activations that share unpacked codes: codes, sums and scales fit in the registers.
+inline constexpr int kTileRows = 8;
 inline constexpr bool kFusedFma = true;
 
 // Float lanes.

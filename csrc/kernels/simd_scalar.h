@@ -1,4 +1,4 @@
-// The vector layer in plain C++: 16 lanes as arrays. Same names as simd_avx512.h. Here vfma rounds
+// The vector layer in plain C++: 4 lanes as arrays. Same names as simd_avx512.h. Here vfma rounds
 // twice (no processor without a fused multiply-add does it fast), and nothing else differs.
 #pragma once
 #include <cstddef>
@@ -9,10 +9,11 @@
 
 namespace strata::STRATA_ISA {
 
-struct F32v { float v[16]; };
-struct I32v { int32_t v[16]; };
-struct U8v { uint8_t v[64]; };
-inline constexpr int kWidth = 16;
+struct F32v { float v[4]; };
+struct I32v { int32_t v[4]; };
+struct U8v { uint8_t v[16]; };
+inline constexpr int kWidth = 4;
+inline constexpr int kTileRows = 2;
 inline constexpr bool kFusedFma = false;
 
 template <class R, class F> STRATA_INLINE R lanes(F f) {

@@ -1,0 +1,12 @@
+// The kernels for avx2: the templates over its vector layer.
+#include "kernels/simd_avx2.h"
+#include "kernels/table.h"
+
+namespace strata {
+
+const KernelTable* kernels_avx2() {
+  static constexpr KernelTable table = {"avx2", avx2::matmul_of, avx2::quantize_blocks, unpack_row};
+  return &table;
+}
+
+}  // namespace strata

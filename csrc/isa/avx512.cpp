@@ -1,0 +1,12 @@
+// The kernels for avx512: the templates over its vector layer.
+#include "kernels/simd_avx512.h"
+#include "kernels/table.h"
+
+namespace strata {
+
+const KernelTable* kernels_avx512() {
+  static constexpr KernelTable table = {"avx512", avx512::matmul_of, avx512::quantize_blocks, unpack_row};
+  return &table;
+}
+
+}  // namespace strata

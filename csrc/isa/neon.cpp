@@ -1,0 +1,12 @@
+// The kernels for neon: the templates over its vector layer.
+#include "kernels/simd_neon.h"
+#include "kernels/table.h"
+
+namespace strata {
+
+const KernelTable* kernels_neon() {
+  static constexpr KernelTable table = {"neon", neon::matmul_of, neon::quantize_blocks, unpack_row};
+  return &table;
+}
+
+}  // namespace strata

@@ -1,0 +1,12 @@
+// The kernels for scalar: the templates over its vector layer.
+#include "kernels/simd_scalar.h"
+#include "kernels/table.h"
+
+namespace strata {
+
+const KernelTable* kernels_scalar() {
+  static constexpr KernelTable table = {"scalar", scalar::matmul_of, scalar::quantize_blocks, unpack_row};
+  return &table;
+}
+
+}  // namespace strata

@@ -1,0 +1,16 @@
+// Weights back to floats, bit for bit what strata.quant decodes.
+#pragma once
+#include "kernels/kernels.h"
+
+namespace strata {
+
+// A row of the file of a format that is not panelled.
+void decode_row(Format f, const uint8_t* row, int64_t k, float* out);
+
+// The 16 rows of a panel of such a format as out[k][16]; rows beyond n are zero.
+void decode_panel(Format f, const uint8_t* rows, int64_t n, int64_t k, int64_t panel, float* out);
+
+// Row `row` of a packed weight of any format.
+void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
+
+}  // namespace strata

@@ -1,0 +1,365 @@
+// Weights from the file's rows into panels, and single rows back out (layout.h has the layout).
+// A block is taken apart into codes and scales, and those are put where the kernels want them.
+#include "kernels/decode.h"
+#include "kernels/layout.h"
+#include "kernels/numbers.h"
+
+namespace strata {
+namespace {
+
+// The codes and scales of one row in one block of a format.
+struct Block {
+  alignas(64) uint32_t q[64];   // codes, four elements a word
+  uint8_t scale[16];            // of sub-blocks, as they are stored
+  uint8_t minimum[8];
+  uint16_t d, second;           // d: the E8M0 byte of MXFP4
+};
+
+constexpr uint32_t kLow4 = 0x0f0f0f0fu, kLow2 = 0x03030303u, kLow1 = 0x01010101u;
+
+uint32_t word(const uint8_t* p, int i) { return load_le<uint32_t>(p + 4 * i); }
+
+// Four bits to the lowest bits of four bytes.
+uint32_t spread_bits(uint32_t four) { return ((four & 15u) * 0x00204081u) & kLow1; }
+
+// 32 elements whose first half is in the low nibbles of 16 bytes and second half in the high ones.
+void read_nibbles16(const uint8_t* qs, uint32_t* q) {
+  for (int g = 0; g < 4; ++g) {
+    q[g] = word(qs, g) & kLow4;
+    q[g + 4] = (word(qs, g) >> 4) & kLow4;
+  }
+}
+
+void read_fifth_bits(const uint8_t* qh, uint32_t* q) {
+  const uint32_t bits = load_le<uint32_t>(qh);
+  for (int g = 0; g < 8; ++g) q[g] |= spread_bits(bits >> 4 * g) << 4;
+}
+
+// Q4_K and Q5_K: nibbles of 64 elements in 32 bytes, eight scales and minima of 6 bits in 12.
+void read_k4(const uint8_t* scales, const uint8_t* qs, Block& b) {
+  for (int s = 0; s < 8; ++s) {
+    if (s < 4) {
+      b.scale[s] = scales[s] & 63;
+      b.minimum[s] = scales[s + 4] & 63;
+    } else {
+      b.scale[s] = static_cast<uint8_t>((scales[s + 4] & 15) | (scales[s - 4] >> 6) << 4);
+      b.minimum[s] = static_cast<uint8_t>((scales[s + 4] >> 4) | (scales[s] >> 6) << 4);
+    }
+    for (int g = 0; g < 8; ++g) {
+      b.q[8 * s + g] = (word(qs + s / 2 * 32, g) >> 4 * (s % 2)) & kLow4;
+    }
+  }
+}
+
+// Q2_K and Q3_K: 2 bits of 128 elements in 32 bytes.
+void read_pairs(const uint8_t* qs, Block& b) {
+  for (int s = 0; s < 8; ++s) {
+    for (int g = 0; g < 8; ++g) {
+      b.q[8 * s + g] = (word(qs + s / 4 * 32, g) >> 2 * (s % 4)) & kLow2;
+    }
+  }
+}
+
+void read_block(Format f, const uint8_t* p, Block& b) {
+  switch (f) {
+    case Format::Q4_0:
+    case Format::IQ4_NL:
+      b.d = load_le<uint16_t>(p);
+      read_nibbles16(p + 2, b.q);
+      break;
+    case Format::Q4_1:
+      b.d = load_le<uint16_t>(p);
+      b.second = load_le<uint16_t>(p + 2);
+      read_nibbles16(p + 4, b.q);
+      break;
+    case Format::Q5_0:
+      b.d = load_le<uint16_t>(p);
+      read_nibbles16(p + 6, b.q);
+      read_fifth_bits(p + 2, b.q);
+      break;
+    case Format::Q5_1:
+      b.d = load_le<uint16_t>(p);
+      b.second = load_le<uint16_t>(p + 2);
+      read_nibbles16(p + 8, b.q);
+      read_fifth_bits(p + 4, b.q);
+      break;
+    case Format::Q8_0:
+      b.d = load_le<uint16_t>(p);
+      for (int g = 0; g < 8; ++g) b.q[g] = word(p + 2, g) ^ 0x80808080u;   // plus 128
+      break;
+    case Format::MXFP4:
+      b.d = p[0];
+      read_nibbles16(p + 1, b.q);
+      break;
+    case Format::Q2_K:
+      std::memcpy(b.scale, p, 16);
+      read_pairs(p + 16, b);
+      b.d = load_le<uint16_t>(p + 80);
+      b.second = load_le<uint16_t>(p + 82);
+      break;
+    case Format::Q3_K:
+      read_pairs(p + 32, b);
+      for (int s = 0; s < 8; ++s) {
+        for (int g = 0; g < 8; ++g) b.q[8 * s + g] |= ((word(p, g) >> s) & kLow1) << 2;
+      }
+      for (int i = 0; i < 16; ++i) {
+        const int low = (p[96 + i % 8] >> 4 * (i / 8)) & 15;
+        const int high = (p[104 + i % 4] >> 2 * (i / 4)) & 3;
+        b.scale[i] = static_cast<uint8_t>(low | high << 4);
+      }
+      b.d = load_le<uint16_t>(p + 108);
+      break;
+    case Format::Q4_K:
+    case Format::Q5_K:
+      b.d = load_le<uint16_t>(p);
+      b.second = load_le<uint16_t>(p + 2);
+      if (f == Format::Q4_K) {
+        read_k4(p + 4, p + 16, b);
+        break;
+      }
+      read_k4(p + 4, p + 48, b);
+      for (int s = 0; s < 8; ++s) {
+        for (int g = 0; g < 8; ++g) b.q[8 * s + g] |= ((word(p + 16, g) >> s) & kLow1) << 4;
+      }
+      break;
+    case Format::Q6_K:
+      for (int s = 0; s < 8; ++s) {
+        const uint8_t* low = p + s / 4 * 64 + s % 2 * 32;
+        const uint8_t* high = p + 128 + s / 4 * 32;
+        for (int g = 0; g < 8; ++g) {
+          b.q[8 * s + g] = ((word(low, g) >> 4 * (s % 4 / 2)) & kLow4) |
+                           ((word(high, g) >> 2 * (s % 4)) & kLow2) << 4;
+        }
+      }
+      std::memcpy(b.scale, p + 192, 16);
+      b.d = load_le<uint16_t>(p + 208);
+      break;
+    case Format::IQ4_XS:
+      b.d = load_le<uint16_t>(p);
+      for (int s = 0; s < 8; ++s) {
+        const int low = (p[4 + s / 2] >> 4 * (s % 2)) & 15;
+        const int high = (load_le<uint16_t>(p + 2) >> 2 * s) & 3;
+        b.scale[s] = static_cast<uint8_t>(low | high << 4);
+        read_nibbles16(p + 8 + 16 * s, b.q + 8 * s);
+      }
+      break;
+    default: break;
+  }
+}
+
+// The place of 32-element sub-block `sub` of one lane, and its scales of 6 bits.
+uint8_t* six_row(const PanelLayout& l, uint8_t* panel, int row) {
+  return panel + l.six_at() + row * l.six_width();
+}
+int six_values(const PanelLayout& l) { return l.six_width() / 16; }
+uint8_t& six_value(const PanelLayout& l, Block& b, int sub, int i) {
+  if (l.sub_scale == SubScale::six_with_min) return i == 0 ? b.scale[sub] : b.minimum[sub];
+  return b.scale[sub * l.parts + i];
+}
+
+// Into a panel whose bytes at this lane are zero.
+void write_lane(const PanelLayout& l, Block& b, uint8_t* panel, int lane) {
+  if (l.e8m0) {
+    panel[lane] = static_cast<uint8_t>(b.d);
+  } else {
+    std::memcpy(panel + 2 * lane, &b.d, 2);
+  }
+  if (l.second) std::memcpy(panel + l.second_at() + 2 * lane, &b.second, 2);
+  for (int sub = 0; sub < l.subs(); ++sub) {
+    for (int i = 0; i < six_values(l); ++i) {
+      const int v = six_value(l, b, sub, i);
+      const int at = 16 * i + lane;
+      six_row(l, panel, sub % 4)[at] |= static_cast<uint8_t>((v & 15) << (sub & 4));
+      six_row(l, panel, 4 + sub / 4)[at] |= static_cast<uint8_t>((v >> 4) << 2 * (sub % 4));
+    }
+    uint8_t* p = panel + l.head() + sub * l.sub();
+    for (int i = 0; i < l.byte_scales(); ++i) p[16 * i + lane] = b.scale[2 * sub + i];
+    const uint32_t* q = b.q + 8 * sub;
+    const auto put = [&](int at, int vector, uint32_t v) {
+      std::memcpy(p + at + 64 * vector + 4 * lane, &v, 4);
+    };
+    if (l.bytes) {
+      for (int g = 0; g < 8; ++g) put(l.codes_at(), g, q[g]);
+    }
+    if (l.nibbles) {
+      for (int g = 0; g < 4; ++g) put(l.codes_at(), g, (q[g] & kLow4) | (q[g + 4] & kLow4) << 4);
+    }
+    if (l.pairs) {
+      const int from = l.nibbles ? 4 : 0;
+      for (int v = 0; v < 2; ++v) {
+        uint32_t packed = 0;
+        for (int j = 0; j < 4; ++j) packed |= ((q[4 * v + j] >> from) & kLow2) << 2 * j;
+        put(l.pairs_at(), v, packed);
+      }
+    }
+    if (l.bits) {
+      const int from = l.nibbles ? 4 : 2;
+      uint32_t packed = 0;
+      for (int g = 0; g < 8; ++g) packed |= ((q[g] >> from) & kLow1) << g;
+      put(l.bits_at(), 0, packed);
+    }
+  }
+}
+
+void read_lane(const PanelLayout& l, const uint8_t* panel, int lane, Block& b) {
+  b.d = l.e8m0 ? panel[lane] : load_le<uint16_t>(panel + 2 * lane);
+  b.second = l.second ? load_le<uint16_t>(panel + l.second_at() + 2 * lane) : uint16_t{0};
+  for (int sub = 0; sub < l.subs(); ++sub) {
+    for (int i = 0; i < six_values(l); ++i) {
+      const uint8_t* rows = panel + l.six_at() + 16 * i + lane;
+      const int low = (rows[sub % 4 * l.six_width()] >> (sub & 4)) & 15;
+      const int high = (rows[(4 + sub / 4) * l.six_width()] >> 2 * (sub % 4)) & 3;
+      six_value(l, b, sub, i) = static_cast<uint8_t>(low | high << 4);
+    }
+    const uint8_t* p = panel + l.head() + sub * l.sub();
+    for (int i = 0; i < l.byte_scales(); ++i) b.scale[2 * sub + i] = p[16 * i + lane];
+    for (int g = 0; g < 8; ++g) {
+      const auto get = [&](int at, int vector) { return word(p + at + 64 * vector, lane); };
+      uint32_t q = 0;
+      if (l.bytes) q = get(l.codes_at(), g);
+      if (l.nibbles) q = (get(l.codes_at(), g % 4) >> (g & 4)) & kLow4;
+      if (l.pairs) {
+        q |= ((get(l.pairs_at(), g / 4) >> 2 * (g % 4)) & kLow2) << (l.nibbles ? 4 : 0);
+      }
+      if (l.bits) q |= ((get(l.bits_at(), 0) >> g) & kLow1) << (l.nibbles ? 4 : 2);
+      b.q[8 * sub + g] = q;
+    }
+  }
+}
+
+// The numbers of a block, each rounded as the file format's definition rounds it.
+void block_floats(const PanelLayout& l, const Block& b, float* out) {
+  const float d = l.e8m0 ? e8m0_half(static_cast<uint8_t>(b.d)) : half_to_float(b.d);
+  const float second = half_to_float(b.second);
+  const int run = 32 / l.parts;
+  for (int i = 0; i < l.elements; ++i) {
+    const int part = i / run;
+    float scale = d;
+    float minimum = second;
+    switch (l.sub_scale) {
+      case SubScale::none: break;
+      case SubScale::six_signed: scale = d * static_cast<float>(b.scale[part] - 32); break;
+      case SubScale::six_with_min:
+        scale = d * static_cast<float>(b.scale[part]);
+        minimum = -(second * static_cast<float>(b.minimum[part]));
+        break;
+      case SubScale::byte_signed:
+        scale = d * static_cast<float>(static_cast<int8_t>(b.scale[part]));
+        break;
+      case SubScale::nibble_with_min:
+        scale = d * static_cast<float>(b.scale[part] & 15);
+        minimum = -(second * static_cast<float>(b.scale[part] >> 4));
+        break;
+    }
+    const int code = static_cast<int>((b.q[i / 4] >> 8 * (i % 4)) & 255u);
+    int value = code - l.zero;
+    if (l.codebook == Codebook::iq4) value = kIq4Values[code];
+    if (l.codebook == Codebook::mxfp4) value = kMxfp4Values[code];
+    out[i] = scale * static_cast<float>(value);
+    if (l.minima()) out[i] += minimum;
+  }
+}
+
+void pack_codes(Format f, const PanelLayout& l, const uint8_t* src, int64_t n, int64_t k,
+                uint8_t* panel, int64_t row0) {
+  const int64_t bytes = format_info(f)->bytes;
+  const int64_t blocks = k / l.elements;
+  const int lanes = static_cast<int>(n - row0 < kPanel ? n - row0 : kPanel);
+  Block b{};
+  for (int64_t i = 0; i < blocks; ++i, panel += l.block()) {
+    if (lanes < kPanel || l.six()) std::memset(panel, 0, static_cast<size_t>(l.block()));
+    for (int lane = 0; lane < lanes; ++lane) {
+      read_block(f, src + ((row0 + lane) * blocks + i) * bytes, b);
+      write_lane(l, b, panel, lane);
+    }
+  }
+}
+
+// Plain numbers of T: lanes together for each `step` neighbours along K.
+template <class T>
+void pack_numbers(const uint8_t* src, int64_t n, int64_t k, int64_t step, uint8_t* panel,
+                  int64_t row0) {
+  constexpr int64_t kRun = 32;   // neighbours of one row at a time, so that lines are used whole
+  const int64_t padded = (k + step - 1) / step * step;
+  T* out = reinterpret_cast<T*>(panel);
+  for (int64_t k0 = 0; k0 < padded; k0 += kRun) {
+    const int64_t k1 = k0 + kRun < padded ? k0 + kRun : padded;
+    for (int64_t lane = 0; lane < kPanel; ++lane) {
+      const uint8_t* row = src + (row0 + lane) * k * static_cast<int64_t>(sizeof(T));
+      for (int64_t i = k0; i < k1; ++i) {
+        T v{};
+        if (row0 + lane < n && i < k) std::memcpy(&v, row + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+        out[i / step * step * kPanel + lane * step + i % step] = v;
+      }
+    }
+  }
+}
+
+int64_t row_bytes(Format f, int64_t k) {
+  const FormatInfo& info = *format_info(f);
+  return k / info.elements * info.bytes;
+}
+
+// Elements along K that lie together in a lane of plain numbers.
+int64_t step_of(Format f) { return f == Format::BF16 ? 2 : 1; }
+
+int64_t panel_bytes(Format f, int64_t k) {
+  if (panel_layout(f).elements != 0) return kPanel * row_bytes(f, k);
+  const int64_t step = step_of(f);
+  return kPanel * row_bytes(f, (k + step - 1) / step * step);
+}
+
+}  // namespace
+
+size_t packed_bytes(Format f, int64_t n, int64_t k) {
+  if (!format_info(f)->panelled) return static_cast<size_t>(n * row_bytes(f, k));
+  return static_cast<size_t>(panels(n) * panel_bytes(f, k));
+}
+
+void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst, int64_t panel0,
+          int64_t panel1) {
+  if (!format_info(f)->panelled) {
+    const int64_t bytes = row_bytes(f, k);
+    const int64_t row0 = panel0 * kPanel;
+    const int64_t row1 = panel1 * kPanel < n ? panel1 * kPanel : n;
+    std::memcpy(dst + row0 * bytes, src + row0 * bytes, static_cast<size_t>((row1 - row0) * bytes));
+    return;
+  }
+  const PanelLayout l = panel_layout(f);
+  const int64_t bytes = panel_bytes(f, k);
+  for (int64_t panel = panel0; panel < panel1; ++panel) {
+    uint8_t* out = dst + panel * bytes;
+    const int64_t row0 = panel * kPanel;
+    if (f == Format::F32) pack_numbers<uint32_t>(src, n, k, 1, out, row0);
+    else if (l.elements == 0) pack_numbers<uint16_t>(src, n, k, step_of(f), out, row0);
+    else pack_codes(f, l, src, n, k, out, row0);
+  }
+}
+
+void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out) {
+  (void)n;
+  if (!format_info(f)->panelled) {
+    decode_row(f, packed + row * row_bytes(f, k), k, out);
+    return;
+  }
+  const uint8_t* panel = packed + row / kPanel * panel_bytes(f, k);
+  const int lane = static_cast<int>(row % kPanel);
+  const PanelLayout l = panel_layout(f);
+  if (l.elements != 0) {
+    Block b{};
+    for (int64_t i = 0; i < k; i += l.elements, panel += l.block()) {
+      read_lane(l, panel, lane, b);
+      block_floats(l, b, out + i);
+    }
+    return;
+  }
+  const int64_t step = step_of(f);
+  for (int64_t i = 0; i < k; ++i) {
+    const int64_t at = i / step * step * kPanel + lane * step + i % step;
+    if (f == Format::F32) out[i] = load_le<float>(panel + 4 * at);
+    else if (f == Format::F16) out[i] = load_half(panel + 2 * at);
+    else out[i] = std::bit_cast<float>(static_cast<uint32_t>(load_le<uint16_t>(panel + 2 * at)) << 16);
+  }
+}
+
+}  // namespace strata

@@ -1,0 +1,28 @@
+// The table of one instruction set: the last header of each csrc/isa file.
+#pragma once
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
+
+namespace strata::STRATA_ISA {
+
+static MatmulFn matmul_of(Format f) {
+  switch (f) {
+    case Format::F32: return matmul_float<WeightsF32>;
+    case Format::F16: return matmul_float<WeightsF16>;
+    case Format::BF16: return matmul_float<WeightsBf16>;
+#define STRATA_CODES(name) case Format::name: return matmul_codes<Format::name>;
+    STRATA_CODES(Q4_0) STRATA_CODES(Q4_1) STRATA_CODES(Q5_0) STRATA_CODES(Q5_1) STRATA_CODES(Q8_0)
+    STRATA_CODES(Q2_K) STRATA_CODES(Q3_K) STRATA_CODES(Q4_K) STRATA_CODES(Q5_K) STRATA_CODES(Q6_K)
+    STRATA_CODES(IQ4_NL) STRATA_CODES(IQ4_XS) STRATA_CODES(MXFP4)
+#undef STRATA_CODES
+#define STRATA_DECODED(name) case Format::name: return matmul_decoded<Format::name>;
+    STRATA_DECODED(F64) STRATA_DECODED(IQ1_S) STRATA_DECODED(IQ1_M) STRATA_DECODED(IQ2_XXS)
+    STRATA_DECODED(IQ2_XS) STRATA_DECODED(IQ2_S) STRATA_DECODED(IQ3_XXS) STRATA_DECODED(IQ3_S)
+    STRATA_DECODED(TQ1_0) STRATA_DECODED(TQ2_0) STRATA_DECODED(NVFP4)
+    STRATA_DECODED(F8_E4M3_B128)
+#undef STRATA_DECODED
+  }
+  return nullptr;
+}
+
+}  // namespace strata::STRATA_ISA
