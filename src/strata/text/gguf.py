@@ -68,13 +68,7 @@ def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def _from_gpt2(metadata: Mapping[str, Any]) -> Tokenizer:
-    # Without keys, Falcon's id 11 is both; elsewhere that is an ordinary token and does not count.
-    vocabulary = read_vocabulary(metadata, {"bos": 11, "eos": 11})
-    for name in ("bos", "eos"):
-        if f"tokenizer.ggml.{name}_token_id" not in metadata and not vocabulary.has(
-            vocabulary.special.get(name, 0), _SPECIAL
-        ):
-            vocabulary.special.pop(name, None)
+    vocabulary = read_vocabulary(metadata, {"bos": 11, "eos": 11})  # Falcon's
     return _bpe(metadata, vocabulary, str(metadata.get("tokenizer.ggml.pre", "")))
 
 

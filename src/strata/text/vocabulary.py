@@ -163,7 +163,7 @@ def read_vocabulary(metadata: Mapping[str, Any], defaults: Mapping[str, int]) ->
         kinds,
         scores,
         {text: id for id, text in enumerate(tokens)},
-        _special_ids(metadata, count, defaults),
+        _special_ids(metadata, kinds, defaults),
     )
     _mark_by_name(vocabulary)
     return vocabulary
@@ -197,9 +197,16 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) 
 
 
 def _special_ids(
-    metadata: Mapping[str, Any], count: int, defaults: Mapping[str, int]
+    metadata: Mapping[str, Any], kinds: Sequence[int], defaults: Mapping[str, int]
 ) -> dict[str, int]:
-    found = {name: id for name, id in defaults.items() if id < count}
+    count = len(kinds)
+    # A default that is an ordinary word in this vocabulary would end texts at that word.
+    untyped = "tokenizer.ggml.token_type" not in metadata
+    found = {
+        name: id
+        for name, id in defaults.items()
+        if id < count and (untyped or kinds[id] & (_CONTROL | _UNKNOWN))
+    }
     for keys in (_ID_KEYS, _OLD_ID_KEYS):
         for name, key in keys.items():
             id = metadata.get(f"tokenizer.ggml.{key}")
