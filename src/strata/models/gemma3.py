@@ -8,7 +8,7 @@ from __future__ import annotations
 from strata.formats import ModelFile
 from strata.models import decoder, gemma2
 from strata.models.config import Config, read_config
-from strata.models.rope import read_rope
+from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Model
 
@@ -38,8 +38,8 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         harmless=(*decoder.harmless(c), _VISION),
     )
     factors = decoder.rope_factors(c, catalog)
-    full = read_rope(c, "neox", base=1e6, layer_type="full_attention", factors=factors)
-    local = read_rope(c, "neox", base=1e4, local=True, layer_type="sliding_attention")
+    full = read_rope(c, "neox", base=1e6, factors=factors)
+    local = read_local_rope(c, "neox", base=1e4)
     return gemma2.sandwich_model(
         c,
         catalog,

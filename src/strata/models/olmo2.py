@@ -9,7 +9,7 @@ from __future__ import annotations
 from strata.formats import ModelFile
 from strata.models import decoder
 from strata.models.config import Config, read_config
-from strata.models.rope import read_rope
+from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, Model
 
@@ -49,9 +49,8 @@ def _build(file: ModelFile, c: Config) -> Model:
     eps = decoder.rms_eps(c)
     catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     base = 500000.0 if any(c.windows) else 10000.0
-    factors = decoder.rope_factors(c, catalog)
-    full = read_rope(c, "neox", base=base, layer_type="full_attention", factors=factors)
-    local = read_rope(c, "neox", base=base, local=True, layer_type="sliding_attention")
+    full = read_rope(c, "neox", base=base, factors=decoder.rope_factors(c, catalog))
+    local = read_local_rope(c, "neox")
 
     def layer(b: Builder, x: str, i: int) -> str:
         rope = local if c.windows[i] else full

@@ -20,6 +20,7 @@ from strata.models.errors import ConfigError
 from strata.models.keys import real, whole
 
 Style = Literal["neox", "interleaved"]
+_LEAST_BASE, _MOST_BASE = 1e-3, 1e12
 
 
 @dataclass(frozen=True)
@@ -55,39 +56,47 @@ def read_rope(
     style: Style,
     *,
     base: float = 10000.0,
-    local: bool = False,
-    layer_type: str | None = None,
     factors: str | None = None,
 ) -> Rope:
-    """The rotary positions that a file asks for.
+    """The rotary positions that a file asks for: those of layers that see all keys.
 
-    ``base`` is the family's default. ``layer_type`` picks one of several settings in config.json;
-    ``local`` those of sliding-window layers in either kind of file. ``factors`` is the weight of
-    frequency factors that a GGUF file holds.
+    ``base`` is the family's default. ``factors`` is the weight of frequency factors that a GGUF
+    file holds.
     """
-    if c.keys.kind == "gguf":
-        scaling, factors = _from_gguf(c, base, local), factors
-    else:
-        scaling = _from_config(c, base, local, layer_type)
+    scaling = _from_gguf(c, base) if c.keys.kind == "gguf" else _from_config(c, base)
+    return _reduce(scaling, style, factors)
+
+
+def read_local_rope(c: Config, style: Style, *, base: float | None = None) -> Rope:
+    """The rotary positions of sliding-window layers where they differ; they are never scaled.
+
+    ``base`` is the family's default, None where it is that of the other layers.
+    """
+    other = _from_gguf(c, 10000.0) if c.keys.kind == "gguf" else _from_config(c, base or 10000.0)
+    theta = c.keys.number("rope_base_local", base or other.base, low=_LEAST_BASE, high=_MOST_BASE)
+    key, table = _table(c, "sliding_attention")
+    if "rope_theta" in table:
+        theta = real(f"{key}.rope_theta", table["rope_theta"], _LEAST_BASE, _MOST_BASE)
+    if _kind(table) != "default":
+        raise ConfigError(f"'{key}' scales the positions of sliding windows: this is not built")
+    return _reduce(_Scaling("default", theta, other.dim), style, None)
+
+
+def _reduce(scaling: _Scaling, style: Style, factors: str | None) -> Rope:
     inv_freq, mscale = _frequencies(scaling)
     # float32 is what every implementation multiplies positions with.
     return Rope(tuple(float(f) for f in inv_freq.astype(np.float32)), style, mscale, factors)
 
 
-def _from_gguf(c: Config, base: float, local: bool) -> _Scaling:
+def _from_gguf(c: Config, base: float) -> _Scaling:
     keys = c.keys
-    theta = keys.number("rope_base", base, low=1e-3, high=1e12)
-    dim = keys.integer("rope_dim", c.head_dim, high=c.head_dim)
-    if local:
-        # Sliding-window layers are trained short: their positions are never scaled.
-        return _Scaling("default", keys.number("rope_base_local", theta, low=1e-3, high=1e12), dim)
     # llama.cpp reads a factor without a type as linear; older files have the other key.
     factor = keys.number("rope_factor", keys.number("rope_factor_old", 0.0, high=1e6), high=1e6)
     kind = keys.text("rope_type", "linear" if factor else "none")
     scaling = _Scaling(
         {"none": "default"}.get(kind, kind),
-        theta,
-        dim,
+        keys.number("rope_base", base, low=_LEAST_BASE, high=_MOST_BASE),
+        keys.integer("rope_dim", c.head_dim, high=c.head_dim),
         factor=factor or 1.0,
         original_context=keys.integer("rope_original_context", c.trained_context),
         beta_fast=keys.number("rope_beta_fast", 32.0, high=1e6),
@@ -101,32 +110,42 @@ def _from_gguf(c: Config, base: float, local: bool) -> _Scaling:
     return replace(scaling, attention_factor=magnitude)
 
 
-def _from_config(c: Config, base: float, local: bool, layer_type: str | None) -> _Scaling:
-    key, table = "rope_parameters", c.keys.raw("rope_parameters")
-    if table is not None and layer_type is not None and layer_type in table:
-        table = table[layer_type]
+def _table(c: Config, layer_type: str) -> tuple[str, Mapping[str, Any]]:
+    """The rope settings of config.json and their key; newer files have one for each layer type."""
+    key = "rope_parameters"
+    table = c.keys.raw(key)
+    if isinstance(table, Mapping) and layer_type in table:
+        key, table = f"{key}.{layer_type}", table[layer_type]
+    elif layer_type == "sliding_attention":
+        table = None
     elif table is None:
-        key, table = "rope_scaling", c.keys.raw("rope_scaling")
-        if local:
-            table = None
+        key = "rope_scaling"
+        table = c.keys.raw(key)
     if table is not None and not isinstance(table, Mapping):
         raise ConfigError(f"'{key}' is {table!r}: an object is expected")
-    values: Mapping[str, Any] = table or {}
+    return key, table or {}
+
+
+def _kind(table: Mapping[str, Any]) -> str:
+    kind = table.get("rope_type", table.get("type")) or "default"
+    # Early Phi-3 checkpoints call long rope 'su' or 'yarn'.
+    if kind in ("su", "yarn") and table.get("long_factor"):
+        return "longrope"
+    # 'dynamic' differs from 'default' only beyond the trained context, where Strata never goes.
+    return "default" if kind == "dynamic" else str(kind)
+
+
+def _from_config(c: Config, base: float) -> _Scaling:
+    key, values = _table(c, "full_attention")
 
     def number(name: str, default: float, low: float = 0.0, high: float = 1e6) -> float:
         value = values.get(name)
         return default if value is None else real(f"{key}.{name}", value, low, high)
 
-    theta = values.get("rope_theta")
-    if theta is None:
-        theta = c.keys.number("rope_base_local" if local else "rope_base", base)
-    theta = real("rope_theta", theta, 1e-3, 1e12)
+    theta = c.keys.number("rope_base", base, low=_LEAST_BASE, high=_MOST_BASE)
+    theta = number("rope_theta", theta, _LEAST_BASE, _MOST_BASE)
     partial = number("partial_rotary_factor", c.keys.number("rope_partial", 1.0, high=1.0), 0, 1)
-    kind = values.get("rope_type", values.get("type")) or "default"
-    # 'dynamic' differs from 'default' only beyond the trained context, where Strata never goes.
-    kind = {"dynamic": "default", "su": "longrope"}.get(kind, kind)
-    # Early Phi-3 checkpoints call long rope 'yarn'.
-    kind = "longrope" if kind == "yarn" and values.get("long_factor") else kind
+    kind = _kind(values)
     if kind == "default":
         return _Scaling(kind, theta, int(c.head_dim * partial))
     if kind in ("linear", "llama3", "yarn") and "factor" not in values:
@@ -135,25 +154,24 @@ def _from_config(c: Config, base: float, local: bool, layer_type: str | None) ->
         "original_max_position_embeddings", c.trained_context
     )
     original = whole(f"{key}.original_max_position_embeddings", trained, 1, 1 << 31)
-    attention = values.get("attention_factor")
     scaling = _Scaling(
         kind,
         theta,
         int(c.head_dim * partial),
         factor=number("factor", c.trained_context / original, 1e-3),
         original_context=original,
-        attention_factor=None if attention is None else number("attention_factor", 1.0),
         beta_fast=number("beta_fast", 32.0),
         beta_slow=number("beta_slow", 1.0),
         low_freq_factor=number("low_freq_factor", 1.0),
         high_freq_factor=number("high_freq_factor", 4.0),
         truncate=bool(values.get("truncate", True)),
     )
-    if kind == "yarn" and attention is None:
-        over, under = number("mscale", 0.0), number("mscale_all_dim", 0.0)
-        magnitude = _yarn_magnitude(scaling.factor, over if over and under else 1.0)
-        magnitude /= _yarn_magnitude(scaling.factor, under) if over and under else 1.0
-        return replace(scaling, attention_factor=magnitude)
+    if kind in ("yarn", "longrope") and values.get("attention_factor") is not None:
+        scaling = replace(scaling, attention_factor=number("attention_factor", 1.0))
+    elif kind == "yarn" and number("mscale", 0.0) and number("mscale_all_dim", 0.0):
+        over = _yarn_magnitude(scaling.factor, number("mscale", 0.0))
+        under = _yarn_magnitude(scaling.factor, number("mscale_all_dim", 0.0))
+        scaling = replace(scaling, attention_factor=over / under)
     if kind == "longrope":
         name = "long_factor" if c.context > original else "short_factor"
         factors = _factor_list(f"{key}.{name}", values.get(name), scaling.dim // 2)
@@ -179,24 +197,24 @@ def _frequencies(s: _Scaling) -> tuple[np.ndarray[Any, np.dtype[np.float64]], fl
     plain = s.base ** (-np.arange(0, s.dim, 2, dtype=np.float64) / s.dim)
     magnitude = s.attention_factor
     if s.kind == "default":
-        return plain, 1.0
-    if s.kind == "linear":
-        return plain / s.factor, 1.0
-    if s.kind == "yarn":
-        return _yarn(s, plain), 1.0 if magnitude is None else magnitude
-    if s.kind == "llama3":
-        return _llama3(s, plain), 1.0
-    if s.kind == "longrope":
-        if magnitude is None:
-            grown = math.log(s.factor) / math.log(s.original_context) if s.factor > 1 else 0.0
-            magnitude = math.sqrt(1.0 + grown)
-        factors = s.frequency_factors
+        frequencies, usual = plain, 1.0
+    elif s.kind == "linear":
+        frequencies, usual = plain / s.factor, 1.0
+    elif s.kind == "llama3":
+        frequencies, usual = _llama3(s, plain), 1.0
+    elif s.kind == "yarn":
+        frequencies, usual = _yarn(s, plain), _yarn_magnitude(s.factor, 1.0)
+    elif s.kind == "longrope":
         # A GGUF file keeps the factors as a weight; its 'factor', if any, scales all positions.
-        return plain / (np.array(factors) if factors else s.factor), magnitude
-    raise ConfigError(
-        f"rope scaling '{s.kind}' is not known; known: default, linear, dynamic, llama3, yarn, "
-        f"longrope"
-    )
+        frequencies = plain / (np.array(s.frequency_factors) if s.frequency_factors else s.factor)
+        growth = math.log(s.factor) / math.log(s.original_context) if s.factor > 1 else 0.0
+        usual = math.sqrt(1.0 + growth)
+    else:
+        raise ConfigError(
+            f"rope scaling '{s.kind}' is not known; known: default, linear, dynamic, llama3, "
+            f"yarn, longrope"
+        )
+    return frequencies, usual if magnitude is None else magnitude
 
 
 def _yarn(s: _Scaling, plain: Any) -> Any:
