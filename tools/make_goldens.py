@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 import transformers
@@ -224,14 +226,75 @@ def _lean(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if not k.startswith(noise)}
 
 
+def smollm2(path: Path) -> torch.nn.Module:
+    """The transformers model with the weights of a Llama-like GGUF file, dequantised."""
+    reader = gguf.GGUFReader(path)
+
+    def key(name: str) -> Any:
+        return reader.fields[f"llama.{name}"].contents()
+
+    heads, kv_heads = key("attention.head_count"), key("attention.head_count_kv")
+    arrays = {t.name: t for t in reader.tensors}
+    config = transformers.LlamaConfig(
+        vocab_size=int(arrays["token_embd.weight"].shape[1]),
+        hidden_size=key("embedding_length"),
+        intermediate_size=key("feed_forward_length"),
+        num_hidden_layers=key("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=key("context_length"),
+        rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
+        rope_theta=key("rope.freq_base"),
+        tie_word_embeddings="output.weight" not in arrays,
+        attn_implementation="eager",
+    )
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    model = transformers.LlamaForCausalLM(config).float().eval()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        stored = table.get_name(name, try_suffixes=(".weight",))
+        if stored in arrays:
+            array = gguf.quants.dequantize(arrays[stored].data, arrays[stored].tensor_type)
+            if "q_proj" in name or "k_proj" in name:
+                pairs = array.reshape(
+                    heads if "q_proj" in name else kv_heads, -1, 2, array.shape[1]
+                )
+                array = pairs.swapaxes(1, 2)
+            weights[name] = np.ascontiguousarray(array).reshape(tensor.shape)
+    load(model, weights)
+    return model
+
+
+def write_smollm2(path: Path) -> None:
+    """All logits of the last row, and every 97th of each row."""
+    # "The capital of France is Paris.", then tokens without a pattern.
+    sequence = [
+        504,
+        3575,
+        282,
+        4649,
+        314,
+        7042,
+        30,
+        *((i * i * 311 + 5) % 49152 for i in range(41)),
+    ]
+    found = logits(smollm2(path), sequence)
+    sampled = np.ascontiguousarray(found[:, ::97])
+    np.savez(
+        GOLDENS / "smollm2-logits.npz", tokens=np.array(sequence), last=found[-1], sampled=sampled
+    )
+
+
 def main() -> None:
     """Write the goldens asked for, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--smollm2", metavar="FILE.gguf", help="also the built-in model's")
+    parser.add_argument("--smollm2", metavar="FILE.gguf", help="the built-in model's file")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    for name in arguments.names or MODELS:
+    if arguments.smollm2:
+        write_smollm2(Path(arguments.smollm2))
+    for name in arguments.names or ([] if arguments.smollm2 else MODELS):
         model, golden = model_of(name)
         fields = {
             "config": golden.config,
