@@ -327,7 +327,7 @@ void bind_runtime(nb::module_& m) {
   nb::class_<Team>(m, "Team")
       .def(nb::init<int>(), "threads"_a)
       .def_prop_ro("threads", [](const Team& t) { return t.team.threads(); });
-  nb::class_<PackedWeight>(m, "PackedWeight")
+  nb::class_<PackedWeight>(m, "PackedWeight", nb::is_weak_referenceable())
       .def("__init__",
            [](PackedWeight* self, int format, int64_t n, int64_t k) {
              const auto f = static_cast<Format>(format);

@@ -7,9 +7,9 @@
 namespace strata::STRATA_ISA {
 
 // Accumulators of a tile fill the registers: 6 x 4 of 32, or 3 x 2 (two registers each) of 16.
-inline constexpr int kTileRows = kWidth == 16 ? 6 : 3;
-inline constexpr int kTileVectors = kWidth == 16 ? 4 : 2;
-inline constexpr float kNone = -__builtin_huge_valf();
+inline constexpr int kProductRows = kWidth == 16 ? 6 : 3;
+inline constexpr int kProductVectors = kWidth == 16 ? 4 : 2;
+inline constexpr float kNoKey = -__builtin_huge_valf();
 
 // c[r, :] += a[r, k] * b[k, :] for k in [k0, k1), one fma a step for every element of c: the order
 // is that of k, whatever the tile. b is f16, 16 * Vectors wide here.
@@ -42,8 +42,8 @@ template <int Rows>
 STRATA_INLINE void product_rows(const float* a, int64_t lda, const uint16_t* b, int64_t ldb,
                                 int64_t k0, int64_t k1, int64_t n, float* c, int64_t ldc) {
   int64_t j = 0;
-  for (; j + 16 * kTileVectors <= n; j += 16 * kTileVectors)
-    product_tile<Rows, kTileVectors>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
+  for (; j + 16 * kProductVectors <= n; j += 16 * kProductVectors)
+    product_tile<Rows, kProductVectors>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
   for (; j < n; j += 16) product_tile<Rows, 1>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
 }
 
@@ -51,8 +51,8 @@ STRATA_INLINE void product_rows(const float* a, int64_t lda, const uint16_t* b, 
 static void product(const float* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k0,
                     int64_t k1, int64_t m, int64_t n, float* c, int64_t ldc) {
   int64_t r = 0;
-  for (; r + kTileRows <= m; r += kTileRows)
-    product_rows<kTileRows>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
+  for (; r + kProductRows <= m; r += kProductRows)
+    product_rows<kProductRows>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
   for (; r + 3 <= m; r += 3)
     product_rows<3>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
   for (; r < m; ++r) product_rows<1>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
@@ -71,16 +71,16 @@ STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
 
 // One partial result: maximum, sum of weights, unnormalised output.
 STRATA_INLINE void clear_partial(float* p, int64_t head_dim) {
-  p[0] = kNone;
+  p[0] = kNoKey;
   p[1] = 0.0f;
   for (int64_t i = 2; i < partial_floats(head_dim); ++i) p[i] = 0.0f;
 }
 
 // Adds the partial result of a later split to `into`; both orders of magnitude are kept apart.
 STRATA_INLINE void merge_partial(float* into, const float* p, int64_t head_dim) {
-  if (p[0] == kNone) return;
+  if (p[0] == kNoKey) return;
   const int64_t width = kv_value_stride(head_dim);
-  if (into[0] == kNone) {
+  if (into[0] == kNoKey) {
     for (int64_t i = 0; i < 2 + width; ++i) into[i] = p[i];
     return;
   }
@@ -105,8 +105,8 @@ STRATA_INLINE void write_output(const float* p, int64_t head_dim, float* out) {
 STRATA_INLINE void soften(const AttentionArgs& a, float* s, int64_t lo, int64_t hi, float* p) {
   constexpr int kVectors = kKvBlock / 16;
   if (a.softcap > 0.0f) softcap_row(s, a.softcap, kKvBlock, s);
-  for (int64_t j = 0; j < lo; ++j) s[j] = kNone;
-  for (int64_t j = hi; j < kKvBlock; ++j) s[j] = kNone;
+  for (int64_t j = 0; j < lo; ++j) s[j] = kNoKey;
+  for (int64_t j = hi; j < kKvBlock; ++j) s[j] = kNoKey;
   F32x16 v[kVectors];
   for (int i = 0; i < kVectors; ++i) v[i] = load(s + 16 * i);
   const float top = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
@@ -121,7 +121,7 @@ STRATA_INLINE void soften(const AttentionArgs& a, float* s, int64_t lo, int64_t 
   for (int i = 0; i < kVectors; ++i) v[i] = load(s + 16 * i);
   const float sum = reduce_add((v[0] + v[1]) + (v[2] + v[3]));
   p[0] = now;
-  if (old == kNone) {
+  if (old == kNoKey) {
     p[1] = sum;
     return;
   }

@@ -16,13 +16,16 @@ from strata.backends.native_segment import NativeSegment, Parameters
 from strata.backends.weights import WeightError, WeightSource
 from strata.errors import UsageError
 from strata.program import KVLayer, Segment, Weight
-from strata.quant.grids import GRIDS, grid
+from strata.quant import by_name
+from strata.quant.grids import grid
 
 MAX_TOKENS = 512
 """Tokens of one step: as many rows as the arena holds."""
 
 MAX_OUT_ROWS = 64
 """Rows of logits of one call of the head."""
+
+_CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 
 def available_isas() -> tuple[str, ...]:
@@ -90,8 +93,8 @@ class CpuBackend:
         self._packed: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
         self._ropes: dict[tuple[bytes, float], Any] = {}
         self._step: tuple[Step, Any] | None = None
-        for name in GRIDS:
-            _native.set_grid(name, grid(name))
+        for name in _CODEBOOKS:
+            _native.set_grid(by_name(name).gguf_id, grid(name).view(np.uint8).reshape(-1))
 
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
         """Pack a Segment's weights and lower its Program."""
