@@ -43,11 +43,28 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Output:
+    """A whole answer. ``token_ids`` includes an end token, ``text`` does not.
+
+    ``logprobs`` has one Sample a token if they were asked for. ``seed`` is the one that was
+    used, None for a greedy answer.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Sample, ...] | None
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer: one token of prompt number ``index``, and the text certain with it.
 
-    ``logprob`` and ``top`` are as in ``strata.decode.Sample``; ``finish_reason`` comes with the
-    last chunk.
+    ``logprob`` and ``top`` are as in ``strata.decode.Sample``. The last chunk of an answer has its
+    ``finish_reason``, and the whole of it as ``output``.
     """
 
     index: int
@@ -56,22 +73,7 @@ class Chunk:
     logprob: float | None
     top: tuple[tuple[int, float], ...]
     finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True)
-class Output:
-    """A whole answer. ``token_ids`` includes an end token, ``text`` does not.
-
-    ``logprobs`` has one Sample a token if they were asked for. ``seed`` is the one that was used.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[Sample, ...] | None
-    finish_reason: FinishReason
-    prompt_tokens: int
-    seed: int
-    timings: Timings
+    output: Output | None
 
 
 class LLM:
@@ -181,11 +183,10 @@ class LLM:
             self.tokenize(p, add_special=True, parse_special=True) if isinstance(p, str) else p
             for p in batch
         ]
-        chosen = params or SamplingParams()
-        run = self._start(ids, chosen, continuing=True)
+        run = self._start(ids, params or SamplingParams(), continuing=True)
         if stream:
-            return _chunks(run)
-        outputs = _collect(run, len(ids), chosen)
+            return run
+        outputs = _whole(run, len(ids))
         return outputs[0] if one else outputs
 
     @overload
@@ -220,9 +221,9 @@ class LLM:
         ChatTemplateError if the model has none. ``stream`` as in ``generate``.
         """
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
-        chosen = params or SamplingParams()
-        run = self._start([self.tokenize(text, parse_special=True)], chosen, continuing=False)
-        return _chunks(run) if stream else _collect(run, 1, chosen)[0]
+        ids = self.tokenize(text, parse_special=True)
+        run = self._start([ids], params or SamplingParams(), continuing=False)
+        return run if stream else _whole(run, 1)[0]
 
     def perplexity(
         self,
@@ -279,33 +280,33 @@ class LLM:
 
     def _start(
         self, prompts: Sequence[list[int]], params: SamplingParams, *, continuing: bool
-    ) -> Iterator[tuple[int, Delta]]:
-        """Check everything now; give (index of prompt, delta) when iterated."""
+    ) -> Iterator[Chunk]:
+        """Check everything now, run when iterated."""
         for prompt in prompts:
             self.engine.limit(prompt, params)
         return self._run(prompts, params, continuing)
 
     def _run(
         self, prompts: Sequence[list[int]], params: SamplingParams, continuing: bool
-    ) -> Iterator[tuple[int, Delta]]:
+    ) -> Iterator[Chunk]:
         engine = self.engine
         waiting = deque(enumerate(prompts))
-        mine: dict[Request, int] = {}
+        mine: dict[Request, _Answer] = {}
         try:
             while waiting or mine:
                 while waiting and not engine.queue_full:
                     index, prompt = waiting.popleft()
                     text = self.tokenizer.stream(continuing=continuing)
                     request = engine.submit(prompt, params, text)
-                    mine[request] = index
+                    mine[request] = _Answer(index)
                     self._inbox[request] = deque()
                 # Another iterator over this LLM may be at work: each takes what is its own.
                 for delta in engine.step():
                     if delta.request in self._inbox:
                         self._inbox[delta.request].append(delta)
-                for request, index in list(mine.items()):
+                for request, answer in list(mine.items()):
                     while self._inbox[request]:
-                        yield index, self._inbox[request].popleft()
+                        yield answer.add(self._inbox[request].popleft())
                     if request.cancelled:
                         raise StrataError("this answer was cut off by a failure in another one")
                     if request.done:
@@ -314,6 +315,44 @@ class LLM:
             for request in mine:
                 engine.cancel(request)
                 self._inbox.pop(request, None)
+
+
+class _Answer:
+    """Puts the deltas of one request together."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._texts: list[str] = []
+
+    def add(self, delta: Delta) -> Chunk:
+        self._texts.append(delta.text)
+        sample, request = delta.sample, delta.request
+        output = None
+        if delta.finish_reason is not None:
+            params = request.sampler.params
+            output = Output(
+                text="".join(self._texts),
+                token_ids=tuple(sample.token for sample in request.output),
+                logprobs=tuple(request.output) if params.logprobs is not None else None,
+                finish_reason=delta.finish_reason,
+                prompt_tokens=len(request.prompt),
+                seed=request.sampler.seed if params.temperature else None,
+                timings=request.timings,
+            )
+        return Chunk(
+            self._index,
+            delta.text,
+            sample.token,
+            sample.logprob,
+            sample.top,
+            delta.finish_reason,
+            output,
+        )
+
+
+def _whole(run: Iterator[Chunk], count: int) -> list[Output]:
+    outputs = {chunk.index: chunk.output for chunk in run if chunk.output is not None}
+    return [outputs[index] for index in range(count)]
 
 
 def _build(file: ModelFile, context: int | None) -> Model:
@@ -335,35 +374,3 @@ def _make_backend(name: str, threads: int | None) -> tuple[Backend, int | None, 
 
         return ReferenceBackend(), None, "numpy"
     raise UsageError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
-
-
-def _chunks(run: Iterator[tuple[int, Delta]]) -> Iterator[Chunk]:
-    for index, delta in run:
-        sample = delta.sample
-        yield Chunk(
-            index, delta.text, sample.token, sample.logprob, sample.top, delta.finish_reason
-        )
-
-
-def _collect(run: Iterator[tuple[int, Delta]], count: int, params: SamplingParams) -> list[Output]:
-    texts: list[list[str]] = [[] for _ in range(count)]
-    done: dict[int, tuple[Request, FinishReason]] = {}
-    for index, delta in run:
-        texts[index].append(delta.text)
-        if delta.finish_reason is not None:
-            done[index] = (delta.request, delta.finish_reason)
-    outputs = []
-    for index in range(count):
-        request, reason = done[index]
-        outputs.append(
-            Output(
-                text="".join(texts[index]),
-                token_ids=tuple(sample.token for sample in request.output),
-                logprobs=tuple(request.output) if params.logprobs is not None else None,
-                finish_reason=reason,
-                prompt_tokens=len(request.prompt),
-                seed=request.sampler.seed,
-                timings=request.timings,
-            )
-        )
-    return outputs

@@ -71,7 +71,9 @@ def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
     try:
         yield show
     finally:
-        bars.stop()
+        # A display that never started would print an empty line when it is stopped.
+        if tasks:
+            bars.stop()
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from strata.engine.engine import Engine, EngineError, QueueFull
-from strata.engine.measure import Measurement, Spread, measure
+from strata.engine.measure import Measurement, Spread, context_for_measurement, measure
 from strata.engine.perplexity import Perplexity, perplexity
 from strata.engine.request import Delta, Request, Timings
 from strata.engine.runner import LoadProgress, Runner
@@ -20,6 +20,7 @@ __all__ = [
     "Runner",
     "Spread",
     "Timings",
+    "context_for_measurement",
     "measure",
     "perplexity",
 ]

@@ -35,6 +35,12 @@ class Measurement:
     ttft_s: Spread | None
 
 
+def context_for_measurement(*, prompt: int, gen: int, depth: int) -> int:
+    """Positions that ``measure`` needs."""
+    warm_up = 3
+    return max(prompt + 1, max(depth, 1) + gen + 1, warm_up)
+
+
 def measure(
     engine: Engine,
     *,
@@ -49,7 +55,7 @@ def measure(
     Every repetition starts with nothing computed; a short run before warms up. The tokens are
     random with a fixed seed. ``progress`` gets the repetitions done and their number.
     """
-    needed = max(prompt + 1, max(depth, 1) + gen + 1, 3)
+    needed = context_for_measurement(prompt=prompt, gen=gen, depth=depth)
     if min(prompt, gen, depth) < 0 or prompt + gen == 0 or repeat < 1:
         raise UsageError("a measurement needs prompt or generated tokens, and a repetition")
     if needed > engine.context:

@@ -48,11 +48,11 @@ def perplexity(
     if context < 4:
         raise UsageError(f"a context of {context} tokens is too small to score; take at least 4")
     there = len(tokens) // context
-    wanted = there if chunks is None else chunks
+    wanted = max(there, 1) if chunks is None else chunks
     if not 1 <= wanted <= there:
         raise UsageError(
-            f"{max(wanted, 1)} chunks of {context} tokens are wanted, but the text has "
-            f"{len(tokens)} tokens, which is {there}; give a longer text or a smaller context"
+            f"{wanted or 'no'} windows of {context} tokens cannot be scored: the text has "
+            f"{len(tokens)} tokens, enough for {there}"
         )
     first = context // 2
     parts: list[NDArray[np.float64]] = []

@@ -1,0 +1,145 @@
+"""The interactive side of ``strata run``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from strata.cli.answer import print_answer, print_stats
+from strata.cli.console import remark
+from strata.errors import StrataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from strata.decode import SamplingParams
+    from strata.llm import LLM, Chunk
+
+_PROMPT, _CONTINUED = ">>> ", "... "
+_QUOTE = '"""'
+_COMMAND = re.compile(r"/[a-z?]*")
+_HELP = f"""\
+/clear  forget the conversation
+/bye    leave (also Ctrl-D)
+/help   show this
+Ctrl-C stops an answer. A text of several lines is pasted, or put between {_QUOTE} and {_QUOTE}."""
+
+
+def chat(llm: LLM, params: SamplingParams, *, system: str | None, raw: bool, stats: bool) -> None:
+    """Talk until /bye or the end of input. With ``raw`` every entry is continued on its own."""
+    _prepare_terminal()
+    conversation = _Conversation(llm, params, system, raw)
+    remark("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
+    while True:
+        try:
+            entry = _read_entry()
+        except EOFError:
+            click.echo(err=True)
+            return
+        except KeyboardInterrupt:
+            remark("\n(Ctrl-D or /bye leaves)")
+            continue
+        if not entry.strip():
+            continue
+        if _COMMAND.fullmatch(entry.strip()):
+            if not _obey(entry.strip(), conversation):
+                return
+            continue
+        try:
+            conversation.answer(entry, stats=stats)
+        except KeyboardInterrupt:
+            remark("(stopped)")
+        except StrataError as error:
+            remark(f"strata: error: {error}")
+
+
+class _Conversation:
+    """What was said so far. An answer that was stopped stays in it as far as it came."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None, raw: bool) -> None:
+        self._llm = llm
+        self._params = params
+        self._system = system
+        self._raw = raw
+        self._messages: list[dict[str, str]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew, with the system message if there is one."""
+        self._messages = []
+        if self._system is not None:
+            self._messages.append({"role": "system", "content": self._system})
+
+    def answer(self, entry: str, *, stats: bool) -> None:
+        """Print the answer to ``entry`` and remember both; neither if nothing came of it."""
+        heard: list[str] = []
+        asked = [*self._messages, {"role": "user", "content": entry}]
+        try:
+            chunks = (
+                self._llm.generate(entry, self._params, stream=True)
+                if self._raw
+                else self._llm.chat(asked, self._params, stream=True)
+            )
+            output = print_answer(_listen(chunks, heard))
+        finally:
+            if heard:
+                self._messages = [*asked, {"role": "assistant", "content": "".join(heard)}]
+        if output.finish_reason == "length":
+            remark("(cut off at the token limit or the end of the context; /clear begins anew)")
+        if stats:
+            print_stats(self._llm, output)
+
+
+def _listen(chunks: Iterator[Chunk], heard: list[str]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        heard.append(chunk.text)
+        yield chunk
+
+
+def _obey(order: str, conversation: _Conversation) -> bool:
+    """Do as told; False to leave."""
+    if order == "/bye":
+        return False
+    if order == "/clear":
+        conversation.clear()
+        remark("(the conversation is forgotten)")
+    elif order in ("/help", "/?", "/"):
+        remark(_HELP)
+    else:
+        remark(f"there is no command {order}; /help lists those there are")
+    return True
+
+
+def _prepare_terminal() -> None:
+    # Line editing and history, and pasted newlines that are text instead of the end of it.
+    with suppress(ImportError):
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
+        readline.set_auto_history(True)
+
+
+def _read_entry() -> str:
+    """One entry: a line, what was pasted at once, or lines between triple quotes."""
+    line = _read_line(_PROMPT)
+    if not line.startswith(_QUOTE):
+        return line
+    text = line[len(_QUOTE) :]
+    while _QUOTE not in text:
+        text += "\n" + _read_line(_CONTINUED)
+    return text[: text.index(_QUOTE)]
+
+
+def _read_line(prompt: str) -> str:
+    if sys.stdout.isatty():
+        return input(prompt)
+    # Answers go to a file: the prompt must not.
+    click.echo(prompt, nl=False, err=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")

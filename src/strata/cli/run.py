@@ -1,0 +1,121 @@
+"""``strata run``: answer one prompt, or chat."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from strata.cli.answer import print_answer, print_stats
+from strata.cli.console import print_json, remark
+from strata.cli.engine_options import backend_options, memory_report, open_llm, read_text
+from strata.cli.options import json_option, model_argument, quiet_option
+from strata.cli.sampling_options import sampling_options
+from strata.errors import UsageError
+
+if TYPE_CHECKING:
+    from strata.decode import SamplingParams
+    from strata.llm import LLM, Output
+
+
+@click.command("run")
+@model_argument
+@click.argument("prompt", required=False)
+@click.option("--system", help="What the model is told before the conversation.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without a chat template.")
+@sampling_options
+@click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=2),
+    help="Positions for prompt and answer (default: 4096, or the model's if it has fewer).",
+)
+@backend_options
+@click.option("--stats", is_flag=True, help="Print speeds and peak memory on standard error.")
+@quiet_option
+@json_option
+def command(
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    sampling: dict[str, Any],
+    context: int | None,
+    backend: str,
+    threads: int | None,
+    stats: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Answer PROMPT, or what comes on standard input (also for -), or chat when there is neither.
+
+    The answer does not change from run to run unless --temperature is above 0.
+    """
+    chatting = prompt is None and sys.stdin.isatty()
+    if chatting and as_json:
+        raise UsageError("--json needs a prompt, as an argument or on standard input")
+    if raw and system is not None:
+        raise UsageError("--system is for the chat template, which --raw leaves out")
+    if prompt is None and not chatting:
+        prompt = "-"
+    if prompt == "-":
+        prompt = read_text(None).removesuffix("\n").removesuffix("\r")
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty")
+
+    from strata.decode import SamplingParams
+
+    params = SamplingParams(**sampling)
+    with open_llm(model, backend=backend, threads=threads, context=context, quiet=quiet) as llm:
+        if not raw and not llm.tokenizer.chat_templates:
+            if system is not None:
+                raise UsageError("this model has no chat template, which --system needs")
+            if not quiet:
+                remark("this model has no chat template: prompts are continued as they are")
+            raw = True
+        if prompt is None:
+            from strata.cli.chat import chat
+
+            chat(llm, params, system=system, raw=raw, stats=stats)
+            return
+        answer = _answer(llm, prompt, params, system=system, raw=raw, silent=as_json)
+        if as_json:
+            print_json(_as_json(model, llm, answer))
+        if stats:
+            print_stats(llm, answer)
+
+
+def _answer(
+    llm: LLM, prompt: str, params: SamplingParams, *, system: str | None, raw: bool, silent: bool
+) -> Output:
+    if raw:
+        return print_answer(llm.generate(prompt, params, stream=True), silent=silent)
+    messages = [{"role": "user", "content": prompt}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return print_answer(llm.chat(messages, params, stream=True), silent=silent)
+
+
+def _as_json(model: str, llm: LLM, answer: Output) -> dict[str, Any]:
+    timings = answer.timings
+    return {
+        "model": model,
+        "text": answer.text,
+        "tokens": list(answer.token_ids),
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": len(answer.token_ids),
+        "finish_reason": answer.finish_reason,
+        "seed": answer.seed,
+        "timings": {
+            "load_s": llm.load_s,
+            "prefill_tok_s": timings.prefill_tok_s,
+            "decode_tok_s": timings.decode_tok_s,
+            "ttft_s": timings.ttft_s,
+        },
+        "memory": memory_report(),
+        "backend": llm.backend,
+        "threads": llm.threads,
+        "isa": llm.isa,
+        "context": llm.context,
+    }
