@@ -42,8 +42,9 @@ class WeightSource:
             return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
         raw = self._file.read(info.name, weight.rows)
         if weight.transform == "add_one":
-            floats = dequantize(info.type, raw, weight.shape) + np.float32(1)
-            return floats.reshape(-1).view(np.uint8)
+            shifted = dequantize(info.type, raw, weight.shape) + np.float32(1)
+            as_bytes: NDArray[np.uint8] = shifted.reshape(-1).view(np.uint8)
+            return as_bytes
         return raw
 
     def floats(self, weight: Weight) -> NDArray[np.float32]:

@@ -1,0 +1,107 @@
+"""Executes nothing: counts what each Op of a step would compute and move. For plans and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.base import KV_BLOCK, Activations, KVCache, LoadedSegment, Span, Step
+from strata.backends.weights import WeightSource
+from strata.program import SIGNATURES, Cost, KVLayer, Op, Program, Segment, Workload, op_cost
+
+
+@dataclass
+class NullSegment:
+    """A Segment and the bytes that each of its weights takes; nothing is read."""
+
+    segment: Segment
+    stored: Mapping[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weights would hold."""
+        return sum(self.stored.values())
+
+
+@dataclass
+class NullKV:
+    """The size of a KV cache; nothing is allocated."""
+
+    layers: Sequence[KVLayer]
+    blocks: int
+    bytes_per_element: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the blocks would hold."""
+        elements = sum(2 * layer.kv_heads * layer.head_dim for layer in self.layers)
+        return int(self.blocks * KV_BLOCK * elements * self.bytes_per_element)
+
+
+@dataclass
+class NullBackend:
+    """Counts. ``costs`` adds up over steps, by (Segment, output of the Op).
+
+    Logits are zeros; activations between Segments have shapes and take no memory.
+    """
+
+    kv_bytes_per_element: float = 2.0
+    costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
+    name: str = "null"
+
+    def load(self, segment: Segment, weights: WeightSource) -> NullSegment:
+        """Look up the bytes of a Segment's weights in their block formats."""
+        stored = {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
+        return NullSegment(segment, stored)
+
+    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> NullKV:
+        """The size of ``blocks`` blocks of KV_BLOCK positions in every layer."""
+        return NullKV(layers, blocks, self.kv_bytes_per_element)
+
+    def run(
+        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+    ) -> dict[str, NDArray[np.float32]]:
+        """Count one Segment over a step; returns outputs of the right shapes, all zeros."""
+        del kv, inputs
+        assert isinstance(loaded, NullSegment)
+        program = loaded.segment.program
+        for op in program.ops:
+            key = (loaded.segment.name, op.output)
+            cost = self._cost(op, program, step, loaded.stored)
+            self.costs[key] = self.costs.get(key, Cost()) + cost
+        outputs = {}
+        for outer, inner in zip(loaded.segment.outputs, program.outputs, strict=True):
+            value = program.values[inner]
+            rows = len(step.out_rows) if value.shape[0] == "R" else len(step.tokens)
+            outputs[outer] = np.broadcast_to(np.float32(0), (rows, value.width))
+        return outputs
+
+    @property
+    def total(self) -> Cost:
+        """Everything counted so far."""
+        return sum(self.costs.values(), Cost())
+
+    def by_segment(self) -> dict[str, Cost]:
+        """Counted so far, by Segment."""
+        out: dict[str, Cost] = {}
+        for (segment, _), cost in self.costs.items():
+            out[segment] = out.get(segment, Cost()) + cost
+        return out
+
+    def _cost(self, op: Op, program: Program, step: Step, stored: Mapping[str, int]) -> Cost:
+        if op.kind == "attention":
+            parts = [self._attention(op, program, span, stored) for span in step.spans]
+            return sum(parts, Cost())
+        load = Workload(len(step.tokens), len(step.out_rows), 0, self.kv_bytes_per_element)
+        return op_cost(op, program, load, stored)
+
+    def _attention(self, op: Op, program: Program, span: Span, stored: Mapping[str, int]) -> Cost:
+        """One sequence's share: rows attend over more keys the later they stand."""
+        load = Workload(span.rows, 0, span.past + span.rows, self.kv_bytes_per_element)
+        values = [program.values[name] for name in op.inputs]
+        flops = SIGNATURES[op.kind].flops
+        exact = sum(flops(values, op.attrs, 1, span.past + i + 1) for i in range(span.rows))
+        return replace(op_cost(op, program, load, stored), flops=exact)
