@@ -1,5 +1,7 @@
 #include "runtime/storage.h"
 
+#include <sys/mman.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -10,21 +12,33 @@ namespace strata {
 namespace {
 
 constexpr size_t kAlign = 64;
-// Large weights and KV gain from huge pages (fewer TLB misses); asking costs nothing elsewhere.
-constexpr size_t kHuge = size_t{2} << 20;
+constexpr size_t kMapFrom = size_t{1} << 20;
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
+// Large buffers come straight from the system: zero pages cost nothing until they are touched, and
+// what is freed goes back at once.
 AlignedBytes::AlignedBytes(size_t bytes, bool zero) : size_(bytes) {
-  const size_t align = bytes >= 4 * kHuge ? kHuge : kAlign;
-  data_ = static_cast<uint8_t*>(std::aligned_alloc(align, round_up(bytes ? bytes : 1, align)));
+  if (bytes >= kMapFrom) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<uint8_t*>(p);
+    return;
+  }
+  data_ = static_cast<uint8_t*>(std::aligned_alloc(kAlign, round_up(bytes ? bytes : 1, kAlign)));
   if (data_ == nullptr) throw std::bad_alloc();
   if (zero) std::memset(data_, 0, bytes);
 }
 
-AlignedBytes::~AlignedBytes() { std::free(data_); }
+AlignedBytes::~AlignedBytes() {
+  if (size_ >= kMapFrom) {
+    munmap(data_, size_);
+  } else {
+    std::free(data_);
+  }
+}
 
 PackedWeight::PackedWeight(Format f, int64_t rows, int64_t width)
     : format(f), n(rows), k(width), bytes(packed_bytes(f, rows, width), false) {}

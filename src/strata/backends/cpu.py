@@ -25,6 +25,9 @@ MAX_TOKENS = 512
 MAX_OUT_ROWS = 64
 """Rows of logits of one call of the head."""
 
+# Block formats that no GGUF file has, by their ids in csrc/kernels/kernels.h.
+_OWN_FORMATS = {"F8_E4M3_B128": 1000}
+
 _CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 
@@ -121,13 +124,9 @@ class CpuBackend:
         if found is not None:
             return found
         block_type = weights.type(weight)
-        if block_type.gguf_id is None and block_type.name not in _native.OWN_FORMATS:
+        native_id = _OWN_FORMATS.get(block_type.name, block_type.gguf_id)
+        if native_id is None:
             raise WeightError(f"tensor '{weight.source}': no kernel for type {block_type.name}")
-        native_id = (
-            _native.OWN_FORMATS[block_type.name]
-            if block_type.gguf_id is None
-            else block_type.gguf_id
-        )
         try:
             packed = _native.PackedWeight(native_id, *weight.shape)
         except ValueError as error:
