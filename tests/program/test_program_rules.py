@@ -1,0 +1,112 @@
+"""Shape rules: a Program that makes no sense is refused while it is built, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from strata.program import Builder, ProgramError, Weight
+
+WEIGHTS = {
+    "table": (10, 8),
+    "square": (8, 8),
+    "tall": (24, 8),
+    "norm": (8,),
+    "head_norm": (4,),
+    "odd": (3,),
+    "bias24": (24,),
+    "factors": (2,),
+}
+
+
+def source(name: str) -> Weight:
+    return Weight(name, WEIGHTS[name], name)
+
+
+def builder() -> Builder:
+    return Builder("layer.7", source, {"x": ("T", 8)})
+
+
+def shape(b: Builder, value: str) -> tuple[object, ...]:
+    """The shape that a built Program records for a value."""
+    return b.build(out=value).program.values[value].shape
+
+
+def attention(b: Builder, q: str, k: str, v: str, **changed: int) -> str:
+    settings = {"layer": 0, "heads": 2, "kv_heads": 2, "head_dim": 4} | changed
+    return b.attention(q, k, v, scale=0.5, **settings)
+
+
+SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
+    (lambda b: b.embed("table", 2.0), ("T", 8)),
+    (lambda b: b.add_positions("x", "table"), ("T", 8)),
+    (lambda b: b.rms_norm("x", "norm", 1e-5), ("T", 8)),
+    (lambda b: b.rms_norm("x", "head_norm", 1e-5), ("T", 8)),
+    (lambda b: b.layer_norm("x", "norm", "norm", 1e-5), ("T", 8)),
+    (lambda b: b.matmul("x", "tall", "bias24"), ("T", 24)),
+    (lambda b: b.matmul(b.select("x"), "tall"), ("R", 24)),
+    (lambda b: b.rope("x", head_dim=4, inv_freq=[1, 0.1], style="neox"), ("T", 8)),
+    (
+        lambda b: b.rope("x", head_dim=4, inv_freq=[1], style="interleaved", factors="factors"),
+        ("T", 8),
+    ),
+    (lambda b: attention(b, "x", "x", "x"), ("T", 8)),
+    (lambda b: attention(b, b.matmul("x", "tall"), "x", "x", heads=6), ("T", 24)),
+    (lambda b: b.glu("x", "x", "silu"), ("T", 8)),
+    (lambda b: b.activation("x", "relu2"), ("T", 8)),
+    (lambda b: b.add("x", "x"), ("T", 8)),
+    (lambda b: b.scale("x", 2.0), ("T", 8)),
+    (lambda b: b.softcap("x", 30.0), ("T", 8)),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), SHAPES)
+def test_shapes(make: Callable[[Builder], str], expected: tuple[object, ...]) -> None:
+    b = builder()
+    assert shape(b, make(b)) == expected
+
+
+ERRORS: list[tuple[Callable[[Builder], object], str]] = [
+    (lambda b: b.matmul("x", "norm"), "cannot be multiplied with 'norm'"),
+    (lambda b: b.matmul(b.matmul("x", "tall"), "square"), "cannot be multiplied with 'square'"),
+    (lambda b: b.matmul("x", "square", "bias24"), "bias 'bias24'"),
+    (lambda b: b.rms_norm("x", "odd", 1e-5), "'odd' .* does not divide 'x'"),
+    (lambda b: b.layer_norm("x", "table", None, 1e-5), "'table' .* does not divide"),
+    (lambda b: b.add("x", b.matmul("x", "tall")), "must match"),
+    (lambda b: b.add("x", b.select("x")), "must match"),
+    (lambda b: b.glu("x", "x", "swish"), "unknown activation 'swish'"),
+    (lambda b: b.activation("x", ""), "unknown activation ''"),
+    (lambda b: b.rope("x", head_dim=3, inv_freq=[1], style="neox"), "does not fit 'x'"),
+    (lambda b: b.rope("x", head_dim=4, inv_freq=[1] * 3, style="neox"), "rope of 6 of 4"),
+    (lambda b: b.rope("x", head_dim=4, inv_freq=[1], style="gptj"), "unknown rope style 'gptj'"),
+    (lambda b: attention(b, "x", "x", "x", heads=3), "3 and 2 heads of 4"),
+    (lambda b: attention(b, "x", "x", "x", kv_heads=1), "2 and 1 heads of 4"),
+    (lambda b: attention(b, "x", "x", b.matmul("x", "tall")), "heads of 4"),
+    (lambda b: b.add("x", "y"), "'y' is used before it is made"),
+    (lambda b: b.build(out="x"), "'out' is not computed here"),
+    (lambda b: b.build(out="nothing"), "'out' is not computed here"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), ERRORS)
+def test_errors_name_segment_and_reason(make: Callable[[Builder], object], message: str) -> None:
+    with pytest.raises(ProgramError, match=message) as raised:
+        make(builder())
+    assert str(raised.value).startswith("segment 'layer.7'")
+
+
+def test_neutral_scale_and_cap_emit_nothing() -> None:
+    b = builder()
+    assert b.scale("x", 1.0) == "x"
+    assert b.softcap("x", 0.0) == "x"
+
+
+def test_a_weight_used_twice_is_listed_once() -> None:
+    b = builder()
+    x = b.matmul(b.matmul("x", "square"), "square")
+    segment = b.build(x=x)
+    assert [w.name for w in segment.weights] == ["square"]
+    assert segment.program.readers("square") == [0, 1]
+    assert segment.outputs == ("x",)
+    assert segment.program.outputs == (x,)
