@@ -1,0 +1,149 @@
+"""The Plan: everything that is decided about a run before a byte is read. Pure data.
+
+The planner makes it, the runtime executes it as it stands, and reports compare it with what
+happened. All sizes are bytes, all times seconds, all rates per second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ReadMode = Literal["direct", "buffered"]
+KVType = Literal["f16"]
+Bound = Literal["disk", "memory", "compute"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user allows. ``memory`` None: what the machine and its cgroups leave."""
+
+    memory: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be done: ``concurrency`` requests together, each of ``prompt_tokens``.
+
+    ``context`` is the positions a request may come to use, prompt and answer together; None is the
+    default of the class LLM.
+    """
+
+    prompt_tokens: int = 512
+    concurrency: int = 1
+    context: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: its name, its value as people read it, and one line that says why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MemoryShares:
+    """Who owns how many bytes at the peak.
+
+    ``resident`` are the weights that stay: all of resident Segments, and the vectors (norms,
+    biases) of the others. ``ring`` and ``staging`` serve the streamed ones: pieces ready for the
+    kernels, and bytes as the file has them on the way there. ``margin`` is owned by nobody: what
+    allocators and the system take beyond what was asked for.
+    """
+
+    interpreter: int
+    tokenizer: int
+    resident: int
+    ring: int
+    staging: int
+    kv: int
+    activations: int
+    logits: int
+    margin: int
+
+    @property
+    def total(self) -> int:
+        """The predicted peak of the process, page cache that it causes included."""
+        return (
+            self.interpreter
+            + self.tokenizer
+            + self.resident
+            + self.ring
+            + self.staging
+            + self.kv
+            + self.activations
+            + self.logits
+            + self.margin
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the cost model expects of a Plan.
+
+    ``load_s`` ends when the first sweep may begin; ``ttft_s`` is from there to the first token of
+    a prompt of ``prompt_tokens``; ``decode_tok_s`` counts the tokens of all ``concurrency``
+    sequences at half-full context. ``sweep_bytes`` are read from the disk in each sweep of a
+    decode, which takes ``sweep_read_s`` of reading and ``sweep_compute_s`` of work, overlapped;
+    ``bound`` says which of them decides.
+    """
+
+    memory: MemoryShares
+    peak_bytes: int
+    load_s: float
+    prompt_tokens: int
+    ttft_s: float
+    concurrency: int
+    decode_tok_s: float
+    sweep_bytes: int
+    sweep_read_s: float
+    sweep_compute_s: float
+    bound: Bound
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model will be run.
+
+    Weights. The matrices of the Segments named in ``resident`` are loaded once and stay. Those of
+    the others are streamed in every sweep, in the order of the Segments, as a linear sequence of
+    *pieces*: a piece is a run of whole 16-row panels of matrices of one Segment and takes at most
+    ``piece_bytes`` in the kernels' form (a matrix may be cut anywhere between panels). Pieces wait
+    in a ring of ``ring_bytes`` until their product has run. ``io_threads`` threads read ahead,
+    each with at most one read of ``request_bytes`` under way in ``read_mode``; what is held in the
+    file's form never exceeds ``predicted.memory.staging``. Vectors (norms, biases) always stay.
+    The Segment that only looks up embedding rows, where it is not in ``resident``, fetches the rows
+    of the step's tokens. Nothing streams when all Segments are resident: the ring is 0.
+
+    Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
+    time. KV is held in ``kv_blocks`` blocks of ``kv_type`` for ``parallel`` sequences of
+    ``context`` positions.
+
+    ``budget`` is what ``predicted.peak_bytes`` was held under.
+    """
+
+    model: str
+    budget: int
+    resident: tuple[str, ...]
+    streamed: tuple[str, ...]
+    ring_bytes: int
+    piece_bytes: int
+    read_mode: ReadMode
+    request_bytes: int
+    io_threads: int
+    max_tokens: int
+    logit_rows: int
+    kv_blocks: int
+    kv_type: KVType
+    context: int
+    parallel: int
+    threads: int
+    isa: str
+    choices: tuple[Choice, ...]
+    predicted: Prediction
+    version: int = FORMAT_VERSION
