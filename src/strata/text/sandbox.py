@@ -8,6 +8,7 @@ interpreter's internals, work and size are bounded, so that it cannot hang or fi
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -52,6 +53,26 @@ def _check_size(value: Any) -> Any:
     return value
 
 
+def _weighed(value: Any) -> Any:
+    """Refuse containers that would be huge when printed: one that holds another many times over."""
+    weights: dict[int, int] = {}
+
+    def weight(item: Any) -> int:
+        if isinstance(item, str):
+            return len(item)
+        if not isinstance(item, (list, tuple, dict)):
+            return 1
+        known = weights.get(id(item))
+        if known is None:
+            members = itertools.chain(item, item.values()) if isinstance(item, dict) else item
+            known = weights[id(item)] = 1 + sum(map(weight, members))
+        return known
+
+    if weight(value) > MAX_CHARACTERS:
+        raise LimitError(f"the template builds a value of more than {MAX_CHARACTERS} elements")
+    return value
+
+
 def _check_arguments(arguments: Iterable[Any]) -> None:
     """Refuse what asks for a huge result: counts and widths, also inside format strings."""
     for value in arguments:
@@ -89,12 +110,26 @@ def _joined(*parts: Any) -> str:
 
 
 class _Bounds(NodeTransformer):
-    """Routes loops and the `~` operator, which the sandbox does not see, through checks."""
+    """Routes what the sandbox does not see through checks: loops, containers, the `~` operator."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
         node.iter = _filter(node.iter, "strata_counted", [])
         return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Expr:
+        return self._weigh(node, node.items)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
+        return self._weigh(node, node.items) if node.ctx == "load" else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
+        return self._weigh(node, [pair.value for pair in node.items])
+
+    def _weigh(self, node: nodes.Expr, members: list[nodes.Expr]) -> nodes.Expr:
+        self.generic_visit(node)
+        plain = all(isinstance(member, nodes.Const) for member in members)
+        return node if plain else _filter(node, "strata_weighed", [])
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
@@ -110,9 +145,10 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Scope:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)  # what is set inside stays inside
 
 
 class _ClosedNamespace(Namespace):
@@ -128,6 +164,9 @@ class _ClosedNamespace(Namespace):
         _refuse_underscore(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # its values may hold it, or each other many times over
+
 
 def _refuse_underscore(name: str) -> None:
     if name.startswith("_"):
@@ -138,7 +177,8 @@ class _Dict:
     """`dict(...)` without the attributes of the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
+        values: dict[Any, Any] = _weighed(dict(*args, **kwargs))
+        return values
 
 
 def _raise_exception(message: Any) -> None:
@@ -181,6 +221,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.filters = {name: _bounded_filter(f) for name, f in self.filters.items()}
         self.filters["strata_counted"] = _counted
         self.filters["strata_joined"] = _joined
+        self.filters["strata_weighed"] = _weighed
+        del self.globals["lipsum"]
         self.globals.update(
             raise_exception=_raise_exception,
             strftime_now=_strftime_now,
@@ -211,4 +253,5 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             _check_format(left)
             _check_arguments(right if isinstance(right, tuple) else (right,))
-        return _check_size(super().call_binop(context, operator, left, right))
+        result = super().call_binop(context, operator, left, right)
+        return _weighed(result) if isinstance(result, (list, tuple)) else _check_size(result)
