@@ -1,0 +1,90 @@
+"""One-Segment models over in-memory weights, to run the same Program on two backends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.base import KV_BLOCK, Backend, KVCache, Span, Step
+from strata.program import Builder, KVLayer, Segment, Weight
+from strata.quant import BlockType, by_name
+
+Floats = NDArray[np.float32]
+
+
+class MemoryWeights:
+    """A WeightSource over float32 arrays."""
+
+    def __init__(self, arrays: dict[str, Floats]) -> None:
+        self.arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}
+
+    def __call__(self, name: str) -> Weight:
+        return Weight(name, self.arrays[name].shape, name)
+
+    def type(self, weight: Weight) -> BlockType:
+        return by_name("F32")
+
+    def raw(self, weight: Weight) -> NDArray[np.uint8]:
+        return self.arrays[weight.source].reshape(-1).view(np.uint8)
+
+    def floats(self, weight: Weight) -> Floats:
+        return self.arrays[weight.source]
+
+
+class Lab:
+    """Embeds tokens (rows of ``x``), lets ``body`` build on them, and returns all rows as logits.
+
+    ``body(builder, x) -> y`` sees x [T, width]; y goes out through ``select`` and nothing else.
+    """
+
+    def __init__(self, x: Floats, arrays: dict[str, Floats], body, layers: Sequence[KVLayer] = ()):  # type: ignore[no-untyped-def]
+        self.x = x
+        self.weights = MemoryWeights({"x": x, **arrays})
+        first = Builder("embed", self.weights)
+        self.embed = first.build(x=first.embed("x"))
+        middle = Builder("layer", self.weights, {"x": ("T", x.shape[1])})
+        y = body(middle, "x")
+        self.layer: Segment = middle.build(x=y)
+        width = self.layer.program.values[y].width
+        last = Builder("head", self.weights, {"x": ("T", width)})
+        self.head = last.build(logits=last.select("x"))
+        self.kv_layers = list(layers)
+
+    def load(self, backend: Backend) -> Loaded:
+        return Loaded(self, backend)
+
+    def run(self, backend: Backend, cuts: Sequence[int] = ()) -> Floats:
+        """All rows, in steps that end at ``cuts`` and at the end."""
+        return self.load(backend).rows(cuts)
+
+
+class Loaded:
+    def __init__(self, lab: Lab, backend: Backend) -> None:
+        self.lab, self.backend = lab, backend
+        self.segments = [backend.load(s, lab.weights) for s in (lab.embed, lab.layer, lab.head)]  # type: ignore[arg-type]
+        self.blocks = -(-len(lab.x) // KV_BLOCK)
+        self.kv: KVCache = backend.kv_cache(lab.kv_layers, 2 * self.blocks)
+        # Blocks out of order: nothing may rely on them being neighbours.
+        self.table = np.random.default_rng(1).permutation(2 * self.blocks).astype(np.int32)
+
+    def step(self, step: Step) -> Floats:
+        activations = {}
+        for segment in self.segments:
+            activations = self.backend.run(segment, step, self.kv, activations)
+        return np.array(activations["logits"])
+
+    def rows(self, cuts: Sequence[int] = ()) -> Floats:
+        out, past = [], 0
+        for end in [*cuts, len(self.lab.x)]:
+            rows = np.arange(past, end, dtype=np.int32)
+            span = Span(0, end - past, past, self.table[: self.blocks])
+            logits = np.arange(end - past, dtype=np.int32)
+            out += [self.step(Step(rows, rows, (span,), part)) for part in chunks(logits, 64)]
+            past = end
+        return np.concatenate(out)
+
+
+def chunks(rows: NDArray[np.int32], size: int) -> list[NDArray[np.int32]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

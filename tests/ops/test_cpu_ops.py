@@ -1,0 +1,215 @@
+"""Every Op on the native backend against its one obvious numpy function, per instruction set.
+
+Tolerances: float32 products and sums differ by at most (terms + a few) * 2^-24 of the sum of the
+magnitudes that are added, whatever their order.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from small_programs import Floats, Lab
+
+from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.reference import ReferenceBackend
+from strata.program import KVLayer
+from strata.program.ops import ACTIVATIONS
+
+EPS = 2.0**-24
+ISAS = available_isas()
+WIDTHS = [1, 7, 16, 31, 64, 100, 576]
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Floats:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def both(lab: Lab, isa: str, threads: int = 2) -> tuple[Floats, Floats]:
+    return lab.run(CpuBackend(threads=threads, isa=isa)), lab.run(ReferenceBackend())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_norms(isa: str, width: int) -> None:
+    x, w, b = draw(5, width), draw(width, seed=1), draw(width, seed=2)
+    arrays = {"w": w, "b": b}
+    for body in (
+        lambda m, x: m.rms_norm(x, "w", 1e-5),
+        lambda m, x: m.layer_norm(x, "w", None, 1e-5),
+        lambda m, x: m.layer_norm(x, "w", "b", 1e-5),
+    ):
+        got, want = both(Lab(x, arrays, body), isa)
+        # The norm's factor is off by (width + 8) eps; a centred value by width eps of the mean.
+        bound = (2 * width + 16) * EPS * (np.abs(x).max() + 1) * (np.abs(w) + np.abs(b))
+        centred = 1 / np.sqrt(np.var(x, axis=1, keepdims=True) + 1e-5)
+        factor = np.maximum(centred, 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + 1e-5))
+        assert np.all(np.abs(got - want) <= bound * np.maximum(1, factor) ** 3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_head_norm(isa: str, heads: int) -> None:
+    x = draw(4, heads * 24)
+    lab = Lab(x, {"w": draw(24, seed=1)}, lambda m, x: m.rms_norm(x, "w", 1e-6))
+    got, want = both(lab, isa)
+    assert np.allclose(got, want, rtol=40 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("function", ACTIVATIONS)
+@pytest.mark.parametrize("width", [3, 16, 50, 1536])
+def test_activations(isa: str, function: str, width: int) -> None:
+    x = draw(3, width, scale=4)
+    x[0, :3] = [-100, 0, 100]
+    # exp and tanh to 2 ulp; the error function to 1.5e-7 and six roundings of numbers near 1.
+    erf = 0.5 * (1.5e-7 + 6 * EPS) + 2 * EPS
+    bound = (erf if function == "gelu" else 8 * EPS) * np.abs(x) + 1e-30
+    if function == "relu2":
+        bound = 2 * EPS * x * x
+    lab = Lab(x, {}, lambda m, x: m.activation(x, function))
+    got, want = both(lab, isa)
+    assert np.all(np.abs(got - want) <= bound)
+    # glu of a value with itself: the activation times the value.
+    lab = Lab(x, {}, lambda m, x: m.glu(x, x, function))
+    got, want = both(lab, isa)
+    assert np.all(np.abs(got - want) <= (bound + EPS * np.abs(want)) * (np.abs(x) + 1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 17, 64])
+def test_elementwise(isa: str, width: int) -> None:
+    x = draw(6, width, scale=30)
+    for body in (
+        lambda m, x: m.add(x, m.scale(x, 0.3)),
+        lambda m, x: m.scale(m.add(x, x), -1.7),
+    ):
+        got, want = both(Lab(x, {}, body), isa)
+        assert np.allclose(got, want, rtol=2 * EPS, atol=0)
+    got, want = both(Lab(x, {}, lambda m, x: m.softcap(x, 30.0)), isa)
+    assert np.allclose(got, want, rtol=12 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("style", ["neox", "interleaved"])
+@pytest.mark.parametrize(("head_dim", "rotated"), [(16, 16), (24, 16), (64, 64), (80, 32)])
+def test_rope(isa: str, style: str, head_dim: int, rotated: int) -> None:
+    x = draw(70, 3 * head_dim)
+    frequency = tuple(10000.0 ** -(i / rotated) for i in range(0, rotated, 2))
+    arrays = {"f": np.abs(draw(rotated // 2, seed=3)) + 1}
+    for factors in (None, "f"):
+        lab = Lab(
+            x,
+            arrays,
+            lambda m, x, f=factors: m.rope(
+                x, head_dim=head_dim, inv_freq=frequency, style=style, mscale=1.25, factors=f
+            ),
+        )
+        got, want = both(lab, isa)
+        # numpy takes the cosine of the same float32 angle in float32: 2 ulp of 1.
+        assert np.abs(got - want).max() <= 8 * EPS * 1.25 * np.abs(x).max()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("n", "k"), [(1, 5), (16, 16), (40, 64), (33, 100)])
+def test_products_with_bias_and_residual(isa: str, n: int, k: int) -> None:
+    x = draw(9, k)
+    arrays = {"w": draw(n, k, seed=1), "v": draw(n, k, seed=2), "b": draw(n, seed=3)}
+
+    def body(m, x):  # type: ignore[no-untyped-def]
+        first = m.matmul(x, "w", "b")
+        second = m.matmul(x, "v")
+        return m.add(first, m.glu(first, second, "silu"))
+
+    def residual(m, x):  # type: ignore[no-untyped-def]
+        first = m.matmul(x, "w", "b")
+        return m.add(first, m.matmul(x, "v"))
+
+    size = np.abs(x) @ np.abs(arrays["w"]).T + np.abs(x) @ np.abs(arrays["v"]).T + 4
+    for build in (body, residual):
+        got, want = both(Lab(x, arrays, build), isa)
+        assert np.all(np.abs(got - want) <= (k + 8) * EPS * size * (1 + size))
+
+
+def attention_lab(
+    rows: int, heads: int, kv_heads: int, head_dim: int, *, window: int = 0, softcap: float = 0.0
+) -> Lab:
+    """q, k and v are slices of x; k and v are f16 numbers, so that storing them loses nothing."""
+    sizes = (heads * head_dim, kv_heads * head_dim, kv_heads * head_dim)
+    width = sum(sizes)
+    x = draw(rows, width).astype(np.float16).astype(np.float32)
+    starts = np.cumsum((0, *sizes))
+    eye = np.eye(width, dtype=np.float32)
+    arrays = {
+        name: eye[a:b] for name, (a, b) in zip("qkv", itertools.pairwise(starts), strict=True)
+    }
+    return Lab(
+        x,
+        arrays,
+        lambda m, x: m.attention(
+            *(m.matmul(x, name) for name in "qkv"),
+            layer=0,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+            window=window,
+            softcap=softcap,
+        ),
+        [KVLayer(kv_heads, head_dim, window)],
+    )
+
+
+ATTENTION = [
+    (1, 1, 1, 64, 0, 0.0),
+    (70, 3, 1, 64, 0, 0.0),
+    (130, 4, 2, 80, 0, 0.0),
+    (65, 2, 2, 7, 0, 0.0),
+    (200, 4, 1, 32, 50, 0.0),
+    (129, 2, 1, 128, 0, 20.0),
+    (90, 1, 1, 256, 33, 50.0),
+    (700, 3, 1, 16, 0, 0.0),
+    (1100, 2, 1, 16, 600, 0.0),
+]
+
+
+def attention_bound(head_dim: int, rows: int) -> float:
+    # Scores of standard normal f16 vectors are below 6 sqrt(head_dim) before scaling; their error
+    # moves a weight by as much, and weights sum to one over values below 6.
+    score = (head_dim + 8) * EPS * 6 * 6
+    return 6 * (2 * score + (rows + 16) * EPS)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", ATTENTION, ids=str)
+def test_attention(isa: str, shape: tuple[int, int, int, int, int, float]) -> None:
+    rows, heads, kv_heads, head_dim, window, softcap = shape
+    if isa == "scalar" and rows > 300:
+        rows = 300
+    lab = attention_lab(rows, heads, kv_heads, head_dim, window=window, softcap=softcap)
+    cuts = [512] if rows > 512 else []
+    cuts += [1024] if rows > 1024 else []
+    got = lab.run(CpuBackend(threads=2, isa=isa), cuts)
+    want = lab.run(ReferenceBackend(), cuts)
+    assert np.abs(got - want).max() <= attention_bound(head_dim, rows)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", ATTENTION, ids=str)
+def test_attention_bits_do_not_depend_on_the_cut(
+    isa: str, shape: tuple[int, int, int, int, int, float]
+) -> None:
+    rows, heads, kv_heads, head_dim, window, softcap = shape
+    if isa == "scalar":
+        rows = min(rows, 130)
+    lab = attention_lab(rows, heads, kv_heads, head_dim, window=window, softcap=softcap)
+    whole = lab.run(CpuBackend(threads=1, isa=isa), range(512, rows, 512))
+    # Single rows at the end go through the split path, where there are several splits.
+    for threads, cuts in [
+        (2, sorted({1, rows // 3, rows // 2, max(rows - 3, 1), max(rows - 1, 1)} - {rows})),
+        (4, [*range(200, rows, 200)]),
+    ]:
+        steps = sorted({*cuts, *range(512, rows, 512)})
+        got = lab.run(CpuBackend(threads=threads, isa=isa), steps)
+        assert got.tobytes() == whole.tobytes()
