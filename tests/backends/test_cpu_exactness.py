@@ -1,4 +1,4 @@
-"""The answer does not change: bits of the real model's logits under any cut, threads and company."""
+"""Bits of the real model's logits do not change with the cut, the threads or the company."""
 
 from __future__ import annotations
 
