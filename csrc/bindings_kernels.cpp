@@ -249,6 +249,14 @@ void bind_kernels(nb::module_& m) {
   m.def("unpack_row", &unpack, "isa"_a, "format"_a, "packed"_a, "n"_a, "row"_a, "out"_a);
   m.def("set_grid", &hand_over_grid, "format"_a, "grid"_a,
         "Hands a codebook over as bytes; only the first one of a format counts.");
+  m.def(
+      "read_stream",
+      [](const std::string& isa, const BytesIn& data) {
+        const KernelTable& table = kernels(isa);
+        nb::gil_scoped_release release;
+        return table.read_stream(data.data(), static_cast<int64_t>(data.size()));
+      },
+      "isa"_a, "data"_a, "Reads the bytes and nothing more, to measure bandwidth.");
   def_matmul<ActsIn>(m);
   def_matmul<RowsIn>(m);
 }

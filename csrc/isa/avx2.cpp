@@ -1,11 +1,13 @@
 // The kernels for avx2: the templates over its vector layer.
 #include "kernels/simd_avx2.h"
+#include "kernels/probe.h"
 #include "kernels/table.h"
 
 namespace strata {
 
 const KernelTable* kernels_avx2() {
-  static constexpr KernelTable table = {"avx2", avx2::matmul_of, avx2::quantize_blocks, unpack_row};
+  static constexpr KernelTable table = {"avx2", avx2::matmul_of, avx2::quantize_blocks, unpack_row,
+                                        avx2::read_stream};
   return &table;
 }
 

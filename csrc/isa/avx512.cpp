@@ -1,11 +1,13 @@
 // The kernels for avx512: the templates over its vector layer.
 #include "kernels/simd_avx512.h"
+#include "kernels/probe.h"
 #include "kernels/table.h"
 
 namespace strata {
 
 const KernelTable* kernels_avx512() {
-  static constexpr KernelTable table = {"avx512", avx512::matmul_of, avx512::quantize_blocks, unpack_row};
+  static constexpr KernelTable table = {"avx512", avx512::matmul_of, avx512::quantize_blocks, unpack_row,
+                                        avx512::read_stream};
   return &table;
 }
 

@@ -88,6 +88,8 @@ struct KernelTable {
                           uint8_t* row);
   // Row `row` of a packed [n, k] weight as floats (embedding lookup).
   void (*unpack_row)(Format, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
+  // Reads memory and does nothing else: the bandwidth that the products are measured against.
+  uint32_t (*read_stream)(const uint8_t* p, int64_t bytes);
 };
 
 const KernelTable* kernels_scalar();

@@ -2,7 +2,7 @@
 // format. Constants only: nothing in here may become code in the files of an instruction set.
 //
 // A panel is its blocks along K, one after the other; a block is as large as the 16 blocks of the
-// file it is made of:
+// file it is made of (IQ4_XS, whose scales grow to bytes, a little larger):
 //   head   16 lanes each of d (f16, or one E8M0 byte) and the second f16 (a minimum, or the scale
 //          of minima); then the 6-bit scales, where there are any
 //   for every 32 elements: byte scales, where there are any, then planes of code bits
@@ -12,9 +12,9 @@
 //   nibbles  4 vectors, group v in the low and group v + 4 in the high half of each byte
 //   pairs    2 vectors of 2-bit fields, group 4v + j in the bits 2j and 2j + 1
 //   bits     1 vector, group g in bit g
-// 6-bit scales are one or two values a lane (16 or 32 bytes wide) for each of eight sub-blocks: the
-// low four bits of sub-blocks v and v + 4 share the v-th of four rows of bytes, the high two bits
-// of sub-block 4v + j are the bits 2j, 2j + 1 of the v-th of two more rows.
+// 6-bit scales are two values a lane for each of eight sub-blocks, 32 bytes; sub-blocks 2j and 2j+1
+// make a vector of 64. The low four bits of vectors j and j + 2 share the bytes of one, the high two
+// bits of vector j are the bits 2j and 2j + 1 of a third one.
 #pragma once
 #include "kernels/kernels.h"
 
@@ -24,8 +24,8 @@ enum class SubScale {
   none,          // d is the scale
   six_signed,    // 6 bits minus 32
   six_with_min,  // 6 bits, and 6 bits for the minimum
-  byte_signed,   // int8, one for each 16 elements
-  nibble_with_min,   // low half scale, high half minimum, one for each 16 elements
+  byte_signed,   // int8
+  nibble_with_min,   // low half scale, high half minimum
 };
 enum class Codebook { none, iq4, mxfp4 };
 
@@ -43,13 +43,11 @@ struct PanelLayout {
   constexpr bool six() const {
     return sub_scale == SubScale::six_signed || sub_scale == SubScale::six_with_min;
   }
-  constexpr int six_width() const {
-    return six() ? 16 * (sub_scale == SubScale::six_with_min ? 2 : parts) : 0;
-  }
-  constexpr int byte_scales() const { return sub_scale != SubScale::none && !six() ? 2 : 0; }
+  // Scales (and minima) of every 32 elements that lie before their codes.
+  constexpr int byte_scales() const { return sub_scale != SubScale::none && !six() ? parts : 0; }
   constexpr int second_at() const { return e8m0 ? 16 : 32; }
   constexpr int six_at() const { return second_at() + (second ? 32 : 0); }
-  constexpr int head() const { return six_at() + 6 * six_width(); }
+  constexpr int head() const { return six_at() + (six() ? 3 * 64 : 0); }
   constexpr int codes_at() const { return 16 * byte_scales(); }   // from the start of the 32
   constexpr int pairs_at() const { return codes_at() + (bytes ? 512 : 0) + (nibbles ? 256 : 0); }
   constexpr int bits_at() const { return pairs_at() + (pairs ? 128 : 0); }
@@ -83,7 +81,7 @@ constexpr PanelLayout panel_layout(Format f) {
     case Format::Q5_K:   return {256, n, y, S::six_with_min,    1, 0,   n, y, n, y, C::none};
     case Format::Q6_K:   return {256, n, n, S::byte_signed,     2, 32,  n, y, y, n, C::none};
     case Format::IQ4_NL: return {32,  n, n, S::none,            1, 128, n, y, n, n, C::iq4};
-    case Format::IQ4_XS: return {256, n, n, S::six_signed,      1, 128, n, y, n, n, C::iq4};
+    case Format::IQ4_XS: return {256, n, n, S::byte_signed,     1, 128, n, y, n, n, C::iq4};
     case Format::MXFP4:  return {32,  y, n, S::none,            1, 16,  n, y, n, n, C::mxfp4};
     default: return {};
   }

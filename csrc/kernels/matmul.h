@@ -30,28 +30,40 @@ STRATA_INLINE void finish(const MatmulArgs& a, int64_t row, int64_t column, F32v
   }
 }
 
+// A product is made in ranges of K whose weights stay in the first-level cache while all rows pass
+// by; between two ranges the sums wait in scratch, so the order along K is the same as without.
+inline constexpr int64_t kRangeBytes = 16 * 1024;
+
+struct Range {
+  int64_t begin, end;   // in blocks or elements along K
+  bool first, last;
+};
+
 // kRows rows of activations with kWidth rows of one panel.
 template <Format kFormat, int kRows>
-static inline void tile(const MatmulArgs& a, int64_t row, int64_t panel, int part) {
+static inline void tile(const MatmulArgs& a, const Range& range, int64_t row, int64_t panel,
+                        int part, float* sums) {
   using W = Weights<kFormat>;
-  const int64_t blocks = a.k / W::kElements;
-  const uint8_t* block = a.weight + panel * blocks * W::kBlock;
+  const uint8_t* block = a.weight + (panel * (a.k / W::kElements) + range.begin) * W::kBlock;
   const ActBlock* acts[kRows];
   F32v acc[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     acts[r] = reinterpret_cast<const ActBlock*>(a.acts + (row + r) * a.act_stride);
-    acc[r] = vzero();
+    acc[r] = range.first ? vzero() : vload(sums + r * kPanel);
   }
-  int64_t at = 0;
-  for (int64_t b = 0; b < blocks; ++b, block += W::kBlock) {
-    const typename W::Head head = W::head(block, part);
+  int64_t at = range.begin * W::kSubs;
+  for (int64_t b = range.begin; b < range.end; ++b, block += W::kBlock) {
+    typename W::Head head;
+    W::head(block, part, head);
     const uint8_t* p = block + W::kHead;
     for (int sub = 0; sub < W::kSubs; ++sub, ++at, p += W::kSub) {
       U8v codes[8];
       F32v scale[2], minimum[2];
+#pragma GCC unroll 16
+      for (int line = 0; line < W::kSub; line += 64) prefetch(p + 2048 + line);
       W::codes(p, part, codes);
-      W::scales(head, block, p, sub, part, scale, minimum);
+      W::scales(head, p, sub, part, scale, minimum);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const ActBlock& x = acts[r][at];
@@ -71,31 +83,41 @@ static inline void tile(const MatmulArgs& a, int64_t row, int64_t panel, int par
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) finish(a, row + r, panel * kPanel + part * kWidth, acc[r]);
+  for (int r = 0; r < kRows; ++r) {
+    if (range.last) finish(a, row + r, panel * kPanel + part * kWidth, acc[r]);
+    else vstore(sums + r * kPanel, acc[r]);
+  }
 }
 
-template <Format kFormat, int kRows>
-static void tile_panel(const MatmulArgs& a, int64_t row, int64_t panel) {
-  for (int part = 0; part < kPanel / kWidth; ++part) tile<kFormat, kRows>(a, row, panel, part);
+// Calls f(Index<R>, row) for tiles of R rows that cover [row0, row1), the largest first.
+template <int kRows, class F> STRATA_INLINE void row_tiles(int64_t row0, int64_t row1, F f) {
+  for (; row0 + kRows <= row1; row0 += kRows) f(Index<kRows>{}, row0);
+  if constexpr (kRows > 1) row_tiles<kRows % 3 == 0 ? kRows * 2 / 3 : kRows / 2>(row0, row1, f);
 }
 
 template <Format kFormat>
 static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
-                         int64_t panel1, float*) {
-  int64_t step = kActCacheBytes / (a.act_stride > 0 ? a.act_stride : 1) / kTileRows * kTileRows;
+                         int64_t panel1, float* scratch) {
+  using W = Weights<kFormat>;
+  const int64_t blocks = a.k / W::kElements;
+  constexpr int64_t kRangeBlocks = kRangeBytes > W::kBlock ? kRangeBytes / W::kBlock : 1;
+  int64_t step = kActCacheBytes / (a.k * 2) / kTileRows * kTileRows;
   if (step < kTileRows) step = kTileRows;
+  if (step > 2 * a.k) step = 2 * a.k;   // their sums must fit in scratch
   for (int64_t first = row0; first < row1; first += step) {
     const int64_t last = first + step < row1 ? first + step : row1;
+    const int64_t along = last - first > kTileRows ? kRangeBlocks : blocks;
     for (int64_t panel = panel0; panel < panel1; ++panel) {
-      int64_t row = first;
-      if constexpr (kTileRows >= 8) {
-        for (; row + 8 <= last; row += 8) tile_panel<kFormat, 8>(a, row, panel);
+      for (int64_t begin = 0; begin < blocks; begin += along) {
+        const int64_t end = begin + along < blocks ? begin + along : blocks;
+        const Range range = {begin, end, begin == 0, end == blocks};
+        row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
+          float* sums = scratch + (row - first) * kPanel;
+          for (int part = 0; part < kPanel / kWidth; ++part) {
+            tile<kFormat, rows.value>(a, range, row, panel, part, sums + part * kWidth);
+          }
+        });
       }
-      if constexpr (kTileRows >= 4) {
-        for (; row + 4 <= last; row += 4) tile_panel<kFormat, 4>(a, row, panel);
-      }
-      for (; row + 2 <= last; row += 2) tile_panel<kFormat, 2>(a, row, panel);
-      for (; row < last; ++row) tile_panel<kFormat, 1>(a, row, panel);
     }
   }
 }

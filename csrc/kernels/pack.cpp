@@ -139,7 +139,7 @@ void read_block(Format f, const uint8_t* p, Block& b) {
       for (int s = 0; s < 8; ++s) {
         const int low = (p[4 + s / 2] >> 4 * (s % 2)) & 15;
         const int high = (load_le<uint16_t>(p + 2) >> 2 * s) & 3;
-        b.scale[s] = static_cast<uint8_t>(low | high << 4);
+        b.scale[s] = static_cast<uint8_t>((low | high << 4) - 32);
         read_nibbles16(p + 8 + 16 * s, b.q + 8 * s);
       }
       break;
@@ -147,15 +147,24 @@ void read_block(Format f, const uint8_t* p, Block& b) {
   }
 }
 
-// The place of 32-element sub-block `sub` of one lane, and its scales of 6 bits.
-uint8_t* six_row(const PanelLayout& l, uint8_t* panel, int row) {
-  return panel + l.six_at() + row * l.six_width();
-}
-int six_values(const PanelLayout& l) { return l.six_width() / 16; }
+// Value i of two 6-bit scales of sub-block `sub`.
 uint8_t& six_value(const PanelLayout& l, Block& b, int sub, int i) {
   if (l.sub_scale == SubScale::six_with_min) return i == 0 ? b.scale[sub] : b.minimum[sub];
-  return b.scale[sub * l.parts + i];
+  return b.scale[2 * sub + i];
 }
+
+// Where a 6-bit scale lies: its low bits and its high bits, each with a shift.
+struct SixPlace {
+  int low, low_shift, high, high_shift;
+  SixPlace(const PanelLayout& l, int lane, int sub, int i) {
+    const int vector = sub / 2;
+    const int at = sub % 2 * 32 + 16 * i + lane;
+    low = l.six_at() + 64 * (vector % 2) + at;
+    low_shift = 4 * (vector / 2);
+    high = l.six_at() + 128 + at;
+    high_shift = 2 * vector;
+  }
+};
 
 // Into a panel whose bytes at this lane are zero.
 void write_lane(const PanelLayout& l, Block& b, uint8_t* panel, int lane) {
@@ -166,14 +175,14 @@ void write_lane(const PanelLayout& l, Block& b, uint8_t* panel, int lane) {
   }
   if (l.second) std::memcpy(panel + l.second_at() + 2 * lane, &b.second, 2);
   for (int sub = 0; sub < l.subs(); ++sub) {
-    for (int i = 0; i < six_values(l); ++i) {
+    for (int i = 0; l.six() && i < 2; ++i) {
+      const SixPlace place(l, lane, sub, i);
       const int v = six_value(l, b, sub, i);
-      const int at = 16 * i + lane;
-      six_row(l, panel, sub % 4)[at] |= static_cast<uint8_t>((v & 15) << (sub & 4));
-      six_row(l, panel, 4 + sub / 4)[at] |= static_cast<uint8_t>((v >> 4) << 2 * (sub % 4));
+      panel[place.low] |= static_cast<uint8_t>((v & 15) << place.low_shift);
+      panel[place.high] |= static_cast<uint8_t>((v >> 4) << place.high_shift);
     }
     uint8_t* p = panel + l.head() + sub * l.sub();
-    for (int i = 0; i < l.byte_scales(); ++i) p[16 * i + lane] = b.scale[2 * sub + i];
+    for (int i = 0; i < l.byte_scales(); ++i) p[16 * i + lane] = b.scale[l.parts * sub + i];
     const uint32_t* q = b.q + 8 * sub;
     const auto put = [&](int at, int vector, uint32_t v) {
       std::memcpy(p + at + 64 * vector + 4 * lane, &v, 4);
@@ -205,14 +214,14 @@ void read_lane(const PanelLayout& l, const uint8_t* panel, int lane, Block& b) {
   b.d = l.e8m0 ? panel[lane] : load_le<uint16_t>(panel + 2 * lane);
   b.second = l.second ? load_le<uint16_t>(panel + l.second_at() + 2 * lane) : uint16_t{0};
   for (int sub = 0; sub < l.subs(); ++sub) {
-    for (int i = 0; i < six_values(l); ++i) {
-      const uint8_t* rows = panel + l.six_at() + 16 * i + lane;
-      const int low = (rows[sub % 4 * l.six_width()] >> (sub & 4)) & 15;
-      const int high = (rows[(4 + sub / 4) * l.six_width()] >> 2 * (sub % 4)) & 3;
+    for (int i = 0; l.six() && i < 2; ++i) {
+      const SixPlace place(l, lane, sub, i);
+      const int low = (panel[place.low] >> place.low_shift) & 15;
+      const int high = (panel[place.high] >> place.high_shift) & 3;
       six_value(l, b, sub, i) = static_cast<uint8_t>(low | high << 4);
     }
     const uint8_t* p = panel + l.head() + sub * l.sub();
-    for (int i = 0; i < l.byte_scales(); ++i) b.scale[2 * sub + i] = p[16 * i + lane];
+    for (int i = 0; i < l.byte_scales(); ++i) b.scale[l.parts * sub + i] = p[16 * i + lane];
     for (int g = 0; g < 8; ++g) {
       const auto get = [&](int at, int vector) { return word(p + at + 64 * vector, lane); };
       uint32_t q = 0;
@@ -304,7 +313,8 @@ int64_t row_bytes(Format f, int64_t k) {
 int64_t step_of(Format f) { return f == Format::BF16 ? 2 : 1; }
 
 int64_t panel_bytes(Format f, int64_t k) {
-  if (panel_layout(f).elements != 0) return kPanel * row_bytes(f, k);
+  const PanelLayout l = panel_layout(f);
+  if (l.elements != 0) return k / l.elements * l.block();
   const int64_t step = step_of(f);
   return kPanel * row_bytes(f, (k + step - 1) / step * step);
 }

@@ -101,6 +101,9 @@ STRATA_INLINE float vreduce_max(F32v v) {
 STRATA_INLINE U8v vload_u8(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
+STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
+}
 STRATA_INLINE U8v vset_u8(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) { return _mm256_and_si256(a, b); }
 STRATA_INLINE U8v vxor_u8(U8v a, U8v b) { return _mm256_xor_si256(a, b); }

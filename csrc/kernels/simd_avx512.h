@@ -106,6 +106,7 @@ STRATA_INLINE float vreduce_max(F32v v) {
 
 // Bytes: codes of weights, 4 * kWidth a vector.
 STRATA_INLINE U8v vload_u8(const uint8_t* p) { return _mm512_loadu_si512(p); }
+STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) { _mm512_storeu_si512(p, v); }
 STRATA_INLINE U8v vset_u8(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) { return _mm512_and_si512(a, b); }
 STRATA_INLINE U8v vxor_u8(U8v a, U8v b) { return _mm512_xor_si512(a, b); }

@@ -106,6 +106,7 @@ STRATA_INLINE float vreduce_max(F32v v) {
 }
 
 STRATA_INLINE U8v vload_u8(const uint8_t* p) { return vld1q_u8(p); }
+STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) { vst1q_u8(p, v); }
 STRATA_INLINE U8v vset_u8(uint8_t x) { return vdupq_n_u8(x); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) { return vandq_u8(a, b); }
 STRATA_INLINE U8v vxor_u8(U8v a, U8v b) { return veorq_u8(a, b); }

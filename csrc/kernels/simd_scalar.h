@@ -157,6 +157,7 @@ STRATA_INLINE float vreduce_max(F32v v) {
 }
 
 STRATA_INLINE U8v vload_u8(const uint8_t* p) { return lanes<U8v>([&](int i) { return p[i]; }); }
+STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) { __builtin_memcpy(p, v.v, sizeof v.v); }
 STRATA_INLINE U8v vset_u8(uint8_t x) { return lanes<U8v>([&](int) { return x; }); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) {
   return lanes<U8v>([&](int i) { return static_cast<uint8_t>(a.v[i] & b.v[i]); });

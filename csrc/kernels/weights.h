@@ -53,10 +53,12 @@ template <Format kFormat> struct Weights {
   static constexpr ByteTable kTable =
       byte_table(kL.codebook == Codebook::mxfp4 ? kMxfp4Values : kIq4Values, kZero);
 
-  struct Head { F32v d, second; };
+  struct Head {
+    F32v d, second;   // second: what minima are multiplied with, sign included
+    alignas(64) uint8_t six[kL.six() ? 256 : 1];
+  };
 
-  STRATA_INLINE Head head(const uint8_t* block, int part) {
-    Head h;
+  STRATA_INLINE void head(const uint8_t* block, int part, Head& h) {
     if constexpr (kL.e8m0) {
       // 2^(e - 128): half of the scale, because the codebook is doubled. Below e = 2 subnormal.
       const I32v e = vload_u8_i32(block + part * kWidth);
@@ -66,45 +68,54 @@ template <Format kFormat> struct Weights {
     } else {
       h.d = vload_f16(reinterpret_cast<const uint16_t*>(block) + part * kWidth);
     }
-    constexpr int second_at = kL.second_at();
     if constexpr (kL.second) {
-      h.second = vload_f16(reinterpret_cast<const uint16_t*>(block + second_at) + part * kWidth);
-    } else {
-      h.second = h.d;
+      constexpr int at = kL.second_at();
+      h.second = vload_f16(reinterpret_cast<const uint16_t*>(block + at) + part * kWidth);
+      if constexpr (kL.sub_scale != SubScale::none) h.second = vsub(vset(0.0f), h.second);
     }
-    return h;
+    if constexpr (kL.six()) {
+      constexpr int at = kL.six_at();
+      const U8v low = vset_u8(0x0f);
+      const U8v high = vset_u8(0x30);
+      unrolled<0, 4>([&](auto j) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 64; i += 4 * kWidth) {
+          const U8v four = vload_u8(block + at + 64 * (j.value % 2) + i);
+          const U8v two = vload_u8(block + at + 128 + i);
+          vstore_u8(h.six + 64 * j.value + i,
+                    vor_masked_u8(vand_u8(moved<-4 * (j.value / 2)>(four), low),
+                                  moved<4 - 2 * j.value>(two), high));
+        }
+      });
+    }
   }
 
   // Value `which` of the 6-bit scales of sub-block `sub`.
-  STRATA_INLINE I32v six(const uint8_t* block, int sub, int part, int which) {
-    constexpr int at = kL.six_at();
-    constexpr int width = kL.six_width();
-    const uint8_t* p = block + at + 16 * which + part * kWidth;
-    const I32v low = vshr_i32(vload_u8_i32(p + (sub & 3) * width), sub & 4);
-    const I32v high = vshr_i32(vload_u8_i32(p + (4 + (sub >> 2)) * width), 2 * (sub & 3));
-    return vor_i32(vand_i32(low, vset_i32(15)), vshl_i32<4>(vand_i32(high, vset_i32(3))));
+  STRATA_INLINE I32v six(const Head& h, int sub, int part, int which) {
+    return vload_u8_i32(h.six + 32 * sub + 16 * which + part * kWidth);
   }
 
   // Scale and minimum of each part of the 32 elements at p.
-  STRATA_INLINE void scales(const Head& h, const uint8_t* block, const uint8_t* p, int sub,
-                                   int part, F32v* scale, F32v* minimum) {
+  STRATA_INLINE void scales(const Head& h, const uint8_t* p, int sub, int part, F32v* scale,
+                            F32v* minimum) {
     if constexpr (kL.sub_scale == SubScale::none) {
       scale[0] = h.d;
-      minimum[0] = h.second;
+      if constexpr (kMinima) minimum[0] = h.second;
     } else if constexpr (kL.sub_scale == SubScale::six_with_min) {
-      scale[0] = vmul(h.d, vcvt_f32(six(block, sub, part, 0)));
-      minimum[0] = vsub(vset(0.0f), vmul(h.second, vcvt_f32(six(block, sub, part, 1))));
+      scale[0] = vmul(h.d, vcvt_f32(six(h, sub, part, 0)));
+      minimum[0] = vmul(h.second, vcvt_f32(six(h, sub, part, 1)));
     } else {
+#pragma GCC unroll 2
       for (int i = 0; i < kParts; ++i) {
         const uint8_t* bytes = p + 16 * i + part * kWidth;
         if constexpr (kL.sub_scale == SubScale::six_signed) {
-          scale[i] = vmul(h.d, vcvt_f32(vsub_i32(six(block, sub, part, i), vset_i32(32))));
+          scale[i] = vmul(h.d, vcvt_f32(vsub_i32(six(h, sub, part, i), vset_i32(32))));
         } else if constexpr (kL.sub_scale == SubScale::byte_signed) {
           scale[i] = vmul(h.d, vcvt_f32(vload_s8_i32(bytes)));
         } else {
           const I32v both = vload_u8_i32(bytes);
           scale[i] = vmul(h.d, vcvt_f32(vand_i32(both, vset_i32(15))));
-          minimum[i] = vsub(vset(0.0f), vmul(h.second, vcvt_f32(vshr_i32(both, 4))));
+          minimum[i] = vmul(h.second, vcvt_f32(vshr_i32(both, 4)));
         }
       }
     }
