@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fake_model import VOCABULARY, FakeBackend, fake_engine, history_hash, logits_of
 
-from strata.decode import log_softmax
+from strata.decode import LogitsError, log_softmax
 from strata.engine import Perplexity, measure, perplexity
 from strata.errors import UsageError
 
@@ -45,7 +45,12 @@ def test_fewer_chunks() -> None:
 
 @pytest.mark.parametrize(
     ("context", "chunks", "says"),
-    [(3, None, "too small"), (16, 5, "5 chunks .* 70 tokens"), (16, 0, "chunks"), (71, None, "70")],
+    [
+        (3, None, "too small"),
+        (16, 5, "5 windows .* 70 tokens"),
+        (16, 0, "no windows"),
+        (71, None, "1 windows of 71 .* for 0"),
+    ],
 )
 def test_perplexity_that_cannot_be(context: int, chunks: int | None, says: str) -> None:
     with pytest.raises(UsageError, match=says):
@@ -78,3 +83,10 @@ def test_measurements_that_cannot_be() -> None:
         measure(fake_engine(), prompt=0, gen=0)
     with pytest.raises(UsageError, match="context of 301"):
         measure(fake_engine(), prompt=300, gen=0)
+
+
+def test_an_impossible_text_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fake_engine()
+    monkeypatch.setattr(engine, "logprobs", lambda tokens, first: np.full(7, -1e5))
+    with pytest.raises(LogitsError, match="100000 nats"):
+        perplexity(engine, TOKENS, context=16)

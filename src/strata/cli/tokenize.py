@@ -36,7 +36,7 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Print the token ids of TEXT, of a file, or of standard input, byte for byte as it is."""
+    """Print the token ids of TEXT, of a file, or of standard input (also for -), just as it is."""
     if text is not None and file is not None:
         raise UsageError("give a text or --file, not both")
     if text is None or text == "-":

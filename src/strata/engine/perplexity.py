@@ -9,8 +9,12 @@ from math import exp, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from strata.decode import LogitsError
 from strata.engine.engine import Engine
 from strata.errors import UsageError
+
+_LARGEST_NLL = 700.0
+"""Its exp is near the largest float64; uniform guessing over any vocabulary is below 20."""
 
 
 @dataclass(frozen=True)
@@ -69,5 +73,7 @@ def perplexity(
 
 def _summary(logprobs: NDArray[np.float64], chunks: int, context: int) -> Perplexity:
     nll = -float(logprobs.mean())
+    if nll > _LARGEST_NLL:
+        raise LogitsError(f"the text is all but impossible to this model ({nll:.0f} nats a token)")
     error = float(logprobs.std()) / sqrt(max(len(logprobs) - 1, 1))
     return Perplexity(exp(nll), error * exp(nll), nll, len(logprobs), chunks, context)

@@ -1,0 +1,168 @@
+"""``strata run`` in a terminal of its own: chatting, stopping, leaving; and without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BACKEND = "cpu" if importlib.util.find_spec("strata._native") else "reference"
+COMMAND = [sys.executable, "-m", "strata", "run"]
+OPTIONS = ["--backend", BACKEND, "--threads", "2", "--context", "2048"]
+TIMEOUT_S = 60.0
+PROMPT = ">>> "
+
+
+class Terminal:
+    """A process on a pseudo-terminal."""
+
+    def __init__(self, *args: str) -> None:
+        master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *args],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+        )
+        os.close(slave)
+        self._master = master
+        self._unread = ""
+
+    def until(self, expected: str) -> str:
+        """Everything up to and with ``expected``, without the terminal's control sequences."""
+        end = time.monotonic() + TIMEOUT_S
+        while expected not in self._unread:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._master], [], [], left)[0]:
+                raise AssertionError(f"{expected!r} did not come: {self._unread!r}")
+            try:
+                read = os.read(self._master, 65536)
+            except OSError:
+                read = b""
+            if not read:
+                raise AssertionError(f"{expected!r} did not come: {self._unread!r}")
+            self._unread += read.decode(errors="replace")
+            self._unread = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", self._unread)
+        text, _, self._unread = self._unread.partition(expected)
+        return text + expected
+
+    def send(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(smollm2_path: Path) -> Iterator[Terminal]:
+    opened = Terminal(str(smollm2_path), *OPTIONS, "--max-tokens", "8", "--stats")
+    yield opened
+    opened.close()
+
+
+def prompt_tokens(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"prompt (\d+) tokens", text)]
+
+
+def test_a_conversation(terminal: Terminal) -> None:
+    terminal.until(PROMPT)
+    terminal.send("Hello there\n")
+    (first,) = prompt_tokens(terminal.until(PROMPT))
+    terminal.send("Hello there\n")
+    (second,) = prompt_tokens(terminal.until(PROMPT))
+    assert second > first, "the second prompt holds the first and its answer"
+    terminal.send("/clear\n")
+    assert "forgotten" in terminal.until(PROMPT)
+    terminal.send("Hello there\n")
+    assert prompt_tokens(terminal.until(PROMPT)) == [first]
+    terminal.send("/help\n")
+    assert "/bye" in terminal.until("several")
+    terminal.until(PROMPT)
+    terminal.send("/nonsense\n")
+    assert "no command /nonsense" in terminal.until(PROMPT)
+    terminal.send("\n")
+    terminal.until(PROMPT)
+    terminal.send("/bye\n")
+    assert terminal.process.wait(TIMEOUT_S) == 0
+
+
+def test_several_lines_are_one_entry(terminal: Terminal) -> None:
+    terminal.until(PROMPT)
+    terminal.send('"""one\n')
+    terminal.until("... ")
+    terminal.send('two"""\n')
+    (typed,) = prompt_tokens(terminal.until(PROMPT))
+    terminal.send("/clear\n")
+    terminal.until(PROMPT)
+    if importlib.util.find_spec("readline"):
+        terminal.send("\x1b[200~one\ntwo\x1b[201~")
+        terminal.send("\r")
+        assert prompt_tokens(terminal.until(PROMPT)) == [typed]
+    terminal.send("\x04")
+    assert terminal.process.wait(TIMEOUT_S) == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(smollm2_path: Path) -> None:
+    terminal = Terminal(str(smollm2_path), *OPTIONS, "--ignore-eos")
+    try:
+        terminal.until(PROMPT)
+        terminal.send("\x03")
+        assert "leaves" in terminal.until(PROMPT)
+        terminal.send("Tell me a long story\n")
+        terminal.until("story\n")
+        terminal.until(" ")
+        terminal.send("\x03")
+        assert "(stopped)" in terminal.until(PROMPT)
+        terminal.send("/bye\n")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+    finally:
+        terminal.close()
+
+
+def test_an_interrupted_answer_ends_in_a_clean_line(smollm2_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, str(smollm2_path), "Tell me a long story", *OPTIONS, "--ignore-eos"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        begin = process.stdout.read1(100)  # type: ignore[attr-defined]
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130
+    assert begin
+    assert (begin + rest).endswith(b"\n")
+    assert err == b"strata: error: interrupted\n"
+
+
+def test_a_reader_that_goes_away(smollm2_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, str(smollm2_path), "Tell me a long story", *OPTIONS, "--ignore-eos"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read1(10)  # type: ignore[attr-defined]
+        process.stdout.close()
+        assert process.wait(TIMEOUT_S) == 141
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
