@@ -9,6 +9,8 @@ namespace strata::STRATA_ISA {
 // Accumulators of a tile fill the registers: 6 x 4 of 32, or 3 x 2 (two registers each) of 16.
 inline constexpr int kProductRows = kWidth == 16 ? 6 : 3;
 inline constexpr int kProductVectors = kWidth == 16 ? 4 : 2;
+// Query vectors up to which attention is bound by reading keys rather than by arithmetic.
+inline constexpr int64_t kStreamVectors = 12;
 inline constexpr float kNoKey = -__builtin_huge_valf();
 
 // c[r, :] += a[r, k] * b[k, :] for k in [k0, k1), one fma a step for every element of c: the order
@@ -161,6 +163,12 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
         a.kv + a.table[block] * a.block_stride + kv_head * kv_head_elements(a.head_dim);
     const uint16_t* v = k + a.head_dim * kKvBlock;
     const int64_t base = block * kKvBlock;
+    if (vectors <= kStreamVectors && block + 1 < end) {
+      // A few queries wait for memory: ask for the next block while this one is worked on.
+      const uint16_t* next =
+          a.kv + a.table[block + 1] * a.block_stride + kv_head * kv_head_elements(a.head_dim);
+      for (int64_t i = 0; i < kv_head_elements(a.head_dim); i += 32) prefetch(next + i);
+    }
     for (int64_t i = 0; i < vectors * kKvBlock; ++i) scores[i] = 0.0f;
     product(q, a.head_dim, k, kKvBlock, 0, a.head_dim, vectors, kKvBlock, scores, kKvBlock);
     int64_t first = kKvBlock, most = 0;
