@@ -205,7 +205,7 @@ def model_of(name: str) -> tuple[torch.nn.Module, Golden]:
 
 def load(model: torch.nn.Module, weights: dict[str, np.ndarray[Any, Any]]) -> None:
     """Fill a model; every tensor of it must be given (a tied head follows its table)."""
-    tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+    tensors = {name: torch.tensor(array) for name, array in weights.items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected, unexpected
     assert set(missing) <= {"lm_head.weight"}, missing

@@ -89,11 +89,11 @@ def weight(name: str, shape: tuple[int, ...]) -> Floats:
     if len(shape) == 1:
         # Norm weights lie around 1 (Gemma's around 0, which its files mean by 1), biases around 0.
         values = 0.2 * values + (1.0 if name.endswith("weight") else 0.0)
-    elif "embed_positions" in name or "wpe" in name:
-        values = 0.3 * values
-    elif "embed" not in name and "wte" not in name:
-        columns = shape[0] if "c_" in name else shape[1]
-        values = values / math.sqrt(columns)
+    elif "embed" in name or name.endswith(("wte.weight", "wpe.weight")):
+        # Tables are often heads too: logits of size 1 leave no token alone with all probability.
+        values = 0.25 * values
+    else:
+        values = values / math.sqrt(shape[0] if "c_" in name else shape[1])
     return values.astype(np.float32)
 
 
@@ -108,11 +108,7 @@ def write_directory(path: Path, golden: Golden) -> Path:
 
 def write_gguf(path: Path, golden: Golden) -> Path:
     """Write a GGUF file as llama.cpp's converter would name and turn things."""
-    architecture = golden.architecture
-    assert architecture is not None, f"{golden.name}: no GGUF architecture"
-    writer = gguf.GGUFWriter(path, architecture)
-    _write_keys(writer, golden.config, architecture)
-    _write_vocabulary(writer)
+    writer = _writer(golden, path)
     for name, array in gguf_arrays(golden).items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
@@ -120,6 +116,20 @@ def write_gguf(path: Path, golden: Golden) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_keys(golden: Golden) -> dict[str, Any]:
+    """The metadata that the GGUF file would hold."""
+    return {key: value.value for key, value in _writer(golden, None).kv_data[0].items()}
+
+
+def _writer(golden: Golden, path: Path | None) -> gguf.GGUFWriter:
+    architecture = golden.architecture
+    assert architecture is not None, f"{golden.name}: no GGUF architecture"
+    writer = gguf.GGUFWriter(path, architecture)
+    _write_keys(writer, golden.config, architecture)
+    _write_vocabulary(writer)
+    return writer
 
 
 def gguf_arrays(golden: Golden) -> Arrays:

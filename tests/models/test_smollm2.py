@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from forward import logits
-from make_tiny_models import GOLDENS
 
+from make_tiny_models import GOLDENS
 from strata.formats import open_model
 
 # Thirty layers of float32 sums; logits reach 20, where one rounding is 1e-6.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from strata.formats import ModelFile
 from strata.models import decoder, gemma2
 from strata.models.config import Config, read_config
+from strata.models.errors import ConfigError
 from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Model
@@ -26,6 +27,10 @@ def tensors(c: Config) -> dict[str, Tensor]:
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Gemma 3 file; of a multimodal one, its language model."""
     c = read_config(file, architecture, context, tied=True, head_dim=256)
+    if c.keys.flag("bidirectional", False):
+        raise ConfigError(
+            "'use_bidirectional_attention' is true: an embedding model, which generates nothing"
+        )
     # A GGUF file without a window has none; config.json may leave the usual one out.
     unstated = 0 if file.kind == "gguf" or c.keys.stated("window") else 4096
     window = c.keys.integer("window", unstated, low=0)

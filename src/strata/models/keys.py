@@ -29,6 +29,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
     "layer_norm_eps": ("attention.layer_norm_epsilon", ("layer_norm_epsilon",)),
     "activation": (None, ("hidden_activation", "hidden_act", "activation_function")),
+    "bidirectional": (None, ("use_bidirectional_attention",)),
     "windowed": (None, ("use_sliding_window",)),
     "full_layers": (None, ("max_window_layers",)),
     "tied": (None, ("tie_word_embeddings",)),
@@ -156,7 +157,8 @@ class Keys:
 
 def whole(key: str, value: Any, low: int, high: int) -> int:
     """``value`` as an int in ``low .. high``, or ConfigError that names ``key``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value != int(value):
         raise ConfigError(f"'{key}' is {value!r}: a whole number is expected")
     if not low <= value <= high:
         raise ConfigError(f"'{key}' is {value}: from {low} to {high} is expected")

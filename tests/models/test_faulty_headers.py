@@ -1,0 +1,203 @@
+"""Headers that lie: each fault is its own error and names the key or the tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from headers import gguf, huggingface
+
+from strata.errors import UsageError
+from strata.formats import TensorInfo
+from strata.models import (
+    FAMILIES,
+    ConfigError,
+    MissingTensor,
+    TensorShape,
+    UnexpectedTensor,
+    UnknownArchitecture,
+    build_model,
+)
+
+DROP = ...
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (huggingface("llama", architectures=["BertModel"]), "BertModel"),
+        (huggingface("llama", architectures=DROP, model_type="bert"), "bert"),
+        (huggingface("llama", architectures=[3], model_type=DROP), ""),
+    ],
+)
+def test_unknown_architecture_lists_the_known(header: Any, name: str) -> None:
+    with pytest.raises(UnknownArchitecture, match=f"'{name}'") as raised:
+        build_model(header)
+    assert all(known in str(raised.value) for known in FAMILIES)
+
+
+def test_gguf_without_architecture() -> None:
+    header = gguf("llama")
+    del header.metadata["general.architecture"]
+    with pytest.raises(UnknownArchitecture):
+        build_model(header)
+
+
+def test_model_type_stands_in_for_architectures() -> None:
+    header = huggingface("llama", architectures=DROP)
+    assert build_model(header).segments == build_model(huggingface("llama")).segments
+
+
+REQUIRED_KEYS = [
+    ("huggingface", "num_hidden_layers"),
+    ("huggingface", "hidden_size"),
+    ("huggingface", "intermediate_size"),
+    ("huggingface", "num_attention_heads"),
+    ("huggingface", "max_position_embeddings"),
+    ("huggingface", "rms_norm_eps"),
+    ("huggingface", "vocab_size"),
+    ("gguf", "block_count"),
+    ("gguf", "embedding_length"),
+    ("gguf", "feed_forward_length"),
+    ("gguf", "attention.head_count"),
+    ("gguf", "context_length"),
+    ("gguf", "attention.layer_norm_rms_epsilon"),
+]
+
+
+@pytest.mark.parametrize(("kind", "key"), REQUIRED_KEYS)
+def test_missing_key_is_named(kind: str, key: str) -> None:
+    header = (gguf if kind == "gguf" else huggingface)("llama", **{key: DROP})
+    with pytest.raises(ConfigError, match=f"{key}' is missing"):
+        build_model(header)
+
+
+@pytest.mark.parametrize(("kind", "key"), REQUIRED_KEYS)
+@pytest.mark.parametrize("value", [0, -1, 2.5, "many", True, float("nan"), 1 << 62, [], [2, 3]])
+def test_absurd_value_is_refused(kind: str, key: str, value: Any) -> None:
+    if ("context" in key or "position" in key) and value in (2.5, 1 << 62):
+        pytest.skip("'no limit' is written as a huge number, also as a float")
+    header = (gguf if kind == "gguf" else huggingface)("llama", **{key: value})
+    with pytest.raises((ConfigError, TensorShape), match=key.split(".")[-1]):
+        build_model(header)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (huggingface("llama", num_attention_heads=5), "num_attention_heads|num_key_value_heads"),
+        (huggingface("llama", num_key_value_heads=3), "'num_key_value_heads' is 3"),
+        (huggingface("llama", num_attention_heads=3, num_key_value_heads=3, head_dim=DROP), "64"),
+        (huggingface("llama", num_local_experts=8), "num_local_experts"),
+        (gguf("llama", expert_count=8), r"llama\.expert_count"),
+        (gguf("llama", **{"attention.value_length": 8}), "value_length"),
+        (gguf("llama", **{"attention.head_count_kv": [2, 1]}), "differs from layer to layer"),
+        (huggingface("llama", hidden_act="gelu"), "'hidden_act' is 'gelu'"),
+        (huggingface("llama", hidden_act=7), "'hidden_act' is 7"),
+        (huggingface("llama", tie_word_embeddings="no"), "'tie_word_embeddings' is 'no'"),
+        (huggingface("llama", rope_parameters=[1]), "'rope_parameters'"),
+        (huggingface("llama", rope_parameters={"rope_type": "spiral"}), "'spiral' is not known"),
+        (huggingface("llama", rope_parameters={"rope_type": "linear"}), "factor' is missing"),
+        (
+            huggingface("llama", rope_parameters={"rope_type": "linear", "factor": 0}),
+            r"rope_parameters\.factor' is 0",
+        ),
+        (huggingface("llama", rope_parameters={"rope_theta": -1}), "rope_theta' is -1"),
+        (gguf("llama", **{"rope.freq_base": 0.0}), "freq_base"),
+        (gguf("llama", **{"rope.scaling.type": "spiral"}), "'spiral' is not known"),
+        (gguf("llama", **{"rope.dimension_count": 17}), "dimension_count"),
+        (gguf("qwen2", **{"rope.dimension_count": 15}), "even"),
+        (
+            huggingface("phi3_long", rope_parameters={"rope_type": "longrope"}),
+            "long_factor': a list of 8",
+        ),
+        (
+            huggingface(
+                "phi3_long", rope_parameters={"rope_type": "longrope", "long_factor": ["a"] * 8}
+            ),
+            "long_factor' is 'a'",
+        ),
+        (huggingface("gemma3", layer_types=["full_attention"]), "'layer_types': a list of 3"),
+        (huggingface("gemma3", layer_types=["full_attention", "x", "y"]), "'layer_types'"),
+        (gguf("gemma3", **{"attention.sliding_window_pattern": [True]}), "lists 1 layers"),
+        (huggingface("gemma3", use_bidirectional_attention=True), "bidirectional"),
+        (huggingface("gpt2", scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx"),
+        (gguf("gpt2", **{"attention.head_count_kv": 2}), "2 key heads for 4"),
+        (huggingface("gpt2", activation_function="relu"), "'activation_function' is 'relu'"),
+        (huggingface("opt", activation_function="tanh"), "'tanh'"),
+        (huggingface("opt", layer_norm_elementwise_affine=False), "elementwise_affine"),
+    ],
+)
+def test_settings_that_cannot_be(header: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(header)
+
+
+@pytest.mark.parametrize("make", [huggingface, gguf])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3_long", "gpt2"])
+def test_each_tensor_is_needed_and_has_one_shape(make: Any, name: str) -> None:
+    header = make(name)
+    optional = ("rope_f", "lm_head", "output.weight")
+    for missing, info in dict(header.tensors).items():
+        if missing.startswith(optional):
+            continue
+        del header.tensors[missing]
+        with pytest.raises((MissingTensor, ConfigError), match=f"'{missing}'"):
+            build_model(header)
+        header.tensors[missing] = info
+        if missing == "token_embd.weight" and "output.weight" not in header.tensors:
+            continue  # its rows are the vocabulary, whatever their number
+        shape = (info.shape[0] + 1, *info.shape[1:])
+        header.tensors[missing] = TensorInfo(missing, shape, info.type, info.path, 0, 0)
+        with pytest.raises(TensorShape):
+            build_model(header)
+        header.tensors[missing] = info
+    build_model(header)
+
+
+@pytest.mark.parametrize("make", [huggingface, gguf])
+@pytest.mark.parametrize("extra", ["surplus.weight", "blk.2.attn_q.weight", "score.weight"])
+def test_unexpected_tensor_is_named(make: Any, extra: str) -> None:
+    header = make("llama")
+    header.tensors[extra] = header.tensors[next(iter(header.tensors))]
+    with pytest.raises(UnexpectedTensor, match=f"'{extra}'"):
+        build_model(header)
+
+
+def test_a_bias_that_config_denies_is_unexpected() -> None:
+    with pytest.raises(UnexpectedTensor, match="bias"):
+        build_model(huggingface("llama_tied_biased", attention_bias=False))
+
+
+def test_fewer_layers_than_stored_is_an_error() -> None:
+    with pytest.raises(UnexpectedTensor, match="more than its 1 layers"):
+        build_model(huggingface("llama", num_hidden_layers=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama_tied_biased", "lm_head.weight"),
+        ("gpt2", "transformer.h.0.attn.bias"),
+        ("gpt2", "transformer.h.1.attn.masked_bias"),
+    ],
+)
+def test_harmless_tensors_are_ignored(name: str, extra: str) -> None:
+    header = huggingface(name)
+    segments = build_model(header).segments
+    header.tensors[extra] = header.tensors[next(iter(header.tensors))]
+    assert build_model(header).segments == segments
+
+
+@pytest.mark.parametrize("context", [0, -1, 257, 1 << 40])
+def test_context_beyond_the_model_is_wrong_usage(context: int) -> None:
+    with pytest.raises(UsageError, match="allows 1 to 256"):
+        build_model(huggingface("llama"), context)
+
+
+def test_unlimited_context_becomes_what_positions_can_hold() -> None:
+    assert (
+        build_model(huggingface("llama", max_position_embeddings=1e30)).context_length == 2**31 - 1
+    )
+    assert build_model(huggingface("llama"), 7).context_length == 7
