@@ -11,6 +11,7 @@ from strata.decode import SamplingParams, log_softmax
 from strata.engine import Engine, EngineError, QueueFull, Request
 from strata.engine.engine import QUEUE_LIMIT
 from strata.kv import PoolError
+from strata.program import Workload
 
 
 def finish(engine: Engine) -> None:
@@ -242,3 +243,22 @@ def test_scoring_needs_free_blocks() -> None:
     with pytest.raises(PoolError, match="are free"):
         engine.logprobs(prompt_of(200), 100)
     engine.check_integrity()
+
+
+def test_status_counts_what_is_held_and_what_was_done() -> None:
+    engine = fake_engine(parallel=2, token_budget=64)
+    assert (engine.status().sweeps, engine.status().last) == (0, None)
+    request = engine.submit(range(80), SamplingParams(max_tokens=3))
+    for _ in range(2):
+        engine.submit([1], SamplingParams(max_tokens=9))
+    engine.step()
+    status = engine.status()
+    assert (status.waiting, status.running, status.sweeps, status.tokens) == (1, 2, 1, 64)
+    assert (engine.computed(request), status.last) == (64, Workload(64, 0, 32))
+    assert status.kv_blocks - status.kv_blocks_free == 3
+    while engine.busy:
+        engine.step()
+    # The last token of an answer is never computed.
+    assert engine.status().tokens == 82 + 2 * 9
+    assert engine.status().kv_blocks_free == status.kv_blocks
+    assert engine.computed(request) == 0

@@ -8,6 +8,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import cast
 
+from strata.decode.constraint import Grammar
 from strata.errors import UsageError
 
 LARGEST_SEED = 2**64 - 1
@@ -33,6 +34,7 @@ class SamplingParams:
     - ``logprobs``: None for none, else the number of most probable tokens reported beside the
       chosen one.
     - ``logit_bias``: token id to a number added to its logit.
+    - ``grammar``: what the answer must obey, by ``strata.decode.grammar``; excludes ``ignore_eos``.
     """
 
     temperature: float = 0.0
@@ -49,6 +51,7 @@ class SamplingParams:
     max_tokens: int | None = None
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0.0, None)
@@ -73,6 +76,8 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, None)
             _number("logit_bias", bias, None, None)
+        if self.grammar is not None and self.ignore_eos:
+            raise UsageError("an answer by a grammar ends with an end token: drop ignore_eos")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

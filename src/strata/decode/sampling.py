@@ -1,11 +1,11 @@
 """Choosing the next token: exact, without sorting the vocabulary.
 
 The order of what happens to the logits, which is that of transformers' generation: logit bias,
-repetition penalty, frequency and presence penalty; then, unless greedy, temperature, top-k, top-p
-(the smallest set of most probable tokens that holds the mass), min-p (relative to the most probable
-token). Each filter sees the distribution that the ones before it left, renormalised. Equal logits
-are ranked by token id, lowest first. The draw inverts the cumulative distribution of the surviving
-tokens in order of their ids.
+repetition penalty, frequency and presence penalty; tokens that the grammar does not allow are taken
+out; then, unless greedy, temperature, top-k, top-p (the smallest set of most probable tokens that
+holds the mass), min-p (relative to the most probable token). Each filter sees the distribution that
+the ones before it left, renormalised. Equal logits are ranked by token id, lowest first. The draw
+inverts the cumulative distribution of the surviving tokens in order of their ids.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Sampler:
                 f"logit_bias names token {self._bias_ids.max()}, "
                 f"but the vocabulary ends at {vocab_size - 1}"
             )
+        self._constraint = params.grammar.start() if params.grammar else None
         self._seen = np.zeros(vocab_size if params.penalises else 0, np.bool_)
         self._counts = np.zeros(vocab_size if params.penalises else 0, np.int32)
         if params.penalises:
@@ -92,13 +93,15 @@ class Sampler:
     def accept(self, token: int) -> None:
         """Record ``token`` as the next one of the answer."""
         self._chosen += 1
+        if self._constraint is not None:
+            self._constraint.accept(token)
         if self.params.penalises:
             self._seen[token] = True
             self._counts[token] += 1
 
     def _adjust(self, logits: Logits) -> Logits:
         params = self.params
-        if not params.penalises and not len(self._bias):
+        if not params.penalises and not len(self._bias) and self._constraint is None:
             return logits
         out: Logits = logits.copy()
         out[self._bias_ids] += self._bias
@@ -110,6 +113,11 @@ class Sampler:
             used = np.flatnonzero(self._counts)
             each = np.float32(params.frequency_penalty) * self._counts[used].astype(np.float32)
             out[used] -= each + np.float32(params.presence_penalty)
+        if self._constraint is not None:
+            allowed = self._constraint.allowed()
+            # Rows that pad the embedding are no tokens.
+            out[len(allowed) :] = -np.inf
+            out[: len(allowed)][~allowed[: len(out)]] = -np.inf
         return out
 
     def _draw(self, logits: Logits, best: np.float32) -> int:

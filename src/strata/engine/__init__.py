@@ -7,11 +7,13 @@ from strata.engine.measure import Measurement, Spread, context_for_measurement, 
 from strata.engine.perplexity import Perplexity, perplexity
 from strata.engine.request import Delta, Request, Timings
 from strata.engine.runner import LoadProgress, Runner
+from strata.engine.status import EngineStatus
 
 __all__ = [
     "Delta",
     "Engine",
     "EngineError",
+    "EngineStatus",
     "LoadProgress",
     "Measurement",
     "Perplexity",

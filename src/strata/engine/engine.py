@@ -15,8 +15,10 @@ from strata.engine.request import Delta, Request
 from strata.engine.runner import Runner
 from strata.engine.scheduler import Advance, Scheduler, blocks_for
 from strata.engine.scoring import score
+from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
 from strata.kv import BlockPool
+from strata.program import Workload
 
 TOKEN_BUDGET = 512
 """Tokens a step, by default: enough to use the weights well, few enough to keep others moving."""
@@ -68,6 +70,9 @@ class Engine:
         self._scheduler = Scheduler(self._pool, parallel=parallel, token_budget=token_budget)
         self._requests: dict[int, Request] = {}
         self._ids = count()
+        self._sweeps = 0
+        self._tokens = 0
+        self._last: Workload | None = None
 
     @property
     def kv_bytes(self) -> int:
@@ -83,6 +88,22 @@ class Engine:
     def queue_full(self) -> bool:
         """Whether ``submit`` would raise QueueFull."""
         return self._scheduler.waiting >= QUEUE_LIMIT
+
+    def status(self) -> EngineStatus:
+        """What is held and was done, as of now."""
+        return EngineStatus(
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            kv_blocks=self._pool.blocks,
+            kv_blocks_free=self._pool.free,
+            sweeps=self._sweeps,
+            tokens=self._tokens,
+            last=self._last,
+        )
+
+    def computed(self, request: Request) -> int:
+        """Positions of a request that are in KV: how far its prompt has come, while that runs."""
+        return self._scheduler.computed(request.id)
 
     def limit(self, prompt: Sequence[int], params: SamplingParams) -> int:
         """Tokens that may follow ``prompt``; EngineError if it cannot be served at all."""
@@ -191,6 +212,7 @@ class Engine:
 
     def _commit(self, advances: list[Advance], samples: list[Sample]) -> list[Delta]:
         self._scheduler.commit(advances)
+        self._count(advances, len(samples))
         now = perf_counter()
         deltas = []
         reaching = (self._requests[a.id] for a in advances if a.reaches)
@@ -208,6 +230,13 @@ class Engine:
                 del self._requests[delta.request.id]
                 self._scheduler.remove(delta.request.id)
         return deltas
+
+    def _count(self, advances: list[Advance], out_rows: int) -> None:
+        tokens = sum(a.rows for a in advances)
+        attended = sum(a.rows * (a.past + (a.rows + 1) // 2) for a in advances)
+        self._sweeps += 1
+        self._tokens += tokens
+        self._last = Workload(tokens, out_rows, attended // tokens)
 
     def logprobs(self, tokens: Sequence[int], first: int) -> NDArray[np.float64]:
         """Log-probabilities of ``tokens[first + 1:]``, each given all tokens before it.

@@ -24,7 +24,8 @@ class Runner:
     """A Model with its weights in a backend's form.
 
     The last Segment is the head: it selects ``out_rows`` and gives ``logits``. It is run on slices
-    of the rows, and not at all for a step that wants none.
+    of the rows, and not at all for a step that wants none. ``segment`` is the number of the one
+    that is being run, None between sweeps; other threads may look at it.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Runner:
         total = sum(sum(stored.values()) for stored in self._stored.values())
         done = 0
         self._loaded: list[LoadedSegment] = []
+        self.segment: int | None = None
         for segment in model.segments:
             if progress:
                 progress("loading", done, total)
@@ -77,8 +79,17 @@ class Runner:
         """
         *body, head = self._loaded
         activations: Activations = {}
-        for loaded in body:
-            activations = self.backend.run(loaded, step, kv, activations)
+        try:
+            for self.segment, loaded in enumerate(body):
+                activations = self.backend.run(loaded, step, kv, activations)
+            self.segment = len(body)
+            yield from self._run_head(head, step, kv, activations)
+        finally:
+            self.segment = None
+
+    def _run_head(
+        self, head: LoadedSegment, step: Step, kv: KVCache, activations: Activations
+    ) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(step.out_rows), LOGIT_ROWS):
             part = replace(step, out_rows=step.out_rows[start : start + LOGIT_ROWS])
             logits: NDArray[np.float32] = self.backend.run(head, part, kv, activations)["logits"]

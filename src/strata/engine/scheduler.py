@@ -63,6 +63,11 @@ class Scheduler:
         """Sequences that hold blocks."""
         return len(self._running)
 
+    def computed(self, id: int) -> int:
+        """Positions computed of a sequence; 0 unless it runs."""
+        sequence = self._running.get(id)
+        return 0 if sequence is None else sequence.computed
+
     def add(self, id: int, target: int, most: int) -> None:
         """Queue a sequence of ``target`` known positions that will never need over ``most``."""
         self._waiting.append(Sequence(id, target, most))

@@ -1,0 +1,26 @@
+"""What a grammar is to the sampler: which tokens may come next, told anew after every token."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Constraint(Protocol):
+    """Where one answer is in its grammar."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next [tokenizer's vocabulary]; at least one may, end tokens when
+        the answer is complete. Changes nothing."""
+
+    def accept(self, token: int) -> None:
+        """Move on by the token that was chosen."""
+
+
+class Grammar(Protocol):
+    """A compiled grammar, shared by every answer that obeys it."""
+
+    def start(self) -> Constraint:
+        """The beginning of an answer."""
