@@ -386,6 +386,5 @@ void bind_runtime(nb::module_& m) {
       .def("take_times", &SegmentBuilder::take_times)
       .def("run", &SegmentBuilder::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a,
            "max_rows"_a, "out"_a = nb::none());
-  m.def("act_row_bytes", [](int64_t k) { return act_row_bytes(ActKind::q8, k); }, "k"_a);
   m.attr("KV_BLOCK") = kKvBlock;
 }

@@ -33,7 +33,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Step:
-    """One pass over the Segments: tokens of one or more sequences, and the rows that need logits."""
+    """One pass over the Segments: tokens of some sequences, and the rows that need logits."""
 
     tokens: NDArray[np.int32]
     positions: NDArray[np.int32]
@@ -44,7 +44,9 @@ class Step:
 class KVCache(Protocol):
     """KV blocks of all layers; a block id is valid in every layer."""
 
-    blocks: int
+    @property
+    def blocks(self) -> int:
+        """Blocks in every layer."""
 
     @property
     def nbytes(self) -> int:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strata import _native
+import strata._native as _native
 from strata.backends.base import Activations, KVCache, LoadedSegment, Step
 from strata.backends.native_segment import NativeSegment, Parameters
 from strata.backends.weights import WeightError, WeightSource
 from strata.errors import UsageError
 from strata.program import KVLayer, Segment, Weight
-from strata.quant import by_name
+from strata.quant import BlockType, by_name
 from strata.quant.grids import grid
 
 MAX_TOKENS = 512
@@ -29,6 +29,12 @@ MAX_OUT_ROWS = 64
 _OWN_FORMATS = {"F8_E4M3_B128": 1000}
 
 _CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+
+
+def _native_id(block_type: BlockType) -> int:
+    """The id in csrc/kernels/kernels.h; one without kernels gets an id that no kernel knows."""
+    own = _OWN_FORMATS.get(block_type.name, block_type.gguf_id)
+    return -1 if own is None else own
 
 
 def available_isas() -> tuple[str, ...]:
@@ -97,7 +103,7 @@ class CpuBackend:
         self._ropes: dict[tuple[bytes, float], Any] = {}
         self._step: tuple[Step, Any] | None = None
         for name in _CODEBOOKS:
-            _native.set_grid(by_name(name).gguf_id, grid(name).view(np.uint8).reshape(-1))
+            _native.set_grid(_native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
 
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
         """Pack a Segment's weights and lower its Program."""
@@ -124,11 +130,9 @@ class CpuBackend:
         if found is not None:
             return found
         block_type = weights.type(weight)
-        native_id = _OWN_FORMATS.get(block_type.name, block_type.gguf_id)
-        if native_id is None:
-            raise WeightError(f"tensor '{weight.source}': no kernel for type {block_type.name}")
+        n, k = weight.shape
         try:
-            packed = _native.PackedWeight(native_id, *weight.shape)
+            packed = _native.PackedWeight(_native_id(block_type), n, k)
         except ValueError as error:
             raise WeightError(f"tensor '{weight.source}' ({block_type.name}): {error}") from None
         packed.pack(np.ascontiguousarray(weights.raw(weight)).reshape(-1), self._team)
@@ -143,8 +147,7 @@ class CpuBackend:
 
     def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> KVCache:
         """KV for ``blocks`` blocks of KV_BLOCK positions in every layer, as f16."""
-        cache: KVCache = _native.KvStore([(k.kv_heads, k.head_dim) for k in layers], blocks)
-        return cache
+        return _native.KvStore([(k.kv_heads, k.head_dim) for k in layers], blocks)
 
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
@@ -155,6 +158,7 @@ class CpuBackend:
         and the step must be the same one. ``logits`` come back as a new float32 array.
         """
         assert isinstance(loaded, NativeSegment)
+        assert isinstance(kv, _native.KvStore)
         if self._arena is None:
             self._arena = _native.Arena(self._arena_need[0], self.threads, self._arena_need[1])
         return loaded.run(self._team, self.isa, self._arena, self._native_step(step), kv, step)

@@ -59,7 +59,7 @@ def lower(program: Program, quantised: Mapping[str, bool]) -> Lowered:
 
 def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]:
     """A node an Op, but for adds that the product just before them can do."""
-    made: dict[str, int] = {name: -1 for name in program.inputs}
+    made: dict[str, int] = dict.fromkeys(program.inputs, -1)
     nodes: list[Node] = []
     by_output: dict[str, Node] = {}
     for i, op in enumerate(program.ops):
@@ -127,7 +127,8 @@ def _group(
 
 
 def _forms(program: Program, nodes: list[Node], quantised: Mapping[str, bool]) -> Lowered:
-    f32, q8 = set(program.outputs), set()
+    f32: set[str] = set(program.outputs)
+    q8: set[str] = set()
     for node in nodes:
         if not node.products:
             f32.update(node.reads)

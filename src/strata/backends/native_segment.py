@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strata import _native
+import strata._native as _native
 from strata.backends.arena import ArenaLayout
-from strata.backends.base import KVCache, Step
+from strata.backends.base import Step
 from strata.backends.lower import Lowered, Node, lower
 from strata.program import Op, Program, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS
@@ -100,7 +100,7 @@ class NativeSegment:
         return int(self._native.scratch_floats)
 
     def run(
-        self, team: Any, isa: str, arena: Any, native_step: Any, kv: KVCache, step: Step
+        self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
     ) -> Mapping[str, Any]:
         """Run over a step; returns the outputs under their outer names."""
         out = None
@@ -154,13 +154,8 @@ class NativeSegment:
             self._build_rope(op)
         elif op.kind == "attention":
             a = op.attrs
-            self._native.attention(
-                *(self._ids[name] for name in op.inputs),
-                self._ids[op.output],
-                **{k: a[k] for k in ("layer", "heads", "kv_heads", "head_dim", "scale")},
-                window=a["window"],
-                softcap=a["softcap"],
-            )
+            q, k, v = (self._ids[name] for name in op.inputs)
+            self._native.attention(q, k, v, self._ids[op.output], **a)
         else:
             raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
         self._mark(op.kind)
