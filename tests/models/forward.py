@@ -26,24 +26,37 @@ def step(tokens: Sequence[int], past: int = 0, table: Sequence[int] | None = Non
     )
 
 
+class Reference:
+    """A model file, loaded once."""
+
+    def __init__(self, file: ModelFile, context: int | None = None) -> None:
+        self.model = build_model(file, context)
+        self.backend = ReferenceBackend()
+        source = WeightSource(file)
+        self.segments = [self.backend.load(s, source) for s in self.model.segments]
+
+    def logits(
+        self, tokens: Sequence[int], chunks: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """float32 [tokens, vocabulary]; ``chunks`` cuts the tokens into steps."""
+        kv = self.backend.kv_cache(self.model.kv, -(-len(tokens) // KV_BLOCK))
+        rows, past = [], 0
+        for count in chunks or [len(tokens)]:
+            values: dict[str, NDArray[np.float32]] = {}
+            for segment in self.segments:
+                part = step(tokens[past : past + count], past)
+                values = self.backend.run(segment, part, kv, values)
+            rows.append(values["logits"])
+            past += count
+        assert past == len(tokens)
+        return np.concatenate(rows)
+
+
 def logits(
     file: ModelFile,
     tokens: Sequence[int],
     context: int | None = None,
     chunks: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
-    """float32 [tokens, vocabulary]; ``chunks`` cuts the tokens into steps."""
-    model = build_model(file, context)
-    backend = ReferenceBackend()
-    source = WeightSource(file)
-    segments = [backend.load(segment, source) for segment in model.segments]
-    kv = backend.kv_cache(model.kv, -(-len(tokens) // KV_BLOCK))
-    rows, past = [], 0
-    for count in chunks or [len(tokens)]:
-        values: dict[str, NDArray[np.float32]] = {}
-        for segment in segments:
-            values = backend.run(segment, step(tokens[past : past + count], past), kv, values)
-        rows.append(values["logits"])
-        past += count
-    assert past == len(tokens)
-    return np.concatenate(rows)
+    """One sequence through a model that is loaded for it."""
+    return Reference(file, context).logits(tokens, chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from strata.models import (
     ConfigError,
     MissingTensor,
     TensorShape,
+    TensorType,
     UnexpectedTensor,
     UnknownArchitecture,
     build_model,
 )
+from strata.quant import by_name
 
 DROP = ...
 
@@ -89,6 +92,8 @@ def test_absurd_value_is_refused(kind: str, key: str, value: Any) -> None:
         (huggingface("llama", num_key_value_heads=3), "'num_key_value_heads' is 3"),
         (huggingface("llama", num_attention_heads=3, num_key_value_heads=3, head_dim=DROP), "64"),
         (huggingface("llama", num_local_experts=8), "num_local_experts"),
+        (huggingface("llama", quantization_config={"quant_method": "gptq"}), "'gptq'"),
+        (huggingface("llama", quantization_config="awq"), "'awq'"),
         (gguf("llama", expert_count=8), r"llama\.expert_count"),
         (gguf("llama", **{"attention.value_length": 8}), "value_length"),
         (gguf("llama", **{"attention.head_count_kv": [2, 1]}), "differs from layer to layer"),
@@ -153,6 +158,22 @@ def test_each_tensor_is_needed_and_has_one_shape(make: Any, name: str) -> None:
             build_model(header)
         header.tensors[missing] = info
     build_model(header)
+
+
+@pytest.mark.parametrize("name", ["I8", "I32"])
+def test_whole_numbers_are_no_weights(name: str) -> None:
+    header = huggingface("llama")
+    info = header.tensors["model.norm.weight"]
+    header.tensors[info.name] = replace(info, type=by_name(name))
+    with pytest.raises(TensorType, match=f"'model.norm.weight' holds whole numbers .{name}"):
+        build_model(header)
+
+
+def test_eight_bit_directories_are_read() -> None:
+    header = huggingface("llama", quantization_config={"quant_method": "fp8"})
+    extra = "model.layers.0.self_attn.q_proj.input_scale"
+    header.tensors[extra] = header.tensors["model.norm.weight"]
+    assert build_model(header).segments == build_model(huggingface("llama")).segments
 
 
 @pytest.mark.parametrize("make", [huggingface, gguf])

@@ -11,6 +11,7 @@ from strata.models.errors import (
     MissingTensor,
     ModelError,
     TensorShape,
+    TensorType,
     UnexpectedTensor,
     UnknownArchitecture,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "MissingTensor",
     "ModelError",
     "TensorShape",
+    "TensorType",
     "UnexpectedTensor",
     "UnknownArchitecture",
     "architecture",

@@ -14,6 +14,7 @@ MAX_WIDTH = 1 << 20
 MAX_VOCABULARY = 1 << 24
 # "No limit" in some files is a number like 1e30 or 2^31; positions are 32-bit here.
 MAX_CONTEXT = (1 << 31) - 1
+_READABLE = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def read_config(
         head_dim = None
     if keys.integer("experts", 0, low=0) > 0:
         raise ConfigError(f"'{keys.find('experts')[0]}': mixtures of experts are not built yet")
+    _check_quantization(file)
     layers = keys.integer("layers", high=MAX_LAYERS)
     width = keys.integer("width", high=MAX_WIDTH)
     heads = keys.integer("heads", high=MAX_WIDTH)
@@ -107,6 +109,18 @@ def _vocabulary(file: ModelFile, keys: Keys) -> int:
     if table is None or len(table.shape) != 2:
         raise MissingTensor("tensor 'token_embd.weight' is missing: this file holds no model")
     return table.shape[0]
+
+
+def _check_quantization(file: ModelFile) -> None:
+    stated = file.metadata.get("quantization_config") if file.kind == "huggingface" else None
+    if stated is None:
+        return
+    method = stated.get("quant_method") if isinstance(stated, dict) else stated
+    if method not in _READABLE:
+        raise ConfigError(
+            f"'quantization_config.quant_method' is {method!r}: only {', '.join(_READABLE)} are "
+            f"read; use the unquantised model or a GGUF of it"
+        )
 
 
 def _tied(file: ModelFile, keys: Keys, default: bool) -> bool:

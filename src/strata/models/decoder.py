@@ -228,10 +228,11 @@ def check_activation(c: Config, *expected: str) -> None:
 def harmless(c: Config) -> tuple[str, ...]:
     """Patterns of tensors that may be there and are not used.
 
-    Rope frequencies follow from the hyperparameters; a tied head may be stored a second time.
+    Rope frequencies follow from the hyperparameters, scales of activations and caches speak of
+    formats that are not used here, and a tied head may be stored a second time.
     """
-    frequencies = r".*rotary_emb\.inv_freq"
-    return (frequencies, r".*lm_head\.weight") if c.tied else (frequencies,)
+    unused = (r".*rotary_emb\.inv_freq", r".*\.(input|activation|k|v)_scale")
+    return (*unused, r".*lm_head\.weight") if c.tied else unused
 
 
 def with_windows(c: Config, window: int, pattern: int) -> Config:

@@ -27,3 +27,7 @@ class UnexpectedTensor(ModelError):
 
 class TensorShape(ModelError):
     """A tensor whose shape does not follow from the hyperparameters."""
+
+
+class TensorType(ModelError):
+    """A tensor of whole numbers where weights are needed."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from strata.formats import ModelFile, TensorInfo
-from strata.models.errors import MissingTensor, TensorShape, UnexpectedTensor
+from strata.models.errors import MissingTensor, TensorShape, TensorType, UnexpectedTensor
 from strata.program import Weight
 from strata.program.model import Transform
 
@@ -47,8 +47,8 @@ Tensors = Mapping[str, Tensor]
 class Catalog:
     """The Weights of a model by canonical name, checked against what the file holds.
 
-    Raises MissingTensor, UnexpectedTensor or TensorShape. ``prefixes`` are what Hugging Face
-    checkpoints of the family put for ``{p}`` (the one the file uses is found by its embedding
+    Raises MissingTensor, UnexpectedTensor, TensorShape or TensorType. ``prefixes`` are what Hugging
+    Face checkpoints of the family put for ``{p}`` (the one the file uses is found by its embedding
     table), ``harmless`` are patterns of tensors that may be there and are not used.
     """
 
@@ -116,6 +116,11 @@ class Catalog:
 
     @staticmethod
     def _check(info: TensorInfo, shape: tuple[int, ...], transform: Transform) -> None:
+        if info.type.integer:
+            raise TensorType(
+                f"tensor '{info.name}' holds whole numbers ({info.type.name}), not weights: its "
+                f"quantisation is not known here; use the unquantised model or a GGUF of it"
+            )
         expected = shape[::-1] if transform == "transpose" else shape
         if tuple(info.shape) != expected:
             raise TensorShape(
