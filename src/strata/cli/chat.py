@@ -34,27 +34,34 @@ def chat(llm: LLM, params: SamplingParams, *, system: str | None, raw: bool, sta
     _prepare_terminal()
     conversation = _Conversation(llm, params, system, raw)
     remark("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
-    while True:
-        try:
-            entry = _read_entry()
-        except EOFError:
-            click.echo(err=True)
-            return
-        except KeyboardInterrupt:
-            remark("\n(Ctrl-D or /bye leaves)")
-            continue
-        if not entry.strip():
-            continue
-        if _COMMAND.fullmatch(entry.strip()):
-            if not _obey(entry.strip(), conversation):
-                return
-            continue
-        try:
+    going = True
+    while going:
+        # An impatient second Ctrl-C may come while the first is being told of.
+        with suppress(KeyboardInterrupt):
+            try:
+                going = _turn(conversation, stats)
+            except KeyboardInterrupt:
+                remark("\n(Ctrl-D or /bye leaves)")
+
+
+def _turn(conversation: _Conversation, stats: bool) -> bool:
+    """Read an entry and do what it asks; False to leave."""
+    try:
+        entry = _read_entry()
+    except EOFError:
+        remark("")
+        return False
+    order = entry.strip()
+    if _COMMAND.fullmatch(order):
+        return _obey(order, conversation)
+    try:
+        if order:
             conversation.answer(entry, stats=stats)
-        except KeyboardInterrupt:
-            remark("(stopped)")
-        except StrataError as error:
-            remark(f"strata: error: {error}")
+    except KeyboardInterrupt:
+        remark("(stopped)")
+    except StrataError as error:
+        remark(f"strata: error: {error}")
+    return True
 
 
 class _Conversation:
