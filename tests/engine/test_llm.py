@@ -77,6 +77,22 @@ def test_streams_carry_the_same(llm: LLM) -> None:
         assert output.seed == 5
 
 
+def test_only_a_completion_goes_on_a_text_that_began(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a first word, sentencepiece's space is taken away; not of one that follows a prompt."""
+    stream, asked = llm.tokenizer.stream, []
+
+    def watched(*, continuing: bool) -> object:
+        asked.append(continuing)
+        return stream(continuing=continuing)
+
+    monkeypatch.setattr(llm.tokenizer, "stream", watched)
+    llm.generate("Once", SHORT)
+    llm.chat([{"role": "user", "content": "Once"}], SHORT)
+    assert asked == [True, False]
+
+
 def test_streams_may_be_read_in_turns(llm: LLM) -> None:
     first = llm.generate(PROMPTS[0], SHORT, stream=True)
     second = llm.generate(PROMPTS[1], SHORT, stream=True)
