@@ -33,11 +33,21 @@ STRATA_INLINE void finish(const MatmulArgs& a, int64_t row, int64_t column, F32v
 // A product is made in ranges of K whose weights stay in the first-level cache while all rows pass
 // by; between two ranges the sums wait in scratch, so the order along K is the same as without.
 inline constexpr int64_t kRangeBytes = 16 * 1024;
+// Far enough that memory answers in time at full bandwidth, near enough to stay in the first level.
+inline constexpr int64_t kPrefetchBytes = 8192;
 
 struct Range {
-  int64_t begin, end;   // in blocks or elements along K
+  int64_t begin, end;     // blocks (of codes) or steps (of floats) along K
   bool first, last;
+  const uint8_t* limit;   // end of the weights of this call: nothing is fetched from there on
 };
+
+template <int kBytes>
+STRATA_INLINE void prefetch_ahead(const uint8_t* p, const Range& range) {
+  const uint8_t* ahead = range.limit - p > kPrefetchBytes ? p + kPrefetchBytes : p;
+#pragma GCC unroll 16
+  for (int line = 0; line < kBytes; line += 64) prefetch(ahead + line);
+}
 
 // kRows rows of activations with kWidth rows of one panel.
 template <Format kFormat, int kRows>
@@ -60,8 +70,7 @@ static inline void tile(const MatmulArgs& a, const Range& range, int64_t row, in
     for (int sub = 0; sub < W::kSubs; ++sub, ++at, p += W::kSub) {
       U8v codes[8];
       F32v scale[2], minimum[2];
-#pragma GCC unroll 16
-      for (int line = 0; line < W::kSub; line += 64) prefetch(p + 2048 + line);
+      prefetch_ahead<W::kSub>(p, range);
       W::codes(p, part, codes);
       W::scales(head, p, sub, part, scale, minimum);
 #pragma GCC unroll 8
@@ -100,6 +109,7 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
                          int64_t panel1, float* scratch) {
   using W = Weights<kFormat>;
   const int64_t blocks = a.k / W::kElements;
+  const uint8_t* limit = a.weight + panel1 * blocks * W::kBlock;
   constexpr int64_t kRangeBlocks = kRangeBytes > W::kBlock ? kRangeBytes / W::kBlock : 1;
   int64_t step = kActCacheBytes / (a.k * 2) / kTileRows * kTileRows;
   if (step < kTileRows) step = kTileRows;
@@ -110,7 +120,7 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
     for (int64_t panel = panel0; panel < panel1; ++panel) {
       for (int64_t begin = 0; begin < blocks; begin += along) {
         const int64_t end = begin + along < blocks ? begin + along : blocks;
-        const Range range = {begin, end, begin == 0, end == blocks};
+        const Range range = {begin, end, begin == 0, end == blocks, limit};
         row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
           float* sums = scratch + (row - first) * kPanel;
           for (int part = 0; part < kPanel / kWidth; ++part) {
@@ -143,111 +153,137 @@ STRATA_INLINE F32v load_weight(WeightsF16, const uint8_t* p, int part) {
   return vload_f16(reinterpret_cast<const uint16_t*>(p) + part * kWidth);
 }
 
-// kRows rows of activations with kUnits groups of kWidth weight rows, which follow one another at
-// `unit`: panels have kPanel / kWidth units each. Rows of x are `stride` bytes apart.
+// Rows at a time, so that their sums fit in scratch: those wait only where K is longer than a range
+// (256 steps of F32 at least), and 32 floats a row then take less than 16 K + 1024.
+inline constexpr int64_t kMaxFloatStep = 144;
+
+// What the tiles of float weights share: panels and activation rows, by their distance in bytes.
+struct FloatRows {
+  const uint8_t* weight;
+  int64_t panel_bytes;
+  const uint8_t* x;
+  int64_t stride;
+};
+
+// kRows rows of activations, the first of them `row0`, with kUnits groups of kWidth weight rows;
+// a panel has kPanel / kWidth such units.
 template <class W, int kRows, int kUnits>
-static inline void tile_float(const MatmulArgs& a, const uint8_t* weight, int64_t panel_bytes,
-                              const uint8_t* x, int64_t stride, int64_t row, int64_t unit,
-                              int64_t column) {
+static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Range& range,
+                              int64_t row0, int64_t r0, int64_t unit, int64_t column,
+                              float* sums) {
   constexpr int kPanelUnits = kPanel / kWidth;
   const uint8_t* w[kUnits];
   int part[kUnits];
-  const uint8_t* acts[kRows];
+  const uint8_t* x[kRows];
   F32v acc[kRows][kUnits];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int u = 0; u < kUnits; ++u) {
-    w[u] = weight + (unit + u) / kPanelUnits * panel_bytes;
+    w[u] = f.weight + (unit + u) / kPanelUnits * f.panel_bytes;
     part[u] = static_cast<int>((unit + u) % kPanelUnits);
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    acts[r] = x + r * stride;
-#pragma GCC unroll 8
-    for (int u = 0; u < kUnits; ++u) acc[r][u] = vzero();
+    x[r] = f.x + (r0 + r) * f.stride;
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) {
+      acc[r][u] = range.first ? vzero() : vload(sums + (r * kUnits + u) * kWidth);
+    }
   }
-  if constexpr (W::kStep == 1) {
-    for (int64_t k = 0; k < a.k; ++k) {
+  // `count` elements at step k; fewer than kStep only where K is odd.
+  const auto step = [&](int64_t k, auto count) {
+    const auto each = [&](auto add) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+        for (int u = 0; u < kUnits; ++u) acc[r][u] = add(x[r], u, acc[r][u]);
+      }
+    };
+    if constexpr (W::kStep == 1) {
       F32v v[kUnits];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int u = 0; u < kUnits; ++u) v[u] = load_weight(W{}, w[u] + k * W::kBytes, part[u]);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const F32v b = vset(reinterpret_cast<const float*>(acts[r])[k]);
-#pragma GCC unroll 8
-        for (int u = 0; u < kUnits; ++u) acc[r][u] = vfma(v[u], b, acc[r][u]);
-      }
-    }
-  } else if constexpr (kBf16Dot) {
-    for (int64_t k = 0; k < (a.k + 1) / 2; ++k) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const uint16_t* pair = reinterpret_cast<const uint16_t*>(acts[r]) + 2 * k;
-#pragma GCC unroll 8
-        for (int u = 0; u < kUnits; ++u) {
-          const uint16_t* two = reinterpret_cast<const uint16_t*>(w[u] + k * W::kBytes);
-          acc[r][u] = vdot_bf16(acc[r][u], two + 2 * part[u] * kWidth, pair);
-        }
-      }
-    }
-  } else {
-    const I32v odd = vset_i32(static_cast<int32_t>(0xffff0000u));
-    for (int64_t k = 0; k < a.k; k += 2) {
-      F32v even_w[kUnits], odd_w[kUnits];
-#pragma GCC unroll 8
+      each([&](const uint8_t* row, int u, F32v sum) {
+        return vfma(v[u], vset(reinterpret_cast<const float*>(row)[k]), sum);
+      });
+    } else if constexpr (kBf16Dot) {
+      each([&](const uint8_t* row, int u, F32v sum) {
+        const uint16_t* two = reinterpret_cast<const uint16_t*>(w[u] + k * W::kBytes);
+        return vdot_bf16(sum, two + 2 * part[u] * kWidth,
+                         reinterpret_cast<const uint16_t*>(row) + 2 * k);
+      });
+    } else {
+      F32v even[kUnits], odd[kUnits];
+#pragma GCC unroll 16
       for (int u = 0; u < kUnits; ++u) {
-        const I32v two = vload_i32(
-            reinterpret_cast<const int32_t*>(w[u] + k / 2 * W::kBytes) + part[u] * kWidth);
-        even_w[u] = vcast_f32(vshl_i32<16>(two));
-        odd_w[u] = vcast_f32(vand_i32(two, odd));
+        const I32v two =
+            vload_i32(reinterpret_cast<const int32_t*>(w[u] + k * W::kBytes) + part[u] * kWidth);
+        even[u] = vcast_f32(vshl_i32<16>(two));
+        odd[u] = vcast_f32(vand_i32(two, vset_i32(static_cast<int32_t>(0xffff0000u))));
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const float* row_x = reinterpret_cast<const float*>(acts[r]) + k;
-        const F32v b0 = vset(row_x[0]);
-        const F32v b1 = vset(k + 1 < a.k ? row_x[1] : 0.0f);
-#pragma GCC unroll 8
-        for (int u = 0; u < kUnits; ++u) {
-          acc[r][u] = vfma(odd_w[u], b1, vfma(even_w[u], b0, acc[r][u]));
-        }
-      }
+      each([&](const uint8_t* row, int u, F32v sum) {
+        const float* pair = reinterpret_cast<const float*>(row) + 2 * k;
+        sum = vfma(even[u], vset(pair[0]), sum);
+        if constexpr (count.value == 2) sum = vfma(odd[u], vset(pair[1]), sum);
+        return sum;
+      });
     }
+  };
+  // Rows of floats end at K; rows in scratch are padded with a zero.
+  const bool odd_end = W::kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
+  const int64_t end = range.end - (odd_end ? 1 : 0);
+  constexpr int kUnroll = 4;
+  int64_t k = range.begin;
+  for (; k + kUnroll <= end; k += kUnroll) {
+    // Units that share a panel share its lines.
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; u += kPanelUnits) {
+      prefetch_ahead<kUnroll * W::kBytes>(w[u] + k * W::kBytes, range);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kUnroll; ++i) step(k + i, Index<W::kStep>{});
   }
-#pragma GCC unroll 8
+  for (; k < end; ++k) step(k, Index<W::kStep>{});
+  if (odd_end) step(k, Index<1>{});
+#pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int u = 0; u < kUnits; ++u) finish(a, row + r, column + u * kWidth, acc[r][u]);
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) {
+      if (range.last) finish(a, row0 + r, column + u * kWidth, acc[r][u]);
+      else vstore(sums + (r * kUnits + u) * kWidth, acc[r][u]);
+    }
   }
 }
 
-// Rows and units of a float tile: accumulators, one vector a unit and a broadcast in registers.
-inline constexpr int kFloatRows = kWidth == 8 ? 6 : 8;
+// Two units a tile: each broadcast of an activation then serves two multiplications.
 inline constexpr int kFloatUnits = 2;
 
-// Output columns from `column` on, whose weights are the units [0, units) at `weight`.
+// Output columns from `column` on, whose weights are the units [0, units) of f; output rows from
+// `row0` on. `sums` is scratch for rows * kFloatUnits * kWidth floats.
 template <class W>
-static void rows_by_units(const MatmulArgs& a, const uint8_t* weight, int64_t panel_bytes,
-                          const uint8_t* x, int64_t stride, int64_t row0, int64_t rows,
-                          int64_t units, int64_t column) {
-  int64_t unit = 0;
-  const auto all_rows = [&](auto count) {
-    int64_t r = 0;
-    const auto go = [&](auto tile_rows) {
-      for (; r + tile_rows.value <= rows; r += tile_rows.value) {
-        tile_float<W, tile_rows.value, count.value>(a, weight, panel_bytes, x + r * stride, stride,
-                                                    row0 + r, unit, column + unit * kWidth);
-      }
-    };
-    go(Index<kFloatRows>{});
-    go(Index<4>{});
-    go(Index<2>{});
-    go(Index<1>{});
+static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
+                          int64_t units, int64_t column, float* sums) {
+  const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
+  const uint8_t* limit = f.weight + units * kWidth / kPanel * f.panel_bytes;
+  constexpr int64_t kRangeSteps = kRangeBytes / W::kBytes;
+  const int64_t along = rows > kFloatRows ? kRangeSteps : steps;
+  const auto all_rows = [&](auto count, int64_t unit) {
+    for (int64_t begin = 0; begin < steps; begin += along) {
+      const int64_t end = begin + along < steps ? begin + along : steps;
+      const Range range = {begin, end, begin == 0, end == steps, limit};
+      row_tiles<kFloatRows>(0, rows, [&](auto tile_rows, int64_t r) {
+        tile_float<W, tile_rows.value, count.value>(a, f, range, row0 + r, r, unit,
+                                                    column + unit * kWidth,
+                                                    sums + r * count.value * kWidth);
+      });
+    }
   };
-  for (; unit + kFloatUnits <= units; unit += kFloatUnits) all_rows(Index<kFloatUnits>{});
-  for (; unit < units; ++unit) all_rows(Index<1>{});
+  int64_t unit = 0;
+  for (; unit + kFloatUnits <= units; unit += kFloatUnits) all_rows(Index<kFloatUnits>{}, unit);
+  for (; unit < units; ++unit) all_rows(Index<1>{}, unit);
 }
 
 // Activations of BF16 weights, where those are multiplied in pairs: rounded to bf16 in scratch.
-inline constexpr int64_t kNarrowRows = 64;
+inline constexpr int64_t kNarrowRows = 48;
 STRATA_INLINE int64_t narrow_stride(int64_t k) { return (2 * k + 63) / 64 * 64; }
 STRATA_INLINE void narrow_row(const float* x, int64_t k, uint16_t* out) {
   int64_t i = 0;
@@ -261,28 +297,28 @@ STRATA_INLINE void narrow_row(const float* x, int64_t k, uint16_t* out) {
 template <class W>
 static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                          int64_t panel1, float* scratch) {
-  constexpr int kPanelUnits = kPanel / kWidth;
+  constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
   const int64_t panel_bytes = (a.k + W::kStep - 1) / W::kStep * W::kBytes;
-  const uint8_t* weight = a.weight + panel0 * panel_bytes;
-  constexpr bool narrow = W::kStep == 2 && kBf16Dot;
-  const int64_t x_bytes = narrow ? narrow_stride(a.k) : 4 * a.k + 4;
+  const int64_t x_bytes = kNarrow ? narrow_stride(a.k) : 4 * a.k;
   int64_t step = kActCacheBytes / x_bytes / kFloatRows * kFloatRows;
   if (step < kFloatRows) step = kFloatRows;
-  if (narrow && step > kNarrowRows) step = kNarrowRows;
+  if (kNarrow && step > kNarrowRows) step = kNarrowRows;
+  if (step > kMaxFloatStep) step = kMaxFloatStep;
   for (int64_t row = row0; row < row1; row += step) {
     const int64_t rows = row + step < row1 ? step : row1 - row;
-    const uint8_t* x = a.acts + row * a.act_stride;
-    int64_t stride = a.act_stride;
-    if constexpr (narrow) {
+    FloatRows f = {a.weight + panel0 * panel_bytes, panel_bytes, a.acts + row * a.act_stride,
+                   a.act_stride};
+    float* sums = scratch;
+    if constexpr (kNarrow) {
       for (int64_t r = 0; r < rows; ++r) {
-        narrow_row(reinterpret_cast<const float*>(x + r * stride), a.k,
+        narrow_row(reinterpret_cast<const float*>(f.x + r * f.stride), a.k,
                    reinterpret_cast<uint16_t*>(scratch) + r * (x_bytes / 2));
       }
-      x = reinterpret_cast<const uint8_t*>(scratch);
-      stride = x_bytes;
+      f.x = reinterpret_cast<const uint8_t*>(scratch);
+      f.stride = x_bytes;
+      sums = scratch + rows * (x_bytes / 4);
     }
-    rows_by_units<W>(a, weight, panel_bytes, x, stride, row, rows, (panel1 - panel0) * kPanelUnits,
-                     panel0 * kPanel);
+    rows_by_units<W>(a, f, row, rows, (panel1 - panel0) * (kPanel / kWidth), panel0 * kPanel, sums);
   }
 }
 
@@ -292,9 +328,13 @@ static void matmul_decoded(const MatmulArgs& a, int64_t row0, int64_t row1, int6
                            int64_t panel1, float* scratch) {
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     decode_panel(kFormat, a.weight, a.n, a.k, panel, scratch);
-    rows_by_units<WeightsF32>(a, reinterpret_cast<const uint8_t*>(scratch), 64 * a.k,
-                              a.acts + row0 * a.act_stride, a.act_stride, row0, row1 - row0,
-                              kPanel / kWidth, panel * kPanel);
+    for (int64_t row = row0; row < row1; row += kMaxFloatStep) {
+      const int64_t rows = row + kMaxFloatStep < row1 ? kMaxFloatStep : row1 - row;
+      const FloatRows f = {reinterpret_cast<const uint8_t*>(scratch), 64 * a.k,
+                           a.acts + row * a.act_stride, a.act_stride};
+      rows_by_units<WeightsF32>(a, f, row, rows, kPanel / kWidth, panel * kPanel,
+                                scratch + kPanel * a.k);
+    }
   }
 }
 

@@ -16,6 +16,7 @@ using I32v = __m256i;
 using U8v = __m256i;
 inline constexpr int kWidth = 8;
 inline constexpr int kTileRows = 4;
+inline constexpr int kFloatRows = 6;
 inline constexpr bool kFusedFma = true;
 
 STRATA_INLINE F32v vload(const float* p) { return _mm256_loadu_ps(p); }

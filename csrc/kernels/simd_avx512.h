@@ -24,6 +24,8 @@ using U8v = __m512i;    // 4 * kWidth bytes: four neighbours along K for each la
 inline constexpr int kWidth = 16;
 // Rows of activations that share unpacked codes: codes, sums and scales fit in the registers.
 inline constexpr int kTileRows = 8;
+// The same for float weights, two vectors of them at a time.
+inline constexpr int kFloatRows = 12;
 inline constexpr bool kFusedFma = true;
 
 // Float lanes.

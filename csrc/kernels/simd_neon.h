@@ -16,6 +16,7 @@ using I32v = int32x4_t;
 using U8v = uint8x16_t;
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 8;
+inline constexpr int kFloatRows = 8;
 inline constexpr bool kFusedFma = true;
 
 STRATA_INLINE F32v vload(const float* p) { return vld1q_f32(p); }
