@@ -86,6 +86,7 @@ MACROS = """\
 {%- macro block(role, text) -%}
 [{{ role | upper }}] {{ text }}
 {%- endmacro -%}
+{%- for message in messages if message.thinking %}({{ message.reasoning_content }}){% endfor %}
 {%- for message in messages recursive %}
 {{ block(message.role, message.content if message.content is string else
     message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ')) }}
@@ -125,6 +126,11 @@ CHATS: dict[str, list[dict[str, Any]]] = {
         {"role": "user", "content": "Who are you? 你好 <|im_end|>"},
         {"role": "assistant", "content": "A model."},
         {"role": "user", "content": "Really?"},
+    ],
+    "thoughts": [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "4", "reasoning": "Two and two."},
+        {"role": "user", "content": "Sure?"},
     ],
     "calls": [
         {"role": "user", "content": "Weather in Zürich?"},

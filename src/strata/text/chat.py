@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Stands for the end of the message that is to be continued, while the template runs.
 _OPEN_END = "STRATA_OPEN_END_OF_FINAL_MESSAGE "
+# Names under which interfaces pass what a model thought; templates read the first or the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
@@ -62,7 +64,7 @@ class ChatTemplate:
     def _run(self, variables: Mapping[str, Any]) -> str:
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-        from strata.text.sandbox import MAX_CHARACTERS, start_counting
+        from strata.text.bounds import MAX_CHARACTERS, start_counting
 
         parts: list[str] = []
         size = 0
@@ -113,7 +115,11 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         if not isinstance(message, Mapping):
             raise UsageError(f"messages[{index}] must be an object, not {type(message).__name__}")
         # Interfaces send null for what is absent; templates ask whether the key is there.
-        chat.append({key: _plain(value) for key, value in message.items() if value is not None})
+        plain = {key: _plain(value) for key, value in message.items() if value is not None}
+        reasoning = next((plain[name] for name in _REASONING if name in plain), None)
+        if reasoning is not None:
+            plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+        chat.append(plain)
     return chat
 
 

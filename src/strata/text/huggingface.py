@@ -43,11 +43,11 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     _add_missing_tokens(engine, config, names)
 
     bos, eos = (engine.token_to_id(names[n]) if n in names else None for n in _NAMED[:2])
-    if "add_bos_token" in config or "add_eos_token" in config:
+    if engine.post_processor is not None:
+        prefix, suffix = _surroundings(engine)
+    else:
         prefix = [bos] if config.get("add_bos_token") and bos is not None else []
         suffix = [eos] if config.get("add_eos_token") and eos is not None else []
-    else:
-        prefix, suffix = _surroundings(engine)
     pieces = HuggingFacePieces(engine)
     return Tokenizer(
         encoder=HuggingFaceEncoder(engine),
@@ -64,7 +64,11 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
 
 
 class HuggingFaceEncoder:
-    """tokenizer.json's own pipeline, with and without its special tokens."""
+    """tokenizer.json's own pipeline, with and without its special tokens.
+
+    A Unigram model that lists its control tokens with a score may still choose them for text that
+    spells them: the library offers no way to leave them out.
+    """
 
     def __init__(self, engine: tokenizers.Tokenizer) -> None:
         self._engine = engine

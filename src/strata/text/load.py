@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from strata.formats import ModelFile
+from typing import TYPE_CHECKING
+
 from strata.text.gguf import tokenizer_from_gguf
 from strata.text.huggingface import tokenizer_from_directory
 from strata.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from strata.formats import ModelFile
 
 
 def load_tokenizer(model_file: ModelFile) -> Tokenizer:

@@ -11,6 +11,9 @@ from that source's engine in a few points that are spelled out here:
 - Its digit class is ASCII, Oniguruma's `\d` is not: `[0-9]`.
 - Han, there a list of blocks, is that list here too; Oniguruma's `\p{Han}` is a script.
 
+Both know the classes of the same Unicode, except that Oniguruma's tables are newer: characters of
+Unicode 15.1 and 16 are letters here and unassigned there.
+
 The patterns of a family are applied one after the other: each cuts every piece left by the one
 before it into matches and what lies between them.
 """

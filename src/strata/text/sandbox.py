@@ -2,21 +2,19 @@
 
 Semantics are those of transformers (block trimming, `tojson`, `raise_exception`, `strftime_now`,
 `{% generation %}`, loop controls). On top of jinja2's sandbox, which keeps a template from the
-interpreter's internals, work and size are bounded, so that it cannot hang or fill the memory.
+interpreter's internals, work and size are bounded (see `bounds`), so that it cannot hang or fill
+the memory.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Environment, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -25,88 +23,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_CHARACTERS = 1 << 24  # of a prompt, and of any string or list a template builds on its way
-MAX_STEPS = 5_000_000  # loop iterations and calls of one rendering: some seconds
-
-_steps: ContextVar[list[int]] = ContextVar("steps")
-
-
-class LimitError(TemplateError):
-    """A template did more work, or built something larger, than any chat needs."""
-
-
-def start_counting() -> None:
-    """Give the rendering that begins in this context its own count of steps."""
-    _steps.set([0])
+from strata.text.bounds import (
+    check_call,
+    check_operator,
+    counted,
+    joined,
+    sized,
+    step,
+    weighed,
+)
 
 
-def _step() -> None:
-    count = _steps.get()
-    count[0] += 1
-    if count[0] > MAX_STEPS:
-        raise LimitError(f"the template takes more than {MAX_STEPS} steps")
-
-
-def _check_size(value: Any) -> Any:
-    if isinstance(value, (str, list, tuple)) and len(value) > MAX_CHARACTERS:
-        raise LimitError(f"the template builds a value of more than {MAX_CHARACTERS} elements")
-    return value
-
-
-def _weighed(value: Any) -> Any:
-    """Refuse containers that would be huge when printed: one that holds another many times over."""
-    weights: dict[int, int] = {}
-
-    def weight(item: Any) -> int:
-        if isinstance(item, str):
-            return len(item)
-        if not isinstance(item, (list, tuple, dict)):
-            return 1
-        known = weights.get(id(item))
-        if known is None:
-            members = itertools.chain(item, item.values()) if isinstance(item, dict) else item
-            known = weights[id(item)] = 1 + sum(map(weight, members))
-        return known
-
-    if weight(value) > MAX_CHARACTERS:
-        raise LimitError(f"the template builds a value of more than {MAX_CHARACTERS} elements")
-    return value
-
-
-def _check_arguments(arguments: Iterable[Any]) -> None:
-    """Refuse what asks for a huge result: counts and widths, also inside format strings."""
-    for value in arguments:
-        if isinstance(value, int) and abs(value) > MAX_CHARACTERS:
-            raise LimitError(f"the number {value:.3g} is too large for a chat template")
-
-
-def _check_format(text: Any) -> None:
-    if isinstance(text, str) and re.search(r"[%{][^a-zA-Z}]*\d{7}", text):
-        raise LimitError("a width in a format string is too large for a chat template")
-
-
-def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     # `wraps` keeps the marks by which jinja2 knows which filters want its context.
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_arguments((*args[1:], *kwargs.values()))
-        _check_format(args[0] if function.__name__ == "do_format" else None)
-        return _check_size(function(*args, **kwargs))
+        subject = 1 if isinstance(args[0], (Context, Environment, nodes.EvalContext)) else 0
+        if name == "join" and isinstance(args[subject], Iterator):
+            args = (*args[:subject], list(args[subject]), *args[subject + 1 :])
+        check_call(name, args[subject], (*args[subject + 1 :], *kwargs.values()))
+        return sized(function(*args, **kwargs))
 
     return bounded
-
-
-def _counted(items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        _step()
-        yield item
-
-
-def _joined(*parts: Any) -> str:
-    texts = [str(part) for part in parts]
-    if sum(map(len, texts)) > MAX_CHARACTERS:
-        raise LimitError(f"the template builds a value of more than {MAX_CHARACTERS} elements")
-    return "".join(texts)
 
 
 class _Bounds(NodeTransformer):
@@ -177,7 +115,7 @@ class _Dict:
     """`dict(...)` without the attributes of the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        values: dict[Any, Any] = _weighed(dict(*args, **kwargs))
+        values: dict[Any, Any] = weighed(dict(*args, **kwargs))
         return values
 
 
@@ -218,10 +156,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
         self.filters["tojson"] = _tojson
-        self.filters = {name: _bounded_filter(f) for name, f in self.filters.items()}
-        self.filters["strata_counted"] = _counted
-        self.filters["strata_joined"] = _joined
-        self.filters["strata_weighed"] = _weighed
+        self.filters = {name: _bounded_filter(name, f) for name, f in self.filters.items()}
+        self.filters["strata_counted"] = counted
+        self.filters["strata_joined"] = joined
+        self.filters["strata_weighed"] = weighed
         del self.globals["lipsum"]
         self.globals.update(
             raise_exception=_raise_exception,
@@ -235,23 +173,17 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _step()
-        if isinstance(getattr(__obj, "__self__", None), (str, bytes, int)):
-            _check_arguments((*args, *kwargs.values()))
-            _check_format(getattr(__obj, "__self__", None))
-        return _check_size(super().call(__context, __obj, *args, **kwargs))
+        step()
+        # The sandbox wraps str.format; the method is underneath.
+        method = getattr(__obj, "__wrapped__", __obj)
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, (str, bytes, int)):
+            if args and isinstance(args[0], Iterator):
+                args = (list(args[0]), *args[1:])
+            check_call(method.__name__, owner, (*args, *kwargs.values()))
+        return sized(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            _check_arguments((left, right))
-            if abs(right) * max(1, int(abs(left)).bit_length()) > 4096:
-                raise LimitError("the power is too large for a chat template")
-        elif operator == "*":
-            for sequence, count in ((left, right), (right, left)):
-                if isinstance(sequence, (str, list, tuple)) and isinstance(count, int):
-                    _check_arguments((count, count * len(sequence)))
-        elif operator == "%" and isinstance(left, str):
-            _check_format(left)
-            _check_arguments(right if isinstance(right, tuple) else (right,))
+        check_operator(operator, left, right)
         result = super().call_binop(context, operator, left, right)
-        return _weighed(result) if isinstance(result, (list, tuple)) else _check_size(result)
+        return weighed(result) if isinstance(result, (list, tuple)) else sized(result)
