@@ -13,6 +13,7 @@ import pytest
 
 from strata.cli import main
 from strata.formats import ModelFile
+from strata.text import Tokenizer, load_tokenizer
 
 BACKEND = "cpu" if importlib.util.find_spec("strata._native") else "reference"
 ENGINE = ["--backend", BACKEND, "--threads", "2"]
@@ -106,6 +107,25 @@ def test_run_options_reach_the_model(strata: Strata, model: str) -> None:
     penalised = run("--raw", "--repetition-penalty", "3", "--ignore-eos")
     assert penalised["completion_tokens"] == 20
     assert penalised["tokens"] != raw["tokens"]
+
+
+def test_run_without_a_template_continues_the_prompt(
+    strata: Strata, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_templates(file: ModelFile) -> Tokenizer:
+        tokenizer = load_tokenizer(file)
+        tokenizer.chat_templates.clear()
+        return tokenizer
+
+    options = ["Once upon a time", "--max-tokens", "5", *ENGINE]
+    raw = strata("run", model, "--raw", *options)
+    monkeypatch.setattr("strata.llm.load_tokenizer", without_templates)
+    plain = strata("run", model, *options)
+    assert plain.out == raw.out
+    assert "no chat template" in plain.err
+    system = strata("run", model, "--system", "Be brief.", *options)
+    assert system.code == 2
+    assert "--system" in system.err
 
 
 def test_run_stats_go_to_standard_error(strata: Strata, model: str) -> None:
