@@ -21,7 +21,6 @@ LEVELS = {
     "kv": 3,
     "plan": 3,
     "memory": 3,
-    "synth": 3,
     "backends": 2,
     "program": 2,
     "text": 1,

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pull": ("strata.cli.pull", "Download a model."),
     "list": ("strata.cli.list", "List the models on this machine."),
     "show": ("strata.cli.show", "Describe a model from its header."),
+    "synth": ("strata.cli.synth", "Write a model of a published shape with random weights."),
     "rm": ("strata.cli.rm", "Delete a downloaded model."),
 }
 

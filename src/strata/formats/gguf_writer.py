@@ -6,44 +6,30 @@ Source: the GGUF specification in the ggml project (docs/gguf.md).
 
 from __future__ import annotations
 
-import os
-import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.formats.errors import DiskFullError, WriteError, shown
+from strata.formats.errors import WriteError, shown
 from strata.formats.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_RANK
 from strata.formats.gguf_values import ARRAY, BOOL, NUMBERS, STRING
-from strata.quant import BlockType
+from strata.formats.writing import (
+    TensorSource,
+    Written,
+    new_file,
+    refuse_duplicates,
+    write_tensor,
+)
+
+__all__ = ["TensorSource", "write_gguf"]
 
 _VERSION = 3
 _KINDS = {dtype: kind for kind, dtype in NUMBERS.items()}
 _INT32, _UINT32 = np.dtype("<i4"), np.dtype("<u4")
-
-
-@dataclass(frozen=True)
-class TensorSource:
-    """A tensor to write. `shape` is rows first; `chunks` gives its bytes in block format, in order,
-    as pieces of any size, and is called once, when the tensor's turn has come."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: BlockType
-    chunks: Callable[[], Iterable[NDArray[np.uint8]]]
-
-    @classmethod
-    def of(
-        cls, name: str, shape: tuple[int, ...], type: BlockType, raw: NDArray[Any]
-    ) -> TensorSource:
-        """A tensor whose bytes are in memory; `raw` is read as bytes."""
-        data = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
-        return cls(name, shape, type, lambda: (data,))
 
 
 def write_gguf(
@@ -52,6 +38,8 @@ def write_gguf(
     tensors: Sequence[TensorSource],
     *,
     alignment: int = DEFAULT_ALIGNMENT,
+    written: Written | None = None,
+    keep_partial: bool = False,
 ) -> None:
     """Write a GGUF file; it appears under its name only when it is complete.
 
@@ -59,53 +47,20 @@ def write_gguf(
     of uint32, int32, uint64, int64 that fits), float (float32), str, and lists of str, bool, int
     (int32, or int64) or float (float32). Text may hold surrogates of undecodable bytes. Raises
     DiskFullError before writing if there is no room, WriteError for anything GGUF cannot hold.
+    `written` is told of progress; `keep_partial` leaves an interrupted file as `path`.partial.
     """
     path = Path(path)
     header, sizes = _header(metadata, tensors, alignment)
     total = len(header) + sum(_padded(size, alignment) for size in sizes)
-    _check_room(path, total)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(header)
-            for tensor, size in zip(tensors, sizes, strict=True):
-                _write_tensor(out, tensor, size)
-                out.write(bytes(_padded(size, alignment) - size))
-        os.replace(partial, path)
-    except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path, total, keep_partial=keep_partial) as out:
+        out.write(header)
+        for tensor, size in zip(tensors, sizes, strict=True):
+            write_tensor(out, tensor, written)
+            out.write(bytes(_padded(size, alignment) - size))
 
 
 def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
-
-
-def _check_room(path: Path, total: int) -> None:
-    try:
-        free = shutil.disk_usage(path.parent).free
-    except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error}") from None
-    if total > free:
-        raise DiskFullError(
-            f"{path} takes {total} bytes, but {free} are free on that disk: make room or choose "
-            "another directory"
-        )
-
-
-def _write_tensor(out: BinaryIO, tensor: TensorSource, size: int) -> None:
-    written = 0
-    for chunk in tensor.chunks():
-        written += chunk.size
-        if chunk.dtype != np.uint8 or written > size:
-            break
-        out.write(np.ascontiguousarray(chunk).data)
-    if written != size:
-        raise WriteError(
-            f"tensor {shown(tensor.name)} of shape {tensor.shape} and type {tensor.type.name} "
-            f"takes {size} bytes, but {written} were given"
-        )
 
 
 def _header(
@@ -117,8 +72,7 @@ def _header(
     values = dict(metadata)
     if alignment != DEFAULT_ALIGNMENT:
         values["general.alignment"] = np.uint32(alignment)
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise WriteError("two tensors have the same name")
+    refuse_duplicates(tensors)
     out = bytearray(MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(values)))
     for key, value in values.items():
         out += _text(key) + _value(key, value)
@@ -138,7 +92,7 @@ def _header(
         out += _text(tensor.name)
         out += struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
         out += struct.pack("<IQ", tensor.type.gguf_id, offset)
-        sizes.append(tensor.type.tensor_nbytes(tensor.shape))
+        sizes.append(tensor.nbytes)
         offset += _padded(sizes[-1], alignment)
     out += bytes(_padded(len(out), alignment) - len(out))
     return bytes(out), sizes

@@ -27,7 +27,7 @@ from strata.quant import BlockType, by_name
 MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 8
 _NAMES = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 BOOL I64 I32 I16 I8 U64 U32 U16 U8"
-_DTYPES = {name: by_name(name) for name in _NAMES.split()}
+DTYPES = {name: by_name(name) for name in _NAMES.split()}
 
 
 def read_header(file: DiskFile) -> dict[str, TensorInfo]:
@@ -87,12 +87,12 @@ def _tensor(name: str, entry: Any, start: int, file: DiskFile) -> TensorInfo:
 def _dtype(name: str, dtype: Any, where: str) -> BlockType:
     if not isinstance(dtype, str):
         raise JsonTypeError(f"{where}: the dtype of tensor {shown(name)} is {shown(dtype)}")
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise DtypeError(
             f"{where}: tensor {shown(name)} has the dtype {shown(dtype)}; readable are "
-            + ", ".join(_DTYPES)
+            + ", ".join(DTYPES)
         )
-    return _DTYPES[dtype]
+    return DTYPES[dtype]
 
 
 def _whole_numbers(value: Any, what: str) -> tuple[int, ...]:

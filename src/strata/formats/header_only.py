@@ -1,0 +1,47 @@
+"""A model of which only the header is known: enough to build and plan it, not to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from strata.formats.errors import ClosedError
+from strata.formats.model_file import Kind, ModelFile
+from strata.formats.tensor_info import TensorInfo
+
+
+class HeaderOnly(ModelFile):
+    """Metadata and tensor index without the tensors' bytes: of a model that is described in a
+    table, or lies elsewhere. Reading raises ClosedError."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        path: Path,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, TensorInfo],
+        file_bytes: int | None = None,
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        self.directory = path if kind == "huggingface" else path.parent
+        self.metadata = metadata
+        self.tensors = MappingProxyType(dict(tensors))
+        self._files = {}
+        self._fp8 = {}
+        self._resources = ExitStack()
+        self._file_bytes = self.nbytes if file_bytes is None else file_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files that hold tensors, as far as they are known."""
+        return self._file_bytes
+
+    def sidecar(self, name: str) -> None:
+        """Nothing lies beside a header."""
+
+    def readinto(self, name: str, *_: Any) -> NoReturn:
+        raise ClosedError(f"{self.path}: only the header is here; tensor {name!r} cannot be read")

@@ -1,0 +1,229 @@
+"""From a shape to a header: metadata and tensors, of a GGUF file or a Hugging Face directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.errors import UsageError
+from strata.formats import TensorInfo
+from strata.formats.header_only import HeaderOnly
+from strata.models import build_model, gemma2, gemma3, llama, phi3, qwen2, qwen3
+from strata.models.config import read_config
+from strata.models.tensors import Tensor
+from strata.quant import BlockType, by_name
+from strata.synth.recipes import RECIPES, Place, tensor_type
+from strata.synth.shapes import Shape
+
+_FAMILIES = {
+    "llama": (llama, "llama", "LlamaForCausalLM", "llama"),
+    "mistral": (llama, "llama", "MistralForCausalLM", "mistral"),
+    "qwen2": (qwen2, "qwen2", "Qwen2ForCausalLM", "qwen2"),
+    "qwen3": (qwen3, "qwen3", "Qwen3ForCausalLM", "qwen3"),
+    "gemma2": (gemma2, "gemma2", "Gemma2ForCausalLM", "gemma2"),
+    "gemma3": (gemma3, "gemma3", "Gemma3ForCausalLM", "gemma3_text"),
+    "phi3": (phi3, "phi3", "Phi3ForCausalLM", "phi3"),
+}
+_LLAMA3_ORIGINAL = 8192
+_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+@dataclass(frozen=True)
+class SynthTensor:
+    """A tensor of a synthetic model; vectors have the value ``fill``, matrices are random."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: BlockType
+    fill: float | tuple[float, ...] = 1.0
+
+
+def config_json(shape: Shape) -> dict[str, Any]:
+    """The config.json of a shape."""
+    _, _, architecture, model_type = _FAMILIES[shape.family]
+    config: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.context,
+        "rope_theta": shape.rope_base,
+        "rms_norm_eps": shape.eps,
+        "tie_word_embeddings": shape.tied,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "bfloat16",
+    }
+    if shape.family in ("gemma2", "gemma3"):
+        config |= {
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256 if shape.head_dim == 256 else shape.width // shape.heads,
+            "rope_local_base_freq": 10000.0,
+        }
+    if shape.family == "gemma2":
+        config |= _SOFTCAPS
+    if shape.window:
+        config["sliding_window"] = shape.window
+    if shape.llama3_factor:
+        config["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": shape.llama3_factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": _LLAMA3_ORIGINAL,
+        }
+    if shape.linear_factor:
+        config["rope_scaling"] = {"rope_type": "linear", "factor": shape.linear_factor}
+    return config
+
+
+def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
+    """The hyperparameters of a shape as GGUF keys."""
+    arch = _FAMILIES[shape.family][1]
+    keys: dict[str, Any] = {
+        "block_count": shape.layers,
+        "context_length": shape.context,
+        "embedding_length": shape.width,
+        "feed_forward_length": shape.ffn,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        "attention.layer_norm_rms_epsilon": shape.eps,
+        "rope.freq_base": shape.rope_base,
+        "rope.dimension_count": shape.head_dim,
+        "vocab_size": shape.vocab,
+    }
+    if shape.window:
+        keys["attention.sliding_window"] = shape.window
+    if shape.family == "gemma2":
+        keys |= _SOFTCAPS
+    if shape.linear_factor:
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": shape.linear_factor}
+    return {
+        "general.architecture": arch,
+        "general.type": "model",
+        # llama.cpp looks for "phi-3" in the name and then expects that model's vocabulary.
+        "general.name": "random weights",
+        "general.basename": shape.name,
+        "general.file_type": RECIPES[recipe][1],
+        "general.quantization_version": 2,
+        **{f"{arch}.{key}": value for key, value in keys.items()},
+    }
+
+
+def _tensors(shape: Shape) -> dict[str, Tensor]:
+    """The family's own list of tensors, by canonical name with ``{i}`` for the layer."""
+    module, _, architecture, _ = _FAMILIES[shape.family]
+    file = HeaderOnly("huggingface", Path(shape.name), config_json(shape), {})
+    config = read_config(file, architecture, None, tied=shape.tied, head_dim=shape.head_dim)
+    tensors: dict[str, Tensor] = module.tensors(config)
+    return tensors
+
+
+def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor, tuple[int, ...]]]:
+    """(name, layer, row of the family's table, shape) of what a file holds, in its order."""
+    tensors = _tensors(shape)
+    frame = [name for name in tensors if "{i}" not in name]
+    layered = [name for name in tensors if "{i}" in name]
+    order = [(name, 0) for name in frame if name.startswith("token_embd")]
+    order += [(name, i) for i in range(shape.layers) for name in layered]
+    order += [(name, 0) for name in frame if not name.startswith("token_embd")]
+    done: set[str] = set()
+    for canonical, i in order:
+        tensor = tensors[canonical]
+        part = tensor.part if shape.family == "phi3" else None
+        if part is None:
+            stored, dims = tensor.huggingface if huggingface else canonical, tensor.shape
+        else:
+            stored = part.huggingface if huggingface else part.gguf
+            dims = (part.total, *tensor.shape[1:])
+        # The table also names what GGUF files may hold besides: factors of rotary positions.
+        if stored is None or (tensor.huggingface is None and part is None):
+            continue
+        name = stored.replace("{p}", "model.").replace("{i}", str(i))
+        if name not in done:
+            done.add(name)
+            yield name, i, tensor, dims
+
+
+def gguf_tensors(shape: Shape, recipe: str) -> list[SynthTensor]:
+    """The tensors of a GGUF file, under a recipe's name."""
+    out = []
+    for name, layer, _, dims in _stored(shape, huggingface=False):
+        place = Place(
+            name,
+            layer,
+            shape.layers,
+            shape.heads // shape.kv_heads,
+            shape.tied,
+            shape.layers == 80 and shape.family in ("llama", "qwen2"),
+        )
+        out.append(SynthTensor(name, dims, tensor_type(recipe, place, dims), _fill(name)))
+    if shape.llama3_factor:
+        factors = _llama3_factors(shape)
+        out.insert(1, SynthTensor("rope_freqs.weight", (len(factors),), by_name("F32"), factors))
+    return out
+
+
+def huggingface_tensors(shape: Shape) -> list[SynthTensor]:
+    """The tensors of a Hugging Face directory in bf16."""
+    return [
+        SynthTensor(
+            name, dims, by_name("BF16"), 0.0 if tensor.transform == "add_one" else _fill(name)
+        )
+        for name, _, tensor, dims in _stored(shape, huggingface=True)
+    ]
+
+
+def _fill(name: str) -> float:
+    """Norms are ones; biases are nothing."""
+    return 0.0 if name.endswith(".bias") else 1.0
+
+
+def _llama3_factors(shape: Shape) -> tuple[float, ...]:
+    """What GGUF files divide the plain frequencies by, where config.json names a scaling."""
+    model = build_model(describe(shape, None))
+    rope = next(op for op in model.segments[1].program.ops if op.kind == "rope")
+    dim = shape.head_dim
+    plain = shape.rope_base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    return tuple(float(f) for f in plain / np.array(rope.attrs["inv_freq"]))
+
+
+def describe(shape: Shape, recipe: str | None) -> HeaderOnly:
+    """The header that a synthetic model has: a GGUF file's, or with ``recipe`` None that of a
+    Hugging Face directory. UsageError if no recipe is called that."""
+    if recipe is None:
+        return _header("huggingface", shape, config_json(shape), huggingface_tensors(shape))
+    recipe = known_recipe(recipe)
+    return _header("gguf", shape, gguf_metadata(shape, recipe), gguf_tensors(shape, recipe))
+
+
+def known_recipe(name: str) -> str:
+    """``name`` as RECIPES spells it; UsageError if it is not there."""
+    if name.upper() not in RECIPES:
+        raise UsageError(f"there is no quantisation {name!r} here; known: {', '.join(RECIPES)}")
+    return name.upper()
+
+
+def _header(
+    kind: Any, shape: Shape, metadata: Mapping[str, Any], tensors: list[SynthTensor]
+) -> HeaderOnly:
+    infos, offset = {}, 0
+    path = Path(shape.name)
+    for t in tensors:
+        nbytes = t.type.tensor_nbytes(t.shape)
+        infos[t.name] = TensorInfo(t.name, t.shape, t.type, path, offset, nbytes)
+        offset += -(-nbytes // 32) * 32
+    return HeaderOnly(kind, path, metadata, infos)

@@ -1,0 +1,90 @@
+"""Shapes have the published numbers of parameters, recipes the formats of llama-quantize."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from strata.errors import UsageError
+from strata.models import build_model
+from strata.synth import RECIPES, SHAPES, describe, find_shape
+
+# As the safetensors files on the hub count them.
+PARAMETERS = {
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-32b": 32_762_123_264,
+    "mistral-7b": 7_248_023_552,
+    "mistral-nemo-12b": 12_247_782_400,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-2-27b": 27_227_128_320,
+    "gemma-3-1b": 999_885_952,
+    "phi-3-mini": 3_821_079_552,
+    "phi-4": 14_659_507_200,
+}
+# Counts of formats by kind of matrix, from `llama-quantize --dry-run` on files of these shapes.
+DRY_RUNS = json.loads(
+    (Path(__file__).parents[1] / "goldens" / "llama_quantize_types.json").read_text()
+)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_shape_has_the_published_number_of_parameters(name: str) -> None:
+    tensors = describe(SHAPES[name], None).tensors.values()
+    assert sum(prod(t.shape) for t in tensors) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_both_headers_describe_the_same_model(name: str) -> None:
+    shape = SHAPES[name]
+    gguf, huggingface = (build_model(describe(shape, recipe)) for recipe in ("Q4_K_M", None))
+    assert (gguf.vocab_size, gguf.context_length) == (shape.vocab, shape.context)
+    assert (gguf.kv, gguf.width) == (huggingface.kv, huggingface.width)
+    assert len(gguf.segments) == len(huggingface.segments) == shape.layers + 2
+    for a, b in zip(gguf.segments, huggingface.segments, strict=True):
+        assert {(w.name, w.shape) for w in b.weights} <= {(w.name, w.shape) for w in a.weights}
+
+
+@pytest.mark.parametrize("recipe", next(iter(DRY_RUNS.values())))
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_a_recipe_mixes_formats_as_llama_quantize_does(name: str, recipe: str) -> None:
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for t in describe(SHAPES[name], recipe).tensors.values():
+        if t.type.name != "F32":
+            counted[t.name.removesuffix(".weight").rpartition(".")[2]][t.type.name] += 1
+    assert counted == DRY_RUNS[name][recipe]
+
+
+def test_which_layers_get_more_bits() -> None:
+    tensors = describe(SHAPES["llama-3.1-8b"], "Q4_K_M").tensors
+    more = [i for i in range(32) if tensors[f"blk.{i}.ffn_down.weight"].type.name == "Q6_K"]
+    assert more == [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]
+
+
+def test_names_are_found_in_any_case_and_near_ones_are_offered() -> None:
+    assert find_shape("Llama-3.1-8B") is SHAPES["llama-3.1-8b"]
+    with pytest.raises(UsageError, match=r"'llama-3\.1-8'; did you mean llama-3\.1-8b"):
+        find_shape("llama-3.1-8")
+    with pytest.raises(UsageError, match=r"'Q4_K_X' .* Q4_K_M"):
+        describe(SHAPES["tiny-llama"], "Q4_K_X")
+    assert describe(SHAPES["tiny-llama"], "q8_0").nbytes > 0
+    assert all(RECIPES[name][0] for name in RECIPES)
