@@ -132,17 +132,21 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
   }
 }
 
-// Float weights: a step is what one vector load brings, one element along K (two of BF16).
+// Float weights: a step is what one vector load brings, one element along K (two of BF16). Steps
+// go to the running sums in turn; two sums hide the latency of the fma in a single row.
 struct WeightsF32 {
   static constexpr int kStep = 1;
+  static constexpr int kSums = 2;
   static constexpr int kBytes = 64;   // of a step, 16 rows
 };
 struct WeightsF16 {
   static constexpr int kStep = 1;
+  static constexpr int kSums = 2;
   static constexpr int kBytes = 32;
 };
 struct WeightsBf16 {
   static constexpr int kStep = 2;
+  static constexpr int kSums = 1;
   static constexpr int kBytes = 64;
 };
 
@@ -154,8 +158,8 @@ STRATA_INLINE F32v load_weight(WeightsF16, const uint8_t* p, int part) {
 }
 
 // Rows at a time, so that their sums fit in scratch: those wait only where K is longer than a range
-// (256 steps of F32 at least), and 32 floats a row then take less than 16 K + 1024.
-inline constexpr int64_t kMaxFloatStep = 144;
+// (256 steps of F32 at least), and 64 floats a row then take less than 16 K + 1024.
+inline constexpr int64_t kMaxFloatStep = 72;
 
 // What the tiles of float weights share: panels and activation rows, by their distance in bytes.
 struct FloatRows {
@@ -175,7 +179,8 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
   const uint8_t* w[kUnits];
   int part[kUnits];
   const uint8_t* x[kRows];
-  F32v acc[kRows][kUnits];
+  constexpr int kAll = kUnits * W::kSums;   // sums of a row: unit u has kSums of them, from u * kSums
+  F32v acc[kRows][kAll];
 #pragma GCC unroll 16
   for (int u = 0; u < kUnits; ++u) {
     w[u] = f.weight + (unit + u) / kPanelUnits * f.panel_bytes;
@@ -185,17 +190,20 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
   for (int r = 0; r < kRows; ++r) {
     x[r] = f.x + (r0 + r) * f.stride;
 #pragma GCC unroll 16
-    for (int u = 0; u < kUnits; ++u) {
-      acc[r][u] = range.first ? vzero() : vload(sums + (r * kUnits + u) * kWidth);
+    for (int i = 0; i < kAll; ++i) {
+      acc[r][i] = range.first ? vzero() : vload(sums + (r * kAll + i) * kWidth);
     }
   }
-  // `count` elements at step k; fewer than kStep only where K is odd.
-  const auto step = [&](int64_t k, auto count) {
+  // `count` elements at step k into sum `turn`; fewer than kStep only where K is odd.
+  const auto step = [&](int64_t k, auto turn, auto count) {
     const auto each = [&](auto add) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
-        for (int u = 0; u < kUnits; ++u) acc[r][u] = add(x[r], u, acc[r][u]);
+        for (int u = 0; u < kUnits; ++u) {
+          F32v& sum = acc[r][u * W::kSums + turn.value];
+          sum = add(x[r], u, sum);
+        }
       }
     };
     if constexpr (W::kStep == 1) {
@@ -231,7 +239,7 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
   // Rows of floats end at K; rows in scratch are padded with a zero.
   const bool odd_end = W::kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
   const int64_t end = range.end - (odd_end ? 1 : 0);
-  constexpr int kUnroll = 4;
+  constexpr int kUnroll = 4;   // ranges begin at multiples of it, and so at the first sum
   int64_t k = range.begin;
   for (; k + kUnroll <= end; k += kUnroll) {
     // Units that share a panel share its lines.
@@ -239,46 +247,55 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
     for (int u = 0; u < kUnits; u += kPanelUnits) {
       prefetch_ahead<kUnroll * W::kBytes>(w[u] + k * W::kBytes, range);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < kUnroll; ++i) step(k + i, Index<W::kStep>{});
+    unrolled<0, kUnroll>([&](auto i) {
+      step(k + i.value, Index<i.value % W::kSums>{}, Index<W::kStep>{});
+    });
   }
-  for (; k < end; ++k) step(k, Index<W::kStep>{});
-  if (odd_end) step(k, Index<1>{});
+  unrolled<0, kUnroll - 1>([&](auto i) {
+    if (k < end) step(k++, Index<i.value % W::kSums>{}, Index<W::kStep>{});
+  });
+  if (odd_end) step(k, Index<0>{}, Index<1>{});
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
+    if (range.last) {
 #pragma GCC unroll 16
-    for (int u = 0; u < kUnits; ++u) {
-      if (range.last) finish(a, row0 + r, column + u * kWidth, acc[r][u]);
-      else vstore(sums + (r * kUnits + u) * kWidth, acc[r][u]);
+      for (int u = 0; u < kUnits; ++u) {
+        F32v sum = acc[r][u * W::kSums];
+        if constexpr (W::kSums == 2) sum = vadd(sum, acc[r][u * W::kSums + 1]);
+        finish(a, row0 + r, column + u * kWidth, sum);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kAll; ++i) vstore(sums + (r * kAll + i) * kWidth, acc[r][i]);
     }
   }
 }
 
-// Two units a tile: each broadcast of an activation then serves two multiplications.
-inline constexpr int kFloatUnits = 2;
-
 // Output columns from `column` on, whose weights are the units [0, units) of f; output rows from
-// `row0` on. `sums` is scratch for rows * kFloatUnits * kWidth floats.
+// `row0` on. `sums` is scratch for rows * 4 * kWidth floats.
 template <class W>
 static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
                           int64_t units, int64_t column, float* sums) {
   const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
   const uint8_t* limit = f.weight + units * kWidth / kPanel * f.panel_bytes;
   constexpr int64_t kRangeSteps = kRangeBytes / W::kBytes;
-  const int64_t along = rows > kFloatRows ? kRangeSteps : steps;
+  constexpr int kRows = kFloatRows / W::kSums;
+  const int64_t along = rows > kRows ? kRangeSteps : steps;
   const auto all_rows = [&](auto count, int64_t unit) {
     for (int64_t begin = 0; begin < steps; begin += along) {
       const int64_t end = begin + along < steps ? begin + along : steps;
       const Range range = {begin, end, begin == 0, end == steps, limit};
-      row_tiles<kFloatRows>(0, rows, [&](auto tile_rows, int64_t r) {
+      row_tiles<kRows>(0, rows, [&](auto tile_rows, int64_t r) {
         tile_float<W, tile_rows.value, count.value>(a, f, range, row0 + r, r, unit,
                                                     column + unit * kWidth,
-                                                    sums + r * count.value * kWidth);
+                                                    sums + r * count.value * W::kSums * kWidth);
       });
     }
   };
+  // Two units at a time, so that each broadcast of an activation serves two multiplications; with a
+  // single row one unit, so that memory is read in one stream.
   int64_t unit = 0;
-  for (; unit + kFloatUnits <= units; unit += kFloatUnits) all_rows(Index<kFloatUnits>{}, unit);
+  for (; rows > 1 && unit + 2 <= units; unit += 2) all_rows(Index<2>{}, unit);
   for (; unit < units; ++unit) all_rows(Index<1>{}, unit);
 }
 

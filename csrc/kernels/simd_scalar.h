@@ -14,7 +14,7 @@ struct I32v { int32_t v[4]; };
 struct U8v { uint8_t v[16]; };
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 2;
-inline constexpr int kFloatRows = 2;
+inline constexpr int kFloatRows = 4;
 inline constexpr bool kFusedFma = false;
 
 template <class R, class F> STRATA_INLINE R lanes(F f) {
