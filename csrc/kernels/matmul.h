@@ -133,20 +133,18 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
 }
 
 // Float weights: a step is what one vector load brings, one element along K (two of BF16). Steps
-// go to the running sums in turn; two sums hide the latency of the fma in a single row.
+// go to two running sums in turn, which hides the latency of the fma in a single row.
+inline constexpr int kSums = 2;
 struct WeightsF32 {
   static constexpr int kStep = 1;
-  static constexpr int kSums = 2;
   static constexpr int kBytes = 64;   // of a step, 16 rows
 };
 struct WeightsF16 {
   static constexpr int kStep = 1;
-  static constexpr int kSums = 2;
   static constexpr int kBytes = 32;
 };
 struct WeightsBf16 {
   static constexpr int kStep = 2;
-  static constexpr int kSums = 1;
   static constexpr int kBytes = 64;
 };
 
@@ -179,7 +177,7 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
   const uint8_t* w[kUnits];
   int part[kUnits];
   const uint8_t* x[kRows];
-  constexpr int kAll = kUnits * W::kSums;   // sums of a row: unit u has kSums of them, from u * kSums
+  constexpr int kAll = kUnits * kSums;   // sums of a row: unit u has kSums of them, from u * kSums
   F32v acc[kRows][kAll];
 #pragma GCC unroll 16
   for (int u = 0; u < kUnits; ++u) {
@@ -201,7 +199,7 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
         for (int u = 0; u < kUnits; ++u) {
-          F32v& sum = acc[r][u * W::kSums + turn.value];
+          F32v& sum = acc[r][u * kSums + turn.value];
           sum = add(x[r], u, sum);
         }
       }
@@ -248,11 +246,11 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
       prefetch_ahead<kUnroll * W::kBytes>(w[u] + k * W::kBytes, range);
     }
     unrolled<0, kUnroll>([&](auto i) {
-      step(k + i.value, Index<i.value % W::kSums>{}, Index<W::kStep>{});
+      step(k + i.value, Index<i.value % kSums>{}, Index<W::kStep>{});
     });
   }
   unrolled<0, kUnroll - 1>([&](auto i) {
-    if (k < end) step(k++, Index<i.value % W::kSums>{}, Index<W::kStep>{});
+    if (k < end) step(k++, Index<i.value % kSums>{}, Index<W::kStep>{});
   });
   if (odd_end) step(k, Index<0>{}, Index<1>{});
 #pragma GCC unroll 16
@@ -260,8 +258,7 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
     if (range.last) {
 #pragma GCC unroll 16
       for (int u = 0; u < kUnits; ++u) {
-        F32v sum = acc[r][u * W::kSums];
-        if constexpr (W::kSums == 2) sum = vadd(sum, acc[r][u * W::kSums + 1]);
+        const F32v sum = vadd(acc[r][u * kSums], acc[r][u * kSums + 1]);
         finish(a, row0 + r, column + u * kWidth, sum);
       }
     } else {
@@ -279,7 +276,7 @@ static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0,
   const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
   const uint8_t* limit = f.weight + units * kWidth / kPanel * f.panel_bytes;
   constexpr int64_t kRangeSteps = kRangeBytes / W::kBytes;
-  constexpr int kRows = kFloatRows / W::kSums;
+  constexpr int kRows = kFloatRows / kSums;
   const int64_t along = rows > kRows ? kRangeSteps : steps;
   const auto all_rows = [&](auto count, int64_t unit) {
     for (int64_t begin = 0; begin < steps; begin += along) {
@@ -288,7 +285,7 @@ static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0,
       row_tiles<kRows>(0, rows, [&](auto tile_rows, int64_t r) {
         tile_float<W, tile_rows.value, count.value>(a, f, range, row0 + r, r, unit,
                                                     column + unit * kWidth,
-                                                    sums + r * count.value * W::kSums * kWidth);
+                                                    sums + r * count.value * kSums * kWidth);
       });
     }
   };
