@@ -6,15 +6,18 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <variant>
 
 #include "bindings.h"
 #include "runtime/nodes.h"
+#include "runtime/stream.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -152,12 +155,12 @@ class SegmentBuilder {
     return static_cast<int64_t>(values_.size()) - 1;
   }
 
-  void embed(WeightPtr table, float scale, int64_t out) {
+  void embed(RowTablePtr table, float scale, int64_t out) {
     require(at(out).width == table->k, "embed: width of the table and of the output differ");
     vocabulary_ = table->n;
     segment_.add(make_embed(std::move(table), scale, f32_value(out)));
   }
-  void add_positions(int64_t x, WeightPtr table, int64_t offset, int64_t out) {
+  void add_positions(int64_t x, RowTablePtr table, int64_t offset, int64_t out) {
     require(at(out).width == table->k && at(x).width == table->k,
             "add_positions: widths differ");
     max_positions_ = table->n - offset;
@@ -174,36 +177,83 @@ class SegmentBuilder {
            float number) {
     segment_.add(make_row(row_spec(function, a, out, b, weight, bias, activation, number)));
   }
-  using Part = std::tuple<WeightPtr, int64_t, std::optional<Array1<float>>,
-                          std::optional<int64_t>>;
+  // A weight, or the place of one that is streamed.
+  using Operand = std::variant<WeightPtr, WeightPlacePtr>;
+  using Part = std::tuple<Operand, int64_t, std::optional<Array1<float>>, std::optional<int64_t>>;
   void matmul(int64_t x, const std::vector<Part>& parts,
-              std::optional<std::tuple<int, int64_t>> glu) {
+              std::optional<std::tuple<int, int64_t>> glu, int pieces) {
     require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
     MatmulSpec s{at(x), {}, {}};
-    const ActKind kind = format_info(std::get<0>(parts[0])->format)->act;
-    require(kind == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
-            "matmul: the input is not kept in the form that the weight needs");
-    for (const auto& [weight, out, bias, residual] : parts) {
-      require(weight->k == s.x.width && at(out).width == weight->n, "matmul: shapes differ");
+    StreamedProduct product{glu.has_value(), pieces, {}};
+    for (const auto& [operand, out, bias, residual] : parts) {
+      const auto* packed = std::get_if<WeightPtr>(&operand);
+      require((packed != nullptr) == (pieces == 0), "matmul: parts are all packed or all streamed");
+      const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
+      const Format format = packed ? (*packed)->format : place->format;
+      const int64_t n = packed ? (*packed)->n : place->n;
+      const int64_t k = packed ? (*packed)->k : place->k;
+      const ActKind kind = format_info(format)->act;
+      require(kind == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
+              "matmul: the input is not kept in the form that the weight needs");
+      require(s.parts.empty() || format_info(s.parts[0].format)->act == kind,
+              "matmul: parts want different inputs");
+      require(k == s.x.width && at(out).width == n, "matmul: shapes differ");
       require(at(out).selected == s.x.selected, "matmul: rows differ");
-      require(format_info(weight->format)->act == kind, "matmul: parts want different inputs");
-      require(!bias || static_cast<int64_t>(bias->size()) == weight->n, "matmul: bias width");
-      MatmulPart part{weight, f32_value(out), floats(bias), {}};
+      require(!bias || static_cast<int64_t>(bias->size()) == n, "matmul: bias width");
+      MatmulPart part{packed ? *packed : nullptr, format, n, f32_value(out), floats(bias), {}};
       if (residual) {
-        require(at(*residual).width == weight->n, "matmul: residual width");
+        require(at(*residual).width == n, "matmul: residual width");
         part.residual = f32_value(*residual);
       }
       s.parts.push_back(std::move(part));
+      product.parts.push_back(place);
     }
     if (glu) {
-      require(parts.size() == 2 && s.parts[0].weight->n == s.parts[1].weight->n,
+      require(parts.size() == 2 && s.parts[0].n == s.parts[1].n,
               "matmul: glu takes two parts of one width");
       const auto& [activation, out] = *glu;
       s.glu = row_spec(static_cast<int>(RowFunction::glu), std::get<1>(parts[0]), out,
                        std::get<1>(parts[1]), {}, {}, activation, 0.0f);
     }
     scratch_ = std::max(scratch_, matmul_scratch_floats(s.x.width));
-    segment_.add(make_matmul(std::move(s)));
+    if (pieces == 0) {
+      segment_.add(make_matmul(std::move(s)));
+    } else {
+      segment_.add_streamed(make_matmul(std::move(s)), pieces);
+      streamed_.push_back(std::move(product));
+    }
+  }
+  // From where the streamed products get their weights: a track of pieces, in their order, that
+  // covers every panel once.
+  void attach(std::shared_ptr<Stream> stream, int track) {
+    require(track >= 0 && track < static_cast<int>(stream->tracks().size()), "stream: no track");
+    const Track& pieces = stream->tracks()[static_cast<size_t>(track)];
+    size_t next = 0;
+    for (const StreamedProduct& product : streamed_) {
+      std::vector<int64_t> covered(product.parts.size(), 0);
+      for (int i = 0; i < product.pieces; ++i, ++next) {
+        require(next < pieces.size(), "stream: too few pieces");
+        const Piece& piece = pieces[next];
+        for (const PieceRange& r : piece) {
+          require(r.part >= 0 && r.part < static_cast<int>(product.parts.size()) &&
+                      r.place == product.parts[static_cast<size_t>(r.part)],
+                  "stream: a piece is of another weight");
+          int64_t& at = covered[static_cast<size_t>(r.part)];
+          require(r.panel0 == at && r.panel1 > at, "stream: panels must follow each other");
+          at = r.panel1;
+        }
+        require(!product.glu || (piece.size() == 2 && piece[0].part == 0 && piece[1].part == 1 &&
+                                 piece[0].panel0 == piece[1].panel0 &&
+                                 piece[0].panel1 == piece[1].panel1 && piece[0].panel0 % 2 == 0),
+                "stream: glu takes the same columns of both parts, from an even panel on");
+      }
+      for (size_t i = 0; i < covered.size(); ++i) {
+        require(covered[i] == panels(product.parts[i]->n), "stream: panels are missing");
+      }
+    }
+    require(next == pieces.size(), "stream: too many pieces");
+    stream_ = std::move(stream);
+    track_ = track;
   }
   void rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
             bool interleaved) {
@@ -270,16 +320,22 @@ class SegmentBuilder {
                 "arena: a value does not fit");
       }
     }
+    require(!segment_.streamed() || stream_, "segment: no stream was attached");
     const Context context{matrix, kernels, &arena, &step.view, &kv, external,
                           team.team.threads()};
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> hold(team.lock);
-    segment_.run(team.team, context);
+    segment_.run(team.team, context, stream_.get(), track_, &check_signals);
   }
 
  private:
   struct AttentionUse {
     int64_t layer, kv_heads, head_dim;
+  };
+  struct StreamedProduct {
+    bool glu;
+    int pieces;
+    std::vector<WeightPlacePtr> parts;
   };
 
   const Value& at(int64_t id) const {
@@ -316,6 +372,9 @@ class SegmentBuilder {
   Segment segment_;
   std::vector<Value> values_;
   std::vector<AttentionUse> attention_;
+  std::vector<StreamedProduct> streamed_;
+  std::shared_ptr<Stream> stream_;
+  int track_ = -1;
   int64_t vocabulary_ = -1, max_positions_ = -1, scratch_ = 0;
 };
 
@@ -371,12 +430,32 @@ void bind_runtime(nb::module_& m) {
   nb::class_<SegmentBuilder>(m, "Segment")
       .def(nb::init<>())
       .def("value", &SegmentBuilder::value, "width"_a, "f32"_a, "q8"_a, "selected"_a)
-      .def("embed", &SegmentBuilder::embed, "table"_a, "scale"_a, "out"_a)
-      .def("add_positions", &SegmentBuilder::add_positions, "x"_a, "table"_a, "offset"_a, "out"_a)
+      .def("embed",
+           [](SegmentBuilder& s, WeightPtr table, float scale, int64_t out) {
+             s.embed(std::make_shared<PackedRows>(std::move(table)), scale, out);
+           },
+           "table"_a, "scale"_a, "out"_a)
+      .def("embed",
+           [](SegmentBuilder& s, std::shared_ptr<FileRows> table, float scale, int64_t out) {
+             s.embed(std::move(table), scale, out);
+           },
+           "table"_a, "scale"_a, "out"_a)
+      .def("add_positions",
+           [](SegmentBuilder& s, int64_t x, WeightPtr table, int64_t offset, int64_t out) {
+             s.add_positions(x, std::make_shared<PackedRows>(std::move(table)), offset, out);
+           },
+           "x"_a, "table"_a, "offset"_a, "out"_a)
+      .def("add_positions",
+           [](SegmentBuilder& s, int64_t x, std::shared_ptr<FileRows> table, int64_t offset, int64_t out) {
+             s.add_positions(x, std::move(table), offset, out);
+           },
+           "x"_a, "table"_a, "offset"_a, "out"_a)
       .def("select", &SegmentBuilder::select, "x"_a, "out"_a)
       .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
            "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
-      .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none())
+      .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none(),
+           "pieces"_a = 0)
+      .def("attach", &SegmentBuilder::attach, "stream"_a, "track"_a)
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a,
            "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "softcap"_a)

@@ -1,7 +1,11 @@
 // Runs one Segment: its Ops lowered to nodes over buffers of an arena.
 #pragma once
+#include <atomic>
 #include <cstdint>
+#include <exception>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "runtime/storage.h"
@@ -36,6 +40,26 @@ struct Value {
   static constexpr int64_t kExternal = -2;
 };
 
+// Panels [panel0, panel1) of part number `part` of a product, as far as they are in memory.
+struct PanelView {
+  int part;
+  int64_t panel0, panel1;
+  const uint8_t* base;     // where panel 0 lies, or would lie
+};
+
+// The first exception that a chunk threw: it must not leave the thread it was thrown on.
+class Failure {
+ public:
+  void keep(std::exception_ptr e);
+  bool any() const { return any_.load(std::memory_order_relaxed); }
+  void rethrow();
+
+ private:
+  std::atomic<bool> any_{false};
+  std::mutex lock_;
+  std::exception_ptr first_;
+};
+
 struct Context {
   const KernelTable* matrix;
   const StepKernels* step_kernels;
@@ -44,6 +68,7 @@ struct Context {
   KvStore* kv;
   float* external;
   int threads;
+  const std::vector<PanelView>* piece = nullptr;   // what a streamed product works on
 
   int64_t rows(const Value& v) const {
     return v.selected ? step->out_rows_count : step->tokens_count;
@@ -66,21 +91,39 @@ class Node {
   virtual void chunk(const Context& c, int64_t index, int thread) = 0;
 };
 
+class Stream;
+
 class Segment {
  public:
   Segment() = default;
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
   void add(std::unique_ptr<Node> node) { nodes_.push_back(std::move(node)); }
-  void run(ThreadTeam& team, const Context& context);
+  // The last node's weights come in so many pieces, from the stream that `run` is given.
+  void add_streamed(std::unique_ptr<Node> node, int pieces) {
+    streamed_.push_back({nodes(), pieces});
+    add(std::move(node));
+  }
+  // Runs the nodes; those that are streamed a piece at a time, as pieces of `track` come. `check`
+  // is called now and then and may throw. Throws what a node threw, or ReadError.
+  void run(ThreadTeam& team, const Context& context, Stream* stream, int track,
+           const std::function<void()>& check);
   int64_t nodes() const { return static_cast<int64_t>(nodes_.size()); }
+  bool streamed() const { return !streamed_.empty(); }
   // Seconds spent in each node since the last call; empty unless timing is on.
   std::vector<double> take_times();
   void set_timing(bool on) { timing_ = on; }
 
  private:
+  struct Streamed {
+    int64_t node;
+    int pieces;
+  };
   friend class SegmentJob;
+  void run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end);
+
   std::vector<std::unique_ptr<Node>> nodes_;
+  std::vector<Streamed> streamed_;
   bool timing_ = false;
   std::vector<double> times_;
 };

@@ -5,10 +5,45 @@
 #include <vector>
 
 #include "runtime/executor.h"
+#include "runtime/weight_reader.h"
 
 namespace strata {
 
 using WeightPtr = std::shared_ptr<PackedWeight>;
+// A weight of which single rows are looked up, in memory or in its file. Safe from any thread.
+class RowTable {
+ public:
+  RowTable(int64_t rows, int64_t row_width) : n(rows), k(row_width) {}
+  virtual ~RowTable() = default;
+  virtual void row(const KernelTable& kernels, int64_t row, float* out) const = 0;
+  const int64_t n, k;
+};
+using RowTablePtr = std::shared_ptr<const RowTable>;
+
+class PackedRows final : public RowTable {
+ public:
+  explicit PackedRows(WeightPtr w) : RowTable(w->n, w->k), weight_(std::move(w)) {}
+  void row(const KernelTable& kernels, int64_t row, float* out) const override {
+    kernels.unpack_row(weight_->format, weight_->bytes.data(), n, k, row, out);
+  }
+
+ private:
+  WeightPtr weight_;
+};
+
+class FileRows final : public RowTable {
+ public:
+  FileRows(WeightPlacePtr place, std::shared_ptr<ReadCounters> counters)
+      : RowTable(place->n, place->k), place_(std::move(place)), counters_(std::move(counters)) {}
+  void row(const KernelTable& kernels, int64_t row, float* out) const override {
+    read_row(*place_, kernels, row, out, *counters_);
+  }
+
+ private:
+  WeightPlacePtr place_;
+  std::shared_ptr<ReadCounters> counters_;
+};
+
 using Floats = std::vector<float>;   // a small parameter (norm weight, bias), owned by its node
 
 enum class RowFunction : int32_t {
@@ -25,14 +60,17 @@ struct RowSpec {
 };
 
 struct MatmulPart {
-  WeightPtr weight;
+  WeightPtr weight;                // null: streamed
+  Format format;
+  int64_t n;
   Value out;
   Floats bias;                     // empty: none
   std::optional<Value> residual;   // added last
 };
 
 // Products of one input with one to three weights; `glu` (two parts) is applied to each range of
-// columns as soon as both parts have it, while it is in the first-level cache.
+// columns as soon as both parts have it, while it is in the first-level cache. Parts are all packed
+// or all streamed.
 struct MatmulSpec {
   Value x;
   std::vector<MatmulPart> parts;
@@ -52,8 +90,8 @@ struct AttentionSpec {
   float scale, softcap;
 };
 
-std::unique_ptr<Node> make_embed(WeightPtr table, float scale, Value out);
-std::unique_ptr<Node> make_add_positions(Value x, WeightPtr table, int64_t offset, Value out);
+std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out);
+std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out);
 std::unique_ptr<Node> make_select(Value x, Value out);
 std::unique_ptr<Node> make_row(RowSpec spec);
 std::unique_ptr<Node> make_matmul(MatmulSpec spec);

@@ -17,8 +17,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 class MatmulNode final : public Node {
  public:
   explicit MatmulNode(MatmulSpec spec) : s_(std::move(spec)) {
-    for (const MatmulPart& p : s_.parts) total_panels_ += panels(p.weight->n);
-    kind_ = format_info(s_.parts[0].weight->format)->act;
+    for (size_t i = 0; i < s_.parts.size(); ++i) {
+      const MatmulPart& p = s_.parts[i];
+      if (p.weight) {
+        whole_.push_back({static_cast<int>(i), 0, panels(p.n), p.weight->bytes.data()});
+      }
+    }
+    kind_ = format_info(s_.parts[0].format)->act;
     act_stride_ = kind_ == ActKind::q8
                       ? static_cast<int64_t>(act_row_bytes(ActKind::q8, s_.x.width))
                       : s_.x.width * static_cast<int64_t>(sizeof(float));
@@ -27,17 +32,22 @@ class MatmulNode final : public Node {
   int64_t begin(const Context& c) override {
     rows_ = c.rows(s_.x);
     if (rows_ == 0) return 0;
+    views_ = whole_.empty() ? c.piece : &whole_;
     const int64_t blocks = ceil_div(rows_, std::max(kMinRowBlock, kRowBlockBytes / act_stride_));
     row_block_ = ceil_div(rows_, blocks);
     row_blocks_ = ceil_div(rows_, row_block_);
-    const int64_t units = s_.glu ? panels(s_.parts[0].weight->n) : total_panels_;
+    int64_t units = 0;
+    for (const PanelView& v : *views_) {
+      units += v.panel1 - v.panel0;
+      if (s_.glu) break;
+    }
     grain_ = std::max<int64_t>(1, units * row_blocks_ / (kChunksPerThread * c.threads));
     grain_ = std::min(grain_, units);
     // A quantisation block is two panels wide.
     if (s_.glu) grain_ = ceil_div(grain_, 2) * 2;
     per_block_ = 0;
-    for (const MatmulPart& p : s_.parts) {
-      per_block_ += ceil_div(panels(p.weight->n), grain_);
+    for (const PanelView& v : *views_) {
+      per_block_ += ceil_div(v.panel1 - v.panel0, grain_);
       if (s_.glu) break;
     }
     return per_block_ * row_blocks_;
@@ -48,35 +58,33 @@ class MatmulNode final : public Node {
     const int64_t row1 = std::min(row0 + row_block_, rows_);
     int64_t unit = index % per_block_;
     float* scratch = c.arena->scratch(thread);
-    if (s_.glu) {
-      const int64_t p0 = unit * grain_;
-      const int64_t p1 = std::min(p0 + grain_, panels(s_.parts[0].weight->n));
-      multiply(c, s_.parts[0], row0, row1, p0, p1, scratch);
-      multiply(c, s_.parts[1], row0, row1, p0, p1, scratch);
-      const int64_t c0 = p0 * kPanel;
-      const int64_t c1 = std::min(p1 * kPanel, s_.parts[0].weight->n);
-      for (int64_t r = row0; r < row1; ++r) apply_row(c, *s_.glu, r, c0, c1, scratch);
-      return;
-    }
-    for (const MatmulPart& p : s_.parts) {
-      const int64_t all = panels(p.weight->n);
-      const int64_t units = ceil_div(all, grain_);
-      if (unit < units) {
-        const int64_t p0 = unit * grain_;
-        multiply(c, p, row0, row1, p0, std::min(p0 + grain_, all), scratch);
-        return;
+    for (const PanelView& v : *views_) {
+      const int64_t units = ceil_div(v.panel1 - v.panel0, grain_);
+      if (unit >= units) {
+        unit -= units;
+        continue;
       }
-      unit -= units;
+      const int64_t p0 = v.panel0 + unit * grain_;
+      const int64_t p1 = std::min(p0 + grain_, v.panel1);
+      multiply(c, v, row0, row1, p0, p1, scratch);
+      if (s_.glu) {
+        multiply(c, (*views_)[1], row0, row1, p0, p1, scratch);
+        const int64_t c0 = p0 * kPanel;
+        const int64_t c1 = std::min(p1 * kPanel, s_.parts[0].n);
+        for (int64_t r = row0; r < row1; ++r) apply_row(c, *s_.glu, r, c0, c1, scratch);
+      }
+      return;
     }
   }
 
  private:
-  void multiply(const Context& c, const MatmulPart& p, int64_t row0, int64_t row1, int64_t panel0,
+  void multiply(const Context& c, const PanelView& v, int64_t row0, int64_t row1, int64_t panel0,
                 int64_t panel1, float* scratch) const {
+    const MatmulPart& p = s_.parts[static_cast<size_t>(v.part)];
     MatmulArgs a{};
-    a.weight = p.weight->bytes.data();
-    a.n = p.weight->n;
-    a.k = p.weight->k;
+    a.weight = v.base;
+    a.n = p.n;
+    a.k = s_.x.width;
     a.acts = kind_ == ActKind::q8 ? c.q8(s_.x, 0)
                                   : reinterpret_cast<const uint8_t*>(c.f32(s_.x, 0));
     a.act_stride = act_stride_;
@@ -85,12 +93,14 @@ class MatmulNode final : public Node {
     a.bias = p.bias.empty() ? nullptr : p.bias.data();
     a.residual = p.residual ? c.f32(*p.residual, 0) : nullptr;
     a.residual_stride = p.residual ? p.residual->width : 0;
-    c.matrix->matmul(p.weight->format)(a, row0, row1, panel0, panel1, scratch);
+    c.matrix->matmul(p.format)(a, row0, row1, panel0, panel1, scratch);
   }
 
   MatmulSpec s_;
   ActKind kind_;
-  int64_t act_stride_, total_panels_ = 0;
+  int64_t act_stride_;
+  std::vector<PanelView> whole_;                // of resident weights
+  const std::vector<PanelView>* views_ = nullptr;
   int64_t rows_ = 0, row_block_ = 1, row_blocks_ = 1, grain_ = 1, per_block_ = 1;
 };
 

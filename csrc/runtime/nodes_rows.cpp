@@ -51,7 +51,7 @@ class RowNode final : public Node {
 
 class EmbedNode final : public Node {
  public:
-  EmbedNode(WeightPtr table, float scale, Value out)
+  EmbedNode(RowTablePtr table, float scale, Value out)
       : table_(std::move(table)), scale_(scale), out_(out) {}
 
   int64_t begin(const Context& c) override {
@@ -63,14 +63,13 @@ class EmbedNode final : public Node {
     const int64_t end = std::min((index + 1) * rows_, c.rows(out_));
     for (int64_t r = index * rows_; r < end; ++r) {
       float* out = c.f32(out_, r);
-      c.matrix->unpack_row(table_->format, table_->bytes.data(), table_->n, table_->k,
-                           c.step->tokens[r], out);
+      table_->row(*c.matrix, c.step->tokens[r], out);
       if (scale_ != 1.0f) c.step_kernels->scale(out, scale_, out_.width, out);
     }
   }
 
  private:
-  WeightPtr table_;
+  RowTablePtr table_;
   float scale_;
   Value out_;
   int64_t rows_ = 1;
@@ -78,21 +77,20 @@ class EmbedNode final : public Node {
 
 class AddPositionsNode final : public Node {
  public:
-  AddPositionsNode(Value x, WeightPtr table, int64_t offset, Value out)
+  AddPositionsNode(Value x, RowTablePtr table, int64_t offset, Value out)
       : x_(x), table_(std::move(table)), offset_(offset), out_(out) {}
 
   int64_t begin(const Context& c) override { return c.rows(out_); }
 
   void chunk(const Context& c, int64_t r, int thread) override {
     float* position = c.arena->scratch(thread);
-    c.matrix->unpack_row(table_->format, table_->bytes.data(), table_->n, table_->k,
-                         c.step->positions[r] + offset_, position);
+    table_->row(*c.matrix, c.step->positions[r] + offset_, position);
     c.step_kernels->add(c.f32(x_, r), position, out_.width, c.f32(out_, r));
   }
 
  private:
   Value x_;
-  WeightPtr table_;
+  RowTablePtr table_;
   int64_t offset_;
   Value out_;
 };
@@ -180,11 +178,11 @@ void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int6
 
 std::unique_ptr<Node> make_row(RowSpec spec) { return std::make_unique<RowNode>(std::move(spec)); }
 
-std::unique_ptr<Node> make_embed(WeightPtr table, float scale, Value out) {
+std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out) {
   return std::make_unique<EmbedNode>(std::move(table), scale, out);
 }
 
-std::unique_ptr<Node> make_add_positions(Value x, WeightPtr table, int64_t offset, Value out) {
+std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out) {
   return std::make_unique<AddPositionsNode>(x, std::move(table), offset, out);
 }
 

@@ -20,7 +20,7 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 // Large buffers come straight from the system: zero pages cost nothing until they are touched, and
 // what is freed goes back at once.
-AlignedBytes::AlignedBytes(size_t bytes, bool zero) : size_(bytes) {
+AlignedBytes::AlignedBytes(size_t bytes, bool zero, size_t align) : size_(bytes) {
   if (bytes >= kMapFrom) {
     void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
@@ -30,7 +30,7 @@ AlignedBytes::AlignedBytes(size_t bytes, bool zero) : size_(bytes) {
     data_ = static_cast<uint8_t*>(p);
     return;
   }
-  data_ = static_cast<uint8_t*>(std::aligned_alloc(kAlign, round_up(bytes ? bytes : 1, kAlign)));
+  data_ = static_cast<uint8_t*>(std::aligned_alloc(align, round_up(bytes ? bytes : 1, align)));
   if (data_ == nullptr) throw std::bad_alloc();
   if (zero) std::memset(data_, 0, bytes);
 }

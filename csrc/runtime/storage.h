@@ -9,10 +9,10 @@
 
 namespace strata {
 
-// Cache-line aligned, uninitialised or zeroed bytes with one owner.
+// Aligned (by default to a cache line), uninitialised or zeroed bytes with one owner.
 class AlignedBytes {
  public:
-  AlignedBytes(size_t bytes, bool zero);
+  AlignedBytes(size_t bytes, bool zero, size_t align = 64);
   ~AlignedBytes();
   AlignedBytes(const AlignedBytes&) = delete;
   AlignedBytes& operator=(const AlignedBytes&) = delete;

@@ -1,0 +1,206 @@
+// Python's view of weights in files: where they are, loading them, streaming them.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+#include "runtime/nodes.h"
+#include "runtime/stream.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace strata {
+
+void check_signals() {
+  nb::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+namespace {
+
+void require(bool ok, const std::string& message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+std::shared_ptr<WeightPlace> make_place(std::shared_ptr<WeightFile> file, int64_t offset,
+                                        int format, int64_t n, int64_t k, int storage,
+                                        int64_t stored_width, int64_t first_column,
+                                        std::optional<nb::ndarray<const float, nb::ndim<2>,
+                                                                  nb::c_contig>> factors) {
+  const auto f = static_cast<Format>(format);
+  const FormatInfo* info = format_info(f);
+  require(info != nullptr, "no kernel for format " + std::to_string(format));
+  constexpr int64_t kMost = int64_t{1} << 40;
+  require(n > 0 && k > 0 && n < kMost && k < kMost / n && k % info->elements == 0 && offset >= 0,
+          "weight: shape does not fit");
+  require(storage >= 0 && storage <= static_cast<int>(Storage::scaled), "weight: storage");
+  auto place = std::make_shared<WeightPlace>();
+  place->file = std::move(file);
+  place->offset = offset;
+  place->format = f;
+  place->n = n;
+  place->k = k;
+  place->storage = static_cast<Storage>(storage);
+  require((place->storage == Storage::scaled) == factors.has_value(), "weight: scales");
+  if (place->storage == Storage::columns) {
+    require(info->elements == 1 && first_column >= 0 && stored_width < kMost / k &&
+                first_column + n <= stored_width,
+            "weight: columns out of range");
+    place->stored_width = stored_width;
+    place->first_column = first_column;
+  }
+  if (factors) {
+    const auto rows = static_cast<int64_t>(factors->shape(0));
+    const auto columns = static_cast<int64_t>(factors->shape(1));
+    require(f == Format::F8_E4M3_B128, "weight: only 8-bit floats have scales");
+    require((rows == 1 || rows == n || rows == (n + 127) / 128) &&
+                (columns == 1 || columns == k / info->elements),
+            "weight: shape of the scales");
+    place->factors.assign(factors->data(), factors->data() + factors->size());
+    place->factor_rows = rows == 1 ? n : rows == n ? 1 : 128;
+    place->factor_stride = columns;
+  }
+  return place;
+}
+
+using RangeTuple = std::tuple<std::shared_ptr<WeightPlace>, int, int64_t, int64_t>;
+
+std::vector<Track> make_tracks(const std::vector<std::vector<std::vector<RangeTuple>>>& tracks) {
+  std::vector<Track> out;
+  require(!tracks.empty(), "stream: nothing to read");
+  for (const auto& track : tracks) {
+    require(!track.empty(), "stream: a track without pieces");
+    out.emplace_back();
+    for (const auto& piece : track) {
+      require(!piece.empty(), "stream: a piece without panels");
+      out.back().emplace_back();
+      for (const auto& [place, part, panel0, panel1] : piece) {
+        require(part >= 0 && panel0 >= 0 && panel0 < panel1 && panel1 <= panels(place->n),
+                "stream: panels out of range");
+        out.back().back().push_back({place, part, panel0, panel1});
+      }
+    }
+  }
+  return out;
+}
+
+void check_threads(int threads, int64_t request_bytes) {
+  require(threads > 0 && threads <= 64, "reading takes from 1 to 64 threads");
+  require(request_bytes > 0, "reads must have a size");
+}
+
+void load(const std::vector<std::tuple<std::shared_ptr<WeightPlace>,
+                                       std::shared_ptr<PackedWeight>>>& weights,
+          int threads, int64_t request_bytes, ReadCounters& counters) {
+  check_threads(threads, request_bytes);
+  std::vector<Load> loads;
+  for (const auto& [place, weight] : weights) {
+    require(weight->format == place->format && weight->n == place->n && weight->k == place->k,
+            "load: the weight is of another shape");
+    loads.push_back({place, weight});
+  }
+  nb::gil_scoped_release release;
+  load_weights(loads, threads, request_bytes, &check_signals, counters);
+}
+
+nb::dict counts(int64_t wanted, int64_t from_disk, int64_t reads, double reading_s) {
+  nb::dict d;
+  d["wanted"] = wanted;
+  d["from_disk"] = from_disk;
+  d["reads"] = reads;
+  d["reading_s"] = reading_s;
+  return d;
+}
+
+nb::dict counts(const ReadCounters& c) {
+  return counts(c.wanted, c.from_disk, c.reads, c.busy.seconds());
+}
+
+nb::dict stream_stats(const Stream& stream) {
+  const Stream::Stats s = stream.stats();
+  nb::dict d = counts(s.wanted, s.from_disk, s.reads, s.reading_s);
+  d["waited_s"] = s.waited_s;
+  d["full_s"] = s.full_s;
+  return d;
+}
+
+}  // namespace
+}  // namespace strata
+
+void bind_stream(nb::module_& m) {
+  using namespace strata;
+  nb::exception<ReadError>(m, "ReadError", PyExc_RuntimeError);
+  nb::class_<ReadCounters>(m, "ReadCounters")
+      .def(nb::init<>())
+      .def("counts", [](const ReadCounters& c) { return counts(c); });
+  nb::class_<WeightFile>(m, "WeightFile")
+      .def("__init__",
+           [](WeightFile* self, const std::string& path, uint64_t device, uint64_t inode,
+              int64_t size, int64_t mtime_ns, bool direct, bool drop_behind) {
+             new (self) WeightFile(path, {device, inode, size, mtime_ns}, direct, drop_behind);
+           },
+           "path"_a, "device"_a, "inode"_a, "size"_a, "mtime_ns"_a, "direct"_a, "drop_behind"_a)
+      .def_prop_ro("direct", &WeightFile::direct)
+      .def_prop_ro("cached_bytes", &WeightFile::cached_bytes);
+  nb::class_<WeightPlace>(m, "WeightPlace")
+      .def(nb::new_(&make_place), "file"_a, "offset"_a, "format"_a, "n"_a, "k"_a, "storage"_a = 0,
+           "stored_width"_a = 0, "first_column"_a = 0, "factors"_a = nb::none())
+      .def_prop_ro("panel_bytes", &WeightPlace::panel_bytes)
+      .def_prop_ro("panels", [](const WeightPlace& p) { return panels(p.n); })
+      .def_prop_ro("quantised_input", [](const WeightPlace& p) {
+        return format_info(p.format)->act == ActKind::q8;
+      });
+  nb::class_<FileRows>(m, "FileRows")
+      .def(nb::init<std::shared_ptr<const WeightPlace>, std::shared_ptr<ReadCounters>>(),
+           "place"_a, "counters"_a);
+  nb::class_<Stream>(m, "Stream")
+      .def(nb::new_([](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks,
+                       int64_t ring_bytes, int threads, int64_t request_bytes) {
+             check_threads(threads, request_bytes);
+             return std::make_shared<Stream>(make_tracks(tracks), ring_bytes, threads,
+                                             request_bytes);
+           }),
+           "tracks"_a, "ring_bytes"_a, "threads"_a, "request_bytes"_a)
+      .def("begin_sweep",
+           [](Stream& s, const std::vector<int>& order) {
+             require(!order.empty(), "stream: a sweep of nothing");
+             for (int t : order) {
+               require(t >= 0 && t < static_cast<int>(s.tracks().size()), "stream: no such track");
+             }
+             nb::gil_scoped_release release;
+             s.begin_sweep(order);
+           },
+           "order"_a)
+      .def_prop_ro("ring_bytes", [](const Stream& s) { return s.ring_bytes(); })
+      .def_prop_ro("staging_bytes", [](const Stream& s) { return s.staging_bytes(); })
+      .def("stats", &stream_stats);
+  m.def("stream_memory",
+        [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads,
+           int64_t request_bytes) {
+          check_threads(threads, request_bytes);
+          const std::vector<Track> made = make_tracks(tracks);
+          int64_t most = 0;
+          for (const Track& track : made) {
+            for (const Piece& piece : track) most = std::max(most, Stream::ring_bytes(piece));
+          }
+          return std::make_tuple(most, Stream::staging_bytes(made, threads, request_bytes));
+        },
+        "tracks"_a, "threads"_a, "request_bytes"_a,
+        "Bytes of ring that the largest piece takes, and of staging for all threads.");
+  m.def("load_weights", &load, "weights"_a, "threads"_a, "request_bytes"_a, "counters"_a,
+        "Reads whole weights from their places into packed form.");
+  m.def("set_read_faults",
+        [](int64_t delay_us, int64_t seed, int64_t fail_at, int64_t cut_at, int64_t die_at) {
+          set_read_faults({delay_us, seed, fail_at, cut_at, die_at});
+        },
+        "delay_us"_a = 0, "seed"_a = 0, "fail_at"_a = 0, "cut_at"_a = 0, "die_at"_a = 0,
+        "For tests: delays and faults of reads from now on; see ReadFaults.");
+}

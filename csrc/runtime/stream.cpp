@@ -1,0 +1,284 @@
+#include "runtime/stream.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace strata {
+namespace {
+
+constexpr int64_t kAlign = 64;
+
+int64_t round_up(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
+int64_t range_bytes(const PieceRange& r) {
+  // The last panel of rows that are kept as in the file is not padded.
+  const int64_t all = static_cast<int64_t>(packed_bytes(r.place->format, r.place->n, r.place->k));
+  const int64_t bytes = r.place->panel_bytes();
+  return std::min(r.panel1 * bytes, all) - r.panel0 * bytes;
+}
+
+double seconds(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+}  // namespace
+
+int64_t Stream::ring_bytes(const Piece& piece) {
+  int64_t bytes = 0;
+  for (const PieceRange& r : piece) bytes += round_up(range_bytes(r));
+  return bytes;
+}
+
+int64_t Stream::staging_bytes(const std::vector<Track>& tracks, int threads,
+                              int64_t request_bytes) {
+  int64_t most = 0;
+  for (const Track& track : tracks) {
+    for (const Piece& piece : track) {
+      for (const PieceRange& r : piece) {
+        const int64_t at_once =
+            std::min(r.place->panels_at_once(request_bytes), r.panel1 - r.panel0);
+        most = std::max(most, r.place->staging(at_once));
+      }
+    }
+  }
+  return most * threads;
+}
+
+Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads, int64_t request_bytes)
+    : tracks_(std::move(tracks)),
+      request_bytes_(request_bytes),
+      threads_(threads),
+      staging_(staging_bytes(tracks_, 1, request_bytes)),
+      ring_(static_cast<size_t>(ring_bytes), false) {
+  for (const Track& track : tracks_) {
+    for (const Piece& piece : track) {
+      if (Stream::ring_bytes(piece) > ring_bytes) {
+        throw std::invalid_argument("stream: a piece does not fit the ring");
+      }
+      for (const PieceRange& r : piece) {
+        if (std::find(files_.begin(), files_.end(), r.place->file) == files_.end()) {
+          files_.push_back(r.place->file);
+        }
+      }
+    }
+    every_.push_back(static_cast<int>(every_.size()));
+  }
+  idle_since_ = Clock::now();
+  alive_ = threads_;
+  try {
+    for (int i = 0; i < threads_; ++i) team_.emplace_back([this] { work(); });
+  } catch (...) {
+    // Fewer threads do as well, but for none.
+    std::lock_guard<std::mutex> hold(lock_);
+    alive_ -= threads_ - static_cast<int>(team_.size());
+    if (team_.empty()) throw;
+  }
+}
+
+Stream::~Stream() {
+  {
+    std::lock_guard<std::mutex> hold(lock_);
+    stop_ = true;
+  }
+  wanted_.notify_all();
+  for (std::thread& t : team_) t.join();
+}
+
+// Room for a piece behind the last one, or at the ring's beginning.
+bool Stream::fits(int64_t bytes, int64_t* begin) const {
+  const int64_t size = static_cast<int64_t>(ring_.size());
+  if (entries_.empty()) {
+    *begin = 0;
+    return bytes <= size;
+  }
+  const Entry& first = *entries_.front();
+  const Entry& last = *entries_.back();
+  if (last.begin >= first.begin) {
+    *begin = last.end;
+    if (last.end + bytes <= size) return true;
+    *begin = 0;
+    return bytes <= first.begin;
+  }
+  *begin = last.end;
+  return last.end + bytes <= first.begin;
+}
+
+// Moves the place of reading to the next piece; a sweep is followed by one of all tracks.
+void Stream::advance() {
+  const auto track = static_cast<size_t>(reading_order()[position_]);
+  if (++piece_ < static_cast<int>(tracks_[track].size())) return;
+  piece_ = 0;
+  if (++position_ < reading_order().size()) return;
+  position_ = 0;
+  ++reading_sweep_;
+}
+
+// Takes the next piece into the ring; false when there is no room.
+bool Stream::place_next() {
+  const int track = reading_order()[position_];
+  const Piece& piece = tracks_[static_cast<size_t>(track)][static_cast<size_t>(piece_)];
+  int64_t begin = 0;
+  const int64_t bytes = ring_bytes(piece);
+  if (!fits(bytes, &begin)) return false;
+  auto entry = std::make_unique<Entry>();
+  entry->sweep = reading_sweep_;
+  entry->track = track;
+  entry->piece = piece_;
+  entry->begin = begin;
+  entry->end = begin + bytes;
+  int64_t at = begin;
+  for (size_t i = 0; i < piece.size(); ++i) {
+    const PieceRange& r = piece[i];
+    uint8_t* place = ring_.data() + at;
+    entry->places.push_back(place);
+    entry->views.push_back(
+        {r.part, r.panel0, r.panel1, place - r.panel0 * r.place->panel_bytes()});
+    const int64_t step = r.place->panels_at_once(request_bytes_);
+    for (int64_t p = r.panel0; p < r.panel1; p += step) {
+      entry->reads.push_back({static_cast<int>(i), p, std::min(p + step, r.panel1)});
+    }
+    at += round_up(range_bytes(r));
+  }
+  if (entry->reads.size() > 1) wanted_.notify_all();
+  entries_.push_back(std::move(entry));
+  advance();
+  return true;
+}
+
+void Stream::read_one(Entry& entry, const Read& read, AlignedBytes& buffer) {
+  const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
+                               [static_cast<size_t>(entry.piece)][static_cast<size_t>(read.range)];
+  uint8_t* out = entry.places[static_cast<size_t>(read.range)] +
+                 (read.panel0 - r.panel0) * r.place->panel_bytes();
+  r.place->read_panels(read.panel0, read.panel1, out, buffer, counters_);
+}
+
+void Stream::work() {
+  std::unique_ptr<AlignedBytes> buffer;
+  std::unique_lock<std::mutex> hold(lock_);
+  while (!stop_) {
+    Entry* entry = nullptr;
+    if (!paused_) {
+      for (const auto& e : entries_) {
+        if (e->claimed < e->reads.size() && !e->failure) {
+          entry = e.get();
+          break;
+        }
+      }
+      if (entry == nullptr && place_next()) entry = entries_.back().get();
+    }
+    if (entry == nullptr) {
+      if (++idle_ == alive_) idle_since_ = Clock::now();
+      wanted_.wait(hold);
+      if (idle_-- == alive_) full_s_ += seconds(Clock::now() - idle_since_);
+      continue;
+    }
+    const Read read = entry->reads[entry->claimed++];
+    ++busy_;
+    hold.unlock();
+    std::exception_ptr failure;
+    bool dies = false;
+    try {
+      if (!buffer) {
+        buffer = std::make_unique<AlignedBytes>(static_cast<size_t>(staging_), false,
+                                                WeightFile::kBufferAlign);
+      }
+      read_one(*entry, read, *buffer);
+    } catch (const ReadError&) {
+      failure = std::current_exception();
+    } catch (const std::exception& e) {
+      failure = std::make_exception_ptr(ReadError(
+          std::string("a thread that read weights ended: ") + e.what() + "; load the model again"));
+      dies = true;
+    }
+    hold.lock();
+    --busy_;
+    if (failure) entry->failure = failure;
+    ++entry->done;
+    // Also those who wait for the ring to come to rest are told.
+    if (failure || entry->done == entry->reads.size() || paused_) ready_.notify_all();
+    if (dies) break;
+  }
+  --alive_;
+  ready_.notify_all();
+}
+
+// Forgets what was read ahead and reads the sweep that runs from its beginning.
+void Stream::rewind(std::unique_lock<std::mutex>& hold) {
+  paused_ = true;
+  ready_.wait(hold, [&] { return busy_ == 0; });
+  entries_.clear();
+  held_ = false;
+  reading_sweep_ = sweep_;
+  position_ = 0;
+  piece_ = 0;
+  paused_ = false;
+}
+
+void Stream::begin_sweep(std::vector<int> order) {
+  std::unique_lock<std::mutex> hold(lock_);
+  // What was read ahead serves unless the sweep before was broken off, a read failed, or this
+  // sweep is not the one that was expected.
+  bool serves = reading_sweep_ > sweep_;
+  for (const auto& e : entries_) serves = serves && e->sweep > sweep_ && !e->failure;
+  ++sweep_;
+  if (reading_sweep_ > sweep_) {
+    serves = serves && order == every_;
+  } else if (serves) {
+    const auto read = every_.begin() + static_cast<int64_t>(position_) + 1;
+    serves = order.size() > position_ && std::equal(every_.begin(), read, order.begin());
+  }
+  order_ = std::move(order);
+  if (!serves) rewind(hold);
+  wanted_.notify_all();
+}
+
+const std::vector<PanelView>& Stream::acquire(int track, int piece, const Check& check) {
+  std::unique_lock<std::mutex> hold(lock_);
+  if (held_) throw std::logic_error("stream: the piece before was not released");
+  const Clock::time_point start = Clock::now();
+  for (;;) {
+    if (!entries_.empty()) {
+      const Entry& e = *entries_.front();
+      if (e.track != track || e.piece != piece) {
+        throw std::logic_error("stream: pieces are taken in the order of the sweep");
+      }
+      if (e.failure) std::rethrow_exception(e.failure);
+      if (e.done == e.reads.size()) break;
+    }
+    if (alive_ == 0) {
+      throw ReadError("no thread that reads weights is left; load the model again");
+    }
+    if (ready_.wait_for(hold, kCheckEvery) == std::cv_status::timeout) {
+      hold.unlock();
+      check();
+      hold.lock();
+    }
+  }
+  waited_s_ += seconds(Clock::now() - start);
+  held_ = true;
+  return entries_.front()->views;
+}
+
+void Stream::release() {
+  {
+    std::lock_guard<std::mutex> hold(lock_);
+    entries_.pop_front();
+    held_ = false;
+  }
+  wanted_.notify_all();
+}
+
+void Stream::check_files() const {
+  for (const auto& file : files_) file->check_unchanged();
+}
+
+Stream::Stats Stream::stats() const {
+  std::lock_guard<std::mutex> hold(lock_);
+  double full = full_s_;
+  if (alive_ > 0 && idle_ == alive_) full += seconds(Clock::now() - idle_since_);
+  return {counters_.wanted, counters_.from_disk, counters_.reads, counters_.busy.seconds(),
+          waited_s_, full};
+}
+
+}  // namespace strata

@@ -1,0 +1,117 @@
+// Weights that are not resident: read ahead of the sweep into a ring, in the order of their use.
+#pragma once
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "runtime/executor.h"
+#include "runtime/weight_reader.h"
+
+namespace strata {
+
+// Panels [panel0, panel1) of part number `part` of a product.
+struct PieceRange {
+  WeightPlacePtr place;
+  int part;
+  int64_t panel0, panel1;
+};
+// What one phase of a product works on, and what goes through the ring as one.
+using Piece = std::vector<PieceRange>;
+// The pieces of one Segment in the order of their use.
+using Track = std::vector<Piece>;
+
+// Threads read pieces ahead, in order, into a ring of fixed size, and the one caller takes and
+// releases them in the same order. Past the end of a sweep comes the beginning of the next one.
+class Stream {
+ public:
+  // `request_bytes` bounds a read as far as a single panel allows.
+  Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads, int64_t request_bytes);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  // The tracks that the sweep will use, in order. What was read ahead for them stays.
+  void begin_sweep(std::vector<int> order);
+
+  // Waits until a piece is there; `check` is called now and then and may throw. The view is valid
+  // until `release`. ReadError if the piece could not be read.
+  const std::vector<PanelView>& acquire(int track, int piece, const Check& check);
+  // Gives the place of the piece acquired last to another one.
+  void release();
+  // ReadError if one of the files is no longer what it was.
+  void check_files() const;
+
+  const std::vector<Track>& tracks() const { return tracks_; }
+  int64_t ring_bytes() const { return static_cast<int64_t>(ring_.size()); }
+  int64_t staging_bytes() const { return staging_ * threads_; }
+  static int64_t staging_bytes(const std::vector<Track>& tracks, int threads,
+                               int64_t request_bytes);
+  // Bytes of ring that a piece takes.
+  static int64_t ring_bytes(const Piece& piece);
+
+  struct Stats {
+    int64_t wanted, from_disk, reads;
+    double reading_s;   // some read was under way
+    double waited_s;    // the caller waited for a piece
+    double full_s;      // no thread had anything to do, because the ring was full
+  };
+  Stats stats() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Read {
+    int range;
+    int64_t panel0, panel1;
+  };
+  // A piece in the ring, on its way there or ready.
+  struct Entry {
+    int64_t sweep;
+    int track, piece;
+    int64_t begin, end;               // in the ring
+    std::vector<PanelView> views;
+    std::vector<uint8_t*> places;     // where each range begins
+    std::vector<Read> reads;
+    size_t claimed = 0, done = 0;
+    std::exception_ptr failure;
+  };
+
+  bool place_next();
+  bool fits(int64_t bytes, int64_t* begin) const;
+  const std::vector<int>& reading_order() const {
+    return reading_sweep_ == sweep_ ? order_ : every_;
+  }
+  void advance();
+  void rewind(std::unique_lock<std::mutex>& hold);
+  void work();
+  void read_one(Entry& entry, const Read& read, AlignedBytes& buffer);
+
+  const std::vector<Track> tracks_;
+  const int64_t request_bytes_;
+  const int threads_;
+  int64_t staging_ = 0;
+  std::vector<std::shared_ptr<const WeightFile>> files_;
+  AlignedBytes ring_;
+  ReadCounters counters_;
+
+  mutable std::mutex lock_;
+  std::condition_variable ready_;     // a piece is complete, or a thread has ended
+  std::condition_variable wanted_;    // there is something to read, or all shall end
+  std::deque<std::unique_ptr<Entry>> entries_;
+  std::vector<int> order_, every_;    // tracks of the sweep that runs; of those that are expected
+  int64_t sweep_ = 0;                 // the one that runs; none does at 0
+  int64_t reading_sweep_ = 1;         // where reading has come to: a sweep, a place in its order
+  size_t position_ = 0;               // and a piece of that track
+  int piece_ = 0;
+  bool paused_ = false, stop_ = false, held_ = false;
+  int busy_ = 0, alive_ = 0, idle_ = 0;
+  Clock::time_point idle_since_;
+  double waited_s_ = 0, full_s_ = 0;
+  std::vector<std::thread> team_;
+};
+
+}  // namespace strata
