@@ -36,6 +36,9 @@ inline constexpr int64_t kRangeBytes = 16 * 1024;
 // Far enough that memory answers in time at full bandwidth, near enough to stay in the first level.
 inline constexpr int64_t kPrefetchBytes = 8192;
 
+// Vectors that the 16 rows of a panel make.
+inline constexpr int kPanelParts = kPanel / kWidth;
+
 struct Range {
   int64_t begin, end;     // blocks (of codes) or steps (of floats) along K
   bool first, last;
@@ -49,52 +52,63 @@ STRATA_INLINE void prefetch_ahead(const uint8_t* p, const Range& range) {
   for (int line = 0; line < kBytes; line += 64) prefetch(ahead + line);
 }
 
-// kRows rows of activations with kWidth rows of one panel.
-template <Format kFormat, int kRows>
+// kRows rows of activations with kTileParts * kWidth rows of one panel, from part `part0` on.
+template <Format kFormat, int kRows, int kTileParts>
 static inline void tile(const MatmulArgs& a, const Range& range, int64_t row, int64_t panel,
-                        int part, float* sums) {
+                        int part0, float* sums) {
   using W = Weights<kFormat>;
   const uint8_t* block = a.weight + (panel * (a.k / W::kElements) + range.begin) * W::kBlock;
   const ActBlock* acts[kRows];
-  F32v acc[kRows];
+  F32v acc[kRows][kTileParts];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     acts[r] = reinterpret_cast<const ActBlock*>(a.acts + (row + r) * a.act_stride);
-    acc[r] = range.first ? vzero() : vload(sums + r * kPanel);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTileParts; ++t) {
+      acc[r][t] = range.first ? vzero() : vload(sums + r * kPanel + (part0 + t) * kWidth);
+    }
   }
   int64_t at = range.begin * W::kSubs;
   for (int64_t b = range.begin; b < range.end; ++b, block += W::kBlock) {
-    typename W::Head head;
-    W::head(block, part, head);
+    typename W::template Head<kTileParts> head;
+    W::head(block, part0, head);
     const uint8_t* p = block + W::kHead;
     for (int sub = 0; sub < W::kSubs; ++sub, ++at, p += W::kSub) {
-      U8v codes[8];
-      F32v scale[2], minimum[2];
       prefetch_ahead<W::kSub>(p, range);
-      W::codes(p, part, codes);
-      W::scales(head, p, sub, part, scale, minimum);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTileParts; ++t) {
+        U8v codes[8];
+        F32v scale[2], minimum[2];
+        W::codes(p, part0 + t, codes);
+        W::scales(head, t, p, sub, part0 + t, scale, minimum);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const ActBlock& x = acts[r][at];
-        const F32v act_scale = vset(x.scale);
+        for (int r = 0; r < kRows; ++r) {
+          const ActBlock& x = acts[r][at];
+          const F32v act_scale = vset(x.scale);
 #pragma GCC unroll 2
-        for (int i = 0; i < W::kParts; ++i) {
-          constexpr int groups = 8 / W::kParts;
-          const int which = W::kParts == 1 ? 2 : i;
-          const I32v start =
-              W::kZero ? vshl_i32<W::kZeroShift>(vset_i32(x.nsum[which])) : vset_i32(0);
-          const I32v dot =
-              vdot<groups, W::kMaxCode>(codes + i * groups, x.q + 4 * groups * i, start);
-          acc[r] = vfma(vcvt_f32(dot), vmul(scale[i], act_scale), acc[r]);
-          if constexpr (W::kMinima) acc[r] = vfma(minimum[i], vset(x.dsum[which]), acc[r]);
+          for (int i = 0; i < W::kParts; ++i) {
+            constexpr int groups = 8 / W::kParts;
+            const int which = W::kParts == 1 ? 2 : i;
+            const I32v start =
+                W::kZero ? vshl_i32<W::kZeroShift>(vset_i32(x.nsum[which])) : vset_i32(0);
+            const I32v dot =
+                vdot<groups, W::kMaxCode>(codes + i * groups, x.q + 4 * groups * i, start);
+            F32v& sum = acc[r][t];
+            sum = vfma(vcvt_f32(dot), vmul(scale[i], act_scale), sum);
+            if constexpr (W::kMinima) sum = vfma(minimum[i], vset(x.dsum[which]), sum);
+          }
         }
       }
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    if (range.last) finish(a, row + r, panel * kPanel + part * kWidth, acc[r]);
-    else vstore(sums + r * kPanel, acc[r]);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTileParts; ++t) {
+      const int lane = (part0 + t) * kWidth;
+      if (range.last) finish(a, row + r, panel * kPanel + lane, acc[r][t]);
+      else vstore(sums + r * kPanel + lane, acc[r][t]);
+    }
   }
 }
 
@@ -122,9 +136,11 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
         const int64_t end = begin + along < blocks ? begin + along : blocks;
         const Range range = {begin, end, begin == 0, end == blocks, limit};
         row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
-          float* sums = scratch + (row - first) * kPanel;
-          for (int part = 0; part < kPanel / kWidth; ++part) {
-            tile<kFormat, rows.value>(a, range, row, panel, part, sums + part * kWidth);
+          // With few rows memory is the limit: the whole panel at once, so that it is read once.
+          constexpr int kTogether = rows.value <= 2 ? kPanelParts : 1;
+          for (int part = 0; part < kPanelParts; part += kTogether) {
+            tile<kFormat, rows.value, kTogether>(a, range, row, panel, part,
+                                                 scratch + (row - first) * kPanel);
           }
         });
       }
@@ -167,13 +183,12 @@ struct FloatRows {
   int64_t stride;
 };
 
-// kRows rows of activations, the first of them `row0`, with kUnits groups of kWidth weight rows;
-// a panel has kPanel / kWidth such units.
+// kRows rows of activations, the first of them `row0`, with kUnits units: kWidth weight rows, one
+// part of a panel each, counted through all panels.
 template <class W, int kRows, int kUnits>
 static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Range& range,
                               int64_t row0, int64_t r0, int64_t unit, int64_t column,
                               float* sums) {
-  constexpr int kPanelUnits = kPanel / kWidth;
   const uint8_t* w[kUnits];
   int part[kUnits];
   const uint8_t* x[kRows];
@@ -181,8 +196,8 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
   F32v acc[kRows][kAll];
 #pragma GCC unroll 16
   for (int u = 0; u < kUnits; ++u) {
-    w[u] = f.weight + (unit + u) / kPanelUnits * f.panel_bytes;
-    part[u] = static_cast<int>((unit + u) % kPanelUnits);
+    w[u] = f.weight + (unit + u) / kPanelParts * f.panel_bytes;
+    part[u] = static_cast<int>((unit + u) % kPanelParts);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -242,7 +257,7 @@ static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Ran
   for (; k + kUnroll <= end; k += kUnroll) {
     // Units that share a panel share its lines.
 #pragma GCC unroll 16
-    for (int u = 0; u < kUnits; u += kPanelUnits) {
+    for (int u = 0; u < kUnits; u += kPanelParts) {
       prefetch_ahead<kUnroll * W::kBytes>(w[u] + k * W::kBytes, range);
     }
     unrolled<0, kUnroll>([&](auto i) {
@@ -290,9 +305,13 @@ static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0,
     }
   };
   // Two units at a time, so that each broadcast of an activation serves two multiplications; with a
-  // single row one unit, so that memory is read in one stream.
+  // single row one panel, so that memory is read in one stream.
   int64_t unit = 0;
-  for (; rows > 1 && unit + 2 <= units; unit += 2) all_rows(Index<2>{}, unit);
+  if (rows == 1) {
+    for (; unit < units; unit += kPanelParts) all_rows(Index<kPanelParts>{}, unit);
+    return;
+  }
+  for (; unit + 2 <= units; unit += 2) all_rows(Index<2>{}, unit);
   for (; unit < units; ++unit) all_rows(Index<1>{}, unit);
 }
 
@@ -332,7 +351,7 @@ static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
       f.stride = x_bytes;
       sums = scratch + rows * (x_bytes / 4);
     }
-    rows_by_units<W>(a, f, row, rows, (panel1 - panel0) * (kPanel / kWidth), panel0 * kPanel, sums);
+    rows_by_units<W>(a, f, row, rows, (panel1 - panel0) * kPanelParts, panel0 * kPanel, sums);
   }
 }
 

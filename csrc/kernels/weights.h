@@ -53,25 +53,32 @@ template <Format kFormat> struct Weights {
   static constexpr ByteTable kTable =
       byte_table(kL.codebook == Codebook::mxfp4 ? kMxfp4Values : kIq4Values, kZero);
 
-  struct Head {
-    F32v d, second;   // second: what minima are multiplied with, sign included
+  // Scales of a block for kTileParts parts.
+  template <int kTileParts> struct Head {
+    F32v d[kTileParts], second[kTileParts];   // second: what minima are multiplied with
     alignas(64) uint8_t six[kL.six() ? 256 : 1];
   };
 
-  STRATA_INLINE void head(const uint8_t* block, int part, Head& h) {
-    if constexpr (kL.e8m0) {
-      // 2^(e - 128): half of the scale, because the codebook is doubled. Below e = 2 subnormal.
-      const I32v e = vload_u8_i32(block + part * kWidth);
-      const F32v normal = vcast_f32(vshl_i32<23>(vsub_i32(e, vset_i32(1))));
-      const F32v tiny = vcast_f32(vshl_i32<21>(vadd_i32(e, vset_i32(1))));
-      h.d = vselect_lt(vcvt_f32(e), vset(1.5f), tiny, normal);
-    } else {
-      h.d = vload_f16(reinterpret_cast<const uint16_t*>(block) + part * kWidth);
-    }
-    if constexpr (kL.second) {
-      constexpr int at = kL.second_at();
-      h.second = vload_f16(reinterpret_cast<const uint16_t*>(block + at) + part * kWidth);
-      if constexpr (kL.sub_scale != SubScale::none) h.second = vsub(vset(0.0f), h.second);
+  template <int kTileParts>
+  STRATA_INLINE void head(const uint8_t* block, int part0, Head<kTileParts>& h) {
+#pragma GCC unroll 4
+    for (int t = 0; t < kTileParts; ++t) {
+      const int lane = (part0 + t) * kWidth;
+      if constexpr (kL.e8m0) {
+        // 2^(e - 128): half of the scale, because the codebook is doubled. Below e = 2 subnormal.
+        const I32v e = vload_u8_i32(block + lane);
+        const F32v normal = vcast_f32(vshl_i32<23>(vsub_i32(e, vset_i32(1))));
+        const F32v tiny = vcast_f32(vshl_i32<21>(vadd_i32(e, vset_i32(1))));
+        h.d[t] = vselect_lt(vcvt_f32(e), vset(1.5f), tiny, normal);
+      } else {
+        h.d[t] = vload_f16(reinterpret_cast<const uint16_t*>(block) + lane);
+      }
+      if constexpr (kL.second) {
+        constexpr int at = kL.second_at();
+        h.second[t] = vload_f16(reinterpret_cast<const uint16_t*>(block + at) + lane);
+        // The K-quants take their minima away.
+        if constexpr (kL.sub_scale != SubScale::none) h.second[t] = vsub(vzero(), h.second[t]);
+      }
     }
     if constexpr (kL.six()) {
       constexpr int at = kL.six_at();
@@ -91,31 +98,32 @@ template <Format kFormat> struct Weights {
   }
 
   // Value `which` of the 6-bit scales of sub-block `sub`.
-  STRATA_INLINE I32v six(const Head& h, int sub, int part, int which) {
-    return vload_u8_i32(h.six + 32 * sub + 16 * which + part * kWidth);
+  STRATA_INLINE I32v six(const uint8_t* unpacked, int sub, int part, int which) {
+    return vload_u8_i32(unpacked + 32 * sub + 16 * which + part * kWidth);
   }
 
-  // Scale and minimum of each part of the 32 elements at p.
-  STRATA_INLINE void scales(const Head& h, const uint8_t* p, int sub, int part, F32v* scale,
-                            F32v* minimum) {
+  // Scale and minimum of each half or whole of the 32 elements at p; `t` is the part within h.
+  template <int kTileParts>
+  STRATA_INLINE void scales(const Head<kTileParts>& h, int t, const uint8_t* p, int sub, int part,
+                            F32v* scale, F32v* minimum) {
     if constexpr (kL.sub_scale == SubScale::none) {
-      scale[0] = h.d;
-      if constexpr (kMinima) minimum[0] = h.second;
+      scale[0] = h.d[t];
+      if constexpr (kMinima) minimum[0] = h.second[t];
     } else if constexpr (kL.sub_scale == SubScale::six_with_min) {
-      scale[0] = vmul(h.d, vcvt_f32(six(h, sub, part, 0)));
-      minimum[0] = vmul(h.second, vcvt_f32(six(h, sub, part, 1)));
+      scale[0] = vmul(h.d[t], vcvt_f32(six(h.six, sub, part, 0)));
+      minimum[0] = vmul(h.second[t], vcvt_f32(six(h.six, sub, part, 1)));
     } else {
 #pragma GCC unroll 2
       for (int i = 0; i < kParts; ++i) {
         const uint8_t* bytes = p + 16 * i + part * kWidth;
         if constexpr (kL.sub_scale == SubScale::six_signed) {
-          scale[i] = vmul(h.d, vcvt_f32(vsub_i32(six(h, sub, part, i), vset_i32(32))));
+          scale[i] = vmul(h.d[t], vcvt_f32(vsub_i32(six(h.six, sub, part, i), vset_i32(32))));
         } else if constexpr (kL.sub_scale == SubScale::byte_signed) {
-          scale[i] = vmul(h.d, vcvt_f32(vload_s8_i32(bytes)));
+          scale[i] = vmul(h.d[t], vcvt_f32(vload_s8_i32(bytes)));
         } else {
           const I32v both = vload_u8_i32(bytes);
-          scale[i] = vmul(h.d, vcvt_f32(vand_i32(both, vset_i32(15))));
-          minimum[i] = vmul(h.second, vcvt_f32(vshr_i32(both, 4)));
+          scale[i] = vmul(h.d[t], vcvt_f32(vand_i32(both, vset_i32(15))));
+          minimum[i] = vmul(h.second[t], vcvt_f32(vshr_i32(both, 4)));
         }
       }
     }
