@@ -31,7 +31,7 @@ _OWN_FORMATS = {"F8_E4M3_B128": 1000}
 _CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 
 
-def _native_id(block_type: BlockType) -> int:
+def native_id(block_type: BlockType) -> int:
     """The id in csrc/kernels/kernels.h; one without kernels gets an id that no kernel knows."""
     own = _OWN_FORMATS.get(block_type.name, block_type.gguf_id)
     return -1 if own is None else own
@@ -103,7 +103,7 @@ class CpuBackend:
         self._ropes: dict[tuple[bytes, float], Any] = {}
         self._step: tuple[Step, Any] | None = None
         for name in _CODEBOOKS:
-            _native.set_grid(_native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
+            _native.set_grid(native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
 
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
         """Pack a Segment's weights and lower its Program."""
@@ -132,7 +132,7 @@ class CpuBackend:
         block_type = weights.type(weight)
         n, k = weight.shape
         try:
-            packed = _native.PackedWeight(_native_id(block_type), n, k)
+            packed = _native.PackedWeight(native_id(block_type), n, k)
         except ValueError as error:
             raise WeightError(f"tensor '{weight.source}' ({block_type.name}): {error}") from None
         packed.pack(np.ascontiguousarray(weights.raw(weight)).reshape(-1), self._team)
