@@ -75,9 +75,7 @@ def product(w: Weights, isa: str, rows: int, threads: int) -> Callable[[int], No
     def work(thread: int) -> None:
         begin, end = panels * thread // threads, panels * (thread + 1) // threads
         for matrix in w.matrices:
-            _native.matmul(
-                isa, w.format, matrix, w.n, w.k, acts, out, panel0=begin, panel1=end
-            )
+            _native.matmul(isa, w.format, matrix, w.n, w.k, acts, out, panel0=begin, panel1=end)
 
     return work
 

@@ -1,0 +1,100 @@
+"""The bits of an output depend on its row and its column alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_weights import (
+    ALL,
+    CODES,
+    DECODED,
+    ISAS,
+    NUMBERS,
+    activations,
+    assert_same_bits,
+    draw,
+    multiply,
+    packed,
+)
+
+from strata import _native
+
+K = 2560  # longer than the range of K that the kernels keep in the first-level cache
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ALL)
+def test_rows_together_are_rows_alone(name: str, isa: str) -> None:
+    rows = 5 if name in DECODED else 33
+    weight = packed(name, 40, K)
+    acts = activations(weight, isa, draw(rows, K))
+    together = multiply(weight, isa, acts)
+    for row in range(rows):
+        assert_same_bits(multiply(weight, isa, acts[row : row + 1]), together[row : row + 1])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q8_0", "F16", "BF16"])
+def test_every_number_of_rows(name: str, isa: str) -> None:
+    weight = packed(name, 24, 512)
+    acts = activations(weight, isa, draw(33, 512))
+    all_rows = multiply(weight, isa, acts)
+    for rows in range(1, 33):
+        assert_same_bits(multiply(weight, isa, acts[:rows]), all_rows[:rows])
+        assert_same_bits(multiply(weight, isa, acts[-rows:]), all_rows[-rows:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["Q4_1", "Q6_K", "F32", "BF16", "IQ3_S"])
+def test_every_number_of_columns(name: str, isa: str) -> None:
+    """The first columns of a wider weight are those of a narrower one."""
+    acts = None
+    widest = None
+    for n in range(40, 0, -1):
+        weight = packed(name, n, 256)
+        if acts is None:
+            acts = activations(weight, isa, draw(3, 256))
+            widest = multiply(weight, isa, acts)
+            values = weight.values
+        assert np.array_equal(weight.values[: min(n, 3)], values[: min(n, 3)])
+        got = multiply(weight, isa, acts)
+        assert widest is not None
+        assert_same_bits(got, widest[:, :n])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_split_of_rows_and_panels(isa: str, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(CODES + NUMBERS + ["IQ2_XS"]))
+    n = data.draw(st.integers(1, 70))
+    rows = data.draw(st.integers(1, 20))
+    k = 256 * data.draw(st.integers(1, 4))
+    weight = packed(name, n, k)
+    acts = activations(weight, isa, draw(rows, k))
+    whole = multiply(weight, isa, acts)
+    panels = -(-n // 16)
+    row_cuts = [0, *sorted(data.draw(st.lists(st.integers(0, rows), max_size=3))), rows]
+    panel_cuts = [0, *sorted(data.draw(st.lists(st.integers(0, panels), max_size=3))), panels]
+    out = np.full((rows, n), np.nan, np.float32)
+    for row0, row1 in zip(row_cuts, row_cuts[1:], strict=False):
+        for panel0, panel1 in zip(panel_cuts, panel_cuts[1:], strict=False):
+            _native.matmul(
+                isa, weight.format, weight.data, n, k, acts, out,
+                row0=row0, row1=row1, panel0=panel0, panel1=panel1,
+            )  # fmt: skip
+    assert_same_bits(out, whole)
+
+
+@pytest.mark.skipif(len(ISAS) < 3, reason="needs two vector instruction sets")
+@pytest.mark.parametrize("name", [name for name in ALL if name != "BF16"])
+def test_vector_instruction_sets_agree(name: str) -> None:
+    """All but BF16, for which AVX-512 has a product of its own."""
+    weight = packed(name, 40, K)
+    x = draw(6, K)
+    first, second = ISAS[:2]
+    one = multiply(weight, first, activations(weight, first, x))
+    two = multiply(weight, second, activations(weight, second, x))
+    assert_same_bits(one, two)
