@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("formats", "quant"),
     ("text", "formats"),
     ("sizes", "errors"),
+    ("cli", "server"),
 }
 # Lazy re-exports of the public API, and the entry point.
 ABOVE_ALL = {"__init__", "__main__"}

@@ -35,7 +35,13 @@ def backend_options(function: Command) -> Command:
 
 @contextmanager
 def open_llm(
-    model: str, *, backend: str, threads: int | None, context: int | None, quiet: bool
+    model: str,
+    *,
+    backend: str,
+    threads: int | None,
+    context: int | None,
+    quiet: bool,
+    parallel: int = 1,
 ) -> Iterator[LLM]:
     """An LLM on the model that ``model`` refers to, downloaded first if need be.
 
@@ -52,6 +58,7 @@ def open_llm(
             backend="reference" if backend == "reference" else "cpu",
             threads=threads,
             context=context,
+            parallel=parallel,
             progress=progress,
         )
     with llm:

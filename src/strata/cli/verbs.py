@@ -12,12 +12,14 @@ from strata import __version__
 # verb -> (module that defines `command`, the line `strata --help` shows)
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("strata.cli.run", "Answer a prompt, or chat when there is none."),
+    "serve": ("strata.cli.serve", "Answer clients of OpenAI, Anthropic and Ollama over HTTP."),
     "perplexity": ("strata.cli.perplexity", "Measure how well a model predicts a text."),
     "tokenize": ("strata.cli.tokenize", "Turn text into token ids."),
     "bench": ("strata.cli.bench", "Measure prefill and decode speed."),
     "pull": ("strata.cli.pull", "Download a model."),
     "list": ("strata.cli.list", "List the models on this machine."),
     "show": ("strata.cli.show", "Describe a model from its header."),
+    "probe": ("strata.cli.probe", "Measure what this machine reaches."),
     "synth": ("strata.cli.synth", "Write a model of a published shape with random weights."),
     "rm": ("strata.cli.rm", "Delete a downloaded model."),
 }

@@ -73,7 +73,11 @@ class GrammarCompiler:
             lark = gbnf_to_lark.any_to_lark(text)
         except (gbnf_to_lark.GbnfToLarkError, ValueError, RecursionError) as error:
             raise GrammarError(f"the grammar is not usable: {error}") from None
-        return self._compile(llguidance.LLMatcher.grammar_from_lark(lark))
+        return self.lark(lark)
+
+    def lark(self, text: str) -> TokenGrammar:
+        """A grammar in llguidance's dialect of Lark."""
+        return self._compile(llguidance.LLMatcher.grammar_from_lark(text))
 
     def _compile(self, source: str) -> TokenGrammar:
         matcher = llguidance.LLMatcher(self._vocabulary, source, log_level=0)

@@ -86,6 +86,11 @@ class Ending:
         self._stops = StopStrings(params.stop_strings)
         self._left = limit
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer, if one did."""
+        return self._stops.found
+
     def push(self, token: int) -> tuple[str, FinishReason | None]:
         """Add a token: the text to show now, and the reason if the answer ends with it.
 

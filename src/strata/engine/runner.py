@@ -61,6 +61,11 @@ class Runner:
         """Bytes of weights held by the backend."""
         return sum(loaded.nbytes for loaded in self._loaded)
 
+    @property
+    def sizes(self) -> list[tuple[str, int]]:
+        """Names of the Segments and the bytes of weights that the backend holds for each."""
+        return [(loaded.segment.name, loaded.nbytes) for loaded in self._loaded]
+
     def kv_cache(self, blocks: int) -> KVCache:
         """KV for ``blocks`` blocks in every layer."""
         return self.backend.kv_cache(self.model.kv, blocks)

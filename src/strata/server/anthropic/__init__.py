@@ -1,0 +1,15 @@
+"""Anthropic's protocol: https://docs.anthropic.com/en/api/messages"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from strata.server.anthropic import messages
+from strata.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """All its endpoints."""
+    routes = APIRouter(tags=["Anthropic"])
+    messages.add_routes(routes, service)
+    return routes

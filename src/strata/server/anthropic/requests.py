@@ -1,0 +1,173 @@
+"""What Anthropic's clients send, and its translation to a conversation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strata.decode import SamplingParams
+from strata.errors import UsageError
+from strata.server.conversation import Conversation, ToolChoice
+from strata.server.tools import Tool
+
+
+class Lenient(BaseModel):
+    """Ignores unknown fields; numbers are finite."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Block(Lenient):
+    """A part of a message: text, tool_use or tool_result. ``thinking`` is passed over."""
+
+    type: str
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: str | list[Block] | None = None
+    is_error: bool | None = None
+
+
+class Message(Lenient):
+    """One turn."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class ToolDefinition(Lenient):
+    """A tool of the client's own."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class ToolChoiceParam(Lenient):
+    """Whether a tool may, must or must not be called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+
+
+class CountRequest(Lenient):
+    """``POST /v1/messages/count_tokens``."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    system: str | list[Block] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=128)] | None = None
+    tool_choice: ToolChoiceParam | None = None
+
+
+class MessagesRequest(CountRequest):
+    """``POST /v1/messages``."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    stop_sequences: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)] | None
+    ) = None
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+
+
+_TOOL_CHOICES: dict[str, ToolChoice] = {
+    "auto": "auto",
+    "any": "required",
+    "tool": "required",
+    "none": "none",
+}
+
+
+def conversation(body: CountRequest) -> Conversation:
+    """The conversation of a request; one that ends with the assistant's turn is continued there."""
+    messages: list[dict[str, Any]] = []
+    if body.system:
+        messages.append({"role": "system", "content": _text(body.system)})
+    for message in body.messages:
+        for plain in _plain(message):
+            _append(messages, plain)
+    choice = body.tool_choice or ToolChoiceParam(type="auto")
+    if choice.type == "tool" and choice.name is None:
+        raise UsageError("tool_choice: a tool is to be called, but none is named")
+    return Conversation(
+        messages=messages,
+        params=_params(body) if isinstance(body, MessagesRequest) else SamplingParams(),
+        tools=[
+            Tool(tool.name, tool.description, tool.input_schema or {"type": "object"})
+            for tool in body.tools or ()
+        ],
+        tool_choice=_TOOL_CHOICES[choice.type],
+        tool=choice.name if choice.type == "tool" else None,
+        continue_last=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+    )
+
+
+def _params(body: MessagesRequest) -> SamplingParams:
+    return SamplingParams(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=body.top_k or 0,
+        stop=body.stop_sequences or (),
+        max_tokens=body.max_tokens,
+    )
+
+
+def _append(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
+    """Turns of one role in a row are one turn, by the protocol; templates often insist on it."""
+    last = messages[-1] if messages else None
+    if (
+        last
+        and last.keys() == message.keys() == {"role", "content"}
+        and last["role"] == (message["role"])
+    ):
+        last["content"] += "\n\n" + message["content"]
+    else:
+        messages.append(message)
+
+
+def _plain(message: Message) -> list[dict[str, Any]]:
+    """The form that chat templates expect; results of tools are messages of their own."""
+    if isinstance(message.content, str):
+        return [{"role": message.role, "content": message.content}]
+    out: list[dict[str, Any]] = []
+    texts: list[Block] = []
+    calls: list[dict[str, Any]] = []
+    for block in message.content:
+        if block.type == "tool_result":
+            out.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": block.tool_use_id,
+                    "content": _text(block.content or ""),
+                }
+            )
+        elif block.type == "tool_use":
+            if block.name is None:
+                raise UsageError("a tool_use block has no name")
+            function = {"name": block.name, "arguments": block.input or {}}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        else:
+            texts.append(block)
+    if calls:
+        out.append({"role": message.role, "content": _text(texts), "tool_calls": calls})
+    elif texts or not out:
+        out.append({"role": message.role, "content": _text(texts)})
+    return out
+
+
+def _text(content: str | list[Block]) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for block in content:
+        if block.type == "text":
+            texts.append(block.text or "")
+        elif block.type not in ("thinking", "redacted_thinking"):
+            raise UsageError(f"this server reads text only, not blocks of type {block.type!r}")
+    return "\n".join(texts)

@@ -1,0 +1,97 @@
+"""The ASGI application: every protocol's routes over one service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from strata import __version__
+from strata.errors import StrataError
+from strata.server import anthropic, live, ollama, openai, plain
+from strata.server.errors import ApiError
+from strata.server.guard import Guard, error_reply
+from strata.server.replies import CLIENT_GONE, ClientGone
+from strata.server.service import Service
+
+WEB = Path(__file__).parent / "web"
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application; its lifespan starts the engine's thread."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.bridge.start()
+        yield
+
+    app = FastAPI(
+        title="Strata",
+        version=__version__,
+        description="A language model behind the protocols of OpenAI, Anthropic and Ollama.",
+        lifespan=lifespan,
+        # Their pages load scripts from elsewhere; the document itself stays at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+    )
+    for protocol in (openai, anthropic, ollama, plain, live):
+        app.include_router(protocol.router(service))
+    app.mount("/web", StaticFiles(directory=WEB, check_dir=False), name="web")
+    app.add_api_route("/", _page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_exception_handler(StrataError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    if service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    return app
+
+
+async def _page() -> Response:
+    page = WEB / "index.html"
+    if page.is_file():
+        return FileResponse(page, headers={"cache-control": "no-cache"})
+    return PlainTextResponse("Strata is running")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientGone):
+        return Response(status_code=CLIENT_GONE)
+    return error_reply(request.url.path, error)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"][1:]]
+    if first["type"] == "json_invalid":
+        message, param = "the request body is not JSON", None
+    else:
+        message = f"{'.'.join(where) or 'the request body'}: {first['msg']}"
+        param = where[0] if where else None
+    return error_reply(request.url.path, ApiError(400, message, param=param))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ApiError):
+        # FastAPI wraps what the reading of the body raised.
+        return error_reply(request.url.path, error.__cause__)
+    what = f"{request.method} {request.url.path}"
+    messages = {404: f"there is no {what} here", 405: f"{what} is not possible"}
+    message = messages.get(error.status_code, str(error.detail))
+    reply = error_reply(request.url.path, ApiError(error.status_code, message))
+    reply.headers.update(error.headers or {})
+    return reply

@@ -1,0 +1,144 @@
+"""Errors in the body that each ecosystem's clients understand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from strata.engine import EngineError, QueueFull
+from strata.errors import StrataError, UsageError
+
+RETRY_AFTER_S = 1
+
+
+class ApiError(StrataError):
+    """An error with its HTTP status; ``param`` and ``code`` as OpenAI's errors have them."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class ShuttingDown(StrataError):
+    """The server takes no more requests."""
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """The HTTP status of any error."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFull):
+        return ApiError(429, str(error), code="queue_full")
+    if isinstance(error, ShuttingDown):
+        return ApiError(503, str(error), code="shutting_down")
+    if isinstance(error, EngineError):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, UsageError):
+        return ApiError(400, str(error))
+    if isinstance(error, StrataError):
+        return ApiError(500, str(error))
+    return ApiError(500, "the server failed; its log says why")
+
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(path: str, error: ApiError) -> dict[str, Any]:
+    """The JSON of an error under ``path``."""
+    if path.startswith("/api/"):
+        return {"error": str(error)}
+    kinds = _ANTHROPIC_TYPES if path.startswith("/v1/messages") else _OPENAI_TYPES
+    other = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = kinds.get(error.status, other)
+    if kinds is _ANTHROPIC_TYPES:
+        return {"type": "error", "error": {"type": kind, "message": str(error)}}
+    return {
+        "error": {
+            "message": str(error),
+            "type": kind,
+            "param": error.param,
+            "code": "invalid_api_key" if error.status == 401 else error.code,
+        }
+    }
+
+
+def error_headers(error: ApiError) -> dict[str, str]:
+    """Headers that belong to an error's status."""
+    if error.status in (429, 503):
+        return {"retry-after": str(RETRY_AFTER_S)}
+    return {"www-authenticate": "Bearer"} if error.status == 401 else {}
+
+
+class OpenAIErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: OpenAIErrorDetail
+
+
+class AnthropicErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """An error as Anthropic's clients read it."""
+
+    type: str
+    error: AnthropicErrorDetail
+
+
+class OllamaError(BaseModel):
+    """An error as Ollama's clients read it."""
+
+    error: str
+
+
+_MEANINGS: Mapping[int, str] = {
+    400: "The request cannot be served as it is",
+    401: "The API key is missing or wrong",
+    403: "This host name or web origin may not call",
+    404: "There is no such model",
+    413: "The request is too large",
+    429: "Too many requests wait",
+    500: "The server failed",
+    503: "The server is shutting down or has too many connections",
+}
+
+
+def documented(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The errors that every endpoint may answer with, for the OpenAPI document."""
+    # "default" keeps FastAPI from listing its own 422, which is never sent.
+    return {
+        **{status: {"model": model, "description": text} for status, text in _MEANINGS.items()},
+        "default": {"model": model, "description": "Any other error"},
+    }

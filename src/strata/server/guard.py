@@ -1,0 +1,143 @@
+"""What every request passes before anything reads it: who calls, from where, and how much it sends.
+
+A browser may be made to call a server on this machine by any page. Its Host header shows a name
+that was bent to this address (DNS rebinding), its Origin header a foreign page; both are refused.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from strata.server.errors import ApiError, as_api_error, error_body, error_headers
+from strata.server.metrics import Metrics
+from strata.server.replies import CLIENT_GONE, Reply
+from strata.server.settings import Settings
+
+_log = logging.getLogger("strata.server")
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class TooLarge(ApiError):
+    """A body beyond the limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the request body is larger than {limit} bytes")
+
+
+class Guard:
+    """ASGI middleware; see the module. It also counts requests and catches what went wrong."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_GONE
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(_as_json(scope), self._bounded(scope, receive), watched)
+        except Exception as error:
+            if not isinstance(error, ApiError):
+                _log.exception("%s %s failed", scope["method"], scope["path"])
+            if status == CLIENT_GONE:
+                await error_reply(scope["path"], error)(scope, receive, watched)
+        finally:
+            # Only known paths are labels: a client must not fill the memory with names.
+            endpoint = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(endpoint, str(status)).inc()
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host")
+        if self._settings.loopback and host is not None:
+            name = _host_name(host)
+            if name not in (*_LOCAL_NAMES, self._settings.host):
+                raise ApiError(403, "this server answers to localhost only, by its Host header")
+        origin = headers.get("origin")
+        if origin is not None and scope["method"] not in _SAFE_METHODS:
+            known = self._settings.cors_origins
+            if "*" not in known and origin not in known and _authority(origin) != host:
+                raise ApiError(403, "pages of this origin may not call (see --cors-origin)")
+        if self._settings.api_key is not None and not _is_open(scope):
+            self._check_key(headers)
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and int(length) > self._settings.body_bytes:
+            raise TooLarge(self._settings.body_bytes)
+
+    def _check_key(self, headers: Headers) -> None:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        expected = (self._settings.api_key or "").encode()
+        # Headers are latin-1 on the wire: this gives back the bytes that were sent.
+        if not hmac.compare_digest(given.encode("latin-1", "replace"), expected):
+            raise ApiError(
+                401, "the API key is missing or wrong (Authorization: Bearer KEY, or x-api-key)"
+            )
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        left = self._settings.body_bytes
+
+        async def bounded() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise TooLarge(self._settings.body_bytes)
+            return message
+
+        return bounded
+
+
+def error_reply(path: str, error: Exception) -> Reply:
+    """The response for an error under ``path``."""
+    api = as_api_error(error)
+    return Reply(error_body(path, api), api.status, error_headers(api))
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether no key is asked for: health, the page and its files."""
+    path: str = scope["path"]
+    return path in ("/health", "/") or path.startswith("/web/")
+
+
+def _as_json(scope: Scope) -> Scope:
+    # Many clients, curl among them, send JSON as something else; the Origin check above is what
+    # keeps foreign pages out.
+    if scope["method"] in _SAFE_METHODS:
+        return scope
+    headers = [(k, v) for k, v in scope["headers"] if k != b"content-type"]
+    scope["headers"] = [*headers, (b"content-type", b"application/json")]
+    return scope
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _authority(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""

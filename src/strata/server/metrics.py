@@ -1,0 +1,132 @@
+"""Figures for Prometheus, in a registry of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from strata.engine import Delta, EngineStatus
+from strata.memory import peak_bytes
+from strata.server.bridge import Observer
+
+if TYPE_CHECKING:
+    from strata.llm import LLM
+    from strata.server.bridge import Bridge
+
+_TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKEN_S = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_SWEEP_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+class Metrics(Observer):
+    """Counts requests, tokens and steps."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "strata_requests",
+            "HTTP requests by endpoint and status",
+            ("endpoint", "status"),
+            registry=self._registry,
+        )
+        self._ttft = Histogram(
+            "strata_time_to_first_token_seconds",
+            "From a request's arrival to its first token",
+            buckets=_TTFT_S,
+            registry=self._registry,
+        )
+        self._token_time = Histogram(
+            "strata_time_per_output_token_seconds",
+            "Between two tokens of an answer",
+            buckets=_TOKEN_S,
+            registry=self._registry,
+        )
+        self._sweep_tokens = Histogram(
+            "strata_tokens_per_sweep",
+            "Tokens computed in one pass over the weights",
+            buckets=_SWEEP_TOKENS,
+            registry=self._registry,
+        )
+        self._step_time = Histogram(
+            "strata_sweep_seconds",
+            "Length of one pass over the weights",
+            buckets=_TOKEN_S,
+            registry=self._registry,
+        )
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.output_tokens = 0
+        self.last_step_s: float | None = None
+
+    def watch(self, llm: LLM, bridge: Bridge) -> None:
+        """Ask these for the state whenever somebody reads the figures."""
+        self._registry.register(_State(lambda: _state(self, llm, bridge)))
+
+    def text(self) -> bytes:
+        """Prometheus's text format 0.0.4."""
+        return generate_latest(self._registry)
+
+    def on_token(self, arrived: float, previous: float | None, delta: Delta) -> None:
+        """See Observer."""
+        now = perf_counter()
+        self.output_tokens += 1
+        if previous is None:
+            self._ttft.observe(now - arrived)
+            self.prompt_tokens += len(delta.request.prompt)
+            self.cached_tokens += cached_tokens(delta)
+        else:
+            self._token_time.observe(now - previous)
+
+    def on_step(self, seconds: float, status: EngineStatus) -> None:
+        """See Observer."""
+        self.last_step_s = seconds
+        self._step_time.observe(seconds)
+        if status.last is not None:
+            self._sweep_tokens.observe(status.last.tokens)
+
+
+def cached_tokens(delta: Delta) -> int:
+    """Prompt tokens of a request that were not computed because a prefix was known."""
+    return int(getattr(delta.request, "cached_tokens", 0))
+
+
+class _State(Collector):
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        return self._read()
+
+
+def _state(metrics: Metrics, llm: LLM, bridge: Bridge) -> Iterable[Metric]:
+    status = bridge.status
+    yield GaugeMetricFamily("strata_requests_running", "Requests that hold KV", status.running)
+    yield GaugeMetricFamily(
+        "strata_requests_waiting", "Requests in the queue", max(bridge.open - status.running, 0)
+    )
+    used = status.kv_blocks - status.kv_blocks_free
+    yield GaugeMetricFamily("strata_kv_blocks_used", "KV blocks that are held", used)
+    yield GaugeMetricFamily(
+        "strata_kv_blocks_free", "KV blocks that are free", status.kv_blocks_free
+    )
+    tiers = GaugeMetricFamily(
+        "strata_tier_bytes", "Bytes by tier and owner", labels=("tier", "owner")
+    )
+    tiers.add_metric(("host", "weights"), llm.engine.runner.nbytes)
+    tiers.add_metric(("host", "kv"), llm.engine.kv_bytes)
+    yield tiers
+    yield GaugeMetricFamily("strata_memory_peak_bytes", "Most resident memory so far", peak_bytes())
+    yield CounterMetricFamily("strata_sweeps", "Passes over the weights", status.sweeps)
+    yield CounterMetricFamily("strata_computed_tokens", "Tokens computed", status.tokens)
+    yield CounterMetricFamily("strata_prompt_tokens", "Tokens of prompts", metrics.prompt_tokens)
+    yield CounterMetricFamily("strata_output_tokens", "Tokens of answers", metrics.output_tokens)
+    yield CounterMetricFamily(
+        "strata_prefix_hit_tokens",
+        "Tokens of prompts found in the prefix cache",
+        metrics.cached_tokens,
+    )

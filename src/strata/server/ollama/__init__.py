@@ -1,0 +1,16 @@
+"""Ollama's protocol: https://github.com/ollama/ollama/blob/main/docs/api.md"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from strata.server.ollama import generation, models
+from strata.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """All its endpoints."""
+    routes = APIRouter(tags=["Ollama"])
+    for module in (generation, models):
+        module.add_routes(routes, service)
+    return routes

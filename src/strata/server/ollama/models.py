@@ -1,0 +1,206 @@
+"""``/api/tags``, ``/api/show``, ``/api/ps`` and ``/api/version``."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from strata import __version__
+from strata.formats import open_model
+from strata.formats.summary import Summary, summarise
+from strata.server.errors import ApiError, OllamaError, documented
+from strata.server.ollama.requests import ShowRequest
+from strata.server.replies import Reply
+from strata.server.service import Service
+
+
+class Details(BaseModel):
+    """A model at a glance."""
+
+    parent_model: str
+    format: str
+    family: str
+    families: list[str]
+    parameter_size: str
+    quantization_level: str
+
+
+class ListedModel(BaseModel):
+    """A model on this machine."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: Details
+
+
+class Tags(BaseModel):
+    """The models of this server."""
+
+    models: list[ListedModel]
+
+
+class RunningModel(BaseModel):
+    """A loaded model; ``expires_at`` is far away, because it stays."""
+
+    name: str
+    model: str
+    size: int
+    size_vram: int
+    digest: str
+    details: Details
+    expires_at: str
+    context_length: int
+
+
+class Running(BaseModel):
+    """The models that are loaded."""
+
+    models: list[RunningModel]
+
+
+class Show(BaseModel):
+    """A model in detail."""
+
+    modelfile: str
+    parameters: str
+    template: str
+    details: Details
+    model_info: dict[str, Any]
+    capabilities: list[str]
+    modified_at: str
+
+
+class Version(BaseModel):
+    """Of this server."""
+
+    version: str
+
+
+_NEVER = "9999-12-31T23:59:59Z"
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of the loaded model, from its header. The digest is one of names, sizes and times: the whole
+    file would take too long."""
+
+    summary: Summary
+    details: dict[str, Any]
+    size: int
+    modified: str
+    digest: str
+
+
+def _facts(service: Service) -> _Facts:
+    with open_model(service.llm.path) as opened:
+        summary = summarise(opened)
+    newest = max(path.stat().st_mtime for path, _ in summary.files)
+    marks = [(path.name, size, path.stat().st_mtime_ns) for path, size in summary.files]
+    family = summary.architecture or "unknown"
+    return _Facts(
+        summary=summary,
+        details={
+            "parent_model": "",
+            "format": "gguf" if summary.kind == "gguf" else "safetensors",
+            "family": family,
+            "families": [family],
+            "parameter_size": _count(summary.parameters),
+            "quantization_level": summary.types[0].type if summary.types else "unknown",
+        },
+        size=sum(size for _, size in summary.files),
+        modified=datetime.fromtimestamp(newest, timezone.utc).isoformat().replace("+00:00", "Z"),
+        digest=hashlib.sha256(repr(marks).encode()).hexdigest(),
+    )
+
+
+def _count(parameters: int) -> str:
+    for letter, unit in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if parameters >= unit:
+            return f"{parameters / unit:.2f}{letter}"
+    return str(parameters)
+
+
+def add_routes(routes: APIRouter, service: Service) -> None:
+    """Add the endpoints."""
+    facts = _facts(service)
+    errors = documented(OllamaError)
+
+    def listed(name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "model": name,
+            "size": facts.size,
+            "digest": facts.digest,
+            "details": facts.details,
+        }
+
+    @routes.get("/api/version", response_model=Version, responses=errors)
+    async def version() -> Reply:
+        """The server's version."""
+        return Reply({"version": __version__})
+
+    @routes.get("/api/tags", response_model=Tags, responses=errors)
+    async def tags() -> Reply:
+        """The loaded model under each of its names."""
+        models = [{**listed(name), "modified_at": facts.modified} for name in service.names]
+        return Reply({"models": models})
+
+    @routes.get("/api/ps", response_model=Running, responses=errors)
+    async def running() -> Reply:
+        """The loaded model and the memory that it takes."""
+        engine = service.llm.engine
+        model = {
+            **listed(service.name),
+            "size": engine.runner.nbytes + engine.kv_bytes,
+            "size_vram": 0,
+            "expires_at": _NEVER,
+            "context_length": engine.context,
+        }
+        return Reply({"models": [model]})
+
+    @routes.post("/api/show", response_model=Show, responses=errors)
+    async def show(body: ShowRequest) -> Reply:
+        """The loaded model in detail."""
+        name = body.model or body.name
+        if not name:
+            raise ApiError(400, "model is required")
+        service.check_model(name)
+        template = service.llm.tokenizer.chat_template
+        source = "" if template is None else template.source
+        tools = "tools" in source or "tool_use" in service.llm.tokenizer.chat_templates
+        return Reply(
+            {
+                "modelfile": f"FROM {service.name}",
+                "parameters": "",
+                "template": source,
+                "details": facts.details,
+                "model_info": _model_info(facts.summary),
+                "capabilities": ["completion", *(["tools"] if tools else [])],
+                "modified_at": facts.modified,
+            }
+        )
+
+
+def _model_info(summary: Summary) -> dict[str, Any]:
+    architecture = summary.architecture or "unknown"
+    known = {
+        "general.architecture": architecture,
+        "general.name": summary.name,
+        "general.license": summary.license,
+        "general.parameter_count": summary.parameters,
+        f"{architecture}.block_count": summary.layers,
+        f"{architecture}.context_length": summary.context_length,
+        f"{architecture}.embedding_length": summary.embedding_length,
+        f"{architecture}.attention.head_count": summary.heads,
+        f"{architecture}.attention.head_count_kv": summary.kv_heads,
+        f"{architecture}.vocab_size": summary.vocabulary,
+    }
+    return {key: value for key, value in known.items() if value is not None}

@@ -1,0 +1,190 @@
+"""What Ollama's clients send."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strata.decode import SamplingParams
+from strata.decode.constraint import Grammar
+from strata.decode.params import LARGEST_SEED
+from strata.errors import UsageError
+from strata.server.conversation import Conversation
+from strata.server.service import Service
+from strata.server.tools import Tool
+
+Stop = Annotated[str, Field(min_length=1)]
+
+
+class Lenient(BaseModel):
+    """Ignores unknown fields; numbers are finite."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Options(Lenient):
+    """How tokens are chosen. Options that load a model (num_ctx, num_gpu ...) are ignored: it is
+    loaded already."""
+
+    num_predict: int | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+
+
+class CalledFunction(Lenient):
+    """A function and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolCall(Lenient):
+    """A call that the assistant made."""
+
+    id: str | None = None
+    function: CalledFunction
+
+
+class Message(Lenient):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+
+
+class FunctionDefinition(Lenient):
+    """A function that may be called."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolDefinition(Lenient):
+    """A tool."""
+
+    type: str | None = None
+    function: FunctionDefinition
+
+
+class Common(Lenient):
+    """What chat and generate share. ``format`` is ``json`` or a JSON schema."""
+
+    model: Annotated[str, Field(min_length=1)]
+    stream: bool | None = None
+    options: Options | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class ChatRequest(Common):
+    """``POST /api/chat``."""
+
+    messages: list[Message] | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=128)] | None = None
+
+
+class GenerateRequest(Common):
+    """``POST /api/generate``. ``context`` are token ids that come before the prompt."""
+
+    prompt: str | None = None
+    system: str | None = None
+    suffix: str | None = None
+    template: str | None = None
+    raw: bool | None = None
+    images: list[str] | None = None
+    context: list[int] | None = None
+
+
+class ShowRequest(Lenient):
+    """``POST /api/show``; old clients say ``name``."""
+
+    model: str | None = None
+    name: str | None = None
+
+
+async def params_of(service: Service, body: Common) -> SamplingParams:
+    """SamplingParams of a request, with Ollama's defaults but for its repeat penalty: that looks at
+    the last 64 tokens there, and at all of them here, where 1.1 would do harm."""
+    options = body.options or Options()
+    limit = options.num_predict
+    # Negative: as much as there is room for.
+    max_tokens = None if limit is None or limit < 0 else max(limit, 1)
+    seed = options.seed
+    return SamplingParams(
+        temperature=0.8 if options.temperature is None else options.temperature,
+        top_k=40 if options.top_k is None else options.top_k,
+        top_p=0.9 if options.top_p is None else options.top_p,
+        min_p=options.min_p or 0.0,
+        repetition_penalty=options.repeat_penalty or 1.0,
+        presence_penalty=options.presence_penalty or 0.0,
+        frequency_penalty=options.frequency_penalty or 0.0,
+        seed=None if seed is None or seed < 0 else seed,
+        stop=options.stop or (),
+        max_tokens=max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        grammar=await _grammar(service, body),
+    )
+
+
+async def _grammar(service: Service, body: Common) -> Grammar | None:
+    if not body.format:
+        return None
+    compiler = service.grammars
+    if body.format == "json":
+        return await service.off_loop(compiler.json_object)
+    schema: Any = body.format
+    return await service.off_loop(lambda: compiler.json_schema(schema))
+
+
+async def conversation(service: Service, body: ChatRequest) -> Conversation:
+    """The conversation of a chat request."""
+    return Conversation(
+        messages=[_plain(message) for message in body.messages or ()],
+        params=await params_of(service, body),
+        tools=[
+            Tool(
+                tool.function.name,
+                tool.function.description,
+                tool.function.parameters or {"type": "object", "properties": {}},
+            )
+            for tool in body.tools or ()
+        ],
+        variables=variables_of(body),
+    )
+
+
+def variables_of(body: Common) -> dict[str, Any]:
+    """Variables of the chat template that a request sets."""
+    return {} if body.think is None else {"enable_thinking": bool(body.think)}
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    if message.images:
+        raise UsageError("this server reads text only: a message has images")
+    plain: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+    if message.tool_name is not None:
+        plain["name"] = message.tool_name
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    return plain

@@ -1,0 +1,16 @@
+"""OpenAI's protocol: https://platform.openai.com/docs/api-reference"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from strata.server.openai import chat, completions, models
+from strata.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """All its endpoints."""
+    routes = APIRouter(tags=["OpenAI"])
+    for module in (models, chat, completions):
+        module.add_routes(routes, service)
+    return routes

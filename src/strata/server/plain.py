@@ -1,0 +1,94 @@
+"""Endpoints of no protocol in particular: tokens, health, figures."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from strata.errors import UsageError
+from strata.server.errors import OpenAIError, ShuttingDown, documented
+from strata.server.replies import Reply
+from strata.server.service import Service
+
+
+class TokenizeRequest(BaseModel):
+    """Text to tokens; see ``Tokenizer.encode`` for the two choices."""
+
+    content: str
+    add_special: bool = False
+    parse_special: bool = True
+
+
+class Tokens(BaseModel):
+    """Token ids and their number."""
+
+    tokens: list[int]
+    count: int
+
+
+class DetokenizeRequest(BaseModel):
+    """Tokens to text."""
+
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class Text(BaseModel):
+    """The text of tokens; bytes that are no UTF-8 are U+FFFD."""
+
+    content: str
+
+
+class Health(BaseModel):
+    """Alive, and taking requests."""
+
+    status: Literal["ok"]
+
+
+def router(service: Service) -> APIRouter:
+    """All these endpoints."""
+    routes = APIRouter(tags=["Strata"])
+    errors = documented(OpenAIError)
+
+    @routes.post("/tokenize", response_model=Tokens, responses=errors)
+    async def tokenize(body: TokenizeRequest) -> Reply:
+        """Token ids of a text."""
+        tokens = await service.encode(
+            body.content, add_special=body.add_special, parse_special=body.parse_special
+        )
+        return Reply({"tokens": tokens, "count": len(tokens)})
+
+    @routes.post("/detokenize", response_model=Text, responses=errors)
+    async def detokenize(body: DetokenizeRequest) -> Reply:
+        """The text of token ids, the names of special tokens included."""
+        vocabulary = service.llm.model.vocab_size
+        wrong = next((token for token in body.tokens if token >= vocabulary), None)
+        if wrong is not None:
+            raise UsageError(f"token {wrong} is not in the vocabulary of {vocabulary}")
+        tokenizer = service.llm.tokenizer
+        text = await service.off_loop(lambda: tokenizer.decode(body.tokens, skip_special=False))
+        return Reply({"content": text})
+
+    @routes.get("/health", response_model=Health, responses=errors)
+    async def health() -> Reply:
+        """Whether requests are taken; needs no key."""
+        if service.bridge.closing:
+            raise ShuttingDown("the server is shutting down")
+        return Reply({"status": "ok"})
+
+    @routes.get(
+        "/metrics",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            **errors,
+        },
+    )
+    async def metrics() -> Response:
+        """Figures in Prometheus's text format."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return routes

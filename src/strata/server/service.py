@@ -1,0 +1,154 @@
+"""What every protocol asks of the model: names, prompts, grammars, and runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from strata.decode import SamplingParams
+from strata.decode.params import LARGEST_SEED
+from strata.engine import EngineError
+from strata.errors import UsageError
+from strata.llm import LLM
+from strata.server.bridge import Bridge, Job, Run
+from strata.server.errors import ApiError
+from strata.server.metrics import Metrics
+from strata.server.settings import Settings
+
+if TYPE_CHECKING:
+    from strata.decode.grammar import GrammarCompiler
+
+T = TypeVar("T")
+
+_TEXT_THREADS = 2
+"""Threads for tokenizing and templates, which would hold up everybody in the event loop."""
+
+
+class Service:
+    """A loaded model as the protocols see it. ``names`` are those it answers to, first its own."""
+
+    def __init__(self, llm: LLM, names: Sequence[str], settings: Settings) -> None:
+        self.llm = llm
+        self.names = tuple(names)
+        self.settings = settings
+        self.metrics = Metrics()
+        self.bridge = Bridge(llm.engine, queue=settings.queue, observer=self.metrics)
+        self.metrics.watch(llm, self.bridge)
+        self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
+        # Built before several threads use it.
+        tokenizer = llm.tokenizer
+        tokenizer.encode("a b")
+        longest = max(len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
+        self._most_characters = llm.context * max(longest, 1)
+
+    def close(self) -> bool:
+        """End the threads; False if the engine's is still in a step."""
+        self._texts.shutdown(wait=False, cancel_futures=True)
+        return self.bridge.close(timeout_s=5.0)
+
+    @property
+    def name(self) -> str:
+        """The model's name in answers."""
+        return self.names[0]
+
+    def check_model(self, wanted: str) -> None:
+        """ApiError 404 unless ``wanted`` is a name of the model that is loaded."""
+        if wanted not in self.names and wanted.removesuffix(":latest") not in self.names:
+            raise ApiError(
+                404,
+                f"there is no model {wanted!r} here; this server has: {', '.join(self.names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def off_loop(self, work: Callable[[], T]) -> T:
+        """The result of ``work``, done in another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, work)
+
+    async def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids; EngineError without any work for a text that cannot fit the context."""
+        if len(text) > self._most_characters:
+            raise EngineError(
+                f"a text of {len(text)} characters does not fit a context of "
+                f"{self.llm.context} tokens"
+            )
+        return await self.off_loop(
+            lambda: self.llm.tokenize(text, add_special=add_special, parse_special=parse_special)
+        )
+
+    async def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation by the model's template."""
+        reserved = {"messages", "add_generation_prompt", "documents", "chat_template"}
+        if variables and reserved & set(variables):
+            raise UsageError("chat_template_kwargs may not set what the server itself sets")
+        text = await self.off_loop(
+            lambda: self.llm.tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                add_generation_prompt=not continue_final_message,
+                continue_final_message=continue_final_message,
+                **(variables or {}),
+            )
+        )
+        return await self.encode(text)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars; ApiError if the package for it is not installed."""
+        try:
+            from strata.decode.grammar import GrammarCompiler
+        except ImportError:
+            raise ApiError(
+                400, "grammars need the package llguidance: install strata[server]"
+            ) from None
+        return GrammarCompiler(self.llm.tokenizer)
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        choices: int = 1,
+        continuing: bool,
+        show_special: bool = False,
+    ) -> Run:
+        """Continue each prompt ``choices`` times; job ``i`` is choice ``i % choices`` of a prompt.
+
+        Tokens that there is no room for are not asked for. With a seed, choice ``i`` has the seed
+        plus ``i``. ``show_special`` keeps the names of special tokens in the text.
+        """
+        if len(prompts) * choices > self.settings.choices:
+            raise UsageError(
+                f"{len(prompts) * choices} answers are asked for at once; "
+                f"this server gives at most {self.settings.choices}"
+            )
+        tokenizer = self.llm.tokenizer
+        jobs = [
+            Job(
+                prompt,
+                self._for_choice(params, choice, len(prompt)),
+                tokenizer.stream(skip_special=not show_special, continuing=continuing),
+            )
+            for prompt in prompts
+            for choice in range(choices)
+        ]
+        return self.bridge.submit(jobs)
+
+    def _for_choice(self, params: SamplingParams, choice: int, length: int) -> SamplingParams:
+        room = max(self.llm.context - length, 1)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        seed = None if params.seed is None else (params.seed + choice) & LARGEST_SEED
+        return replace(params, max_tokens=limit, seed=seed)

@@ -1,0 +1,177 @@
+"""Listening, serving, and coming to an end within a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from strata.errors import StrataError
+from strata.server.app import create_app
+from strata.server.service import Service
+from strata.server.settings import Settings
+
+_BACKLOG = 256
+_IDLE_S = 30
+"""For which a connection is kept between two requests."""
+
+_HEADER_BYTES = 64 << 10
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A socket at the wanted address, before anything slow begins. StrataError if it is taken."""
+    with _named(settings):
+        found = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except BaseException:
+            sock.close()
+            raise
+    return sock
+
+
+@contextmanager
+def _named(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{settings.host} port {settings.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise StrataError(f"{where} is in use; choose another with --port") from None
+        raise StrataError(f"cannot listen at {where}: {error.strerror or error}") from None
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server for one service. ``ready`` gets the address when requests are served."""
+
+    def __init__(
+        self, service: Service, sock: socket.socket, ready: Callable[[str], None] | None = None
+    ) -> None:
+        settings = service.settings
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                loop="asyncio",
+                # Any factory of protocols will do for uvicorn, whatever its annotation says.
+                http=cast("type[asyncio.Protocol]", partial(_Protocol, settings=settings)),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=settings.connections,
+                timeout_keep_alive=_IDLE_S,
+                timeout_graceful_shutdown=cast(int, settings.grace_s),
+                h11_max_incomplete_event_size=_HEADER_BYTES,
+            )
+        )
+        self._service = service
+        self._sock = sock
+        self._ready = ready
+
+    def serve_until_stopped(self) -> bool:
+        """Serve until a signal or ``should_exit``; False if the engine is still in a step."""
+        try:
+            with _named(self._service.settings):
+                self._sock.listen(_BACKLOG)
+            self.run(sockets=[self._sock])
+        finally:
+            self._sock.close()
+            ended = self._service.close()
+        return ended
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self._sock.getsockname()[:2]
+        if self._ready:
+            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.bridge.closing = True
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn would send itself the signal again at the end; here a signal is a way to end well.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: finish what runs, within the grace. Second: at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+class _Protocol(H11Protocol):
+    """Ends connections whose client does not send its request, or does not read its answer."""
+
+    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._settings = settings
+        self._sending: asyncio.TimerHandle | None = None
+        self._reading: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_sending_timer()
+        self._stop_reading_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            self._expect_request()
+        else:
+            self._stop_sending_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reading is None:
+            self._reading = self.loop.call_later(self._settings.stall_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_reading_timer()
+
+    def _expect_request(self) -> None:
+        if self._sending is None:
+            self._sending = self.loop.call_later(self._settings.request_s, self.transport.abort)
+
+    def _stop_sending_timer(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def _stop_reading_timer(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None

@@ -1,0 +1,60 @@
+"""What a server is told when it starts, and the limits it keeps."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from strata.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to listen, who may come in, and how much they may ask for.
+
+    - ``api_key``: asked of every caller; None lets everybody in, which beyond this machine needs
+      ``allow_unauthenticated`` (UsageError otherwise).
+    - ``cors_origins``: web origins whose pages may call; ``*`` is all.
+    - ``grace_s``: seconds that running requests have when the server is stopped.
+    - ``queue``: requests that may wait or run; ``connections``: clients at once.
+    - ``body_bytes``: the largest request body; ``choices``: the largest ``n`` (and prompts in one
+      call).
+    - ``request_s``: within which a client must have sent its request; ``stall_s``: for which one
+      may leave its answer unread.
+    - ``keepalive_s``: silence after which a stream shows that it lives; ``live_s``: between
+      pictures of the machine.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    allow_unauthenticated: bool = False
+    cors_origins: tuple[str, ...] = ()
+    grace_s: float = 10.0
+    queue: int = 256
+    connections: int = 512
+    body_bytes: int = 8 << 20
+    choices: int = 32
+    request_s: float = 60.0
+    stall_s: float = 60.0
+    keepalive_s: float = 5.0
+    live_s: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise UsageError("the API key is empty")
+        if not self.loopback and self.api_key is None and not self.allow_unauthenticated:
+            raise UsageError(
+                f"{self.host} can be reached from other machines: set --api-key (or "
+                "STRATA_API_KEY), or say --allow-unauthenticated to let everybody in"
+            )
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
