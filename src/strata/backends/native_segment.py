@@ -10,26 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
-from strata.backends.arena import ArenaLayout
 from strata.backends.base import Step
-from strata.backends.lower import Lowered, Node, lower
-from strata.program import Op, Program, ProgramError, Segment
+from strata.backends.lower import Node, lower
+from strata.backends.placement import NONE, ROW_FUNCTIONS, Placement
+from strata.program import Op, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS
 
-_ROW_FUNCTIONS = {
-    name: i
-    for i, name in enumerate(
-        ("copy", "rms_norm", "layer_norm", "glu", "activation", "add", "scale", "softcap")
-    )
-}
-_NONE, _EXTERNAL = -1, -2
-
-# Ops that may write over an operand that nobody reads any more: each element (or row) is read
-# before it is written.
-_IN_PLACE = frozenset({"rms_norm", "layer_norm", "activation", "add", "scale", "softcap", "rope"})
-
 # Nodes that write the int8 form themselves; any other has a copy node behind it.
-_QUANTISES = frozenset(_ROW_FUNCTIONS) | {"attention"}
+_QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,7 @@ class NativeSegment:
         self._external = program.outputs[0] if "logits" in segment.outputs else None
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")
-        self._placer = _Placer(program, lowered, self._row_count, self._external)
+        self._placer = Placement(program, lowered, self._row_count, self._external)
         self._ids = {
             name: self._native.value(
                 program.values[name].width, f32, q8, program.values[name].shape[0] == "R"
@@ -80,7 +68,7 @@ class NativeSegment:
                 if name in lowered.q8 and made not in _QUANTISES:
                     self._quantise(name)
         if self._external is None and self._placer.places[program.outputs[0]][0] != 0:
-            hidden = self._native.value(program.values[program.outputs[0]].width, 0, _NONE, False)
+            hidden = self._native.value(program.values[program.outputs[0]].width, 0, NONE, False)
             self._row("copy", program.outputs[0], hidden)
 
     @property
@@ -129,14 +117,14 @@ class NativeSegment:
         self._row("copy", name, self._ids[name])
 
     def _row(self, function: str, x: str, out: int, **rest: Any) -> None:
-        self._native.row(_ROW_FUNCTIONS[function], self._ids[x], out, **rest)
+        self._native.row(ROW_FUNCTIONS[function], self._ids[x], out, **rest)
         self._mark("quantise" if function == "copy" else function)
 
     def _build(self, node: Node) -> None:
         op = node.op
         if node.products:
             self._build_products(node)
-        elif op.kind in _ROW_FUNCTIONS:
+        elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         elif op.kind == "embed":
             table = self._parameters.packed[op.inputs[0]]
@@ -207,89 +195,3 @@ class NativeSegment:
             op.attrs["head_dim"],
             op.attrs["style"] == "interleaved",
         )
-
-
-class _Placer:
-    """Gives every activation its places in the arena: offset as f32 and as int8, -1 for none."""
-
-    def __init__(
-        self,
-        program: Program,
-        lowered: Lowered,
-        rows: Callable[[str], int],
-        external: str | None,
-    ) -> None:
-        self.layout = ArenaLayout()
-        self.places: dict[str, tuple[int, int]] = {}
-        self._program, self._lowered, self._rows = program, lowered, rows
-        last = self._last_reads()
-        hidden = (*program.inputs, *program.outputs)[0]
-        if hidden != external:
-            # Offset 0 is the hidden state's for the whole Segment, or for what comes in its place.
-            self.layout.take(4 * program.values[hidden].width * rows(hidden))
-        for name in program.inputs:
-            self.places[name] = (0, self._q8(name))
-        for i, node in enumerate(lowered.nodes):
-            taken_over: set[str] = set()
-            for name in node.writes:
-                f32 = self._f32(name, node, i, last, taken_over, external)
-                self.places[name] = (f32, self._q8(name))
-            for name in {*node.reads, *node.writes}:
-                if last.get(name, i) == i:
-                    self._free(name, keep_f32=name in taken_over)
-
-    def _last_reads(self) -> dict[str, int]:
-        last = {}
-        for i, node in enumerate(self._lowered.nodes):
-            for name in node.reads:
-                last[name] = i
-        for name in self._program.outputs:
-            last[name] = len(self._lowered.nodes)
-        return last
-
-    def _f32(
-        self,
-        name: str,
-        node: Node,
-        index: int,
-        last: Mapping[str, int],
-        taken_over: set[str],
-        external: str | None,
-    ) -> int:
-        if name == external:
-            return _EXTERNAL
-        if name not in self._lowered.f32 and (
-            node.op.kind in _ROW_FUNCTIONS or (node.glu and name == node.glu.output)
-        ):
-            return _NONE
-        width = self._program.values[name].width
-        for operand in self._replaceable(name, node):
-            fits = self._program.values[operand].shape == self._program.values[name].shape
-            if fits and last[operand] == index and operand not in taken_over:
-                place = self.places[operand][0]
-                if place >= 0:
-                    taken_over.add(operand)
-                    return place
-        if name in self._program.outputs and not self._program.inputs:
-            return 0
-        return self.layout.take(4 * width * self._rows(name))
-
-    def _replaceable(self, name: str, node: Node) -> list[str]:
-        """Operands whose buffer the output may take over."""
-        for product in node.products:
-            if product.output == name and product.residual is not None:
-                return [product.residual]
-        return list(node.reads) if node.op.kind in _IN_PLACE else []
-
-    def _q8(self, name: str) -> int:
-        if name not in self._lowered.q8:
-            return _NONE
-        row = int(_native.act_row_bytes(self._program.values[name].width))
-        return self.layout.take(row * self._rows(name))
-
-    def _free(self, name: str, keep_f32: bool) -> None:
-        f32, q8 = self.places[name]
-        if f32 > 0 and not keep_f32:
-            self.layout.give(f32)
-        if q8 >= 0:
-            self.layout.give(q8)
