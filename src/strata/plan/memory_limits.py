@@ -1,0 +1,144 @@
+"""What this process may still take of the machine's memory: what is free, cut by cgroup limits.
+
+Sources: the kernel's admin guides for cgroup v1 (memory.limit_in_bytes) and v2 (memory.max,
+memory.high), and proc(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# v1 states "no limit" as a number near 2^63, rounded down to pages.
+_UNLIMITED = 1 << 60
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """A limit above this process and the bytes that may still be taken below it; what can be
+    reclaimed (page cache that nobody uses) counts as free."""
+
+    where: str
+    limit: int
+    free: int
+
+
+def memory_total(root: Path = Path("/")) -> int:
+    """Bytes of memory of the machine; 0 where the system does not say."""
+    return _meminfo(root).get("MemTotal", 0)
+
+
+def memory_available(root: Path = Path("/")) -> int:
+    """Bytes that a new process in this one's place could take; 0 where the system does not say.
+
+    ``root`` is where /proc and /sys are looked for.
+    """
+    # What this process holds now would be free for the one in its place.
+    held = _resident(root)
+    rooms = headrooms(root)
+    return min((min(room.free + held, room.limit) for room in rooms), default=0)
+
+
+def headrooms(root: Path = Path("/")) -> list[Headroom]:
+    """Every limit that holds for this process: the machine's memory and cgroups up the tree."""
+    info = _meminfo(root)
+    rooms = []
+    if "MemAvailable" in info:
+        rooms.append(Headroom("machine", info.get("MemTotal", 0), info["MemAvailable"]))
+    for directory, version in _cgroup_directories(root):
+        room = _v2(directory) if version == 2 else _v1(directory)
+        if room is not None:
+            rooms.append(room)
+    return rooms
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    values = {}
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        parts = rest.split()
+        if parts and parts[0].isdigit():
+            values[name] = int(parts[0]) * 1024
+    return values
+
+
+def _resident(root: Path) -> int:
+    match = re.search(r"^VmRSS:\s+(\d+) kB", _text(root / "proc/self/status"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def _cgroup_directories(root: Path) -> Iterator[tuple[Path, int]]:
+    """This process's memory cgroup and those above it, up to the mount point."""
+    mounts = _mounts(root)
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        version = 2 if not controllers else 1
+        if version == 1 and "memory" not in controllers.split(","):
+            continue
+        for mounted, at in mounts.get(version, []):
+            # Inside a container the mount may show only the part of the tree below `mounted`.
+            relative = (
+                path.removeprefix(mounted).lstrip("/") if mounted != "/" else path.lstrip("/")
+            )
+            directory = at / relative
+            if not directory.is_dir():
+                directory = at
+            while True:
+                yield directory, version
+                if directory == at:
+                    break
+                directory = directory.parent
+
+
+def _mounts(root: Path) -> dict[int, list[tuple[str, Path]]]:
+    """cgroup version -> (path within the hierarchy, where it is mounted) of memory controllers."""
+    found: dict[int, list[tuple[str, Path]]] = {}
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kinds = left.split(), right.split()
+        if len(fields) < 5 or len(kinds) < 3:
+            continue
+        point = _OCTAL.sub(lambda m: chr(int(m[1], 8)), fields[4])
+        if kinds[0] == "cgroup2":
+            found.setdefault(2, []).append((fields[3], root / point.lstrip("/")))
+        elif kinds[0] == "cgroup" and "memory" in kinds[2].split(","):
+            found.setdefault(1, []).append((fields[3], root / point.lstrip("/")))
+    return found
+
+
+def _v2(directory: Path) -> Headroom | None:
+    limits = [_number(directory / name) for name in ("memory.max", "memory.high")]
+    given = [limit for limit in limits if limit is not None]
+    used = _number(directory / "memory.current")
+    if not given or used is None:
+        return None
+    return _room(directory, min(given), used, "inactive_file")
+
+
+def _v1(directory: Path) -> Headroom | None:
+    limit = _number(directory / "memory.limit_in_bytes")
+    used = _number(directory / "memory.usage_in_bytes")
+    if limit is None or limit >= _UNLIMITED or used is None:
+        return None
+    return _room(directory, limit, used, "total_inactive_file")
+
+
+def _room(directory: Path, limit: int, used: int, reclaimable: str) -> Headroom:
+    match = re.search(rf"^{reclaimable} (\d+)$", _text(directory / "memory.stat"), re.MULTILINE)
+    cache = int(match[1]) if match else 0
+    return Headroom(str(directory), limit, max(0, min(limit, limit - used + cache)))
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
