@@ -78,7 +78,7 @@ def golden(name: str) -> Golden:
 
 def names() -> list[str]:
     """All tiny models."""
-    return sorted(p.stem for p in GOLDENS.glob("*.json"))
+    return sorted(p.stem for p in GOLDENS.glob("*.npy"))
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Floats:

@@ -1,4 +1,4 @@
-"""Runs whole models on the reference backend."""
+"""Runs whole models on a backend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, Span, Step
+from strata.backends.base import KV_BLOCK, Activations, Backend, Span, Step
 from strata.backends.reference import ReferenceBackend
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile
@@ -26,12 +26,14 @@ def step(tokens: Sequence[int], past: int = 0, table: Sequence[int] | None = Non
     )
 
 
-class Reference:
-    """A model file, loaded once."""
+class Forward:
+    """A model file, loaded once, on the reference backend unless another one is given."""
 
-    def __init__(self, file: ModelFile, context: int | None = None) -> None:
+    def __init__(
+        self, file: ModelFile, context: int | None = None, backend: Backend | None = None
+    ) -> None:
         self.model = build_model(file, context)
-        self.backend = ReferenceBackend()
+        self.backend = backend or ReferenceBackend()
         source = WeightSource(file)
         self.segments = [self.backend.load(s, source) for s in self.model.segments]
 
@@ -42,7 +44,7 @@ class Reference:
         kv = self.backend.kv_cache(self.model.kv, -(-len(tokens) // KV_BLOCK))
         rows, past = [], 0
         for count in chunks or [len(tokens)]:
-            values: dict[str, NDArray[np.float32]] = {}
+            values: Activations = {}
             for segment in self.segments:
                 part = step(tokens[past : past + count], past)
                 values = self.backend.run(segment, part, kv, values)
@@ -59,4 +61,4 @@ def logits(
     chunks: Sequence[int] | None = None,
 ) -> NDArray[np.float32]:
     """One sequence through a model that is loaded for it."""
-    return Reference(file, context).logits(tokens, chunks)
+    return Forward(file, context).logits(tokens, chunks)

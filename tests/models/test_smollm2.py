@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forward import Reference, logits
+from forward import Forward, logits
 
 from make_tiny_models import GOLDENS
 from strata.formats import open_model
@@ -34,7 +34,7 @@ def test_perplexity_equals_that_of_transformers(smollm2_path: Path) -> None:
     losses = []
     with open_model(smollm2_path) as file:
         ids = load_tokenizer(file).encode(Path(text).read_text())
-        model = Reference(file)
+        model = Forward(file)
         for start in range(0, 5120, 512):
             window = ids[start : start + 512]
             scores = model.logits(window)[256:511].astype(np.float64)

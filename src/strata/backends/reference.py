@@ -32,10 +32,11 @@ class ReferenceSegment:
 
 @dataclass
 class ReferenceKV:
-    """Keys and values of every layer, float32 [blocks, KV_BLOCK, kv_heads, head_dim] each."""
+    """Keys and values of every layer, [blocks, KV_BLOCK, kv_heads, head_dim] each."""
 
     layers: Sequence[KVLayer]
     blocks: int
+    dtype: type[np.floating[Any]] = np.float32
     keys: dict[int, Floats] = field(default_factory=dict)
     values: dict[int, Floats] = field(default_factory=dict)
 
@@ -49,15 +50,21 @@ class ReferenceKV:
         if index not in self.keys:
             layer = self.layers[index]
             shape = (self.blocks, KV_BLOCK, layer.kv_heads, layer.head_dim)
-            self.keys[index] = np.zeros(shape, np.float32)
-            self.values[index] = np.zeros(shape, np.float32)
+            self.keys[index] = np.zeros(shape, self.dtype)
+            self.values[index] = np.zeros(shape, self.dtype)
         return self.keys[index], self.values[index]
 
 
 class ReferenceBackend:
-    """Runs Segments with numpy. Activations are float32 arrays [rows, width]."""
+    """Runs Segments with numpy. Activations are float32 arrays [rows, width].
+
+    ``kv_dtype`` rounds what is kept of keys and values, as other backends do.
+    """
 
     name = "reference"
+
+    def __init__(self, kv_dtype: type[np.floating[Any]] = np.float32) -> None:
+        self._kv_dtype = kv_dtype
 
     def load(self, segment: Segment, weights: WeightSource) -> ReferenceSegment:
         """Dequantise a Segment's weights."""
@@ -65,7 +72,7 @@ class ReferenceBackend:
 
     def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> ReferenceKV:
         """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
-        return ReferenceKV(layers, blocks)
+        return ReferenceKV(layers, blocks, self._kv_dtype)
 
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
@@ -189,8 +196,8 @@ def attention(attrs: Attrs, q: Floats, k: Floats, v: Floats, step: Step, kv: Ref
         table = span.table[: -(-end // KV_BLOCK)]
         out[rows] = attend(
             q[rows].reshape(span.rows, -1, dim),
-            all_keys[table].reshape(-1, kv_heads, dim)[:end],
-            all_values[table].reshape(-1, kv_heads, dim)[:end],
+            all_keys[table].reshape(-1, kv_heads, dim)[:end].astype(np.float32),
+            all_values[table].reshape(-1, kv_heads, dim)[:end].astype(np.float32),
             span.past,
             scale=attrs["scale"],
             window=attrs["window"],
