@@ -17,15 +17,16 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 ISAS: list[str] = _native.available_isas()
-CODES = "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
+LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+CODES = [*LEGACY, *K_QUANTS, "IQ4_NL", "IQ4_XS", "MXFP4"]
 NUMBERS = ["F32", "F16", "BF16"]
-DECODED = (
-    "F64 IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0 NVFP4 F8_E4M3_B128".split()
-)
+GRIDS = ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+DECODED = [*GRIDS, "F64", "IQ1_M", "TQ1_0", "TQ2_0", "NVFP4", "F8_E4M3_B128"]
 ALL = CODES + NUMBERS + DECODED
 EPS = 2.0**-24
 
-for _name in ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"):
+for _name in GRIDS:
     _native.set_grid(by_name(_name).gguf_id, grid(_name).reshape(-1).view(np.uint8))
 
 

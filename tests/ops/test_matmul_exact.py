@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,8 +81,8 @@ def test_any_split_of_rows_and_panels(isa: str, data: st.DataObject) -> None:
     row_cuts = [0, *sorted(data.draw(st.lists(st.integers(0, rows), max_size=3))), rows]
     panel_cuts = [0, *sorted(data.draw(st.lists(st.integers(0, panels), max_size=3))), panels]
     out = np.full((rows, n), np.nan, np.float32)
-    for row0, row1 in zip(row_cuts, row_cuts[1:], strict=False):
-        for panel0, panel1 in zip(panel_cuts, panel_cuts[1:], strict=False):
+    for row0, row1 in pairwise(row_cuts):
+        for panel0, panel1 in pairwise(panel_cuts):
             _native.matmul(
                 isa, weight.format, weight.data, n, k, acts, out,
                 row0=row0, row1=row1, panel0=panel0, panel1=panel1,
