@@ -10,6 +10,9 @@
 
 namespace strata::STRATA_ISA {
 
+// Each tile is a function of its own: compilers need far longer for all of them in one.
+#define STRATA_APART static __attribute__((noinline))
+
 // Activations of one pass over the weights: they stay in the second-level cache.
 inline constexpr int64_t kActCacheBytes = 384 * 1024;
 
@@ -54,7 +57,7 @@ STRATA_INLINE void prefetch_ahead(const uint8_t* p, const Range& range) {
 
 // kRows rows of activations with kTileParts * kWidth rows of one panel, from part `part0` on.
 template <Format kFormat, int kRows, int kTileParts>
-static inline void tile(const MatmulArgs& a, const Range& range, int64_t row, int64_t panel,
+STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int64_t panel,
                         int part0, float* sums) {
   using W = Weights<kFormat>;
   const uint8_t* block = a.weight + (panel * (a.k / W::kElements) + range.begin) * W::kBlock;
@@ -186,7 +189,7 @@ struct FloatRows {
 // kRows rows of activations, the first of them `row0`, with kUnits units: kWidth weight rows, one
 // part of a panel each, counted through all panels.
 template <class W, int kRows, int kUnits>
-static inline void tile_float(const MatmulArgs& a, const FloatRows& f, const Range& range,
+STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Range& range,
                               int64_t row0, int64_t r0, int64_t unit, int64_t column,
                               float* sums) {
   const uint8_t* w[kUnits];
