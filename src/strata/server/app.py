@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, PlainTextResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 
 from strata import __version__
 from strata.errors import StrataError
 from strata.server import anthropic, live, ollama, openai, plain
 from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
+from strata.server.page import Page
 from strata.server.replies import CLIENT_GONE, ClientGone
 from strata.server.service import Service
-
-WEB = Path(__file__).parent / "web"
 
 
 def create_app(service: Service) -> FastAPI:
@@ -43,8 +40,9 @@ def create_app(service: Service) -> FastAPI:
     )
     for protocol in (openai, anthropic, ollama, plain, live):
         app.include_router(protocol.router(service))
-    app.mount("/web", StaticFiles(directory=WEB, check_dir=False), name="web")
-    app.add_api_route("/", _page, methods=["GET", "HEAD"], include_in_schema=False)
+    page = Page()
+    app.mount("/web", page, name="web")
+    app.add_api_route("/", page.index, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_exception_handler(StrataError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -57,13 +55,6 @@ def create_app(service: Service) -> FastAPI:
             allow_headers=["*"],
         )
     return app
-
-
-async def _page() -> Response:
-    page = WEB / "index.html"
-    if page.is_file():
-        return FileResponse(page, headers={"cache-control": "no-cache"})
-    return PlainTextResponse("Strata is running")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -1,0 +1,278 @@
+// Wires the page: the composer, the conversation, the dialogs, the live picture.
+
+import { answer } from "./answering.js";
+import { Api } from "./api.js";
+import { Conversation, store } from "./conversation.js";
+import { byId, el, setText } from "./dom.js";
+import { count } from "./format.js";
+import { Live } from "./live.js";
+import { Machine } from "./machine.js";
+import { Settings } from "./settings.js";
+import { Transcript } from "./transcript.js";
+
+const SAVE_EVERY_MS = 1000;
+const TALLEST_PROMPT = 240;
+
+const api = new Api();
+const settings = new Settings(byId("settings-form"));
+const prompt = byId("prompt");
+const send = byId("send");
+const stop = byId("stop");
+
+/** The answer that is being given: `{abort, over}`, or null. */
+let running = null;
+let chat = store.current();
+/** The answer that was refused for want of a key, to be asked for again with one. */
+let locked = null;
+
+const transcript = new Transcript(byId("messages"), byId("scroller"), byId("to-end"), {
+  edit: (node, text) => say(node.parent, text),
+  retry: (node) => reply(node.parent),
+  choose: (node, by) => choose(node, by),
+});
+
+function show() {
+  byId("welcome").hidden = !chat.empty;
+  transcript.show(chat);
+}
+
+function save() {
+  const kept = store.save(chat);
+  const note = byId("storage-note");
+  note.hidden = kept;
+  setText(note, kept ? "" : "This browser has no room to keep the chat.");
+}
+
+/** Stop the answer that is being given and wait for its end. */
+async function end() {
+  if (running === null) return;
+  running.abort.abort();
+  await running.over;
+}
+
+/** A message under `parent`, and its answer. */
+async function say(parent, text) {
+  await end();
+  const node = chat.add(parent, "user", text);
+  await reply(node.id);
+}
+
+/** A new answer under the message `parent`. */
+async function reply(parent) {
+  await end();
+  const path = chat.pathTo(chat.nodes[parent]).map(({ role, text }) => ({ role, content: text }));
+  const system = settings.system;
+  const messages = system === null ? path : [{ role: "system", content: system }, ...path];
+  const node = chat.add(parent, "assistant", "");
+  const abort = new AbortController();
+  const over = give(node, messages, abort.signal);
+  running = { abort, over };
+  await over;
+}
+
+async function give(node, messages, signal) {
+  let saved = performance.now();
+  show();
+  transcript.scrollToEnd();
+  showRunning(true);
+  announce("Answering");
+  save();
+  try {
+    await answer(api, messages, settings.sampling, node, signal, {
+      change: () => {
+        transcript.changed(node);
+        if (performance.now() - saved > SAVE_EVERY_MS) {
+          saved = performance.now();
+          save();
+        }
+      },
+      progress: (done, total) => transcript.progress(node, done, total),
+    });
+  } finally {
+    running = null;
+    node.end ??= { kind: "refused", message: "The answer could not be read." };
+    chat.updated = Date.now();
+    transcript.update(node);
+    save();
+    showRunning(false);
+  }
+  announce(ending(node));
+  if (node.end.status === 401) {
+    locked = node;
+    askForKey();
+  }
+}
+
+function ending(node) {
+  if (node.end.message) return node.end.message;
+  const tokens = node.stats ? `, ${count(node.stats.tokens)} tokens` : "";
+  return `Answer ${node.end.kind === "stopped" ? "stopped" : "finished"}${tokens}`;
+}
+
+function announce(text) {
+  setText(byId("announcer"), text);
+}
+
+function showRunning(on) {
+  const focused = document.activeElement;
+  send.hidden = on;
+  stop.hidden = !on;
+  // The focus must not vanish with its button.
+  if (on && focused === send) stop.focus();
+  if (!on && (focused === stop || focused === document.body)) prompt.focus({ preventScroll: true });
+}
+
+async function choose(node, by) {
+  await end();
+  chat.choose(node);
+  save();
+  show();
+  transcript.focusBranch(node, by);
+}
+
+async function open(next) {
+  await end();
+  chat = next;
+  store.setCurrent(chat);
+  store.prune();
+  show();
+  transcript.scrollToEnd();
+  prompt.focus();
+}
+
+// The composer.
+
+function fit() {
+  prompt.style.height = "auto";
+  prompt.style.height = `${Math.min(prompt.scrollHeight, TALLEST_PROMPT)}px`;
+}
+
+prompt.addEventListener("input", fit);
+prompt.addEventListener("keydown", (event) => {
+  if (event.isComposing) return;
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    byId("composer").requestSubmit();
+  } else if (event.key === "ArrowUp" && prompt.value === "" && running === null) {
+    const last = chat.path().findLast((node) => node.role === "user");
+    if (last) {
+      event.preventDefault();
+      transcript.edit(last);
+    }
+  }
+});
+
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = prompt.value.trim();
+  if (text === "" || running !== null) return;
+  prompt.value = "";
+  fit();
+  store.setCurrent(chat);
+  say(chat.path().at(-1)?.id ?? 0, text);
+});
+
+stop.addEventListener("click", end);
+document.addEventListener("keydown", (event) => {
+  const inDialog = document.querySelector("dialog[open]") !== null;
+  if (event.key === "Escape" && !event.isComposing && !inDialog) end();
+});
+window.addEventListener("pagehide", () => save());
+
+// Dialogs.
+
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("click", (event) => {
+    const outside = event.target === dialog;
+    if (outside || event.target.closest("[data-close]")) dialog.close();
+  });
+}
+
+byId("new-chat").addEventListener("click", () => open(new Conversation()));
+byId("open-settings").addEventListener("click", () => byId("settings").showModal());
+byId("open-chats").addEventListener("click", () => {
+  listChats();
+  byId("chats").showModal();
+});
+
+function listChats() {
+  const date = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  const items = store.list().map(({ id, title, updated }) => {
+    const go = el("button", { type: "button", class: "row" }, title);
+    if (id === chat.id) go.setAttribute("aria-current", "true");
+    go.append(el("span", { class: "fine" }, date.format(updated)));
+    go.addEventListener("click", () => {
+      byId("chats").close();
+      if (id !== chat.id) open(store.load(id) ?? new Conversation());
+    });
+    const remove = el("button", { type: "button", class: "quiet" }, "Delete");
+    remove.setAttribute("aria-label", `Delete ${title}`);
+    remove.addEventListener("click", async () => {
+      if (id === chat.id) await open(new Conversation());
+      store.remove(id);
+      listChats();
+      byId("chats").querySelector("button").focus();
+    });
+    return el("li", {}, go, remove);
+  });
+  byId("chat-list").replaceChildren(...items);
+  if (items.length === 0) byId("chat-list").append(el("li", { class: "fine" }, "None yet."));
+}
+
+function askForKey() {
+  const dialog = byId("key");
+  if (dialog.open) return;
+  const text = api.hasKey
+    ? "The key was not accepted. This server asks for the key it was started with."
+    : "This server asks for the key it was started with.";
+  setText(byId("key-text"), text);
+  dialog.showModal();
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const form = event.target;
+  api.setKey(form.elements.key.value, form.elements.remember.checked);
+  form.reset();
+  byId("key").close();
+  live.wake();
+  const node = locked;
+  locked = null;
+  if (node !== null && chat.nodes[node.id] === node) reply(node.parent);
+});
+
+// The live picture.
+
+const machine = new Machine();
+const connection = byId("connection");
+const CONNECTIONS = {
+  connected: "connected",
+  lost: "connection lost, trying again",
+  locked: "needs a key",
+};
+
+const live = new Live(api, {
+  model(model) {
+    api.model = model.name;
+    setText(byId("model-name"), model.name);
+    document.title = `${model.name} · Strata`;
+    machine.model(model);
+  },
+  state: (state) => machine.state(state),
+  connection(state) {
+    connection.dataset.state = state;
+    setText(connection, CONNECTIONS[state]);
+    machine.stale = state !== "connected";
+    if (state === "locked") askForKey();
+  },
+});
+
+byId("machine-toggle").addEventListener("click", (event) => {
+  const open = byId("machine").classList.toggle("open");
+  event.currentTarget.setAttribute("aria-expanded", String(open));
+});
+
+show();
+fit();
+live.wake();
+prompt.focus();
