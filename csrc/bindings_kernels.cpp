@@ -257,6 +257,22 @@ void bind_kernels(nb::module_& m) {
         return table.read_stream(data.data(), static_cast<int64_t>(data.size()));
       },
       "isa"_a, "data"_a, "Reads the bytes and nothing more, to measure bandwidth.");
+  m.def(
+      "multiply_peak",
+      [](const std::string& isa, const std::string& kind, int64_t rounds) {
+        const KernelTable& table = kernels(isa);
+        require(kind == "int8" || kind == "bf16" || kind == "f32",
+                "multiply_peak: the kind is int8, bf16 or f32");
+        require(rounds > 0, "multiply_peak: rounds must be positive");
+        const Multiply what = kind == "int8"   ? Multiply::int8
+                              : kind == "bf16" ? Multiply::bf16
+                                               : Multiply::f32;
+        nb::gil_scoped_release release;
+        return table.multiply_peak(what, rounds);
+      },
+      "isa"_a, "kind"_a, "rounds"_a,
+      "Multiplies int8, bf16 or f32 and does nothing else; returns the operations done, 0 for a "
+      "product that the instruction set lacks.");
   def_matmul<ActsIn>(m);
   def_matmul<RowsIn>(m);
 }

@@ -7,7 +7,7 @@ namespace strata {
 
 const KernelTable* kernels_avx2() {
   static constexpr KernelTable table = {"avx2", avx2::matmul_of, avx2::quantize_blocks, unpack_row,
-                                        avx2::read_stream};
+                                        avx2::read_stream, avx2::multiply_peak};
   return &table;
 }
 

@@ -79,6 +79,9 @@ using MatmulFn = void (*)(const MatmulArgs&, int64_t row0, int64_t row1,
 // scratch: one per thread, at least matmul_scratch_floats(k) floats, 64-byte aligned.
 inline int64_t matmul_scratch_floats(int64_t k) { return 32 * k + 1024; }
 
+// What a product multiplies.
+enum class Multiply : int32_t { int8 = 0, bf16 = 1, f32 = 2 };
+
 struct KernelTable {
   const char* name;   // "scalar", "avx2", "avx512", "neon"
   MatmulFn (*matmul)(Format);   // nullptr when the format has none
@@ -90,6 +93,8 @@ struct KernelTable {
   void (*unpack_row)(Format, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
   // Reads memory and does nothing else: the bandwidth that the products are measured against.
   uint32_t (*read_stream)(const uint8_t* p, int64_t bytes);
+  // Multiplies and does nothing else, for a number of rounds; returns the operations done.
+  int64_t (*multiply_peak)(Multiply kind, int64_t rounds);
 };
 
 const KernelTable* kernels_scalar();
