@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from strata.decode.constraint import Constraint
 from strata.errors import UsageError
 
+WHITESPACE = r"\x20|\n\x20{0,20}"
+"""Where JSON allows any amount of space: small models otherwise lose themselves in it."""
+
 # A byte that no UTF-8 text holds sets the names of special tokens apart from text.
 _SPECIAL = b"\xff"
 
@@ -59,7 +62,9 @@ class GrammarCompiler:
 
     def json_schema(self, schema: Mapping[str, Any]) -> TokenGrammar:
         """JSON that is valid under ``schema``; a keyword that is not supported is an error."""
-        return self._compile(llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+        defaults: Any = {"whitespace_pattern": WHITESPACE}
+        text = json.dumps(schema)
+        return self._compile(llguidance.LLMatcher.grammar_from_json_schema(text, defaults))
 
     def regex(self, expression: str) -> TokenGrammar:
         """Text that ``expression`` (Rust's syntax, no look-around) matches as a whole."""

@@ -12,7 +12,7 @@ from strata.errors import UsageError
 from strata.server.bridge import Run
 from strata.server.service import Service
 from strata.server.tools import Piece, Tool, ToolCall, ToolFormat, ToolParser, tool_format
-from strata.server.tools.plain import tell_of_tools
+from strata.server.tools.plain import in_words, tell_of_tools
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,13 +125,14 @@ async def _prepare(
     service: Service, wanted: Conversation
 ) -> tuple[list[int], SamplingParams, ToolFormat | None]:
     params = wanted.params
-    if not wanted.tools or wanted.tool_choice == "none":
-        if wanted.tool_choice == "required":
-            raise UsageError("a tool must be called, but there are no tools")
-        return await _prompt(service, wanted, wanted.messages, None), params, None
     templates = service.llm.tokenizer.chat_templates
     template = templates.get("tool_use") or service.llm.tokenizer.chat_template
     source = "" if template is None else template.source
+    if not wanted.tools or wanted.tool_choice == "none":
+        if wanted.tool_choice == "required":
+            raise UsageError("a tool must be called, but there are no tools")
+        messages = wanted.messages if "tools" in source else in_words(wanted.messages)
+        return await _prompt(service, wanted, messages, None), params, None
     form = tool_format(source)
     if wanted.tool_choice == "required":
         params = await _with_call(service, wanted, form)

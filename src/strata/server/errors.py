@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from strata.engine import EngineError, QueueFull
 from strata.errors import StrataError, UsageError
+from strata.text import ChatTemplateError
 
 RETRY_AFTER_S = 1
 
@@ -39,7 +40,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), code="shutting_down")
     if isinstance(error, EngineError):
         return ApiError(400, str(error), code="context_length_exceeded")
-    if isinstance(error, UsageError):
+    if isinstance(error, (UsageError, ChatTemplateError)):
+        # Templates fail on conversations that they refuse: roles that do not alternate, say.
         return ApiError(400, str(error))
     if isinstance(error, StrataError):
         return ApiError(500, str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -21,6 +22,7 @@ from strata.server.settings import Settings
 _log = logging.getLogger("strata.server")
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_HOST = re.compile(r"(?:\[([^\]]*)\]|([^:@/\[\]]*))(?::\d*)?")
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -130,10 +132,8 @@ def _as_json(scope: Scope) -> Scope:
 
 
 def _host_name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    match = _HOST.fullmatch(host)
+    return "" if match is None else (match[1] or match[2]).lower()
 
 
 def _authority(origin: str) -> str:

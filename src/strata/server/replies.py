@@ -21,6 +21,17 @@ EVENT_STREAM = "text/event-stream"
 LINES = "application/x-ndjson"
 CLIENT_GONE = 499
 
+EVENTS = {
+    EVENT_STREAM: {
+        "schema": {
+            "type": "object",
+            "description": "One event; its data is JSON",
+            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+        }
+    }
+}
+"""A stream of events in the OpenAPI document."""
+
 
 class ClientGone(StrataError):
     """Nobody waits for the answer any longer."""

@@ -135,6 +135,9 @@ class Service:
                 f"{len(prompts) * choices} answers are asked for at once; "
                 f"this server gives at most {self.settings.choices}"
             )
+        vocabulary = self.llm.model.vocab_size
+        if any(token >= vocabulary for token in params.logit_bias):
+            raise UsageError(f"logit_bias names a token beyond the vocabulary of {vocabulary}")
         tokenizer = self.llm.tokenizer
         jobs = [
             Job(

@@ -16,6 +16,7 @@ from strata.server.conversation import Answer, Chat, count_tokens, start_chat
 from strata.server.errors import AnthropicError, as_api_error, documented, error_body
 from strata.server.replies import (
     EVENT_STREAM,
+    EVENTS,
     Reply,
     StreamReply,
     sse,
@@ -74,7 +75,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         PATH,
         response_model=MessageReply,
         responses={
-            200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+            200: {"content": EVENTS},
             **documented(AnthropicError),
         },
     )

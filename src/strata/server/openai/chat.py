@@ -18,6 +18,7 @@ from strata.server.openai.replies import ChatCompletion
 from strata.server.openai.requests import ChatRequest, Message, NamedTool
 from strata.server.replies import (
     EVENT_STREAM,
+    EVENTS,
     Reply,
     StreamReply,
     sse,
@@ -39,7 +40,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         PATH,
         response_model=ChatCompletion,
         responses={
-            200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+            200: {"content": EVENTS},
             **documented(OpenAIError),
         },
     )

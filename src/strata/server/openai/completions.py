@@ -19,6 +19,7 @@ from strata.server.openai.replies import Completion
 from strata.server.openai.requests import CompletionRequest
 from strata.server.replies import (
     EVENT_STREAM,
+    EVENTS,
     Reply,
     StreamReply,
     sse,
@@ -37,7 +38,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         PATH,
         response_model=Completion,
         responses={
-            200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+            200: {"content": EVENTS},
             **documented(OpenAIError),
         },
     )

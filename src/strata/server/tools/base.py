@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+WHITESPACE = r"\x20|\n\x20{0,20}"
+"""As in other answers by a schema (see ``strata.decode.grammar``)."""
+
 TokenId = Callable[[str], int | None]
 """The id of a special token by its name, if the model has it."""
 
@@ -73,12 +76,17 @@ class Markers:
         self._read = read
         self._held = ""
         self._inside = False
+        self._after_call = False
 
     def push(self, text: str) -> list[Piece]:
         """See ToolParser."""
         self._held += text
         pieces: list[Piece] = []
         while True:
+            if self._after_call and self._held:
+                # The newline between two calls, or after the last, is no text.
+                self._held = self._held.removeprefix("\n")
+                self._after_call = False
             if not self._inside:
                 at = self._held.find(self._start)
                 cut = len(self._held) - _overlap(self._held, self._start) if at < 0 else at
@@ -108,9 +116,9 @@ class Markers:
             calls = self._read(self._held[:at])
             if calls is not None:
                 pieces += calls
-                # The newline between two calls, or after the last, is no text.
-                self._held = self._held[at + len(self._end) :].removeprefix("\n")
+                self._held = self._held[at + len(self._end) :]
                 self._inside = False
+                self._after_call = True
                 return True
             # The marker may stand inside a string of the arguments: look for the next one.
             at = self._held.find(self._end, at + 1)
@@ -140,7 +148,8 @@ def lark_alternatives(tools: Sequence[Tool], before: Callable[[str], str], after
     rules = []
     for number, tool in enumerate(tools):
         # A keyword that the compiler does not know loosens the form of a call; it is no error.
-        schema = {**tool.parameters, "x-guidance": {"lenient": True}}
+        options = {"lenient": True, "whitespace_pattern": WHITESPACE}
+        schema = {**tool.parameters, "x-guidance": options}
         rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
     starts = "\n     | ".join(
         f"{before(tool.name)} arguments_{number} {after}" for number, tool in enumerate(tools)

@@ -25,12 +25,22 @@ def tell_of_tools(
     """``messages`` with the tools in the system message, and calls and results as plain text."""
     listing = "\n".join(json.dumps(tool.as_openai()["function"]) for tool in tools)
     told = _INTRODUCTION + listing
-    out = [_in_words(message) for message in messages]
+    out = in_words(messages)
     if out and out[0]["role"] == "system":
         out[0]["content"] = f"{out[0]['content']}\n\n{told}"
     else:
         out.insert(0, {"role": "system", "content": told})
     return out
+
+
+def in_words(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``messages`` with calls and results as plain text."""
+    return [
+        _in_words(message)
+        if message["role"] == "tool" or message.get("tool_calls")
+        else dict(message)
+        for message in messages
+    ]
 
 
 def _in_words(message: Mapping[str, Any]) -> dict[str, Any]:

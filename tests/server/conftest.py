@@ -1,0 +1,35 @@
+"""One server for the tests of a session, and the same model to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
+pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
+
+from running import Running, load, running
+
+from strata.llm import LLM
+
+
+@pytest.fixture(scope="session")
+def llm(smollm2_path: Path) -> Iterator[LLM]:
+    """What answers are compared with."""
+    with load(smollm2_path) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def shared_server(smollm2_path: Path) -> Iterator[Running]:
+    with load(smollm2_path) as served, running(served, keepalive_s=0.05) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Running) -> Iterator[Running]:
+    """A server without a key; after every test it must hold nothing."""
+    yield shared_server
+    shared_server.wait_until_free()

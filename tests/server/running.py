@@ -1,0 +1,90 @@
+"""A real server in a thread of the test's process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from strata.llm import LLM
+from strata.server.service import Service
+from strata.server.serving import Server, bind
+from strata.server.settings import Settings
+
+KEY = "a key"
+NAMES = ("smollm2", "also/known-as")
+
+
+@dataclass
+class Running:
+    """A server, its address, and what it serves."""
+
+    url: str
+    service: Service
+    server: Server
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        assert parts.hostname
+        assert parts.port
+        return parts.hostname, parts.port
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=30)
+
+    def wait_until_free(self) -> None:
+        """Nothing waits, nothing runs, no KV block is held."""
+
+        def free() -> bool:
+            status = self.service.bridge.status
+            return (
+                self.service.bridge.open == 0
+                and status.running == status.waiting == 0
+                and status.kv_blocks == status.kv_blocks_free
+            )
+
+        wait_for(free)
+        self.service.llm.engine.check_integrity()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.01)
+
+
+def load(path: Path, **options: int) -> LLM:
+    """A model for tests."""
+    return LLM(path, **{"threads": 2, "context": 1024, "parallel": 4, **options})  # type: ignore[arg-type]
+
+
+@contextmanager
+def running(llm: LLM, *, send_buffer: int | None = None, **settings: object) -> Iterator[Running]:
+    """Serve ``llm``, which belongs to the server until the end.
+
+    With a small ``send_buffer`` the system takes little of what a client does not read.
+    """
+    chosen = Settings(**{"port": 0, "grace_s": 5.0, **settings})  # type: ignore[arg-type]
+    address: list[str] = []
+    service = Service(llm, NAMES, chosen)
+    sock = bind(chosen)
+    if send_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    server = Server(service, sock, address.append)
+    ended: list[bool] = []
+    thread = threading.Thread(target=lambda: ended.append(server.serve_until_stopped()))
+    thread.start()
+    try:
+        wait_for(lambda: bool(address) or not thread.is_alive())
+        yield Running(address[0], service, server)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert ended == [True]

@@ -1,0 +1,108 @@
+"""An engine that fails under its clients: each is told, and the server goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from running import NAMES, Running, wait_for
+
+from strata.engine import Delta, Engine
+from strata.errors import StrataError
+
+httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
+
+ASKED: dict[str, Any] = {
+    "model": NAMES[0],
+    "messages": [{"role": "user", "content": "Hello"}],
+    "prompt": "Hello",
+    "max_tokens": 40,
+    "options": {"num_predict": 40},
+}
+
+
+@pytest.fixture
+def failing(server: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, int], None]:
+    """Let the engine's step number ``after`` from now raise."""
+
+    def fail(error: Exception, after: int) -> None:
+        left = after
+        real = Engine.step
+
+        def step(engine: Engine) -> list[Delta]:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise error
+            return real(engine)
+
+        monkeypatch.setattr(Engine, "step", step)
+
+    return fail
+
+
+PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/messages", "/api/chat", "/api/generate"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_failure_is_a_500_with_its_message(
+    server: Running, failing: Callable[[Exception, int], None], path: str
+) -> None:
+    failing(StrataError("the disk is gone"), 3)
+    answer = httpx.post(server.url + path, json={**ASKED, "stream": False})
+    assert answer.status_code == 500
+    assert "the disk is gone" in answer.text
+    answer = httpx.post(server.url + path, json={**ASKED, "stream": False})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_failure_in_a_stream_is_its_last_event(
+    server: Running, failing: Callable[[Exception, int], None], path: str
+) -> None:
+    failing(StrataError("the disk is gone"), 3)
+    answer = httpx.post(server.url + path, json={**ASKED, "stream": True})
+    assert answer.status_code == 200
+    lines = [line for line in answer.text.splitlines() if line]
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert "the disk is gone" in json.dumps(last["error"])
+    assert len(lines) > 1
+
+
+def test_what_nobody_foresaw_is_logged_and_not_shown(
+    server: Running, failing: Callable[[Exception, int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    failing(ZeroDivisionError("a secret"), 1)
+    with caplog.at_level(logging.ERROR, "strata.server"):
+        answer = httpx.post(f"{server.url}/v1/completions", json=ASKED)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "a secret" in caplog.text
+
+
+def test_an_endpoint_that_breaks_is_a_500(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> bytes:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(server.service.metrics, "text", broken)
+    answer = httpx.get(f"{server.url}/metrics")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "api_error"
+    assert "secret" not in answer.text
+    assert "a secret" in caplog.text
+
+
+def test_all_who_are_served_together_are_told(
+    server: Running, failing: Callable[[Exception, int], None]
+) -> None:
+    asked = {**ASKED, "n": 3, "max_tokens": 500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=asked) as first:
+        wait_for(lambda: server.service.bridge.status.running == 3)
+        failing(StrataError("gone"), 2)
+        last = [line for line in first.iter_lines() if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["message"] == "gone"

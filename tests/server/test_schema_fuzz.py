@@ -1,0 +1,88 @@
+"""Requests that schemathesis makes of the server's own OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from running import NAMES, Running, load, running
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+pytestmark = pytest.mark.slow
+
+EXAMPLES = 60
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+
+
+@pytest.fixture(scope="module")
+def small(smollm2_path: Path) -> Iterator[Running]:
+    """Answers are short, because there is no room for long ones."""
+    with load(smollm2_path, context=64) as served, running(served) as server:
+        yield server
+
+
+def operations(server: Running) -> dict[str, Any]:
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    found = (result.ok() for result in schema.get_all_operations())
+    return {f"{o.method.upper()} {o.path}": o for o in found}
+
+
+ENDPOINTS = (
+    "GET /v1/models",
+    "GET /v1/models/{id}",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/messages",
+    "POST /v1/messages/count_tokens",
+    "POST /api/chat",
+    "POST /api/generate",
+    "POST /api/show",
+    "GET /api/tags",
+    "GET /api/ps",
+    "GET /api/version",
+    "POST /tokenize",
+    "POST /detokenize",
+    "GET /health",
+    "GET /metrics",
+)
+
+
+def test_every_endpoint_is_tried(small: Running) -> None:
+    assert set(operations(small)) == set(ENDPOINTS)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "mode"),
+    [
+        *((endpoint, "positive") for endpoint in ENDPOINTS),
+        # Where nothing is sent, nothing can be sent wrongly.
+        *((endpoint, "negative") for endpoint in ENDPOINTS if endpoint.startswith("POST")),
+    ],
+)
+def test_no_request_breaks_the_server(small: Running, endpoint: str, mode: str) -> None:
+    operation = operations(small)[endpoint]
+    checks = [getattr(schemathesis.checks, name) for name in CHECKS]
+    cases = operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode))
+
+    # A model's name that is right, or nothing but 404 would be seen.
+    @given(case=cases, right=st.integers(0, 9))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    def attempt(case: Any, right: int) -> None:
+        if isinstance(case.body, dict) and "model" in case.body and right:
+            case.body["model"] = NAMES[0]
+        response = case.call(timeout=30)
+        case.validate_response(response, checks=checks)
+
+    attempt()
+    small.wait_until_free()

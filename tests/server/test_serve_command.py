@@ -1,0 +1,137 @@
+"""``strata serve`` as a process: how it begins, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from strata.cli import main
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process and its address, once it serves."""
+    command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "2"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("listening at http://"), line
+        yield process, line.split()[2]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def stream(url: str, tokens: int) -> tuple[urllib.request.Request, list[bytes], threading.Thread]:
+    """A request that is being answered, and the lines that have come."""
+    body = {
+        "model": "model",
+        "prompt": "Once",
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode())
+    lines: list[bytes] = []
+
+    def read() -> None:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            try:
+                lines.extend(answer)
+            except OSError:
+                lines.append(b"cut off")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    return request, lines, thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_runs_finish(smollm2_path: Path, number: signal.Signals) -> None:
+    with serving(smollm2_path, "--alias", "model", "--context", "512") as (process, url):
+        with urllib.request.urlopen(f"{url}/health") as answer:
+            assert json.load(answer) == {"status": "ok"}
+        _, lines, thread = stream(url, 60)
+        time.sleep(0.3)
+        process.send_signal(number)
+        thread.join(30)
+        assert process.wait(30) == 0
+        assert lines[-2:] == [b"data: [DONE]\n", b"\n"]
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_what_takes_too_long_is_cut_off_within_the_grace(smollm2_path: Path) -> None:
+    options = ("--alias", "model", "--context", "8192", "--parallel", "1", "--grace", "0.5")
+    with serving(smollm2_path, *options) as (process, url):
+        _, lines, thread = stream(url, 8000)
+        # A page with the live picture holds a connection that never ends by itself.
+        live = urllib.request.urlopen(f"{url}/live")
+        assert live.readline() == b"event: model\n"
+        time.sleep(0.3)
+        started = time.monotonic()
+        process.terminate()
+        assert process.wait(30) == 0
+        assert time.monotonic() - started < 5
+        thread.join(30)
+        assert b"data: [DONE]\n" not in lines
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_a_port_that_is_taken_is_one_line(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["serve", str(smollm2_path), "--port", str(port)]) == 1
+    errors = capsys.readouterr().err
+    assert errors == (
+        f"strata: error: 127.0.0.1 port {port} is in use; choose another with --port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--host", "0.0.0.0"], 2, "--api-key"),
+        (["--host", "0.0.0.0", "--api-key", " "], 2, "empty"),
+        (["--host", "no.such.host.invalid", "--api-key", "k"], 1, "cannot listen at"),
+        (["--port", "70000"], 2, "70000"),
+        (["--parallel", "0"], 2, "parallel"),
+    ],
+)
+def test_wrong_usage(
+    options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "nothing.gguf", *options]) == code
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_the_key_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STRATA_API_KEY", "k")
+    # It gets as far as the model, which is not there.
+    assert main(["serve", "nothing.gguf", "--host", "0.0.0.0", "--port", "0"]) != 0
+    assert "nothing.gguf" in capsys.readouterr().err
