@@ -403,19 +403,28 @@ void bind_runtime(nb::module_& m) {
       });
   nb::class_<KvStore>(m, "KvStore")
       .def("__init__",
-           [](KvStore* self, const std::vector<std::tuple<int64_t, int64_t>>& layers,
+           [](KvStore* self, int type, const std::vector<std::tuple<int64_t, int64_t>>& layers,
               int64_t blocks) {
              std::vector<KvStore::Shape> shapes;
+             require(type >= 0 && type < kKvTypes, "KV: no such type");
              require(blocks > 0, "KV: at least one block");
              for (const auto& [heads, dim] : layers) {
                require(heads > 0 && dim > 0, "KV: heads and head_dim must be positive");
                shapes.push_back({heads, dim});
              }
-             new (self) KvStore(shapes, blocks);
+             new (self) KvStore(static_cast<KvType>(type), shapes, blocks);
            },
-           "layers"_a, "blocks"_a)
+           "type"_a, "layers"_a, "blocks"_a)
       .def_prop_ro("nbytes", &KvStore::nbytes)
-      .def_prop_ro("blocks", &KvStore::blocks);
+      .def_prop_ro("blocks", &KvStore::blocks)
+      .def("block",
+           [](nb::handle_t<KvStore> self, int64_t i) {
+             auto& kv = nb::cast<KvStore&>(self);
+             require(i >= 0 && i < kv.blocks(), "KV: block out of range");
+             return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(
+                 kv.block(i), {static_cast<size_t>(kv.block_stride())}, self);
+           },
+           "block"_a, "The bytes of a block, all layers, as a writable view.");
   nb::class_<RopeTable>(m, "RopeTable")
       .def(nb::init<std::vector<float>, float>(), "inv_freq"_a, "mscale"_a);
   nb::class_<Arena>(m, "Arena")

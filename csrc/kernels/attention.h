@@ -2,7 +2,7 @@
 // arXiv 2205.14135) over KV blocks; keys are cut into splits at fixed positions whose results merge
 // in order (Flash-Decoding), so the bits of a row depend on its position and its keys alone.
 #pragma once
-#include "kernels/rows.h"
+#include "kernels/kv_block.h"
 
 namespace strata::STRATA_ISA {
 
@@ -13,20 +13,20 @@ inline constexpr int kProductVectors = kWidth == 16 ? 4 : 2;
 inline constexpr int64_t kStreamVectors = 12;
 inline constexpr float kNoKey = -__builtin_huge_valf();
 
-// c[r, :] += a[r, k] * b[k, :] for k in [k0, k1), one fma a step for every element of c: the order
-// is that of k, whatever the tile. b is f16, 16 * Vectors wide here.
-template <int Rows, int Vectors>
-STRATA_INLINE void product_tile(const float* a, int64_t lda, const uint16_t* b, int64_t ldb,
-                                int64_t k0, int64_t k1, float* c, int64_t ldc) {
+// c[r, :] += a[r, k] * b(k, :) for k in [k0, k1), one fma a step for every element of c: the order
+// is that of k, whatever the tile. b(k, j) gives columns j .. j + 15 of row k.
+template <int Rows, int Vectors, class B>
+STRATA_INLINE void product_tile(const float* a, int64_t lda, const B& b, int64_t j, int64_t k0,
+                                int64_t k1, float* c, int64_t ldc) {
   F32x16 acc[Rows][Vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) acc[r][v] = load(c + r * ldc + 16 * v);
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = load(c + r * ldc + j + 16 * v);
   for (int64_t k = k0; k < k1; ++k) {
     F32x16 w[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) w[v] = load_f16(b + k * ldb + 16 * v);
+    for (int v = 0; v < Vectors; ++v) w[v] = b(k, j + 16 * v);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const F32x16 x = broadcast(a[r * lda + k]);
@@ -37,27 +37,27 @@ STRATA_INLINE void product_tile(const float* a, int64_t lda, const uint16_t* b, 
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + 16 * v, acc[r][v]);
+    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + j + 16 * v, acc[r][v]);
 }
 
-template <int Rows>
-STRATA_INLINE void product_rows(const float* a, int64_t lda, const uint16_t* b, int64_t ldb,
-                                int64_t k0, int64_t k1, int64_t n, float* c, int64_t ldc) {
+template <int Rows, class B>
+STRATA_INLINE void product_rows(const float* a, int64_t lda, const B& b, int64_t k0, int64_t k1,
+                                int64_t n, float* c, int64_t ldc) {
   int64_t j = 0;
   for (; j + 16 * kProductVectors <= n; j += 16 * kProductVectors)
-    product_tile<Rows, kProductVectors>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
-  for (; j < n; j += 16) product_tile<Rows, 1>(a, lda, b + j, ldb, k0, k1, c + j, ldc);
+    product_tile<Rows, kProductVectors>(a, lda, b, j, k0, k1, c, ldc);
+  for (; j < n; j += 16) product_tile<Rows, 1>(a, lda, b, j, k0, k1, c, ldc);
 }
 
 // c [m, n] += a [m, k] * b [k, n]; n is a multiple of 16.
-static void product(const float* a, int64_t lda, const uint16_t* b, int64_t ldb, int64_t k0,
-                    int64_t k1, int64_t m, int64_t n, float* c, int64_t ldc) {
+template <class B>
+static void product(const float* a, int64_t lda, const B& b, int64_t k0, int64_t k1, int64_t m,
+                    int64_t n, float* c, int64_t ldc) {
   int64_t r = 0;
   for (; r + kProductRows <= m; r += kProductRows)
-    product_rows<kProductRows>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
-  for (; r + 3 <= m; r += 3)
-    product_rows<3>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
-  for (; r < m; ++r) product_rows<1>(a + r * lda, lda, b, ldb, k0, k1, n, c + r * ldc, ldc);
+    product_rows<kProductRows>(a + r * lda, lda, b, k0, k1, n, c + r * ldc, ldc);
+  for (; r + 3 <= m; r += 3) product_rows<3>(a + r * lda, lda, b, k0, k1, n, c + r * ldc, ldc);
+  for (; r < m; ++r) product_rows<1>(a + r * lda, lda, b, k0, k1, n, c + r * ldc, ldc);
 }
 
 STRATA_INLINE float exp1(float x) {
@@ -149,6 +149,7 @@ STRATA_INLINE void gather_queries(const AttentionArgs& a, int64_t kv_head, int64
 }
 
 // The partial results of one split for all query vectors; p holds one partial a vector, cleared.
+template <class Kv>
 static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                       int64_t split, const float* q, float* scores, float* p) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
@@ -159,18 +160,17 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   int64_t end = last / kKvBlock + 1;
   if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
   for (; block < end; ++block) {
-    const uint16_t* k =
-        a.kv + a.table[block] * a.block_stride + kv_head * kv_head_elements(a.head_dim);
-    const uint16_t* v = k + a.head_dim * kKvBlock;
+    const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head * a.head_bytes, a.head_dim);
     const int64_t base = block * kKvBlock;
     if (vectors <= kStreamVectors && block + 1 < end) {
       // A few queries wait for memory: ask for the next block while this one is worked on.
-      const uint16_t* next =
-          a.kv + a.table[block + 1] * a.block_stride + kv_head * kv_head_elements(a.head_dim);
-      for (int64_t i = 0; i < kv_head_elements(a.head_dim); i += 32) prefetch(next + i);
+      const uint8_t* next =
+          a.kv + a.table[block + 1] * a.block_stride + kv_head * a.head_bytes;
+      for (int64_t i = 0; i < a.head_bytes; i += 64) prefetch(next + i);
     }
     for (int64_t i = 0; i < vectors * kKvBlock; ++i) scores[i] = 0.0f;
-    product(q, a.head_dim, k, kKvBlock, 0, a.head_dim, vectors, kKvBlock, scores, kKvBlock);
+    const auto keys = [&kv](int64_t dim, int64_t slot) { return kv.keys(dim, slot); };
+    product(q, a.head_dim, keys, 0, a.head_dim, vectors, kKvBlock, scores, kKvBlock);
     int64_t first = kKvBlock, most = 0;
     for (int64_t i = 0; i < vectors; ++i) {
       const int64_t position = a.past + row0 + i / group;
@@ -185,10 +185,12 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
-    product(scores, kKvBlock, v, width, first, most, vectors, width, p + 2, stride);
+    const auto values = [&kv](int64_t slot, int64_t dim) { return kv.values(slot, dim); };
+    product(scores, kKvBlock, values, first, most, vectors, width, p + 2, stride);
   }
 }
 
+template <class Kv>
 static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                    float* scratch) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
@@ -203,7 +205,7 @@ static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_
   for (int64_t i = 0; i < vectors; ++i) clear_partial(all + i * stride, a.head_dim);
   for (int64_t split = first; split <= last; ++split) {
     for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.head_dim);
-    run_split(a, kv_head, row0, row1, split, q, scores, part);
+    run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part);
     for (int64_t i = 0; i < vectors; ++i)
       merge_partial(all + i * stride, part + i * stride, a.head_dim);
   }
@@ -214,6 +216,7 @@ static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_
   }
 }
 
+template <class Kv>
 static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                          int64_t split, int64_t splits, float* partials, float* scratch) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
@@ -223,7 +226,7 @@ static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, 
   float* part = scores + kQueryTile * kKvBlock;
   gather_queries(a, kv_head, row0, row1, q);
   for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.head_dim);
-  run_split(a, kv_head, row0, row1, split, q, scores, part);
+  run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part);
   for (int64_t i = 0; i < vectors; ++i) {
     const int64_t row = row0 + i / group, head = kv_head * group + i % group;
     float* to = partials + ((row * a.heads + head) * splits + split) * stride;
@@ -240,26 +243,14 @@ static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int6
   write_output(scratch, a.head_dim, a.out + row * a.out_stride + head * a.head_dim);
 }
 
-// Values beyond the range of f16 are kept at its ends: an infinity would poison masked keys.
-STRATA_INLINE F32x16 within_f16(const F32x16& v) {
-  return min(broadcast(65504.0f), max(broadcast(-65504.0f), v));
-}
-
-static void store_kv(const float* k, const float* v, int64_t head_dim, int64_t slot,
-                     uint16_t* head) {
-  uint16_t* values = head + head_dim * kKvBlock + slot * kv_value_stride(head_dim);
-  each_vector(head_dim, [&](int64_t i, int lanes) {
-    uint16_t t[16];
-    store_f16(t, within_f16(load_part(k + i, lanes)));
-    for (int j = 0; j < lanes; ++j) head[(i + j) * kKvBlock + slot] = t[j];
-    store_f16(values + i, within_f16(load_part(v + i, lanes)));
-  });
+template <class Kv> constexpr KvKernels kv_kernels() {
+  return {Kv::store, attend<Kv>, attend_split<Kv>};
 }
 
 static const StepKernels* step_table() {
-  static const StepKernels table = {rms_norm, layer_norm,  glu,    activate,     add_rows,
-                                    scale_row, softcap_row, rope,   store_kv,     attend,
-                                    attend_split, merge_splits};
+  static const StepKernels table = {
+      rms_norm, layer_norm, glu, activate, add_rows, scale_row, softcap_row, rope, merge_splits,
+      {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>()}};
   return &table;
 }
 

@@ -12,12 +12,22 @@ inline constexpr int64_t kSplitBlocks = 8;
 
 enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4 };
 
-// Floats from V row to V row within a block: whole vectors, so that no lane reads past its row.
+// How keys and values are kept. q8_0 is int8 with an f16 scale for each kKvGroup elements of one
+// position, so that a position is written once and never again.
+enum class KvType : int32_t { f16 = 0, bf16 = 1, q8_0 = 2 };
+inline constexpr int kKvTypes = 3;
+inline constexpr int64_t kKvGroup = 32;
+
+// Elements from V row to V row within a block: whole vectors, so that no lane reads past its row.
 inline int64_t kv_value_stride(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-// Elements (f16) of one KV head in one block: K as [head_dim][kKvBlock], then V as
-// [kKvBlock][value stride].
-inline int64_t kv_head_elements(int64_t head_dim) {
-  return kKvBlock * (head_dim + kv_value_stride(head_dim));
+// Scales of one position of one head, for its key or its value.
+inline int64_t kv_groups(int64_t head_dim) { return (head_dim + kKvGroup - 1) / kKvGroup; }
+// Bytes of one KV head in one block, a multiple of 64: K as [head_dim][kKvBlock], then V as
+// [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind each.
+inline int64_t kv_head_bytes(KvType type, int64_t head_dim) {
+  const int64_t elements = kKvBlock * (head_dim + kv_value_stride(head_dim));
+  if (type != KvType::q8_0) return 2 * elements;
+  return elements + 2 * 2 * kKvBlock * kv_groups(head_dim);
 }
 
 struct AttentionArgs {
@@ -25,8 +35,9 @@ struct AttentionArgs {
   int64_t q_stride;
   float* out;              // same layout
   int64_t out_stride;
-  const uint16_t* kv;      // the layer's blocks
-  int64_t block_stride;    // elements from block to block
+  const uint8_t* kv;       // the layer's part of block 0
+  int64_t block_stride;    // bytes from block to block
+  int64_t head_bytes;      // kv_head_bytes
   const int32_t* table;    // block ids of the sequence
   int64_t heads, kv_heads, head_dim;
   int64_t past;            // position of row 0
@@ -42,6 +53,20 @@ inline int64_t attention_scratch_floats(int64_t head_dim) {
   return kQueryTile * (head_dim + kKvBlock + 2 * partial_floats(head_dim)) + 256;
 }
 
+// What depends on how KV is kept.
+struct KvKernels {
+  // Writes one position of one KV head: `head` is that head's part of the block.
+  void (*store)(const float* k, const float* v, int64_t head_dim, int64_t slot, uint8_t* head);
+  // Attention of rows [row0, row1) of a span for the heads of one KV head;
+  // (row1 - row0) * heads / kv_heads <= kQueryTile. Writes out.
+  void (*attend)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
+                 float* scratch);
+  // One split of the same; the partial of (row, head) goes to
+  // partials + ((row * heads + head) * splits + split) * partial_floats.
+  void (*attend_split)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
+                       int64_t split, int64_t splits, float* partials, float* scratch);
+};
+
 struct StepKernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   // bias may be nullptr
@@ -56,19 +81,10 @@ struct StepKernels {
   // out may equal x.
   void (*rope)(const float* x, const float* cos, const float* sin, int64_t half, int64_t head_dim,
                bool interleaved, float* out);
-  // Writes one position of one KV head: `head` is that head's part of the block.
-  void (*store_kv)(const float* k, const float* v, int64_t head_dim, int64_t slot, uint16_t* head);
-  // Attention of rows [row0, row1) of a span for the heads of one KV head;
-  // (row1 - row0) * heads / kv_heads <= kQueryTile. Writes out.
-  void (*attend)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
-                 float* scratch);
-  // One split of the same; the partial of (row, head) goes to
-  // partials + ((row * heads + head) * splits + split) * partial_floats.
-  void (*attend_split)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
-                       int64_t split, int64_t splits, float* partials, float* scratch);
   // Merges the partials of one row and one head and writes out.
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,
                        const float* partials, float* scratch);
+  KvKernels kv[kKvTypes];   // by KvType
 };
 
 const StepKernels* step_kernels_scalar();

@@ -7,15 +7,20 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+const KvKernels& kernels(const Context& c) {
+  return c.step_kernels->kv[static_cast<int>(c.kv->type())];
+}
+
 AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& span) {
   const KvStore::Layer& layer = c.kv->layer(s.layer);
   AttentionArgs a{};
+  a.kv = layer.data;
+  a.block_stride = c.kv->block_stride();
+  a.head_bytes = layer.head_bytes;
   a.q = c.f32(s.q, span.row);
   a.q_stride = s.q.width;
   a.out = c.f32(s.out, span.row);
   a.out_stride = s.out.width;
-  a.kv = layer.data;
-  a.block_stride = layer.block_stride;
   a.table = span.table;
   a.heads = s.heads;
   a.kv_heads = s.kv_heads;
@@ -44,11 +49,10 @@ class StoreNode final : public Node {
     for (const Span& span : c.step->spans) {
       for (int64_t r = std::max(row0, span.row); r < std::min(row1, span.row + span.rows); ++r) {
         const int64_t position = span.past + r - span.row;
-        uint16_t* block = layer.data + span.table[position / kKvBlock] * layer.block_stride;
+        uint8_t* block = layer.data + span.table[position / kKvBlock] * c.kv->block_stride();
         for (int64_t h = 0; h < s_.kv_heads; ++h) {
-          c.step_kernels->store_kv(c.f32(s_.k, r) + h * s_.head_dim,
-                                   c.f32(s_.v, r) + h * s_.head_dim, s_.head_dim,
-                                   position % kKvBlock, block + h * kv_head_elements(s_.head_dim));
+          kernels(c).store(c.f32(s_.k, r) + h * s_.head_dim, c.f32(s_.v, r) + h * s_.head_dim,
+                           s_.head_dim, position % kKvBlock, block + h * layer.head_bytes);
         }
       }
     }
@@ -100,8 +104,8 @@ class AttendNode final : public Node {
       const int64_t which = index / (s_.kv_heads * cut_->splits);
       const Span& span = c.step->spans[static_cast<size_t>(which)];
       float* partials = cut_->partials + which * cut_->partial_stride;
-      c.step_kernels->attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
-                                   cut_->splits, partials, scratch);
+      kernels(c).attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
+                              cut_->splits, partials, scratch);
       return;
     }
     // Late tiles see the most keys: first, so that the tail of the phase is short.
@@ -110,8 +114,8 @@ class AttendNode final : public Node {
       const int64_t tiles = ceil_div(span.rows, tile_);
       if (tile < tiles) {
         const int64_t row0 = (tiles - 1 - tile) * tile_;
-        c.step_kernels->attend(arguments(c, s_, span), kv_head, row0,
-                               std::min(row0 + tile_, span.rows), scratch);
+        kernels(c).attend(arguments(c, s_, span), kv_head, row0,
+                          std::min(row0 + tile_, span.rows), scratch);
         return;
       }
       tile -= tiles;

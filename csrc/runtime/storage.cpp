@@ -46,14 +46,17 @@ AlignedBytes::~AlignedBytes() {
 PackedWeight::PackedWeight(Format f, int64_t rows, int64_t width)
     : format(f), n(rows), k(width), bytes(packed_bytes(f, rows, width), false) {}
 
-KvStore::KvStore(const std::vector<Shape>& layers, int64_t blocks) : blocks_(blocks) {
+KvStore::KvStore(KvType type, const std::vector<Shape>& layers, int64_t blocks)
+    : type_(type), blocks_(blocks) {
   for (const Shape& s : layers) {
-    const int64_t stride = s.kv_heads * kv_head_elements(s.head_dim);
-    const size_t bytes = static_cast<size_t>(stride * blocks) * sizeof(uint16_t);
-    buffers_.push_back(std::make_unique<AlignedBytes>(bytes, true));
-    nbytes_ += static_cast<int64_t>(bytes);
-    layers_.push_back({s.kv_heads, s.head_dim, stride,
-                       reinterpret_cast<uint16_t*>(buffers_.back()->data())});
+    layers_.push_back({s.kv_heads, s.head_dim, kv_head_bytes(type, s.head_dim), nullptr});
+    block_stride_ += s.kv_heads * layers_.back().head_bytes;
+  }
+  buffer_ = std::make_unique<AlignedBytes>(static_cast<size_t>(nbytes()), true);
+  uint8_t* data = buffer_->data();
+  for (Layer& layer : layers_) {
+    layer.data = data;
+    data += layer.kv_heads * layer.head_bytes;
   }
 }
 

@@ -33,29 +33,34 @@ struct PackedWeight {
   AlignedBytes bytes;
 };
 
-// KV blocks of every layer. All blocks are zero at first: attention may multiply a slot that was
-// never written by an exact zero.
+// KV blocks; a block holds its positions of every layer, one after the other, so that it is copied,
+// written and read as one. All are zero at first: attention may multiply a slot that was never
+// written by an exact zero. Memory is touched where a block is used.
 class KvStore {
  public:
   struct Layer {
-    int64_t kv_heads, head_dim, block_stride;  // stride in elements
-    uint16_t* data;
+    int64_t kv_heads, head_dim, head_bytes;
+    uint8_t* data;   // in block 0
   };
   struct Shape {
     int64_t kv_heads, head_dim;
   };
-  KvStore(const std::vector<Shape>& layers, int64_t blocks);
+  KvStore(KvType type, const std::vector<Shape>& layers, int64_t blocks);
   KvStore(const KvStore&) = delete;
   KvStore& operator=(const KvStore&) = delete;
+  KvType type() const { return type_; }
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
   int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
   int64_t blocks() const { return blocks_; }
-  int64_t nbytes() const { return nbytes_; }
+  int64_t block_stride() const { return block_stride_; }   // bytes
+  int64_t nbytes() const { return blocks_ * block_stride_; }
+  uint8_t* block(int64_t i) { return buffer_->data() + i * block_stride_; }
 
  private:
-  int64_t blocks_, nbytes_ = 0;
+  KvType type_;
+  int64_t blocks_, block_stride_ = 0;
   std::vector<Layer> layers_;
-  std::vector<std::unique_ptr<AlignedBytes>> buffers_;
+  std::unique_ptr<AlignedBytes> buffer_;
 };
 
 // cos and sin of every position seen so far, times mscale.

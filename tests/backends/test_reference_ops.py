@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from strata.backends import reference
 from strata.backends.base import KV_BLOCK, Span, Step
+from strata.backends.kv_types import BF16, F16, F32, Q8_0
 from strata.backends.reference import ReferenceBackend, ReferenceKV
 from strata.backends.weights import WeightError, WeightSource
 from strata.formats import TensorInfo
@@ -159,11 +160,30 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
         close(np.concatenate(found[i]), expected)
 
 
-def test_kv_takes_memory_when_first_written() -> None:
-    kv = ReferenceBackend().kv_cache([KVLayer(2, 8), KVLayer(2, 8)], 3)
-    assert kv.nbytes == 0
-    kv.layer(1)
-    assert kv.nbytes == 2 * 3 * KV_BLOCK * 2 * 8 * 4
+def test_kv_blocks_hold_all_layers() -> None:
+    kv = ReferenceBackend().kv_cache([KVLayer(2, 8), KVLayer(1, 4)], 3)
+    assert kv.nbytes == 2 * 3 * KV_BLOCK * (2 * 8 + 4) * 4
+    keys, values = kv.layer(1)
+    keys[2], values[2] = 5, 7
+    assert np.count_nonzero(kv.block(2).view(np.float32)) == 2 * KV_BLOCK * 4
+    assert not kv.block(1).any()
+    kv.block(1)[:] = kv.block(2)
+    assert (keys[1] == 5).all()
+    assert (values[1] == 7).all()
+
+
+def test_kv_types_by_hand() -> None:
+    x = np.array([[1.0, -0.3, 1e9, 1e-9]], np.float32)
+    assert F32.stored(x).tolist() == x.tolist()
+    assert F16.stored(x).tolist() == [[1.0, float(np.float16(-0.3)), 65504.0, 0.0]]
+    # bf16 keeps 8 bits: 0.3 = 1.2 * 2^-2 becomes 1.203125 * 2^-2.
+    assert BF16.stored(x)[0, :2].tolist() == [1.0, -0.30078125]
+    row = np.zeros(33, np.float32)
+    row[:3], row[32] = [127, -63.4, 0.5], 2.0
+    assert Q8_0.stored(row)[:3].tolist() == [127, -63, 0]  # ties go to even
+    assert abs(Q8_0.stored(row)[32] - 2) <= 2 * 2.0**-11
+    tiny = np.full(32, 1e-12, np.float32)
+    assert not Q8_0.stored(tiny).any()
 
 
 class OneTensor:

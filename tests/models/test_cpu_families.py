@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import make_tiny_models
 from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.kv_types import F16
 from strata.backends.reference import ReferenceBackend
 from strata.formats import ModelFile, open_model
 
@@ -20,7 +21,7 @@ GGUF_NAMES = [n for n in NAMES if make_tiny_models.golden(n).architecture is not
 
 def check(file: ModelFile, golden: make_tiny_models.Golden) -> None:
     tokens = golden.tokens
-    want = Forward(file, golden.context, ReferenceBackend(np.float16)).logits(tokens)
+    want = Forward(file, golden.context, ReferenceBackend(F16)).logits(tokens)
     for isa in available_isas():
         forward = Forward(file, golden.context, CpuBackend(threads=2, isa=isa))
         got = forward.logits(tokens)

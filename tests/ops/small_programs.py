@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Backend, KVCache, Span, Step
+from strata.backends.kv_types import KVType
 from strata.program import Builder, KVLayer, Segment, Weight
 from strata.quant import BlockType, by_name
 
@@ -52,20 +53,22 @@ class Lab:
         self.head = last.build(logits=last.select("x"))
         self.kv_layers = list(layers)
 
-    def load(self, backend: Backend) -> Loaded:
-        return Loaded(self, backend)
+    def load(self, backend: Backend, kv_type: KVType | None = None) -> Loaded:
+        return Loaded(self, backend, kv_type)
 
-    def run(self, backend: Backend, cuts: Sequence[int] = ()) -> Floats:
+    def run(
+        self, backend: Backend, cuts: Sequence[int] = (), kv_type: KVType | None = None
+    ) -> Floats:
         """All rows, in steps that end at ``cuts`` and at the end."""
-        return self.load(backend).rows(cuts)
+        return self.load(backend, kv_type).rows(cuts)
 
 
 class Loaded:
-    def __init__(self, lab: Lab, backend: Backend) -> None:
+    def __init__(self, lab: Lab, backend: Backend, kv_type: KVType | None) -> None:
         self.lab, self.backend = lab, backend
         self.segments = [backend.load(s, lab.weights) for s in (lab.embed, lab.layer, lab.head)]  # type: ignore[arg-type]
         self.blocks = -(-len(lab.x) // KV_BLOCK)
-        self.kv: KVCache = backend.kv_cache(lab.kv_layers, 2 * self.blocks)
+        self.kv: KVCache = backend.kv_cache(lab.kv_layers, 2 * self.blocks, kv_type)
         # Blocks out of order: nothing may rely on them being neighbours.
         self.table = np.random.default_rng(1).permutation(2 * self.blocks).astype(np.int32)
 

@@ -13,6 +13,7 @@ import pytest
 from small_programs import Floats, Lab
 
 from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.kv_types import KVType
 from strata.backends.reference import ReferenceBackend
 from strata.program import KVLayer
 from strata.program.ops import ACTIVATIONS
@@ -193,6 +194,43 @@ def test_attention(isa: str, shape: tuple[int, int, int, int, int, float]) -> No
     got = lab.run(CpuBackend(threads=2, isa=isa), cuts)
     want = lab.run(ReferenceBackend(), cuts)
     assert np.abs(got - want).max() <= attention_bound(head_dim, rows)
+
+
+KV_TYPES = [t for t in CpuBackend.kv_types if t.name != "f16"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_type", KV_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("shape", ATTENTION, ids=str)
+def test_attention_over_other_kv_types(
+    isa: str, shape: tuple[int, int, int, int, int, float], kv_type: KVType
+) -> None:
+    """Both round what they keep to the same numbers, so the bound is that of f16."""
+    rows, heads, kv_heads, head_dim, window, softcap = shape
+    rows = min(rows, 130 if isa == "scalar" else 700)
+    lab = attention_lab(rows, heads, kv_heads, head_dim, window=window, softcap=softcap)
+    lab.x[:: max(rows // 5, 1)] *= 1e-9  # scales that f16 cannot hold
+    cuts = [min(rows - 1, 512)] if rows > 1 else []
+    got = lab.run(CpuBackend(threads=2, isa=isa), cuts, kv_type)
+    want = lab.run(ReferenceBackend(), cuts, kv_type)
+    assert np.abs(got - want).max() <= attention_bound(head_dim, rows)
+    again = lab.run(
+        CpuBackend(threads=1, isa=isa), sorted({rows // 3, rows // 2, *cuts} - {0}), kv_type
+    )
+    assert again.tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("kv_type", CpuBackend.kv_types, ids=lambda t: t.name)
+def test_bytes_of_a_kv_block(kv_type: KVType) -> None:
+    layers = [KVLayer(3, 64), KVLayer(1, 7), KVLayer(2, 80)]
+    kv = CpuBackend(threads=1).kv_cache(layers, 3, kv_type)
+    assert kv.nbytes == 3 * kv_type.block_nbytes(layers)
+    kv.block(1)[:] = 255
+    assert not kv.block(0).any()
+    assert not kv.block(2).any()
+    assert kv.block(1).all()
+    with pytest.raises(ValueError, match="out of range"):
+        kv.block(3)
 
 
 @pytest.mark.parametrize("isa", ISAS)

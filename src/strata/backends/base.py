@@ -9,11 +9,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from strata.backends.kv_types import KV_BLOCK, KVType
 from strata.backends.weights import WeightSource
 from strata.program import KVLayer, Segment
 
-KV_BLOCK = 64
-"""Positions in a KV block; also the unit in which attention splits its keys."""
+__all__ = [
+    "KV_BLOCK",
+    "Activations",
+    "Backend",
+    "KVCache",
+    "LoadedSegment",
+    "Span",
+    "Step",
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,10 @@ class KVCache(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes held at most; memory is taken where blocks are used."""
+
+    def block(self, block: int, /) -> NDArray[np.uint8]:
+        """The bytes of one block, all layers, as a writable view."""
 
 
 class LoadedSegment(Protocol):
@@ -72,10 +83,20 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def kv_types(self) -> tuple[KVType, ...]:
+        """The KV types it can keep, its own choice first."""
+
+    @property
+    def numerics(self) -> str:
+        """Names everything but model and KV type that the bits of its results depend on."""
+
     def load(self, segment: Segment, weights: WeightSource) -> LoadedSegment:
         """Bring a Segment's weights into this backend's form."""
 
-    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> KVCache:
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> KVCache:
         """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
 
     def run(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.backends.base import Activations, KVCache, LoadedSegment, Step
+from strata.backends.kv_types import BF16, F16, Q8_0, KVType
 from strata.backends.native_segment import NativeSegment, Parameters
 from strata.backends.weights import WeightError, WeightSource
 from strata.errors import UsageError
@@ -79,6 +82,15 @@ def _cgroup_cores() -> int:
         return unlimited
 
 
+@lru_cache(maxsize=1)
+def _kernels_digest() -> str:
+    """Of the extension module's bytes: other kernels may add in another order."""
+    path = _native.__file__
+    assert path is not None
+    with open(path, "rb") as module:
+        return hashlib.blake2b(module.read(), digest_size=16).hexdigest()
+
+
 class CpuBackend:
     """Runs Segments with the native kernels.
 
@@ -87,6 +99,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    kv_types = (F16, BF16, Q8_0)
     max_tokens = MAX_TOKENS
     max_out_rows = MAX_OUT_ROWS
 
@@ -145,9 +158,17 @@ class CpuBackend:
             self._ropes[key] = _native.RopeTable(inv_freq.tolist(), mscale)
         return self._ropes[key]
 
-    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> KVCache:
-        """KV for ``blocks`` blocks of KV_BLOCK positions in every layer, as f16."""
-        return _native.KvStore([(k.kv_heads, k.head_dim) for k in layers], blocks)
+    @property
+    def numerics(self) -> str:
+        """The instruction set and the kernels themselves."""
+        return f"{self.name} {self.isa} {_kernels_digest()}"
+
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> KVCache:
+        """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
+        native_type = self.kv_types.index(kv_type or self.kv_types[0])
+        return _native.KvStore(native_type, [(k.kv_heads, k.head_dim) for k in layers], blocks)
 
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, Activations, KVCache, LoadedSegment, Span, Step
+from strata.backends.base import Activations, KVCache, LoadedSegment, Span, Step
+from strata.backends.kv_types import BF16, F16, Q8_0, KVType
 from strata.backends.weights import WeightSource
 from strata.program import SIGNATURES, Cost, KVLayer, Op, Program, Segment, Workload, op_cost
 
@@ -32,13 +33,17 @@ class NullKV:
 
     layers: Sequence[KVLayer]
     blocks: int
-    bytes_per_element: float
+    kv_type: KVType
 
     @property
     def nbytes(self) -> int:
         """Bytes that the blocks would hold."""
-        elements = sum(2 * layer.kv_heads * layer.head_dim for layer in self.layers)
-        return int(self.blocks * KV_BLOCK * elements * self.bytes_per_element)
+        return self.blocks * self.kv_type.block_nbytes(self.layers)
+
+    def block(self, block: int) -> NDArray[np.uint8]:
+        """No bytes."""
+        del block
+        return np.empty(0, np.uint8)
 
 
 @dataclass
@@ -51,15 +56,23 @@ class NullBackend:
     kv_bytes_per_element: float = 2.0
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
     name: str = "null"
+    kv_types: tuple[KVType, ...] = (F16, BF16, Q8_0)
 
     def load(self, segment: Segment, weights: WeightSource) -> NullSegment:
         """Look up the bytes of a Segment's weights in their block formats."""
         stored = {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
         return NullSegment(segment, stored)
 
-    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> NullKV:
+    @property
+    def numerics(self) -> str:
+        """All logits are zeros."""
+        return self.name
+
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> NullKV:
         """The size of ``blocks`` blocks of KV_BLOCK positions in every layer."""
-        return NullKV(layers, blocks, self.kv_bytes_per_element)
+        return NullKV(layers, blocks, kv_type or self.kv_types[0])
 
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations

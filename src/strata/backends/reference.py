@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Activations, KVCache, LoadedSegment, Step
+from strata.backends.kv_types import BF16, F16, F32, Q8_0, KVType
 from strata.backends.weights import WeightSource
 from strata.program import KVLayer, Segment
 
@@ -30,49 +31,55 @@ class ReferenceSegment:
         return sum(w.nbytes for w in self.weights.values())
 
 
-@dataclass
 class ReferenceKV:
-    """Keys and values of every layer, [blocks, KV_BLOCK, kv_heads, head_dim] each."""
+    """Keys and values of every layer, float32, rounded as ``kv_type`` keeps them."""
 
-    layers: Sequence[KVLayer]
-    blocks: int
-    dtype: type[np.floating[Any]] = np.float32
-    keys: dict[int, Floats] = field(default_factory=dict)
-    values: dict[int, Floats] = field(default_factory=dict)
+    def __init__(self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType = F32) -> None:
+        self.layers, self.blocks, self.kv_type = layers, blocks, kv_type
+        sizes = [2 * KV_BLOCK * layer.kv_heads * layer.head_dim for layer in layers]
+        self._starts = np.cumsum((0, *sizes))
+        self._all = np.zeros((blocks, sum(sizes)), np.float32)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held; a layer takes none before it is first written."""
-        return sum(a.nbytes for a in (*self.keys.values(), *self.values.values()))
+        """Bytes held at most; memory is taken where blocks are used."""
+        return self._all.nbytes
+
+    def block(self, block: int) -> NDArray[np.uint8]:
+        """The bytes of one block, all layers, as a writable view."""
+        out: NDArray[np.uint8] = self._all[block].view(np.uint8)
+        return out
 
     def layer(self, index: int) -> tuple[Floats, Floats]:
-        """Keys and values of a layer."""
-        if index not in self.keys:
-            layer = self.layers[index]
-            shape = (self.blocks, KV_BLOCK, layer.kv_heads, layer.head_dim)
-            self.keys[index] = np.zeros(shape, self.dtype)
-            self.values[index] = np.zeros(shape, self.dtype)
-        return self.keys[index], self.values[index]
+        """Keys and values of a layer, [blocks, KV_BLOCK, kv_heads, head_dim] each."""
+        layer = self.layers[index]
+        part = self._all[:, self._starts[index] : self._starts[index + 1]]
+        both = part.reshape(self.blocks, 2, KV_BLOCK, layer.kv_heads, layer.head_dim)
+        return both[:, 0], both[:, 1]
 
 
 class ReferenceBackend:
     """Runs Segments with numpy. Activations are float32 arrays [rows, width].
 
-    ``kv_dtype`` rounds what is kept of keys and values, as other backends do.
+    ``kv_type`` is how keys and values are rounded unless ``kv_cache`` is told otherwise.
     """
 
     name = "reference"
+    numerics = "numpy"
+    kv_types = (F32, F16, BF16, Q8_0)
 
-    def __init__(self, kv_dtype: type[np.floating[Any]] = np.float32) -> None:
-        self._kv_dtype = kv_dtype
+    def __init__(self, kv_type: KVType = F32) -> None:
+        self._kv_type = kv_type
 
     def load(self, segment: Segment, weights: WeightSource) -> ReferenceSegment:
         """Dequantise a Segment's weights."""
         return ReferenceSegment(segment, {w.name: weights.floats(w) for w in segment.weights})
 
-    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> ReferenceKV:
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> ReferenceKV:
         """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
-        return ReferenceKV(layers, blocks, self._kv_dtype)
+        return ReferenceKV(layers, blocks, kv_type or self._kv_type)
 
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
@@ -190,14 +197,14 @@ def attention(attrs: Attrs, q: Floats, k: Floats, v: Floats, step: Step, kv: Ref
         rows = slice(span.row, span.row + span.rows)
         position = np.arange(span.past, span.past + span.rows)
         block, slot = span.table[position // KV_BLOCK], position % KV_BLOCK
-        all_keys[block, slot] = k[rows].reshape(-1, kv_heads, dim)
-        all_values[block, slot] = v[rows].reshape(-1, kv_heads, dim)
+        all_keys[block, slot] = kv.kv_type.stored(k[rows].reshape(-1, kv_heads, dim))
+        all_values[block, slot] = kv.kv_type.stored(v[rows].reshape(-1, kv_heads, dim))
         end = span.past + span.rows
         table = span.table[: -(-end // KV_BLOCK)]
         out[rows] = attend(
             q[rows].reshape(span.rows, -1, dim),
-            all_keys[table].reshape(-1, kv_heads, dim)[:end].astype(np.float32),
-            all_values[table].reshape(-1, kv_heads, dim)[:end].astype(np.float32),
+            all_keys[table].reshape(-1, kv_heads, dim)[:end],
+            all_values[table].reshape(-1, kv_heads, dim)[:end],
             span.past,
             scale=attrs["scale"],
             window=attrs["window"],
