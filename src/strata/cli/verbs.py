@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pull": ("strata.cli.pull", "Download a model."),
     "list": ("strata.cli.list", "List the models on this machine."),
     "show": ("strata.cli.show", "Describe a model from its header."),
+    "plan": ("strata.cli.plan", "Say how a model would run here, and how fast."),
     "probe": ("strata.cli.probe", "Measure what this machine reaches."),
     "synth": ("strata.cli.synth", "Write a model of a published shape with random weights."),
     "rm": ("strata.cli.rm", "Delete a downloaded model."),

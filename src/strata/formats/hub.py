@@ -37,7 +37,7 @@ from strata.formats.hub_cache import (
 from strata.formats.repository_files import refuse_unsafe
 
 _CHUNK = 1 << 20
-_TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0
 # The hub serves larger files through its own storage protocol only, which the library speaks.
 _LARGEST_OVER_HTTP = 50 * 10**9
 # The hub names blobs by SHA-256 or git's SHA-1; another name must at least be a plain file name.
@@ -45,7 +45,7 @@ _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     """The files of a repository at one commit: name -> bytes, and name -> expected blob name."""
 
     commit: str
@@ -96,8 +96,8 @@ def _not_cached(reference: HubRef) -> ModelNotFound:
 
 def _fetch(reference: HubRef, progress: Progress | None) -> Path:
     folder = repository_folder(reference.repo)
-    with _explained(reference):
-        listing = _list_files(reference)
+    with explained(reference):
+        listing = list_files(reference)
         snapshot = folder / "snapshots" / listing.commit
 
         def read(name: str) -> Path:
@@ -114,18 +114,18 @@ def _fetch(reference: HubRef, progress: Progress | None) -> Path:
     return entry_path(snapshot, names)
 
 
-def _list_files(reference: HubRef) -> _Listing:
+def list_files(reference: HubRef) -> Listing:
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(
-        reference.repo, revision=reference.revision, files_metadata=True, timeout=_TIMEOUT_S
+        reference.repo, revision=reference.revision, files_metadata=True, timeout=TIMEOUT_S
     )
     commit = info.sha or ""
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise DownloadError(f"the hub named no commit for {reference.repo}; is HF_ENDPOINT a hub?")
     siblings = info.siblings or []
     refuse_unsafe(sibling.rfilename for sibling in siblings)
-    return _Listing(
+    return Listing(
         commit,
         {sibling.rfilename: sibling.size or 0 for sibling in siblings},
         {
@@ -135,7 +135,7 @@ def _list_files(reference: HubRef) -> _Listing:
     )
 
 
-def _bytes_missing(folder: Path, listing: _Listing, name: str) -> int:
+def _bytes_missing(folder: Path, listing: Listing, name: str) -> int:
     etag = listing.etags[name]
     if (folder / "snapshots" / listing.commit / name).exists():
         return 0
@@ -152,7 +152,7 @@ def _partial(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
 
 
-def _download_file(repo: str, name: str, listing: _Listing, progress: Progress | None) -> None:
+def _download_file(repo: str, name: str, listing: Listing, progress: Progress | None) -> None:
     from huggingface_hub import (
         get_hf_file_metadata,
         hf_hub_download,
@@ -163,7 +163,7 @@ def _download_file(repo: str, name: str, listing: _Listing, progress: Progress |
     if (folder / "snapshots" / listing.commit / name).exists():
         return
     url = hf_hub_url(repo, name, revision=listing.commit)
-    metadata = get_hf_file_metadata(url, timeout=_TIMEOUT_S)
+    metadata = get_hf_file_metadata(url, timeout=TIMEOUT_S)
     etag, size = metadata.etag, metadata.size
     if etag is None or not _ETAG.fullmatch(etag):
         raise DownloadError(f"the hub gave no usable ETag for {name} of {repo}")
@@ -293,7 +293,7 @@ def _write_ref(folder: Path, revision: str, commit: str) -> None:
 
 
 @contextmanager
-def _explained(reference: HubRef) -> Iterator[None]:
+def explained(reference: HubRef) -> Iterator[None]:
     """Turn every fault of the client library into one line that says what to do."""
     try:
         yield

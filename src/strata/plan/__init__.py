@@ -10,6 +10,7 @@ from strata.plan.machine import (
     Machine,
     ReadRate,
 )
+from strata.plan.outline import Outline, outline
 from strata.plan.plan import (
     Choice,
     Limits,
@@ -18,10 +19,12 @@ from strata.plan.plan import (
     Prediction,
     Workload,
 )
+from strata.plan.planner import BudgetTooSmall, plan
 from strata.plan.values import ValueFileError, from_json, to_json
 
 __all__ = [
     "AttentionRate",
+    "BudgetTooSmall",
     "Cache",
     "Choice",
     "DiskRate",
@@ -29,11 +32,14 @@ __all__ = [
     "Limits",
     "Machine",
     "MemoryShares",
+    "Outline",
     "Plan",
     "Prediction",
     "ReadRate",
     "ValueFileError",
     "Workload",
     "from_json",
+    "outline",
+    "plan",
     "to_json",
 ]

@@ -26,15 +26,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be done: ``concurrency`` requests together, each of ``prompt_tokens``.
+    """What is to be done: ``concurrency`` requests together, each with a prompt and an answer.
 
-    ``context`` is the positions a request may come to use, prompt and answer together; None is the
-    default of the class LLM.
+    ``context`` is the positions a request may come to use, prompt and answer together; None leaves
+    it to the planner.
     """
 
     prompt_tokens: int = 512
     concurrency: int = 1
     context: int | None = None
+    answer_tokens: int = 256
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ class MemoryShares:
 class Prediction:
     """What the cost model expects of a Plan.
 
-    ``load_s`` ends when the first sweep may begin; ``ttft_s`` is from there to the first token of
-    a prompt of ``prompt_tokens``; ``decode_tok_s`` counts the tokens of all ``concurrency``
-    sequences at half-full context. ``sweep_bytes`` are read from the disk in each sweep of a
-    decode, which takes ``sweep_read_s`` of reading and ``sweep_compute_s`` of work, overlapped;
-    ``bound`` says which of them decides.
+    ``load_s`` ends when the first sweep may begin; ``ttft_s`` is from there until ``concurrency``
+    prompts of ``prompt_tokens`` that came together have their first tokens; ``decode_tok_s`` counts
+    the tokens of all of them while the answers are half written. ``sweep_bytes`` are read from the
+    disk in each sweep of a decode, which takes ``sweep_read_s`` of reading and ``sweep_compute_s``
+    of work, overlapped; ``bound`` says what decides.
     """
 
     memory: MemoryShares

@@ -1,0 +1,82 @@
+"""Measured constants of the memory and cost models: what a header cannot tell.
+
+They were taken with ``bench/fit_cost_model.py`` and by looking at resident memory between the
+steps of a start; each says what it counts.
+"""
+
+from __future__ import annotations
+
+MB = 10**6
+
+# Memory, in bytes. ------------------------------------------------------------------------------
+
+INTERPRETER = 52 * MB
+"""Python, numpy, the tokenizer library, jinja, the command line and our own code, all touched."""
+
+THREAD = 128 << 10
+"""Stack and bookkeeping of one thread."""
+
+TOKENIZER = 7 * MB
+TOKENIZER_TOKEN = 470
+TOKENIZER_MERGE = 300
+"""A built tokenizer: on its own, and for each token and each merge of its vocabulary."""
+
+TOKENIZER_BUILDING_TOKEN = 330
+TOKENIZER_BUILDING_MERGE = 780
+"""While it is built, before any weight is there."""
+
+SEGMENT = 96 << 10
+"""A Segment's Ops, nodes and names."""
+
+SAMPLING_LOGIT = 40
+"""Beside a row of logits, for each: float64 copies, order and sums while a token is chosen."""
+
+READ_SLACK = 2 * 4096
+"""What alignment adds to a read at both ends."""
+
+MARGIN = 4 * MB
+MARGIN_SHARE = 0.02
+"""What allocators and page tables take beyond what they are asked for."""
+
+KEEP_BACK = 0.08
+"""Share of the free memory that is left to others when no budget is given."""
+
+# Sizes that are chosen among. -------------------------------------------------------------------
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_KV_SHARE = 0.2
+"""Positions unless asked otherwise, as long as their KV takes no more than this of the budget."""
+
+RING_PIECES = 4
+"""Pieces that the ring has room for: in use, ready, on its way, and lost where it wraps."""
+
+PIECES = tuple(1 << power for power in range(18, 25))
+"""Bytes of a piece: 256 KiB to 16 MiB."""
+
+MAX_TOKENS = 4096
+LOGIT_ROWS = 64
+
+# Times, in seconds. -----------------------------------------------------------------------------
+
+NODE = 3e-6
+"""Opening and closing one Op's work among the threads."""
+
+STEP = 2e-4
+"""A step's work in Python: scheduling, the step's arrays, text."""
+
+SAMPLE = 1e-4
+SAMPLE_LOGIT = 4e-9
+"""Choosing a token, and for each logit."""
+
+ELEMENTWISE_BYTES = 5e9
+"""Bytes a second and thread of norms, activations, rotations and the like."""
+
+OPEN = 0.3
+OPEN_TOKEN = 2.5e-6
+"""Starting up, and building the tokenizer for each token and merge."""
+
+DISK_SHARE = 0.97
+"""Of the probed bandwidth that a sweep keeps up."""
+
+UNEVEN = 1e-3
+"""How long reading and work fall behind each other: a ring has to hold much more than this."""

@@ -1,0 +1,165 @@
+"""Seconds of a sweep: what each Op computes and moves, against what the machine reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cache
+
+from strata.plan import constants
+from strata.plan.outline import Outline, SegmentOutline
+from strata.plan.plan import Bound
+from strata.plan.rates import Rates
+from strata.program import Op, Program
+
+_KV_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a sweep advances: ``sequences`` of them by ``rows`` tokens each, after ``past`` others,
+    and ``out_rows`` rows of logits from which tokens are chosen."""
+
+    sequences: int
+    rows: int
+    past: int
+    out_rows: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the sweep."""
+        return self.sequences * self.rows
+
+
+@dataclass(frozen=True)
+class SweepTime:
+    """Seconds of a sweep: of reading, of work, and of both overlapped."""
+
+    read_s: float
+    compute_s: float
+    total_s: float
+    bound: Bound
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What a choice of resident Segments leaves to stream, and how: bytes in every sweep, seconds
+    of packing them, the part of both that only a sweep with logits needs, whether rows of tables
+    are looked up on the disk, its bandwidth and the ring."""
+
+    nbytes: int
+    packing_s: float
+    head_bytes: int
+    head_packing_s: float
+    lookups: bool
+    bytes_s: float
+    ring_bytes: int
+
+
+class CostModel:
+    """Times of one model on one machine. Results are remembered, since plans ask many times."""
+
+    def __init__(self, model: Outline, rates: Rates) -> None:
+        self.model = model
+        self.rates = rates
+        self.pack_s = {s.name: self._pack_s(s) for s in model.segments}
+        self._work_s = cache(self._sum_work)
+        self._bound = cache(self._find_bound)
+
+    def streaming(self, resident: Collection[str], bytes_s: float, ring_bytes: int) -> Streaming:
+        """What streams when these Segments stay."""
+        rest = [s for s in self.model.segments if s.name not in resident]
+        heads = [s for s in rest if s.selects]
+        return Streaming(
+            nbytes=sum(s.streamed_bytes for s in rest),
+            packing_s=sum(self.pack_s[s.name] for s in rest),
+            head_bytes=sum(s.streamed_bytes for s in heads),
+            head_packing_s=sum(self.pack_s[s.name] for s in heads),
+            lookups=any(s.lookup_only for s in rest),
+            bytes_s=bytes_s,
+            ring_bytes=ring_bytes,
+        )
+
+    def sweep(self, load: Load, streaming: Streaming) -> SweepTime:
+        """A sweep through resident Segments and those that stream."""
+        work = self._work_s(load)
+        nbytes, packing = streaming.nbytes, streaming.packing_s
+        if not load.out_rows:
+            nbytes -= streaming.head_bytes
+            packing -= streaming.head_packing_s
+        reading = nbytes / (streaming.bytes_s * constants.DISK_SHARE)
+        working = work + packing
+        total = max(reading, working)
+        if nbytes:
+            # A ring that holds little evens little out, and one then waits for the other.
+            lag = streaming.bytes_s * constants.UNEVEN
+            total += min(reading, working) * lag / (streaming.ring_bytes + lag)
+        if streaming.lookups:
+            total += load.tokens * self.rates.machine.read_latency_s / self.rates.threads
+        bound: Bound = "disk"
+        if reading <= working:
+            bound = "compute" if packing > work else self._bound(load)
+        return SweepTime(reading, working, total, bound)
+
+    def _sum_work(self, load: Load) -> float:
+        """Seconds of a sweep's arithmetic and choices, wherever the weights come from."""
+        work = constants.STEP + self._choosing_s(load.out_rows)
+        return work + sum(self._segment_s(s, load) for s in self.model.segments)
+
+    def _find_bound(self, load: Load) -> Bound:
+        """Whether weights are read faster than multiplied with, at so many rows."""
+        reading = computing = 0.0
+        for s in self.model.segments:
+            rows = load.out_rows if s.selects else load.tokens
+            for m in s.matrices:
+                if not m.lookup:
+                    kernel = self.rates.kernel(m.format)
+                    reading += m.packed_bytes / kernel.decode_bytes_s
+                    computing += 2.0 * rows * m.rows * m.width / kernel.prefill_ops_s
+        return "memory" if reading >= computing else "compute"
+
+    def _choosing_s(self, out_rows: int) -> float:
+        per_token = constants.SAMPLE + self.model.vocabulary * constants.SAMPLE_LOGIT
+        return out_rows * per_token
+
+    def _pack_s(self, s: SegmentOutline) -> float:
+        return sum(self.rates.pack_s(m.format, m.file_bytes) for m in s.matrices if not m.lookup)
+
+    def _segment_s(self, s: SegmentOutline, load: Load) -> float:
+        program = s.segment.program
+        weights = {m.name: m for m in s.matrices}
+        if s.selects and not load.out_rows:
+            return 0.0
+        seconds = self.rates.machine.step_overhead_s
+        for op in program.ops:
+            rows = load.out_rows if program.values[op.output].shape[0] == "R" else load.tokens
+            seconds += constants.NODE
+            if op.kind == "matmul":
+                m = weights[op.inputs[1]]
+                operations = 2.0 * rows * m.rows * m.width
+                seconds += self.rates.product_s(m.format, m.packed_bytes, operations)
+            elif op.kind == "attention":
+                seconds += self._attention_s(op, program, load)
+            else:
+                moved = 4 * rows * _widths(op, program)
+                seconds += moved / (constants.ELEMENTWISE_BYTES * self.rates.threads)
+        return seconds
+
+    def _attention_s(self, op: Op, program: Program, load: Load) -> float:
+        window = op.attrs["window"]
+        seen = load.past + load.rows
+        average = load.past + (load.rows + 1) / 2
+        if window:
+            seen, average = min(seen, window + load.rows), min(average, window)
+        width = program.values[op.inputs[0]].width
+        position = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"] * _KV_BYTES
+        operations = 4.0 * load.tokens * average * width
+        return self.rates.attention_s(load.sequences * position * seen, operations)
+
+
+def _widths(op: Op, program: Program) -> int:
+    """Elements read and written for each row by an Op without a matrix."""
+    read = sum(
+        program.values[name].width for name in op.inputs if program.values[name].role != "weight"
+    )
+    return read + program.values[op.output].width

@@ -1,0 +1,266 @@
+"""What the planner knows of a model: sizes, from its header alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import strata._native as _native
+from strata.backends.base import KV_BLOCK
+from strata.backends.cpu import native_id
+from strata.backends.lower import Lowered, lower
+from strata.backends.placement import Placement
+from strata.formats import ModelFile
+from strata.program import KVLayer, Model, Op, Segment, Weight
+from strata.quant import by_name
+
+PANEL = 16
+"""Rows of a matrix that are packed together, and the least that is streamed."""
+
+_PARTIAL_EXTRA = 2
+_QUERY_TILE = 48
+_SPLIT_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight of two axes. ``source`` says what it is stored as: a tied head is the embedding
+    table. ``lookup`` marks tables of which only the rows of a step's tokens are read."""
+
+    name: str
+    source: tuple[str, tuple[int, int] | None]
+    format: str
+    rows: int
+    width: int
+    file_bytes: int
+    packed_bytes: int
+    lookup: bool
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of one packed panel."""
+        return self.packed_bytes // -(-self.rows // PANEL)
+
+    @property
+    def panel_file_bytes(self) -> int:
+        """Bytes that one panel takes in the file."""
+        return self.file_bytes * min(PANEL, self.rows) // self.rows
+
+
+@dataclass(frozen=True)
+class SegmentOutline:
+    """A Segment's weights and Ops. ``vector_bytes`` are norms and biases as floats."""
+
+    segment: Segment
+    matrices: tuple[Matrix, ...]
+    vector_bytes: int
+    lowered: Lowered = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The Segment's name."""
+        return self.segment.name
+
+    @cached_property
+    def lookup_only(self) -> bool:
+        """Whether it does nothing but fetch rows of tables."""
+        return bool(self.matrices) and all(m.lookup for m in self.matrices)
+
+    @cached_property
+    def selects(self) -> bool:
+        """Whether it gives logits: of selected rows, and not at all for a step that wants none."""
+        return any(op.kind == "select" for op in self.segment.program.ops)
+
+    @cached_property
+    def streamed_bytes(self) -> int:
+        """Bytes read from the file in a sweep when the Segment is not resident."""
+        return sum(m.file_bytes for m in self.matrices if not m.lookup)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of its matrices in memory."""
+        return sum(m.packed_bytes for m in self.matrices)
+
+    @property
+    def least_piece(self) -> int:
+        """Bytes of the smallest piece that every product of it can be cut into."""
+        panels = {m.name: m.panel_bytes for m in self.matrices}
+        groups = (node.products for node in self.lowered.nodes if node.products)
+        return max((sum(panels[p.op.inputs[1]] for p in group) for group in groups), default=0)
+
+    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+        """Bytes of activations that a step of so many tokens and rows of logits takes."""
+        program = self.segment.program
+
+        def rows(name: str) -> int:
+            dim = program.values[name].shape[0]
+            return dim if isinstance(dim, int) else {"T": tokens, "R": out_rows}[dim]
+
+        external = program.outputs[0] if "logits" in self.segment.outputs else None
+        return Placement(program, self.lowered, rows, external).layout.size
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model's sizes. ``tokens`` and ``merges`` are those of its tokenizer; ``copies`` says that
+    some weights are not read as the kernels want them: 8-bit floats apart from their scales, or
+    transposed."""
+
+    name: str
+    segments: tuple[SegmentOutline, ...]
+    kv: tuple[KVLayer, ...]
+    vocabulary: int
+    context: int
+    tokens: int
+    merges: int
+    copies: bool = False
+
+    @cached_property
+    def _arenas(self) -> dict[tuple[int, int], int]:
+        return {}
+
+    @cached_property
+    def largest_panel(self) -> int:
+        """File bytes of the largest panel that streams."""
+        panels = (m.panel_file_bytes for s in self.segments for m in s.matrices if not m.lookup)
+        return max(panels, default=0)
+
+    @cached_property
+    def vector_bytes(self) -> int:
+        """Bytes of all norms and biases."""
+        return sum(s.vector_bytes for s in self.segments)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of all matrices that a sweep multiplies with, as the file has them."""
+        return sum(s.streamed_bytes for s in self.segments)
+
+    def kv_bytes(self, blocks: int) -> int:
+        """Bytes of KV blocks in f16; rows of values are padded to whole vectors."""
+        elements = sum(
+            layer.kv_heads * KV_BLOCK * (layer.head_dim + -(-layer.head_dim // 16) * 16)
+            for layer in self.kv
+        )
+        return 2 * blocks * elements
+
+    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+        """Bytes of the arena that all Segments share."""
+        key = (tokens, out_rows)
+        if key not in self._arenas:
+            self._arenas[key] = max(s.arena_bytes(tokens, out_rows) for s in self._distinct)
+        return self._arenas[key]
+
+    @cached_property
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch of each thread."""
+        widths = [m.width for s in self.segments for m in s.matrices]
+        heads = [layer.head_dim for layer in self.kv]
+        floats = max(
+            32 * max(widths, default=0) + 1024,
+            _QUERY_TILE * (3 * max(heads, default=0) + KV_BLOCK + 2 * _PARTIAL_EXTRA) + 256,
+        )
+        return 4 * floats
+
+    def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
+        """Bytes of tables of rotary positions, and of partial results of long attention."""
+        # A table grows by doubling: at its last growth the one before is still there.
+        tables = sum(2 * 2 * 4 * frequencies * (context + 256) for frequencies in self._ropes)
+        splits = -(-context // (KV_BLOCK * _SPLIT_BLOCKS))
+        partials = 0
+        for op in self._attentions:
+            per_row = op.attrs["heads"] * splits * 4 * (op.attrs["head_dim"] + _PARTIAL_EXTRA)
+            tile = max(1, _QUERY_TILE // (op.attrs["heads"] // op.attrs["kv_heads"]))
+            # Attention is split while there are too few tiles to give every thread some.
+            sequences = min(parallel, 8 * threads)
+            partials = max(partials, per_row * tile * sequences if splits > 1 else 0)
+        return tables + partials * 3 // 2
+
+    @cached_property
+    def _ropes(self) -> tuple[int, ...]:
+        """Frequencies of each table of rotary positions."""
+        kinds = {
+            (op.attrs["inv_freq"], op.attrs["mscale"], op.inputs[1:]): len(op.attrs["inv_freq"])
+            for s in self.segments
+            for op in s.segment.program.ops
+            if op.kind == "rope"
+        }
+        return tuple(kinds.values())
+
+    @cached_property
+    def _attentions(self) -> tuple[Op, ...]:
+        """One attention of each kind."""
+        names = ("heads", "kv_heads", "head_dim")
+        kinds = {
+            tuple(op.attrs[name] for name in names): op
+            for s in self.segments
+            for op in s.segment.program.ops
+            if op.kind == "attention"
+        }
+        return tuple(kinds.values())
+
+    @cached_property
+    def _distinct(self) -> tuple[SegmentOutline, ...]:
+        """One Segment of each kind: layers are alike but for names."""
+        kinds: dict[tuple[object, ...], SegmentOutline] = {}
+        for s in self.segments:
+            quantised = tuple(_quantised(m.format) for m in s.matrices)
+            ops = tuple((op.kind, len(op.inputs)) for op in s.segment.program.ops)
+            widths = tuple(v.shape for v in s.segment.program.values.values())
+            kinds.setdefault((ops, widths, quantised), s)
+        return tuple(kinds.values())
+
+
+def outline(name: str, model: Model, file: ModelFile) -> Outline:
+    """The Outline of a Model that was built from ``file``."""
+    segments = tuple(_segment(segment, file) for segment in model.segments)
+    tokens, merges = _vocabulary(model, file)
+    copies = any(
+        w.transform == "transpose" or file.tensors[w.source].type.gguf_id is None
+        for segment in model.segments
+        for w in segment.weights
+    )
+    return Outline(
+        name, segments, model.kv, model.vocab_size, model.context_length, tokens, merges, copies
+    )
+
+
+def _segment(segment: Segment, file: ModelFile) -> SegmentOutline:
+    lookups = {
+        op.inputs[0] if op.kind == "embed" else op.inputs[1]
+        for op in segment.program.ops
+        if op.kind in ("embed", "add_positions")
+    }
+    matrices = tuple(
+        _matrix(w, file, w.name in lookups) for w in segment.weights if len(w.shape) == 2
+    )
+    vectors = sum(4 * w.shape[0] for w in segment.weights if len(w.shape) == 1)
+    quantised: Mapping[str, bool] = {m.name: _quantised(m.format) for m in matrices}
+    return SegmentOutline(segment, matrices, vectors, lower(segment.program, quantised))
+
+
+def _matrix(weight: Weight, file: ModelFile, lookup: bool) -> Matrix:
+    kind = file.tensors[weight.source].type
+    if weight.transform == "add_one":
+        kind = by_name("F32")
+    rows, width = weight.shape
+    file_bytes = kind.tensor_nbytes(weight.shape)
+    known = _native.format_info(native_id(kind)) is not None
+    packed = int(_native.packed_bytes(native_id(kind), rows, width)) if known else file_bytes
+    source = (weight.source, weight.rows)
+    return Matrix(weight.name, source, kind.name, rows, width, file_bytes, packed, lookup)
+
+
+@lru_cache(maxsize=64)
+def _quantised(format: str) -> bool:
+    info = _native.format_info(native_id(by_name(format)))
+    return isinstance(info, dict) and bool(info["quantised_input"])
+
+
+def _vocabulary(model: Model, file: ModelFile) -> tuple[int, int]:
+    """Tokens and merges. Files beside the weights are not looked into: then twice as many merges
+    as tokens are assumed, as the largest tokenizers have them."""
+    if file.kind == "gguf" and "tokenizer.ggml.tokens" in file.metadata:
+        merges = file.metadata.get("tokenizer.ggml.merges", ())
+        return len(file.metadata["tokenizer.ggml.tokens"]), len(merges)
+    return model.vocab_size, 2 * model.vocab_size

@@ -1,0 +1,344 @@
+"""From a model, a machine, limits and a workload to the Plan: a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import ceil
+
+from strata.backends.base import KV_BLOCK
+from strata.errors import UsageError
+from strata.plan import constants
+from strata.plan.cost_model import CostModel, Load
+from strata.plan.machine import DiskRate, Machine
+from strata.plan.memory_model import (
+    Sizes,
+    added_bytes,
+    fixed_shares,
+    memory_shares,
+    peak_while_opening,
+    room_for_weights,
+    sources,
+)
+from strata.plan.outline import Outline, SegmentOutline
+from strata.plan.plan import Limits, Plan, Prediction, Workload
+from strata.plan.rates import Rates, best_read
+from strata.plan.reasons import explain
+from strata.sizes import format_size
+
+
+class BudgetTooSmall(UsageError):
+    """A budget in which the model cannot run; ``smallest`` is one in which it can."""
+
+    def __init__(self, message: str, smallest: int) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to run, before it is written down: sizes, how the disk is read, and what stays."""
+
+    sizes: Sizes
+    piece_bytes: int
+    read: DiskRate
+    resident: frozenset[str]
+    peak_bytes: int
+    prediction: Prediction
+
+
+def plan(model: Outline, machine: Machine, limits: Limits, workload: Workload) -> Plan:
+    """The fastest way to do ``workload`` within ``limits`` that the cost model knows.
+
+    Pure: the same arguments give the same Plan. Raises BudgetTooSmall, or UsageError for a
+    workload that the model cannot serve.
+    """
+    return Planner(model, machine, limits.threads, workload).plan(limits.memory)
+
+
+class Planner:
+    """Plans one model, machine and workload for several budgets; costs are worked out once."""
+
+    def __init__(
+        self, model: Outline, machine: Machine, threads: int | None, workload: Workload
+    ) -> None:
+        self.model, self.machine, self.workload = model, machine, workload
+        self.threads = threads or machine.cores
+        self._costs = CostModel(model, Rates(machine, self.threads))
+        self._fill_order = _fill_order(model)
+        _check(model, workload)
+
+    def plan(self, memory: int | None) -> Plan:
+        """The Plan for a budget; None is what the machine leaves."""
+        budget = self.default_budget() if memory is None else memory
+        for context in self._contexts(budget):
+            best = self._best(budget, context)
+            if best is not None:
+                return self._write(best, budget, context, given=memory is not None)
+        raise self._too_small(budget)
+
+    def default_budget(self) -> int:
+        """The budget where none is given: free memory but for a share that others may need."""
+        if not self.machine.memory_available:
+            raise UsageError("the free memory of this machine is not known: give --memory")
+        return int(self.machine.memory_available * (1 - constants.KEEP_BACK))
+
+    def floor(self) -> int:
+        """The smallest budget in which the model runs, in whole megabytes."""
+        context = self._least_context()
+        totals = [fixed_shares(self.model, sizes).total for sizes, _, _ in self._sizes(context)]
+        least = max(min(totals), peak_while_opening(self.model))
+        # Rounded up, and by one more for the rounding of the margin's share.
+        return (least // constants.MB + 2) * constants.MB
+
+    def everything(self) -> int:
+        """A budget in which all Segments are resident, in whole megabytes."""
+        names = frozenset(s.name for s in self.model.segments)
+        context = self._default_context()
+        sizes = self._resident_sizes(context, self._token_choices()[-1])
+        total = memory_shares(self.model, sizes, names).total
+        return (total // constants.MB + 2) * constants.MB
+
+    def _too_small(self, budget: int) -> BudgetTooSmall:
+        floor = self.floor()
+        p = self.plan(floor).predicted
+        context = self.workload.context
+        what = "" if context is None else f" with a context of {context}"
+        return BudgetTooSmall(
+            f"{format_size(budget)} are too little for {self.model.name}{what}: it needs "
+            f"{floor // constants.MB}MB, and would then give {p.decode_tok_s:.3g} tok/s and the "
+            f"first token of {p.prompt_tokens} after {p.ttft_s:.3g} s; more memory makes it faster",
+            floor,
+        )
+
+    def _best(self, budget: int, context: int) -> Candidate | None:
+        if peak_while_opening(self.model) > budget:
+            return None
+        candidates = self._candidates(budget, context)
+        return min(candidates, key=lambda c: (_slowness(c.prediction), c.peak_bytes), default=None)
+
+    def _candidates(self, budget: int, context: int) -> Iterator[Candidate]:
+        names = frozenset(s.name for s in self.model.segments)
+        for tokens in self._token_choices():
+            sizes = self._resident_sizes(context, tokens)
+            if memory_shares(self.model, sizes, names).total <= budget:
+                yield self._candidate(sizes, 0, best_read(self.machine, 1 << 62), names)
+        for sizes, piece, read in self._sizes(context):
+            fixed = fixed_shares(self.model, sizes)
+            if fixed.total <= budget:
+                resident = self._fill(room_for_weights(fixed, budget))
+                # Without a Segment that streams the ring would be for nothing.
+                if resident != names:
+                    yield self._candidate(sizes, piece, read, resident)
+
+    def _sizes(self, context: int) -> Iterator[tuple[Sizes, int, DiskRate]]:
+        """Every way to stream: (sizes, bytes of a piece, how the disk is read)."""
+        least_piece = max((s.least_piece for s in self.model.segments), default=0)
+        smallest = min((d.request_bytes for d in self.machine.disk), default=0)
+        for wanted in constants.PIECES:
+            piece = max(wanted, least_piece)
+            read = best_read(self.machine, max(wanted, smallest))
+            for tokens in self._token_choices():
+                sizes = replace(
+                    self._resident_sizes(context, tokens),
+                    ring_bytes=constants.RING_PIECES * piece,
+                    request_bytes=read.request_bytes,
+                    io_threads=self._io_threads(read),
+                )
+                yield sizes, piece, read
+
+    def _io_threads(self, read: DiskRate) -> int:
+        """Threads that keep ``read.depth`` reads under way although each also packs."""
+        names = [m.format for s in self.model.segments for m in s.matrices if not m.lookup]
+        rates = [self._costs.rates.kernel(name).pack_bytes_s for name in set(names)]
+        alone = min(rates, default=read.bytes_s) / self.machine.cores
+        return read.depth + min(self.machine.cores, ceil(read.bytes_s / alone))
+
+    def _resident_sizes(self, context: int, tokens: int) -> Sizes:
+        w = self.workload
+        return Sizes(
+            threads=self.threads,
+            max_tokens=tokens,
+            logit_rows=min(w.concurrency, constants.LOGIT_ROWS),
+            kv_blocks=w.concurrency * -(-context // KV_BLOCK),
+            context=context,
+            parallel=w.concurrency,
+        )
+
+    def _token_choices(self) -> list[int]:
+        """Tokens of a sweep: doubling, from one for each sequence to all prompts at once."""
+        w = self.workload
+        most = max(w.concurrency, min(w.prompt_tokens * w.concurrency, constants.MAX_TOKENS))
+        choices = [max(w.concurrency, 16)]
+        while choices[-1] < most:
+            choices.append(min(2 * choices[-1], max(most, 16)))
+        return choices
+
+    def _fill(self, room: int) -> frozenset[str]:
+        """The Segments that stay when so many bytes are there for them.
+
+        All bytes gain the same in a sweep that comes round again and again, so the first that fit
+        in a fixed order are taken: more room never keeps fewer bytes.
+        """
+        resident: set[str] = set()
+        held: set[object] = set()
+        for s in self._fill_order:
+            added = added_bytes(s, held)
+            if added <= room:
+                room -= added
+                resident.add(s.name)
+                held |= sources(s)
+        return frozenset(resident)
+
+    def _candidate(
+        self, sizes: Sizes, piece: int, read: DiskRate, resident: frozenset[str]
+    ) -> Candidate:
+        shares = memory_shares(self.model, sizes, resident)
+        prediction = self._predict(sizes, read, resident)
+        prediction = replace(prediction, memory=shares, peak_bytes=shares.total)
+        return Candidate(sizes, piece, read, resident, shares.total, prediction)
+
+    def _predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
+        w = self.workload
+        streaming = self._costs.streaming(resident, read.bytes_s, sizes.ring_bytes)
+        loads = _prefill(w, sizes.max_tokens)
+        ttft = sum(self._costs.sweep(load, streaming).total_s for load in loads)
+        # One token for each sequence, with the answers half written.
+        past = w.prompt_tokens + w.answer_tokens // 2
+        decode = self._costs.sweep(Load(w.concurrency, 1, past, w.concurrency), streaming)
+        rate = w.concurrency / decode.total_s
+        return Prediction(
+            memory=fixed_shares(self.model, sizes),
+            peak_bytes=0,
+            load_s=self._load_s(resident, read),
+            prompt_tokens=w.prompt_tokens,
+            ttft_s=ttft,
+            concurrency=w.concurrency,
+            decode_tok_s=rate,
+            sweep_bytes=streaming.nbytes,
+            sweep_read_s=decode.read_s,
+            sweep_compute_s=decode.compute_s,
+            bound=decode.bound,
+        )
+
+    def _load_s(self, resident: frozenset[str], read: DiskRate) -> float:
+        nbytes, packing = 0, 0.0
+        for s in self.model.segments:
+            if s.name in resident:
+                nbytes += s.streamed_bytes
+                packing += self._costs.pack_s[s.name]
+        opening = (self.model.tokens + self.model.merges) * constants.OPEN_TOKEN
+        reading = nbytes / (read.bytes_s * constants.DISK_SHARE)
+        return constants.OPEN + opening + max(reading, packing)
+
+    def _contexts(self, budget: int) -> Iterator[int]:
+        """Contexts to try: the one asked for, else the usual one, halved until its KV leaves most
+        of the budget to weights, and further if need be."""
+        context, least = self._default_context(), self._least_context()
+        while context > least and self._kv_bytes(context) > constants.DEFAULT_KV_SHARE * budget:
+            context = max(least, context // 2)
+        yield context
+        while context > least:
+            context = max(least, context // 2)
+            yield context
+
+    def _default_context(self) -> int:
+        w = self.workload
+        if w.context is not None:
+            return w.context
+        default = min(constants.DEFAULT_CONTEXT, self.model.context)
+        return max(default, self._least_context())
+
+    def _least_context(self) -> int:
+        """Positions that the workload cannot do without."""
+        w = self.workload
+        if w.context is not None:
+            return w.context
+        return min(self.model.context, w.prompt_tokens + w.answer_tokens)
+
+    def _kv_bytes(self, context: int) -> int:
+        return self.model.kv_bytes(self.workload.concurrency * -(-context // KV_BLOCK))
+
+    def _write(self, best: Candidate, budget: int, context: int, *, given: bool) -> Plan:
+        order = [s.name for s in self.model.segments]
+        sizes = best.sizes
+        return Plan(
+            model=self.model.name,
+            budget=budget,
+            resident=tuple(name for name in order if name in best.resident),
+            streamed=tuple(name for name in order if name not in best.resident),
+            ring_bytes=sizes.ring_bytes,
+            piece_bytes=best.piece_bytes,
+            read_mode=best.read.mode,
+            request_bytes=sizes.request_bytes or best.read.request_bytes,
+            io_threads=sizes.io_threads or max(1, best.read.depth),
+            max_tokens=sizes.max_tokens,
+            logit_rows=sizes.logit_rows,
+            kv_blocks=sizes.kv_blocks,
+            kv_type="f16",
+            context=context,
+            parallel=sizes.parallel,
+            threads=self.threads,
+            isa=self.machine.isa,
+            choices=explain(
+                self.model,
+                self.machine,
+                self.workload,
+                sizes,
+                best.read,
+                best.prediction,
+                resident=best.resident,
+                budget=budget,
+                given=given,
+                context=context,
+            ),
+            predicted=best.prediction,
+        )
+
+
+def _slowness(p: Prediction) -> float:
+    """What is made small: a tenth off the first token is worth a tenth off all others."""
+    return p.ttft_s / p.decode_tok_s
+
+
+def _prefill(w: Workload, max_tokens: int) -> Iterator[Load]:
+    """The sweeps that bring all prompts to their first tokens, one prompt after the other as far
+    as a sweep has room for several."""
+    together = max(1, min(w.concurrency, max_tokens // max(1, w.prompt_tokens)))
+    for first in range(0, w.concurrency, together):
+        prompts = min(together, w.concurrency - first)
+        past = 0
+        while past < w.prompt_tokens:
+            rows = min(max_tokens // prompts, w.prompt_tokens - past)
+            last = past + rows == w.prompt_tokens
+            yield Load(prompts, rows, past, prompts if last else 0)
+            past += rows
+
+
+def _fill_order(model: Outline) -> list[SegmentOutline]:
+    """The order in which Segments become resident: layers far from each other first, so that those
+    that stream lie evenly between those that stay and reading goes on while these are computed;
+    then the head, and last the table of which a sweep reads only some rows."""
+    layers = [s for s in model.segments if not s.lookup_only]
+    last = [s for s in layers if s.selects]
+    layers = [s for s in layers if not s.selects]
+    bits = max(1, (len(layers) - 1).bit_length())
+    spread = sorted(range(1 << bits), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+    ordered = [layers[i] for i in spread if i < len(layers)]
+    return [*ordered, *last, *(s for s in model.segments if s.lookup_only)]
+
+
+def _check(model: Outline, w: Workload) -> None:
+    if w.prompt_tokens < 1 or w.concurrency < 1 or w.answer_tokens < 0:
+        raise UsageError("a workload has at least one prompt of at least one token")
+    if w.context is not None and not 1 <= w.context <= model.context:
+        raise UsageError(
+            f"a context of {w.context} was asked for; {model.name} allows 1 to {model.context}"
+        )
+    context = w.context or model.context
+    if w.prompt_tokens >= context:
+        raise UsageError(
+            f"a prompt of {w.prompt_tokens} tokens leaves no room in a context of {context}"
+        )
+    if w.concurrency > constants.MAX_TOKENS:
+        raise UsageError(f"at most {constants.MAX_TOKENS} requests can run together")

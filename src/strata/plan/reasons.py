@@ -1,0 +1,97 @@
+"""One line of reason for each choice of a Plan."""
+
+from __future__ import annotations
+
+from strata.plan import constants
+from strata.plan.machine import DiskRate, Machine
+from strata.plan.memory_model import Sizes
+from strata.plan.outline import Outline
+from strata.plan.plan import Choice, Prediction, Workload
+from strata.sizes import format_size
+
+
+def explain(
+    model: Outline,
+    machine: Machine,
+    workload: Workload,
+    sizes: Sizes,
+    read: DiskRate,
+    prediction: Prediction,
+    *,
+    resident: frozenset[str],
+    budget: int,
+    given: bool,
+    context: int,
+) -> tuple[Choice, ...]:
+    """The choices in the order in which people ask for them."""
+    choices = [
+        _budget(machine, budget, given),
+        _weights(model, resident, prediction),
+    ]
+    if sizes.ring_bytes:
+        choices += [
+            Choice(
+                "ring",
+                format_size(sizes.ring_bytes),
+                f"{constants.RING_PIECES} pieces: one in use, one ready, one on its way, one for "
+                "the ring's end",
+            ),
+            _reading(machine, sizes, read),
+        ]
+    return (
+        *choices,
+        _sweep(workload, sizes),
+        _context(workload, context, prediction),
+        Choice("threads", str(sizes.threads), f"of {machine.cores} cores, with {machine.isa}"),
+    )
+
+
+def _budget(machine: Machine, budget: int, given: bool) -> Choice:
+    if given:
+        return Choice("budget", format_size(budget), "as given")
+    left = format_size(machine.memory_available - budget)
+    free = format_size(machine.memory_available)
+    return Choice("budget", format_size(budget), f"{free} are free; {left} are left to others")
+
+
+def _weights(model: Outline, resident: frozenset[str], prediction: Prediction) -> Choice:
+    count, total = len(resident), len(model.segments)
+    streamed = prediction.sweep_bytes
+    if not streamed:
+        held = format_size(prediction.memory.resident)
+        return Choice("weights", f"{held} stay in memory", "everything fits the budget")
+    value = f"{count} of {total} segments stay, {format_size(streamed)} stream in every sweep"
+    if not count:
+        return Choice("weights", value, "no segment fits beside what must be there")
+    return Choice("weights", value, "what fits stays, spread evenly so that the disk is never idle")
+
+
+def _reading(machine: Machine, sizes: Sizes, read: DiskRate) -> Choice:
+    other = [d.bytes_s for d in machine.disk if d.mode != read.mode]
+    rate = f"{read.bytes_s / 1e9:.2f} GB/s"
+    why = f"the probe reached {rate} with {read.depth} of them at once"
+    if other:
+        kind = "buffered" if read.mode == "direct" else "direct"
+        why += f", {kind} reads {max(other) / 1e9:.2f} GB/s"
+    value = f"{read.mode}, {sizes.request_bytes >> 10} KiB, {sizes.io_threads} threads"
+    return Choice("reading", value, why)
+
+
+def _sweep(workload: Workload, sizes: Sizes) -> Choice:
+    tokens = workload.prompt_tokens * workload.concurrency
+    sweeps = -(-tokens // sizes.max_tokens)
+    value = f"up to {sizes.max_tokens} tokens"
+    if sweeps == 1:
+        return Choice("sweep", value, "the prompt goes through the weights once")
+    return Choice("sweep", value, f"{tokens} tokens of prompts take {sweeps} sweeps")
+
+
+def _context(workload: Workload, context: int, prediction: Prediction) -> Choice:
+    kv = format_size(prediction.memory.kv)
+    value = f"{context} positions for {workload.concurrency}, {kv} of f16 KV"
+    if workload.context is not None:
+        return Choice("context", value, "as given")
+    if context >= constants.DEFAULT_CONTEXT:
+        return Choice("context", value, "the usual length")
+    share = f"{constants.DEFAULT_KV_SHARE:.0%}"
+    return Choice("context", value, f"as much as the model has, or as {share} of the budget holds")
