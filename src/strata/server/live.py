@@ -2,6 +2,10 @@
 
 The first event, ``model``, is what does not change: names, Segments with their bytes, sizes. The
 others, ``state``, are what does. What is not known (yet) is null.
+
+Of the model's event, ``machine`` is ``{memory_bytes_per_s, disk_bytes_per_s, ops_per_s}`` as
+measured here, ``predicted`` is ``{output_tok_s, concurrency}``. The tier ``host`` may also have
+``ring_bytes`` (weights streaming through) and ``activations_bytes``.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from fastapi import APIRouter
@@ -65,7 +68,7 @@ def _state(service: Service, rates: _Rates) -> dict[str, Any]:
     engine = llm.engine
     used = status.kv_blocks - status.kv_blocks_free
     block_bytes = engine.kv_bytes // max(status.kv_blocks, 1)
-    rates.update()
+    rates.update(running=status.running > 0)
     return {
         "requests": {
             "running": status.running,
@@ -110,21 +113,19 @@ def _roofline(service: Service) -> dict[str, Any] | None:
         "flops_per_byte": cost.flops / max(cost.bytes, 1),
         "flops_per_s": cost.flops / seconds,
         "bytes_per_s": cost.bytes / seconds,
-        "peak_flops_per_s": None,
-        "peak_bytes_per_s": None,
     }
 
 
 @dataclass
 class _Mark:
-    time: float
+    busy_s: float
     sweeps: int
     tokens: int
     output: int
 
 
 class _Rates:
-    """Speeds over the last second or so; null while nothing happens."""
+    """Speeds while sweeping, over the last second or at least one sweep; null at rest."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -134,16 +135,18 @@ class _Rates:
         self.output_tok_s: float | None = None
 
     def _mark(self) -> _Mark:
-        status = self._service.bridge.status
-        output = self._service.metrics.output_tokens
-        return _Mark(perf_counter(), status.sweeps, status.tokens, output)
+        status, metrics = self._service.bridge.status, self._service.metrics
+        return _Mark(metrics.busy_s, status.sweeps, status.tokens, metrics.output_tokens)
 
-    def update(self) -> None:
-        """Compare with a second ago."""
+    def update(self, *, running: bool) -> None:
+        """Compare with a second ago. A sweep that takes longer leaves the speeds as they are."""
         now = self._mark()
-        self._marks = [*self._marks[-round(1 / self._service.settings.live_s) :], now]
-        then = self._marks[0]
-        seconds, sweeps = now.time - then.time, now.sweeps - then.sweeps
+        if not running:
+            self._marks = [now]
+        elif now.sweeps > self._marks[-1].sweeps:
+            self._marks = [*self._marks[-round(1 / self._service.settings.live_s) :], now]
+        then, now = self._marks[0], self._marks[-1]
+        seconds, sweeps = now.busy_s - then.busy_s, now.sweeps - then.sweeps
         if not sweeps or seconds <= 0:
             self.tokens_per_sweep = self.prompt_tok_s = self.output_tok_s = None
             return

@@ -62,6 +62,7 @@ class Metrics(Observer):
         self.cached_tokens = 0
         self.output_tokens = 0
         self.last_step_s: float | None = None
+        self.busy_s = 0.0
 
     def watch(self, llm: LLM, bridge: Bridge) -> None:
         """Ask these for the state whenever somebody reads the figures."""
@@ -85,6 +86,7 @@ class Metrics(Observer):
     def on_step(self, seconds: float, status: EngineStatus) -> None:
         """See Observer."""
         self.last_step_s = seconds
+        self.busy_s += seconds
         self._step_time.observe(seconds)
         if status.last is not None:
             self._sweep_tokens.observe(status.last.tokens)

@@ -2,7 +2,8 @@
 
 export const UNKNOWN = "–";
 
-const PREFIXES = ["", "k", "M", "G", "T", "P", "E"];
+/** Decimal prefixes, a thousand apart. */
+export const PREFIXES = ["", "k", "M", "G", "T", "P", "E"];
 
 /** Three significant digits of a finite number; the dash for null. */
 export function number(value) {

@@ -2,7 +2,7 @@
 // Fields that are null or missing are not known (yet) and are shown as a dash or left out.
 
 import { byId, el, setText } from "./dom.js";
-import { bytes, count, known, number, percent, scaled, seconds } from "./format.js";
+import { bytes, count, known, number, percent, scaled, seconds, UNKNOWN } from "./format.js";
 import { Roofline } from "./roofline.js";
 import { Sparkline } from "./sparkline.js";
 
@@ -25,6 +25,8 @@ export class Machine {
   #tiers = new Map();
   #cells = [];
   #lit = null;
+  /** The last speed that may be compared with the prediction. */
+  #reached = null;
   #roofline = new Roofline(byId("roofline"), byId("roofline-text"));
   #sparkline = new Sparkline(byId("sparkline"));
 
@@ -34,6 +36,7 @@ export class Machine {
     this.#tiers.clear();
     byId("tiers").replaceChildren();
     this.#lit = null;
+    this.#reached = null;
     this.#cells = model.segments.map((segment) => {
       const kind = segment.streamed ? "streamed" : "resident";
       const cell = el("span", {
@@ -74,17 +77,37 @@ export class Machine {
   }
 
   #speed({ actual, sweep, requests, totals }) {
-    const predicted = this.#model.predicted;
-    const expected = predicted?.output_tok_s ?? null;
-    setText(byId("rate"), known(actual.output_tok_s) ? number(actual.output_tok_s) : "0");
-    this.#sparkline.add(actual.output_tok_s ?? 0, expected);
-    setText(byId("predicted"), expected === null ? "no prediction" : predictedLine(actual, predicted));
+    const rate = actual.output_tok_s;
+    setText(byId("rate"), known(rate) ? number(rate) : requests.running ? UNKNOWN : "idle");
+    byId("rate-unit").hidden = !known(rate);
+    this.#sparkline.add(rate ?? 0, this.#model.predicted?.output_tok_s ?? null);
+    this.#compare(actual, requests);
     setText(byId("prompt-rate"), scaled(actual.prompt_tok_s, "tok/s"));
     setText(byId("per-sweep"), number(sweep.tokens_per_sweep));
     setText(byId("sweep-time"), seconds(sweep.seconds));
     const waiting = requests.waiting ? `, ${count(requests.waiting)} waiting` : "";
     setText(byId("requests"), `${count(requests.running)} running${waiting}`);
     setText(byId("totals"), `${count(totals.output_tokens)} out, ${count(totals.prompt_tokens)} in`);
+  }
+
+  /** What was predicted is for so many answers at once and no prompt being read beside them. */
+  #compare(actual, requests) {
+    const predicted = this.#model.predicted;
+    if (!known(predicted?.output_tok_s)) {
+      setText(byId("predicted"), "no prediction was made");
+      return;
+    }
+    const { output_tok_s: expected, concurrency = 1 } = predicted;
+    const rate = actual.output_tok_s;
+    if (requests.running === concurrency && known(rate) && actual.prompt_tok_s < 1) {
+      this.#reached = rate;
+    }
+    const together = concurrency > 1 ? ` with ${count(concurrency)} at once` : "";
+    const reached =
+      this.#reached === null
+        ? ""
+        : ` · reached ${number(this.#reached)} (${percent(this.#reached / expected)})`;
+    setText(byId("predicted"), `predicted ${number(expected)} tok/s${together}${reached}`);
   }
 
   #tier(tier) {
@@ -189,12 +212,6 @@ function segmentsLine(segments) {
     `${count(resident.length)} resident (${sum(resident)}), ` +
     `${count(streamed.length)} streamed (${sum(streamed)})`
   );
-}
-
-function predictedLine(actual, predicted) {
-  const expected = `predicted ${number(predicted.output_tok_s)}`;
-  if (!known(actual.output_tok_s)) return expected;
-  return `${expected}, actual ${percent(actual.output_tok_s / predicted.output_tok_s)} of it`;
 }
 
 function ceilings(machine) {

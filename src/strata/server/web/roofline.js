@@ -3,13 +3,13 @@
 // Williams, Waterman, Patterson: Roofline, CACM 52(4), 2009.
 
 import { svg } from "./dom.js";
-import { known, number, percent, scaled } from "./format.js";
+import { known, number, percent, PREFIXES, scaled } from "./format.js";
 
 const WIDTH = 340;
-const HEIGHT = 216;
+const HEIGHT = 224;
 const LEFT = 46;
 const RIGHT = 10;
-const TOP = 12;
+const TOP = 20;
 const BOTTOM = 34;
 
 export class Roofline {
@@ -55,8 +55,8 @@ export class Roofline {
         svg("line", { class: "grid", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM }),
         svg(
           "text",
-          { class: "tick", x: at, y: HEIGHT - BOTTOM + 13, "text-anchor": "middle" },
-          power < 0 ? String(10 ** power) : scaled(10 ** power, "").trim(),
+          { class: "tick", x: at, y: HEIGHT - BOTTOM + 13, "text-anchor": power === x[1] ? "end" : "middle" },
+          tick(power),
         ),
       );
     }
@@ -67,7 +67,7 @@ export class Roofline {
         svg(
           "text",
           { class: "tick", x: LEFT - 6, y: at + 3.5, "text-anchor": "end" },
-          scaled(10 ** power, "").trim(),
+          tick(power),
         ),
       );
     }
@@ -77,7 +77,7 @@ export class Roofline {
         { class: "axis", x: WIDTH - RIGHT, y: HEIGHT - 4, "text-anchor": "end" },
         "operations per byte",
       ),
-      svg("text", { class: "axis", x: 0, y: HEIGHT - 4 }, "operations per second"),
+      svg("text", { class: "axis", x: 0, y: 9 }, "operations per second"),
     );
     const { memory_bytes_per_s: memory, disk_bytes_per_s: disk, ops_per_s: top } = ceilings;
     if (known(disk)) parts.push(...slope(disk, top, { x, y }, "disk", "disk"));
@@ -158,6 +158,13 @@ function place(value, [low, high], from, to) {
 
 function powers([low, high]) {
   return Array.from({ length: high - low + 1 }, (_, index) => low + index);
+}
+
+/** A power of ten as an axis says it: 0.1, 1, 10, 100, 1 k ... */
+function tick(power) {
+  if (power < 0) return String(10 ** power);
+  const prefix = Math.min(Math.floor(power / 3), PREFIXES.length - 1);
+  return `${10 ** (power - 3 * prefix)}\u00a0${PREFIXES[prefix]}`.trim();
 }
 
 function words(point, ceilings) {
