@@ -39,6 +39,8 @@ constexpr FormatInfo kFormats[] = {
     {Format::TQ1_0, 256, 54, ActKind::f32, false},
     {Format::TQ2_0, 256, 66, ActKind::f32, false},
     {Format::NVFP4, 64, 36, ActKind::f32, false},
+    {Format::Q1_0, 128, 18, ActKind::f32, false},
+    {Format::Q2_0, 64, 18, ActKind::f32, false},
     {Format::F8_E4M3_B128, 128, 132, ActKind::f32, false},
 };
 
@@ -214,6 +216,18 @@ void decode_nvfp4(const uint8_t* b, float* out) {
   }
 }
 
+void decode_q1_0(const uint8_t* b, float* out) {
+  const float d = load_half(b);
+  for (int i = 0; i < 128; ++i) out[i] = (b[2 + i / 8] >> i % 8) & 1 ? d : -d;
+}
+
+void decode_q2_0(const uint8_t* b, float* out) {
+  const float d = load_half(b);
+  for (int i = 0; i < 64; ++i) {
+    out[i] = d * static_cast<float>(((b[2 + i / 4] >> 2 * (i % 4)) & 3) - 1);
+  }
+}
+
 void decode_f8_b128(const uint8_t* b, float* out) {
   static const auto values = [] {
     std::array<float, 256> v{};
@@ -241,6 +255,8 @@ BlockDecoder block_decoder(Format f) {
     case Format::TQ1_0: return decode_tq1_0;
     case Format::TQ2_0: return decode_tq2_0;
     case Format::NVFP4: return decode_nvfp4;
+    case Format::Q1_0: return decode_q1_0;
+    case Format::Q2_0: return decode_q2_0;
     case Format::F8_E4M3_B128: return decode_f8_b128;
     default: return nullptr;
   }
