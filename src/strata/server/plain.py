@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -13,6 +12,8 @@ from strata.errors import UsageError
 from strata.server.errors import OpenAIError, ShuttingDown, documented
 from strata.server.replies import Reply
 from strata.server.service import Service
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class TokenizeRequest(BaseModel):
@@ -89,6 +90,6 @@ def router(service: Service) -> APIRouter:
     )
     async def metrics() -> Response:
         """Figures in Prometheus's text format."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(service.metrics.text(), media_type=METRICS_TYPE)
 
     return routes
