@@ -140,7 +140,7 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
         const Range range = {begin, end, begin == 0, end == blocks, limit};
         row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
           // With few rows memory is the limit: the whole panel at once, so that it is read once.
-          constexpr int kTogether = rows.value <= 2 ? kPanelParts : 1;
+          constexpr int kTogether = rows.value <= 2 && kVectors ? kPanelParts : 1;
           for (int part = 0; part < kPanelParts; part += kTogether) {
             tile<kFormat, rows.value, kTogether>(a, range, row, panel, part,
                                                  scratch + (row - first) * kPanel);

@@ -17,7 +17,7 @@ using U8v = __m256i;
 inline constexpr int kWidth = 8;
 inline constexpr int kTileRows = 4;
 inline constexpr int kFloatRows = 6;
-inline constexpr bool kFusedFma = true;
+inline constexpr bool kVectors = true;
 
 STRATA_INLINE F32v vload(const float* p) { return _mm256_loadu_ps(p); }
 STRATA_INLINE void vstore(float* p, F32v v) { _mm256_storeu_ps(p, v); }

@@ -26,7 +26,7 @@ inline constexpr int kWidth = 16;
 inline constexpr int kTileRows = 8;
 // The same for float weights, two vectors of them at a time.
 inline constexpr int kFloatRows = 12;
-inline constexpr bool kFusedFma = true;
+inline constexpr bool kVectors = true;
 
 // Float lanes.
 STRATA_INLINE F32v vload(const float* p) { return _mm512_loadu_ps(p); }

@@ -17,7 +17,7 @@ using U8v = uint8x16_t;
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 8;
 inline constexpr int kFloatRows = 8;
-inline constexpr bool kFusedFma = true;
+inline constexpr bool kVectors = true;
 
 STRATA_INLINE F32v vload(const float* p) { return vld1q_f32(p); }
 STRATA_INLINE void vstore(float* p, F32v v) { vst1q_f32(p, v); }

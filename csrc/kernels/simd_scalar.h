@@ -13,9 +13,9 @@ struct F32v { float v[4]; };
 struct I32v { int32_t v[4]; };
 struct U8v { uint8_t v[16]; };
 inline constexpr int kWidth = 4;
-inline constexpr int kTileRows = 2;
-inline constexpr int kFloatRows = 4;
-inline constexpr bool kFusedFma = false;
+inline constexpr int kTileRows = 1;
+inline constexpr int kFloatRows = 2;
+inline constexpr bool kVectors = false;   // only code size to gain from smaller tiles
 
 template <class R, class F> STRATA_INLINE R lanes(F f) {
   R r;
