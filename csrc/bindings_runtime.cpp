@@ -474,5 +474,8 @@ void bind_runtime(nb::module_& m) {
       .def("take_times", &SegmentBuilder::take_times)
       .def("run", &SegmentBuilder::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a,
            "max_rows"_a, "out"_a = nb::none());
+  m.def("partials_bytes", &partials_bytes, "heads"_a, "kv_heads"_a, "head_dim"_a, "threads"_a,
+        "sequences"_a, "positions"_a,
+        "The most that split attention takes beside the arena it was given.");
   m.attr("KV_BLOCK") = kKvBlock;
 }

@@ -111,27 +111,6 @@ void load(const std::vector<std::tuple<std::shared_ptr<WeightPlace>,
   load_weights(loads, threads, request_bytes, &check_signals, counters);
 }
 
-nb::dict counts(int64_t wanted, int64_t from_disk, int64_t reads, double reading_s) {
-  nb::dict d;
-  d["wanted"] = wanted;
-  d["from_disk"] = from_disk;
-  d["reads"] = reads;
-  d["reading_s"] = reading_s;
-  return d;
-}
-
-nb::dict counts(const ReadCounters& c) {
-  return counts(c.wanted, c.from_disk, c.reads, c.busy.seconds());
-}
-
-nb::dict stream_stats(const Stream& stream) {
-  const Stream::Stats s = stream.stats();
-  nb::dict d = counts(s.wanted, s.from_disk, s.reads, s.reading_s);
-  d["waited_s"] = s.waited_s;
-  d["full_s"] = s.full_s;
-  return d;
-}
-
 }  // namespace
 }  // namespace strata
 
@@ -140,7 +119,10 @@ void bind_stream(nb::module_& m) {
   nb::exception<ReadError>(m, "ReadError", PyExc_RuntimeError);
   nb::class_<ReadCounters>(m, "ReadCounters")
       .def(nb::init<>())
-      .def("counts", [](const ReadCounters& c) { return counts(c); });
+      .def_prop_ro("wanted", [](const ReadCounters& c) { return c.wanted.load(); })
+      .def_prop_ro("from_disk", [](const ReadCounters& c) { return c.from_disk.load(); })
+      .def_prop_ro("reads", [](const ReadCounters& c) { return c.reads.load(); })
+      .def_prop_ro("reading_s", [](const ReadCounters& c) { return c.busy.seconds(); });
   nb::class_<WeightFile>(m, "WeightFile")
       .def("__init__",
            [](WeightFile* self, const std::string& path, uint64_t device, uint64_t inode,
@@ -181,7 +163,9 @@ void bind_stream(nb::module_& m) {
            "order"_a)
       .def_prop_ro("ring_bytes", [](const Stream& s) { return s.ring_bytes(); })
       .def_prop_ro("staging_bytes", [](const Stream& s) { return s.staging_bytes(); })
-      .def("stats", &stream_stats);
+      .def_prop_ro("counters", [](const Stream& s) -> const ReadCounters& { return s.counters(); })
+      .def_prop_ro("waited_s", [](const Stream& s) { return s.times().waited_s; })
+      .def_prop_ro("full_s", [](const Stream& s) { return s.times().full_s; });
   m.def("stream_memory",
         [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads,
            int64_t request_bytes) {

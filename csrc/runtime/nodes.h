@@ -99,6 +99,10 @@ std::unique_ptr<Node> make_rope(RopeSpec spec);
 // Store k and v, attend, merge: three nodes.
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec);
 
+// The most that Arena::partials comes to for so many sequences of so many positions.
+int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t head_dim, int threads,
+                       int64_t sequences, int64_t positions);
+
 // Applies a row function to columns [c0, c1) of one row (whole rows for norms); c0 and c1 are
 // multiples of kActBlock or the row's end.
 void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int64_t c1,

@@ -7,6 +7,14 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Query rows that are attended for together, as many as `attend` may hold.
+int64_t query_tile(int64_t heads, int64_t kv_heads) {
+  return std::max<int64_t>(1, kQueryTile / (heads / kv_heads));
+}
+
+// With as many tiles of heads there is enough to share out.
+constexpr int64_t kTilesPerThread = 8;
+
 const KvKernels& kernels(const Context& c) {
   return c.step_kernels->kv[static_cast<int>(c.kv->type())];
 }
@@ -77,7 +85,7 @@ class AttendNode final : public Node {
   AttendNode(AttentionSpec spec, std::shared_ptr<Cut> cut) : s_(spec), cut_(std::move(cut)) {}
 
   int64_t begin(const Context& c) override {
-    tile_ = std::max<int64_t>(1, kQueryTile / (s_.heads / s_.kv_heads));
+    tile_ = query_tile(s_.heads, s_.kv_heads);
     int64_t tiles = 0, longest = 0, most_rows = 0;
     for (const Span& span : c.step->spans) {
       tiles += ceil_div(span.rows, tile_);
@@ -86,7 +94,8 @@ class AttendNode final : public Node {
     }
     cut_->splits = ceil_div(longest, kKvBlock * kSplitBlocks);
     // Splitting pays when sequences are long and there are too few tiles to share out.
-    cut_->split = cut_->splits > 1 && most_rows <= tile_ && tiles * s_.kv_heads < 8 * c.threads;
+    cut_->split = cut_->splits > 1 && most_rows <= tile_ &&
+                  tiles * s_.kv_heads < kTilesPerThread * c.threads;
     if (cut_->split) {
       cut_->partial_stride = most_rows * s_.heads * cut_->splits * partial_floats(s_.head_dim);
       cut_->partials = c.arena->partials(static_cast<size_t>(cut_->partial_stride) *
@@ -163,6 +172,16 @@ class MergeNode final : public Node {
 };
 
 }  // namespace
+
+int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t head_dim, int threads,
+                       int64_t sequences, int64_t positions) {
+  const int64_t splits = ceil_div(positions, kKvBlock * kSplitBlocks);
+  if (splits <= 1) return 0;
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(kTilesPerThread * threads, kv_heads) - 1);
+  const int64_t floats = std::min(sequences, tiles) * query_tile(heads, kv_heads) * heads *
+                         splits * partial_floats(head_dim);
+  return static_cast<int64_t>(Arena::partials_room(static_cast<size_t>(floats)));
+}
 
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec) {
   auto cut = std::make_shared<Cut>();

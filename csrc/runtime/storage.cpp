@@ -90,7 +90,7 @@ float* Arena::partials(size_t floats) {
   const size_t bytes = floats * sizeof(float);
   if (!partials_ || partials_->size() < bytes) {
     partials_.reset();
-    partials_ = std::make_unique<AlignedBytes>(bytes + bytes / 2, false);
+    partials_ = std::make_unique<AlignedBytes>(partials_room(floats), false);
   }
   return reinterpret_cast<float*>(partials_->data());
 }

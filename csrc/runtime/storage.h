@@ -92,6 +92,8 @@ class Arena {
   }
   // Partial results of split attention, shared by all layers; not while a phase runs that uses it.
   float* partials(size_t floats);
+  // Bytes that asking for so many comes to: with room to grow.
+  static size_t partials_room(size_t floats) { return floats * sizeof(float) * 3 / 2; }
   int threads() const { return threads_; }
   size_t scratch_floats() const { return stride_; }
   int64_t nbytes() const {

@@ -273,12 +273,11 @@ void Stream::check_files() const {
   for (const auto& file : files_) file->check_unchanged();
 }
 
-Stream::Stats Stream::stats() const {
+Stream::Times Stream::times() const {
   std::lock_guard<std::mutex> hold(lock_);
   double full = full_s_;
   if (alive_ > 0 && idle_ == alive_) full += seconds(Clock::now() - idle_since_);
-  return {counters_.wanted, counters_.from_disk, counters_.reads, counters_.busy.seconds(),
-          waited_s_, full};
+  return {waited_s_, full};
 }
 
 }  // namespace strata

@@ -54,13 +54,12 @@ class Stream {
   // Bytes of ring that a piece takes.
   static int64_t ring_bytes(const Piece& piece);
 
-  struct Stats {
-    int64_t wanted, from_disk, reads;
-    double reading_s;   // some read was under way
+  const ReadCounters& counters() const { return counters_; }
+  struct Times {
     double waited_s;    // the caller waited for a piece
     double full_s;      // no thread had anything to do, because the ring was full
   };
-  Stats stats() const;
+  Times times() const;
 
  private:
   using Clock = std::chrono::steady_clock;

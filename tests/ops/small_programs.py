@@ -27,6 +27,9 @@ class MemoryWeights:
     def type(self, weight: Weight) -> BlockType:
         return by_name("F32")
 
+    def place(self, weight: Weight) -> None:
+        """In no file."""
+
     def raw(self, weight: Weight) -> NDArray[np.uint8]:
         return self.arrays[weight.source].reshape(-1).view(np.uint8)
 

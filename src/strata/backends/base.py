@@ -49,6 +49,20 @@ class Step:
     out_rows: NDArray[np.int32]
 
 
+class Books(Protocol):
+    """Who owns how many bytes: asked before anything large is allocated."""
+
+    def take(self, owner: str, nbytes: int) -> None:
+        """Enter ``nbytes`` more for an owner; raises a StrataError where there is no room."""
+
+
+class NoBooks:
+    """Books of somebody who has no limit."""
+
+    def take(self, owner: str, nbytes: int) -> None:
+        """Nothing is noted."""
+
+
 class KVCache(Protocol):
     """KV blocks of all layers; a block id is valid in every layer."""
 

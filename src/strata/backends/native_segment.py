@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 import strata._native as _native
 from strata.backends.base import Step
 from strata.backends.lower import Node, lower
+from strata.backends.pieces import Matrix, Piece, cut
 from strata.backends.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.program import Op, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS
+
+Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
+"""Pieces in the order of their use: panels as (place, part of the product, first, end)."""
 
 # Nodes that write the int8 form themselves; any other has a copy node behind it.
 _QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
@@ -22,18 +26,23 @@ _QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
 
 @dataclass(frozen=True)
 class Parameters:
-    """A Segment's weights: matrices packed, vectors as floats, and where RoPE tables come from."""
+    """A Segment's weights, and where RoPE tables come from.
 
-    packed: Mapping[str, Any]
+    Matrices are packed (PackedWeight), streamed (WeightPlace) in pieces of ``piece_bytes``, or
+    looked up in their file (FileRows); vectors are floats.
+    """
+
+    matrices: Mapping[str, Any]
     floats: Mapping[str, NDArray[np.float32]]
     rope: Callable[[NDArray[np.float32], float], Any]
+    piece_bytes: int = 0
 
 
 class NativeSegment:
     """A lowered Segment and its packed weights.
 
     The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
-    are written to an array of the caller's.
+    are written to an array of the caller's. ``track`` are the pieces of streamed weights.
     """
 
     def __init__(
@@ -41,12 +50,18 @@ class NativeSegment:
     ) -> None:
         self.segment = segment
         self._parameters = parameters
+        self.track: Track = []
         self._rows = {"T": max_tokens, "R": max_out_rows}
         self._max_tokens = max_tokens
         self._native = _native.Segment()
         self.node_ops: list[str] = []
+        self.node_parts: list[tuple[Op, ...]] = []
         program = segment.program
-        quantised = {n: bool(w.quantised_input) for n, w in parameters.packed.items()}
+        quantised = {
+            name: bool(weight.quantised_input)
+            for name, weight in parameters.matrices.items()
+            if not isinstance(weight, _native.FileRows)
+        }
         lowered = lower(program, quantised)
         self._external = program.outputs[0] if "logits" in segment.outputs else None
         if len(program.outputs) != 1 or len(program.inputs) > 1:
@@ -62,7 +77,10 @@ class NativeSegment:
             if name in lowered.q8:
                 self._quantise(name)
         for node in lowered.nodes:
+            first = len(self.node_parts)
             self._build(node)
+            # Of an Op that takes several native nodes only the first one says so.
+            self.node_parts[first] = tuple(node.ops)
             for name in node.writes:
                 made = node.glu.kind if node.glu and name == node.glu.output else node.op.kind
                 if name in lowered.q8 and made not in _QUANTISES:
@@ -74,8 +92,19 @@ class NativeSegment:
     @property
     def nbytes(self) -> int:
         """Bytes of weights held."""
-        matrices = sum(int(w.nbytes) for w in self._parameters.packed.values())
-        return matrices + sum(f.nbytes for f in self._parameters.floats.values())
+        matrices = self._parameters.matrices.values()
+        packed = sum(int(w.nbytes) for w in matrices if isinstance(w, _native.PackedWeight))
+        return packed + sum(f.nbytes for f in self._parameters.floats.values())
+
+    @property
+    def external(self) -> int:
+        """Width of the output that goes into an array of the caller's; 0 if there is none."""
+        name = self._external
+        return 0 if name is None else self.segment.program.values[name].width
+
+    def attach(self, stream: _native.Stream, number: int) -> None:
+        """Take streamed weights from the stream's track ``number``, which is this ``track``."""
+        self._native.attach(stream, number)
 
     @property
     def arena_bytes(self) -> int:
@@ -103,7 +132,8 @@ class NativeSegment:
         self._native.set_timing(on)
 
     def take_times(self) -> list[tuple[str, float]]:
-        """Op kind and seconds of each node since the last call."""
+        """Op kind and seconds of each node since the last call. ``node_ops`` are the kinds alone,
+        ``node_parts`` the Ops that each node does."""
         return list(zip(self.node_ops, self._native.take_times(), strict=False))
 
     def _row_count(self, name: str) -> int:
@@ -111,7 +141,9 @@ class NativeSegment:
         return dim if isinstance(dim, int) else self._rows[dim]
 
     def _mark(self, kind: str) -> None:
-        self.node_ops += [kind] * (int(self._native.nodes) - len(self.node_ops))
+        added = int(self._native.nodes) - len(self.node_ops)
+        self.node_ops += [kind] * added
+        self.node_parts += [()] * added
 
     def _quantise(self, name: str) -> None:
         self._row("copy", name, self._ids[name])
@@ -127,12 +159,12 @@ class NativeSegment:
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         elif op.kind == "embed":
-            table = self._parameters.packed[op.inputs[0]]
+            table = self._parameters.matrices[op.inputs[0]]
             self._native.embed(table, op.attrs["scale"], self._ids[op.output])
         elif op.kind == "add_positions":
             self._native.add_positions(
                 self._ids[op.inputs[0]],
-                self._parameters.packed[op.inputs[1]],
+                self._parameters.matrices[op.inputs[1]],
                 op.attrs["offset"],
                 self._ids[op.output],
             )
@@ -169,7 +201,7 @@ class NativeSegment:
             _, weight, *bias = product.op.inputs
             parts.append(
                 (
-                    self._parameters.packed[weight],
+                    self._parameters.matrices[weight],
                     self._ids[product.output],
                     self._parameters.floats[bias[0]] if bias else None,
                     None if product.residual is None else self._ids[product.residual],
@@ -181,8 +213,19 @@ class NativeSegment:
                 ACTIVATIONS.index(node.glu.attrs["function"]),
                 self._ids[node.glu.output],
             )
-        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu)
+        pieces = self._cut([part[0] for part in parts], together=glu is not None)
+        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(pieces))
         self._mark("matmul")
+
+    def _cut(self, weights: list[Any], *, together: bool) -> list[Piece]:
+        """The pieces of a product whose weights are streamed; none for packed ones."""
+        if not isinstance(weights[0], _native.WeightPlace):
+            return []
+        shapes = [Matrix(int(w.panels), int(w.panel_bytes)) for w in weights]
+        pieces = cut(shapes, self._parameters.piece_bytes, together=together)
+        for piece in pieces:
+            self.track.append([(weights[r.part], r.part, r.first, r.end) for r in piece])
+        return pieces
 
     def _build_rope(self, op: Op) -> None:
         frequency = np.array(op.attrs["inv_freq"], np.float32)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.errors import StrataError
 from strata.formats import ModelFile
+from strata.formats.disk_file import DiskFile
+from strata.formats.fp8 import BLOCK as FP8_BLOCK
 from strata.program import Weight
 from strata.quant import BlockType, by_name, dequantize
 
@@ -15,6 +20,28 @@ _FLOATS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 class WeightError(StrataError):
     """A weight that the file does not hold in the shape or type that the model needs."""
+
+
+class WeightReadError(StrataError):
+    """The file failed while weights were read from it, or is not the one that was opened."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a matrix [n, k] lies in its file, for backends that read it themselves.
+
+    ``storage`` is ``rows`` (row after row in the block type, from ``offset`` on), ``columns``
+    (plain numbers in lines of ``stored_width``; our rows are columns from ``first_column`` on) or
+    ``scaled`` (rows of 8-bit floats, their scales in ``factors``: float32, of 1, n or n / 128
+    (rounded up) rows and 1 or k / 128 columns).
+    """
+
+    file: DiskFile
+    offset: int
+    storage: Literal["rows", "columns", "scaled"] = "rows"
+    stored_width: int = 0
+    first_column: int = 0
+    factors: NDArray[np.float32] | None = None
 
 
 class WeightSource:
@@ -28,15 +55,36 @@ class WeightSource:
         stored = self._file.tensors[weight.source].type
         return by_name("F32") if weight.transform == "add_one" else stored
 
+    def place(self, weight: Weight) -> Place | None:
+        """Where a matrix is; None for one that only ``raw`` can give."""
+        info = self._file.tensors[weight.source]
+        if weight.transform == "add_one" or len(weight.shape) != 2:
+            return None
+        stored = self._file.stored(weight.source)
+        first = 0 if weight.rows is None else weight.rows[0]
+        if weight.transform == "transpose":
+            self._check_transposable(weight)
+            return Place(stored.file, stored.offset, "columns", info.shape[1], first)
+        if stored.factors is not None:
+            factors = _factors_from(stored.factors, first, weight.shape[0], info.shape[0])
+            offset = stored.offset + first * weight.shape[1]
+            return Place(stored.file, offset, "scaled", factors=factors)
+        row = info.type.tensor_nbytes((weight.shape[1],))
+        return Place(stored.file, stored.offset + first * row)
+
+    def _check_transposable(self, weight: Weight) -> None:
+        info = self._file.tensors[weight.source]
+        if info.type.name not in _FLOATS:
+            raise WeightError(
+                f"tensor '{info.name}': {info.type.name} cannot be transposed; "
+                f"use a file with F32, F16 or BF16 for this tensor"
+            )
+
     def raw(self, weight: Weight) -> NDArray[np.uint8]:
         """The weight's bytes in its block type, row after row."""
         info = self._file.tensors[weight.source]
         if weight.transform == "transpose":
-            if info.type.name not in _FLOATS:
-                raise WeightError(
-                    f"tensor '{info.name}': {info.type.name} cannot be transposed; "
-                    f"use a file with F32, F16 or BF16 for this tensor"
-                )
+            self._check_transposable(weight)
             stored = self._file.read(info.name).view(_FLOATS[info.type.name]).reshape(info.shape)
             rows = stored.T if weight.rows is None else stored.T[slice(*weight.rows)]
             return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
@@ -50,3 +98,15 @@ class WeightSource:
     def floats(self, weight: Weight) -> NDArray[np.float32]:
         """The weight as float32, in its shape."""
         return dequantize(self.type(weight), self.raw(weight), weight.shape)
+
+
+def _factors_from(
+    factors: NDArray[np.float32], first: int, rows: int, all_rows: int
+) -> NDArray[np.float32]:
+    """The scales of ``rows`` rows from ``first`` on of a tensor of ``all_rows``."""
+    if len(factors) == 1 or rows == all_rows:
+        return factors
+    if len(factors) < all_rows and first % FP8_BLOCK == 0:
+        return factors[first // FP8_BLOCK :][: -(-rows // FP8_BLOCK)]
+    each = 1 if len(factors) == all_rows else FP8_BLOCK
+    return np.ascontiguousarray(factors[np.arange(first, first + rows) // each])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from strata.formats.errors import (
@@ -16,8 +17,18 @@ from strata.formats.errors import (
 )
 
 
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells a file from one that was put in its place or written over."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
 class DiskFile:
-    """A regular file, its size at opening, and exact reads that do not move a shared position."""
+    """A regular file, its identity and size at opening, and exact reads from any thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,7 +44,9 @@ class DiskFile:
             raise FileUnreadableError(f"{path} cannot be opened: {error.strerror}") from None
         except ValueError as error:
             raise FileUnreadableError(f"{shown(str(path))} is not a path: {error}") from None
-        self.size = os.fstat(self._fd).st_size
+        seen = os.fstat(self._fd)
+        self.identity = FileIdentity(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        self.size = seen.st_size
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`; ShortReadError if the file has become shorter."""
@@ -60,6 +73,11 @@ class DiskFile:
                     "there when it was opened: the file changed; download or copy it again"
                 )
             done += got
+
+    def forget_cached(self) -> None:
+        """Give back the page cache that the file takes, where the system lets us."""
+        if self._fd >= 0 and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Give the descriptor back; safe to call twice."""

@@ -32,6 +32,17 @@ class Fp8Weight:
     weight: TensorInfo
     scale: TensorInfo
 
+    def factors(self, scale: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The scale, of which `scale` holds all bytes, as float32 [rows, columns]: one of each, or
+        rows for all n or for each 128 of them, and columns for each 128 of k."""
+        n, k = self.weight.shape
+        numbers = dequantize(self.scale.type, scale, self.scale.shape)
+        if numbers.size == 1:
+            return numbers.reshape(1, 1)
+        if self.scale.shape[0] == n and numbers.size == n:
+            return numbers.reshape(n, 1)
+        return numbers.reshape(-1, k // BLOCK)
+
     def interleave(
         self, weight: NDArray[np.uint8], scale: NDArray[np.uint8], first_row: int
     ) -> NDArray[np.uint8]:
@@ -42,15 +53,11 @@ class Fp8Weight:
         n, k = self.weight.shape
         groups = k // BLOCK
         rows = weight.size // k
-        factors = dequantize(self.scale.type, scale, self.scale.shape)
-        if factors.size == 1:
-            factors = np.broadcast_to(factors.reshape(1, 1), (rows, groups))
-        elif self.scale.shape[0] == n and factors.size == n:
-            factors = np.broadcast_to(factors.reshape(n, 1), (n, groups))
-            factors = factors[first_row : first_row + rows]
-        else:
-            factors = factors[np.arange(first_row, first_row + rows) // BLOCK]
+        factors = self.factors(scale)
+        each = {1: n, n: 1}.get(len(factors), BLOCK)
+        factors = factors[np.arange(first_row, first_row + rows) // each]
         out = np.empty((rows, groups, _SCALED.nbytes), dtype=np.uint8)
+        factors = np.broadcast_to(factors, (rows, groups))
         out[:, :, :4] = np.ascontiguousarray(factors, dtype="<f4")[:, :, None].view(np.uint8)
         out[:, :, 4:] = weight.reshape(rows, groups, BLOCK)
         return out.reshape(rows, groups * _SCALED.nbytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal
@@ -28,6 +29,19 @@ Kind = Literal["gguf", "huggingface"]
 Rows = tuple[int, int]
 # Rows of 8-bit weights put together at a time, so that reading needs little beside its result.
 _FP8_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the bytes of a tensor begin, for those who read them without `ModelFile`.
+
+    The rows follow each other in the tensor's block format. Those of F8_E4M3_B128 are k bytes each
+    and have their scales in `factors` (see `Fp8Weight.factors`), which is None for other types.
+    """
+
+    file: DiskFile
+    offset: int
+    factors: NDArray[np.float32] | None
 
 
 class ModelFile:
@@ -112,6 +126,21 @@ class ModelFile:
             self._read_fp8(self._fp8[name], buffer, rows or (0, info.shape[0]))
         else:
             self._file(info).readinto(info.offset + start, buffer.reshape(-1).data)
+
+    def stored(self, name: str) -> Stored:
+        """Where the tensor is. Reads the scales of 8-bit tensors and nothing else."""
+        info = self._info(name)
+        if name not in self._fp8:
+            return Stored(self._file(info), info.offset, None)
+        source = self._fp8[name]
+        scale = np.empty(source.scale.nbytes, dtype=np.uint8)
+        self._file(source.scale).readinto(source.scale.offset, scale.data)
+        return Stored(self._file(source.weight), source.weight.offset, source.factors(scale))
+
+    def forget_cached(self) -> None:
+        """Give back the page cache that the files take, where the system lets us."""
+        for file in self._files.values():
+            file.forget_cached()
 
     def _read_fp8(self, source: Fp8Weight, buffer: NDArray[np.uint8], rows: Rows) -> None:
         k = source.weight.shape[1]

@@ -1,0 +1,158 @@
+"""Reading weights natively: files opened once, places of weights in them, parallel loading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import strata._native as _native
+from strata.backends.weights import WeightError, WeightReadError, WeightSource
+from strata.formats.disk_file import DiskFile
+from strata.program import Weight
+from strata.quant import BlockType
+
+# Block formats that no GGUF file has, by their ids in csrc/kernels/kernels.h.
+_OWN_FORMATS = {"F8_E4M3_B128": 1000}
+
+Load = tuple[_native.WeightPlace, _native.PackedWeight]
+"""A weight in its file, and the memory that it goes to."""
+
+_STORAGE = {"rows": 0, "columns": 1, "scaled": 2}
+
+
+def native_id(block_type: BlockType) -> int:
+    """The id in csrc/kernels/kernels.h; one without kernels gets an id that no kernel knows."""
+    own = _OWN_FORMATS.get(block_type.name, block_type.gguf_id)
+    return -1 if own is None else own
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: ``threads`` reads of at most ``request_bytes`` at a time.
+
+    ``direct`` reads go past the page cache where the file system can. Buffered ones leave nothing
+    in it with ``drop_behind``.
+    """
+
+    threads: int = 4
+    request_bytes: int = 2 << 20
+    direct: bool = False
+    drop_behind: bool = False
+
+
+@dataclass(frozen=True)
+class ReadCounts:
+    """Bytes of weights read so far, bytes that the system was asked for (alignment adds some), and
+    seconds during which some read was under way."""
+
+    wanted: int = 0
+    from_disk: int = 0
+    reads: int = 0
+    reading_s: float = 0.0
+
+
+@contextmanager
+def read_errors() -> Iterator[None]:
+    """Turns the native reader's error into WeightReadError."""
+    try:
+        yield
+    except _native.ReadError as error:
+        raise WeightReadError(str(error)) from None
+
+
+class WeightReader:
+    """Loads weights, and says where streamed ones are."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+        self.counters = _native.ReadCounters()
+        self.row_counters = _native.ReadCounters()
+        self._files: dict[Path, _native.WeightFile] = {}
+
+    def place(self, weight: Weight, source: WeightSource) -> _native.WeightPlace | None:
+        """Where a matrix is; None for one that has to be read through ``source``."""
+        found = source.place(weight)
+        if found is None:
+            return None
+        n, k = weight.shape
+        try:
+            return _native.WeightPlace(
+                self._file(found.file),
+                found.offset,
+                native_id(source.type(weight)),
+                n,
+                k,
+                _STORAGE[found.storage],
+                found.stored_width,
+                found.first_column,
+                None if found.factors is None else np.ascontiguousarray(found.factors, np.float32),
+            )
+        except ValueError as error:
+            raise _unusable(weight, source, error) from None
+
+    def rows(self, place: _native.WeightPlace) -> _native.FileRows:
+        """A table that stays on disk, of which rows are fetched."""
+        return _native.FileRows(place, self.row_counters)
+
+    def allocate(self, weight: Weight, source: WeightSource) -> _native.PackedWeight:
+        """Memory for a matrix in packed form, not filled."""
+        n, k = weight.shape
+        try:
+            return _native.PackedWeight(native_id(source.type(weight)), n, k)
+        except ValueError as error:
+            raise _unusable(weight, source, error) from None
+
+    def load(self, loads: Sequence[Load]) -> None:
+        """Fill packed weights from their places; WeightReadError if a file fails."""
+        if loads:
+            with read_errors():
+                _native.load_weights(
+                    loads, self.reading.threads, self.reading.request_bytes, self.counters
+                )
+
+    @property
+    def direct(self) -> bool:
+        """Whether files are in fact read past the page cache."""
+        return all(file.direct for file in self._files.values()) and bool(self._files)
+
+    def cached_bytes(self) -> int:
+        """Page cache that the opened files take, whoever brought it there."""
+        return sum(int(file.cached_bytes) for file in self._files.values())
+
+    def _file(self, file: DiskFile) -> _native.WeightFile:
+        if file.path not in self._files:
+            seen = file.identity
+            with read_errors():
+                self._files[file.path] = _native.WeightFile(
+                    str(file.path),
+                    seen.device,
+                    seen.inode,
+                    seen.size,
+                    seen.mtime_ns,
+                    self.reading.direct,
+                    self.reading.drop_behind,
+                )
+        return self._files[file.path]
+
+
+def packed_nbytes(weight: Weight, source: WeightSource) -> int:
+    """Bytes that a matrix takes in packed form."""
+    n, k = weight.shape
+    try:
+        return int(_native.packed_bytes(native_id(source.type(weight)), n, k))
+    except ValueError as error:
+        raise _unusable(weight, source, error) from None
+
+
+def counts(counters: _native.ReadCounters) -> ReadCounts:
+    """What native counters have counted so far."""
+    c = counters
+    return ReadCounts(c.wanted, c.from_disk, c.reads, c.reading_s)
+
+
+def _unusable(weight: Weight, source: WeightSource, error: ValueError) -> WeightError:
+    return WeightError(f"tensor '{weight.source}' ({source.type(weight).name}): {error}")
