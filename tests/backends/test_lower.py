@@ -110,3 +110,16 @@ def test_arena_ranges_never_overlap() -> None:
     assert layout.take(65) == 0
     assert layout.take(64) == 192
     assert layout.size == 256
+
+
+def test_every_op_is_in_one_node() -> None:
+    def body(b: Builder, x: str) -> str:
+        h = b.rms_norm(x, "norm1", 1e-5)
+        x = b.add(x, b.matmul(h, "wo"))
+        return b.add(x, b.matmul(b.glu(b.matmul(x, "g"), b.matmul(x, "u"), "silu"), "d"))
+
+    program, result = lowered(body)
+    assert [len(node.ops) for node in result.nodes] == [1, 2, 3, 2]
+    assert sorted(op.output for node in result.nodes for op in node.ops) == sorted(
+        op.output for op in program.ops
+    )

@@ -192,6 +192,22 @@ def test_bench(strata: Strata, model: str) -> None:
     assert half["decode_tok_s"] is None
 
 
+@pytest.mark.skipif(BACKEND != "cpu", reason="no native kernels")
+def test_bench_of_ops(strata: Strata, model: str) -> None:
+    options = ["--prompt", "20", "--gen", "1", "--repeat", "1", "--ops", "--threads", "2"]
+    ops = strata("bench", model, *options, "--json").json["ops"]
+    assert ops["limits"]["read_gb_s"] > 0
+    assert set(ops["overhead"]) == {"call_s", "node_s"}
+    for step in (ops["prefill"], ops["decode"]):
+        spent = sum(op["seconds"] for op in step["ops"])
+        assert spent == pytest.approx(step["ops_s"])
+        assert step["ops_s"] + step["outside_s"] == pytest.approx(step["step_s"])
+        assert {"bytes", "gb_s", "flops", "gflops_s", "roofline"} <= set(step["ops"][0])
+    table = strata("bench", model, *options).out
+    assert "matmul ffn_gate+ffn_up" in table
+    assert "head: matmul token_embd" in table
+
+
 @pytest.mark.parametrize(
     ("args", "stdin", "code", "says"),
     [
@@ -225,6 +241,7 @@ def test_bench(strata: Strata, model: str) -> None:
         (["bench", "MODEL", "--prompt", "0", "--gen", "0"], b"", 2, "nothing to measure"),
         (["bench", "MODEL", "--prompt", "1000000"], b"", 2, "context"),
         (["bench", "MODEL", "--repeat", "0"], b"", 2, "--repeat"),
+        (["bench", "MODEL", "--ops", "--backend", "reference"], b"", 2, "native kernels"),
     ],
 )
 def test_failures_are_one_line(

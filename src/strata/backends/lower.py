@@ -27,13 +27,20 @@ class Product:
 
 @dataclass
 class Node:
-    """A node to be built: one Op, or a group of products with an optional ``glu``."""
+    """A node to be built: one Op, or a group of products with an optional ``glu``.
+
+    ``ops`` are all that it does, those folded in included.
+    """
 
     op: Op
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     products: list[Product] = field(default_factory=list)
     glu: Op | None = None
+    ops: list[Op] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ops.append(self.op)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]
                     continue
                 node.products[0].residual = other
                 node.products[0].output = op.output
+                node.ops.append(op)
                 node.reads += (other,)
                 node.writes = (op.output,)
                 by_output[op.output] = node
@@ -110,6 +118,7 @@ def _group(
             and not set(node.reads) & set(last.writes)
         ):
             last.products += node.products
+            last.ops += node.ops
             last.reads = tuple(dict.fromkeys(last.reads + node.reads))
             last.writes += node.writes
         elif (
@@ -120,6 +129,7 @@ def _group(
             and all(len(readers[name]) == 1 for name in node.op.inputs)
         ):
             last.glu = node.op
+            last.ops.append(node.op)
             last.writes += node.writes
         else:
             out.append(node)

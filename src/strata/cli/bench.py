@@ -30,6 +30,7 @@ def _count(name: str, default: int, least: int, help: str) -> Callable[[Command]
 @_count("--gen", 128, 0, "Tokens to decode; 0: no such measurement.")
 @_count("--depth", 0, 0, "Tokens that lie before those decoded.")
 @_count("--repeat", 5, 1, "Repetitions; the median is reported.")
+@click.option("--ops", is_flag=True, help="Also measure each kind of Op against the roofline.")
 @backend_options
 @quiet_option
 @json_option
@@ -39,6 +40,7 @@ def command(
     gen: int,
     depth: int,
     repeat: int,
+    ops: bool,
     backend: str,
     threads: int | None,
     quiet: bool,
@@ -54,6 +56,12 @@ def command(
     from strata.program import Workload
 
     context = context_for_measurement(prompt=prompt, gen=gen, depth=depth)
+    if ops:
+        from strata.engine.op_times import context_for_ops
+
+        if backend != "cpu":
+            raise UsageError("--ops measures native kernels: leave --backend out")
+        context = max(context, context_for_ops(depth=depth))
     with open_llm(model, backend=backend, threads=threads, context=context, quiet=quiet) as llm:
         result = llm.measure(
             prompt=prompt,
@@ -82,6 +90,10 @@ def command(
             "kv_bytes": llm.engine.kv_bytes,
             "memory": memory_report(),
         }
+        if ops:
+            from strata.cli.op_report import op_report
+
+            report["ops"] = op_report(llm, prompt=prompt, depth=depth, repeat=repeat)
     if as_json:
         print_json(report)
     else:
@@ -108,6 +120,10 @@ def _print(report: dict[str, Any]) -> None:
     )
     peak = format_size(report["memory"]["peak_bytes"])
     click.echo(f"loaded in {report['load_s']:.2f} s, peak memory {peak}")
+    if "ops" in report:
+        from strata.cli.op_report import print_op_report
+
+        print_op_report(report["ops"])
 
 
 def _spread(name: str, spread: Spread | None) -> dict[str, float | None]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, Step
+from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
 from strata.errors import StrataError
 from strata.program import Cost, Model, Workload, program_cost
+from strata.quant import BlockType
 
 LOGIT_ROWS = 64
 """Rows of logits held at once: 39 MB for a vocabulary of 150,000."""
@@ -40,6 +42,7 @@ class Runner:
         head = model.segments[-1]
         if "logits" not in head.outputs or all(op.kind != "select" for op in head.program.ops):
             raise StrataError(f"the last segment, '{head.name}', does not select rows for logits")
+        self._types = {s.name: {w.name: weights.type(w) for w in s.weights} for s in model.segments}
         self._stored: dict[str, Mapping[str, int]] = {
             segment.name: {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
             for segment in model.segments
@@ -76,6 +79,23 @@ class Runner:
         for segment in self.model.segments:
             total += program_cost(segment.program, load, self._stored[segment.name])
         return total
+
+    @property
+    def loaded(self) -> Sequence[LoadedSegment]:
+        """The Segments in running order, as the backend holds them."""
+        return self._loaded
+
+    def weight_type(self, segment: str, weight: str) -> BlockType:
+        """Block type of a Segment's weight."""
+        return self._types[segment][weight]
+
+    def count(self, step: Step, kv_bytes_per_element: float) -> Mapping[tuple[str, str], Cost]:
+        """What each Op of a step computes and moves, by (Segment, output of the Op)."""
+        null = NullBackend(kv_bytes_per_element)
+        kv = null.kv_cache(self.model.kv, 1)
+        for segment in self.model.segments:
+            null.run(NullSegment(segment, self._stored[segment.name]), step, kv, {})
+        return null.costs
 
     def run(self, step: Step, kv: KVCache) -> Iterator[NDArray[np.float32]]:
         """Run a step; yields logits [at most LOGIT_ROWS, vocabulary] in the order of ``out_rows``.
