@@ -56,7 +56,6 @@ class NativeSegment:
         self._native = _native.Segment()
         self.node_ops: list[str] = []
         self.node_parts: list[tuple[Op, ...]] = []
-        self.node_parts: list[tuple[Op, ...]] = []
         program = segment.program
         quantised = {
             name: bool(weight.quantised_input)
