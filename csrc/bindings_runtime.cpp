@@ -393,6 +393,7 @@ void bind_runtime(nb::module_& m) {
              const FormatInfo* info = format_info(f);
              require(info != nullptr, "no kernel for format " + std::to_string(format));
              require(n > 0 && k > 0 && k % info->elements == 0, "weight: shape does not fit");
+             require(has_grid(f), "weight: the codebook of its format was not handed over");
              new (self) PackedWeight(f, n, k);
            },
            "format"_a, "n"_a, "k"_a)
