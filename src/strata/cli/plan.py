@@ -21,6 +21,7 @@ from strata.sizes import format_size
 if TYPE_CHECKING:
     from strata.formats import ModelFile
     from strata.plan import Machine, Plan
+    from strata.plan.plan import KVTypeName
 
 
 @click.command("plan")
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
     default=None,
     help="Plan for the machine of this file (of `strata probe --json`) instead of this one.",
 )
+@click.option(
+    "--kv-type",
+    type=click.Choice(("f16", "bf16", "q8_0")),
+    default="f16",
+    show_default=True,
+    help="How keys and values are kept.",
+)
 @threads_option
 @offline_option
 @quiet_option
@@ -49,6 +57,7 @@ def command(
     answer_tokens: int,
     concurrency: int,
     machine_file: Path | None,
+    kv_type: KVTypeName,
     threads: int | None,
     offline: bool | None,
     quiet: bool,
@@ -64,7 +73,7 @@ def command(
     from strata.plan.budgets import budget_table
     from strata.plan.probe import load_machine
 
-    limits = Limits(memory, threads)
+    limits = Limits(memory, threads, kv_type)
     workload = Workload(prompt_tokens, concurrency, context, answer_tokens)
     with _header(model, offline, quiet or as_json) as file:
         sizes = outline(model, build_model(file), file)

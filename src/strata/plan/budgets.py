@@ -16,7 +16,7 @@ def budget_table(
 
     Between them lie round numbers: 1, 2 and 4 times powers of ten.
     """
-    planner = Planner(model, machine, limits.threads, workload)
+    planner = Planner(model, machine, limits, workload)
     floor, full = planner.floor(), planner.everything()
     budgets = {floor, full}
     power = 100 * constants.MB

@@ -6,13 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
+from strata.backends.kv_types import KV_BLOCK
 from strata.plan import constants
 from strata.plan.outline import Outline, SegmentOutline
 from strata.plan.plan import Bound
 from strata.plan.rates import Rates
 from strata.program import Op, Program
-
-_KV_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,12 @@ class Streaming:
 class CostModel:
     """Times of one model on one machine. Results are remembered, since plans ask many times."""
 
-    def __init__(self, model: Outline, rates: Rates) -> None:
+    def __init__(self, model: Outline, rates: Rates, kv_type: str) -> None:
         self.model = model
         self.rates = rates
+        # A block of all layers is what attention reads for each 64 positions of a sequence.
+        elements = sum(2 * layer.kv_heads * layer.head_dim for layer in model.kv) * KV_BLOCK
+        self._kv_element_bytes = model.kv_bytes(1, kv_type) / elements if elements else 0.0
         self.pack_s = {s.name: self._pack_s(s) for s in model.segments}
         self._work_s = cache(self._sum_work)
         self._bound = cache(self._find_bound)
@@ -152,7 +154,8 @@ class CostModel:
         if window:
             seen, average = min(seen, window + load.rows), min(average, window)
         width = program.values[op.inputs[0]].width
-        position = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"] * _KV_BYTES
+        elements = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"]
+        position = elements * self._kv_element_bytes
         operations = 4.0 * load.tokens * average * width
         return self.rates.attention_s(load.sequences * position * seen, operations)
 

@@ -24,6 +24,7 @@ class Sizes:
     kv_blocks: int
     context: int
     parallel: int
+    kv_type: str = "f16"
     ring_bytes: int = 0
     request_bytes: int = 0
     io_threads: int = 0
@@ -64,7 +65,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         resident=model.vector_bytes,
         ring=sizes.ring_bytes,
         staging=sizes.io_threads * staging_bytes(model, sizes.request_bytes),
-        kv=model.kv_bytes(sizes.kv_blocks),
+        kv=model.kv_bytes(sizes.kv_blocks, sizes.kv_type),
         activations=arena + scratch + attention,
         logits=sizes.logit_rows * model.vocabulary * 4 + sampling,
         margin=0,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import strata._native as _native
-from strata.backends.base import KV_BLOCK
-from strata.backends.cpu import native_id
+from strata.backends.cpu import CpuBackend, native_id
+from strata.backends.kv_types import KV_BLOCK, choose_kv_type
 from strata.backends.lower import Lowered, lower
 from strata.backends.placement import Placement
 from strata.formats import ModelFile
@@ -136,13 +136,9 @@ class Outline:
         """Bytes of all matrices that a sweep multiplies with, as the file has them."""
         return sum(s.streamed_bytes for s in self.segments)
 
-    def kv_bytes(self, blocks: int) -> int:
-        """Bytes of KV blocks in f16; rows of values are padded to whole vectors."""
-        elements = sum(
-            layer.kv_heads * KV_BLOCK * (layer.head_dim + -(-layer.head_dim // 16) * 16)
-            for layer in self.kv
-        )
-        return 2 * blocks * elements
+    def kv_bytes(self, blocks: int, kv_type: str) -> int:
+        """Bytes of KV blocks."""
+        return blocks * choose_kv_type(kv_type, CpuBackend.kv_types).block_nbytes(self.kv)
 
     def arena_bytes(self, tokens: int, out_rows: int) -> int:
         """Bytes of the arena that all Segments share."""

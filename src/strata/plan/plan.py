@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ReadMode = Literal["direct", "buffered"]
-KVType = Literal["f16"]
+KVTypeName = Literal["f16", "bf16", "q8_0"]
 Bound = Literal["disk", "memory", "compute"]
 
 FORMAT_VERSION = 1
@@ -18,10 +18,12 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user allows. ``memory`` None: what the machine and its cgroups leave."""
+    """What the user allows and wants. ``memory`` None: what the machine and its cgroups leave;
+    ``kv_type`` is wanted and never chosen, because the answer depends on it."""
 
     memory: int | None = None
     threads: int | None = None
+    kv_type: KVTypeName = "f16"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Plan:
     max_tokens: int
     logit_rows: int
     kv_blocks: int
-    kv_type: KVType
+    kv_type: KVTypeName
     context: int
     parallel: int
     threads: int

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 
-from strata.backends.base import KV_BLOCK
+from strata.backends.kv_types import KV_BLOCK
 from strata.errors import UsageError
 from strata.plan import constants
 from strata.plan.cost_model import CostModel, Load
@@ -21,7 +21,7 @@ from strata.plan.memory_model import (
     sources,
 )
 from strata.plan.outline import Outline, SegmentOutline
-from strata.plan.plan import Limits, Plan, Prediction, Workload
+from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
 from strata.plan.rates import Rates, best_read
 from strata.plan.reasons import explain
 from strata.sizes import format_size
@@ -53,18 +53,19 @@ def plan(model: Outline, machine: Machine, limits: Limits, workload: Workload) -
     Pure: the same arguments give the same Plan. Raises BudgetTooSmall, or UsageError for a
     workload that the model cannot serve.
     """
-    return Planner(model, machine, limits.threads, workload).plan(limits.memory)
+    return Planner(model, machine, limits, workload).plan(limits.memory)
 
 
 class Planner:
     """Plans one model, machine and workload for several budgets; costs are worked out once."""
 
     def __init__(
-        self, model: Outline, machine: Machine, threads: int | None, workload: Workload
+        self, model: Outline, machine: Machine, limits: Limits, workload: Workload
     ) -> None:
         self.model, self.machine, self.workload = model, machine, workload
-        self.threads = threads or machine.cores
-        self._costs = CostModel(model, Rates(machine, self.threads))
+        self.threads = limits.threads or machine.cores
+        self._kv_type: KVTypeName = limits.kv_type
+        self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
         self._fill_order = _fill_order(model)
         _check(model, workload)
 
@@ -74,7 +75,7 @@ class Planner:
         for context in self._contexts(budget):
             best = self._best(budget, context)
             if best is not None:
-                return self._write(best, budget, context, given=memory is not None)
+                return self._write(best, budget, given=memory is not None)
         raise self._too_small(budget)
 
     def default_budget(self) -> int:
@@ -163,6 +164,7 @@ class Planner:
             kv_blocks=w.concurrency * -(-context // KV_BLOCK),
             context=context,
             parallel=w.concurrency,
+            kv_type=self._kv_type,
         )
 
     def _token_choices(self) -> list[int]:
@@ -257,9 +259,10 @@ class Planner:
         return min(self.model.context, w.prompt_tokens + w.answer_tokens)
 
     def _kv_bytes(self, context: int) -> int:
-        return self.model.kv_bytes(self.workload.concurrency * -(-context // KV_BLOCK))
+        blocks = self.workload.concurrency * -(-context // KV_BLOCK)
+        return self.model.kv_bytes(blocks, self._kv_type)
 
-    def _write(self, best: Candidate, budget: int, context: int, *, given: bool) -> Plan:
+    def _write(self, best: Candidate, budget: int, *, given: bool) -> Plan:
         order = [s.name for s in self.model.segments]
         sizes = best.sizes
         return Plan(
@@ -275,8 +278,8 @@ class Planner:
             max_tokens=sizes.max_tokens,
             logit_rows=sizes.logit_rows,
             kv_blocks=sizes.kv_blocks,
-            kv_type="f16",
-            context=context,
+            kv_type=self._kv_type,
+            context=sizes.context,
             parallel=sizes.parallel,
             threads=self.threads,
             isa=self.machine.isa,
@@ -290,7 +293,6 @@ class Planner:
                 resident=best.resident,
                 budget=budget,
                 given=given,
-                context=context,
             ),
             predicted=best.prediction,
         )

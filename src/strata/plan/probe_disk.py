@@ -68,7 +68,10 @@ def _measure(file: Path, seconds: float) -> tuple[tuple[DiskRate, ...], float]:
 
 
 class _Reader:
-    """``depth`` threads that take requests one after the other, each the next part of the file."""
+    """``depth`` threads that take requests one after the other, each the next part of the file.
+
+    No part is read twice: the second time it would come from the page cache.
+    """
 
     def __init__(self, file: Path, mode: ReadMode, request: int, depth: int, start: int) -> None:
         self._request, self._depth = request, depth
@@ -76,12 +79,13 @@ class _Reader:
         self.next_offset = start // request * request % self._size
         self._fd = _open(file, mode)
         self._lock = threading.Lock()
+        self._left = self._size // request
         self._done = 0
         self._finished = 0.0
         self._failure: OSError | None = None
 
     def bandwidth(self, seconds: float) -> float:
-        """Bytes a second over about so long; at least two requests a thread are read."""
+        """Bytes a second over about so long, or over the whole file."""
         try:
             begin = perf_counter()
             ends = begin + seconds
@@ -101,14 +105,17 @@ class _Reader:
     def _work(self, ends: float) -> None:
         # Memory from mmap is aligned to pages, which direct reads ask for.
         with mmap.mmap(-1, self._request) as buffer:
-            reads = 0
+            first = True
             try:
-                while self._failure is None and (reads < 2 or perf_counter() < ends):
+                while self._failure is None and (first or perf_counter() < ends):
                     with self._lock:
+                        if not self._left:
+                            break
+                        self._left -= 1
                         offset = self.next_offset
                         self.next_offset = (offset + self._request) % self._size
                     got = os.preadv(self._fd, [buffer], offset)
-                    reads += 1
+                    first = False
                     with self._lock:
                         self._done += got
                         self._finished = perf_counter()

@@ -21,7 +21,6 @@ def explain(
     resident: frozenset[str],
     budget: int,
     given: bool,
-    context: int,
 ) -> tuple[Choice, ...]:
     """The choices in the order in which people ask for them."""
     choices = [
@@ -41,7 +40,7 @@ def explain(
     return (
         *choices,
         _sweep(workload, sizes),
-        _context(workload, context, prediction),
+        _context(workload, sizes, prediction),
         Choice("threads", str(sizes.threads), f"of {machine.cores} cores, with {machine.isa}"),
     )
 
@@ -86,9 +85,10 @@ def _sweep(workload: Workload, sizes: Sizes) -> Choice:
     return Choice("sweep", value, f"{tokens} tokens of prompts take {sweeps} sweeps")
 
 
-def _context(workload: Workload, context: int, prediction: Prediction) -> Choice:
+def _context(workload: Workload, sizes: Sizes, prediction: Prediction) -> Choice:
+    context = sizes.context
     kv = format_size(prediction.memory.kv)
-    value = f"{context} positions for {workload.concurrency}, {kv} of f16 KV"
+    value = f"{context} positions for {workload.concurrency}, {kv} of {sizes.kv_type} KV"
     if workload.context is not None:
         return Choice("context", value, "as given")
     if context >= constants.DEFAULT_CONTEXT:

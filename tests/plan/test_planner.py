@@ -1,0 +1,257 @@
+"""Plans keep their promises for every model, machine and budget."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from copy import deepcopy
+from dataclasses import astuple, replace
+
+import pytest
+from described import machine, model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strata.errors import UsageError
+from strata.plan import (
+    BudgetTooSmall,
+    Limits,
+    Machine,
+    Outline,
+    Plan,
+    Workload,
+    from_json,
+    plan,
+    to_json,
+)
+from strata.plan.budgets import budget_table
+from strata.plan.planner import Planner
+
+MACHINES = ("laptop", "raspberry_pi", "server")
+MODELS = (
+    ("smollm2-135m", "Q4_1"),
+    ("llama-3.2-1b", "Q8_0"),
+    ("qwen3-0.6b", None),
+    ("llama-3.1-8b", "Q4_K_M"),
+    ("gemma-3-4b", "Q4_K_M"),
+    ("llama-3.1-70b", "Q4_K_M"),
+)
+MB, GB = 10**6, 10**9
+
+
+def slowness(p: Plan) -> float:
+    return p.predicted.ttft_s / p.predicted.decode_tok_s
+
+
+def resident_bytes(model: Outline, p: Plan) -> int:
+    held = {
+        m.source: m.packed_bytes for s in model.segments if s.name in p.resident for m in s.matrices
+    }
+    return sum(held.values())
+
+
+def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan) -> None:
+    shares = p.predicted.memory
+    assert p.predicted.peak_bytes == shares.total == sum(astuple(shares)) <= p.budget
+    assert min(astuple(shares)) >= 0
+    assert shares.resident == resident_bytes(model, p) + model.vector_bytes
+    assert sorted(p.resident + p.streamed) == sorted(s.name for s in model.segments)
+    streams = [s for s in model.segments if s.name in p.streamed]
+    assert p.predicted.sweep_bytes == sum(s.streamed_bytes for s in streams)
+    if all(s.lookup_only for s in streams):
+        assert p.ring_bytes == 0 or streams
+    else:
+        assert p.piece_bytes >= max(s.least_piece for s in streams)
+        assert p.ring_bytes >= 3 * p.piece_bytes
+        assert shares.staging >= p.io_threads * p.request_bytes
+    assert p.max_tokens >= work.concurrency
+    assert p.kv_blocks * 64 >= p.parallel * p.context
+    assert p.context >= min(model.context, work.prompt_tokens + 1)
+    assert p.threads == (limits.threads or host.cores)
+    assert min(p.predicted.ttft_s, p.predicted.decode_tok_s) > 0
+    assert all(c.reason and "\n" not in c.reason for c in p.choices)
+
+
+@pytest.mark.parametrize("machine_name", MACHINES)
+@pytest.mark.parametrize(("shape", "recipe"), MODELS)
+def test_a_table_of_budgets(machine_name: str, shape: str, recipe: str | None) -> None:
+    m, host, work = model(shape, recipe), machine(machine_name), Workload(context=1024)
+    table = budget_table(m, host, Limits(), work)
+    assert len(table) >= 2
+    for p in table:
+        check(m, host, Limits(), work, p)
+    # More memory is never slower, keeps at least as much, and at the end everything.
+    for less, more in itertools.pairwise(table):
+        assert slowness(more) <= slowness(less)
+    assert table[-1].streamed == ()
+    assert table[-1].predicted.sweep_bytes == 0
+    assert table[-1].predicted.bound != "disk"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    which=st.sampled_from(MODELS),
+    host=st.sampled_from(MACHINES),
+    memory=st.integers(100 * MB, 60 * GB),
+    more=st.integers(0, 5 * GB),
+    prompt=st.integers(1, 3000),
+    concurrency=st.integers(1, 40),
+    kv_type=st.sampled_from(("f16", "bf16", "q8_0")),
+)
+def test_any_plan_keeps_its_promises(
+    which: tuple[str, str | None],
+    host: str,
+    memory: int,
+    more: int,
+    prompt: int,
+    concurrency: int,
+    kv_type: str,
+) -> None:
+    m, h = model(*which), machine(host)
+    work = Workload(prompt, concurrency, 4096)
+    limits = Limits(memory, kv_type=kv_type)  # type: ignore[arg-type]
+    try:
+        p = plan(m, h, limits, work)
+    except BudgetTooSmall as error:
+        p = plan(m, h, replace(limits, memory=error.smallest), work)
+    check(m, h, limits, work, p)
+    assert p.kv_type == kv_type
+    assert from_json(Plan, json.loads(json.dumps(to_json(p)))) == p
+    larger = plan(m, h, replace(limits, memory=p.budget + more), work)
+    assert slowness(larger) <= slowness(p)
+
+
+def test_a_plan_is_a_pure_function() -> None:
+    m, host = model("llama-3.1-8b"), machine("laptop")
+    before = deepcopy(host)
+    first = plan(m, host, Limits(2 * GB), Workload())
+    assert plan(m, host, Limits(2 * GB), Workload()) == first
+    assert host == before
+
+
+@pytest.mark.parametrize(("shape", "recipe"), MODELS)
+def test_the_smallest_budget_does_and_one_below_does_not(shape: str, recipe: str | None) -> None:
+    m, host = model(shape, recipe), machine("laptop")
+    with pytest.raises(
+        BudgetTooSmall, match=r"needs \d+MB, and would then give .* tok/s"
+    ) as caught:
+        plan(m, host, Limits(20 * MB), Workload())
+    smallest = caught.value.smallest
+    assert isinstance(caught.value, UsageError)
+    assert plan(m, host, Limits(smallest), Workload()).predicted.peak_bytes <= smallest
+    with pytest.raises(BudgetTooSmall):
+        plan(m, host, Limits(smallest - 3 * MB), Workload())
+
+
+def test_an_8b_model_runs_in_400_mb() -> None:
+    p = plan(model("llama-3.1-8b"), machine("laptop"), Limits(400 * MB), Workload())
+    assert p.predicted.peak_bytes <= 400 * MB
+
+
+def test_streamed_segments_lie_evenly_between_resident_ones() -> None:
+    m = model("llama-3.1-70b")
+    p = plan(m, machine("laptop"), Limits(11 * GB), Workload(context=1024))
+    layers = [s.name in p.resident for s in m.segments if s.name.startswith("layer")]
+    count = sum(layers)
+    assert 10 < count < 40
+    runs = "".join("r" if kept else "s" for kept in layers).split("r")
+    # Evenly would be 80 / (count + 1) each; bit reversal is within a factor of two of it.
+    assert max(len(run) for run in runs) <= 2 * -(-80 // count)
+
+
+def test_a_tied_table_is_held_once() -> None:
+    m = model("llama-3.2-1b", "Q8_0")
+    p = plan(m, machine("laptop"), Limits(4 * GB), Workload())
+    assert p.streamed == ()
+    table = m.segments[0].packed_bytes
+    assert p.predicted.memory.resident == sum(s.packed_bytes for s in m.segments) - table + (
+        m.vector_bytes
+    )
+
+
+def test_a_table_that_is_only_looked_up_stays_out_first() -> None:
+    m = model("llama-3.1-8b")
+    full = Planner(m, machine("server"), Limits(), Workload(context=1024)).everything()
+    p = plan(m, machine("server"), Limits(full - 100 * MB), Workload(context=1024))
+    assert p.streamed == ("embed",)
+    assert p.predicted.sweep_bytes == 0
+
+
+def test_without_a_budget_a_share_of_the_free_memory_is_left() -> None:
+    host = machine("laptop")
+    p = plan(model("llama-3.1-8b"), host, Limits(), Workload())
+    assert p.budget == int(host.memory_available * 0.92)
+    assert any("left to others" in c.reason for c in p.choices)
+    with pytest.raises(UsageError, match="give --memory"):
+        plan(model("llama-3.1-8b"), replace(host, memory_available=0), Limits(), Workload())
+
+
+def test_context_gives_way_to_weights_unless_it_is_asked_for() -> None:
+    m, host = model("llama-3.1-8b"), machine("laptop")
+    assert plan(m, host, Limits(8 * GB), Workload()).context == 4096
+    assert plan(m, host, Limits(1 * GB), Workload()).context == 1024
+    assert plan(m, host, Limits(1 * GB), Workload(context=4096)).context == 4096
+    short = model("tiny-llama")
+    assert plan(short, host, Limits(8 * GB), Workload()).context == short.context == 2048
+
+
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        (Workload(prompt_tokens=0), "at least one"),
+        (Workload(concurrency=0), "at least one"),
+        (Workload(context=10**6), "allows 1 to 131072"),
+        (Workload(prompt_tokens=600, context=600), "leaves no room"),
+        (Workload(prompt_tokens=200_000), "leaves no room"),
+        (Workload(concurrency=5000), "at most"),
+    ],
+)
+def test_a_workload_that_cannot_be_served(work: Workload, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plan(model("llama-3.1-8b"), machine("laptop"), Limits(8 * GB), work)
+
+
+def test_rough_speeds_are_those_of_the_roofline() -> None:
+    m = model("llama-3.1-8b")
+    laptop = plan(m, machine("laptop"), Limits(8 * GB), Workload()).predicted
+    # 4.6 GB of weights at 48 GB/s are 10.4 a second; KV, nodes and choices come on top.
+    assert laptop.decode_tok_s == pytest.approx(48e9 / m.streamed_bytes, rel=0.15)
+    assert laptop.bound == "memory"
+    # 512 tokens through 7.5 billion multiplied weights at 900 GOP/s.
+    assert laptop.ttft_s == pytest.approx(2 * 512 * 7.0e9 / 900e9, rel=0.25)
+    card = plan(m, machine("raspberry_pi"), Limits(1 * GB), Workload()).predicted
+    # The SD card gives 90 MB/s: nothing else matters.
+    assert card.decode_tok_s == pytest.approx(0.09e9 / card.sweep_bytes, rel=0.1)
+    assert card.bound == "disk"
+    server = plan(model("llama-3.1-70b"), machine("server"), Limits(), Workload()).predicted
+    assert server.sweep_bytes == 0
+    assert server.decode_tok_s == pytest.approx(200e9 / 42e9, rel=0.15)
+
+
+def test_a_faster_disk_and_more_cores_are_never_slower() -> None:
+    m, host = model("llama-3.1-70b"), machine("laptop")
+    slow = plan(m, host, Limits(4 * GB), Workload())
+    disk = tuple(replace(d, bytes_s=2 * d.bytes_s) for d in host.disk)
+    assert slowness(plan(m, replace(host, disk=disk), Limits(4 * GB), Workload())) <= slowness(slow)
+    fewer = plan(m, host, Limits(4 * GB, threads=2), Workload())
+    assert fewer.threads == 2
+    assert slowness(fewer) >= slowness(slow)
+
+
+def test_many_requests_share_a_sweep() -> None:
+    m, host = model("llama-3.1-70b"), machine("laptop")
+    one = plan(m, host, Limits(8 * GB), Workload(context=1024)).predicted
+    many = plan(m, host, Limits(8 * GB), Workload(concurrency=8, context=1024)).predicted
+    assert many.decode_tok_s > 5 * one.decode_tok_s
+
+
+def test_formats_without_a_rate_are_estimated() -> None:
+    host = machine("laptop")
+    known = {k.format for k in host.kernels}
+    m = model("llama-3.2-1b", "IQ4_XS")
+    assert "IQ4_XS" in {w.format for s in m.segments for w in s.matrices} - known
+    assert plan(m, host, Limits(4 * GB), Workload()).predicted.decode_tok_s > 1
+    with pytest.raises(UsageError, match="probe it again"):
+        plan(m, replace(host, kernels=()), Limits(4 * GB), Workload())
+    with pytest.raises(UsageError, match="probe it again"):
+        plan(m, replace(host, disk=()), Limits(4 * GB), Workload())
