@@ -45,6 +45,7 @@ class StandInHub:
     # One download is cut after this many bytes, and while `down` is set no byte is served.
     cut_after: int | None = None
     down: bool = False
+    no_ranges: bool = False
     corrupt: bool = False
 
     def __post_init__(self) -> None:
@@ -177,11 +178,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.hub.corrupt:
             content = bytes(len(content))
-        status, start = 200, 0
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+        status, start, end = 200, 0, len(content)
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             status, start = 206, int(match[1])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        body = content[start:]
+            end = min(int(match[2]) + 1, end) if match[2] else end
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        if self.hub.no_ranges:
+            status, start, end = 200, 0, len(content)
+        body = content[start:end]
         cut = self.hub.cut_after if self.command == "GET" else None
         if cut is None:
             self._send(status, body, {**headers, "Accept-Ranges": "bytes"})

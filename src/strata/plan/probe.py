@@ -51,6 +51,17 @@ def probe(
     return replace(machine, memory_total=memory_total(), memory_available=memory_available()), known
 
 
+def known_machine(path: Path) -> Machine | None:
+    """What ``probe`` would give without measuring anything; None if it would have to."""
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    machine = _remembered(_cache_file(existing), _fingerprint(existing))
+    if machine is None:
+        return None
+    return replace(machine, memory_total=memory_total(), memory_available=memory_available())
+
+
 def load_machine(path: Path) -> Machine:
     """A Machine from the JSON that ``strata probe --json`` printed; UsageError if it is none."""
     try:

@@ -1,0 +1,133 @@
+"""Times and bytes of the models against sums done by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import hypot
+
+import pytest
+from described import machine, model
+
+from strata.plan import constants
+from strata.plan.cost_model import CostModel, Load
+from strata.plan.machine import AttentionRate, DiskRate
+from strata.plan.memory_model import (
+    Sizes,
+    fixed_shares,
+    memory_shares,
+    room_for_weights,
+    staging_bytes,
+)
+from strata.plan.rates import Rates, best_read
+
+GB, MB = 10**9, 10**6
+ALL = frozenset(s.name for s in model("llama-3.1-8b").segments)
+
+
+def costs(threads: int = 8) -> CostModel:
+    return CostModel(model("llama-3.1-8b"), Rates(machine("laptop"), threads), "f16")
+
+
+def test_products_are_bound_by_memory_for_few_rows_and_by_arithmetic_for_many() -> None:
+    rates = Rates(machine("laptop"), 8)
+    assert rates.product_s("Q4_K", 48 * GB, 0) == pytest.approx(1.0)
+    assert rates.product_s("Q4_K", 0, 900e9) == pytest.approx(1.0)
+    assert rates.product_s("Q4_K", 48 * GB, 900e9) == pytest.approx(hypot(1, 1))
+    # Half the cores do half the arithmetic, and nearly all of the reading.
+    half = Rates(machine("laptop"), 4)
+    assert half.product_s("Q4_K", 0, 900e9) == pytest.approx(2.0)
+    assert half.product_s("Q4_K", 48 * GB, 0) == pytest.approx(55 / 52)
+    assert Rates(machine("laptop"), 1).product_s("Q4_K", 48 * GB, 0) == pytest.approx(55 / 22)
+
+
+def test_a_resident_sweep_reads_every_weight_once() -> None:
+    m = model("llama-3.1-8b")
+    weights = sum(w.packed_bytes for s in m.segments for w in s.matrices if not w.lookup)
+    streaming = costs().streaming(ALL, 1e9, 0)
+    sweep = costs().sweep(Load(1, 1, 0, 1), streaming)
+    assert (sweep.read_s, sweep.bound) == (0, "memory")
+    overheads = sweep.total_s - weights / 48e9
+    # Nodes, Segments, a step and the choice of a token.
+    assert 0 < overheads < 0.15 * sweep.total_s
+
+
+def test_reading_and_work_overlap_as_far_as_the_ring_goes() -> None:
+    model_costs = costs()
+    load = Load(1, 1, 0, 1)
+    work = model_costs.sweep(load, model_costs.streaming(ALL, 1e9, 0)).total_s
+    for ring in (1 * MB, 64 * MB):
+        streaming = model_costs.streaming(frozenset(), 1e9, ring)
+        sweep = model_costs.sweep(load, streaming)
+        assert sweep.read_s == pytest.approx(
+            model("llama-3.1-8b").streamed_bytes / (1e9 * constants.DISK_SHARE)
+        )
+        assert sweep.compute_s == pytest.approx(work + streaming.packing_s)
+        lag = 1e9 * constants.UNEVEN
+        lookups = machine("laptop").read_latency_s / 8
+        expected = sweep.read_s + sweep.compute_s * lag / (ring + lag) + lookups
+        assert sweep.total_s == pytest.approx(expected)
+        assert sweep.bound == "disk"
+
+
+def test_a_sweep_without_logits_leaves_the_head_out() -> None:
+    model_costs = costs()
+    head = model("llama-3.1-8b").segments[-1]
+    streaming = model_costs.streaming(frozenset(), 1e9, 64 * MB)
+    with_head, without = (
+        model_costs.sweep(Load(1, 16, 0, rows), streaming).read_s for rows in (1, 0)
+    )
+    assert with_head - without == pytest.approx(head.streamed_bytes / (1e9 * constants.DISK_SHARE))
+
+
+def test_attention_grows_with_the_context_and_not_beyond_a_window() -> None:
+    def decode(name: str, past: int, kv_type: str = "f16") -> float:
+        m = model(name)
+        # Arithmetic that hides behind reading whatever the type.
+        host = replace(machine("laptop"), attention=AttentionRate(40e9, 1e15))
+        model_costs = CostModel(m, Rates(host, 8), kv_type)
+        everything = frozenset(s.name for s in m.segments)
+        streaming = model_costs.streaming(everything, 1e9, 0)
+        return model_costs.sweep(Load(1, 1, past, 1), streaming).total_s
+
+    longer = decode("llama-3.1-8b", 8192) - decode("llama-3.1-8b", 4096)
+    assert longer == pytest.approx(32 * 2 * 1024 * 2 * 4096 / 40e9)
+    halved = decode("llama-3.1-8b", 8192, "q8_0") - decode("llama-3.1-8b", 4096, "q8_0")
+    assert halved == pytest.approx(longer * (1 + 2 / 32) / 2)
+    # Of gemma 2's layers every other one sees 4096 positions at most.
+    far = decode("gemma-2-2b", 8000) - decode("gemma-2-2b", 6000)
+    near = decode("gemma-2-2b", 4000) - decode("gemma-2-2b", 2000)
+    assert far == pytest.approx(near / 2, rel=0.01)
+
+
+def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
+    m = model("llama-3.1-8b")
+    sizes = Sizes(8, 64, 1, 16, 1024, 1, "f16", 64 * MB, 1 << 20, 5)
+    fixed = fixed_shares(m, sizes)
+    assert fixed.kv == 32 * 2 * 1024 * 2 * 1024
+    assert fixed.ring == 64 * MB
+    assert fixed.staging == 5 * ((1 << 20) + 8192)
+    # Two norms a layer, the last one, and each layer's factors of rotary frequencies.
+    assert fixed.resident == m.vector_bytes == 4 * (4096 * (2 * 32 + 1) + 64 * 32)
+    whole = memory_shares(m, sizes, ALL)
+    assert whole.resident == m.vector_bytes + sum(s.packed_bytes for s in m.segments)
+    needed = whole.resident - fixed.resident
+    assert needed - 2 <= room_for_weights(fixed, whole.total) <= needed
+    assert room_for_weights(fixed, whole.total + 2) >= needed
+
+
+def test_a_request_holds_at_least_a_panel_and_copies_take_twice() -> None:
+    m = model("llama-3.1-70b")
+    assert staging_bytes(m, 4096) == m.largest_panel + 8192
+    assert staging_bytes(replace(m, copies=True), 1 << 20) == 2 * (1 << 20) + 8192
+
+
+def test_the_smallest_good_read_is_chosen_and_direct_ones_first() -> None:
+    def disk(*rates: tuple[str, int, int, float]) -> DiskRate:
+        rows = tuple(DiskRate(mode, kb << 10, d, r) for mode, kb, d, r in rates)  # type: ignore[arg-type]
+        return best_read(replace(machine("laptop"), disk=rows), 1 << 20)
+
+    assert disk(("direct", 1024, 8, 3.0), ("direct", 256, 4, 2.95)).request_bytes == 256 << 10
+    assert disk(("direct", 1024, 8, 3.0), ("direct", 256, 4, 2.0)).depth == 8
+    assert disk(("direct", 256, 1, 2.0), ("buffered", 256, 1, 2.5)).mode == "direct"
+    assert disk(("direct", 256, 1, 2.0), ("buffered", 256, 1, 3.0)).mode == "buffered"
+    assert disk(("buffered", 256, 1, 3.0), ("buffered", 4096, 1, 9.0)).bytes_s == 3.0
