@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strata.decode import LogitsError, Sampler, SamplingParams, log_softmax
+from strata.decode import LogitsError, Sampler, SamplingParams, log_softmax, sampling
 from strata.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -69,6 +72,7 @@ def naive_choice(distribution: dict[int, float], seed: int, index: int) -> int:
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.0]),
     min_p=st.sampled_from([0.0, 0.05, 1.0]),
     penalties=st.sampled_from([(1.0, 0.0, 0.0), (1.3, 0.4, -0.6), (0.7, -0.3, 1.1)]),
+    few=st.sampled_from([1, 2, 16, 1024]),
 )
 def test_choice_is_the_naive_one(
     seed: int,
@@ -79,6 +83,7 @@ def test_choice_is_the_naive_one(
     top_p: float,
     min_p: float,
     penalties: tuple[float, float, float],
+    few: int,
 ) -> None:
     generator = np.random.Generator(np.random.PCG64(seed))
     # Rounded, so that many logits are equal and ties are met at every border.
@@ -100,9 +105,11 @@ def test_choice_is_the_naive_one(
     for token in answer:
         sampler.accept(token)
     before = logits.copy()
-    chosen = sampler.choose(logits).token
-    assert np.array_equal(logits, before)
-    assert sampler.choose(logits).token == chosen, "choosing must change nothing"
+    # Small stretches, so that a small vocabulary takes the ways of a large one.
+    with patch.object(sampling, "_FEW", few):
+        chosen = sampler.choose(logits).token
+        assert np.array_equal(logits, before)
+        assert sampler.choose(logits).token == chosen, "choosing must change nothing"
     expected = naive_distribution(logits, params, prompt, answer)
     # The sums are formed in another order: a border of the nucleus or of the draw may move by a few
     # units in the last place, which these seeds do not hit.
@@ -253,19 +260,53 @@ def test_a_bias_outside_the_vocabulary_is_an_error() -> None:
 def test_a_large_vocabulary_is_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is ranked stays small beside the vocabulary, which bounds the time as well."""
     generator = np.random.Generator(np.random.PCG64(0))
-    # As peaked as a language model's: a few tokens hold most of the mass.
-    logits = (generator.standard_normal(150_000) * 3).astype(np.float32)
-    logits[:50] += 15
+    # As peaked as a language model's: a few tokens hold most of the mass. And as flat as can be.
+    peaked = (generator.standard_normal(150_000) * 3).astype(np.float32)
+    peaked[:50] += 15
+    flat = generator.standard_normal(150_000).astype(np.float32)
     longest = 0
-    argsort = np.argsort
 
-    def watched(values: Floats, **kwargs: str) -> NDArray[np.int64]:
-        nonlocal longest
-        longest = max(longest, len(values))
-        return argsort(values, **kwargs)  # type: ignore[call-overload, no-any-return]
+    def watch(sort: Callable[..., NDArray[Any]]) -> Callable[..., NDArray[Any]]:
+        def watched(values: NDArray[Any], **kwargs: str) -> NDArray[Any]:
+            nonlocal longest
+            longest = max(longest, len(values))
+            return sort(values, **kwargs)
 
-    monkeypatch.setattr(np, "argsort", watched)
+        return watched
+
+    monkeypatch.setattr(np, "argsort", watch(np.argsort))
+    monkeypatch.setattr(np, "sort", watch(np.sort))
     params = SamplingParams(temperature=0.8, top_k=100, top_p=0.95, min_p=0.02, seed=1, logprobs=5)
-    Sampler(params, [], 150_000).choose(logits)
-    Sampler(replace(params, top_k=0), [], 150_000).choose(logits)
+    for logits in (peaked, flat):
+        Sampler(params, [], 150_000).choose(logits)
+        Sampler(replace(params, top_k=0, min_p=0.0), [], 150_000).choose(logits)
     assert 0 < longest < 3000
+
+
+@pytest.mark.parametrize(("top_p", "tokens"), [(0.0, 1), (0.5, 2500), (0.9999, 5000)])
+def test_equal_weights_count_by_index(top_p: float, tokens: int) -> None:
+    kept = sampling._nucleus(np.ones(5000), top_p)
+    assert kept.tolist() == list(range(tokens))
+
+
+def test_a_nucleus_in_a_large_vocabulary() -> None:
+    generator = np.random.Generator(np.random.PCG64(3))
+    for spread in (0.1, 1.0, 4.0):
+        weights = np.exp(spread * generator.standard_normal(20_000))
+        order = np.argsort(-weights, kind="stable")
+        cumulative = np.cumsum(weights[order])
+        for top_p in (0.1, 0.5, 0.95, 0.999):
+            count = int(np.searchsorted(cumulative, top_p * weights.sum())) + 1
+            assert sampling._nucleus(weights, top_p).tolist() == sorted(order[:count].tolist())
+
+
+def test_a_share_finds_its_weight() -> None:
+    generator = np.random.Generator(np.random.PCG64(4))
+    weights = generator.random(5000)
+    weights[generator.random(5000) < 0.5] = 0
+    weights[3000:] = 0
+    cumulative = np.cumsum(weights)
+    for u in (0.0, 0.25, 0.5, 0.75, 0.999, np.nextafter(1, 0)):
+        at = sampling._invert(weights, u)
+        assert weights[at] > 0
+        assert cumulative[at - 1] - 1e-9 <= u * cumulative[-1] <= cumulative[at] + 1e-9

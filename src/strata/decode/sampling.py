@@ -23,8 +23,8 @@ from strata.errors import StrataError, UsageError
 
 Logits = NDArray[np.float32]
 
-_FIRST_GUESS = 256
-"""Most probable tokens that top-p ranks at first; eight times as many whenever they do not do."""
+_FEW = 1024
+"""Weights that are ranked, or added up one after the other, at once."""
 
 
 class LogitsError(StrataError):
@@ -110,7 +110,7 @@ class Sampler:
             values, penalty = out[seen], np.float32(params.repetition_penalty)
             out[seen] = np.where(values > 0, values / penalty, values * penalty)
         if params.frequency_penalty or params.presence_penalty:
-            used = np.flatnonzero(self._counts)
+            used = np.flatnonzero(self._counts > 0)
             each = np.float32(params.frequency_penalty) * self._counts[used].astype(np.float32)
             out[used] -= each + np.float32(params.presence_penalty)
         if self._constraint is not None:
@@ -130,7 +130,7 @@ class Sampler:
         weights = _exp(scores, float(best), params.temperature)
         keep: NDArray[np.int64] | None = None
         if params.top_p < 1:
-            keep = np.sort(_nucleus(weights, params.top_p))
+            keep = _nucleus(weights, params.top_p)
         if params.min_p > 0:
             # Weights are relative to the best token, whose weight is 1.
             left = weights if keep is None else weights[keep]
@@ -139,20 +139,18 @@ class Sampler:
         if keep is not None:
             weights = weights[keep]
             ids = keep if ids is None else ids[keep]
-        cumulative = np.cumsum(weights, out=weights)
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=self._chosen))
-        at = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
-        # Rounding may carry the product up to the sum itself: that is the last token with weight.
-        at = min(int(at), int(np.searchsorted(cumulative, cumulative[-1])))
+        at = _invert(weights, generator.random())
         return at if ids is None else int(ids[at])
 
     def _report(self, token: int, logits: Logits) -> Sample:
         count = self.params.logprobs
         if count is None:
             return Sample(token)
-        logprobs = log_softmax(logits)
-        top = _ranked(logits, max(count, 1))[:count].tolist()
-        return Sample(token, float(logprobs[token]), tuple((i, float(logprobs[i])) for i in top))
+        shift = log_sum_exp(logits)
+        top = _ranked(logits, count)[:count].tolist() if count else []
+        pairs = tuple((i, float(logits[i]) - shift) for i in top)
+        return Sample(token, float(logits[token]) - shift, pairs)
 
 
 def _exp(logits: Logits, best: float, temperature: float) -> NDArray[np.float64]:
@@ -176,12 +174,45 @@ def _ranked(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
 
 
 def _nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest largest weights that hold ``top_p`` of the sum; at least one."""
-    enough = top_p * weights.sum()
-    count = _FIRST_GUESS
-    while True:
-        ranked = _ranked(weights, count)
-        cumulative = np.cumsum(weights[ranked])
-        if cumulative[-1] >= enough or len(ranked) == len(weights):
-            return ranked[: int(np.searchsorted(cumulative, enough)) + 1]
-        count *= 8
+    """Indices, in order, of the fewest largest weights that hold ``top_p`` of the sum; at least
+    one."""
+    total = weights.sum()
+    enough = top_p * total
+    # All the weights below this one together are less than what may be left out.
+    values = np.compress(weights >= (1 - top_p) * total / len(weights), weights)
+    while len(values) > _FEW:
+        # Halves as a quicksort would, but goes on only with the half that has the border in it.
+        middle = np.partition(values, len(values) // 2)[len(values) // 2]
+        heavy = np.compress(values > middle, values)
+        if not len(heavy):
+            break
+        mass = heavy.sum()
+        if mass >= enough:
+            values = heavy
+        else:
+            enough -= mass
+            values = np.compress(values <= middle, values)
+    ranked = np.sort(values)[::-1]
+    last = min(int(np.searchsorted(np.cumsum(ranked), enough)), len(ranked) - 1)
+    equals = np.count_nonzero(ranked[: last + 1] == ranked[last])
+    keep = weights > ranked[last]
+    keep[np.flatnonzero(weights == ranked[last])[:equals]] = True
+    return np.flatnonzero(keep)
+
+
+def _invert(weights: NDArray[np.float64], u: float) -> int:
+    """Index at which the running sum of weights passes the share ``u`` (below 1) of the whole."""
+    # A running sum waits for every single addition: sums of stretches come first.
+    starts = np.arange(0, len(weights), _FEW)
+    stretches = np.cumsum(np.add.reduceat(weights, starts))
+    target = u * stretches[-1]
+    stretch = _passed(stretches, target)
+    begin = int(starts[stretch])
+    before = stretches[stretch - 1] if stretch else 0.0
+    return begin + _passed(np.cumsum(weights[begin : begin + _FEW]), target - before)
+
+
+def _passed(cumulative: NDArray[np.float64], target: float) -> int:
+    """Index of the first sum above ``target``; where rounding leaves none, the last that grew."""
+    at = int(np.searchsorted(cumulative, target, side="right"))
+    return min(at, int(np.searchsorted(cumulative, cumulative[-1])))
