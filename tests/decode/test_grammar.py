@@ -98,7 +98,8 @@ def test_what_cannot_be_compiled_is_named() -> None:
         COMPILER.regex("(a")
     with pytest.raises(GrammarError, match="foo"):
         COMPILER.json_schema({"type": "foo"})
-    with pytest.raises(GrammarError, match="not usable"):
-        COMPILER.grammar("root ::= (")
+    for text in ("root ::= (", 'other ::= "a"', "root ::= other", "start: %", "", "\0"):
+        with pytest.raises(GrammarError, match="not usable"):
+            COMPILER.grammar(text)
     with pytest.raises(UsageError, match="ignore_eos"):
         SamplingParams(grammar=COMPILER.regex("a"), ignore_eos=True)

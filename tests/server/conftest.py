@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
-pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
-
-from running import Running, load, running
-
 from strata.llm import LLM
+
+if TYPE_CHECKING:
+    # Without the extra strata[server] this module skips whoever imports it, which must not be us.
+    from running import Running
 
 
 @pytest.fixture(scope="session")
 def llm(smollm2_path: Path) -> Iterator[LLM]:
     """What answers are compared with."""
+    from running import load
+
     with load(smollm2_path) as llm:
         yield llm
 
 
 @pytest.fixture(scope="session")
 def shared_server(smollm2_path: Path) -> Iterator[Running]:
+    from running import load, running
+
     with load(smollm2_path) as served, running(served, keepalive_s=0.05) as server:
         yield server
 

@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
+pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
+pytest.importorskip("prometheus_client", reason="the extra strata[server] is not installed")
+pytest.importorskip("llguidance", reason="the extra strata[server] is not installed")
+
 from strata.llm import LLM
 from strata.server.service import Service
 from strata.server.serving import Server, bind

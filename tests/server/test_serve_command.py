@@ -19,6 +19,8 @@ import pytest
 
 from strata.cli import main
 
+pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
+pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
 

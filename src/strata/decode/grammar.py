@@ -76,7 +76,8 @@ class GrammarCompiler:
 
         try:
             lark = gbnf_to_lark.any_to_lark(text)
-        except (gbnf_to_lark.GbnfToLarkError, ValueError, RecursionError) as error:
+        except Exception as error:
+            # Some of its errors have no type of their own.
             raise GrammarError(f"the grammar is not usable: {error}") from None
         return self.lark(lark)
 
