@@ -61,7 +61,7 @@ export class Machine {
     if (this.#model === null) return;
     this.#speed(state);
     for (const tier of state.tiers) this.#tier(tier);
-    this.#sweep(state.sweep);
+    this.#sweep(state.sweep, state.requests.running > 0);
     this.#roofline.show(state.roofline, ceilings(this.#model.machine));
     const rate = state.actual.output_tok_s;
     const peak = state.tiers.find((tier) => tier.name === "host")?.peak_bytes;
@@ -121,7 +121,7 @@ export class Machine {
     view.show(tier);
   }
 
-  #sweep(sweep) {
+  #sweep(sweep, running) {
     const cell = this.#cells[sweep.segment] ?? null;
     const followed = cell !== null && known(sweep.seconds) && sweep.seconds > SLOW_SWEEP_S;
     if (cell !== this.#lit) {
@@ -134,7 +134,8 @@ export class Machine {
     });
     const name = this.#model.segments[sweep.segment]?.name;
     const sweeps = `${count(sweep.count)} ${sweep.count === 1 ? "sweep" : "sweeps"}`;
-    setText(byId("sweep-text"), name ? `at ${name} · ${sweeps}` : `between sweeps · ${sweeps}`);
+    const place = name ? `now at ${name}` : running ? "now between two" : "at rest";
+    setText(byId("sweep-text"), `${sweeps}, ${place}`);
   }
 }
 

@@ -24,6 +24,8 @@ let running = null;
 let chat = store.current();
 /** The answer that was refused for want of a key, to be asked for again with one. */
 let locked = null;
+/** The page is going away, which breaks the connection: that is no end of the answer. */
+let leaving = false;
 
 const transcript = new Transcript(byId("messages"), byId("scroller"), byId("to-end"), {
   edit: (node, text) => say(node.parent, text),
@@ -37,6 +39,7 @@ function show() {
 }
 
 function save() {
+  if (leaving) return;
   const kept = store.save(chat);
   const note = byId("storage-note");
   note.hidden = kept;
@@ -177,7 +180,13 @@ document.addEventListener("keydown", (event) => {
   const inDialog = document.querySelector("dialog[open]") !== null;
   if (event.key === "Escape" && !event.isComposing && !inDialog) end();
 });
-window.addEventListener("pagehide", () => save());
+window.addEventListener("pagehide", () => {
+  save();
+  leaving = true;
+});
+window.addEventListener("pageshow", () => {
+  leaving = false;
+});
 
 // Dialogs.
 

@@ -181,5 +181,5 @@ function words(point, ceilings) {
 }
 
 function share(text, value, ceiling) {
-  return known(ceiling) ? `${text} (${percent(value / ceiling)})` : text;
+  return known(ceiling) ? `${text} (${percent(value / ceiling)} of the ceiling)` : text;
 }

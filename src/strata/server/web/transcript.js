@@ -34,7 +34,9 @@ export class Transcript {
       toEnd.hidden = this.#follows;
     };
     scroller.addEventListener("scroll", watch, { passive: true });
-    new ResizeObserver(() => this.#follow()).observe(list);
+    const resized = new ResizeObserver(() => this.#follow());
+    resized.observe(list);
+    resized.observe(scroller);
     toEnd.addEventListener("click", () => this.scrollToEnd());
   }
 
