@@ -7,6 +7,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 
@@ -179,6 +183,13 @@ void bind_stream(nb::module_& m) {
         },
         "tracks"_a, "threads"_a, "request_bytes"_a,
         "Bytes of ring that the largest piece takes, and of staging for all threads.");
+  m.def("give_back_memory",
+        [] {
+#ifdef __GLIBC__
+          malloc_trim(0);
+#endif
+        },
+        "Returns what the allocator keeps of freed memory to the system, where it can.");
   m.def("load_weights", &load, "weights"_a, "threads"_a, "request_bytes"_a, "counters"_a,
         "Reads whole weights from their places into packed form.");
   m.def("set_read_faults",

@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from strata.backends.base import Backend
 from strata.backends.weights import WeightSource
 from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
@@ -21,17 +20,23 @@ from strata.engine import (
     Measurement,
     Perplexity,
     Request,
-    Runner,
     Timings,
     measure,
     perplexity,
 )
+from strata.engine.execution import Execution, Wishes, execute, execute_naively
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.references import resolve
 from strata.models import build_model
 from strata.program import Model
+from strata.sizes import parse_size
 from strata.text import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from strata.engine.explain import Explanation
+    from strata.memory import Ledger
+    from strata.plan import Plan
 
 DEFAULT_CONTEXT = 4096
 """Positions for which KV is held unless asked otherwise, or as many as the model has if fewer."""
@@ -84,6 +89,12 @@ class LLM:
     ``reference`` (numpy in float32, slow). ``threads`` is for the cpu backend (None: one a core).
     ``context`` None is DEFAULT_CONTEXT or the model's own if that is less, because KV memory grows
     with it. ``progress`` is told of downloads and loading. One thread at a time may use it.
+
+    ``memory`` is a budget in bytes (or text such as ``"4GB"``) for the whole process and the page
+    cache it causes: weights that have no room are streamed from the file in every sweep, and
+    BudgetTooSmall is raised before loading if even that does not fit. Without it the budget is what
+    the machine leaves. ``plan`` is a Plan to be executed instead of one made here; ``logit_rows``
+    and ``planned`` are for those who score texts or want a Plan in any case.
     """
 
     def __init__(
@@ -94,6 +105,10 @@ class LLM:
         threads: int | None = None,
         context: int | None = None,
         parallel: int = 1,
+        memory: int | str | None = None,
+        plan: Plan | None = None,
+        logit_rows: int = 1,
+        planned: bool = False,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = resolve(str(model), progress=progress)
@@ -103,13 +118,22 @@ class LLM:
         try:
             self.model = _build(self._file, context)
             self.backend = backend
-            runs, self.threads, self.isa = _make_backend(backend, threads)
+            limit = parse_size(memory) if isinstance(memory, str) else memory
+            wishes = Wishes(limit, threads, context, parallel, logit_rows, planned)
+            self.execution = _execute(backend, self._file, self.model, wishes, plan)
+            if self.execution.context < self.model.context_length:
+                self.model = build_model(self._file, self.execution.context)
+            # Building a tokenizer takes more for a while than it keeps: before there are weights.
+            with self.execution.settling("tokenizer"):
+                stop_ids = self.tokenizer.stop_ids
             self._engine: Engine | None = Engine(
-                Runner(runs, self.model, WeightSource(self._file), progress),
-                context=self.model.context_length,
-                parallel=parallel,
-                stop_ids=self.tokenizer.stop_ids,
+                self.execution.runner(self.model, WeightSource(self._file), progress),
+                context=self.execution.context,
+                parallel=self.execution.parallel,
+                token_budget=self.execution.token_budget,
+                stop_ids=stop_ids,
             )
+            self.execution.ready()
         except BaseException:
             self._file.close()
             raise
@@ -121,6 +145,32 @@ class LLM:
         if self._engine is None:
             raise UsageError("this LLM is closed; make another one")
         return self._engine
+
+    @property
+    def plan(self) -> Plan | None:
+        """By what the model is run; None where everything is resident without one."""
+        return self.execution.plan
+
+    @property
+    def ledger(self) -> Ledger:
+        """Who owns how many bytes."""
+        return self.execution.ledger
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that compute, for backends that have them."""
+        return self.execution.threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run."""
+        return self.execution.isa
+
+    def explain(self) -> Explanation:
+        """What happened so far, against the plan if there is one."""
+        from strata.engine.explain import explain
+
+        return explain(self.execution, self.engine.runner)
 
     @property
     def context(self) -> int:
@@ -355,22 +405,20 @@ def _whole(run: Iterator[Chunk], count: int) -> list[Output]:
     return [outputs[index] for index in range(count)]
 
 
+def _execute(
+    name: str, file: ModelFile, model: Model, wishes: Wishes, plan: Plan | None
+) -> Execution:
+    if name == "cpu":
+        return execute(file, model, wishes, plan)
+    if name != "reference":
+        raise UsageError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+    if wishes.memory is not None or plan is not None:
+        raise UsageError("only the cpu backend keeps to a memory budget")
+    return execute_naively(model, wishes)
+
+
 def _build(file: ModelFile, context: int | None) -> Model:
     model = build_model(file, context)
     if context is None and model.context_length > DEFAULT_CONTEXT:
         return build_model(file, DEFAULT_CONTEXT)
     return model
-
-
-def _make_backend(name: str, threads: int | None) -> tuple[Backend, int | None, str]:
-    """The backend, its number of threads if it has one, and its instruction set."""
-    if name == "cpu":
-        from strata.backends.cpu import CpuBackend
-
-        cpu = CpuBackend(threads=threads)
-        return cpu, cpu.threads, cpu.isa
-    if name == "reference":
-        from strata.backends.reference import ReferenceBackend
-
-        return ReferenceBackend(), None, "numpy"
-    raise UsageError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")

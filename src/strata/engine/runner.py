@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, Step
 from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
+from strata.engine.sweeps import Streamed, Sweeps
 from strata.errors import StrataError
 from strata.program import Cost, Model, Workload, program_cost
 from strata.quant import BlockType
@@ -26,8 +27,9 @@ class Runner:
     """A Model with its weights in a backend's form.
 
     The last Segment is the head: it selects ``out_rows`` and gives ``logits``. It is run on slices
-    of the rows, and not at all for a step that wants none. ``segment`` is the number of the one
-    that is being run, None between sweeps; other threads may look at it.
+    of ``logit_rows`` rows, and not at all for a step that wants none. ``segment`` is the number of
+    the one that is being run, None between sweeps; other threads may look at it. ``sweeps`` adds up
+    what sweeps did, with what ``streamed`` says of the backend's reading.
     """
 
     def __init__(
@@ -36,8 +38,13 @@ class Runner:
         model: Model,
         weights: WeightSource,
         progress: LoadProgress | None = None,
+        *,
+        logit_rows: int = LOGIT_ROWS,
+        streamed: Callable[[], Streamed] = Streamed,
     ) -> None:
         self.backend = backend
+        self._logit_rows = logit_rows
+        self.sweeps = Sweeps(len(model.segments), streamed)
         self.model = model
         head = model.segments[-1]
         if "logits" not in head.outputs or all(op.kind != "select" for op in head.program.ops):
@@ -98,24 +105,27 @@ class Runner:
         return null.costs
 
     def run(self, step: Step, kv: KVCache) -> Iterator[NDArray[np.float32]]:
-        """Run a step; yields logits [at most LOGIT_ROWS, vocabulary] in the order of ``out_rows``.
+        """Run a step; yields logits, a few rows [rows, vocabulary] at a time, as ``out_rows`` says.
 
         The step has run when the iterator is exhausted. Each array is valid until the next one.
         """
         *body, head = self._loaded
         activations: Activations = {}
+        self.sweeps.begin(step)
         try:
             for self.segment, loaded in enumerate(body):
                 activations = self.backend.run(loaded, step, kv, activations)
+                self.sweeps.done(self.segment + 1)
             self.segment = len(body)
             yield from self._run_head(head, step, kv, activations)
+            self.sweeps.end()
         finally:
             self.segment = None
 
     def _run_head(
         self, head: LoadedSegment, step: Step, kv: KVCache, activations: Activations
     ) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(step.out_rows), LOGIT_ROWS):
-            part = replace(step, out_rows=step.out_rows[start : start + LOGIT_ROWS])
+        for start in range(0, len(step.out_rows), self._logit_rows):
+            part = replace(step, out_rows=step.out_rows[start : start + self._logit_rows])
             logits: NDArray[np.float32] = self.backend.run(head, part, kv, activations)["logits"]
             yield logits

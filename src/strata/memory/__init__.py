@@ -1,7 +1,15 @@
-"""Memory as measured and, in time, as owned."""
+"""Memory as it is owned, and as the system counts it."""
 
 from __future__ import annotations
 
-from strata.memory.peak import peak_bytes
+from strata.memory.ledger import Ledger, LedgerError
+from strata.memory.process import ProcessMemory, cgroup_peak, peak_bytes, process_memory
 
-__all__ = ["peak_bytes"]
+__all__ = [
+    "Ledger",
+    "LedgerError",
+    "ProcessMemory",
+    "cgroup_peak",
+    "peak_bytes",
+    "process_memory",
+]

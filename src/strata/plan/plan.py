@@ -31,13 +31,15 @@ class Workload:
     """What is to be done: ``concurrency`` requests together, each with a prompt and an answer.
 
     ``context`` is the positions a request may come to use, prompt and answer together; None leaves
-    it to the planner.
+    it to the planner. ``logit_rows`` is how many rows of logits of one sequence are wanted at a
+    time: more than one where a text is scored.
     """
 
     prompt_tokens: int = 512
     concurrency: int = 1
     context: int | None = None
     answer_tokens: int = 256
+    logit_rows: int = 1
 
 
 @dataclass(frozen=True)

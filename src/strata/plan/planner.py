@@ -160,7 +160,7 @@ class Planner:
         return Sizes(
             threads=self.threads,
             max_tokens=tokens,
-            logit_rows=min(w.concurrency, constants.LOGIT_ROWS),
+            logit_rows=min(w.concurrency * w.logit_rows, constants.LOGIT_ROWS),
             kv_blocks=w.concurrency * -(-context // KV_BLOCK),
             context=context,
             parallel=w.concurrency,

@@ -1,0 +1,230 @@
+"""From wishes to a Plan to a backend: what was decided is what is executed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import strata._native as _native
+from strata.backends.base import Backend
+from strata.backends.cpu import CpuBackend, CpuSettings
+from strata.backends.reading import Reading
+from strata.backends.weights import WeightSource
+from strata.engine.engine import TOKEN_BUDGET
+from strata.engine.runner import LOGIT_ROWS, LoadProgress, Runner
+from strata.engine.sweeps import Streamed
+from strata.errors import UsageError
+from strata.formats import ModelFile
+from strata.memory import Ledger, process_memory
+from strata.plan.memory_limits import memory_available
+from strata.program import Model
+
+if TYPE_CHECKING:
+    from strata.plan import Machine, Plan
+
+_SURELY_FITS = 0.4
+"""Of the free memory: a model whose weights take less is run without a Plan being made."""
+
+_PROMPT_TOKENS = 512
+"""What a Plan is made for when nobody says how long prompts will be."""
+
+_PROBE = (
+    "import sys, pathlib; from strata.plan.probe import probe; probe(pathlib.Path(sys.argv[1]))"
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``logit_rows``
+    of a sequence are wanted at a time; ``planned`` asks for a Plan in any case."""
+
+    memory: int | None = None
+    threads: int | None = None
+    context: int | None = None
+    parallel: int = 1
+    logit_rows: int = 1
+    planned: bool = False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A backend made as a Plan has it, and the books of its memory.
+
+    ``limited`` says that a budget was given: then it is held, and the page cache is part of it.
+    """
+
+    backend: Backend
+    ledger: Ledger
+    plan: Plan | None
+    machine: Machine | None
+    file: ModelFile | None
+    threads: int | None
+    isa: str
+    context: int
+    parallel: int
+    token_budget: int
+    logit_rows: int
+    limited: bool = False
+
+    @contextmanager
+    def settling(self, owner: str) -> Iterator[None]:
+        """Enters for ``owner`` what the process has come to take meanwhile."""
+        before = process_memory().total
+        yield
+        _native.give_back_memory()
+        self.ledger.take(owner, max(0, process_memory().total - before))
+
+    def runner(self, model: Model, weights: WeightSource, progress: LoadProgress | None) -> Runner:
+        """A Runner whose weights are loaded."""
+        return Runner(
+            self.backend,
+            model,
+            weights,
+            progress,
+            logit_rows=self.logit_rows,
+            streamed=self.streamed,
+        )
+
+    def ready(self) -> None:
+        """Everything is loaded: begin to read ahead, and give back what loading left behind."""
+        if isinstance(self.backend, CpuBackend):
+            self.backend.prepare()
+        if self.limited and self.file is not None:
+            self.file.forget_cached()
+        _native.give_back_memory()
+
+    def streamed(self) -> Streamed:
+        """What streaming has done so far."""
+        stats = self.backend.stream_stats() if isinstance(self.backend, CpuBackend) else None
+        if stats is None:
+            return Streamed()
+        return Streamed(
+            stats.pieces.wanted,
+            stats.pieces.from_disk,
+            stats.rows.wanted,
+            stats.pieces.reading_s,
+            stats.waited_s,
+            stats.full_s,
+        )
+
+    def check_integrity(self) -> None:
+        """LedgerError if the process takes more memory than its owners entered."""
+        self.ledger.check_integrity(process_memory().total)
+
+
+def execute(file: ModelFile, model: Model, wishes: Wishes, plan: Plan | None = None) -> Execution:
+    """The native backend by a Plan: the one given, else one made for the wishes.
+
+    Nothing is loaded yet. Raises BudgetTooSmall.
+    """
+    machine = None
+    if plan is None and _needs_plan(file, wishes):
+        machine = this_machine(file)
+        plan = _make_plan(file, model, machine, wishes)
+    if plan is None:
+        ledger = _ledger(None, 0)
+        settings = CpuSettings(positions=model.context_length, parallel=wishes.parallel)
+        token_budget, context, parallel = TOKEN_BUDGET, model.context_length, wishes.parallel
+        backend = CpuBackend(wishes.threads, settings=settings, books=ledger)
+    else:
+        _check_plan(plan, model)
+        limited = wishes.memory is not None
+        ledger = _ledger(plan.budget if limited else None, plan.predicted.memory.margin)
+        token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
+        backend = CpuBackend(plan.threads, plan.isa, _settings(plan, limited), ledger)
+    return Execution(
+        backend,
+        ledger,
+        plan,
+        machine,
+        file,
+        backend.threads,
+        backend.isa,
+        context,
+        parallel,
+        token_budget,
+        backend.settings.max_out_rows,
+        wishes.memory is not None,
+    )
+
+
+def execute_naively(model: Model, wishes: Wishes) -> Execution:
+    """The reference backend, which knows no Plans."""
+    from strata.backends.reference import ReferenceBackend
+
+    context, ledger = model.context_length, _ledger(None, 0)
+    backend = ReferenceBackend()
+    return Execution(
+        backend, ledger, None, None, None, None, "numpy", context, wishes.parallel, TOKEN_BUDGET,
+        LOGIT_ROWS,
+    )  # fmt: skip
+
+
+def this_machine(file: ModelFile) -> Machine:
+    """This machine and the disk under a model. What is not known yet is measured by a process of
+    its own, so that measuring takes nothing of our budget."""
+    from strata.plan.probe import known_machine, probe
+
+    path = file.paths[0]
+    known = known_machine(path)
+    if known is None:
+        subprocess.run([sys.executable, "-c", _PROBE, str(path)], check=False, capture_output=True)
+        known = known_machine(path)
+    # Where nothing can be remembered it has to be measured here after all.
+    return known or probe(path)[0]
+
+
+def _needs_plan(file: ModelFile, wishes: Wishes) -> bool:
+    if wishes.memory is not None or wishes.planned:
+        return True
+    return file.nbytes > _SURELY_FITS * memory_available()
+
+
+def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) -> Plan:
+    from strata.plan import Limits, Workload, outline, plan
+
+    positions = wishes.context or model.context_length
+    workload = Workload(
+        prompt_tokens=min(_PROMPT_TOKENS, max(1, positions // 2)),
+        concurrency=wishes.parallel,
+        context=wishes.context,
+        answer_tokens=min(256, positions // 2),
+        logit_rows=wishes.logit_rows,
+    )
+    limits = Limits(wishes.memory, wishes.threads)
+    return plan(outline(file.path.name, model, file), machine, limits, workload)
+
+
+def _check_plan(plan: Plan, model: Model) -> None:
+    names = [segment.name for segment in model.segments]
+    if sorted((*plan.resident, *plan.streamed)) != sorted(names):
+        raise UsageError(f"this plan was made for another model: {plan.model}")
+
+
+def _settings(plan: Plan, limited: bool) -> CpuSettings:
+    return CpuSettings(
+        max_tokens=plan.max_tokens,
+        max_out_rows=plan.logit_rows,
+        parallel=plan.parallel,
+        positions=plan.context,
+        streamed=frozenset(plan.streamed),
+        ring_bytes=plan.ring_bytes,
+        piece_bytes=plan.piece_bytes,
+        reading=Reading(
+            threads=plan.io_threads,
+            request_bytes=plan.request_bytes,
+            direct=plan.read_mode == "direct",
+            drop_behind=limited or bool(plan.streamed),
+        ),
+    )
+
+
+def _ledger(budget: int | None, margin: int) -> Ledger:
+    """Books that begin with what the process takes already."""
+    ledger = Ledger(budget, margin)
+    ledger.take("interpreter", process_memory().total)
+    return ledger
