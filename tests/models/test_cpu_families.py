@@ -21,7 +21,7 @@ GGUF_NAMES = [n for n in NAMES if make_tiny_models.golden(n).architecture is not
 
 def check(file: ModelFile, golden: make_tiny_models.Golden) -> None:
     tokens = golden.tokens
-    want = Forward(file, golden.context, ReferenceBackend(np.float16)).logits(tokens)
+    want = Forward(file, golden.context, ReferenceBackend(kv_type=F16)).logits(tokens)
     exact = Forward(file, golden.context).logits(tokens)
     # Both round K and V to f16, some elements up here and down there: that moves the logits by
     # less than rounding all of them does. The rest is float32, as in test_goldens.
