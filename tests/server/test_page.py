@@ -11,10 +11,9 @@ from typing import Any
 import httpx
 import pytest
 from browser import Browser, browser
-from running import KEY, NAMES, Running, running
+from running import KEY, NAMES, Running, load, running
 from selenium.webdriver.common.keys import Keys
 
-from conftest import load
 from strata.server import live
 
 pytestmark = pytest.mark.slow
