@@ -10,7 +10,7 @@ MB = 10**6
 
 # Memory, in bytes. ------------------------------------------------------------------------------
 
-INTERPRETER = 52 * MB
+INTERPRETER = 46 * MB
 """Python, numpy, the tokenizer library, jinja, the command line and our own code, all touched."""
 
 THREAD = 128 << 10
@@ -21,8 +21,8 @@ TOKENIZER_TOKEN = 470
 TOKENIZER_MERGE = 300
 """A built tokenizer: on its own, and for each token and each merge of its vocabulary."""
 
-TOKENIZER_BUILDING_TOKEN = 330
-TOKENIZER_BUILDING_MERGE = 780
+TOKENIZER_BUILDING_TOKEN = 420
+TOKENIZER_BUILDING_MERGE = 690
 """While it is built, before any weight is there."""
 
 SEGMENT = 96 << 10
@@ -34,8 +34,8 @@ SAMPLING_LOGIT = 40
 READ_SLACK = 2 * 4096
 """What alignment adds to a read at both ends."""
 
-MARGIN = 4 * MB
-MARGIN_SHARE = 0.02
+MARGIN = 2 * MB
+MARGIN_SHARE = 0.015
 """What allocators and page tables take beyond what they are asked for."""
 
 KEEP_BACK = 0.08

@@ -62,6 +62,7 @@ def config_json(shape: Shape) -> dict[str, Any]:
         "hidden_act": "silu",
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "pad_token_id": 2,
         "torch_dtype": "bfloat16",
     }
     if shape.family in ("gemma2", "gemma3"):
