@@ -36,7 +36,7 @@ from strata.text import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from strata.engine.explain import Explanation
     from strata.memory import Ledger
-    from strata.plan import Plan
+    from strata.plan import Plan, Workload
 
 DEFAULT_CONTEXT = 4096
 """Positions for which KV is held unless asked otherwise, or as many as the model has if fewer."""
@@ -93,8 +93,9 @@ class LLM:
     ``memory`` is a budget in bytes (or text such as ``"4GB"``) for the whole process and the page
     cache it causes: weights that have no room are streamed from the file in every sweep, and
     BudgetTooSmall is raised before loading if even that does not fit. Without it the budget is what
-    the machine leaves. ``plan`` is a Plan to be executed instead of one made here; ``logit_rows``
-    and ``planned`` are for those who score texts or want a Plan in any case.
+    the machine leaves. A Plan is made for ``workload`` (whose context and concurrency are those
+    given here), in any case if ``planned``, else where memory is short; ``plan`` is executed
+    instead of one made here.
     """
 
     def __init__(
@@ -106,9 +107,9 @@ class LLM:
         context: int | None = None,
         parallel: int = 1,
         memory: int | str | None = None,
-        plan: Plan | None = None,
-        logit_rows: int = 1,
+        workload: Workload | None = None,
         planned: bool = False,
+        plan: Plan | None = None,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = resolve(str(model), progress=progress)
@@ -119,7 +120,7 @@ class LLM:
             self.model = _build(self._file, context)
             self.backend = backend
             limit = parse_size(memory) if isinstance(memory, str) else memory
-            wishes = Wishes(limit, threads, context, parallel, logit_rows, planned)
+            wishes = Wishes(limit, threads, context, parallel, workload, planned)
             self.execution = _execute(backend, self._file, self.model, wishes, plan)
             if self.execution.context < self.model.context_length:
                 self.model = build_model(self._file, self.execution.context)

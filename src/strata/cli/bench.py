@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from strata.cli import explain_report
 from strata.cli.console import print_json, print_table
 from strata.cli.engine_options import Command, backend_options, memory_report, open_llm
-from strata.cli.options import json_option, model_argument, quiet_option
+from strata.cli.options import (
+    explain_option,
+    json_option,
+    memory_option,
+    model_argument,
+    quiet_option,
+)
 from strata.errors import UsageError
 from strata.sizes import format_size
 
@@ -32,6 +39,8 @@ def _count(name: str, default: int, least: int, help: str) -> Callable[[Command]
 @_count("--repeat", 5, 1, "Repetitions; the median is reported.")
 @click.option("--ops", is_flag=True, help="Also measure each kind of Op against the roofline.")
 @backend_options
+@memory_option
+@explain_option
 @quiet_option
 @json_option
 def command(
@@ -43,6 +52,8 @@ def command(
     ops: bool,
     backend: str,
     threads: int | None,
+    memory: int | None,
+    explain: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -53,6 +64,7 @@ def command(
     if prompt + gen == 0:
         raise UsageError("nothing to measure: both --prompt and --gen are 0")
     from strata.engine import context_for_measurement
+    from strata.plan import Workload as Planned
     from strata.program import Workload
 
     context = context_for_measurement(prompt=prompt, gen=gen, depth=depth)
@@ -62,7 +74,16 @@ def command(
         if backend != "cpu":
             raise UsageError("--ops measures native kernels: leave --backend out")
         context = max(context, context_for_ops(depth=depth))
-    with open_llm(model, backend=backend, threads=threads, context=context, quiet=quiet) as llm:
+    with open_llm(
+        model,
+        backend=backend,
+        threads=threads,
+        context=context,
+        quiet=quiet,
+        memory=memory,
+        workload=Planned(max(prompt, 1), answer_tokens=gen),
+        planned=explain,
+    ) as llm:
         result = llm.measure(
             prompt=prompt,
             gen=gen,
@@ -89,7 +110,9 @@ def command(
             "weight_read_gb_s": weight_bytes * decode.median / 1e9 if decode else None,
             "kv_bytes": llm.engine.kv_bytes,
             "memory": memory_report(),
+            "explanation": explain_report.as_json(llm.explain()),
         }
+        lines = list(explain_report.lines(llm.explain()))
         if ops:
             from strata.cli.op_report import op_report
 
@@ -98,6 +121,8 @@ def command(
         print_json(report)
     else:
         _print(report)
+        for line in lines:
+            click.echo(line)
 
 
 def _print(report: dict[str, Any]) -> None:

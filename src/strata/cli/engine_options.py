@@ -16,6 +16,7 @@ from strata.errors import UsageError
 
 if TYPE_CHECKING:
     from strata.llm import LLM
+    from strata.plan import Workload
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,10 +43,14 @@ def open_llm(
     context: int | None,
     quiet: bool,
     parallel: int = 1,
+    memory: int | None = None,
+    workload: Workload | None = None,
+    planned: bool = False,
 ) -> Iterator[LLM]:
     """An LLM on the model that ``model`` refers to, downloaded first if need be.
 
-    While weights are loaded a spinner turns on a standard error that is a terminal.
+    While weights are loaded a spinner turns on a standard error that is a terminal, and while a
+    long sweep runs a line says how far it is.
     """
     from strata.formats.references import resolve
     from strata.llm import LLM
@@ -59,9 +64,16 @@ def open_llm(
             threads=threads,
             context=context,
             parallel=parallel,
+            memory=memory,
+            workload=workload,
+            planned=planned,
             progress=progress,
         )
     with llm:
+        if not quiet and sys.stderr.isatty():
+            from strata.cli.sweep_line import SweepLine
+
+            llm.engine.runner.sweeps.listener = SweepLine(sys.stderr)
         yield llm
 
 

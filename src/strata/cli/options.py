@@ -56,3 +56,16 @@ threads_option = click.option(
     default=None,
     help="Threads to compute with (default: one a core that this process may use).",
 )
+
+memory_option = click.option(
+    "-m",
+    "--memory",
+    type=SIZE,
+    default=None,
+    help="Budget for everything, such as 4GB; what does not fit is streamed from the file "
+    "(default: what this machine leaves).",
+)
+
+explain_option = click.option(
+    "--explain", is_flag=True, help="Say what happened against the plan: bytes, bandwidth, waits."
+)

@@ -11,7 +11,7 @@ import click
 
 from strata.cli.console import print_json, remark
 from strata.cli.engine_options import backend_options, memory_report, open_llm, read_text
-from strata.cli.options import json_option, model_argument, quiet_option
+from strata.cli.options import json_option, memory_option, model_argument, quiet_option
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option("--chunks", type=click.IntRange(min=1), help="Windows to score (default: all).")
 @backend_options
+@memory_option
 @quiet_option
 @json_option
 def command(
@@ -46,6 +47,7 @@ def command(
     chunks: int | None,
     backend: str,
     threads: int | None,
+    memory: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -58,7 +60,17 @@ def command(
     text = read_text(file).removesuffix("\n")
     if not text:
         raise UsageError(f"{file} is empty")
-    with open_llm(model, backend=backend, threads=threads, context=context, quiet=quiet) as llm:
+    from strata.plan import Workload
+
+    with open_llm(
+        model,
+        backend=backend,
+        threads=threads,
+        context=context,
+        quiet=quiet,
+        memory=memory,
+        workload=Workload(context - 1, logit_rows=context, answer_tokens=0),
+    ) as llm:
         started = perf_counter()
         result = llm.perplexity(
             text, context=context, chunks=chunks, progress=None if quiet else _show_progress

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from strata.cli import explain_report
 from strata.cli.answer import print_answer, print_stats
 from strata.cli.console import print_json, remark
 from strata.cli.engine_options import backend_options, memory_report, open_llm, read_text
-from strata.cli.options import json_option, model_argument, quiet_option
+from strata.cli.options import (
+    explain_option,
+    json_option,
+    memory_option,
+    model_argument,
+    quiet_option,
+)
 from strata.cli.sampling_options import sampling_options
 from strata.errors import UsageError
 
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
     help="Positions for prompt and answer (default: 4096, or the model's if it has fewer).",
 )
 @backend_options
+@memory_option
+@explain_option
 @click.option("--stats", is_flag=True, help="Print speeds and peak memory on standard error.")
 @quiet_option
 @json_option
@@ -44,6 +53,8 @@ def command(
     context: int | None,
     backend: str,
     threads: int | None,
+    memory: int | None,
+    explain: bool,
     stats: bool,
     quiet: bool,
     as_json: bool,
@@ -67,7 +78,15 @@ def command(
     from strata.decode import SamplingParams
 
     params = SamplingParams(**sampling)
-    with open_llm(model, backend=backend, threads=threads, context=context, quiet=quiet) as llm:
+    with open_llm(
+        model,
+        backend=backend,
+        threads=threads,
+        context=context,
+        quiet=quiet,
+        memory=memory,
+        planned=explain,
+    ) as llm:
         if not raw and not llm.tokenizer.chat_templates:
             if system is not None:
                 raise UsageError("this model has no chat template, which --system needs")
@@ -81,9 +100,15 @@ def command(
             return
         answer = _answer(llm, prompt, params, system=system, raw=raw, silent=as_json)
         if as_json:
-            print_json(_as_json(model, llm, answer))
+            report = _as_json(model, llm, answer)
+            if explain:
+                report["explanation"] = explain_report.as_json(llm.explain())
+            print_json(report)
         if stats:
             print_stats(llm, answer)
+        if explain and not as_json:
+            for line in explain_report.lines(llm.explain()):
+                remark(line)
 
 
 def _answer(

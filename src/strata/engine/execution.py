@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import strata._native as _native
@@ -24,13 +24,10 @@ from strata.plan.memory_limits import memory_available
 from strata.program import Model
 
 if TYPE_CHECKING:
-    from strata.plan import Machine, Plan
+    from strata.plan import Machine, Plan, Workload
 
 _SURELY_FITS = 0.4
 """Of the free memory: a model whose weights take less is run without a Plan being made."""
-
-_PROMPT_TOKENS = 512
-"""What a Plan is made for when nobody says how long prompts will be."""
 
 _PROBE = (
     "import sys, pathlib; from strata.plan.probe import probe; probe(pathlib.Path(sys.argv[1]))"
@@ -39,14 +36,15 @@ _PROBE = (
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``logit_rows``
-    of a sequence are wanted at a time; ``planned`` asks for a Plan in any case."""
+    """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
+    what the Plan is made for, but for its context and concurrency, which are ``context`` and
+    ``parallel``; ``planned`` asks for a Plan in any case."""
 
     memory: int | None = None
     threads: int | None = None
     context: int | None = None
     parallel: int = 1
-    logit_rows: int = 1
+    workload: Workload | None = None
     planned: bool = False
 
 
@@ -187,14 +185,16 @@ def _needs_plan(file: ModelFile, wishes: Wishes) -> bool:
 def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) -> Plan:
     from strata.plan import Limits, Workload, outline, plan
 
-    positions = wishes.context or model.context_length
-    workload = Workload(
-        prompt_tokens=min(_PROMPT_TOKENS, max(1, positions // 2)),
-        concurrency=wishes.parallel,
-        context=wishes.context,
-        answer_tokens=min(256, positions // 2),
-        logit_rows=wishes.logit_rows,
-    )
+    workload = wishes.workload
+    if workload is None:
+        half = (wishes.context or model.context_length) // 2
+        usual = Workload()
+        workload = replace(
+            usual,
+            prompt_tokens=max(1, min(usual.prompt_tokens, half)),
+            answer_tokens=min(usual.answer_tokens, half),
+        )
+    workload = replace(workload, concurrency=wishes.parallel, context=wishes.context)
     limits = Limits(wishes.memory, wishes.threads)
     return plan(outline(file.path.name, model, file), machine, limits, workload)
 

@@ -73,8 +73,8 @@ class Runner:
 
     @property
     def sizes(self) -> list[tuple[str, int]]:
-        """Names of the Segments and the bytes of weights that the backend holds for each."""
-        return [(loaded.segment.name, loaded.nbytes) for loaded in self._loaded]
+        """Names of the Segments and the bytes of each one's weights, resident or not."""
+        return [(name, sum(stored.values())) for name, stored in self._stored.items()]
 
     def kv_cache(self, blocks: int) -> KVCache:
         """KV for ``blocks`` blocks in every layer."""
@@ -112,15 +112,17 @@ class Runner:
         *body, head = self._loaded
         activations: Activations = {}
         self.sweeps.begin(step)
+        completed = False
         try:
             for self.segment, loaded in enumerate(body):
                 activations = self.backend.run(loaded, step, kv, activations)
                 self.sweeps.done(self.segment + 1)
             self.segment = len(body)
             yield from self._run_head(head, step, kv, activations)
-            self.sweeps.end()
+            completed = True
         finally:
             self.segment = None
+            self.sweeps.end(completed=completed)
 
     def _run_head(
         self, head: LoadedSegment, step: Step, kv: KVCache, activations: Activations

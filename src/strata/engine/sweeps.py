@@ -72,12 +72,12 @@ class SweepProgress:
 class Sweeps:
     """Adds up sweeps of ``segments`` Segments; ``streamed`` says what streaming has done so far.
 
-    ``listener`` is told of the progress after every Segment but the last. A sweep that fails or is
-    interrupted counts for nothing.
+    ``listener`` is told of the progress after every Segment but the last, and None at the end. A
+    sweep that fails or is interrupted counts for nothing.
     """
 
     def __init__(self, segments: int, streamed: Callable[[], Streamed]) -> None:
-        self.listener: Callable[[SweepProgress], None] | None = None
+        self.listener: Callable[[SweepProgress | None], None] | None = None
         self.prefill, self.decode = SweepTotal(), SweepTotal()
         self._segments, self._streamed = segments, streamed
         self._step: Step | None = None
@@ -99,10 +99,13 @@ class Sweeps:
         tokens = len(self._step.tokens)
         self.listener(SweepProgress(segments, self._segments, tokens, rate, elapsed, left))
 
-    def end(self) -> None:
-        """The sweep has come to its end."""
-        assert self._step is not None
+    def end(self, *, completed: bool) -> None:
+        """The sweep has come to its end, or was broken off."""
         step, self._step = self._step, None
+        if self.listener is not None:
+            self.listener(None)
+        if step is None or not completed:
+            return
         total = self.decode if len(step.tokens) == len(step.spans) else self.prefill
         total.sweeps += 1
         total.tokens += len(step.tokens)

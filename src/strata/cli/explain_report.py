@@ -1,0 +1,59 @@
+"""What happened against the plan, as lines and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from strata.sizes import format_size
+
+if TYPE_CHECKING:
+    from strata.engine.explain import Explanation, SweepsReport
+
+
+def as_json(explanation: Explanation) -> dict[str, Any]:
+    """Plain values."""
+    return {**asdict(explanation), "owned": dict(explanation.owned)}
+
+
+def lines(e: Explanation) -> Iterator[str]:
+    """What a person reads; the verdict is the last line."""
+    yield f"weights: {format_size(e.host_bytes)} in memory, {format_size(e.sweep_bytes)} from disk"
+    if e.load_bytes:
+        speed = "" if e.load_bytes_s is None else f" at {e.load_bytes_s / 1e9:.2f} GB/s"
+        yield f"loading: {format_size(e.load_bytes)} read{speed}"
+    for name, sweeps in (("prefill", e.prefill), ("decode", e.decode)):
+        if sweeps is not None:
+            yield f"{name}: {_speed(sweeps)}"
+            if sweeps.disk_bytes:
+                yield f"  {_disk(sweeps)}"
+    yield f"memory: {_memory(e)}"
+    yield e.verdict
+
+
+def _speed(s: SweepsReport) -> str:
+    predicted = s.predicted_tokens_s
+    against = "" if predicted is None else f" ({predicted:.3g} predicted)"
+    sweeps = "1 sweep" if s.sweeps == 1 else f"{s.sweeps} sweeps"
+    return f"{s.tokens} tokens in {sweeps} and {s.seconds:.2f} s, {s.tokens_s:.3g} tok/s{against}"
+
+
+def _disk(s: SweepsReport) -> str:
+    share = "" if s.disk_share is None else f", {100 * s.disk_share:.0f} % of what it gives"
+    return (
+        f"{format_size(s.disk_bytes)} from disk at {s.disk_bytes_s / 1e9:.2f} GB/s{share}; "
+        f"waiting: kernels {100 * s.waited_share:.0f} %, readers {100 * s.full_share:.0f} %; "
+        f"overlap {100 * s.overlap:.0f} %"
+    )
+
+
+def _memory(e: Explanation) -> str:
+    parts = [f"peak {format_size(e.peak_bytes)}"]
+    if e.cgroup_peak_bytes is not None:
+        parts.append(f"{format_size(e.cgroup_peak_bytes)} in the control group")
+    if e.predicted_peak_bytes is not None:
+        parts.append(f"{format_size(e.predicted_peak_bytes)} predicted")
+    if e.budget is not None:
+        parts.append(f"budget {format_size(e.budget)}")
+    return ", ".join(parts)
