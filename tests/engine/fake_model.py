@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Activations, KVCache, LoadedSegment, Step
+from strata.backends.kv_types import F32, KVType
 from strata.backends.weights import WeightSource
 from strata.engine import Engine, Runner
 from strata.program import Builder, KVLayer, Model, Segment, Weight
@@ -63,6 +64,9 @@ class FakeKV:
         self.tokens = np.full((blocks, KV_BLOCK), -1, np.int64)
         self.nbytes = self.tokens.nbytes
 
+    def block(self, block: int) -> NDArray[np.uint8]:
+        return self.tokens[block].view(np.uint8)
+
 
 def history_hash(tokens: Sequence[int]) -> int:
     """Of all tokens, in their order."""
@@ -81,6 +85,8 @@ class FakeBackend:
     """Counts steps and logits; ``before`` is called before each Segment is run."""
 
     name = "fake"
+    numerics = "fake"
+    kv_types = (F32,)
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -90,7 +96,9 @@ class FakeBackend:
     def load(self, segment: Segment, weights: WeightSource) -> FakeSegment:
         return FakeSegment(segment)
 
-    def kv_cache(self, layers: Sequence[KVLayer], blocks: int) -> FakeKV:
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> FakeKV:
         return FakeKV(blocks)
 
     def run(

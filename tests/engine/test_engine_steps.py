@@ -10,6 +10,7 @@ from strata.backends.base import KV_BLOCK
 from strata.decode import SamplingParams, log_softmax
 from strata.engine import Engine, EngineError, QueueFull, Request
 from strata.engine.engine import QUEUE_LIMIT
+from strata.engine.pace import FIRST_SHARE
 from strata.kv import PoolError
 from strata.program import Workload
 
@@ -253,9 +254,13 @@ def test_status_counts_what_is_held_and_what_was_done() -> None:
         engine.submit([1], SamplingParams(max_tokens=9))
     engine.step()
     status = engine.status()
-    assert (status.waiting, status.running, status.sweeps, status.tokens) == (1, 2, 1, 64)
-    assert (engine.computed(request), status.last) == (64, Workload(64, 0, 32))
-    assert status.kv_blocks - status.kv_blocks_free == 3
+    assert (status.waiting, status.running, status.sweeps) == (1, 2, 1)
+    # One answer, and beside it as much of the other prompt as an unmeasured pace allows.
+    assert status.tokens == FIRST_SHARE + 1
+    assert engine.computed(request) == FIRST_SHARE
+    attended = FIRST_SHARE * (FIRST_SHARE + 1) // 2 + 1
+    assert status.last == Workload(FIRST_SHARE + 1, 1, attended // (FIRST_SHARE + 1))
+    assert status.kv_blocks_used == 2
     while engine.busy:
         engine.step()
     # The last token of an answer is never computed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from strata.engine.engine import Engine, EngineError, QueueFull
+from strata.engine.kv_settings import KVSettings, StoreSettings
 from strata.engine.measure import Measurement, Spread, context_for_measurement, measure
 from strata.engine.perplexity import Perplexity, perplexity
 from strata.engine.request import Delta, Request, Timings
@@ -14,6 +15,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStatus",
+    "KVSettings",
     "LoadProgress",
     "Measurement",
     "Perplexity",
@@ -21,6 +23,7 @@ __all__ = [
     "Request",
     "Runner",
     "Spread",
+    "StoreSettings",
     "Timings",
     "context_for_measurement",
     "measure",

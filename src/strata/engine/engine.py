@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from strata.backends.base import Span, Step
 from strata.decode import Ending, Sample, Sampler, SamplingParams, TextStream
+from strata.engine.kv_settings import KVSettings, make_space
+from strata.engine.pace import Pace
 from strata.engine.request import Delta, Request
 from strata.engine.runner import Runner
-from strata.engine.scheduler import Advance, Scheduler, blocks_for
+from strata.engine.scheduler import Advance, NoPace, Scheduler
 from strata.engine.scoring import score
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
-from strata.kv import BlockPool
+from strata.kv import PoolError, blocks_for
 from strata.program import Workload
 
 TOKEN_BUDGET = 512
@@ -25,6 +27,12 @@ TOKEN_BUDGET = 512
 
 QUEUE_LIMIT = 1024
 """Requests that may wait."""
+
+SLOWDOWN = 1.35
+"""What prompts may cost those being answered. Under the promised 1.5, because steps vary."""
+
+LOAD_BYTES = 16 << 20
+"""KV read from the disk between two steps that others wait for: some ten milliseconds."""
 
 
 class EngineError(UsageError):
@@ -38,8 +46,11 @@ class QueueFull(StrataError):
 class Engine:
     """Advances requests together, each independent of the others' presence.
 
-    KV is held for ``parallel`` sequences of ``context`` positions. Requests for which there is no
-    room wait their turn. One thread at a time may call.
+    At most ``parallel`` requests run, of up to ``context`` positions each; ``kv`` says how much KV
+    is held for all of them together. Requests for which there is no room wait their turn. While
+    some are being answered, the prompts of others are taken in pieces such that a step takes at
+    most about ``slowdown`` times as long; None: pieces as large as the token budget allows. One
+    thread at a time may call.
     """
 
     def __init__(
@@ -50,6 +61,8 @@ class Engine:
         parallel: int = 1,
         token_budget: int = TOKEN_BUDGET,
         stop_ids: frozenset[int] = frozenset(),
+        kv: KVSettings | None = None,
+        slowdown: float | None = SLOWDOWN,
     ) -> None:
         if not 1 <= context <= runner.model.context_length:
             raise EngineError(
@@ -64,14 +77,24 @@ class Engine:
         self.context = context
         self.token_budget = token_budget
         self._stop_ids = stop_ids
-        blocks = parallel * blocks_for(context)
-        self._pool = BlockPool(blocks)
-        self._kv = runner.kv_cache(blocks)
-        self._scheduler = Scheduler(self._pool, parallel=parallel, token_budget=token_budget)
+        settings = kv or KVSettings()
+        self.kv_type, self._kv, self._space, self._keeper = make_space(
+            settings, runner, context=context, parallel=parallel
+        )
+        self._pace = None if slowdown is None else Pace(slowdown)
+        self._scheduler = Scheduler(
+            self._space,
+            parallel=parallel,
+            token_budget=token_budget,
+            pace=self._pace or NoPace(),
+            load_blocks=max(1, LOAD_BYTES * self._kv.blocks // self._kv.nbytes),
+        )
         self._requests: dict[int, Request] = {}
         self._ids = count()
         self._sweeps = 0
         self._tokens = 0
+        self._hits = 0
+        self._misses = 0
         self._last: Workload | None = None
 
     @property
@@ -94,15 +117,22 @@ class Engine:
         return EngineStatus(
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
-            kv_blocks=self._pool.blocks,
-            kv_blocks_free=self._pool.free,
+            kv_blocks=self._space.pool.blocks,
+            kv_blocks_free=self._space.available,
             sweeps=self._sweeps,
             tokens=self._tokens,
             last=self._last,
+            kv_blocks_cached=self._space.cached,
+            prefix_hit_tokens=self._hits,
+            prefix_miss_tokens=self._misses,
+            preemptions=self._scheduler.preemptions,
         )
 
     def computed(self, request: Request) -> int:
-        """Positions of a request that are in KV: how far its prompt has come, while that runs."""
+        """Positions of a request that are in KV: how far its prompt has come, while that runs.
+
+        0 while it waits, also once it had to give way to others.
+        """
         return self._scheduler.computed(request.id)
 
     def limit(self, prompt: Sequence[int], params: SamplingParams) -> int:
@@ -134,6 +164,7 @@ class Engine:
     ) -> Request:
         """Queue a request. ``text`` makes text of its tokens; without it there is none.
 
+        Requests for the same prompt, as for several answers to it, share its computation and KV.
         Raises EngineError if it can never be served, QueueFull if it cannot be queued now.
         """
         limit = self.limit(prompt, params)
@@ -147,8 +178,7 @@ class Engine:
             submitted=perf_counter(),
         )
         self._requests[request.id] = request
-        # The last token of an answer is chosen and never computed.
-        self._scheduler.add(request.id, len(prompt), len(prompt) + limit - 1)
+        self._scheduler.add(request.id, prompt)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -170,38 +200,52 @@ class Engine:
         try:
             return self._commit(advances, samples)
         except BaseException:
-            for advance in advances:
-                if advance.id in self._requests:
-                    self.cancel(self._requests[advance.id])
+            for id in [id for a in advances for id in (a.id, *a.forks)]:
+                if id in self._requests:
+                    self.cancel(self._requests[id])
             raise
 
-    def _run(self, advances: list[Advance]) -> list[Sample]:
-        """Samples of the advances that reach their target, in order. Changes no request."""
+    def _run(self, advances: list[Advance]) -> list[tuple[Request, Sample]]:
+        """Samples of the requests that reach their last token. Changes none of them but for when
+        it started."""
         now = perf_counter()
         step, reaching = self._batch(advances)
-        samples: list[Sample] = []
-        for logits in self.runner.run(step, self._kv):
-            for row in logits:
-                samples.append(reaching[len(samples)].sampler.choose(row))
+        samples: list[tuple[Request, Sample]] = []
+        rows = (row for logits in self.runner.run(step, self._kv) for row in logits)
+        for row, requests in zip(rows, reaching, strict=True):
+            samples += [(request, request.sampler.choose(row)) for request in requests]
+        self._observe(advances, perf_counter() - now)
         for advance in advances:
-            request = self._requests[advance.id]
-            request.started = now if request.started is None else request.started
+            for id, cached in self._ids_of(advance):
+                self._start(self._requests[id], now, cached)
         return samples
 
-    def _batch(self, advances: list[Advance]) -> tuple[Step, list[Request]]:
+    def _ids_of(self, advance: Advance) -> list[tuple[int, int]]:
+        """The requests of an advance, each with the positions that were not computed for it."""
+        past = advance.past + advance.rows
+        return [(advance.id, advance.cached), *((id, past) for id in advance.forks)]
+
+    def _start(self, request: Request, now: float, cached: int) -> None:
+        if request.started is None:
+            request.started = now
+            request.cached_tokens = cached
+            self._hits += cached
+            self._misses += len(request.prompt) - cached
+
+    def _batch(self, advances: list[Advance]) -> tuple[Step, list[list[Request]]]:
+        """The step, and for each of its rows of logits the requests that choose from it."""
         tokens: list[int] = []
         positions: list[NDArray[np.int32]] = []
         spans: list[Span] = []
         out_rows: list[int] = []
-        reaching: list[Request] = []
+        reaching: list[list[Request]] = []
         for a in advances:
-            request = self._requests[a.id]
             spans.append(Span(len(tokens), a.rows, a.past, np.array(a.table, np.int32)))
-            tokens += request.slice(a.past, a.rows)
+            tokens += a.tokens
             positions.append(np.arange(a.past, a.past + a.rows, dtype=np.int32))
             if a.reaches:
                 out_rows.append(len(tokens) - 1)
-                reaching.append(request)
+                reaching.append([self._requests[id] for id in (a.id, *a.forks)])
         step = Step(
             np.array(tokens, np.int32),
             np.concatenate(positions),
@@ -210,13 +254,14 @@ class Engine:
         )
         return step, reaching
 
-    def _commit(self, advances: list[Advance], samples: list[Sample]) -> list[Delta]:
+    def _commit(
+        self, advances: list[Advance], samples: list[tuple[Request, Sample]]
+    ) -> list[Delta]:
         self._scheduler.commit(advances)
-        self._count(advances, len(samples))
+        self._count(advances)
         now = perf_counter()
         deltas = []
-        reaching = (self._requests[a.id] for a in advances if a.reaches)
-        for request, sample in zip(reaching, samples, strict=True):
+        for request, sample in samples:
             request.sampler.accept(sample.token)
             request.output.append(sample)
             request.first_token = now if request.first_token is None else request.first_token
@@ -225,15 +270,21 @@ class Engine:
             deltas.append(Delta(request, sample, text, request.finish_reason))
         for delta in deltas:
             if delta.finish_reason is None:
-                self._scheduler.extend(delta.request.id)
+                self._scheduler.extend(delta.request.id, delta.sample.token)
             else:
                 del self._requests[delta.request.id]
-                self._scheduler.remove(delta.request.id)
+                self._scheduler.remove(delta.request.id, keep=True)
         return deltas
 
-    def _count(self, advances: list[Advance], out_rows: int) -> None:
+    def _observe(self, advances: list[Advance], seconds: float) -> None:
+        if self._pace is not None:
+            single = sum(a.rows == 1 for a in advances)
+            self._pace.observe(single, sum(a.rows for a in advances) - single, seconds)
+
+    def _count(self, advances: list[Advance]) -> None:
+        out_rows = sum(a.reaches for a in advances)
         tokens = sum(a.rows for a in advances)
-        attended = sum(a.rows * (a.past + (a.rows + 1) // 2) for a in advances)
+        attended = sum(a.rows * a.past + a.rows * (a.rows + 1) // 2 for a in advances)
         self._sweeps += 1
         self._tokens += tokens
         self._last = Workload(tokens, out_rows, attended // tokens)
@@ -245,12 +296,23 @@ class Engine:
         """
         self._check(tokens)
         self.limit(tokens[:-1], SamplingParams(max_tokens=1))
-        table = self._pool.allocate(blocks_for(len(tokens) - 1))
+        needed = blocks_for(len(tokens) - 1)
+        table = self._space.take(needed)
+        if table is None:
+            raise PoolError(f"{needed} KV blocks are wanted, but {self._space.available} are free")
         try:
             return score(self.runner, self._kv, table, tokens, first, self.token_budget)
         finally:
-            self._pool.release(table)
+            self._space.pool.release(table)
+
+    def forget_prefixes(self) -> None:
+        """Forget what could be found again in memory: the next prompt is computed."""
+        self._space.forget()
+
+    def close(self) -> None:
+        """Finish what is being written to the store of prefixes. The engine is of no use after."""
+        self._keeper.close()
 
     def check_integrity(self) -> None:
-        """Raise PoolError unless every KV block is held by a running request or free."""
+        """Raise PoolError unless every KV block is free or held by those that should."""
         self._scheduler.check_integrity()

@@ -83,6 +83,7 @@ def measure(
 
 def _advance(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and from there to the last of ``tokens``."""
+    engine.forget_prefixes()
     start = perf_counter()
     request = engine.submit(ids, SamplingParams(max_tokens=tokens, ignore_eos=True))
     try:

@@ -12,8 +12,8 @@ class Timings:
     """Speed of one request in seconds and tokens a second; None where nothing was timed.
 
     ``ttft_s`` runs from submission to the first token, waiting for a place included; the prefill
-    rate counts prompt tokens from the first step that held some; the decode rate counts the tokens
-    after the first.
+    rate counts prompt tokens from the first step that held some, those that were known already
+    included; the decode rate counts the tokens after the first.
     """
 
     ttft_s: float | None = None
@@ -26,6 +26,7 @@ class Request:
     """A sequence with its prompt, the tokens chosen so far and how it came to its end.
 
     ``finish_reason`` is None while it runs, and stays None for one that was ``cancelled``.
+    ``cached_tokens`` of the prompt were not computed for it: their KV was known when it started.
     """
 
     id: int
@@ -36,6 +37,7 @@ class Request:
     output: list[Sample] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cancelled: bool = False
+    cached_tokens: int = 0
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -56,12 +58,6 @@ class Request:
             len(self.prompt) / max(self.first_token - self.started, 1e-9),
             (len(self.output) - 1) / decode_s if decode_s > 0 else None,
         )
-
-    def slice(self, start: int, rows: int) -> list[int]:
-        """Tokens ``start .. start + rows`` of the prompt followed by the answer."""
-        end, cut = start + rows, len(self.prompt)
-        answer = self.output[max(start - cut, 0) : max(end - cut, 0)]
-        return [*self.prompt[start:end], *(sample.token for sample in answer)]
 
 
 @dataclass(frozen=True)

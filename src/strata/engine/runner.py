@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, Step
+from strata.backends.kv_types import KVType
 from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
 from strata.engine.sweeps import Streamed, Sweeps
@@ -76,9 +77,9 @@ class Runner:
         """Names of the Segments and the bytes of each one's weights, resident or not."""
         return [(name, sum(stored.values())) for name, stored in self._stored.items()]
 
-    def kv_cache(self, blocks: int) -> KVCache:
+    def kv_cache(self, blocks: int, kv_type: KVType | None = None) -> KVCache:
         """KV for ``blocks`` blocks in every layer."""
-        return self.backend.kv_cache(self.model.kv, blocks)
+        return self.backend.kv_cache(self.model.kv, blocks, kv_type)
 
     def cost(self, load: Workload) -> Cost:
         """FLOPs and bytes of one step, from the Programs and the weights' block formats."""

@@ -10,7 +10,12 @@ from strata.program import Workload
 @dataclass(frozen=True)
 class EngineStatus:
     """Requests that wait and that run; KV blocks in all and free; steps (sweeps over the weights)
-    and the tokens they computed since the start; and the size of the last one."""
+    and the tokens they computed since the start; and the size of the last one.
+
+    ``kv_blocks_cached`` of the free blocks hold prefixes that can be found again, until their place
+    is needed. Of the prompts that were let in, ``prefix_hit_tokens`` were found so and
+    ``prefix_miss_tokens`` were not. ``preemptions`` counts how often a request gave up its blocks.
+    """
 
     waiting: int
     running: int
@@ -19,3 +24,12 @@ class EngineStatus:
     sweeps: int
     tokens: int
     last: Workload | None
+    kv_blocks_cached: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_miss_tokens: int = 0
+    preemptions: int = 0
+
+    @property
+    def kv_blocks_used(self) -> int:
+        """Blocks that requests hold."""
+        return self.kv_blocks - self.kv_blocks_free

@@ -26,6 +26,10 @@ class BlockPool:
         """Blocks that nobody holds."""
         return len(self._free)
 
+    def references(self, block: int) -> int:
+        """How many times a block is held."""
+        return self._references[block]
+
     def allocate(self, count: int) -> list[int]:
         """``count`` free blocks, held once; PoolError, and nothing taken, if there are fewer."""
         if count > len(self._free):
