@@ -185,8 +185,7 @@ def test_everything_that_can_be_known_is_shown(
         for segment in picture["segments"][8:31]:
             segment["streamed"] = True
         machine = {"memory_bytes_per_s": 43e9, "disk_bytes_per_s": 2.1e9, "ops_per_s": 1.78e12}
-        predicted = {"output_tok_s": 20.0, "concurrency": 1}
-        return {**picture, "machine": machine, "predicted": predicted}
+        return {**picture, "machine": machine}
 
     def whole_state(*arguments: Any) -> dict[str, Any]:
         picture = state(*arguments)
@@ -194,7 +193,7 @@ def test_everything_that_can_be_known_is_shown(
         host |= {"ring_bytes": 24_000_000, "activations_bytes": 11_000_000}
         host |= {"budget_bytes": 10**9, "peak_bytes": 512_000_000}
         disk |= {"streamed_bytes": 49_000_000, "read_bytes_per_s": 1.9e9}
-        return picture
+        return {**picture, "predicted": {"output_tok_s": 20.0}}
 
     monkeypatch.setattr(live, "_model", whole_model)
     monkeypatch.setattr(live, "_state", whole_state)

@@ -1,18 +1,15 @@
 """``GET /live``: a picture of the machine a few times a second, as server-sent events.
 
-The first event, ``model``, is what does not change: names, Segments with their bytes, sizes. The
-others, ``state``, are what does. What is not known (yet) is null.
-
-Of the model's event, ``machine`` is ``{memory_bytes_per_s, disk_bytes_per_s, ops_per_s}`` as
-measured here, ``predicted`` is ``{output_tok_s, concurrency}``. The tier ``host`` may also have
-``ring_bytes`` (weights streaming through) and ``activations_bytes``.
+The first event, ``model``, is what does not change: names, Segments with their bytes, sizes, and
+the ceilings of the machine as measured. The others, ``state``, are what does. What is not known
+(yet) is null.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Collection
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +17,12 @@ from starlette.responses import Response
 
 from strata import __version__
 from strata.backends.base import KV_BLOCK
+from strata.backends.weights import WeightSource
+from strata.engine import EngineStatus
+from strata.formats import ModelFile
+from strata.llm import LLM
 from strata.memory import peak_bytes
+from strata.server.forecast import Forecast, forecast
 from strata.server.replies import EVENT_STREAM, StreamReply, sse
 from strata.server.service import Service
 
@@ -28,25 +30,25 @@ from strata.server.service import Service
 def router(service: Service) -> APIRouter:
     """The endpoint. It never ends, so that it is not in the OpenAPI document."""
     routes = APIRouter()
+    expected = forecast(service.llm)
 
     @routes.get("/live", include_in_schema=False)
     async def live() -> Response:
-        return StreamReply(_pictures(service), EVENT_STREAM)
+        return StreamReply(_pictures(service, expected), EVENT_STREAM)
 
     return routes
 
 
-async def _pictures(service: Service) -> AsyncGenerator[str, None]:
-    yield sse(_model(service), "model")
+async def _pictures(service: Service, expected: Forecast | None) -> AsyncGenerator[str, None]:
+    yield sse(_model(service, expected), "model")
     rates = _Rates(service)
     while not service.bridge.closing:
-        yield sse(_state(service, rates), "state")
+        yield sse(_state(service, expected, rates), "state")
         await asyncio.sleep(service.settings.live_s)
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, expected: Forecast | None) -> dict[str, Any]:
     llm = service.llm
-    runner = llm.engine.runner
     return {
         "name": service.name,
         "version": __version__,
@@ -55,44 +57,48 @@ def _model(service: Service) -> dict[str, Any]:
         "threads": llm.threads,
         "context": llm.context,
         "kv_block_positions": KV_BLOCK,
-        "segments": [
-            {"name": name, "bytes": size, "streamed": None} for name, size in runner.sizes
-        ],
-        "machine": None,
-        "predicted": None,
+        "segments": _segments(llm),
+        "machine": None if expected is None else asdict(expected.ceilings),
     }
 
 
-def _state(service: Service, rates: _Rates) -> dict[str, Any]:
+def _segments(llm: LLM) -> list[dict[str, Any]]:
+    """Bytes are those in memory, of streamed Segments those in the file."""
+    file, plan = llm.execution.file, llm.plan
+    streamed = {} if file is None or plan is None else _stored(llm, file, plan.streamed)
+    return [
+        {"name": name, "bytes": streamed.get(name, size), "streamed": name in streamed}
+        for name, size in llm.engine.runner.sizes
+    ]
+
+
+def _stored(llm: LLM, file: ModelFile, names: Collection[str]) -> dict[str, int]:
+    weights = WeightSource(file)
+    return {
+        segment.name: sum(weights.type(w).tensor_nbytes(w.shape) for w in segment.weights)
+        for segment in llm.model.segments
+        if segment.name in names
+    }
+
+
+def _state(service: Service, expected: Forecast | None, rates: _Rates) -> dict[str, Any]:
     llm, status = service.llm, service.bridge.status
-    engine = llm.engine
-    used = status.kv_blocks - status.kv_blocks_free
-    block_bytes = engine.kv_bytes // max(status.kv_blocks, 1)
     rates.update(running=status.running > 0)
     return {
         "requests": {
             "running": status.running,
             "waiting": max(service.bridge.open - status.running, 0),
         },
-        "tiers": [
-            {
-                "name": "host",
-                "weights_bytes": engine.runner.nbytes,
-                "kv_used_bytes": used * block_bytes,
-                "kv_free_bytes": status.kv_blocks_free * block_bytes,
-                "budget_bytes": None,
-                "peak_bytes": peak_bytes(),
-            },
-            {"name": "disk", "streamed_bytes": None, "read_bytes_per_s": None},
-        ],
+        "tiers": [_host(llm, status), _disk(llm, rates)],
         "kv": {"blocks": status.kv_blocks, "free": status.kv_blocks_free},
         "sweep": {
-            "segment": engine.runner.segment,
+            "segment": llm.engine.runner.segment,
             "count": status.sweeps,
             "seconds": service.metrics.last_step_s,
             "tokens": None if status.last is None else status.last.tokens,
             "tokens_per_sweep": rates.tokens_per_sweep,
         },
+        "predicted": {"output_tok_s": _predicted(status, expected)},
         "actual": {"prompt_tok_s": rates.prompt_tok_s, "output_tok_s": rates.output_tok_s},
         "roofline": _roofline(service),
         "totals": {
@@ -101,6 +107,45 @@ def _state(service: Service, rates: _Rates) -> dict[str, Any]:
             "output_tokens": service.metrics.output_tokens,
         },
     }
+
+
+def _host(llm: LLM, status: EngineStatus) -> dict[str, Any]:
+    """Who owns bytes of memory. All of them are taken from the start, whether used yet or not."""
+    owned = llm.ledger.owned
+
+    def of(*owners: str) -> int | None:
+        return sum(owned.get(owner, 0) for owner in owners) or None
+
+    block_bytes = llm.engine.kv_bytes // max(status.kv_blocks, 1)
+    return {
+        "name": "host",
+        "weights_bytes": llm.engine.runner.nbytes,
+        "ring_bytes": of("ring", "staging"),
+        "kv_used_bytes": (status.kv_blocks - status.kv_blocks_free) * block_bytes,
+        "kv_free_bytes": status.kv_blocks_free * block_bytes,
+        "activations_bytes": of("activations", "logits"),
+        "interpreter_bytes": of("interpreter", "tokenizer"),
+        "budget_bytes": llm.ledger.budget,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def _disk(llm: LLM, rates: _Rates) -> dict[str, Any]:
+    plan = llm.plan
+    if plan is None or not plan.streamed:
+        return {"name": "disk", "streamed_bytes": None, "read_bytes_per_s": None}
+    return {
+        "name": "disk",
+        "streamed_bytes": plan.predicted.sweep_bytes,
+        "read_bytes_per_s": rates.read_bytes_per_s,
+    }
+
+
+def _predicted(status: EngineStatus, expected: Forecast | None) -> float | None:
+    """Tokens a second of sweeps like the last one; null at rest and while a prompt is read."""
+    if expected is None or status.last is None or not status.running:
+        return None
+    return expected.output_tok_s(status.last)
 
 
 def _roofline(service: Service) -> dict[str, Any] | None:
@@ -122,6 +167,7 @@ class _Mark:
     sweeps: int
     tokens: int
     output: int
+    read: int
 
 
 class _Rates:
@@ -133,10 +179,13 @@ class _Rates:
         self.tokens_per_sweep: float | None = None
         self.prompt_tok_s: float | None = None
         self.output_tok_s: float | None = None
+        self.read_bytes_per_s: float | None = None
 
     def _mark(self) -> _Mark:
         status, metrics = self._service.bridge.status, self._service.metrics
-        return _Mark(metrics.busy_s, status.sweeps, status.tokens, metrics.output_tokens)
+        sweeps = self._service.llm.engine.runner.sweeps
+        read = sweeps.prefill.streamed.from_disk + sweeps.decode.streamed.from_disk
+        return _Mark(metrics.busy_s, status.sweeps, status.tokens, metrics.output_tokens, read)
 
     def update(self, *, running: bool) -> None:
         """Compare with a second ago. A sweep that takes longer leaves the speeds as they are."""
@@ -148,10 +197,12 @@ class _Rates:
         then, now = self._marks[0], self._marks[-1]
         seconds, sweeps = now.busy_s - then.busy_s, now.sweeps - then.sweeps
         if not sweeps or seconds <= 0:
-            self.tokens_per_sweep = self.prompt_tok_s = self.output_tok_s = None
+            self.tokens_per_sweep = self.prompt_tok_s = None
+            self.output_tok_s = self.read_bytes_per_s = None
             return
         output = now.output - then.output
         self.tokens_per_sweep = (now.tokens - then.tokens) / sweeps
         self.output_tok_s = output / seconds
+        self.read_bytes_per_s = (now.read - then.read) / seconds
         # Every token of an answer but the last was computed too.
         self.prompt_tok_s = max(now.tokens - then.tokens - output, 0) / seconds

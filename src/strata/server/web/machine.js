@@ -15,6 +15,7 @@ const OWNERS = [
   ["kv_used_bytes", "KV cache, used", "kv-used"],
   ["kv_free_bytes", "KV cache, free", "kv-free"],
   ["activations_bytes", "Activations", "activations"],
+  ["interpreter_bytes", "Interpreter and tokenizer", "interpreter"],
 ];
 
 /** A sweep that takes longer can be followed from Segment to Segment. */
@@ -25,8 +26,8 @@ export class Machine {
   #tiers = new Map();
   #cells = [];
   #lit = null;
-  /** The last speed that may be compared with the prediction. */
-  #reached = null;
+  /** The last prediction that could be compared. */
+  #expected = null;
   #roofline = new Roofline(byId("roofline"), byId("roofline-text"));
   #sparkline = new Sparkline(byId("sparkline"));
 
@@ -36,7 +37,7 @@ export class Machine {
     this.#tiers.clear();
     byId("tiers").replaceChildren();
     this.#lit = null;
-    this.#reached = null;
+    this.#expected = null;
     this.#cells = model.segments.map((segment) => {
       const kind = segment.streamed ? "streamed" : "resident";
       const cell = el("span", {
@@ -76,12 +77,12 @@ export class Machine {
     byId("machine").classList.toggle("stale", stale);
   }
 
-  #speed({ actual, sweep, requests, totals }) {
+  #speed({ actual, predicted, sweep, requests, totals }) {
     const rate = actual.output_tok_s;
     setText(byId("rate"), known(rate) ? number(rate) : requests.running ? UNKNOWN : "idle");
     byId("rate-unit").hidden = !known(rate);
-    this.#sparkline.add(rate ?? 0, this.#model.predicted?.output_tok_s ?? null);
-    this.#compare(actual, requests);
+    this.#compare(actual, predicted);
+    this.#sparkline.add(rate ?? 0, this.#expected);
     setText(byId("prompt-rate"), scaled(actual.prompt_tok_s, "tok/s"));
     setText(byId("per-sweep"), number(sweep.tokens_per_sweep));
     setText(byId("sweep-time"), seconds(sweep.seconds));
@@ -90,24 +91,20 @@ export class Machine {
     setText(byId("totals"), `${count(totals.output_tokens)} out, ${count(totals.prompt_tokens)} in`);
   }
 
-  /** What was predicted is for so many answers at once and no prompt being read beside them. */
-  #compare(actual, requests) {
-    const predicted = this.#model.predicted;
-    if (!known(predicted?.output_tok_s)) {
-      setText(byId("predicted"), "no prediction was made");
-      return;
-    }
-    const { output_tok_s: expected, concurrency = 1 } = predicted;
+  /** What is predicted is for answers alone, so it waits until no prompt is in the actual speed. */
+  #compare(actual, predicted) {
     const rate = actual.output_tok_s;
-    if (requests.running === concurrency && known(rate) && actual.prompt_tok_s < 1) {
-      this.#reached = rate;
+    if (known(predicted?.output_tok_s) && known(rate) && actual.prompt_tok_s < 1) {
+      this.#expected = predicted.output_tok_s;
+      const share = percent(rate / this.#expected);
+      setText(
+        byId("predicted"),
+        `predicted ${number(this.#expected)} tok/s · reached ${number(rate)} (${share})`,
+      );
+    } else if (this.#expected === null) {
+      const measured = this.#model.machine !== null;
+      setText(byId("predicted"), measured ? "" : "no prediction: run strata probe to measure");
     }
-    const together = concurrency > 1 ? ` with ${count(concurrency)} at once` : "";
-    const reached =
-      this.#reached === null
-        ? ""
-        : ` · reached ${number(this.#reached)} (${percent(this.#reached / expected)})`;
-    setText(byId("predicted"), `predicted ${number(expected)} tok/s${together}${reached}`);
   }
 
   #tier(tier) {
@@ -165,8 +162,8 @@ class Tier {
     const peak = tier.peak_bytes ?? 0;
     const scale = Math.max(tier.budget_bytes ?? 0, sum, peak, 1);
     for (const [field, label, kind] of owned) this.#set(label, kind, tier[field], scale);
-    // What the process has held beyond what has an owner: interpreter, libraries, loading.
-    if (peak > sum) this.#set("Interpreter and the rest, at the peak", "rest", peak - sum, scale);
+    // What the process has held beyond what has an owner, be it while loading.
+    if (peak > sum) this.#set("Without an owner, at the peak", "rest", peak - sum, scale);
     if (known(tier.peak_bytes)) {
       this.#peak.style.insetInlineStart = `${(100 * peak) / scale}%`;
       this.#bar.append(this.#peak);

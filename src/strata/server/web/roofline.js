@@ -170,7 +170,7 @@ function tick(power) {
 function words(point, ceilings) {
   const { memory_bytes_per_s: memory, ops_per_s: top } = ceilings;
   const measured = known(memory) || known(top);
-  const without = measured ? "" : " The ceilings of this machine have not been measured.";
+  const without = measured ? "" : " The ceilings of this machine are not known: strata probe measures them.";
   if (point === null) return `A point appears with the first sweep.${without}`;
   const parts = [
     `${number(point.flops_per_byte)} operations per byte`,
