@@ -16,17 +16,21 @@ from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
     Delta,
     Engine,
+    KVSettings,
     LoadProgress,
     Measurement,
     Perplexity,
     Request,
+    StoreSettings,
     Timings,
     measure,
     perplexity,
 )
+from strata.engine.engine import SLOWDOWN
 from strata.engine.execution import Execution, Wishes, execute, execute_naively
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile, open_model
+from strata.formats.fingerprint import fingerprint
 from strata.formats.references import resolve
 from strata.models import build_model
 from strata.program import Model
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 4096
 """Positions for which KV is held unless asked otherwise, or as many as the model has if fewer."""
 
+DEFAULT_STORE_BYTES = 4 << 30
+"""The most that a store of prefixes takes on disk unless asked otherwise."""
+
 BACKENDS = ("cpu", "reference")
 
 Prompt = str | list[int]
@@ -52,7 +59,7 @@ class Output:
     """A whole answer. ``token_ids`` includes an end token, ``text`` does not.
 
     ``logprobs`` has one Sample a token if they were asked for. ``seed`` is the one that was
-    used, None for a greedy answer.
+    used, None for a greedy answer. ``cached_tokens`` of the prompt were known and not computed.
     """
 
     text: str
@@ -62,6 +69,7 @@ class Output:
     prompt_tokens: int
     seed: int | None
     timings: Timings
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,11 @@ class LLM:
     the machine leaves. A Plan is made for ``workload`` (whose context and concurrency are those
     given here), in any case if ``planned``, else where memory is short; ``plan`` is executed
     instead of one made here.
+
+    ``kv_type`` is how keys and values are kept: ``f16``, ``bf16`` or ``q8_0``. ``kv_bytes`` bounds
+    the KV of all requests together, which then wait for each other or give way. The KV of earlier
+    prompts is kept in memory while there is room, so that a common beginning is computed once;
+    ``kv_store``, a directory of at most ``kv_store_bytes``, keeps it for later processes too.
     """
 
     def __init__(
@@ -110,6 +123,10 @@ class LLM:
         workload: Workload | None = None,
         planned: bool = False,
         plan: Plan | None = None,
+        kv_type: str | None = None,
+        kv_bytes: int | str | None = None,
+        kv_store: str | Path | None = None,
+        kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = resolve(str(model), progress=progress)
@@ -119,8 +136,8 @@ class LLM:
         try:
             self.model = _build(self._file, context)
             self.backend = backend
-            limit = parse_size(memory) if isinstance(memory, str) else memory
-            wishes = Wishes(limit, threads, context, parallel, workload, planned)
+            limit = None if memory is None else _size(memory)
+            wishes = Wishes(limit, threads, context, parallel, workload, planned, kv_type)
             self.execution = _execute(backend, self._file, self.model, wishes, plan)
             if self.execution.context < self.model.context_length:
                 self.model = build_model(self._file, self.execution.context)
@@ -133,6 +150,13 @@ class LLM:
                 parallel=self.execution.parallel,
                 token_budget=self.execution.token_budget,
                 stop_ids=stop_ids,
+                kv=KVSettings(
+                    type=self.plan.kv_type if self.plan else kv_type,
+                    nbytes=None if kv_bytes is None else _size(kv_bytes),
+                    store=_store(self._file, kv_store, kv_store_bytes),
+                ),
+                # A sweep that streams costs the same with many tokens as with few.
+                slowdown=None if self.plan and self.plan.streamed else SLOWDOWN,
             )
             self.execution.ready()
         except BaseException:
@@ -313,7 +337,12 @@ class LLM:
         )
 
     def close(self) -> None:
-        """Free weights and KV; the object cannot be used afterwards. Safe to call twice."""
+        """Free weights and KV; the object cannot be used afterwards. Safe to call twice.
+
+        What is being written to the store of prefixes is written first.
+        """
+        if self._engine is not None:
+            self._engine.close()
         self._file.close()
         self._inbox.clear()
         self._engine = None
@@ -387,6 +416,7 @@ class _Answer:
                 logprobs=tuple(request.output) if params.logprobs is not None else None,
                 finish_reason=delta.finish_reason,
                 prompt_tokens=len(request.prompt),
+                cached_tokens=request.cached_tokens,
                 seed=request.sampler.seed if params.temperature else None,
                 timings=request.timings,
             )
@@ -399,6 +429,18 @@ class _Answer:
             delta.finish_reason,
             output,
         )
+
+
+def _size(size: int | str) -> int:
+    return parse_size(size) if isinstance(size, str) else size
+
+
+def _store(
+    file: ModelFile, directory: str | Path | None, nbytes: int | str
+) -> StoreSettings | None:
+    if directory is None:
+        return None
+    return StoreSettings(Path(directory).expanduser(), _size(nbytes), fingerprint(file))
 
 
 def _whole(run: Iterator[Chunk], count: int) -> list[Output]:

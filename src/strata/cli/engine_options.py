@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from strata.cli.console import progress_bars
-from strata.cli.options import threads_option
+from strata.cli.options import SIZE, threads_option
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,9 +29,36 @@ _backend_option = click.option(
 )
 
 
+_kv_type_option = click.option(
+    "--kv-type",
+    type=click.Choice(["f16", "bf16", "q8_0"]),
+    help="How keys and values are kept (default: f16); q8_0 takes about half.",
+)
+
+_kv_store_option = click.option(
+    "--kv-store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A directory for the KV of prompts, so that a prefix is not computed again after a "
+    "restart. What people wrote can be read from it. 'default': kv in Strata's own folder.",
+)
+
+_kv_store_size_option = click.option(
+    "--kv-store-size",
+    type=SIZE,
+    default="4GiB",
+    show_default=True,
+    help="The most that the directory takes; the longest unused goes first.",
+)
+
+
 def backend_options(function: Command) -> Command:
-    """``--backend`` and ``--threads``."""
-    return _backend_option(threads_option(function))
+    """``--backend``, ``--threads`` and ``--kv-type``."""
+    return _backend_option(threads_option(_kv_type_option(function)))
+
+
+def kv_store_options(function: Command) -> Command:
+    """``--kv-store`` and ``--kv-store-size``."""
+    return _kv_store_option(_kv_store_size_option(function))
 
 
 @contextmanager
@@ -46,6 +73,10 @@ def open_llm(
     memory: int | None = None,
     workload: Workload | None = None,
     planned: bool = False,
+    kv_type: str | None = None,
+    kv_bytes: int | None = None,
+    kv_store: Path | None = None,
+    kv_store_size: int = 0,
 ) -> Iterator[LLM]:
     """An LLM on the model that ``model`` refers to, downloaded first if need be.
 
@@ -67,6 +98,10 @@ def open_llm(
             memory=memory,
             workload=workload,
             planned=planned,
+            kv_type=kv_type,
+            kv_bytes=kv_bytes,
+            kv_store=_store_directory(kv_store),
+            kv_store_bytes=kv_store_size,
             progress=progress,
         )
     with llm:
@@ -75,6 +110,12 @@ def open_llm(
 
             llm.engine.runner.sweeps.listener = SweepLine(sys.stderr)
         yield llm
+
+
+def _store_directory(chosen: Path | None) -> Path | None:
+    from strata.formats.downloads import strata_home
+
+    return strata_home() / "kv" if chosen == Path("default") else chosen
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,13 @@ import click
 from strata.cli import explain_report
 from strata.cli.answer import print_answer, print_stats
 from strata.cli.console import print_json, remark
-from strata.cli.engine_options import backend_options, memory_report, open_llm, read_text
+from strata.cli.engine_options import (
+    backend_options,
+    kv_store_options,
+    memory_report,
+    open_llm,
+    read_text,
+)
 from strata.cli.options import (
     explain_option,
     json_option,
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     help="Positions for prompt and answer (default: 4096, or the model's if it has fewer).",
 )
 @backend_options
+@kv_store_options
 @memory_option
 @explain_option
 @click.option("--stats", is_flag=True, help="Print speeds and peak memory on standard error.")
@@ -53,6 +61,9 @@ def command(
     context: int | None,
     backend: str,
     threads: int | None,
+    kv_type: str | None,
+    kv_store: Path | None,
+    kv_store_size: int,
     memory: int | None,
     explain: bool,
     stats: bool,
@@ -82,6 +93,9 @@ def command(
         model,
         backend=backend,
         threads=threads,
+        kv_type=kv_type,
+        kv_store=kv_store,
+        kv_store_size=kv_store_size,
         context=context,
         quiet=quiet,
         memory=memory,

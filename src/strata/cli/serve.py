@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from strata.cli.console import remark
-from strata.cli.engine_options import backend_options, open_llm
-from strata.cli.options import model_argument, quiet_option
+from strata.cli.engine_options import backend_options, kv_store_options, open_llm
+from strata.cli.options import SIZE, model_argument, quiet_option
 from strata.errors import StrataError, UsageError
 
 
@@ -70,7 +70,14 @@ from strata.errors import StrataError, UsageError
     show_default=True,
     help="Seconds that running requests have when the server is stopped.",
 )
+@click.option(
+    "--kv-memory",
+    type=SIZE,
+    help="KV for all requests together (default: a whole context for each of --parallel). With "
+    "less, requests that outgrow it wait for others and go on where they were.",
+)
 @backend_options
+@kv_store_options
 @quiet_option
 def command(
     model: str,
@@ -86,6 +93,10 @@ def command(
     grace: float,
     backend: str,
     threads: int | None,
+    kv_type: str | None,
+    kv_memory: int | None,
+    kv_store: Path | None,
+    kv_store_size: int,
     quiet: bool,
 ) -> None:
     """Serve MODEL over HTTP until Ctrl-C or SIGTERM.
@@ -116,6 +127,10 @@ def command(
             model,
             backend=backend,
             threads=threads,
+            kv_type=kv_type,
+            kv_bytes=kv_memory,
+            kv_store=kv_store,
+            kv_store_size=kv_store_size,
             context=context,
             parallel=parallel,
             quiet=quiet,

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import strata._native as _native
 from strata.backends.base import Backend
 from strata.backends.cpu import CpuBackend, CpuSettings
+from strata.backends.kv_types import choose_kv_type
 from strata.backends.reading import Reading
 from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
@@ -25,6 +26,7 @@ from strata.program import Model
 
 if TYPE_CHECKING:
     from strata.plan import Machine, Plan, Workload
+    from strata.plan.plan import KVTypeName
 
 _SURELY_FITS = 0.4
 """Of the free memory: a model whose weights take less is run without a Plan being made."""
@@ -38,7 +40,8 @@ _PROBE = (
 class Wishes:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
-    ``parallel``; ``planned`` asks for a Plan in any case."""
+    ``parallel``; ``planned`` asks for a Plan in any case. ``kv_type`` None leaves it to the
+    backend."""
 
     memory: int | None = None
     threads: int | None = None
@@ -46,6 +49,7 @@ class Wishes:
     parallel: int = 1
     workload: Workload | None = None
     planned: bool = False
+    kv_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,8 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
             answer_tokens=min(usual.answer_tokens, half),
         )
     workload = replace(workload, concurrency=wishes.parallel, context=wishes.context)
-    limits = Limits(wishes.memory, wishes.threads)
+    kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
+    limits = Limits(wishes.memory, wishes.threads, cast("KVTypeName", kv_type))
     return plan(outline(file.path.name, model, file), machine, limits, workload)
 
 

@@ -20,8 +20,8 @@ _CLOSE_S = 30.0
 class StoreKeeper:
     """A Keeper over a PrefixStore. One thread writes; all methods are the engine's thread's.
 
-    Blocks that wait to be written are held and cannot change meanwhile. They are never more than a
-    quarter of the pool: what would exceed that is not kept.
+    Blocks that wait to be written are held and cannot change meanwhile. Together they are at most
+    a quarter of the pool, or those of one sequence: what would exceed that is not kept.
     """
 
     def __init__(self, store: PrefixStore, kv: KVCache, pool: BlockPool) -> None:
@@ -47,7 +47,8 @@ class StoreKeeper:
     def save(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
         """See Keeper."""
         self.collect()
-        if not blocks or self._closed or len(self.blocks()) + len(blocks) > self._pool.blocks // 4:
+        held = len(self.blocks())
+        if not blocks or self._closed or (held and held + len(blocks) > self._pool.blocks // 4):
             return
         self._pool.share(blocks)
         with self._state:
