@@ -137,6 +137,8 @@ function ranges(point, ceilings, before) {
   const slowest = known(disk) ? disk : memory;
   if (known(top) && known(slowest)) xs.push((2 * top) / slowest);
   if (known(slowest)) ys.push(slowest);
+  // The rising part of a ceiling has to be long enough for its name.
+  if (known(top) && known(memory)) xs.push(top / memory / 30);
   if (point !== null) {
     xs.push(point.flops_per_byte);
     ys.push(point.flops_per_s);
