@@ -66,6 +66,8 @@ def test_metrics_count_what_happens(server: Running) -> None:
     assert grown("strata_tokens_per_sweep_sum") == grown("strata_computed_tokens_total")
     assert after["strata_requests_running",] == after["strata_requests_waiting",] == 0
     assert after["strata_kv_blocks_used",] == 0
+    prompts = grown("strata_prefix_hit_tokens_total") + grown("strata_prefix_miss_tokens_total")
+    assert prompts == 2 * usage["prompt_tokens"]
     assert after["strata_kv_blocks_free",] == server.service.bridge.status.kv_blocks
     assert after["strata_tier_bytes", "weights", "host"] > 50e6
     assert after["strata_memory_peak_bytes",] > after["strata_tier_bytes", "weights", "host"]

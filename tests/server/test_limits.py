@@ -41,6 +41,7 @@ def strict(smollm2_path: Path) -> Iterator[Running]:
         "queue": 3,
         "connections": 20,
         "body_bytes": 20_000,
+        "bodies_bytes": 60_000,
         "request_s": 0.5,
         "stall_s": 0.5,
         "keepalive_s": 0.05,
@@ -133,6 +134,27 @@ def test_a_large_body(http: Any, path: str, chunked: bool) -> None:
     answer = http.post(path, content=parts() if chunked else data)
     assert answer.status_code == 413
     assert "20000 bytes" in json.dumps(answer.json())
+
+
+def test_large_bodies_together(http: Any, strict: Running) -> None:
+    # Three clients hold 19 kB each and do not end; there is room for 60 kB in all.
+    part = b"x" * 19_000
+    head = f"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEY}\r\n"
+    socks = [strict.connect() for _ in range(3)]
+    try:
+        for sock in socks:
+            sock.sendall(f"{head}Content-Length: 20000\r\n\r\n".encode() + part)
+        body = {"content": "y" * 10_000}
+
+        def refused() -> bool:
+            answer = http.post("/tokenize", json=body)
+            return answer.status_code == 503 and answer.headers["retry-after"] == "1"
+
+        wait_for(refused, 0.4)
+    finally:
+        for sock in socks:
+            sock.close()
+    wait_for(lambda: http.post("/tokenize", json=body).status_code == 200)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import click
 
 from strata.cli.console import remark
 from strata.cli.engine_options import backend_options, kv_store_options, open_llm
-from strata.cli.options import SIZE, model_argument, quiet_option
+from strata.cli.options import SIZE, memory_option, model_argument, quiet_option
 from strata.errors import StrataError, UsageError
 
 
@@ -77,6 +77,7 @@ from strata.errors import StrataError, UsageError
     "less, requests that outgrow it wait for others and go on where they were.",
 )
 @backend_options
+@memory_option
 @kv_store_options
 @quiet_option
 def command(
@@ -93,6 +94,7 @@ def command(
     grace: float,
     backend: str,
     threads: int | None,
+    memory: int | None,
     kv_type: str | None,
     kv_memory: int | None,
     kv_store: Path | None,
@@ -127,6 +129,7 @@ def command(
             model,
             backend=backend,
             threads=threads,
+            memory=memory,
             kv_type=kv_type,
             kv_bytes=kv_memory,
             kv_store=kv_store,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hmac
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -40,6 +42,7 @@ class Guard:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._bodies = _Bodies(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,7 +59,8 @@ class Guard:
 
         try:
             self._check(scope)
-            await self._app(_as_json(scope), self._bounded(scope, receive), watched)
+            with self._bodies.bounded(receive) as bounded:
+                await self._app(_as_json(scope), bounded, watched)
         except Exception as error:
             if not isinstance(error, ApiError):
                 _log.exception("%s %s failed", scope["method"], scope["path"])
@@ -95,18 +99,35 @@ class Guard:
                 401, "the API key is missing or wrong (Authorization: Bearer KEY, or x-api-key)"
             )
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        left = self._settings.body_bytes
+
+class _Bodies:
+    """Bytes of the request bodies that are under way."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._held = 0
+
+    @contextmanager
+    def bounded(self, receive: Receive) -> Iterator[Receive]:
+        """``receive`` that raises ApiError at a limit, of this body or of all together."""
+        size = 0
 
         async def bounded() -> Message:
-            nonlocal left
+            nonlocal size
             message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
+            length = len(message.get("body", b""))
+            size += length
+            self._held += length
+            if size > self._settings.body_bytes:
                 raise TooLarge(self._settings.body_bytes)
+            if self._held > self._settings.bodies_bytes:
+                raise ApiError(503, "too many large requests at once; try again later")
             return message
 
-        return bounded
+        try:
+            yield bounded
+        finally:
+            self._held -= size
 
 
 def error_reply(path: str, error: Exception) -> Reply:

@@ -79,7 +79,7 @@ class Metrics(Observer):
         if previous is None:
             self._ttft.observe(now - arrived)
             self.prompt_tokens += len(delta.request.prompt)
-            self.cached_tokens += cached_tokens(delta)
+            self.cached_tokens += delta.request.cached_tokens
         else:
             self._token_time.observe(now - previous)
 
@@ -90,11 +90,6 @@ class Metrics(Observer):
         self._step_time.observe(seconds)
         if status.last is not None:
             self._sweep_tokens.observe(status.last.tokens)
-
-
-def cached_tokens(delta: Delta) -> int:
-    """Prompt tokens of a request that were not computed because a prefix was known."""
-    return int(getattr(delta.request, "cached_tokens", 0))
 
 
 class _State(Collector):
@@ -111,17 +106,33 @@ def _state(metrics: Metrics, llm: LLM, bridge: Bridge) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "strata_requests_waiting", "Requests in the queue", max(bridge.open - status.running, 0)
     )
-    used = status.kv_blocks - status.kv_blocks_free
-    yield GaugeMetricFamily("strata_kv_blocks_used", "KV blocks that are held", used)
+    yield GaugeMetricFamily(
+        "strata_kv_blocks_used", "KV blocks that requests hold", status.kv_blocks_used
+    )
     yield GaugeMetricFamily(
         "strata_kv_blocks_free", "KV blocks that are free", status.kv_blocks_free
+    )
+    yield GaugeMetricFamily(
+        "strata_kv_blocks_cached",
+        "Free KV blocks with prefixes that can be found again",
+        status.kv_blocks_cached,
     )
     tiers = GaugeMetricFamily(
         "strata_tier_bytes", "Bytes by tier and owner", labels=("tier", "owner")
     )
-    tiers.add_metric(("host", "weights"), llm.engine.runner.nbytes)
-    tiers.add_metric(("host", "kv"), llm.engine.kv_bytes)
+    for owner, size in llm.ledger.owned.items():
+        tiers.add_metric(("host", owner), size)
+    if llm.plan is not None:
+        tiers.add_metric(("disk", "streamed weights"), llm.plan.predicted.sweep_bytes)
     yield tiers
+    sweeps = llm.engine.runner.sweeps
+    yield CounterMetricFamily(
+        "strata_streamed_bytes",
+        "Bytes of weights read from disk in sweeps",
+        sweeps.prefill.streamed.from_disk + sweeps.decode.streamed.from_disk,
+    )
+    if llm.ledger.budget is not None:
+        yield GaugeMetricFamily("strata_memory_budget_bytes", "Memory allowed", llm.ledger.budget)
     yield GaugeMetricFamily("strata_memory_peak_bytes", "Most resident memory so far", peak_bytes())
     yield CounterMetricFamily("strata_sweeps", "Passes over the weights", status.sweeps)
     yield CounterMetricFamily("strata_computed_tokens", "Tokens computed", status.tokens)
@@ -130,5 +141,13 @@ def _state(metrics: Metrics, llm: LLM, bridge: Bridge) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "strata_prefix_hit_tokens",
         "Tokens of prompts found in the prefix cache",
-        metrics.cached_tokens,
+        status.prefix_hit_tokens,
+    )
+    yield CounterMetricFamily(
+        "strata_prefix_miss_tokens",
+        "Tokens of prompts that had to be computed",
+        status.prefix_miss_tokens,
+    )
+    yield CounterMetricFamily(
+        "strata_preemptions", "Times that a request gave up its KV blocks", status.preemptions
     )

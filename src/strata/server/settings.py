@@ -17,8 +17,8 @@ class Settings:
     - ``cors_origins``: web origins whose pages may call; ``*`` is all.
     - ``grace_s``: seconds that running requests have when the server is stopped.
     - ``queue``: requests that may wait or run; ``connections``: clients at once.
-    - ``body_bytes``: the largest request body; ``choices``: the largest ``n`` (and prompts in one
-      call).
+    - ``body_bytes``: the largest request body; ``bodies_bytes``: all that are under way.
+    - ``choices``: the largest ``n`` (and prompts in one call).
     - ``request_s``: within which a client must have sent its request; ``stall_s``: for which one
       may leave its answer unread.
     - ``keepalive_s``: silence after which a stream shows that it lives; ``live_s``: between
@@ -34,6 +34,7 @@ class Settings:
     queue: int = 256
     connections: int = 512
     body_bytes: int = 8 << 20
+    bodies_bytes: int = 32 << 20
     choices: int = 32
     request_s: float = 60.0
     stall_s: float = 60.0

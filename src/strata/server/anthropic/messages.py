@@ -117,7 +117,7 @@ def _message(service: Service, chat: Chat) -> dict[str, Any]:
 
 def _usage(chat: Chat) -> dict[str, int]:
     answer = chat.answers[0]
-    cached = int(getattr(answer.request, "cached_tokens", 0))
+    cached = answer.request.cached_tokens if answer.request else 0
     return {
         "input_tokens": chat.prompt_tokens - cached,
         "output_tokens": answer.tokens,

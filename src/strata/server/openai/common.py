@@ -79,7 +79,7 @@ def usage(prompt_tokens: int, requests: Iterable[Request | None]) -> dict[str, A
     """The ``usage`` object: ``prompt_tokens`` counts each prompt once."""
     known = [request for request in requests if request is not None]
     completion = sum(len(request.output) for request in known)
-    cached = sum(int(getattr(request, "cached_tokens", 0)) for request in known[:1])
+    cached = sum(request.cached_tokens for request in known[:1])
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
