@@ -112,7 +112,7 @@ function slope(rate, top, { x, y }, kind, name) {
       {
         class: `label ${kind}`,
         "text-anchor": "middle",
-        transform: `translate(${mx} ${my}) rotate(${angle}) translate(0 -5)`,
+        transform: `translate(${mx} ${my}) rotate(${angle}) translate(0 ${kind === "disk" ? 13 : -5})`,
       },
       `${name} ${scaled(rate, "B/s")}`,
     ),
