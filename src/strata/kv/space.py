@@ -89,7 +89,11 @@ class KVSpace:
             return False
         if shared:
             source, target = kv.table[last], blocks.pop()
-            self._copy(source, target)
+            try:
+                self._copy(source, target)
+            except BaseException:
+                self.pool.release([*blocks, target])
+                raise
             kv.table[last] = target
             self.pool.release([source])
         kv.table += blocks

@@ -14,7 +14,7 @@ A block's key is the SHA-256 of its parent's key and its tokens, and a chain beg
 a key stands for all tokens up to its block on one model. The name of a file is the key of its last
 block. Files are written beside their name, synchronised and renamed, never changed, and deleted
 when the directory is full, the longest unused first; any number of processes may share them. What
-does not check out in every byte is deleted with a line in the log.
+does not check out is deleted with a line in the log.
 """
 
 from __future__ import annotations
@@ -134,12 +134,15 @@ class PrefixStore:
                     break
                 count += 1
             try:
-                self._read(entry, at, buffers[done : done + count])
+                right = self._read(entry, at, buffers[done : done + count])
             except (OSError, StoreError) as error:
                 self._drop(entry.path, error)
                 break
+            done += right
+            if right < count:
+                self._drop(entry.path, StoreError(f"block {at + right} is damaged"))
+                break
             used.append(entry.path)
-            done += count
         _touch(used)
         return done
 
@@ -231,8 +234,9 @@ class PrefixStore:
         digests = [rest[start + i * _DIGEST : start + (i + 1) * _DIGEST] for i in range(count)]
         return _Entry(path, tuple(keys), tuple(digests), data)
 
-    def _read(self, entry: _Entry, first: int, buffers: Sequence[Buffer]) -> None:
-        """Blocks from number ``first`` of a file, compared with their digests."""
+    def _read(self, entry: _Entry, first: int, buffers: Sequence[Buffer]) -> int:
+        """Fill ``buffers`` with the blocks from number ``first`` of a file; how many, from the
+        start, have the digest that they should."""
         offset = entry.data + first * self._block_nbytes
         with _opened(entry.path) as fd:
             for part in _vectors(buffers):
@@ -241,7 +245,8 @@ class PrefixStore:
             _uncache(fd)
         for number, buffer in enumerate(buffers, first):
             if hashlib.sha256(buffer.data).digest() != entry.digests[number]:
-                raise StoreError(f"block {number} is damaged")
+                return number - first
+        return len(buffers)
 
     def _write(
         self,

@@ -1,0 +1,344 @@
+"""The store of prefixes: what it gives back is right, or it gives nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_chains import (
+    IDENTITY,
+    NBYTES,
+    chain,
+    content,
+    loaded,
+    random_word,
+    save,
+    store,
+)
+
+from strata.backends.base import KV_BLOCK
+from strata.kv.store import VERSION, PrefixStore, StoreError, block_keys
+
+DATA = 4096
+HEAD = 88
+DIGESTS = HEAD + 4 * KV_BLOCK * 3
+END = DIGESTS + 32 * 3 + 32
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*/*.kv"))
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """A directory with one file of three blocks."""
+    save(store(tmp_path), "abc")
+    assert files(tmp_path)[0].stat().st_size == DATA + 3 * NBYTES
+    return tmp_path
+
+
+def test_what_was_saved_is_there_after_a_restart(full: Path) -> None:
+    again = store(full)
+    assert [loaded(again, word) for word in ("abc", "ab", "abcd", "abd", "b", "")] == [
+        3, 2, 3, 2, 0, 0,
+    ]  # fmt: skip
+
+
+def test_chains_that_begin_alike_share_their_beginning(tmp_path: Path) -> None:
+    s = store(tmp_path)
+    for word in ("ab", "abcd", "abxy", "ab", "abcd"):
+        save(s, word)
+    sizes = [f.stat().st_size for f in files(tmp_path)]
+    assert sizes == [DATA + 2 * NBYTES] * 3
+    for where in (s, store(tmp_path)):
+        assert [loaded(where, w) for w in ("abcd", "abxy", "abcx", "xy")] == [4, 4, 3, 0]
+
+
+def test_one_part_of_a_chain_that_is_gone_ends_it(tmp_path: Path) -> None:
+    s = store(tmp_path)
+    for word in ("a", "ab", "abc"):
+        save(s, word)
+    middle = tmp_path / IDENTITY.hex()[:32] / f"{block_keys(IDENTITY, chain('ab'))[-1].hex()}.kv"
+    middle.unlink()
+    assert loaded(store(tmp_path), "abc") == 1
+    save(s, "abc")
+    assert loaded(store(tmp_path), "abc") == 3
+
+
+def test_many_blocks_take_several_reads(tmp_path: Path) -> None:
+    tokens = [i % 251 for i in range(1300 * KV_BLOCK)]
+    data = content(tokens)
+    s = store(tmp_path)
+    s.save(tokens, data)
+    keys = block_keys(IDENTITY, tokens)
+    buffers = [np.zeros(NBYTES, np.uint8) for _ in keys]
+    s = store(tmp_path)
+    assert s.find(keys) == 1300
+    assert s.load(keys[5:], buffers[5:]) == 1295
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(buffers[5:], data[5:], strict=True))
+
+
+LENGTHS = [0, 1, HEAD - 1, HEAD, DIGESTS - 1, DIGESTS, END - 1, END, DATA - 1, DATA, DATA + 1]
+LENGTHS += [DATA + NBYTES, DATA + 3 * NBYTES - 1, DATA + 3 * NBYTES + 1, DATA + 4 * NBYTES]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_file_of_another_length_is_deleted(
+    full: Path, length: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = files(full)
+    os.truncate(path, length)
+    with caplog.at_level(logging.WARNING, "strata.kv"):
+        assert loaded(store(full), "abc") == 0
+    assert not path.exists()
+    assert len(caplog.records) == 1
+    assert path.name in caplog.text
+
+
+def test_a_flipped_bit_anywhere_is_never_believed(full: Path) -> None:
+    (path,) = files(full)
+    right = path.read_bytes()
+    places = [*range(0, END, 7), END - 1, DATA, *range(DATA, len(right), 61), len(right) - 1]
+    for place in places:
+        damaged = bytearray(right)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        before = max(0, place - DATA) // NBYTES
+        assert loaded(store(full), "abc") == (before if place >= DATA else 0)
+        assert not path.exists()
+
+
+def test_a_file_that_is_damaged_while_it_is_known_is_dropped(full: Path) -> None:
+    s = store(full)
+    assert loaded(s, "abc") == 3
+    (path,) = files(full)
+    for damage in (lambda: os.truncate(path, DATA + NBYTES), path.unlink):
+        keys = block_keys(IDENTITY, chain("abc"))
+        assert s.find(keys) == 3
+        damage()
+        assert s.load(keys, [np.zeros(NBYTES, np.uint8) for _ in keys]) == 0
+        assert s.find(keys) == 0
+        save(s, "abc")
+        assert loaded(s, "abc") == 3
+
+
+def sealed(header: bytes) -> bytes:
+    """A header with the digest it should have."""
+    return header + hashlib.sha256(header).digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("magic", lambda h: b"X" + h[1:]),
+        ("version", lambda h: h[:8] + (VERSION + 1).to_bytes(4, "little") + h[12:]),
+        ("no blocks", lambda h: h[:12] + bytes(4) + h[16:]),
+        ("more blocks", lambda h: h[:12] + (4).to_bytes(4, "little") + h[16:]),
+        ("most blocks", lambda h: h[:12] + b"\xff" * 4 + h[16:]),
+        ("block bytes", lambda h: h[:16] + (NBYTES * 3).to_bytes(8, "little") + h[24:]),
+        ("identity", lambda h: h[:24] + hashlib.sha256(b"other").digest() + h[56:]),
+        ("parent", lambda h: h[:56] + hashlib.sha256(b"other").digest() + h[88:]),
+        ("tokens", lambda h: h[:88] + b"\1" + h[89:]),
+    ],
+)
+def test_headers_that_are_whole_and_wrong(
+    full: Path, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    (path,) = files(full)
+    data = path.read_bytes()
+    path.write_bytes(sealed(change(data[: END - 32])) + data[END:])
+    assert loaded(store(full), "abc") == 0
+    assert not path.exists()
+
+
+def test_another_models_file_is_not_taken(full: Path) -> None:
+    other = hashlib.sha256(b"another model").digest()
+    theirs = store(full, identity=other)
+    assert theirs.find(block_keys(other, chain("abc"))) == 0
+    (path,) = files(full)
+    moved = full / other.hex()[:32] / path.name
+    moved.write_bytes(path.read_bytes())
+    assert store(full, identity=other).find(block_keys(other, chain("abc"))) == 0
+    assert not moved.exists()
+    assert loaded(store(full), "abc") == 3
+
+
+def test_blocks_of_another_size_are_not_taken(full: Path) -> None:
+    s = PrefixStore(full, IDENTITY, NBYTES + 1, 1 << 30)
+    assert s.find(block_keys(IDENTITY, chain("abc"))) == 0
+
+
+def test_links_are_not_followed(full: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (path,) = files(full)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "file"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    assert loaded(store(full), "abc") == 0
+    assert elsewhere.exists()
+
+
+def test_other_files_are_left_alone(full: Path) -> None:
+    own = files(full)[0].parent
+    for name in ("notes.txt", "x.kv.bak"):
+        (own / name).write_text("mine")
+    assert loaded(store(full), "abc") == 3
+    assert sorted(f.name for f in own.iterdir() if f.suffix != ".kv") == ["notes.txt", "x.kv.bak"]
+
+
+def test_nobody_else_may_read_it(full: Path) -> None:
+    (path,) = files(full)
+    assert path.stat().st_mode & 0o077 == 0
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_the_directory_is_bounded_and_the_longest_unused_goes_first(tmp_path: Path) -> None:
+    size = DATA + NBYTES
+    s = store(tmp_path, limit=3 * size)
+    for word in "abc":
+        save(s, word)
+        time.sleep(0.01)
+    assert loaded(s, "a") == 1  # used again
+    save(s, "d")
+    assert sum(f.stat().st_size for f in files(tmp_path)) <= 3 * size
+    for where in (s, store(tmp_path, limit=3 * size)):
+        assert [loaded(where, word) for word in "abcd"] == [1, 0, 1, 1]
+    # Of all models together.
+    other = hashlib.sha256(b"other").digest()
+    theirs = store(tmp_path, limit=3 * size, identity=other)
+    theirs.save(chain("z"), content(chain("z")))
+    assert len(files(tmp_path)) == 3
+
+
+def test_what_is_larger_than_the_bound_is_not_kept(tmp_path: Path) -> None:
+    s = store(tmp_path, limit=2 * DATA)
+    save(s, "a")
+    save(s, "bcdefghijkl")
+    assert [loaded(s, "a"), loaded(s, "b")] == [1, 0]
+
+
+def test_a_chains_beginning_outlives_its_end(tmp_path: Path) -> None:
+    s = store(tmp_path, limit=3 * (DATA + NBYTES))
+    for word in ("a", "ab", "x"):
+        save(s, word)
+    assert loaded(s, "ab") == 2
+    save(s, "y")
+    save(s, "z")
+    assert loaded(s, "ab") == 1
+
+
+def test_processes_share_a_directory(tmp_path: Path) -> None:
+    one, other = store(tmp_path), store(tmp_path)
+    save(one, "ab")
+    assert loaded(other, "ab") == 2
+    save(other, "abc")
+    assert loaded(one, "abc") == 3
+    for path in files(tmp_path):
+        path.unlink()
+    assert loaded(one, "abc") == 0
+
+
+def test_what_was_begun_and_abandoned_is_deleted(tmp_path: Path) -> None:
+    own = tmp_path / IDENTITY.hex()[:32]
+    own.mkdir()
+    abandoned, alive = own / "1.tmp", own / "2.tmp"
+    for path in (abandoned, alive):
+        path.write_bytes(b"half")
+    with open(alive, "rb") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        store(tmp_path)
+        assert (abandoned.exists(), alive.exists()) == (False, True)
+    store(tmp_path)
+    assert not alive.exists()
+
+
+@pytest.mark.parametrize("where", ["pwritev", "fsync", "rename", "ftruncate"])
+def test_a_full_disk_costs_what_was_to_be_kept_and_nothing_else(
+    full: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    s = store(full)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, where, fail)
+        save(s, "abcd")
+    assert "No space left" in caplog.text
+    assert loaded(s, "abcd") == 3
+    assert [f.suffix for f in files(full)[0].parent.iterdir()] == [".kv"]
+    save(s, "abcd")
+    assert loaded(s, "abcd") == 4
+
+
+def test_writes_and_reads_may_come_in_pieces(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(real: Callable[..., int]) -> Callable[..., int]:
+        def move(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+            first = buffers[0][:97]
+            return real(fd, [first], offset)
+
+        return move
+
+    monkeypatch.setattr(os, "pwritev", short(os.pwritev))
+    monkeypatch.setattr(os, "preadv", short(os.preadv))
+    s = store(full)
+    save(s, "abcdef")
+    assert loaded(s, "abcdef") == 6
+    assert loaded(store(full), "abcdef") == 6
+
+
+def test_a_directory_that_goes_away_is_survived(full: Path) -> None:
+    s = store(full)
+    assert loaded(s, "abc") == 3
+    for path in (*files(full), files(full)[0].parent):
+        path.unlink() if path.is_file() else path.rmdir()
+    assert loaded(s, "abc") == 0
+    save(s, "abc")
+    assert loaded(s, "abc") == 0
+
+
+def test_a_directory_that_cannot_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be made"):
+        store(tmp_path / "file")
+
+
+def kill_while_writing(directory: Path, seed: int) -> None:
+    program = Path(__file__).with_name("store_chains.py")
+    command = [sys.executable, str(program), str(directory), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(float(np.random.default_rng(seed).uniform(0, 0.05)))
+        process.kill()
+
+
+def check_after_kills(tmp_path: Path, kills: int) -> None:
+    found = 0
+    for seed in range(kills):
+        kill_while_writing(tmp_path, seed)
+        s = store(tmp_path, limit=40 * 8192)
+        generator = np.random.default_rng(seed)
+        # `loaded` compares every byte with what it should be.
+        found += sum(loaded(s, random_word(generator)) for _ in range(20))
+        assert not list(tmp_path.glob("*/*.tmp"))
+        assert sum(f.stat().st_size for f in files(tmp_path)) <= 40 * 8192
+    assert found > 0
+
+
+def test_kill_at_random_moments(tmp_path: Path) -> None:
+    check_after_kills(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments_fifty_times(tmp_path: Path) -> None:
+    check_after_kills(tmp_path, 50)
