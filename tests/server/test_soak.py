@@ -88,7 +88,9 @@ def soak(server: Running, seconds: float, seed: int) -> int:
 
 def test_nothing_stays_behind(soaked: Running) -> None:
     # The system hands out KV's memory when it is first written: all of it, before the comparison.
-    full = {"model": NAMES[0], "prompt": [5] * 500, "n": 8, "max_tokens": 12, "ignore_eos": True}
+    # Prompts that differ, or they would share blocks.
+    prompts = [[9 + i] * 500 for i in range(8)]
+    full = {"model": NAMES[0], "prompt": prompts, "max_tokens": 12, "ignore_eos": True}
     assert httpx.post(f"{soaked.url}/v1/completions", json=full, timeout=60).status_code == 200
     soak(soaked, SECONDS / 5, 0)
     before = resident_bytes()
