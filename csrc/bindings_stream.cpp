@@ -168,8 +168,10 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("ring_bytes", [](const Stream& s) { return s.ring_bytes(); })
       .def_prop_ro("staging_bytes", [](const Stream& s) { return s.staging_bytes(); })
       .def_prop_ro("counters", [](const Stream& s) -> const ReadCounters& { return s.counters(); })
+      .def_prop_ro("used_bytes", &Stream::used_bytes)
       .def_prop_ro("waited_s", [](const Stream& s) { return s.times().waited_s; })
-      .def_prop_ro("full_s", [](const Stream& s) { return s.times().full_s; });
+      .def_prop_ro("full_s", [](const Stream& s) { return s.times().full_s; })
+      .def_prop_ro("fetching_s", [](const Stream& s) { return s.times().fetching_s; });
   m.def("stream_memory",
         [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads,
            int64_t request_bytes) {

@@ -138,6 +138,7 @@ bool Stream::place_next() {
       entry->reads.push_back({static_cast<int>(i), p, std::min(p + step, r.panel1)});
     }
     at += round_up(range_bytes(r));
+    entry->file_bytes += r.place->file_bytes(r.panel0, r.panel1);
   }
   if (entry->reads.size() > 1) wanted_.notify_all();
   entries_.push_back(std::move(entry));
@@ -176,6 +177,7 @@ void Stream::work() {
     const Read read = entry->reads[entry->claimed++];
     ++busy_;
     hold.unlock();
+    fetching_.enter();
     std::exception_ptr failure;
     bool dies = false;
     try {
@@ -191,6 +193,7 @@ void Stream::work() {
           std::string("a thread that read weights ended: ") + e.what() + "; load the model again"));
       dies = true;
     }
+    fetching_.leave();
     hold.lock();
     --busy_;
     if (failure) entry->failure = failure;
@@ -263,6 +266,7 @@ const std::vector<PanelView>& Stream::acquire(int track, int piece, const Check&
 void Stream::release() {
   {
     std::lock_guard<std::mutex> hold(lock_);
+    used_bytes_ += entries_.front()->file_bytes;
     entries_.pop_front();
     held_ = false;
   }
@@ -273,11 +277,16 @@ void Stream::check_files() const {
   for (const auto& file : files_) file->check_unchanged();
 }
 
+int64_t Stream::used_bytes() const {
+  std::lock_guard<std::mutex> hold(lock_);
+  return used_bytes_;
+}
+
 Stream::Times Stream::times() const {
   std::lock_guard<std::mutex> hold(lock_);
   double full = full_s_;
   if (alive_ > 0 && idle_ == alive_) full += seconds(Clock::now() - idle_since_);
-  return {waited_s_, full};
+  return {waited_s_, full, fetching_.seconds()};
 }
 
 }  // namespace strata

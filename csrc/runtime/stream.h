@@ -55,9 +55,12 @@ class Stream {
   static int64_t ring_bytes(const Piece& piece);
 
   const ReadCounters& counters() const { return counters_; }
+  // Bytes of the file whose pieces were used and released.
+  int64_t used_bytes() const;
   struct Times {
     double waited_s;    // the caller waited for a piece
     double full_s;      // no thread had anything to do, because the ring was full
+    double fetching_s;  // some thread read or packed
   };
   Times times() const;
 
@@ -75,6 +78,7 @@ class Stream {
     std::vector<PanelView> views;
     std::vector<uint8_t*> places;     // where each range begins
     std::vector<Read> reads;
+    int64_t file_bytes = 0;
     size_t claimed = 0, done = 0;
     std::exception_ptr failure;
   };
@@ -109,6 +113,8 @@ class Stream {
   bool paused_ = false, stop_ = false, held_ = false;
   int busy_ = 0, alive_ = 0, idle_ = 0;
   Clock::time_point idle_since_;
+  BusyClock fetching_;
+  int64_t used_bytes_ = 0;
   double waited_s_ = 0, full_s_ = 0;
   std::vector<std::thread> team_;
 };

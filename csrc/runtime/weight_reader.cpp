@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kPage = WeightFile::kBufferAlign;
 // Transposed weights are read in whole stored rows, this many bytes at a time.
-constexpr int64_t kColumnsRead = 256 << 10;
+constexpr int64_t kColumnsRead = 128 << 10;
 constexpr int64_t kScaledBlock = 128;
 constexpr int64_t kScaledBytes = kScaledBlock + sizeof(float);
 
@@ -210,6 +210,11 @@ int64_t WeightPlace::row_bytes() const {
 
 int64_t WeightPlace::panel_bytes() const {
   return static_cast<int64_t>(packed_bytes(format, kPanel, k));
+}
+
+int64_t WeightPlace::file_bytes(int64_t panel0, int64_t panel1) const {
+  const int64_t rows = std::min(panel1 * kPanel, n) - panel0 * kPanel;
+  return rows * (storage == Storage::scaled ? k : row_bytes());
 }
 
 int64_t WeightPlace::end() const {

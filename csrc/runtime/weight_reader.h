@@ -100,6 +100,8 @@ struct WeightPlace {
 
   int64_t row_bytes() const;     // of a row in the form that `pack` takes
   int64_t panel_bytes() const;   // of a packed panel
+  // Bytes that panels [panel0, panel1) take in the file.
+  int64_t file_bytes(int64_t panel0, int64_t panel1) const;
   int64_t end() const;           // of the file's bytes that it takes
   // Panels that may be read at a time, so that `staging` stays about `request_bytes`; at least 1.
   int64_t panels_at_once(int64_t request_bytes) const;

@@ -64,15 +64,19 @@ class CpuSettings:
 
 @dataclass(frozen=True)
 class StreamStats:
-    """What streaming has done so far. ``rows`` are embedding rows, which are fetched one by one.
+    """What streaming has done so far. ``rows`` are embedding rows, which are fetched one by one;
+    ``used_bytes`` of the file were multiplied with, ``pieces`` were read, some of them ahead.
 
-    Seconds: ``waited_s`` the kernels waited for a piece, ``full_s`` all readers waited for room.
+    Seconds: ``waited_s`` the kernels waited for a piece, ``full_s`` all readers waited for room,
+    ``fetching_s`` some reader read or packed.
     """
 
     pieces: ReadCounts
     rows: ReadCounts
-    waited_s: float = 0.0
-    full_s: float = 0.0
+    used_bytes: int
+    waited_s: float
+    full_s: float
+    fetching_s: float
 
 
 def available_isas() -> tuple[str, ...]:
@@ -320,8 +324,14 @@ class CpuBackend:
         if self._stream is None:
             return None
         stream = self._stream
-        rows = counts(self._reader.row_counters)
-        return StreamStats(counts(stream.counters), rows, stream.waited_s, stream.full_s)
+        return StreamStats(
+            counts(stream.counters),
+            counts(self._reader.row_counters),
+            stream.used_bytes,
+            stream.waited_s,
+            stream.full_s,
+            stream.fetching_s,
+        )
 
     def load_counts(self) -> ReadCounts:
         """What loading of resident weights has read."""

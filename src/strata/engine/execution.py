@@ -105,12 +105,13 @@ class Execution:
         if stats is None:
             return Streamed()
         return Streamed(
-            stats.pieces.wanted,
+            stats.used_bytes,
             stats.pieces.from_disk,
             stats.rows.wanted,
             stats.pieces.reading_s,
             stats.waited_s,
             stats.full_s,
+            stats.fetching_s,
         )
 
     def check_integrity(self) -> None:

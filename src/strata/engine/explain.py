@@ -26,7 +26,8 @@ class SweepsReport:
     ``disk_bytes_s`` is over the whole time and ``reading_bytes_s`` over that in which some read was
     under way; ``disk_share`` is the former of the measured bandwidth. ``waited_share`` of the time
     the kernels waited for weights, ``full_share`` all readers waited for the kernels. ``overlap``
-    is the longer of reading and computing against the time of the sweeps: 1 is perfect.
+    is the longer of fetching (reading and packing) and computing against the time of the sweeps:
+    1 is perfect.
     """
 
     sweeps: int
@@ -109,14 +110,14 @@ def _report(t: SweepTotal, bandwidth: float | None, plan: Plan | None) -> Sweeps
         seconds=t.seconds,
         tokens_s=t.tokens / t.seconds,
         predicted_tokens_s=None if plan is None else plan.predicted.decode_tok_s,
-        disk_bytes=s.wanted,
+        disk_bytes=s.used,
         row_bytes=s.rows,
         disk_bytes_s=rate,
         reading_bytes_s=_rate(s.from_disk, s.reading_s) or 0.0,
-        disk_share=rate / bandwidth if bandwidth and s.wanted else None,
+        disk_share=rate / bandwidth if bandwidth and s.used else None,
         waited_share=min(1.0, s.waited_s / t.seconds),
         full_share=min(1.0, s.full_s / t.seconds),
-        overlap=min(1.0, max(s.reading_s, t.compute_s) / t.seconds),
+        overlap=min(1.0, max(s.fetching_s, t.compute_s) / t.seconds),
     )
 
 
@@ -126,7 +127,7 @@ def _verdict(plan: Plan | None, decode: SweepTotal, prefill: SweepTotal, host_by
     if total.sweeps == 0:
         return "nothing was run"
     seconds = total.seconds / total.sweeps
-    read = total.streamed.wanted / total.sweeps
+    read = total.streamed.used / total.sweeps
     if read == 0:
         rate = host_bytes / seconds / 1e9
         what = "memory-bound" if total is decode else "compute-bound"

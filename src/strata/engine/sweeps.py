@@ -11,34 +11,41 @@ from strata.backends.base import Step
 
 @dataclass(frozen=True)
 class Streamed:
-    """Bytes and seconds of streaming so far; see ``strata.backends.cpu.StreamStats``."""
+    """Bytes and seconds of streaming so far; see ``strata.backends.cpu.StreamStats``.
 
-    wanted: int = 0
+    ``used`` bytes were multiplied with, ``from_disk`` the system was asked for, some of it ahead;
+    ``rows`` are bytes of embedding rows.
+    """
+
+    used: int = 0
     from_disk: int = 0
     rows: int = 0
     reading_s: float = 0.0
     waited_s: float = 0.0
     full_s: float = 0.0
+    fetching_s: float = 0.0
 
     def __add__(self, other: Streamed) -> Streamed:
         return Streamed(
-            self.wanted + other.wanted,
+            self.used + other.used,
             self.from_disk + other.from_disk,
             self.rows + other.rows,
             self.reading_s + other.reading_s,
             self.waited_s + other.waited_s,
             self.full_s + other.full_s,
+            self.fetching_s + other.fetching_s,
         )
 
     def since(self, before: Streamed) -> Streamed:
         """What was added after ``before``."""
         return Streamed(
-            self.wanted - before.wanted,
+            self.used - before.used,
             self.from_disk - before.from_disk,
             self.rows - before.rows,
             self.reading_s - before.reading_s,
             self.waited_s - before.waited_s,
             self.full_s - before.full_s,
+            self.fetching_s - before.fetching_s,
         )
 
 
@@ -95,7 +102,7 @@ class Sweeps:
         elapsed = perf_counter() - self._began
         streamed = self._streamed().since(self._before)
         left = elapsed / segments * (self._segments - segments)
-        rate = streamed.wanted / max(elapsed, 1e-9)
+        rate = streamed.used / max(elapsed, 1e-9)
         tokens = len(self._step.tokens)
         self.listener(SweepProgress(segments, self._segments, tokens, rate, elapsed, left))
 

@@ -1,0 +1,106 @@
+"""Bytes read are the bytes that are not resident: ours, and those that the system counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forward import Forward
+from streaming import forward, segments, settings
+
+from strata.backends.cpu import CpuBackend, StreamStats
+from strata.formats import ModelFile, open_model
+from strata.models import build_model
+
+TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 10)]
+BLOCK = 4096
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_path: Path) -> Iterator[ModelFile]:
+    with open_model(smollm2_path) as file:
+        yield file
+
+
+def stats(run: Forward) -> StreamStats:
+    assert isinstance(run.backend, CpuBackend)
+    found = run.backend.stream_stats()
+    assert found is not None
+    return found
+
+
+def at_rest(look: Callable[[], int]) -> int:
+    """A number that has stopped growing: the readers have filled the ring."""
+    seen = -1
+    for _ in range(200):
+        now = look()
+        if now == seen:
+            return now
+        seen = now
+        time.sleep(0.05)
+    raise AssertionError("reading never comes to rest")
+
+
+def matrix_bytes(model: ModelFile, names: set[str]) -> int:
+    """Bytes of the matrices of some Segments but the one that only looks rows up."""
+    return sum(
+        model.tensors[w.source].nbytes
+        for s in build_model(model).segments
+        if s.name in names and s.name != "embed"
+        for w in s.weights
+        if len(w.shape) == 2
+    )
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_sweep_reads_what_is_not_resident(model: ModelFile, direct: bool) -> None:
+    names = set(segments(model)) - {"layer.0", "layer.7", "layer.8"}
+    ring = 2 << 20
+    run = forward(
+        model, settings(sorted(names), ring=ring, piece=1 << 19, request=1 << 18, direct=direct)
+    )
+    sweeps = 0
+    for chunks in ([len(TOKENS)], [4, 6], [1] * len(TOKENS)):
+        run.logits(TOKENS, chunks)
+        sweeps += len(chunks)
+        used = sweeps * matrix_bytes(model, names)
+        assert stats(run).used_bytes == used
+        # And nothing was read twice: beyond what was used there is only what the ring holds.
+        assert 0 < at_rest(lambda: stats(run).pieces.wanted) - used <= ring
+
+
+def test_rows_of_the_embedding_are_fetched_one_by_one(model: ModelFile) -> None:
+    run = forward(model, settings(["embed", "layer.0"]))
+    run.logits(TOKENS)
+    assert stats(run).rows.reads == len(TOKENS)
+    row = model.tensors["token_embd.weight"].nbytes // model.tensors["token_embd.weight"].shape[0]
+    assert stats(run).rows.wanted == len(TOKENS) * row
+
+
+def read_bytes() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("read_bytes:")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
+def test_the_system_counts_the_same(model: ModelFile) -> None:
+    how = settings(segments(model), ring=2 << 20, piece=1 << 19, request=1 << 18, direct=True)
+    before = read_bytes()
+    run = forward(model, how)
+    assert isinstance(run.backend, CpuBackend)
+    if not run.backend._reader.direct:
+        pytest.skip("this file system has no direct reads")
+    run.logits(TOKENS)
+
+    def ours() -> int:
+        return stats(run).pieces.from_disk + stats(run).rows.from_disk
+
+    at_rest(ours)
+    counted = read_bytes() - before
+    # Beside weights there are only norms, a page or two each, read while loading.
+    assert 0 <= counted - ours() <= 2 * BLOCK * len(model.tensors)
+    s = stats(run)
+    assert 0 <= s.pieces.from_disk - s.pieces.wanted <= 2 * BLOCK * s.pieces.reads
