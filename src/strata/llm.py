@@ -144,6 +144,7 @@ class LLM:
             # Building a tokenizer takes more for a while than it keeps: before there are weights.
             with self.execution.settling("tokenizer"):
                 stop_ids = self.tokenizer.stop_ids
+                self.tokenize("Much of it is made when it is first used.")
             self._engine: Engine | None = Engine(
                 self.execution.runner(self.model, WeightSource(self._file), progress),
                 context=self.execution.context,

@@ -82,7 +82,8 @@ class Execution:
 
     def runner(self, model: Model, weights: WeightSource, progress: LoadProgress | None) -> Runner:
         """A Runner whose weights are loaded."""
-        return Runner(
+        resident, entered = process_memory().total, self.ledger.total
+        runner = Runner(
             self.backend,
             model,
             weights,
@@ -90,6 +91,10 @@ class Execution:
             logit_rows=self.logit_rows,
             streamed=self.streamed,
         )
+        # What came beside the weights: nodes, Ops and their names.
+        grown = process_memory().total - resident
+        self.ledger.take("runtime", max(0, grown - (self.ledger.total - entered)))
+        return runner
 
     def ready(self) -> None:
         """Everything is loaded: begin to read ahead, and give back what loading left behind."""

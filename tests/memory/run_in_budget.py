@@ -1,0 +1,69 @@
+"""Runs a model by a Plan and prints what came out and what it took: a process of its own, because
+the peak of a process is counted from its beginning.
+
+Arguments: model, machine file, bytes (0 for all that there is, -1 for the smallest budget that
+does), context, prompt tokens, answer tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from strata.backends.cpu import available_isas
+from strata.decode import SamplingParams
+from strata.formats import open_model
+from strata.llm import LLM
+from strata.memory import cgroup_peak, peak_bytes
+from strata.models import build_model
+from strata.plan import Limits, Workload, outline, plan
+from strata.plan.planner import Planner
+from strata.plan.probe import load_machine
+
+
+def main() -> None:
+    path, machine_file = Path(sys.argv[1]), Path(sys.argv[2])
+    memory, context, prompt, answer = map(int, sys.argv[3:7])
+    machine = replace(load_machine(machine_file), isa=available_isas()[0], cores=2)
+    made = None
+    if memory:
+        workload = Workload(prompt, 1, context, answer)
+        with open_model(path) as file:
+            sizes = outline(path.name, build_model(file, context), file)
+        if memory < 0:
+            memory = Planner(sizes, machine, Limits(None, 2), workload).floor()
+        made = plan(sizes, machine, Limits(memory, 2), workload)
+    with LLM(path, plan=made, memory=memory or None, threads=2, context=context) as llm:
+        vocabulary = llm.engine.runner.model.vocab_size
+        ids = np.random.default_rng(1).integers(20, min(vocabulary, 40_000), prompt).tolist()
+        output = llm.generate(ids, SamplingParams(max_tokens=answer, logprobs=1, ignore_eos=True))
+        llm.execution.check_integrity()
+        sweeps = llm.engine.runner.sweeps
+        print(
+            json.dumps(
+                {
+                    "tokens": output.token_ids,
+                    "logprobs": [s.logprob.hex() for s in output.logprobs or ()],  # type: ignore[union-attr]
+                    "peak": peak_bytes(),
+                    "cgroup_peak": cgroup_peak(),
+                    "cached": llm.execution.backend.cached_bytes(),  # type: ignore[attr-defined]
+                    "budget": memory,
+                    "predicted": made.predicted.peak_bytes if made else None,
+                    "streamed": len(made.streamed) if made else 0,
+                    "sweep_bytes": made.predicted.sweep_bytes if made else 0,
+                    "used_bytes": sweeps.prefill.streamed.used + sweeps.decode.streamed.used,
+                    "sweeps": sweeps.prefill.sweeps + sweeps.decode.sweeps,
+                    "decode_tok_s": output.timings.decode_tok_s,
+                    "ttft_s": output.timings.ttft_s,
+                    "owned": dict(llm.ledger.owned),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
