@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _SURELY_FITS = 0.4
 """Of the free memory: a model whose weights take less is run without a Plan being made."""
 
+_SAMPLING = 40
+"""Bytes for each token of the vocabulary while one is chosen: float64 copies, an order, sums."""
+
 _PROBE = (
     "import sys, pathlib; from strata.plan.probe import probe; probe(pathlib.Path(sys.argv[1]))"
 )
@@ -91,6 +94,8 @@ class Execution:
             logit_rows=self.logit_rows,
             streamed=self.streamed,
         )
+        self.ledger.take("sampling", _SAMPLING * model.vocab_size)
+        entered += _SAMPLING * model.vocab_size
         # What came beside the weights: nodes, Ops and their names.
         grown = process_memory().total - resident
         self.ledger.take("runtime", max(0, grown - (self.ledger.total - entered)))
