@@ -1,0 +1,66 @@
+"""Memory control groups of exact size, of either version, where this user may make them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+
+# The shell moves itself into the group, so that all of the command's memory counts there.
+_ENTER = 'echo $$ > "$0" && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group that holds at most so many bytes, page cache included, and does not swap."""
+
+    directory: Path
+    version: int
+
+    def run(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        """Run a command in the group; one that is killed for memory has the return code -9."""
+        enter = ["sh", "-c", _ENTER, str(self.directory / "cgroup.procs"), *command]
+        return subprocess.run(enter, capture_output=True, text=True, timeout=timeout)
+
+    @property
+    def peak(self) -> int:
+        """The most that it held."""
+        name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
+        return int((self.directory / name).read_text())
+
+
+@contextmanager
+def group(limit: int) -> Iterator[Group]:
+    """A group of ``limit`` bytes; OSError, with what is wrong, where none can be made."""
+    version = 2 if (_V2 / "cgroup.controllers").exists() else 1
+    directory = (_V2 if version == 2 else _V1) / f"strata-test-{os.getpid()}-{limit}"
+    directory.mkdir()
+    try:
+        if version == 1:
+            (directory / "memory.limit_in_bytes").write_text(str(limit))
+            (directory / "memory.swappiness").write_text("0")
+        else:
+            (directory / "memory.max").write_text(str(limit))
+            with suppress(OSError):
+                (directory / "memory.swap.max").write_text("0")
+        yield Group(directory, version)
+    finally:
+        directory.rmdir()
+
+
+def why_not() -> str | None:
+    """Why no group can be made here; None if one can."""
+    if sys.platform != "linux":
+        return "control groups are Linux's"
+    try:
+        with group(64 << 20) as made:
+            done = made.run(["true"], 10)
+    except OSError as error:
+        return f"no memory control group can be made here: {error}"
+    return None if done.returncode == 0 else f"none can be entered: {done.stderr.strip()}"
