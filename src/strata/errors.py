@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class StrataError(Exception):
-    """Base of every error raised on purpose; the command line prints it as one line, exit code 1."""
+    """Base of every error raised on purpose; the command line prints one line, exit code 1."""
 
 
 class UsageError(StrataError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,12 @@ from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
     Delta,
     Engine,
+    Job,
     KVSettings,
     LoadProgress,
     Measurement,
     Perplexity,
-    Request,
+    SharedEngine,
     StoreSettings,
     Timings,
     measure,
@@ -28,7 +28,7 @@ from strata.engine import (
 )
 from strata.engine.engine import SLOWDOWN
 from strata.engine.execution import Execution, Wishes, execute, execute_naively
-from strata.errors import StrataError, UsageError
+from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
 from strata.formats.references import resolve
@@ -96,7 +96,8 @@ class LLM:
     repository, which is downloaded unless it is here. ``backend`` is ``cpu`` (native kernels) or
     ``reference`` (numpy in float32, slow). ``threads`` is for the cpu backend (None: one a core).
     ``context`` None is DEFAULT_CONTEXT or the model's own if that is less, because KV memory grows
-    with it. ``progress`` is told of downloads and loading. One thread at a time may use it.
+    with it. ``progress`` is told of downloads and loading. Threads may share it: their calls take
+    turns, step by step, in one engine.
 
     ``memory`` is a budget in bytes (or text such as ``"4GB"``) for the whole process and the page
     cache it causes: weights that have no room are streamed from the file in every sweep, and
@@ -131,7 +132,6 @@ class LLM:
     ) -> None:
         self.path = resolve(str(model), progress=progress)
         started = perf_counter()
-        self._inbox: dict[Request, deque[Delta]] = {}
         self._file = open_model(self.path)
         try:
             self.model = _build(self._file, context)
@@ -145,7 +145,7 @@ class LLM:
             with self.execution.settling("tokenizer"):
                 stop_ids = self.tokenizer.stop_ids
                 self.tokenize("Much of it is made when it is first used.")
-            self._engine: Engine | None = Engine(
+            engine = Engine(
                 self.execution.runner(self.model, WeightSource(self._file), progress),
                 context=self.execution.context,
                 parallel=self.execution.parallel,
@@ -159,6 +159,7 @@ class LLM:
                 # A sweep that streams costs the same with many tokens as with few.
                 slowdown=None if self.plan and self.plan.streamed else SLOWDOWN,
             )
+            self._shared = SharedEngine(engine)
             self.execution.ready()
         except BaseException:
             self._file.close()
@@ -168,9 +169,7 @@ class LLM:
     @property
     def engine(self) -> Engine:
         """The engine that runs requests; UsageError once this LLM is closed."""
-        if self._engine is None:
-            raise UsageError("this LLM is closed; make another one")
-        return self._engine
+        return self._shared.engine
 
     @property
     def plan(self) -> Plan | None:
@@ -314,14 +313,15 @@ class LLM:
         ``context`` may not exceed that of this LLM; UsageError if the text is too short.
         """
         tokenizer = self.tokenizer
-        return perplexity(
-            self.engine,
-            self.tokenize(text, add_special=True),
-            context=context,
-            chunks=chunks,
-            bos=tokenizer.bos_id if tokenizer.add_bos else None,
-            progress=progress,
-        )
+        with self._shared.alone() as engine:
+            return perplexity(
+                engine,
+                self.tokenize(text, add_special=True),
+                context=context,
+                chunks=chunks,
+                bos=tokenizer.bos_id if tokenizer.add_bos else None,
+                progress=progress,
+            )
 
     def measure(
         self,
@@ -333,20 +333,19 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
     ) -> Measurement:
         """Speed on synthetic tokens; see ``strata.engine.measure``."""
-        return measure(
-            self.engine, prompt=prompt, gen=gen, depth=depth, repeat=repeat, progress=progress
-        )
+        with self._shared.alone() as engine:
+            return measure(
+                engine, prompt=prompt, gen=gen, depth=depth, repeat=repeat, progress=progress
+            )
 
     def close(self) -> None:
         """Free weights and KV; the object cannot be used afterwards. Safe to call twice.
 
         What is being written to the store of prefixes is written first.
         """
-        if self._engine is not None:
-            self._engine.close()
+        self._shared.close()
+        self.execution.close()
         self._file.close()
-        self._inbox.clear()
-        self._engine = None
 
     def __enter__(self) -> LLM:
         return self
@@ -370,32 +369,10 @@ class LLM:
     def _run(
         self, prompts: Sequence[list[int]], params: SamplingParams, continuing: bool
     ) -> Iterator[Chunk]:
-        engine = self.engine
-        waiting = deque(enumerate(prompts))
-        mine: dict[Request, _Answer] = {}
-        try:
-            while waiting or mine:
-                while waiting and not engine.queue_full:
-                    index, prompt = waiting.popleft()
-                    text = self.tokenizer.stream(continuing=continuing)
-                    request = engine.submit(prompt, params, text)
-                    mine[request] = _Answer(index)
-                    self._inbox[request] = deque()
-                # Another iterator over this LLM may be at work: each takes what is its own.
-                for delta in engine.step():
-                    if delta.request in self._inbox:
-                        self._inbox[delta.request].append(delta)
-                for request, answer in list(mine.items()):
-                    while self._inbox[request]:
-                        yield answer.add(self._inbox[request].popleft())
-                    if request.cancelled:
-                        raise StrataError("this answer was cut off by a failure in another one")
-                    if request.done:
-                        del mine[request], self._inbox[request]
-        finally:
-            for request in mine:
-                engine.cancel(request)
-                self._inbox.pop(request, None)
+        answers = [_Answer(index) for index in range(len(prompts))]
+        jobs = [Job(p, params, self.tokenizer.stream(continuing=continuing)) for p in prompts]
+        for index, delta in self._shared.run(jobs):
+            yield answers[index].add(delta)
 
 
 class _Answer:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -192,6 +195,35 @@ def test_a_closed_llm_says_so(smollm2_path: Path) -> None:
     opened.close()
     with pytest.raises(UsageError, match="closed"):
         opened.generate("a")
+
+
+def test_a_stream_of_a_closed_llm_says_so(smollm2_path: Path) -> None:
+    opened = LLM(smollm2_path, threads=1, context=64)
+    stream = opened.generate(PROMPTS[0], SHORT, stream=True)
+    next(stream)
+    opened.close()
+    with pytest.raises(UsageError, match="closed"):
+        list(stream)
+
+
+def test_closing_frees_the_weights_at_once(smollm2_path: Path) -> None:
+    opened = LLM(smollm2_path, threads=1, context=64)
+    opened.generate(PROMPTS[0], SamplingParams(max_tokens=1))
+    segments = [weakref.ref(segment) for segment in opened.engine.runner.loaded]
+    gc.disable()
+    try:
+        opened.close()
+        assert [ref() for ref in segments] == [None] * len(segments)
+    finally:
+        gc.enable()
+
+
+def test_threads_may_share_an_llm(llm: LLM) -> None:
+    expected = [output.text for output in llm.generate(PROMPTS, SHORT)]
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        calls = [pool.submit(llm.generate, prompt, SHORT) for prompt in PROMPTS * 2]
+        assert [call.result(60).text for call in calls] == expected * 2
+    assert not llm.engine.busy
 
 
 def test_importing_strata_is_cheap() -> None:

@@ -319,6 +319,15 @@ class CpuBackend:
             self._step = (step, native)
         return self._step[1]
 
+    def close(self) -> None:
+        """Let go of all Segments, of the arena and of the ring; no Segment can be run afterwards.
+
+        Memory is free once nobody else holds the Segments either.
+        """
+        self._segments.clear()
+        self._ropes.clear()
+        self._arena = self._stream = self._step = None
+
     def stream_stats(self) -> StreamStats | None:
         """What streaming has done so far; None where nothing is streamed."""
         if self._stream is None:

@@ -51,7 +51,6 @@ class NativeSegment:
         self.segment = segment
         self._parameters = parameters
         self.track: Track = []
-        self._rows = {"T": max_tokens, "R": max_out_rows}
         self._max_tokens = max_tokens
         self._native = _native.Segment()
         self.node_ops: list[str] = []
@@ -66,7 +65,14 @@ class NativeSegment:
         self._external = program.outputs[0] if "logits" in segment.outputs else None
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")
-        self._placer = Placement(program, lowered, self._row_count, self._external)
+        rows = {"T": max_tokens, "R": max_out_rows}
+
+        def row_count(name: str) -> int:
+            # No method: that would tie the Segment to itself, and its weights would outlive it.
+            dim = program.values[name].shape[0]
+            return dim if isinstance(dim, int) else rows[dim]
+
+        self._placer = Placement(program, lowered, row_count, self._external)
         self._ids = {
             name: self._native.value(
                 program.values[name].width, f32, q8, program.values[name].shape[0] == "R"
@@ -135,10 +141,6 @@ class NativeSegment:
         """Op kind and seconds of each node since the last call. ``node_ops`` are the kinds alone,
         ``node_parts`` the Ops that each node does."""
         return list(zip(self.node_ops, self._native.take_times(), strict=False))
-
-    def _row_count(self, name: str) -> int:
-        dim = self.segment.program.values[name].shape[0]
-        return dim if isinstance(dim, int) else self._rows[dim]
 
     def _mark(self, kind: str) -> None:
         added = int(self._native.nodes) - len(self.node_ops)

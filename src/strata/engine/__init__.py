@@ -8,6 +8,7 @@ from strata.engine.measure import Measurement, Spread, context_for_measurement, 
 from strata.engine.perplexity import Perplexity, perplexity
 from strata.engine.request import Delta, Request, Timings
 from strata.engine.runner import LoadProgress, Runner
+from strata.engine.shared import Job, SharedEngine
 from strata.engine.status import EngineStatus
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineStatus",
+    "Job",
     "KVSettings",
     "LoadProgress",
     "Measurement",
@@ -22,6 +24,7 @@ __all__ = [
     "QueueFull",
     "Request",
     "Runner",
+    "SharedEngine",
     "Spread",
     "StoreSettings",
     "Timings",

@@ -109,6 +109,12 @@ class Execution:
             self.file.forget_cached()
         _native.give_back_memory()
 
+    def close(self) -> None:
+        """Free the weights and what running takes; nothing can be run afterwards."""
+        if isinstance(self.backend, CpuBackend):
+            self.backend.close()
+        _native.give_back_memory()
+
     def streamed(self) -> Streamed:
         """What streaming has done so far."""
         stats = self.backend.stream_stats() if isinstance(self.backend, CpuBackend) else None
