@@ -187,3 +187,14 @@ def test_ctrl_c_ends_with_one_line() -> None:
     assert process.returncode == 130
     assert errors == b"strata: error: interrupted\n"
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes streams as a shell does")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(closed: str) -> None:
+    code = "import sys; from strata.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = f'exec "$0" -c "$1" list {closed}'
+    process = subprocess.run(["sh", "-c", command, sys.executable, code], capture_output=True)
+    assert process.returncode == 0
+    assert process.stderr == b""
+    assert (process.stdout == b"") == (">&-" in closed.split())

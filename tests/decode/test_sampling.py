@@ -235,6 +235,7 @@ def test_a_tiny_temperature_is_greedy() -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"seed": -1}, "seed must be from 0 to 18446744073709551615, not -1"),
         ({"logprobs": -1}, "logprobs"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", 3]}, "stop"),

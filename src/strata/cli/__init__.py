@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     went away. A failure is one line on standard error; with ``--json`` it is also one object
     ``{"error": {"type", "message"}}`` on standard output.
     """
+    _open_standard_streams()
     if "_STRATA_COMPLETE" in os.environ:
         root.main(prog_name="strata")
     # Not list(): once that verb is imported, the name `list` in this package is its module.
@@ -28,3 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return report(error, as_json="--json" in arguments)
     return 0
+
+
+def _open_standard_streams() -> None:
+    # Python has None for a stream that the caller closed. All three are opened, in the order of
+    # their numbers: a file opened later would get the number, and with it what is meant for them.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8")
+            setattr(sys, name, nothing)

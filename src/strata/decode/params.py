@@ -118,4 +118,11 @@ def _within(name: str, value: float, least: float | None, most: float | None) ->
 def _bounds(least: float | None, most: float | None) -> str:
     if least is None:
         return ""
-    return f" at least {least:g}" if most is None else f" from {least:g} to {most:g}"
+    return (
+        f" at least {_plain(least)}" if most is None else f" from {_plain(least)} to {_plain(most)}"
+    )
+
+
+def _plain(bound: float) -> str:
+    # :g would round the largest seed to a number that is refused.
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
