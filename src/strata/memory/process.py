@@ -8,6 +8,9 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 
+# v1 states "no limit" as a number near 2^63, rounded down to pages.
+_UNLIMITED = 1 << 60
+
 
 @dataclass(frozen=True)
 class ProcessMemory:
@@ -44,21 +47,25 @@ def peak_bytes() -> int:
 
 
 def cgroup_peak() -> int | None:
-    """The most that this process's memory cgroup has held, page cache included; None if unknown.
+    """The most that this process's memory cgroup has held, page cache included; None if unknown,
+    or if the group has no limit and so is hardly ours alone.
 
-    Counts everything that ever ran in the group. Sources: the kernel's admin guides for cgroup v1
-    (memory.max_usage_in_bytes) and v2 (memory.peak).
+    Sources: the kernel's admin guides for cgroup v1 (memory.max_usage_in_bytes) and v2
+    (memory.peak).
     """
     for line in _lines(Path("/proc/self/cgroup")):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "memory":
-            found = _number(Path("/sys/fs/cgroup/memory" + path) / "memory.max_usage_in_bytes")
+            group = Path("/sys/fs/cgroup/memory" + path)
+            limit, peak = "memory.limit_in_bytes", "memory.max_usage_in_bytes"
         elif not controllers:
-            found = _number(Path("/sys/fs/cgroup" + path) / "memory.peak")
+            group = Path("/sys/fs/cgroup" + path)
+            limit, peak = "memory.max", "memory.peak"
         else:
             continue
-        if found is not None:
+        found, most = _number(group / peak), _number(group / limit)
+        if found is not None and most is not None and most < _UNLIMITED:
             return found
     return None
 
