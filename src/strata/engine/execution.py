@@ -23,6 +23,7 @@ from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
 from strata.plan.memory_limits import memory_available
 from strata.program import Model
+from strata.sizes import format_size
 
 if TYPE_CHECKING:
     from strata.plan import Machine, Plan, Workload
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 _SURELY_FITS = 0.4
 """Of the free memory: a model whose weights take less is run without a Plan being made."""
+
+_ALIKE = 12 << 20
+"""By as much a process may differ from the one that the cost model knows without being another."""
 
 _SAMPLING = 40
 """Bytes for each token of the vocabulary while one is chosen: float64 copies, an order, sums."""
@@ -204,7 +208,8 @@ def _needs_plan(file: ModelFile, wishes: Wishes) -> bool:
 
 
 def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) -> Plan:
-    from strata.plan import Limits, Workload, outline, plan
+    from strata.plan import Limits, Workload, constants, outline, plan
+    from strata.plan.planner import BudgetTooSmall
 
     workload = wishes.workload
     if workload is None:
@@ -217,8 +222,27 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
         )
     workload = replace(workload, concurrency=wishes.parallel, context=wishes.context)
     kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
+    sizes = outline(file.path.name, model, file)
     limits = Limits(wishes.memory, wishes.threads, cast("KVTypeName", kv_type))
-    return plan(outline(file.path.name, model, file), machine, limits, workload)
+    if wishes.memory is None:
+        return plan(sizes, machine, limits, workload)
+    # A Plan is for a process that does nothing else; what this one holds besides is taken off.
+    others = max(0, process_memory().total - constants.INTERPRETER - _ALIKE)
+    limits = replace(limits, memory=max(0, wishes.memory - others))
+    try:
+        made = plan(sizes, machine, limits, workload)
+    except BudgetTooSmall as error:
+        if not others:
+            raise
+        raise BudgetTooSmall(
+            f"of {format_size(wishes.memory)} this process takes {format_size(others)} for other "
+            f"things, and {error}",
+            error.smallest + others,
+        ) from None
+    shares = made.predicted.memory
+    shares = replace(shares, interpreter=shares.interpreter + others)
+    predicted = replace(made.predicted, memory=shares, peak_bytes=shares.total)
+    return replace(made, budget=wishes.memory, predicted=predicted)
 
 
 def _check_plan(plan: Plan, model: Model) -> None:

@@ -81,6 +81,8 @@ def explain(execution: Execution, runner: Runner) -> Explanation:
     prefill = _report(runner.sweeps.prefill, bandwidth, None)
     loads = backend.load_counts() if isinstance(backend, CpuBackend) else None
     sweep_bytes = plan.predicted.sweep_bytes if plan is not None else 0
+    # By the books a weight that two Segments share counts once.
+    host_bytes = execution.ledger.owned.get("weights", runner.nbytes)
     return Explanation(
         budget=None if plan is None else plan.budget,
         predicted_peak_bytes=None if plan is None else plan.predicted.peak_bytes,
@@ -88,14 +90,14 @@ def explain(execution: Execution, runner: Runner) -> Explanation:
         cgroup_peak_bytes=cgroup_peak(),
         cached_bytes=backend.cached_bytes() if isinstance(backend, CpuBackend) else 0,
         owned=tuple(execution.ledger.owned.items()),
-        host_bytes=runner.nbytes,
+        host_bytes=host_bytes,
         sweep_bytes=sweep_bytes,
         disk_bandwidth=bandwidth,
         load_bytes=0 if loads is None else loads.wanted,
         load_bytes_s=None if loads is None else _rate(loads.wanted, loads.reading_s),
         prefill=prefill,
         decode=decode,
-        verdict=_verdict(plan, runner.sweeps.decode, runner.sweeps.prefill, runner.nbytes),
+        verdict=_verdict(runner.sweeps.decode, runner.sweeps.prefill, host_bytes),
     )
 
 
@@ -121,7 +123,7 @@ def _report(t: SweepTotal, bandwidth: float | None, plan: Plan | None) -> Sweeps
     )
 
 
-def _verdict(plan: Plan | None, decode: SweepTotal, prefill: SweepTotal, host_bytes: int) -> str:
+def _verdict(decode: SweepTotal, prefill: SweepTotal, host_bytes: int) -> str:
     """One line: what bounds the speed, and what would change it."""
     total = decode if decode.sweeps else prefill
     if total.sweeps == 0:
