@@ -126,9 +126,9 @@ class FakeBackend:
 
 
 def fake_engine(backend: FakeBackend | None = None, **options: Any) -> Engine:
-    """An Engine over the fake model."""
+    """An Engine over the fake model; no clock has a say in what it does."""
     runner = Runner(backend or FakeBackend(), model(), cast(WeightSource, NoWeights()))
-    return Engine(runner, **{"context": 256, **options})
+    return Engine(runner, **{"context": 256, "slowdown": None, **options})
 
 
 def expected_tokens(prompt: Sequence[int], count: int) -> list[int]:

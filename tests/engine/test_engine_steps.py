@@ -10,7 +10,6 @@ from strata.backends.base import KV_BLOCK
 from strata.decode import SamplingParams, log_softmax
 from strata.engine import Engine, EngineError, QueueFull, Request
 from strata.engine.engine import QUEUE_LIMIT
-from strata.engine.pace import FIRST_SHARE
 from strata.kv import PoolError
 from strata.program import Workload
 
@@ -255,11 +254,9 @@ def test_status_counts_what_is_held_and_what_was_done() -> None:
     engine.step()
     status = engine.status()
     assert (status.waiting, status.running, status.sweeps) == (1, 2, 1)
-    # One answer, and beside it as much of the other prompt as an unmeasured pace allows.
-    assert status.tokens == FIRST_SHARE + 1
-    assert engine.computed(request) == FIRST_SHARE
-    attended = FIRST_SHARE * (FIRST_SHARE + 1) // 2 + 1
-    assert status.last == Workload(FIRST_SHARE + 1, 1, attended // (FIRST_SHARE + 1))
+    assert (status.tokens, engine.computed(request)) == (64, 63)
+    attended = 63 * 64 // 2 + 1
+    assert status.last == Workload(64, 1, attended // 64)
     assert status.kv_blocks_used == 2
     while engine.busy:
         engine.step()

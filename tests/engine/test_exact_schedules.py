@@ -91,6 +91,7 @@ def run(engine: Engine, work: list[Arrival], pauses: list[int], cancelled: set[i
     budget=st.sampled_from([6, 17, 64, 512]),
     spare=st.integers(0, 8),
     cache=st.booleans(),
+    slowdown=st.sampled_from([None, 1.4]),
 )
 def test_any_schedule_gives_the_same_tokens(
     work: list[Arrival],
@@ -100,8 +101,10 @@ def test_any_schedule_gives_the_same_tokens(
     budget: int,
     spare: int,
     cache: bool,
+    slowdown: float | None,
 ) -> None:
-    engine = small_engine(CONTEXT // KV_BLOCK + spare, parallel, budget, cache=cache)
+    blocks = CONTEXT // KV_BLOCK + spare
+    engine = small_engine(blocks, parallel, budget, cache=cache, slowdown=slowdown)
     run(engine, work, pauses, cancelled)
 
 
@@ -113,6 +116,7 @@ def small_engine(
     cache: bool = True,
     store: StoreSettings | None = None,
     backend: FakeBackend | None = None,
+    slowdown: float | None = None,
 ) -> Engine:
     """An engine with so many blocks, however many requests run."""
     nbytes = blocks * F32.block_nbytes(model().kv)
@@ -121,6 +125,7 @@ def small_engine(
         context=CONTEXT,
         parallel=parallel,
         token_budget=budget,
+        slowdown=slowdown,
         kv=KVSettings(nbytes=nbytes, prefix_cache=cache, store=store),
     )
 

@@ -15,7 +15,7 @@ class Fixed:
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def share(self, single: int) -> int:
+    def share(self, answers: int, prompts: int) -> int:
         return self.tokens
 
 

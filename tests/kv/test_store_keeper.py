@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from store_chains import NBYTES, chain, content, loaded, store
 
-from strata.kv import BlockPool
+from strata.kv import BlockPool, KVSpace, NoKeeper, NoPrefixes
 from strata.kv.store import Buffer
 from strata.kv.store_keeper import StoreKeeper
 
@@ -137,3 +137,23 @@ def test_an_error_in_the_thread_loses_the_blocks_to_nobody(
     k.close()
     assert pool.free == 40
     assert "not kept" in caplog.text
+
+
+def test_what_is_given_up_is_kept_where_that_is_faster(slow: Slow) -> None:
+    k, pool, memory = keeper(slow, blocks=8)
+    slow.may_write.set()
+    space = KVSpace(pool, NoPrefixes(), lambda source, target: None, k)
+    for word, token_s, kept in (("abc", None, 0), ("abc", 1e-12, 0), ("abc", 1.0, 3)):
+        tokens = [*chain(word), 5]
+        kv = space.begin(tokens)
+        assert space.make_room(kv, len(tokens))
+        for block, data in zip(kv.table, content(chain(word)), strict=False):
+            memory.block(block)[:] = data
+        space.advance(kv, tokens, len(tokens))
+        space.give_up(kv, tokens, token_s)
+        assert pool.free == 8
+        assert loaded(slow.real, word) == kept
+    seconds = k.seconds(4)
+    assert seconds is not None
+    assert seconds > 0
+    assert NoKeeper().seconds(4) is None

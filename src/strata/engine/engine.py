@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import Span, Step
+from strata.backends.base import KV_BLOCK, Span, Step
 from strata.decode import Ending, Sample, Sampler, SamplingParams, TextStream
 from strata.engine.kv_settings import KVSettings, make_space
 from strata.engine.pace import Pace
@@ -28,7 +28,7 @@ TOKEN_BUDGET = 512
 QUEUE_LIMIT = 1024
 """Requests that may wait."""
 
-SLOWDOWN = 1.35
+SLOWDOWN = 1.4
 """What prompts may cost those being answered. Under the promised 1.5, because steps vary."""
 
 LOAD_BYTES = 16 << 20
@@ -277,9 +277,12 @@ class Engine:
         return deltas
 
     def _observe(self, advances: list[Advance], seconds: float) -> None:
+        tokens = sum(a.rows for a in advances)
+        if tokens >= KV_BLOCK or self._scheduler.token_s is None:
+            self._scheduler.token_s = seconds / tokens
         if self._pace is not None:
-            single = sum(a.rows == 1 for a in advances)
-            self._pace.observe(single, sum(a.rows for a in advances) - single, seconds)
+            answers = sum(a.reaches and a.rows == 1 for a in advances)
+            self._pace.observe(answers, tokens - answers, seconds)
 
     def _count(self, advances: list[Advance]) -> None:
         out_rows = sum(a.reaches for a in advances)

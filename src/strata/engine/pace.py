@@ -5,16 +5,16 @@ from __future__ import annotations
 _SMOOTHING = 0.2
 """Weight of the latest measurement."""
 
-FIRST_SHARE = 32
-"""Tokens, before anything is measured."""
+_QUIET_EVERY = 16
+"""Steps after which one without prompts is measured: answers grow longer, and slower, meanwhile."""
 
-LEAST_SHARE = 8
-"""Tokens that a step takes at least: beside its weights they cost next to nothing."""
+FIRST_SHARE = 16
+"""Tokens, before anything is measured."""
 
 
 class Pace:
     """Bounds the tokens that go to prompts so that a step takes ``slowdown`` times what it would
-    take without them.
+    take without them, and more only as prompts outnumber answers.
 
     Told how long steps took, it knows the time of quiet ones by the number of answers in them, and
     what a token of a prompt adds. Where a sweep over the weights takes long, as when they are
@@ -25,30 +25,36 @@ class Pace:
         self._extra = slowdown - 1.0
         self._quiet: dict[int, float] = {}
         self._token_s: float | None = None
+        self._mixed = 0
 
-    def share(self, single: int) -> int:
-        """Tokens for prompts beside ``single`` answers."""
-        quiet = self._quiet_s(single)
-        if quiet is None or self._token_s is None:
+    def share(self, answers: int, prompts: int) -> int:
+        """Tokens for so many prompts beside so many answers; now and then none."""
+        quiet = self._quiet_s(answers)
+        if quiet is None or self._mixed >= _QUIET_EVERY:
+            return 0
+        if self._token_s is None:
             return FIRST_SHARE
-        return max(LEAST_SHARE, int(self._extra * quiet / self._token_s))
+        crowd = max(1.0, prompts / answers)
+        return max(1, int(self._extra * crowd * quiet / self._token_s))
 
-    def observe(self, single: int, several: int, seconds: float) -> None:
-        """A step took ``seconds`` with ``single`` answers and ``several`` tokens of prompts."""
-        if not several:
-            self._quiet[single] = _smooth(self._quiet.get(single), seconds)
+    def observe(self, answers: int, tokens: int, seconds: float) -> None:
+        """A step took ``seconds`` with so many answers and ``tokens`` of prompts."""
+        if not tokens:
+            self._mixed = 0
+            self._quiet[answers] = _smooth(self._quiet.get(answers), max(seconds, 1e-6))
             return
-        quiet = self._quiet_s(single) if single else None
+        self._mixed += 1
+        quiet = self._quiet_s(answers) if answers else None
         if quiet is not None:
             # However noisy the clock: a token takes some time, and no more than its step.
-            added = max(seconds - quiet, 0.02 * seconds) / several
+            added = max(seconds - quiet, 0.02 * seconds, 1e-7) / tokens
             self._token_s = _smooth(self._token_s, added)
 
-    def _quiet_s(self, single: int) -> float | None:
-        """Of the number of answers nearest to ``single`` that was measured."""
+    def _quiet_s(self, answers: int) -> float | None:
+        """Of the number of answers nearest to ``answers`` that was measured."""
         if not self._quiet:
             return None
-        return self._quiet[min(self._quiet, key=lambda n: abs(n - single))]
+        return self._quiet[min(self._quiet, key=lambda n: abs(n - answers))]
 
 
 def _smooth(old: float | None, new: float) -> float:

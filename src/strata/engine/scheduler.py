@@ -21,14 +21,15 @@ from strata.kv import KVSpace, SequenceKV, blocks_for
 class Pace(Protocol):
     """How many tokens a step may spend on those that lack several."""
 
-    def share(self, single: int) -> int:
-        """Tokens, beside ``single`` sequences that advance by one; at least 1."""
+    def share(self, answers: int, prompts: int) -> int:
+        """Tokens for so many of them beside ``answers`` that advance by one; 0 only now and then,
+        and not at all without answers."""
 
 
 class NoPace:
     """As many as there is room for."""
 
-    def share(self, single: int) -> int:
+    def share(self, answers: int, prompts: int) -> int:
         """No bound."""
         return 1 << 30
 
@@ -79,7 +80,8 @@ class Advance:
 class Scheduler:
     """Sequences that wait and sequences that run, at most ``parallel``.
 
-    No more than ``load_blocks`` blocks are loaded in a step that others wait for.
+    No more than ``load_blocks`` blocks are loaded in a step that others wait for. ``token_s`` is
+    what computing a token takes, as far as known, and ``preemptions`` counts who had to give way.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Scheduler:
         self._running: dict[int, Running] = {}
         self._leaders: dict[tuple[int, ...], int] = {}
         self.preemptions = 0
+        self.token_s: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -214,9 +217,9 @@ class Scheduler:
         rows = {s.id: 1 for s in ready if s.missing == 1}
         several = [s for s in ready if s.missing > 1]
         left = self._token_budget - len(rows)
-        if rows:
-            left = min(left, max(1, self._pace.share(len(rows))))
-        if several:
+        if rows and several:
+            left = min(left, self._pace.share(len(rows), len(several)))
+        if several and left:
             # Half to the oldest, so that it gets on; the rest to who is done with the least.
             rows[several[0].id] = min(several[0].missing, -(-left // 2))
             left -= rows[several[0].id]
@@ -238,7 +241,7 @@ class Scheduler:
 
     def _preempt(self, s: Running) -> None:
         self.preemptions += 1
-        self._space.release(s.kv)
+        self._space.give_up(s.kv, s.tokens, self.token_s)
         s.loadable = 0
         del self._running[s.id]
         self._waiting.append(s)

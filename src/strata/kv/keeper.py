@@ -19,6 +19,13 @@ class Keeper(Protocol):
     def save(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
         """Keep full blocks, which are held here until that is done."""
 
+    def save_now(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
+        """Keep full blocks before coming back, because they are about to be given up."""
+
+    def seconds(self, blocks: int) -> float | None:
+        """How long it takes to keep so many blocks and bring them back; None where it cannot be
+        done."""
+
     def collect(self) -> None:
         """Let go of the blocks that are done."""
 
@@ -45,6 +52,13 @@ class NoKeeper:
 
     def save(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
         """Nothing is done."""
+
+    def save_now(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
+        """Nothing is done."""
+
+    def seconds(self, blocks: int) -> float | None:
+        """It cannot be done."""
+        return None
 
     def collect(self) -> None:
         """There are none."""

@@ -125,6 +125,15 @@ class KVSpace:
         full = kv.length // KV_BLOCK
         self._keeper.save(tokens[: full * KV_BLOCK], kv.table[:full])
 
+    def give_up(self, kv: SequenceKV, tokens: Sequence[int], token_s: float | None) -> None:
+        """Let go of everything for somebody else's sake. Full blocks are kept first where that, and
+        bringing them back, is faster than computing them anew at ``token_s`` a token."""
+        full = kv.length // KV_BLOCK
+        seconds = self._keeper.seconds(full)
+        if seconds is not None and token_s is not None and seconds < full * KV_BLOCK * token_s:
+            self._keeper.save_now(tokens[: full * KV_BLOCK], kv.table[:full])
+        self.release(kv)
+
     def take(self, count: int) -> list[int] | None:
         """``count`` blocks, held once, for which cached ones may be forgotten; None if too few."""
         if count > self.pool.free:

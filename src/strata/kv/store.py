@@ -158,6 +158,7 @@ class PrefixStore:
             try:
                 new = tokens[known * KV_BLOCK : len(keys) * KV_BLOCK]
                 self._write(parent, keys[known:], new, buffers[known : len(keys)])
+                names[_name(keys[-1])] = None
             except OSError as error:
                 _log.warning("%s: not written: %s", self._own, error)
         _touch([self._own / name for name in names])
@@ -363,7 +364,10 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _touch(paths: Sequence[Path]) -> None:
-    """Note that files of one chain were used: what comes first counts as used last."""
+    """Note that files of one chain were used: what comes first counts as used last.
+
+    New ones are noted as well, because the system's own clock for files is a coarse one.
+    """
     now = time.time_ns()
     for order, path in enumerate(reversed(paths)):
         with suppress(OSError):
