@@ -143,7 +143,7 @@ def _verdict(decode: SweepTotal, prefill: SweepTotal, host_bytes: int) -> str:
     faster = seconds / max(compute, disk_s * (1 - more / read), 1e-9)
     return (
         f"disk-bound: {at}, the kernels waited {100 * total.streamed.waited_s / total.seconds:.0f} "
-        f"% of the time; {format_size(more)} more memory would make it {faster:.2g}x"
+        f"% of the time; {format_size(more)} more memory would make it {faster:.2f}x"
     )
 
 
