@@ -211,8 +211,12 @@ def test_everything_that_can_be_known_is_shown(
     assert host == "Peak of the process 512 MB of 1.00 GB allowed (51 %)"
     assert disk == "49.0 MB read in each sweep · reading 1.90 GB/s"
     bar = page.one(".bar").rect["width"]
-    parts = {e.get_attribute("class").split()[1]: e.rect["width"] for e in page.all(".bar .part")}
-    assert parts["streamed"] == pytest.approx(bar * 0.024, abs=1)
+
+    def width(part: str) -> float:
+        return float(page.one(f".bar .part.{part}").rect["width"])
+
+    # Widths move to where they belong: soon they are there.
+    page.wait(lambda: width("streamed") == pytest.approx(bar * 0.024, abs=1), seconds=5)
     assert len(page.all("#roofline .ceiling")) == 2
     assert "of the ceiling" in page.text("#roofline-text")
     page.keys(Keys.ESCAPE)
