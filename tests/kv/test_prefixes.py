@@ -98,6 +98,18 @@ def test_the_longest_unused_goes_first() -> None:
     assert [s.begin(tokens_of(w)).length // KV_BLOCK for w in ("ab", "cd", "efg")] == [2, 1, 3]
 
 
+def test_the_same_tokens_in_another_order_are_another_prefix() -> None:
+    s = space()
+    tokens = list(range(2 * KV_BLOCK))
+    s.release(run(s, tokens))
+    for i, j in ((0, 1), (KV_BLOCK - 1, KV_BLOCK), (KV_BLOCK, KV_BLOCK + 1)):
+        other = list(tokens)
+        other[i], other[j] = other[j], other[i]
+        kv = s.begin([*other, 1])
+        assert kv.length == i // KV_BLOCK * KV_BLOCK
+        s.release(kv)
+
+
 def test_equal_blocks_of_two_at_once_become_one() -> None:
     s = space()
     tokens = tokens_of("ab", 0)

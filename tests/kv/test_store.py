@@ -261,6 +261,15 @@ def test_what_was_begun_and_abandoned_is_deleted(tmp_path: Path) -> None:
     assert not alive.exists()
 
 
+def test_nobody_deletes_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = store(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: store(tmp_path))  # another process starts
+    save(s, "ab")
+    assert loaded(store(tmp_path), "ab") == 2
+
+
 @pytest.mark.parametrize("where", ["pwritev", "fsync", "rename", "ftruncate"])
 def test_a_full_disk_costs_what_was_to_be_kept_and_nothing_else(
     full: Path, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

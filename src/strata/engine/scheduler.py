@@ -242,7 +242,6 @@ class Scheduler:
     def _preempt(self, s: Running) -> None:
         self.preemptions += 1
         self._space.give_up(s.kv, s.tokens, self.token_s)
-        s.loadable = 0
         del self._running[s.id]
         self._waiting.append(s)
         self._waiting.sort(key=lambda w: w.id)

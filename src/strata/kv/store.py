@@ -152,7 +152,8 @@ class PrefixStore:
         known = self.find(keys)
         keys = keys[: known + _MOST_BLOCKS]
         with self._lock:
-            names = dict.fromkeys(self._where[key][0] for key in keys[:known])
+            found = [self._where[key][0] for key in keys[:known] if key in self._where]
+            names = dict.fromkeys(found)
         if known < len(keys):
             parent = keys[known - 1] if known else self.identity
             try:
