@@ -71,7 +71,8 @@ def test_too_small_a_budget_is_refused_before_loading(smollm2_path: Path) -> Non
 
 @pytest.mark.usefixtures("_known_machine")
 def test_a_plan_of_another_model_is_refused(smollm2_path: Path) -> None:
-    with LLM(smollm2_path, memory="400MB", context=256, threads=1) as llm:
+    memory = process_memory().total + 350 * 10**6
+    with LLM(smollm2_path, memory=memory, context=256, threads=1) as llm:
         plan = llm.plan
     assert plan is not None
     data = to_json(plan)
@@ -84,7 +85,8 @@ def test_a_plan_of_another_model_is_refused(smollm2_path: Path) -> None:
 
 @pytest.mark.usefixtures("_known_machine")
 def test_what_the_plan_forgot_is_refused_before_it_is_allocated(smollm2_path: Path) -> None:
-    with LLM(smollm2_path, memory="400MB", context=256, threads=1) as llm:
+    memory = process_memory().total + 350 * 10**6
+    with LLM(smollm2_path, memory=memory, context=256, threads=1) as llm:
         plan = llm.plan
     assert plan is not None
     data = to_json(plan)

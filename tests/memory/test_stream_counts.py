@@ -88,19 +88,24 @@ def read_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
 def test_the_system_counts_the_same(model: ModelFile) -> None:
     how = settings(segments(model), ring=2 << 20, piece=1 << 19, request=1 << 18, direct=True)
-    before = read_bytes()
     run = forward(model, how)
     assert isinstance(run.backend, CpuBackend)
     if not run.backend._reader.direct:
         pytest.skip("this file system has no direct reads")
-    run.logits(TOKENS)
 
     def ours() -> int:
         return stats(run).pieces.from_disk + stats(run).rows.from_disk
 
-    at_rest(ours)
-    counted = read_bytes() - before
-    # Beside weights there are only norms, a page or two each, read while loading.
-    assert 0 <= counted - ours() <= 2 * BLOCK * len(model.tensors)
+    run.logits(TOKENS)
+    others = []
+    for _ in range(5):
+        at_rest(ours)
+        before = read_bytes() - ours()
+        run.logits(TOKENS)
+        at_rest(ours)
+        others.append(read_bytes() - ours() - before)
+    # A process whose own pages were put aside reads some of them again; in a quiet moment it
+    # reads what we count and nothing else.
+    assert min(others) == 0
     s = stats(run)
     assert 0 <= s.pieces.from_disk - s.pieces.wanted <= 2 * BLOCK * s.pieces.reads
