@@ -1,0 +1,47 @@
+"""KV as users choose it: its type, its memory, and a store that outlives the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from strata import LLM, SamplingParams, UsageError
+
+PROMPT = [40 + i % 3000 for i in range(200)]
+PARAMS = SamplingParams(max_tokens=5, logprobs=1, ignore_eos=True)
+
+
+def test_a_store_is_found_again_by_the_same_model_and_kv_type(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    answers = []
+    for kv_type, known in (("f16", 0), ("f16", 192), ("q8_0", 0), (None, 192)):
+        with LLM(
+            smollm2_path, threads=2, context=300, kv_type=kv_type, kv_store=tmp_path / "kv"
+        ) as llm:
+            output = llm.generate(PROMPT, PARAMS)
+            assert output.cached_tokens == known
+            answers.append(output.logprobs)
+            assert llm.generate(PROMPT, PARAMS).cached_tokens == 192
+    assert answers[0] == answers[1] == answers[3] != answers[2]
+    # The context may differ: KV does not depend on it.
+    with LLM(smollm2_path, threads=1, context=256, kv_store=tmp_path / "kv") as llm:
+        output = llm.generate(PROMPT, PARAMS)
+    assert (output.cached_tokens, output.logprobs) == (192, answers[0])
+
+
+def test_kv_memory_is_bounded(smollm2_path: Path) -> None:
+    with LLM(smollm2_path, threads=2, context=256, parallel=4, kv_bytes="8MB") as llm:
+        assert llm.engine.kv_bytes <= 8_000_000
+        together = llm.generate([PROMPT[i:] for i in range(4)], PARAMS)
+    with LLM(smollm2_path, threads=2, context=256) as llm:
+        alone = [llm.generate(PROMPT[i:], PARAMS) for i in range(4)]
+    assert [o.logprobs for o in together] == [o.logprobs for o in alone]
+    with pytest.raises(UsageError, match="1000000 bytes of KV do not hold a context of 256"):
+        LLM(smollm2_path, context=256, kv_bytes="1MB")
+
+
+def test_unknown_kv_types_are_refused(smollm2_path: Path) -> None:
+    with pytest.raises(UsageError, match="no KV type 'q4_0' here; there are: f16, bf16, q8_0"):
+        LLM(smollm2_path, context=64, kv_type="q4_0")
