@@ -66,9 +66,7 @@ def strata(model: Path, args: argparse.Namespace, run: Run) -> dict[str, Any]:
 def llama(model: Path, args: argparse.Namespace, run: Run) -> dict[str, Any]:
     """One run of llama.cpp's llama-bench, which maps the file into memory."""
     command = [args.llama_bench, "-m", str(model), "-t", str(args.threads), "-r", "1", "-o", "json"]
-    done = run(
-        [*command, "-p", str(args.prompt), "-n", str(args.gen), "-lm", "mmap", "--no-warmup"]
-    )
+    done = run([*command, "-p", str(args.prompt), "-n", str(args.gen), "-lm", "mmap"])
     if done.returncode != 0:
         return {"error": done.stderr[-300:], "return_code": done.returncode}
     rates = {bool(row["n_gen"]): row["avg_ts"] for row in json.loads(done.stdout)}
