@@ -48,9 +48,9 @@ class Engine:
 
     At most ``parallel`` requests run, of up to ``context`` positions each; ``kv`` says how much KV
     is held for all of them together. Requests for which there is no room wait their turn. While
-    some are being answered, the prompts of others are taken in pieces such that a step takes at
-    most about ``slowdown`` times as long; None: pieces as large as the token budget allows. One
-    thread at a time may call.
+    some are being answered, the prompt of another is taken in pieces such that a step takes at most
+    about ``slowdown`` times as long, and as much more for each further prompt; None: pieces as
+    large as the token budget allows. One thread at a time may call.
     """
 
     def __init__(
@@ -114,15 +114,16 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What is held and was done, as of now."""
+        cached = self._space.cached
         return EngineStatus(
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
             kv_blocks=self._space.pool.blocks,
-            kv_blocks_free=self._space.available,
+            kv_blocks_free=self._space.pool.free + cached,
             sweeps=self._sweeps,
             tokens=self._tokens,
             last=self._last,
-            kv_blocks_cached=self._space.cached,
+            kv_blocks_cached=cached,
             prefix_hit_tokens=self._hits,
             prefix_miss_tokens=self._misses,
             preemptions=self._scheduler.preemptions,

@@ -9,12 +9,13 @@ _QUIET_EVERY = 16
 """Steps after which one without prompts is measured: answers grow longer, and slower, meanwhile."""
 
 FIRST_SHARE = 16
-"""Tokens, before anything is measured."""
+"""Tokens for each prompt, before anything is measured."""
 
 
 class Pace:
-    """Bounds the tokens that go to prompts so that a step takes ``slowdown`` times what it would
-    take without them, and more only as prompts outnumber answers.
+    """Bounds the tokens that go to prompts so that a step beside one of them takes ``slowdown``
+    times what it would take without. Each further prompt may cost as much again: where many wait,
+    those that are being answered share the machine with few, and hurrying serves everybody.
 
     Told how long steps took, it knows the time of quiet ones by the number of answers in them, and
     what a token of a prompt adds. Where a sweep over the weights takes long, as when they are
@@ -33,9 +34,8 @@ class Pace:
         if quiet is None or self._mixed >= _QUIET_EVERY:
             return 0
         if self._token_s is None:
-            return FIRST_SHARE
-        crowd = max(1.0, prompts / answers)
-        return max(1, int(self._extra * crowd * quiet / self._token_s))
+            return FIRST_SHARE * prompts
+        return max(1, int(self._extra * prompts * quiet / self._token_s))
 
     def observe(self, answers: int, tokens: int, seconds: float) -> None:
         """A step took ``seconds`` with so many answers and ``tokens`` of prompts."""

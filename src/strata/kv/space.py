@@ -44,13 +44,14 @@ class KVSpace:
     @property
     def cached(self) -> int:
         """Blocks that are held only to be found again."""
+        self._keeper.collect()
         return self._prefixes.evictable()
 
     @property
     def available(self) -> int:
         """Blocks that can be had: free ones, and those held only to be found again."""
-        self._keeper.collect()
-        return self.pool.free + self.cached
+        cached = self.cached
+        return self.pool.free + cached
 
     def begin(self, tokens: Sequence[int]) -> SequenceKV:
         """KV of a new sequence, with what is known of ``tokens``; the last token never is."""
