@@ -220,8 +220,13 @@ def _running(
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(scratch)},
     )
-    assert process.stderr is not None
-    listener = threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True)
+
+    def listen() -> None:
+        assert process.stderr is not None
+        with process.stderr as lines:
+            errors.extend(lines)
+
+    listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
         yield process
