@@ -9,7 +9,7 @@ from fake_model import fake_engine
 
 pytest.importorskip("strata._native")
 
-from strata import LLM
+from strata import LLM, SamplingParams
 from strata.backends.cpu import available_isas
 from strata.engine.op_times import DECODED, StepTimes, TimedSegment, context_for_ops, time_ops
 from strata.engine.roofline import Roofline, measure_overhead, measure_roofline, multiplies
@@ -87,6 +87,15 @@ def test_a_prompt_of_several_steps(llm: LLM) -> None:
     # Three steps of 31 Segments, and the head once.
     assert prefill.calls == 3 * 31 + 1
     assert {op.nodes for op in prefill.ops if op.name == "matmul ffn_down"} == {90}
+
+
+def test_what_is_known_already_is_computed_again(smollm2_path: Path) -> None:
+    with LLM(smollm2_path, threads=2, context=200) as llm:
+        llm.generate(list(range(150)), SamplingParams(max_tokens=1))
+        before = llm.engine.status().tokens
+        time_ops(llm.engine, UNIT, prompt=150, depth=1, repeat=2)
+        # Twice the prompt; a token before, and those decoded, three times.
+        assert llm.engine.status().tokens - before == 2 * 150 + 3 * (1 + DECODED)
 
 
 def test_no_prompt(llm: LLM) -> None:

@@ -124,8 +124,12 @@ class _Clock:
         self._kv_bytes = engine.kv_bytes / (engine.status().kv_blocks * max(elements, 1))
 
     def prefill(self, ids: Sequence[int]) -> StepTimes:
+        self._engine.forget_prefixes()
         self._take()
+        before = self._engine.status().tokens
         seconds, steps = self._advance(ids, 1)
+        # Times of fewer tokens than were asked for must not pass for theirs.
+        assert self._engine.status().tokens - before == len(ids)
         budget = self._engine.token_budget
         planned = [
             _step(past, min(budget, len(ids) - past), past + budget >= len(ids))
