@@ -24,10 +24,9 @@ from strata.backends.reading import (
     WeightReader,
     counts,
     packed_nbytes,
-    read_errors,
 )
 from strata.backends.reading import native_id as native_id
-from strata.backends.weights import WeightError, WeightSource
+from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.errors import UsageError
 from strata.program import KVLayer, Op, Segment, Weight
 from strata.quant import by_name
@@ -301,8 +300,11 @@ class CpuBackend:
         assert self._arena is not None
         if self._stream is not None and loaded is self._segments[0]:
             self._begin_sweep(self._stream, len(step.out_rows))
-        with read_errors():
+        # No context manager here: a token of a small model has no time for thirty of them.
+        try:
             return loaded.run(self._team, self.isa, self._arena, self._native_step(step), kv, step)
+        except _native.ReadError as error:
+            raise WeightReadError(str(error)) from None
 
     def _begin_sweep(self, stream: _native.Stream, out_rows: int) -> None:
         order = list(range(sum(bool(s.track) for s in self._segments)))

@@ -19,7 +19,8 @@ from strata.quant import BlockType
 
 # More than the caches hold of it would be read again from there.
 _BUFFER_BYTES = 256 << 20
-_ROUNDS = 20_000
+_FEW_ROUNDS = 1000
+_MULTIPLYING_S = 0.01
 _TRIES = 5
 _MANY_NODES = 257
 _NODE_WIDTH = 8192
@@ -71,7 +72,12 @@ def measure_roofline(threads: int, isa: str) -> Roofline:
             return best
 
         def multiply(kind: str) -> float:
-            return rate(lambda _: _native.multiply_peak(isa, kind, _ROUNDS))
+            start = perf_counter()
+            if not _native.multiply_peak(isa, kind, _FEW_ROUNDS):
+                return 0.0
+            # Long enough that starting the threads does not count.
+            rounds = int(_FEW_ROUNDS * max(1.0, _MULTIPLYING_S / (perf_counter() - start)))
+            return rate(lambda _: _native.multiply_peak(isa, kind, rounds))
 
         f32 = multiply("f32")
         return Roofline(threads, rate(read), multiply("int8"), multiply("bf16") or f32, f32)
