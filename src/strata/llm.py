@@ -26,7 +26,6 @@ from strata.engine import (
     measure,
     perplexity,
 )
-from strata.engine.engine import SLOWDOWN
 from strata.engine.execution import Execution, Wishes, execute, execute_naively
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
@@ -110,6 +109,9 @@ class LLM:
     the KV of all requests together, which then wait for each other or give way. The KV of earlier
     prompts is kept in memory while there is room, so that a common beginning is computed once;
     ``kv_store``, a directory of at most ``kv_store_bytes``, keeps it for later processes too.
+
+    ``slowdown`` bounds how much longer a step may take because a prompt comes in beside answers
+    that somebody reads; None, for batches that nobody watches, has the most tokens a second.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class LLM:
         kv_bytes: int | str | None = None,
         kv_store: str | Path | None = None,
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
+        slowdown: float | None = None,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = resolve(str(model), progress=progress)
@@ -157,7 +160,7 @@ class LLM:
                     store=_store(self._file, kv_store, kv_store_bytes),
                 ),
                 # A sweep that streams costs the same with many tokens as with few.
-                slowdown=None if self.plan and self.plan.streamed else SLOWDOWN,
+                slowdown=None if self.plan and self.plan.streamed else slowdown,
             )
             self._shared = SharedEngine(engine)
             self.execution.ready()

@@ -77,6 +77,7 @@ def open_llm(
     kv_bytes: int | None = None,
     kv_store: Path | None = None,
     kv_store_size: int = 0,
+    slowdown: float | None = None,
 ) -> Iterator[LLM]:
     """An LLM on the model that ``model`` refers to, downloaded first if need be.
 
@@ -95,6 +96,7 @@ def open_llm(
             threads=threads,
             context=context,
             parallel=parallel,
+            slowdown=slowdown,
             memory=memory,
             workload=workload,
             planned=planned,

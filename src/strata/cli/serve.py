@@ -106,6 +106,8 @@ def command(
     OpenAI's clients use http://HOST:PORT/v1, those of Anthropic and Ollama http://HOST:PORT; a
     browser finds a page there.
     """
+    from strata.engine.engine import SLOWDOWN
+
     try:
         from strata.server import Settings
         from strata.server.service import Service
@@ -136,6 +138,7 @@ def command(
             kv_store_size=kv_store_size,
             context=context,
             parallel=parallel,
+            slowdown=SLOWDOWN,
             quiet=quiet,
         ) as llm,
     ):
