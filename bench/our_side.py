@@ -20,6 +20,8 @@ from strata.backends.cpu import choose_isa
 from strata.program import Workload
 
 BATCH_PROMPT = 16
+# Several KV blocks a sequence: with one each, the last sequence waits for the room to grow.
+LEAST_CONTEXT = 256
 
 
 def run(model: str, work: str, threads: int, repeat: int) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def run(model: str, work: str, threads: int, repeat: int) -> dict[str, Any]:
 def batch(model: str, sequences: int, gen: int, *, threads: int, repeat: int) -> dict[str, Any]:
     """Sequences with different prompts, all of them in every step that is timed."""
     params = SamplingParams(max_tokens=gen + 1, ignore_eos=True)
-    context = BATCH_PROMPT + gen + 2
+    context = max(BATCH_PROMPT + gen + 2, LEAST_CONTEXT)
     with LLM(model, threads=threads, context=context, parallel=sequences) as llm:
         vocabulary = llm.engine.runner.model.vocab_size
         ids = np.random.default_rng(0).integers(0, vocabulary, (sequences, BATCH_PROMPT))
@@ -66,8 +68,11 @@ def batch(model: str, sequences: int, gen: int, *, threads: int, repeat: int) ->
             start = time.perf_counter()
             while llm.engine.busy:
                 llm.engine.step()
+            seconds = time.perf_counter() - start
             made = sum(len(r.output) for r in requests) - there
-            samples.append(made / (time.perf_counter() - start))
+            if made != sequences * gen:
+                raise SystemExit(f"not all of {sequences} sequences went on together")
+            samples.append(made / seconds)
         cost = llm.engine.runner.cost(Workload(1, 1, BATCH_PROMPT + gen // 2))
         return {
             "samples": samples,
