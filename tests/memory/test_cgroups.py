@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cgroups import group, why_not
 
+from cgroups import group, why_not
 from strata.formats import open_model
 from strata.synth import SHAPES, write_model
 

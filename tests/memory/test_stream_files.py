@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from streaming import forward, logits, segments, settings
 
 import make_tiny_models
 from strata.formats import open_model
 from strata.synth import SHAPES, write_model
+from streaming import forward, logits, segments, settings
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 20)]
 
