@@ -162,14 +162,16 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   for (; block < end; ++block) {
     const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head * a.head_bytes, a.head_dim);
     const int64_t base = block * kKvBlock;
-    if (vectors <= kStreamVectors && block + 1 < end) {
-      // A few queries wait for memory: ask for the next block while this one is worked on.
-      const uint8_t* next =
-          a.kv + a.table[block + 1] * a.block_stride + kv_head * a.head_bytes;
-      for (int64_t i = 0; i < a.head_bytes; i += 64) prefetch(next + i);
-    }
+    // A few queries wait for memory: every read asks for the same place of the next block, so that
+    // memory never rests while this block is worked on.
+    const bool ahead = vectors <= kStreamVectors && block + 1 < end;
+    const int64_t next =
+        ahead ? (a.table[block + 1] - a.table[block]) * a.block_stride : 0;
     for (int64_t i = 0; i < vectors * kKvBlock; ++i) scores[i] = 0.0f;
-    const auto keys = [&kv](int64_t dim, int64_t slot) { return kv.keys(dim, slot); };
+    const auto keys = [&kv, next](int64_t dim, int64_t slot) {
+      kv.fetch_keys(dim, slot, next);
+      return kv.keys(dim, slot);
+    };
     product(q, a.head_dim, keys, 0, a.head_dim, vectors, kKvBlock, scores, kKvBlock);
     int64_t first = kKvBlock, most = 0;
     for (int64_t i = 0; i < vectors; ++i) {
@@ -185,7 +187,10 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
-    const auto values = [&kv](int64_t slot, int64_t dim) { return kv.values(slot, dim); };
+    const auto values = [&kv, next](int64_t slot, int64_t dim) {
+      kv.fetch_values(slot, dim, next);
+      return kv.values(slot, dim);
+    };
     product(scores, kKvBlock, values, first, most, vectors, width, p + 2, stride);
   }
 }

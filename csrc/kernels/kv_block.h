@@ -26,6 +26,13 @@ struct KvNarrow {
   inline __attribute__((always_inline)) F32x16 values(int64_t slot, int64_t dim) const {
     return kLoad(v + slot * stride + dim);
   }
+  // Asks for the line of the same place, `away` bytes from here.
+  inline __attribute__((always_inline)) void fetch_keys(int64_t dim, int64_t slot, int64_t away) const {
+    if (slot % 32 == 0) prefetch(reinterpret_cast<const uint8_t*>(k + dim * kKvBlock + slot) + away);
+  }
+  inline __attribute__((always_inline)) void fetch_values(int64_t slot, int64_t dim, int64_t away) const {
+    if (dim % 32 == 0) prefetch(reinterpret_cast<const uint8_t*>(v + slot * stride + dim) + away);
+  }
 
   static void store(const float* key, const float* value, int64_t head_dim, int64_t slot,
                     uint8_t* head) {
@@ -73,6 +80,13 @@ struct KvQ8 {
   inline __attribute__((always_inline)) F32x16 values(int64_t slot, int64_t dim) const {
     return load_s8(v + slot * stride + dim) *
            broadcast_f16(value_scales[dim / kKvGroup * kKvBlock + slot]);
+  }
+  // Scales are few: the first of a line of codes asks for them.
+  inline __attribute__((always_inline)) void fetch_keys(int64_t dim, int64_t slot, int64_t away) const {
+    if (slot % 64 == 0) prefetch(reinterpret_cast<const uint8_t*>(k + dim * kKvBlock + slot) + away);
+  }
+  inline __attribute__((always_inline)) void fetch_values(int64_t slot, int64_t dim, int64_t away) const {
+    if (dim % 64 == 0) prefetch(reinterpret_cast<const uint8_t*>(v + slot * stride + dim) + away);
   }
 
   // Quantises up to kKvGroup elements; returns the scale. The rest of `q` up to a vector is 0.
