@@ -71,6 +71,7 @@ struct MatmulArgs {
   const float* bias;       // [n] or nullptr
   const float* residual;   // [rows, n] added last, or nullptr (may equal out)
   int64_t residual_stride;
+  int64_t fetch_end;       // panels before this one are in memory and likely to be read next
 };
 
 // out[r, j] = dot(acts[r], weight[j]) (+ bias[j]) (+ residual[r, j]) for the rows and panels given.

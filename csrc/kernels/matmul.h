@@ -45,7 +45,7 @@ inline constexpr int kPanelParts = kPanel / kWidth;
 struct Range {
   int64_t begin, end;     // blocks (of codes) or steps (of floats) along K
   bool first, last;
-  const uint8_t* limit;   // end of the weights of this call: nothing is fetched from there on
+  const uint8_t* limit;   // end of the weights that may be wanted: nothing is fetched from there on
 };
 
 template <int kBytes>
@@ -126,7 +126,8 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
                          int64_t panel1, float* scratch) {
   using W = Weights<kFormat>;
   const int64_t blocks = a.k / W::kElements;
-  const uint8_t* limit = a.weight + panel1 * blocks * W::kBlock;
+  const uint8_t* limit =
+      a.weight + (panel1 > a.fetch_end ? panel1 : a.fetch_end) * blocks * W::kBlock;
   constexpr int64_t kRangeBlocks = kRangeBytes > W::kBlock ? kRangeBytes / W::kBlock : 1;
   int64_t step = kActCacheBytes / (a.k * 2) / kTileRows * kTileRows;
   if (step < kTileRows) step = kTileRows;
@@ -184,6 +185,7 @@ struct FloatRows {
   int64_t panel_bytes;
   const uint8_t* x;
   int64_t stride;
+  const uint8_t* limit;   // as in Range
 };
 
 // kRows rows of activations, the first of them `row0`, with kUnits units: kWidth weight rows, one
@@ -292,14 +294,13 @@ template <class W>
 static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
                           int64_t units, int64_t column, float* sums) {
   const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
-  const uint8_t* limit = f.weight + units * kWidth / kPanel * f.panel_bytes;
   constexpr int64_t kRangeSteps = kRangeBytes / W::kBytes;
   constexpr int kRows = kFloatRows / kSums;
   const int64_t along = rows > kRows ? kRangeSteps : steps;
   const auto all_rows = [&](auto count, int64_t unit) {
     for (int64_t begin = 0; begin < steps; begin += along) {
       const int64_t end = begin + along < steps ? begin + along : steps;
-      const Range range = {begin, end, begin == 0, end == steps, limit};
+      const Range range = {begin, end, begin == 0, end == steps, f.limit};
       row_tiles<kRows>(0, rows, [&](auto tile_rows, int64_t r) {
         tile_float<W, tile_rows.value, count.value>(a, f, range, row0 + r, r, unit,
                                                     column + unit * kWidth,
@@ -343,7 +344,8 @@ static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
   for (int64_t row = row0; row < row1; row += step) {
     const int64_t rows = row + step < row1 ? step : row1 - row;
     FloatRows f = {a.weight + panel0 * panel_bytes, panel_bytes, a.acts + row * a.act_stride,
-                   a.act_stride};
+                   a.act_stride,
+                   a.weight + (panel1 > a.fetch_end ? panel1 : a.fetch_end) * panel_bytes};
     float* sums = scratch;
     if constexpr (kNarrow) {
       for (int64_t r = 0; r < rows; ++r) {
@@ -367,7 +369,8 @@ static void matmul_decoded(const MatmulArgs& a, int64_t row0, int64_t row1, int6
     for (int64_t row = row0; row < row1; row += kMaxFloatStep) {
       const int64_t rows = row + kMaxFloatStep < row1 ? kMaxFloatStep : row1 - row;
       const FloatRows f = {reinterpret_cast<const uint8_t*>(scratch), 64 * a.k,
-                           a.acts + row * a.act_stride, a.act_stride};
+                           a.acts + row * a.act_stride, a.act_stride,
+                           reinterpret_cast<const uint8_t*>(scratch + kPanel * a.k)};
       rows_by_units<WeightsF32>(a, f, row, rows, kPanel / kWidth, panel * kPanel,
                                 scratch + kPanel * a.k);
     }

@@ -93,6 +93,8 @@ class MatmulNode final : public Node {
     a.bias = p.bias.empty() ? nullptr : p.bias.data();
     a.residual = p.residual ? c.f32(*p.residual, 0) : nullptr;
     a.residual_stride = p.residual ? p.residual->width : 0;
+    // A thread goes on with the chunk that follows: reading ahead does not end with this one.
+    a.fetch_end = v.panel1;
     c.matrix->matmul(p.format)(a, row0, row1, panel0, panel1, scratch);
   }
 

@@ -1,5 +1,7 @@
 #include "runtime/thread_team.h"
 
+#include <algorithm>
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -22,7 +24,8 @@ inline void relax() {
 
 }  // namespace
 
-ThreadTeam::ThreadTeam(int threads) {
+ThreadTeam::ThreadTeam(int threads)
+    : ranges_(std::min(static_cast<uint32_t>(threads), kMaxRanges)) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
 }
 
@@ -45,7 +48,11 @@ void ThreadTeam::open_from(Job& job, int phase) {
     slot.phase.store(phase, std::memory_order_relaxed);
     slot.chunks.store(static_cast<uint32_t>(chunks), std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(make_ticket(number, 0), std::memory_order_release);
+    // The last range is never empty: the phase cannot end before all tickets are out.
+    for (uint32_t r = 0; r < ranges_; ++r) {
+      const uint32_t first = range_begin(static_cast<uint64_t>(chunks), r);
+      tickets_[r].value.store(make_ticket(number, first), std::memory_order_release);
+    }
     return;
   }
   finished_.store(1, std::memory_order_release);
@@ -53,7 +60,15 @@ void ThreadTeam::open_from(Job& job, int phase) {
 
 // Claims and runs one chunk; false when there was none to claim.
 bool ThreadTeam::work_once(int thread) {
-  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (uint32_t i = 0; i < ranges_; ++i) {
+    if (claim((static_cast<uint32_t>(thread) + i) % ranges_, thread)) return true;
+  }
+  return false;
+}
+
+bool ThreadTeam::claim(uint32_t range, int thread) {
+  std::atomic<uint64_t>& value = tickets_[range].value;
+  uint64_t ticket = value.load(std::memory_order_acquire);
   for (;;) {
     const uint32_t number = static_cast<uint32_t>(ticket >> 32);
     const uint32_t next = static_cast<uint32_t>(ticket);
@@ -61,9 +76,9 @@ bool ThreadTeam::work_once(int thread) {
     Job* job = slot.job.load(std::memory_order_relaxed);
     const int phase = slot.phase.load(std::memory_order_relaxed);
     const uint32_t chunks = slot.chunks.load(std::memory_order_relaxed);
-    if (number == 0 || next >= chunks) return false;
-    if (!ticket_.compare_exchange_weak(ticket, make_ticket(number, next + 1),
-                                       std::memory_order_acq_rel, std::memory_order_acquire)) {
+    if (number == 0 || next >= range_begin(chunks, range + 1)) return false;
+    if (!value.compare_exchange_weak(ticket, make_ticket(number, next + 1),
+                                     std::memory_order_acq_rel, std::memory_order_acquire)) {
       continue;
     }
     job->chunk(phase, next, thread);

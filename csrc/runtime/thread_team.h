@@ -21,8 +21,9 @@ class Job {
 };
 
 // Chunks are claimed, never assigned: a thread that the system has put aside holds up nobody, only
-// the chunk it holds. Whoever finishes the last chunk of a phase opens the next one. Threads spin
-// briefly for work and then sleep; between phases they spin, then yield.
+// the chunk it holds. A thread claims along a range of its own, so that it reads memory in one
+// stream, and then helps with those of others. Whoever finishes the last chunk of a phase opens the
+// next one. Threads spin briefly for work and then sleep; between phases they spin, then yield.
 class ThreadTeam {
  public:
   explicit ThreadTeam(int threads);
@@ -39,6 +40,8 @@ class ThreadTeam {
   // What a claimer needs to know of a phase; a slot is rewritten only kSlots phases later, and a
   // claim that succeeds proves that the phase it read is still open.
   static constexpr uint32_t kSlots = 4;
+  // Ranges of a phase; with more threads than that, some share one.
+  static constexpr uint32_t kMaxRanges = 16;
   struct alignas(64) Slot {
     std::atomic<Job*> job{nullptr};
     std::atomic<int> phase{0};
@@ -49,11 +52,20 @@ class ThreadTeam {
     return (static_cast<uint64_t>(phase) << 32) | next;
   }
   void open_from(Job& job, int phase);
+  // The first chunk of a range; ranges that are not the last may be empty.
+  uint32_t range_begin(uint64_t chunks, uint32_t range) const {
+    return static_cast<uint32_t>(chunks * range / ranges_);
+  }
   bool work_once(int thread);
+  bool claim(uint32_t range, int thread);
   void worker(int thread);
 
   Slot slots_[kSlots];
-  alignas(64) std::atomic<uint64_t> ticket_{0};      // open phase (running number), next chunk
+  struct alignas(64) Ticket {
+    std::atomic<uint64_t> value{0};                  // open phase (running number), next chunk
+  };
+  Ticket tickets_[kMaxRanges];
+  const uint32_t ranges_;
   alignas(64) std::atomic<uint32_t> done_{0};        // chunks finished in the open phase
   alignas(64) std::atomic<uint32_t> finished_{1};    // 1 when no job is running
   alignas(64) std::atomic<uint32_t> wake_{0};        // changes when a job starts or the team ends
