@@ -272,7 +272,8 @@ const FormatInfo* format_info(Format f) {
 }
 
 size_t act_row_bytes(ActKind kind, int64_t k) {
-  if (kind == ActKind::q8) return static_cast<size_t>(k / kActBlock) * sizeof(ActBlock);
+  // An odd number of lines: rows then start in different sets of a cache.
+  if (kind == ActKind::q8) return static_cast<size_t>(k / kActBlock | 1) * sizeof(ActBlock);
   return static_cast<size_t>((k * 4 + 63) / 64 * 64);
 }
 

@@ -13,8 +13,10 @@ namespace strata::STRATA_ISA {
 // Each tile is a function of its own: compilers need far longer for all of them in one.
 #define STRATA_APART static __attribute__((noinline))
 
-// Activations of one pass over the weights: they stay in the second-level cache.
-inline constexpr int64_t kActCacheBytes = 384 * 1024;
+// Activations of one range of K stay in the second-level cache while the weights pass by.
+inline constexpr int64_t kActCacheBytes = 512 * 1024;
+// Panels whose sums wait between two ranges, in the same cache.
+inline constexpr int64_t kGroupPanels = 8;
 
 STRATA_INLINE void finish(const MatmulArgs& a, int64_t row, int64_t column, F32v acc) {
   const int64_t left = a.n - column;
@@ -33,19 +35,31 @@ STRATA_INLINE void finish(const MatmulArgs& a, int64_t row, int64_t column, F32v
   }
 }
 
-// A product is made in ranges of K whose weights stay in the first-level cache while all rows pass
-// by; between two ranges the sums wait in scratch, so the order along K is the same as without.
+// A product of many rows is made in ranges of K whose weights stay in the first-level cache while
+// all rows pass by; between two ranges the sums wait in scratch, so the order along K is the same
+// as without. Codes are unpacked for all rows at once.
 inline constexpr int64_t kRangeBytes = 16 * 1024;
+inline constexpr int64_t kUnpackedBytes = 37 * 1024;
+// Rows from which on unpacking first is faster.
+inline constexpr int64_t kFewRows = 2 * kTileRows;
 // Far enough that memory answers in time at full bandwidth, near enough to stay in the first level.
 inline constexpr int64_t kPrefetchBytes = 8192;
 
-// Vectors that the 16 rows of a panel make.
+// Vectors that the 16 rows of a panel make. A unit is one of them, counted through all panels.
 inline constexpr int kPanelParts = kPanel / kWidth;
+// Units that the larger tiles work on: each broadcast of activations then serves as many.
+inline constexpr int kStepUnits = kSharedActs ? 2 * kPanelParts : kPanelParts;
 
 struct Range {
   int64_t begin, end;     // blocks (of codes) or steps (of floats) along K
   bool first, last;
   const uint8_t* limit;   // end of the weights that may be wanted: nothing is fetched from there on
+};
+
+// Sums of a tile between two ranges: `unit` floats lie between those of its units.
+struct Sums {
+  float* at;
+  int64_t unit;
 };
 
 template <int kBytes>
@@ -55,50 +69,73 @@ STRATA_INLINE void prefetch_ahead(const uint8_t* p, const Range& range) {
   for (int line = 0; line < kBytes; line += 64) prefetch(ahead + line);
 }
 
-// kRows rows of activations with kTileParts * kWidth rows of one panel, from part `part0` on.
-template <Format kFormat, int kRows, int kTileParts>
-STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int64_t panel,
-                        int part0, float* sums) {
+// Dot products of N code vectors of each unit, from `first` on, with 4 * N activations.
+template <int N, int kMaxCode, int kUnits>
+STRATA_INLINE void dots(const U8v (&codes)[kUnits][8], int first, const int8_t* q, I32v start,
+                        I32v (&out)[kUnits]) {
+  if constexpr (kUnits == 2 && kSharedActs) {
+    out[0] = out[1] = start;
+    vdot_two<N>(codes[0] + first, codes[1] + first, q, out[0], out[1]);
+  } else {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) out[u] = vdot<N, kMaxCode>(codes[u] + first, q, start);
+  }
+}
+
+// kRows rows of activations with kUnits units, from `unit` on: parts of one panel, or whole panels.
+// `fetch`: whether these are the first rows that need the weights.
+template <Format kFormat, int kRows, int kUnits>
+STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int64_t unit,
+                        bool fetch) {
   using W = Weights<kFormat>;
-  const uint8_t* block = a.weight + (panel * (a.k / W::kElements) + range.begin) * W::kBlock;
+  constexpr int kParts = kUnits < kPanelParts ? kUnits : kPanelParts;   // of each panel
+  constexpr int kPanels = kUnits / kParts;
+  const int64_t panel = unit / kPanelParts;
+  const int part0 = static_cast<int>(unit % kPanelParts);
+  const int64_t panel_bytes = a.k / W::kElements * W::kBlock;
+  const uint8_t* block = a.weight + panel * panel_bytes;
   const ActBlock* acts[kRows];
-  F32v acc[kRows][kTileParts];
+  F32v acc[kRows][kUnits];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     acts[r] = reinterpret_cast<const ActBlock*>(a.acts + (row + r) * a.act_stride);
 #pragma GCC unroll 4
-    for (int t = 0; t < kTileParts; ++t) {
-      acc[r][t] = range.first ? vzero() : vload(sums + r * kPanel + (part0 + t) * kWidth);
-    }
+    for (int u = 0; u < kUnits; ++u) acc[r][u] = vzero();
   }
-  int64_t at = range.begin * W::kSubs;
-  for (int64_t b = range.begin; b < range.end; ++b, block += W::kBlock) {
-    typename W::template Head<kTileParts> head;
-    W::head(block, part0, head);
+  int64_t at = 0;
+  for (int64_t b = 0; b < range.end; ++b, block += W::kBlock) {
+    typename W::template Head<kParts> heads[kPanels];
+#pragma GCC unroll 2
+    for (int i = 0; i < kPanels; ++i) W::head(block + i * panel_bytes, part0, heads[i]);
     const uint8_t* p = block + W::kHead;
     for (int sub = 0; sub < W::kSubs; ++sub, ++at, p += W::kSub) {
-      prefetch_ahead<W::kSub>(p, range);
+      U8v codes[kUnits][8];
+      F32v scale[kUnits][2], minimum[kUnits][2];
 #pragma GCC unroll 4
-      for (int t = 0; t < kTileParts; ++t) {
-        U8v codes[8];
-        F32v scale[2], minimum[2];
-        W::codes(p, part0 + t, codes);
-        W::scales(head, t, p, sub, part0 + t, scale, minimum);
+      for (int u = 0; u < kUnits; ++u) {
+        const uint8_t* here = p + u / kParts * panel_bytes;
+        if (fetch && u % kParts == 0) prefetch_ahead<W::kSub>(here, range);
+        W::codes(here, part0 + u % kParts, codes[u]);
+        W::scales(heads[u / kParts], u % kParts, here, sub, part0 + u % kParts, scale[u],
+                  minimum[u]);
+      }
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const ActBlock& x = acts[r][at];
-          const F32v act_scale = vset(x.scale);
+      for (int r = 0; r < kRows; ++r) {
+        const ActBlock& x = acts[r][at];
+        const F32v act_scale = vset(x.scale);
 #pragma GCC unroll 2
-          for (int i = 0; i < W::kParts; ++i) {
-            constexpr int groups = 8 / W::kParts;
-            const int which = W::kParts == 1 ? 2 : i;
-            const I32v start =
-                W::kZero ? vshl_i32<W::kZeroShift>(vset_i32(x.nsum[which])) : vset_i32(0);
-            const I32v dot =
-                vdot<groups, W::kMaxCode>(codes + i * groups, x.q + 4 * groups * i, start);
-            F32v& sum = acc[r][t];
-            sum = vfma(vcvt_f32(dot), vmul(scale[i], act_scale), sum);
-            if constexpr (W::kMinima) sum = vfma(minimum[i], vset(x.dsum[which]), sum);
+        for (int i = 0; i < W::kParts; ++i) {
+          constexpr int groups = 8 / W::kParts;
+          const int which = W::kParts == 1 ? 2 : i;
+          const I32v start =
+              W::kZero ? vshl_i32<W::kZeroShift>(vset_i32(x.nsum[which])) : vset_i32(0);
+          I32v dot[kUnits];
+          dots<groups, W::kMaxCode>(codes, i * groups, x.q + 4 * groups * i, start, dot);
+#pragma GCC unroll 4
+          for (int u = 0; u < kUnits; ++u) {
+            F32v& sum = acc[r][u];
+            sum = vfma(vcvt_f32(dot[u]), vmul(scale[u][i], act_scale), sum);
+            if constexpr (W::kMinima) sum = vfma(minimum[u][i], vset(x.dsum[which]), sum);
           }
         }
       }
@@ -107,11 +144,7 @@ STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int t = 0; t < kTileParts; ++t) {
-      const int lane = (part0 + t) * kWidth;
-      if (range.last) finish(a, row + r, panel * kPanel + lane, acc[r][t]);
-      else vstore(sums + r * kPanel + lane, acc[r][t]);
-    }
+    for (int u = 0; u < kUnits; ++u) finish(a, row + r, (unit + u) * kWidth, acc[r][u]);
   }
 }
 
@@ -121,35 +154,234 @@ template <int kRows, class F> STRATA_INLINE void row_tiles(int64_t row0, int64_t
   if constexpr (kRows > 1) row_tiles<kRows % 3 == 0 ? kRows * 2 / 3 : kRows / 2>(row0, row1, f);
 }
 
+// Rows [first, last) with kUnits units. Few rows wait for memory, and take them all at once so that
+// they are read once; more rows as many as registers hold.
+template <Format kFormat, int kUnits>
+static void units_of_rows(const MatmulArgs& a, const Range& range, int64_t first, int64_t last,
+                          int64_t unit) {
+  row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
+    constexpr int kMost = rows.value <= 2 && kVectors ? kUnits : kSharedActs ? 2 : 1;
+    constexpr int kTogether = kMost < kUnits ? kMost : kUnits;
+    for (int u = 0; u < kUnits; u += kTogether) {
+      tile<kFormat, rows.value, kTogether>(a, range, row, unit + u, row == first);
+    }
+  });
+}
+
+// What is unpacked of 32 elements for one unit: their codes, then scales and minima as floats.
+template <Format kFormat> struct Unpacked {
+  using W = Weights<kFormat>;
+  static constexpr int kCodes = 32 * kWidth;
+  static constexpr int kBytes =
+      kCodes + W::kParts * (W::kMinima ? 2 : 1) * kWidth * static_cast<int>(sizeof(float));
+  // Blocks of a range, of kStepUnits units.
+  static constexpr int64_t kBlocks = kUnpackedBytes / (kStepUnits * W::kSubs * kBytes);
+  static_assert(kBlocks > 0);
+};
+
+// Unpacks a range of `units` units from `unit` on, one unit after the other.
+template <Format kFormat>
+STRATA_APART void unpack_units(const MatmulArgs& a, const Range& range, int64_t unit, int64_t units,
+                               uint8_t* to) {
+  using W = Weights<kFormat>;
+  using U = Unpacked<kFormat>;
+  const int64_t panel_bytes = a.k / W::kElements * W::kBlock;
+  const int64_t unit_bytes = (range.end - range.begin) * W::kSubs * U::kBytes;
+  for (int64_t done = 0; done < units; done += kPanelParts) {
+    const uint8_t* block =
+        a.weight + (unit + done) / kPanelParts * panel_bytes + range.begin * W::kBlock;
+    uint8_t* out = to + done * unit_bytes;
+    for (int64_t b = range.begin; b < range.end; ++b, block += W::kBlock) {
+      typename W::template Head<kPanelParts> head;
+      W::head(block, 0, head);
+      const uint8_t* p = block + W::kHead;
+      for (int sub = 0; sub < W::kSubs; ++sub, p += W::kSub, out += U::kBytes) {
+#pragma GCC unroll 4
+        for (int t = 0; t < kPanelParts; ++t) {
+          U8v codes[8];
+          F32v scale[2], minimum[2];
+          W::codes(p, t, codes);
+          W::scales(head, t, p, sub, t, scale, minimum);
+          uint8_t* here = out + t * unit_bytes;
+#pragma GCC unroll 8
+          for (int g = 0; g < 8; ++g) vstore_u8(here + g * 4 * kWidth, codes[g]);
+          float* floats = reinterpret_cast<float*>(here + U::kCodes);
+#pragma GCC unroll 2
+          for (int i = 0; i < W::kParts; ++i) {
+            vstore(floats + i * kWidth, scale[i]);
+            if constexpr (W::kMinima) vstore(floats + (W::kParts + i) * kWidth, minimum[i]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// `tile` on unpacked weights: the same numbers in the same order, and the same function for all
+// formats that are alike once unpacked.
+template <int kParts, bool kMinima, int kZero, int kMaxCode, int kRows, int kUnits>
+STRATA_APART void tile_unpacked(const MatmulArgs& a, const Range& range, int64_t begin,
+                                int64_t subs, const uint8_t* weights, int64_t row, int64_t unit,
+                                const Sums& sums) {
+  constexpr int kBytes = 32 * kWidth + kParts * (kMinima ? 2 : 1) * kWidth * 4;
+  const int64_t unit_bytes = subs * kBytes;
+  const ActBlock* acts[kRows];
+  F32v acc[kRows][kUnits];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    acts[r] = reinterpret_cast<const ActBlock*>(a.acts + (row + r) * a.act_stride) + begin;
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+      acc[r][u] = range.first ? vzero() : vload(sums.at + u * sums.unit + r * kWidth);
+    }
+  }
+  for (int64_t at = 0; at < subs; ++at, weights += kBytes) {
+    U8v codes[kUnits][8];
+    F32v floats[kUnits][kParts * (kMinima ? 2 : 1)];
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+      const uint8_t* here = weights + u * unit_bytes;
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) codes[u][g] = vload_u8(here + g * 4 * kWidth);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts * (kMinima ? 2 : 1); ++i) {
+        floats[u][i] =
+            vload(reinterpret_cast<const float*>(here + 32 * kWidth) + i * kWidth);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const ActBlock& x = acts[r][at];
+      const F32v act_scale = vset(x.scale);
+#pragma GCC unroll 2
+      for (int i = 0; i < kParts; ++i) {
+        constexpr int groups = 8 / kParts;
+        const int which = kParts == 1 ? 2 : i;
+        const I32v start =
+            kZero ? vshl_i32<log2_of(kZero)>(vset_i32(x.nsum[which])) : vset_i32(0);
+        I32v dot[kUnits];
+        dots<groups, kMaxCode>(codes, i * groups, x.q + 4 * groups * i, start, dot);
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnits; ++u) {
+          F32v& sum = acc[r][u];
+          sum = vfma(vcvt_f32(dot[u]), vmul(floats[u][i], act_scale), sum);
+          if constexpr (kMinima) sum = vfma(floats[u][kParts + i], vset(x.dsum[which]), sum);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnits; ++u) {
+      if (range.last) finish(a, row + r, (unit + u) * kWidth, acc[r][u]);
+      else vstore(sums.at + u * sums.unit + r * kWidth, acc[r][u]);
+    }
+  }
+}
+
+// Rows [first, last) with `units` units, unpacked to `room`. Meanwhile the weights that come next,
+// `next_bytes` of each panel from `next` on, are asked for.
+template <Format kFormat>
+static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first, int64_t last,
+                          int64_t unit, int64_t units, uint8_t* room, const Sums& sums,
+                          const uint8_t* next) {
+  using W = Weights<kFormat>;
+  constexpr int kTile = kSharedActs ? 2 : 1;
+  constexpr int kMaxCode = kSharedActs ? 255 : W::kMaxCode;   // of no matter there
+  const int64_t subs = (range.end - range.begin) * W::kSubs;
+  const int64_t panel_bytes = a.k / W::kElements * W::kBlock;
+  const int64_t range_bytes = (range.end - range.begin) * W::kBlock;
+  unpack_units<kFormat>(a, range, unit, units, room);
+  const int64_t slice = (range_bytes * kTileRows / (last - first) + 127) / 64 * 64;
+  int64_t fetched = 0;
+  row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
+    for (int64_t panel = 0; panel < units / kPanelParts; ++panel) {
+      const uint8_t* from = next + panel * panel_bytes;
+      for (int64_t i = fetched; i < fetched + slice && i < range_bytes; i += 64) {
+        if (from + i < range.limit) prefetch_far(from + i);
+      }
+    }
+    fetched += slice;
+    const auto some = [&](auto count, int64_t u) {
+      const Sums these = {sums.at + u * sums.unit + (row - first) * kWidth, sums.unit};
+      tile_unpacked<W::kParts, W::kMinima, W::kZero, kMaxCode, rows.value, count.value>(
+          a, range, range.begin * W::kSubs, subs, room + u * subs * Unpacked<kFormat>::kBytes, row,
+          unit + u, these);
+    };
+    int64_t u = 0;
+    for (; u + kTile <= units; u += kTile) some(Index<kTile>{}, u);
+    if constexpr (kTile > 1) {
+      if (u < units) some(Index<1>{}, u);
+    }
+  });
+}
+
+// Many rows: range after range of K, a few panels at a time.
+template <Format kFormat>
+static void matmul_unpacked(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
+                            int64_t panel1, float* scratch) {
+  using W = Weights<kFormat>;
+  const int64_t blocks = a.k / W::kElements, units = panel1 * kPanelParts;
+  const int64_t panel_bytes = blocks * W::kBlock;
+  const uint8_t* limit =
+      a.weight + (panel1 > a.fetch_end ? panel1 : a.fetch_end) * panel_bytes;
+  const int64_t ranges = (blocks + Unpacked<kFormat>::kBlocks - 1) / Unpacked<kFormat>::kBlocks;
+  const int64_t along = (blocks + ranges - 1) / ranges;
+  // The unpacked range comes first in scratch; it takes no more than 12 floats an element of K.
+  uint8_t* room = reinterpret_cast<uint8_t*>(scratch);
+  float* waiting = scratch + (ranges > 1 ? kUnpackedBytes / 4 : 0);
+  const int64_t floats = matmul_scratch_floats(a.k) - kUnpackedBytes / 4;
+  int64_t step = kActCacheBytes / (along * W::kSubs * static_cast<int64_t>(sizeof(ActBlock)));
+  step = step < kTileRows ? kTileRows : step / kTileRows * kTileRows;
+  for (int64_t first = row0; first < row1; first += step) {
+    const int64_t last = first + step < row1 ? first + step : row1, rows = last - first;
+    // Where the activations do not fit the cache, several panels in turn use those of a range.
+    int64_t group = units;
+    if (ranges > 1) {
+      const int64_t fitting = floats / (rows * kPanel);
+      const bool fits = rows * a.act_stride <= kActCacheBytes * 5 / 4;
+      group = fits ? kStepUnits : (fitting < kGroupPanels ? fitting : kGroupPanels) * kPanelParts;
+    }
+    for (int64_t unit0 = panel0 * kPanelParts; unit0 < units; unit0 += group) {
+      const int64_t end_unit = unit0 + group < units ? unit0 + group : units;
+      for (int64_t begin = 0; begin < blocks; begin += along) {
+        const int64_t end = begin + along < blocks ? begin + along : blocks;
+        const Range range = {begin, end, begin == 0, end == blocks, limit};
+        for (int64_t unit = unit0; unit < end_unit; unit += kStepUnits) {
+          const int64_t left = end_unit - unit, now = left < kStepUnits ? left : kStepUnits;
+          // The same range of the next panels, or the next range of the first ones.
+          const bool on = left > kStepUnits || end == blocks;
+          const int64_t panel = on ? (unit + now) / kPanelParts : unit0 / kPanelParts;
+          const int64_t block = left > kStepUnits ? begin : end == blocks ? 0 : end;
+          unpacked_rows<kFormat>(a, range, first, last, unit, now, room,
+                                 {waiting + (unit - unit0) * rows * kWidth, rows * kWidth},
+                                 a.weight + panel * panel_bytes + block * W::kBlock);
+        }
+      }
+    }
+  }
+}
+
 template <Format kFormat>
 static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                          int64_t panel1, float* scratch) {
   using W = Weights<kFormat>;
-  const int64_t blocks = a.k / W::kElements;
-  const uint8_t* limit =
-      a.weight + (panel1 > a.fetch_end ? panel1 : a.fetch_end) * blocks * W::kBlock;
-  constexpr int64_t kRangeBlocks = kRangeBytes > W::kBlock ? kRangeBytes / W::kBlock : 1;
-  int64_t step = kActCacheBytes / (a.k * 2) / kTileRows * kTileRows;
-  if (step < kTileRows) step = kTileRows;
-  if (step > 2 * a.k) step = 2 * a.k;   // their sums must fit in scratch
-  for (int64_t first = row0; first < row1; first += step) {
-    const int64_t last = first + step < row1 ? first + step : row1;
-    const int64_t along = last - first > kTileRows ? kRangeBlocks : blocks;
-    for (int64_t panel = panel0; panel < panel1; ++panel) {
-      for (int64_t begin = 0; begin < blocks; begin += along) {
-        const int64_t end = begin + along < blocks ? begin + along : blocks;
-        const Range range = {begin, end, begin == 0, end == blocks, limit};
-        row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
-          // With few rows memory is the limit: the whole panel at once, so that it is read once.
-          constexpr int kTogether = rows.value <= 2 && kVectors ? kPanelParts : 1;
-          for (int part = 0; part < kPanelParts; part += kTogether) {
-            tile<kFormat, rows.value, kTogether>(a, range, row, panel, part,
-                                                 scratch + (row - first) * kPanel);
-          }
-        });
-      }
-    }
+  if (row1 - row0 > kFewRows) {
+    matmul_unpacked<kFormat>(a, row0, row1, panel0, panel1, scratch);
+    return;
   }
+  const int64_t blocks = a.k / W::kElements;
+  const int64_t end_panel = panel1 > a.fetch_end ? panel1 : a.fetch_end;
+  const Range range = {0, blocks, true, true, a.weight + end_panel * blocks * W::kBlock};
+  const int64_t units = panel1 * kPanelParts;
+  int64_t unit = panel0 * kPanelParts;
+  if (kSharedActs && row1 - row0 > 1) {
+    for (; unit + kStepUnits <= units; unit += kStepUnits)
+      units_of_rows<kFormat, kStepUnits>(a, range, row0, row1, unit);
+  }
+  for (; unit < units; unit += kPanelParts)
+    units_of_rows<kFormat, kPanelParts>(a, range, row0, row1, unit);
 }
 
 // Float weights: a step is what one vector load brings, one element along K (two of BF16). Steps

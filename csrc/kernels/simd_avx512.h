@@ -139,6 +139,21 @@ STRATA_INLINE I32v vdot(const U8v* codes, const int8_t* a, I32v init) {
   return init;
 }
 
+// The same for two sets of codes: a broadcast serves both, because loads are what runs out first.
+inline constexpr bool kSharedActs = true;
+template <int N>
+STRATA_INLINE void vdot_two(const U8v* codes, const U8v* others, const int8_t* a, I32v& sum,
+                            I32v& other) {
+#pragma GCC unroll 8
+  for (int g = 0; g < N; ++g) {
+    int32_t four;
+    __builtin_memcpy(&four, a + 4 * g, 4);
+    const __m512i x = _mm512_set1_epi32(four);
+    sum = _mm512_dpbusd_epi32(sum, codes[g], x);
+    other = _mm512_dpbusd_epi32(other, others[g], x);
+  }
+}
+
 // Pairs of bf16 along K, one pair a lane: acc + w.even * x.even + w.odd * x.odd.
 inline constexpr bool kBf16Dot = true;
 STRATA_INLINE F32v vdot_bf16(F32v acc, const uint16_t* w, const uint16_t* x) {
@@ -149,6 +164,8 @@ STRATA_INLINE F32v vdot_bf16(F32v acc, const uint16_t* w, const uint16_t* x) {
 }
 
 STRATA_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second-level cache.
+STRATA_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace strata::STRATA_ISA
 

@@ -195,9 +195,12 @@ STRATA_INLINE I32v vdot(const U8v* codes, const int8_t* a, I32v init) {
   return init;
 }
 
+inline constexpr bool kSharedActs = false;   // registers for one vector of codes at a time
 inline constexpr bool kBf16Dot = false;
 
 STRATA_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+// Into the second-level cache.
+STRATA_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace strata::STRATA_ISA
 

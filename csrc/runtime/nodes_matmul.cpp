@@ -8,9 +8,8 @@ namespace {
 // Chunks a thread: small enough to share out when a neighbour takes a core, large enough that a
 // claim (some hundred nanoseconds) is lost in it.
 constexpr int64_t kChunksPerThread = 8;
-// Activations of a row block stay in a 1 MB second-level cache beside the weights streaming by.
-constexpr int64_t kRowBlockBytes = 384 << 10;
-constexpr int64_t kMinRowBlock = 32;
+// Rows that pass over the weights together: each pass reads them from memory again.
+constexpr int64_t kRowBlock = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -33,8 +32,7 @@ class MatmulNode final : public Node {
     rows_ = c.rows(s_.x);
     if (rows_ == 0) return 0;
     views_ = whole_.empty() ? c.piece : &whole_;
-    const int64_t blocks = ceil_div(rows_, std::max(kMinRowBlock, kRowBlockBytes / act_stride_));
-    row_block_ = ceil_div(rows_, blocks);
+    row_block_ = ceil_div(rows_, ceil_div(rows_, kRowBlock));
     row_blocks_ = ceil_div(rows_, row_block_);
     int64_t units = 0;
     for (const PanelView& v : *views_) {
@@ -43,8 +41,8 @@ class MatmulNode final : public Node {
     }
     grain_ = std::max<int64_t>(1, units * row_blocks_ / (kChunksPerThread * c.threads));
     grain_ = std::min(grain_, units);
-    // A quantisation block is two panels wide.
-    if (s_.glu) grain_ = ceil_div(grain_, 2) * 2;
+    // A quantisation block is two panels wide, and many rows take two panels at a time.
+    if (s_.glu || rows_ > 1) grain_ = ceil_div(grain_, 2) * 2;
     per_block_ = 0;
     for (const PanelView& v : *views_) {
       per_block_ += ceil_div(v.panel1 - v.panel0, grain_);
