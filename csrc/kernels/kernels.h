@@ -47,7 +47,7 @@ void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst,
 // not panelled count groups of kPanel rows just the same.
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
-// A row of quantised activations is k / kActBlock of these: one cache line holds all that a kernel
+// A row of quantised activations begins with k / kActBlock of these: one cache line holds all that a kernel
 // needs to know of 32 activations. Sums are of the first 16, the last 16 and all 32.
 struct alignas(64) ActBlock {
   int8_t q[32];
@@ -58,7 +58,8 @@ struct alignas(64) ActBlock {
 };
 static_assert(sizeof(ActBlock) == 64);
 
-// Bytes of one row of activations: k / kActBlock blocks (q8) or k floats (f32), a multiple of 64.
+// Bytes of one row of activations: k / kActBlock blocks (q8) or k floats (f32), a multiple of 64;
+// rows of blocks are padded to an odd number of them.
 size_t act_row_bytes(ActKind kind, int64_t k);
 
 struct MatmulArgs {

@@ -104,9 +104,9 @@ def activations(weight: Packed, isa: str, x: Floats) -> Floats | Bytes:
     return acts
 
 
-def act_blocks(acts: Bytes) -> dict[str, NDArray[Any]]:
-    """The fields of quantised rows, [rows, blocks, ...]."""
-    blocks = acts.reshape(len(acts), -1, 64)
+def act_blocks(acts: Bytes, k: int) -> dict[str, NDArray[Any]]:
+    """The fields of quantised rows of k activations, [rows, blocks, ...]."""
+    blocks = acts.reshape(len(acts), -1, 64)[:, : k // 32]
     return {
         "q": blocks[..., :32].view(np.int8),
         "scale": blocks[..., 32:36].copy().view(np.float32)[..., 0],
@@ -118,7 +118,7 @@ def act_blocks(acts: Bytes) -> dict[str, NDArray[Any]]:
 def read_back(weight: Packed, isa: str, acts: Floats | Bytes) -> NDArray[np.float64]:
     """What the kernel's activations stand for."""
     if weight.quantised_input:
-        f = act_blocks(np.asarray(acts, np.uint8))
+        f = act_blocks(np.asarray(acts, np.uint8), weight.k)
         return (f["q"] * f["scale"].astype(np.float64)[..., None]).reshape(len(acts), weight.k)
     if weight.name == "BF16" and isa == "avx512":  # multiplied as pairs of bfloat16
         bits = np.asarray(acts, np.float32).view(np.uint32).astype(np.uint64)

@@ -29,7 +29,7 @@ def definition(x: Floats) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("k", [32, 576, 4096])
 def test_definition(isa: str, k: int) -> None:
     x = draw(k) * np.exp(draw(k, seed=1))
-    f = act_blocks(quantised(isa, x))
+    f = act_blocks(quantised(isa, x), x.size)
     q, scale = definition(x)
     assert np.array_equal(f["q"][0], q)
     assert np.array_equal(f["scale"][0], scale)
@@ -43,7 +43,7 @@ def test_definition(isa: str, k: int) -> None:
 def test_ties_go_to_even(isa: str) -> None:
     x = np.zeros(32, np.float32)
     x[:6] = [127, 0.5, 1.5, -2.5, 62.5, -0.5]
-    assert act_blocks(quantised(isa, x))["q"][0, 0, :6].tolist() == [127, 0, 2, -2, 62, 0]
+    assert act_blocks(quantised(isa, x), x.size)["q"][0, 0, :6].tolist() == [127, 0, 2, -2, 62, 0]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -51,7 +51,7 @@ def test_zeros_and_tiny_blocks(isa: str) -> None:
     x = np.zeros(96, np.float32)
     x[32:64] = 1e-40
     x[64] = 1e-30
-    f = act_blocks(quantised(isa, x))
+    f = act_blocks(quantised(isa, x), x.size)
     assert (f["q"][0, :2] == 0).all()
     assert f["scale"][0, :2].tolist() == [0, 0]
     assert f["q"][0, 2, 0] == 127
@@ -63,7 +63,7 @@ def test_zeros_and_tiny_blocks(isa: str) -> None:
 def test_not_a_number_marks_its_block_only(isa: str, bad: float, place: int) -> None:
     x = draw(64)
     x[32 + place] = bad
-    f = act_blocks(quantised(isa, x))
+    f = act_blocks(quantised(isa, x), x.size)
     assert np.isfinite(f["scale"][0, 0])
     assert np.isnan(f["scale"][0, 1])
     assert np.isnan(f["dsum"][0, 1]).all()
