@@ -407,9 +407,8 @@ STRATA_INLINE F32v load_weight(WeightsF16, const uint8_t* p, int part) {
   return vload_f16(reinterpret_cast<const uint16_t*>(p) + part * kWidth);
 }
 
-// Rows at a time, so that their sums fit in scratch: those wait only where K is longer than a range
-// (256 steps of F32 at least), and 64 floats a row then take less than 16 K + 1024.
-inline constexpr int64_t kMaxFloatStep = 72;
+// Rows that pass over float weights together.
+inline constexpr int64_t kMostFloatRows = 128;
 
 // What the tiles of float weights share: panels and activation rows, by their distance in bytes.
 struct FloatRows {
@@ -424,8 +423,7 @@ struct FloatRows {
 // part of a panel each, counted through all panels.
 template <class W, int kRows, int kUnits>
 STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Range& range,
-                              int64_t row0, int64_t r0, int64_t unit, int64_t column,
-                              float* sums) {
+                              int64_t row0, int64_t r0, int64_t unit, int64_t column) {
   const uint8_t* w[kUnits];
   int part[kUnits];
   const uint8_t* x[kRows];
@@ -440,9 +438,7 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
   for (int r = 0; r < kRows; ++r) {
     x[r] = f.x + (r0 + r) * f.stride;
 #pragma GCC unroll 16
-    for (int i = 0; i < kAll; ++i) {
-      acc[r][i] = range.first ? vzero() : vload(sums + (r * kAll + i) * kWidth);
-    }
+    for (int i = 0; i < kAll; ++i) acc[r][i] = vzero();
   }
   // `count` elements at step k into sum `turn`; fewer than kStep only where K is odd.
   const auto step = [&](int64_t k, auto turn, auto count) {
@@ -487,10 +483,10 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
     }
   };
   // Rows of floats end at K; rows in scratch are padded with a zero.
-  const bool odd_end = W::kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
+  const bool odd_end = W::kStep == 2 && !kBf16Dot && a.k % 2 != 0;
   const int64_t end = range.end - (odd_end ? 1 : 0);
-  constexpr int kUnroll = 4;   // ranges begin at multiples of it, and so at the first sum
-  int64_t k = range.begin;
+  constexpr int kUnroll = 4;
+  int64_t k = 0;
   for (; k + kUnroll <= end; k += kUnroll) {
     // Units that share a panel share its lines.
 #pragma GCC unroll 16
@@ -507,38 +503,25 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
   if (odd_end) step(k, Index<0>{}, Index<1>{});
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    if (range.last) {
 #pragma GCC unroll 16
-      for (int u = 0; u < kUnits; ++u) {
-        const F32v sum = vadd(acc[r][u * kSums], acc[r][u * kSums + 1]);
-        finish(a, row0 + r, column + u * kWidth, sum);
-      }
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < kAll; ++i) vstore(sums + (r * kAll + i) * kWidth, acc[r][i]);
+    for (int u = 0; u < kUnits; ++u) {
+      const F32v sum = vadd(acc[r][u * kSums], acc[r][u * kSums + 1]);
+      finish(a, row0 + r, column + u * kWidth, sum);
     }
   }
 }
 
-// Output columns from `column` on, whose weights are the units [0, units) of f; output rows from
-// `row0` on. `sums` is scratch for rows * 4 * kWidth floats.
+// Few rows: output columns from `column` on, whose weights are the units [0, units) of f.
 template <class W>
-static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
-                          int64_t units, int64_t column, float* sums) {
-  const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
-  constexpr int64_t kRangeSteps = kRangeBytes / W::kBytes;
+static void few_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
+                     int64_t units, int64_t column) {
   constexpr int kRows = kFloatRows / kSums;
-  const int64_t along = rows > kRows ? kRangeSteps : steps;
+  const Range range = {0, (a.k + W::kStep - 1) / W::kStep, true, true, f.limit};
   const auto all_rows = [&](auto count, int64_t unit) {
-    for (int64_t begin = 0; begin < steps; begin += along) {
-      const int64_t end = begin + along < steps ? begin + along : steps;
-      const Range range = {begin, end, begin == 0, end == steps, f.limit};
-      row_tiles<kRows>(0, rows, [&](auto tile_rows, int64_t r) {
-        tile_float<W, tile_rows.value, count.value>(a, f, range, row0 + r, r, unit,
-                                                    column + unit * kWidth,
-                                                    sums + r * count.value * kSums * kWidth);
-      });
-    }
+    row_tiles<kRows>(0, rows, [&](auto tile_rows, int64_t r) {
+      tile_float<W, tile_rows.value, count.value>(a, f, range, row0 + r, r, unit,
+                                                  column + unit * kWidth);
+    });
   };
   // Two units at a time, so that each broadcast of an activation serves two multiplications; with a
   // single row one panel, so that memory is read in one stream.
@@ -551,9 +534,104 @@ static void rows_by_units(const MatmulArgs& a, const FloatRows& f, int64_t row0,
   for (; unit < units; ++unit) all_rows(Index<1>{}, unit);
 }
 
-// Activations of BF16 weights, where those are multiplied in pairs: rounded to bf16 in scratch.
-inline constexpr int64_t kNarrowRows = 48;
-STRATA_INLINE int64_t narrow_stride(int64_t k) { return (2 * k + 63) / 64 * 64; }
+// A range of a unit of float weights as many rows read it: steps of `stride` bytes. F16 becomes
+// floats first, and so does BF16 where it is not multiplied in pairs.
+template <class W> struct ManyRows {
+  static constexpr bool kDirect = W::kBytes == 64 && (W::kStep == 1 || kBf16Dot);
+  static constexpr int kStride = kDirect ? 64 : W::kStep * kWidth * static_cast<int>(sizeof(float));
+  static constexpr int64_t kSteps = 256;   // of a range; a multiple of kSums
+  static constexpr int64_t kUnpackedFloats = kDirect ? 0 : kSteps * kStride / 4;   // of a unit
+};
+
+template <class W>
+STRATA_APART void unpack_unit(const FloatRows& f, const Range& range, int64_t unit, float* to) {
+  const uint8_t* w = f.weight + unit / kPanelParts * f.panel_bytes;
+  const int part = static_cast<int>(unit % kPanelParts);
+  for (int64_t k = range.begin; k < range.end; ++k, to += W::kStep * kWidth) {
+    const uint8_t* at = w + k * W::kBytes;
+    if constexpr (W::kStep == 1) {
+      vstore(to, load_weight(W{}, at, part));
+    } else {
+      const I32v two = vload_i32(reinterpret_cast<const int32_t*>(at) + part * kWidth);
+      vstore(to, vcast_f32(vshl_i32<16>(two)));
+      vstore(to + kWidth, vcast_f32(vand_i32(two, vset_i32(static_cast<int32_t>(0xffff0000u)))));
+    }
+  }
+}
+
+// The steps of one turn (which of the running sums they go to) of a range: with one sum a row and
+// unit, a load of a weight or an activation serves more products than in `tile_float`. Sums of turn 0 wait in
+// scratch for those of turn 1. `count`: elements of the range.
+template <class W, int kRows, int kUnits>
+STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range& range,
+                            const uint8_t* const* weights, int turn, int64_t rows, int64_t row0,
+                            int64_t r0, int64_t column, const Sums& sums) {
+  constexpr int kStride = ManyRows<W>::kStride;
+  const uint8_t* w[kUnits];
+  const uint8_t* x[kRows];
+  F32v acc[kRows][kUnits];
+  const bool narrow = W::kStep == 2 && kBf16Dot;   // x begins with the range
+#pragma GCC unroll 16
+  for (int u = 0; u < kUnits; ++u) w[u] = weights[u];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = f.x + (r0 + r) * f.stride + (narrow ? 0 : range.begin * W::kStep * 4);
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) {
+      acc[r][u] = range.first
+                      ? vzero()
+                      : vload(sums.at + u * sums.unit + (turn * rows + r) * kWidth);
+    }
+  }
+  const int64_t steps = range.end - range.begin;
+  // Rows of floats end at K, which may leave half a step; rows in scratch are padded with a zero.
+  const bool odd_end = W::kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
+  const int64_t whole = steps - (odd_end ? 1 : 0);
+  const auto element = [&](int64_t k, int e) {
+    F32v v[kUnits];
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) {
+      v[u] = vload(reinterpret_cast<const float*>(w[u] + k * kStride) + e * kWidth);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const F32v one = vset(reinterpret_cast<const float*>(x[r])[k * W::kStep + e]);
+#pragma GCC unroll 16
+      for (int u = 0; u < kUnits; ++u) acc[r][u] = vfma(v[u], one, acc[r][u]);
+    }
+  };
+  for (int64_t k = turn; k < whole; k += kSums) {
+    if constexpr (W::kStep == 2 && kBf16Dot) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+        for (int u = 0; u < kUnits; ++u) {
+          acc[r][u] =
+              vdot_bf16(acc[r][u], reinterpret_cast<const uint16_t*>(w[u] + k * kStride),
+                        reinterpret_cast<const uint16_t*>(x[r]) + 2 * k);
+        }
+      }
+    } else {
+      unrolled<0, W::kStep>([&](auto e) { element(k, e.value); });
+    }
+  }
+  if (odd_end && whole % kSums == turn) element(whole, 0);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) {
+      float* waiting = sums.at + u * sums.unit + r * kWidth;
+      if (range.last && turn == 1) {
+        finish(a, row0 + r, column + u * kWidth, vadd(vload(waiting), acc[r][u]));
+      } else {
+        vstore(waiting + turn * rows * kWidth, acc[r][u]);
+      }
+    }
+  }
+}
+
+// Elements of activations of BF16 weights, where those are multiplied in pairs: rounded to bf16.
+STRATA_INLINE int64_t narrow_stride(int64_t k) { return ((2 * k + 63) / 64 | 1) * 64; }
 STRATA_INLINE void narrow_row(const float* x, int64_t k, uint16_t* out) {
   int64_t i = 0;
   for (; i + 16 <= k; i += 16) store_bf16(out + i, load(x + i));
@@ -562,33 +640,121 @@ STRATA_INLINE void narrow_row(const float* x, int64_t k, uint16_t* out) {
     if (k % 2) out[k] = 0;
   }
 }
+static void narrow_rows(const FloatRows& f, int64_t rows, int64_t k0, int64_t k1, uint8_t* out) {
+  const int64_t stride = narrow_stride(k1 - k0);
+  for (int64_t r = 0; r < rows; ++r) {
+    narrow_row(reinterpret_cast<const float*>(f.x + r * f.stride) + k0, k1 - k0,
+               reinterpret_cast<uint16_t*>(out + r * stride));
+  }
+}
+
+// Many rows, all of which fit in scratch, with units [0, units) of f: range after range of K, as
+// many units at a time as there is scratch for their sums.
+template <class W>
+static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
+                      int64_t units, int64_t column, float* scratch, int64_t floats) {
+  using M = ManyRows<W>;
+  constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
+  const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
+  float* unpacked = scratch;
+  float* narrowed = unpacked + kTurnUnits * M::kUnpackedFloats;
+  float* waiting = narrowed + (kNarrow ? rows * (narrow_stride(M::kSteps * W::kStep) / 4) : 0);
+  const int64_t unit_floats = rows * kSums * kWidth;
+  int64_t group = (scratch + floats - waiting) / unit_floats;
+  if (group > kGroupPanels * kPanelParts) group = kGroupPanels * kPanelParts;
+  group = group / kTurnUnits * kTurnUnits;
+  for (int64_t unit0 = 0; unit0 < units; unit0 += group) {
+    const int64_t end_unit = unit0 + group < units ? unit0 + group : units;
+    for (int64_t begin = 0; begin < steps; begin += M::kSteps) {
+      const int64_t end = begin + M::kSteps < steps ? begin + M::kSteps : steps;
+      const Range range = {begin, end, begin == 0, end == steps, f.limit};
+      FloatRows g = f;
+      if constexpr (kNarrow) {
+        const int64_t k1 = 2 * end < a.k ? 2 * end : a.k;
+        narrow_rows(f, rows, 2 * begin, k1, reinterpret_cast<uint8_t*>(narrowed));
+        g.x = reinterpret_cast<const uint8_t*>(narrowed);
+        g.stride = narrow_stride(k1 - 2 * begin);
+      }
+      for (int64_t unit = unit0; unit < end_unit; unit += kTurnUnits) {
+        const int64_t left = end_unit - unit;
+        const int now = static_cast<int>(left < kTurnUnits ? left : kTurnUnits);
+        const uint8_t* w[kTurnUnits] = {};
+        for (int u = 0; u < now; ++u) {
+          if constexpr (M::kDirect) {
+            w[u] = f.weight + (unit + u) / kPanelParts * f.panel_bytes + begin * W::kBytes +
+                   (unit + u) % kPanelParts * kWidth * 4;
+          } else {
+            unpack_unit<W>(f, range, unit + u, unpacked + u * M::kUnpackedFloats);
+            w[u] = reinterpret_cast<const uint8_t*>(unpacked + u * M::kUnpackedFloats);
+          }
+        }
+        // What comes next is asked for meanwhile: this range of the next panels, or the next range.
+        const bool more = left > kTurnUnits;
+        const int64_t next_unit = more || end == steps ? unit + now : unit0;
+        const int64_t next_step = more ? begin : end == steps ? 0 : end;
+        const uint8_t* next =
+            f.weight + next_unit / kPanelParts * f.panel_bytes + next_step * W::kBytes;
+        const int64_t next_bytes = M::kSteps * W::kBytes;
+        const int64_t slice = (next_bytes * kTurnRows / rows + 127) / 64 * 64;
+        // One turn after the other: the lines of half a range fit the first-level cache.
+        for (int turn = 0; turn < kSums; ++turn) {
+          row_tiles<kTurnRows>(0, rows, [&](auto tile_rows, int64_t r) {
+            for (int p = 0; turn == 0 && p < (kTurnUnits + kPanelParts - 1) / kPanelParts; ++p) {
+              const uint8_t* from = next + p * f.panel_bytes;
+              const int64_t done = r / kTurnRows * slice;
+              for (int64_t i = done; i < done + slice && i < next_bytes; i += 64) {
+                if (from + i < f.limit) prefetch_far(from + i);
+              }
+            }
+            const Sums sums = {waiting + (unit - unit0) * unit_floats + r * kWidth, unit_floats};
+            unrolled<1, kTurnUnits + 1>([&](auto count) {
+              if (now != count.value) return;
+              tile_turn<W, tile_rows.value, count.value>(a, g, range, w, turn, rows, row0 + r, r,
+                                                         column + unit * kWidth, sums);
+            });
+          });
+        }
+      }
+    }
+  }
+}
+
+// Rows that many_rows has scratch for, with units of one tile; 0 where they are too few for it.
+template <class W> STRATA_INLINE int64_t most_rows(int64_t floats) {
+  using M = ManyRows<W>;
+  constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
+  const int64_t row = kTurnUnits * kSums * kWidth + (kNarrow ? narrow_stride(M::kSteps * W::kStep) / 4 : 0);
+  const int64_t rows = (floats - kTurnUnits * M::kUnpackedFloats) / row / kTurnRows * kTurnRows;
+  return rows < kFloatRows ? 0 : rows < kMostFloatRows ? rows : kMostFloatRows;
+}
 
 template <class W>
 static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                          int64_t panel1, float* scratch) {
   constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
   const int64_t panel_bytes = (a.k + W::kStep - 1) / W::kStep * W::kBytes;
-  const int64_t x_bytes = kNarrow ? narrow_stride(a.k) : 4 * a.k;
-  int64_t step = kActCacheBytes / x_bytes / kFloatRows * kFloatRows;
-  if (step < kFloatRows) step = kFloatRows;
-  if (kNarrow && step > kNarrowRows) step = kNarrowRows;
-  if (step > kMaxFloatStep) step = kMaxFloatStep;
-  for (int64_t row = row0; row < row1; row += step) {
-    const int64_t rows = row + step < row1 ? step : row1 - row;
-    FloatRows f = {a.weight + panel0 * panel_bytes, panel_bytes, a.acts + row * a.act_stride,
-                   a.act_stride,
-                   a.weight + (panel1 > a.fetch_end ? panel1 : a.fetch_end) * panel_bytes};
-    float* sums = scratch;
+  const int64_t end_panel = panel1 > a.fetch_end ? panel1 : a.fetch_end;
+  const int64_t units = (panel1 - panel0) * kPanelParts, floats = matmul_scratch_floats(a.k);
+  const auto from = [&](int64_t row) -> FloatRows {
+    return {a.weight + panel0 * panel_bytes, panel_bytes, a.acts + row * a.act_stride,
+            a.act_stride, a.weight + end_panel * panel_bytes};
+  };
+  int64_t row = row0;
+  const int64_t most = most_rows<W>(floats);
+  while (most && row1 - row > kFloatRows) {
+    const int64_t rows = row1 - row < most ? row1 - row : most;
+    many_rows<W>(a, from(row), row, rows, units, panel0 * kPanel, scratch, floats);
+    row += rows;
+  }
+  for (; row < row1; row += kFloatRows) {
+    const int64_t rows = row1 - row < kFloatRows ? row1 - row : kFloatRows;
+    FloatRows f = from(row);
     if constexpr (kNarrow) {
-      for (int64_t r = 0; r < rows; ++r) {
-        narrow_row(reinterpret_cast<const float*>(f.x + r * f.stride), a.k,
-                   reinterpret_cast<uint16_t*>(scratch) + r * (x_bytes / 2));
-      }
+      narrow_rows(f, rows, 0, a.k, reinterpret_cast<uint8_t*>(scratch));
       f.x = reinterpret_cast<const uint8_t*>(scratch);
-      f.stride = x_bytes;
-      sums = scratch + rows * (x_bytes / 4);
+      f.stride = narrow_stride(a.k);
     }
-    rows_by_units<W>(a, f, row, rows, (panel1 - panel0) * kPanelParts, panel0 * kPanel, sums);
+    few_rows<W>(a, f, row, rows, units, panel0 * kPanel);
   }
 }
 
@@ -596,15 +762,24 @@ static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
 template <Format kFormat>
 static void matmul_decoded(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                            int64_t panel1, float* scratch) {
+  float* rest = scratch + kPanel * a.k;
+  const int64_t floats = matmul_scratch_floats(a.k) - kPanel * a.k;
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     decode_panel(kFormat, a.weight, a.n, a.k, panel, scratch);
-    for (int64_t row = row0; row < row1; row += kMaxFloatStep) {
-      const int64_t rows = row + kMaxFloatStep < row1 ? kMaxFloatStep : row1 - row;
-      const FloatRows f = {reinterpret_cast<const uint8_t*>(scratch), 64 * a.k,
-                           a.acts + row * a.act_stride, a.act_stride,
-                           reinterpret_cast<const uint8_t*>(scratch + kPanel * a.k)};
-      rows_by_units<WeightsF32>(a, f, row, rows, kPanel / kWidth, panel * kPanel,
-                                scratch + kPanel * a.k);
+    int64_t row = row0;
+    const auto from = [&](int64_t r) -> FloatRows {
+      return {reinterpret_cast<const uint8_t*>(scratch), 64 * a.k, a.acts + r * a.act_stride,
+              a.act_stride, reinterpret_cast<const uint8_t*>(rest)};
+    };
+    const int64_t most = most_rows<WeightsF32>(floats);
+    while (most && row1 - row > kFloatRows) {
+      const int64_t rows = row1 - row < most ? row1 - row : most;
+      many_rows<WeightsF32>(a, from(row), row, rows, kPanelParts, panel * kPanel, rest, floats);
+      row += rows;
+    }
+    for (; row < row1; row += kFloatRows) {
+      const int64_t rows = row1 - row < kFloatRows ? row1 - row : kFloatRows;
+      few_rows<WeightsF32>(a, from(row), row, rows, kPanelParts, panel * kPanel);
     }
   }
 }

@@ -17,6 +17,8 @@ using U8v = __m256i;
 inline constexpr int kWidth = 8;
 inline constexpr int kTileRows = 4;
 inline constexpr int kFloatRows = 6;
+// Rows and units of float weights where each has one sum.
+inline constexpr int kTurnRows = 6, kTurnUnits = 2;
 inline constexpr bool kVectors = true;
 
 STRATA_INLINE F32v vload(const float* p) { return _mm256_loadu_ps(p); }

@@ -26,6 +26,8 @@ inline constexpr int kWidth = 16;
 inline constexpr int kTileRows = 8;
 // The same for float weights, two vectors of them at a time.
 inline constexpr int kFloatRows = 12;
+// Rows and units of float weights where each has one sum.
+inline constexpr int kTurnRows = 8, kTurnUnits = 3;
 inline constexpr bool kVectors = true;
 
 // Float lanes.

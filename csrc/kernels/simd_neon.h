@@ -17,6 +17,8 @@ using U8v = uint8x16_t;
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 8;
 inline constexpr int kFloatRows = 8;
+// Rows and units of float weights where each has one sum.
+inline constexpr int kTurnRows = 8, kTurnUnits = 3;
 inline constexpr bool kVectors = true;
 
 STRATA_INLINE F32v vload(const float* p) { return vld1q_f32(p); }

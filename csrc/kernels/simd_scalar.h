@@ -15,6 +15,8 @@ struct U8v { uint8_t v[16]; };
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 1;
 inline constexpr int kFloatRows = 2;
+// Rows and units of float weights where each has one sum.
+inline constexpr int kTurnRows = 2, kTurnUnits = 2;
 inline constexpr bool kVectors = false;   // only code size to gain from smaller tiles
 
 template <class R, class F> STRATA_INLINE R lanes(F f) {
