@@ -107,7 +107,7 @@ def _value(key: str, value: Any) -> bytes:
     """The type number and the bytes of a metadata value."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _text(value)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         if not value:
             raise WriteError(f"{key}: an empty list has no type; give an empty numpy array")
         if all(isinstance(item, str) for item in value):

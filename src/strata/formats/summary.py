@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from strata.formats.model_file import ModelFile
 
@@ -91,10 +91,14 @@ def _gguf_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "heads": number("attention.head_count"),
         "kv_heads": number("attention.head_count_kv"),
         "context_length": number("context_length"),
-        "vocabulary": len(tokens) if isinstance(tokens, list) else number("vocab_size"),
+        "vocabulary": len(tokens) if _is_array(tokens) else number("vocab_size"),
         "tokenizer": f"{family} ({variant})" if family and variant else family,
         "chat_template": "tokenizer.chat_template" in metadata,
     }
+
+
+def _is_array(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _huggingface_facts(model: ModelFile) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
 
 from strata.text.pretokenizers import PreTokenizer
 from strata.text.special import SpecialTokens
@@ -36,10 +39,41 @@ def letters_to_bytes(token: str) -> bytes:
         return token.encode()
 
 
+class _Merges(Sequence[tuple[str, str]]):
+    """Merges as pairs, made one at a time: a list of them takes more memory than all the rest."""
+
+    def __init__(self, merges: Sequence[str]) -> None:
+        hashes = np.fromiter(map(hash, merges), np.int64, len(merges))
+        if len(np.unique(hashes)) < len(merges):
+            # The first of equal merges counts.
+            merges = list(dict.fromkeys(merges))
+        self._merges = merges
+        self._count = sum(merge.find(" ", 1) > 0 for merge in merges)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        for merge in self._merges:
+            # A merge may begin with a space in vocabularies that do not escape it.
+            cut = merge.find(" ", 1)
+            if cut > 0:
+                yield merge[:cut], merge[cut + 1 :]
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, str]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | list[tuple[str, str]]:
+        return list(self)[index]
+
+
 class BpeEncoder:
     """GPT-2's scheme and its descendants, and gemma 4's over plain text with byte fallback.
 
-    The engine is built at the first encode: decoding alone does not need it.
+    The engine is built at the first encode: decoding alone does not need it. From then on it holds
+    the vocabulary, and what it was built from is let go.
     """
 
     def __init__(
@@ -57,6 +91,7 @@ class BpeEncoder:
         self._escape_spaces = escape_spaces
         self._first_stand_in = 1 + max(vocabulary.values())
         self._stand_ins: list[list[int]] = []
+        self._building = threading.Lock()
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         ids: list[int] = []
@@ -76,8 +111,11 @@ class BpeEncoder:
         for line in re.split("(\n+)", text):
             if not line:
                 continue
-            whole = self._vocabulary.get(line) if line[0] == "\n" else None
-            ids += self._merge(line) if whole is None else [whole]
+            whole = self._engine.token_to_id(line) if line[0] == "\n" else None
+            if whole is None or whole >= self._first_stand_in:
+                ids += self._merge(line)
+            else:
+                ids.append(whole)
         return ids
 
     def _merge(self, text: str) -> list[int]:
@@ -92,21 +130,23 @@ class BpeEncoder:
 
     @cached_property
     def _engine(self) -> tokenizers.Tokenizer:
+        with self._building:
+            built: tokenizers.Tokenizer | None = self.__dict__.get("_engine")
+            if built is None:
+                built = self._build()
+                self._vocabulary, self._merges = {}, ()
+                # Set before the lock is let go: whoever waits for it finds nothing to build from.
+                self.__dict__["_engine"] = built
+            return built
+
+    def _build(self) -> tokenizers.Tokenizer:
         import tokenizers
         from tokenizers import models, pre_tokenizers
 
+        merges = _Merges(self._merges)
         vocabulary = dict(self._vocabulary)
-        pairs: dict[tuple[str, str], None] = {}
-        for merge in self._merges:
-            # A merge may begin with a space in vocabularies that do not escape it.
-            cut = merge.find(" ", 1)
-            if cut > 0:
-                pairs[merge[:cut], merge[cut + 1 :]] = None
-        needed = [text for left, right in pairs for text in (left, right, left + right)]
-        if self._family.byte_level:
-            needed += BYTE_LETTERS
         # Letters and merges without a token still take part in merging.
-        for text in needed:
+        for text in self._needed(merges):
             if text not in vocabulary:
                 vocabulary[text] = self._first_stand_in + len(self._stand_ins)
                 self._stand_ins.append(self._spell(text))
@@ -117,7 +157,7 @@ class BpeEncoder:
         engine = tokenizers.Tokenizer(
             models.BPE(
                 vocab=vocabulary,
-                merges=list(pairs),
+                merges=merges,
                 unk_token=_NO_TOKEN,
                 byte_fallback=not self._family.byte_level,
                 ignore_merges=self._family.ignore_merges,
@@ -131,6 +171,12 @@ class BpeEncoder:
             cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
         engine.pre_tokenizer = pre_tokenizers.Sequence(cuts)
         return engine
+
+    def _needed(self, merges: _Merges) -> Iterator[str]:
+        for left, right in merges:
+            yield from (left, right, left + right)
+        if self._family.byte_level:
+            yield from BYTE_LETTERS
 
     def _spell(self, text: str) -> list[int]:
         """Ids for a merge result that is no token: byte by byte, unknown bytes dropped."""

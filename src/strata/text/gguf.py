@@ -11,8 +11,16 @@ from strata.text.pretokenizers import pre_tokenizer
 from strata.text.sentencepiece import SPACE, SentencePieceEncoder
 from strata.text.tokenizer import Encoder, Tokenizer
 from strata.text.unigram import CharacterMap, UnigramEncoder
-from strata.text.vocabulary import Kind, Vocabulary, read_vocabulary, special_tokens, string_array
+from strata.text.vocabulary import (
+    Kind,
+    Vocabulary,
+    read_vocabulary,
+    special_tokens,
+    string_array,
+    token_text,
+)
 
+_BYTE, _NORMAL = int(Kind.BYTE), int(Kind.NORMAL)
 _SPECIAL = int(Kind.CONTROL | Kind.UNKNOWN)
 _PLAIN = int(Kind.CONTROL | Kind.UNKNOWN | Kind.USER_DEFINED)
 
@@ -21,22 +29,24 @@ class GgufPieces:
     """Bytes of the tokens of a GGUF vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, byte_level: bool) -> None:
-        self._vocabulary = vocabulary
+        # Not the vocabulary itself, whose ids by text are only for encoders that go by them.
+        self._tokens = vocabulary.tokens
+        self._kinds = vocabulary.kinds
         self._byte_level = byte_level
 
     def __len__(self) -> int:
-        return len(self._vocabulary.tokens)
+        return len(self._tokens)
 
     def is_special(self, id: int) -> bool:
-        return self._vocabulary.has(id, _SPECIAL)
+        return bool(self._kinds[id] & _SPECIAL)
 
     def piece(self, id: int) -> bytes:
-        text = self._vocabulary.tokens[id]
-        if self._vocabulary.has(id, _PLAIN):
+        text, kind = token_text(self._tokens, id), self._kinds[id]
+        if kind & _PLAIN:
             return text.encode()
-        if self._vocabulary.has(id, Kind.BYTE):
+        if kind & _BYTE:
             return _named_byte(text)
-        if not self._vocabulary.has(id, Kind.NORMAL):
+        if not kind & _NORMAL:
             return b""
         return letters_to_bytes(text) if self._byte_level else text.replace(SPACE, " ").encode()
 
@@ -178,7 +188,7 @@ def _assemble(
         suffix_ids=[eos] if add_eos and eos is not None else [],
         strips_leading_space=strips_leading_space,
         special_tokens={
-            f"{name}_token": vocabulary.tokens[id]
+            f"{name}_token": vocabulary.text(id)
             for name, id in vocabulary.special.items()
             if not name.startswith("fim_")
         },

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any
 
+from strata.formats.gguf_values import PackedStrings
 from strata.text.errors import TokenizerError
 from strata.text.special import SpecialToken, SpecialTokens
 
@@ -132,12 +133,16 @@ _OLD_ID_KEYS = {
 class Vocabulary:
     """Tokens by id, what they are, and the ids with a part to play (see `read_vocabulary`)."""
 
-    tokens: list[str]
-    kinds: list[int]
+    tokens: Sequence[str]  # as in the file, see `text`
+    kinds: bytearray
     scores: Sequence[float]
     ids: dict[str, int]  # by text
     special: dict[str, int]  # bos, eos, eot, eom, unk, sep, pad, mask, fim_*; absent when none
     stops: set[int] = field(default_factory=set)
+
+    def text(self, id: int) -> str:
+        """The text of token `id`."""
+        return token_text(self.tokens, id)
 
     def has(self, id: int, kinds: int) -> bool:
         """Whether token `id` is of any of `kinds`."""
@@ -146,36 +151,44 @@ class Vocabulary:
 
 def read_vocabulary(metadata: Mapping[str, Any], defaults: Mapping[str, int]) -> Vocabulary:
     """Read and check `tokenizer.ggml.*`; `defaults` are the special ids when a file has no key."""
-    tokens = [
-        text or f"[EMPTY_{id}]"
-        for id, text in enumerate(string_array(metadata, "tokenizer.ggml.tokens"))
-    ]
+    tokens = string_array(metadata, "tokenizer.ggml.tokens")
     if not tokens:
         raise TokenizerError("tokenizer.ggml.tokens is empty")
     count = len(tokens)
-    kinds = [
-        int(_FILE_KINDS.get(kind, Kind.UNDEFINED))
+    kinds = bytearray(
+        _FILE_KINDS.get(kind, Kind.UNDEFINED)
         for kind in _numbers(metadata, "tokenizer.ggml.token_type", count, _FILE_NORMAL)
-    ]
+    )
     scores = _numbers(metadata, "tokenizer.ggml.scores", count, 0.0)
     vocabulary = Vocabulary(
         tokens,
         kinds,
         scores,
-        {text: id for id, text in enumerate(tokens)},
+        {text or _empty_name(id): id for id, text in enumerate(tokens)},
         _special_ids(metadata, kinds, defaults),
     )
     _mark_by_name(vocabulary)
     return vocabulary
 
 
-def string_array(metadata: Mapping[str, Any], key: str) -> list[str]:
+def token_text(tokens: Sequence[str], id: int) -> str:
+    """The text of token `id`; one without any has a name of its own."""
+    return tokens[id] or _empty_name(id)
+
+
+def _empty_name(id: int) -> str:
+    return f"[EMPTY_{id}]"
+
+
+def string_array(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
     """An array of strings, or an error that names the key."""
     values = metadata.get(key)
     if values is None:
         raise TokenizerError(f"the file has no {key}: it holds no usable vocabulary")
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
         raise TokenizerError(f"{key} must be an array of strings, not {type(values).__name__}")
+    if isinstance(values, PackedStrings):
+        return values
     texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
     if not all(isinstance(text, str) for text in texts):
         raise TokenizerError(f"{key} must be an array of strings")
@@ -251,7 +264,7 @@ def _mark_by_name(vocabulary: Vocabulary) -> None:
             kinds[ids[text]] = _USER_DEFINED
     stops.update(special[name] for name in ("eos", "eot", "eom") if name in special)
 
-    stop_texts = {vocabulary.tokens[id] for id in stops}
+    stop_texts = {vocabulary.text(id) for id in stops}
     # With these, <|end|> ends a message inside a turn (gpt-oss, solar-open).
     if {"<|return|>", "<|call|>"} <= stop_texts or (
         "<|flush|>" in stop_texts and stop_texts & {"<|call|>", "<|calls|>"}
@@ -287,10 +300,10 @@ def special_tokens(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Speci
     return SpecialTokens(
         SpecialToken(
             id,
-            vocabulary.tokens[id],
+            vocabulary.text(id),
             only_on_request=bool(kind & (_CONTROL | _UNKNOWN)),
-            strip_left=vocabulary.tokens[id] in eats_left,
-            strip_right=eats_right and vocabulary.tokens[id] not in keeps_right,
+            strip_left=vocabulary.text(id) in eats_left,
+            strip_right=eats_right and vocabulary.text(id) not in keeps_right,
         )
         for id, kind in enumerate(vocabulary.kinds)
         if kind & recognised
