@@ -87,6 +87,7 @@ nb::object info_dict(int format) {
   d["elements"] = info->elements;
   d["bytes"] = info->bytes;
   d["quantised_input"] = info->act == ActKind::q8;
+  d["input_form"] = input_form(info->format);
   d["panelled"] = info->panelled;
   return d;
 }
@@ -132,7 +133,7 @@ class MatmulCall {
   MatmulCall(const std::string& isa, int format, const BytesIn& packed, int64_t n, int64_t k,
              const RowsOut& out, const std::optional<FloatsIn>& bias,
              const std::optional<RowsIn>& residual)
-      : info_(check_shape(format, n, k)), fn_(kernels(isa).matmul(info_.format)) {
+      : info_(check_shape(format, n, k)), table_(kernels(isa)), fn_(table_.matmul(info_.format)) {
     require(fn_ != nullptr, "no matmul for this format");
     check_packed(info_, packed, n, k);
     require(out.shape(1) == static_cast<size_t>(n) && out.stride(1) == 1,
@@ -157,12 +158,20 @@ class MatmulCall {
   }
 
   void acts(const RowsIn& x) {
-    require(info_.act == ActKind::f32, "acts: this format takes quantised activations");
+    require(info_.act != ActKind::q8, "acts: this format takes quantised activations");
     require(x.shape(0) == static_cast<size_t>(rows_) &&
                 x.shape(1) == static_cast<size_t>(args_.k) && x.stride(1) == 1,
             "acts: must be [rows, k] with adjacent columns");
     args_.acts = reinterpret_cast<const uint8_t*>(x.data());
     args_.act_stride = x.stride(0) * static_cast<int64_t>(sizeof(float));
+    if (info_.act != ActKind::bf16 || table_.narrow_row == nullptr) return;
+    args_.narrow_stride = static_cast<int64_t>(act_row_bytes(ActKind::bf16, args_.k));
+    narrow_.resize(static_cast<size_t>(rows_ * args_.narrow_stride / 2));
+    for (int64_t r = 0; r < rows_; ++r) {
+      table_.narrow_row(x.data() + r * x.stride(0), args_.k,
+                        narrow_.data() + r * args_.narrow_stride / 2);
+    }
+    args_.narrow = reinterpret_cast<const uint8_t*>(narrow_.data());
   }
 
   void acts(const ActsIn& x) {
@@ -190,7 +199,9 @@ class MatmulCall {
 
  private:
   const FormatInfo& info_;
+  const KernelTable& table_;
   MatmulFn fn_;
+  std::vector<uint16_t> narrow_;
   MatmulArgs args_{};
   int64_t rows_ = 0;
 };
@@ -240,11 +251,13 @@ void bind_kernels(nb::module_& m) {
         "panel1"_a = nb::none());
   m.def(
       "act_row_bytes",
-      [](int64_t k) {
+      [](int64_t k, const std::string& form) {
+        require(form == "q8" || form == "bf16", "act_row_bytes: the form is q8 or bf16");
+        if (form == "bf16") return act_row_bytes(ActKind::bf16, k);
         require(k > 0 && k % kActBlock == 0, "activations: a row must be a multiple of 32");
         return act_row_bytes(ActKind::q8, k);
       },
-      "k"_a, "Bytes of a row of quantised activations.");
+      "k"_a, "form"_a = "q8", "Bytes of a row of activations that are quantised or bf16.");
   m.def("quantize_row", &quantize, "isa"_a, "x"_a, "out"_a);
   m.def("unpack_row", &unpack, "isa"_a, "format"_a, "packed"_a, "n"_a, "row"_a, "out"_a);
   m.def("set_grid", &hand_over_grid, "format"_a, "grid"_a,

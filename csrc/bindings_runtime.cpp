@@ -181,7 +181,7 @@ class SegmentBuilder {
   using Operand = std::variant<WeightPtr, WeightPlacePtr>;
   using Part = std::tuple<Operand, int64_t, std::optional<Array1<float>>, std::optional<int64_t>>;
   void matmul(int64_t x, const std::vector<Part>& parts,
-              std::optional<std::tuple<int, int64_t>> glu, int pieces) {
+              std::optional<std::tuple<int, int64_t>> glu, int pieces, int64_t narrow) {
     require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
     MatmulSpec s{at(x), {}, {}};
     StreamedProduct product{glu.has_value(), pieces, {}};
@@ -216,6 +216,12 @@ class SegmentBuilder {
                        std::get<1>(parts[1]), {}, {}, activation, 0.0f);
     }
     scratch_ = std::max(scratch_, matmul_scratch_floats(s.x.width));
+    if (format_info(s.parts[0].format)->act == ActKind::bf16) {
+      require(narrow >= 0 && narrow % 64 == 0, "matmul: no place for the input as bf16");
+      s.narrow = narrow;
+      narrow_.push_back({s.x, narrow});
+      segment_.add(make_narrow(s.x, narrow));
+    }
     if (pieces == 0) {
       segment_.add(make_matmul(std::move(s)));
     } else {
@@ -320,6 +326,12 @@ class SegmentBuilder {
                 "arena: a value does not fit");
       }
     }
+    for (const auto& [x, place] : narrow_) {
+      const int64_t rows = x.selected ? step.view.out_rows_count : step.view.tokens_count;
+      require(place + static_cast<int64_t>(act_row_bytes(ActKind::bf16, x.width)) * rows <=
+                  static_cast<int64_t>(arena.size()),
+              "arena: a value does not fit");
+    }
     require(!segment_.streamed() || stream_, "segment: no stream was attached");
     const Context context{matrix, kernels, &arena, &step.view, &kv, external,
                           team.team.threads()};
@@ -372,6 +384,7 @@ class SegmentBuilder {
   Segment segment_;
   std::vector<Value> values_;
   std::vector<AttentionUse> attention_;
+  std::vector<std::pair<Value, int64_t>> narrow_;   // inputs as bf16, and where they lie
   std::vector<StreamedProduct> streamed_;
   std::shared_ptr<Stream> stream_;
   int track_ = -1;
@@ -399,9 +412,7 @@ void bind_runtime(nb::module_& m) {
            "format"_a, "n"_a, "k"_a)
       .def("pack", &pack_weight, "rows"_a, "team"_a)
       .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.bytes.size(); })
-      .def_prop_ro("quantised_input", [](const PackedWeight& w) {
-        return format_info(w.format)->act == ActKind::q8;
-      });
+      .def_prop_ro("input_form", [](const PackedWeight& w) { return input_form(w.format); });
   nb::class_<KvStore>(m, "KvStore")
       .def("__init__",
            [](KvStore* self, int type, const std::vector<std::tuple<int64_t, int64_t>>& layers,
@@ -464,7 +475,7 @@ void bind_runtime(nb::module_& m) {
       .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
            "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
       .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none(),
-           "pieces"_a = 0)
+           "pieces"_a = 0, "narrow"_a = Value::kNone)
       .def("attach", &SegmentBuilder::attach, "stream"_a, "track"_a)
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a,

@@ -141,9 +141,7 @@ void bind_stream(nb::module_& m) {
            "stored_width"_a = 0, "first_column"_a = 0, "factors"_a = nb::none())
       .def_prop_ro("panel_bytes", &WeightPlace::panel_bytes)
       .def_prop_ro("panels", [](const WeightPlace& p) { return panels(p.n); })
-      .def_prop_ro("quantised_input", [](const WeightPlace& p) {
-        return format_info(p.format)->act == ActKind::q8;
-      });
+      .def_prop_ro("input_form", [](const WeightPlace& p) { return input_form(p.format); });
   nb::class_<FileRows>(m, "FileRows")
       .def(nb::init<std::shared_ptr<const WeightPlace>, std::shared_ptr<ReadCounters>>(),
            "place"_a, "counters"_a);

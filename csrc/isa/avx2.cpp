@@ -6,7 +6,8 @@
 namespace strata {
 
 const KernelTable* kernels_avx2() {
-  static constexpr KernelTable table = {"avx2", avx2::matmul_of, avx2::quantize_blocks, unpack_row,
+  static constexpr KernelTable table = {"avx2", avx2::matmul_of, avx2::quantize_blocks,
+                                        avx2::kNarrowRow, unpack_row,
                                         avx2::read_stream, avx2::multiply_peak};
   return &table;
 }

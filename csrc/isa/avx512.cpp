@@ -6,7 +6,8 @@
 namespace strata {
 
 const KernelTable* kernels_avx512() {
-  static constexpr KernelTable table = {"avx512", avx512::matmul_of, avx512::quantize_blocks, unpack_row,
+  static constexpr KernelTable table = {"avx512", avx512::matmul_of, avx512::quantize_blocks,
+                                        avx512::kNarrowRow, unpack_row,
                                         avx512::read_stream, avx512::multiply_peak};
   return &table;
 }

@@ -6,7 +6,8 @@
 namespace strata {
 
 const KernelTable* kernels_neon() {
-  static constexpr KernelTable table = {"neon", neon::matmul_of, neon::quantize_blocks, unpack_row,
+  static constexpr KernelTable table = {"neon", neon::matmul_of, neon::quantize_blocks,
+                                        neon::kNarrowRow, unpack_row,
                                         neon::read_stream, neon::multiply_peak};
   return &table;
 }

@@ -6,7 +6,8 @@
 namespace strata {
 
 const KernelTable* kernels_scalar() {
-  static constexpr KernelTable table = {"scalar", scalar::matmul_of, scalar::quantize_blocks, unpack_row,
+  static constexpr KernelTable table = {"scalar", scalar::matmul_of, scalar::quantize_blocks,
+                                        scalar::kNarrowRow, unpack_row,
                                         scalar::read_stream, scalar::multiply_peak};
   return &table;
 }

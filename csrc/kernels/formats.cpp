@@ -14,7 +14,7 @@ namespace {
 constexpr FormatInfo kFormats[] = {
     {Format::F32, 1, 4, ActKind::f32, true},
     {Format::F16, 1, 2, ActKind::f32, true},
-    {Format::BF16, 1, 2, ActKind::f32, true},
+    {Format::BF16, 1, 2, ActKind::bf16, true},
     {Format::Q4_0, 32, 18, ActKind::q8, true},
     {Format::Q4_1, 32, 20, ActKind::q8, true},
     {Format::Q5_0, 32, 22, ActKind::q8, true},
@@ -274,6 +274,7 @@ const FormatInfo* format_info(Format f) {
 size_t act_row_bytes(ActKind kind, int64_t k) {
   // An odd number of lines: rows then start in different sets of a cache.
   if (kind == ActKind::q8) return static_cast<size_t>(k / kActBlock | 1) * sizeof(ActBlock);
+  if (kind == ActKind::bf16) return static_cast<size_t>((2 * k + 63) / 64 | 1) * 64;
   return static_cast<size_t>((k * 4 + 63) / 64 * 64);
 }
 

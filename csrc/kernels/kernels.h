@@ -22,7 +22,8 @@ enum class Format : int32_t {
 };
 
 // How a format's matmul wants its left operand.
-enum class ActKind : int32_t { f32 = 0, q8 = 1 };
+// bf16: floats, and beside them a copy as bf16 where the instructions multiply pairs of those.
+enum class ActKind : int32_t { f32 = 0, q8 = 1, bf16 = 2 };
 
 struct FormatInfo {
   Format format;
@@ -58,8 +59,8 @@ struct alignas(64) ActBlock {
 };
 static_assert(sizeof(ActBlock) == 64);
 
-// Bytes of one row of activations: k / kActBlock blocks (q8) or k floats (f32), a multiple of 64;
-// rows of blocks are padded to an odd number of them.
+// Bytes of one row of activations: k / kActBlock blocks (q8), k floats (f32) or the copy of them
+// (bf16), a multiple of 64; rows of blocks and copies are padded to an odd number of lines.
 size_t act_row_bytes(ActKind kind, int64_t k);
 
 struct MatmulArgs {
@@ -72,6 +73,8 @@ struct MatmulArgs {
   const float* bias;       // [n] or nullptr
   const float* residual;   // [rows, n] added last, or nullptr (may equal out)
   int64_t residual_stride;
+  const uint8_t* narrow;   // the same rows as bf16, padded with zeros; nullptr where not wanted
+  int64_t narrow_stride;   // bytes from row to row
   int64_t fetch_end;       // panels before this one are in memory and likely to be read next
 };
 
@@ -92,6 +95,9 @@ struct KernelTable {
   // beginnings of the whole row. Blocks are independent, so a row may be quantised in parts.
   void (*quantize_blocks)(const float* x, int64_t k, int64_t block0, int64_t block1,
                           uint8_t* row);
+  // A row of activations as bf16, with zeros to the end of a line; nullptr where products of BF16
+  // read floats.
+  void (*narrow_row)(const float* x, int64_t k, uint16_t* out);
   // Row `row` of a packed [n, k] weight as floats (embedding lookup).
   void (*unpack_row)(Format, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
   // Reads memory and does nothing else: the bandwidth that the products are measured against.

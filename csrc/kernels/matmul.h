@@ -482,7 +482,7 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
       });
     }
   };
-  // Rows of floats end at K; rows in scratch are padded with a zero.
+  // Rows of floats end at K; rows of bf16 are padded with zeros.
   const bool odd_end = W::kStep == 2 && !kBf16Dot && a.k % 2 != 0;
   const int64_t end = range.end - (odd_end ? 1 : 0);
   constexpr int kUnroll = 4;
@@ -570,12 +570,12 @@ STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range
   const uint8_t* w[kUnits];
   const uint8_t* x[kRows];
   F32v acc[kRows][kUnits];
-  const bool narrow = W::kStep == 2 && kBf16Dot;   // x begins with the range
+  constexpr int kElement = W::kStep == 2 && kBf16Dot ? 2 : 4;
 #pragma GCC unroll 16
   for (int u = 0; u < kUnits; ++u) w[u] = weights[u];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    x[r] = f.x + (r0 + r) * f.stride + (narrow ? 0 : range.begin * W::kStep * 4);
+    x[r] = f.x + (r0 + r) * f.stride + range.begin * W::kStep * kElement;
 #pragma GCC unroll 16
     for (int u = 0; u < kUnits; ++u) {
       acc[r][u] = range.first
@@ -584,7 +584,7 @@ STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range
     }
   }
   const int64_t steps = range.end - range.begin;
-  // Rows of floats end at K, which may leave half a step; rows in scratch are padded with a zero.
+  // Rows of floats end at K, which may leave half a step; those of bf16 are padded with zeros.
   const bool odd_end = W::kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
   const int64_t whole = steps - (odd_end ? 1 : 0);
   const auto element = [&](int64_t k, int e) {
@@ -630,23 +630,18 @@ STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range
   }
 }
 
-// Elements of activations of BF16 weights, where those are multiplied in pairs: rounded to bf16.
-STRATA_INLINE int64_t narrow_stride(int64_t k) { return ((2 * k + 63) / 64 | 1) * 64; }
-STRATA_INLINE void narrow_row(const float* x, int64_t k, uint16_t* out) {
+// Activations of BF16 weights as those are multiplied in pairs.
+static void narrow_row(const float* x, int64_t k, uint16_t* out) {
   int64_t i = 0;
   for (; i + 16 <= k; i += 16) store_bf16(out + i, load(x + i));
   if (i < k) {
     store_bf16_n(out + i, load_n(x + i, static_cast<int>(k - i)), static_cast<int>(k - i));
-    if (k % 2) out[k] = 0;
+    i = k;
   }
+  for (; i % 32; ++i) out[i] = 0;
 }
-static void narrow_rows(const FloatRows& f, int64_t rows, int64_t k0, int64_t k1, uint8_t* out) {
-  const int64_t stride = narrow_stride(k1 - k0);
-  for (int64_t r = 0; r < rows; ++r) {
-    narrow_row(reinterpret_cast<const float*>(f.x + r * f.stride) + k0, k1 - k0,
-               reinterpret_cast<uint16_t*>(out + r * stride));
-  }
-}
+inline constexpr void (*kNarrowRow)(const float*, int64_t, uint16_t*) =
+    kBf16Dot ? narrow_row : nullptr;
 
 // Many rows, all of which fit in scratch, with units [0, units) of f: range after range of K, as
 // many units at a time as there is scratch for their sums.
@@ -654,11 +649,9 @@ template <class W>
 static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int64_t rows,
                       int64_t units, int64_t column, float* scratch, int64_t floats) {
   using M = ManyRows<W>;
-  constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
   const int64_t steps = (a.k + W::kStep - 1) / W::kStep;
   float* unpacked = scratch;
-  float* narrowed = unpacked + kTurnUnits * M::kUnpackedFloats;
-  float* waiting = narrowed + (kNarrow ? rows * (narrow_stride(M::kSteps * W::kStep) / 4) : 0);
+  float* waiting = unpacked + kTurnUnits * M::kUnpackedFloats;
   const int64_t unit_floats = rows * kSums * kWidth;
   int64_t group = (scratch + floats - waiting) / unit_floats;
   if (group > kGroupPanels * kPanelParts) group = kGroupPanels * kPanelParts;
@@ -668,13 +661,6 @@ static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int
     for (int64_t begin = 0; begin < steps; begin += M::kSteps) {
       const int64_t end = begin + M::kSteps < steps ? begin + M::kSteps : steps;
       const Range range = {begin, end, begin == 0, end == steps, f.limit};
-      FloatRows g = f;
-      if constexpr (kNarrow) {
-        const int64_t k1 = 2 * end < a.k ? 2 * end : a.k;
-        narrow_rows(f, rows, 2 * begin, k1, reinterpret_cast<uint8_t*>(narrowed));
-        g.x = reinterpret_cast<const uint8_t*>(narrowed);
-        g.stride = narrow_stride(k1 - 2 * begin);
-      }
       for (int64_t unit = unit0; unit < end_unit; unit += kTurnUnits) {
         const int64_t left = end_unit - unit;
         const int now = static_cast<int>(left < kTurnUnits ? left : kTurnUnits);
@@ -709,7 +695,7 @@ static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int
             const Sums sums = {waiting + (unit - unit0) * unit_floats + r * kWidth, unit_floats};
             unrolled<1, kTurnUnits + 1>([&](auto count) {
               if (now != count.value) return;
-              tile_turn<W, tile_rows.value, count.value>(a, g, range, w, turn, rows, row0 + r, r,
+              tile_turn<W, tile_rows.value, count.value>(a, f, range, w, turn, rows, row0 + r, r,
                                                          column + unit * kWidth, sums);
             });
           });
@@ -722,8 +708,7 @@ static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int
 // Rows that many_rows has scratch for, with units of one tile; 0 where they are too few for it.
 template <class W> STRATA_INLINE int64_t most_rows(int64_t floats) {
   using M = ManyRows<W>;
-  constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
-  const int64_t row = kTurnUnits * kSums * kWidth + (kNarrow ? narrow_stride(M::kSteps * W::kStep) / 4 : 0);
+  const int64_t row = kTurnUnits * kSums * kWidth;
   const int64_t rows = (floats - kTurnUnits * M::kUnpackedFloats) / row / kTurnRows * kTurnRows;
   return rows < kFloatRows ? 0 : rows < kMostFloatRows ? rows : kMostFloatRows;
 }
@@ -736,8 +721,10 @@ static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
   const int64_t end_panel = panel1 > a.fetch_end ? panel1 : a.fetch_end;
   const int64_t units = (panel1 - panel0) * kPanelParts, floats = matmul_scratch_floats(a.k);
   const auto from = [&](int64_t row) -> FloatRows {
-    return {a.weight + panel0 * panel_bytes, panel_bytes, a.acts + row * a.act_stride,
-            a.act_stride, a.weight + end_panel * panel_bytes};
+    const uint8_t* acts = kNarrow ? a.narrow : a.acts;
+    const int64_t stride = kNarrow ? a.narrow_stride : a.act_stride;
+    return {a.weight + panel0 * panel_bytes, panel_bytes, acts + row * stride, stride,
+            a.weight + end_panel * panel_bytes};
   };
   int64_t row = row0;
   const int64_t most = most_rows<W>(floats);
@@ -748,13 +735,7 @@ static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
   }
   for (; row < row1; row += kFloatRows) {
     const int64_t rows = row1 - row < kFloatRows ? row1 - row : kFloatRows;
-    FloatRows f = from(row);
-    if constexpr (kNarrow) {
-      narrow_rows(f, rows, 0, a.k, reinterpret_cast<uint8_t*>(scratch));
-      f.x = reinterpret_cast<const uint8_t*>(scratch);
-      f.stride = narrow_stride(a.k);
-    }
-    few_rows<W>(a, f, row, rows, units, panel0 * kPanel);
+    few_rows<W>(a, from(row), row, rows, units, panel0 * kPanel);
   }
 }
 

@@ -78,6 +78,9 @@ struct Context {
                                             : reinterpret_cast<float*>(arena->data() + v.f32);
     return base + row * v.width;
   }
+  uint8_t* narrow(int64_t place, const Value& v, int64_t row) const {
+    return arena->data() + place + row * static_cast<int64_t>(act_row_bytes(ActKind::bf16, v.width));
+  }
   uint8_t* q8(const Value& v, int64_t row) const {
     return arena->data() + v.q8 + row * static_cast<int64_t>(act_row_bytes(ActKind::q8, v.width));
   }

@@ -75,6 +75,7 @@ struct MatmulSpec {
   Value x;
   std::vector<MatmulPart> parts;
   std::optional<RowSpec> glu;
+  int64_t narrow = Value::kNone;   // where x lies as bf16 while the product runs
 };
 
 struct RopeSpec {
@@ -95,6 +96,8 @@ std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t off
 std::unique_ptr<Node> make_select(Value x, Value out);
 std::unique_ptr<Node> make_row(RowSpec spec);
 std::unique_ptr<Node> make_matmul(MatmulSpec spec);
+// Makes the bf16 rows that a product of x reads, where the instruction set wants them.
+std::unique_ptr<Node> make_narrow(Value x, int64_t narrow);
 std::unique_ptr<Node> make_rope(RopeSpec spec);
 // Store k and v, attend, merge: three nodes.
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec);

@@ -91,6 +91,10 @@ class MatmulNode final : public Node {
     a.bias = p.bias.empty() ? nullptr : p.bias.data();
     a.residual = p.residual ? c.f32(*p.residual, 0) : nullptr;
     a.residual_stride = p.residual ? p.residual->width : 0;
+    if (s_.narrow != Value::kNone && c.matrix->narrow_row != nullptr) {
+      a.narrow = c.narrow(s_.narrow, s_.x, 0);
+      a.narrow_stride = static_cast<int64_t>(act_row_bytes(ActKind::bf16, a.k));
+    }
     // A thread goes on with the chunk that follows: reading ahead does not end with this one.
     a.fetch_end = v.panel1;
     c.matrix->matmul(p.format)(a, row0, row1, panel0, panel1, scratch);
@@ -104,7 +108,35 @@ class MatmulNode final : public Node {
   int64_t rows_ = 0, row_block_ = 1, row_blocks_ = 1, grain_ = 1, per_block_ = 1;
 };
 
+class NarrowNode final : public Node {
+ public:
+  NarrowNode(Value x, int64_t place) : x_(x), place_(place) {}
+
+  int64_t begin(const Context& c) override {
+    if (c.matrix->narrow_row == nullptr) return 0;
+    rows_ = std::max<int64_t>(1, c.rows(x_) / (kChunksPerThread * c.threads));
+    return ceil_div(c.rows(x_), rows_);
+  }
+
+  void chunk(const Context& c, int64_t index, int) override {
+    const int64_t end = std::min((index + 1) * rows_, c.rows(x_));
+    for (int64_t r = index * rows_; r < end; ++r) {
+      c.matrix->narrow_row(c.f32(x_, r), x_.width,
+                           reinterpret_cast<uint16_t*>(c.narrow(place_, x_, r)));
+    }
+  }
+
+ private:
+  Value x_;
+  int64_t place_;
+  int64_t rows_ = 1;
+};
+
 }  // namespace
+
+std::unique_ptr<Node> make_narrow(Value x, int64_t narrow) {
+  return std::make_unique<NarrowNode>(x, narrow);
+}
 
 std::unique_ptr<Node> make_matmul(MatmulSpec spec) {
   return std::make_unique<MatmulNode>(std::move(spec));

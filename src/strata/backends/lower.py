@@ -29,7 +29,8 @@ class Product:
 class Node:
     """A node to be built: one Op, or a group of products with an optional ``glu``.
 
-    ``ops`` are all that it does, those folded in included.
+    ``ops`` are all that it does, those folded in included. ``narrow``: products that may read their
+    input as bfloat16, from a place beside it.
     """
 
     op: Op
@@ -38,6 +39,7 @@ class Node:
     products: list[Product] = field(default_factory=list)
     glu: Op | None = None
     ops: list[Op] = field(default_factory=list)
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         self.ops.append(self.op)
@@ -52,16 +54,17 @@ class Lowered:
     q8: frozenset[str]
 
 
-def lower(program: Program, quantised: Mapping[str, bool]) -> Lowered:
-    """Group a Program's Ops into nodes; ``quantised`` says which weights take int8 input."""
+def lower(program: Program, forms: Mapping[str, str]) -> Lowered:
+    """Group a Program's Ops into nodes; ``forms`` says what input each weight takes: ``f32``,
+    ``bf16`` or ``q8``."""
     readers: dict[str, list[int]] = {}
     for i, op in enumerate(program.ops):
         for name in op.inputs:
             readers.setdefault(name, []).append(i)
     for name in program.outputs:
         readers.setdefault(name, []).append(len(program.ops))
-    nodes = _group(_fold_adds(program, readers), readers, quantised)
-    return _forms(program, nodes, quantised)
+    nodes = _group(_fold_adds(program, readers), readers, forms)
+    return _forms(program, nodes, forms)
 
 
 def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]:
@@ -100,7 +103,7 @@ def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]
 
 
 def _group(
-    nodes: list[Node], readers: Mapping[str, list[int]], quantised: Mapping[str, bool]
+    nodes: list[Node], readers: Mapping[str, list[int]], forms: Mapping[str, str]
 ) -> list[Node]:
     """Join neighbouring products of one input, and a glu with the two products it takes."""
     out: list[Node] = []
@@ -113,7 +116,7 @@ def _group(
             and last.glu is None
             and len(last.products) < MAX_PARTS
             and node.op.inputs[0] == last.op.inputs[0]
-            and quantised[node.op.inputs[1]] == quantised[last.op.inputs[1]]
+            and forms[node.op.inputs[1]] == forms[last.op.inputs[1]]
             # What the earlier products make is not there yet when the later ones start.
             and not set(node.reads) & set(last.writes)
         ):
@@ -136,14 +139,16 @@ def _group(
     return out
 
 
-def _forms(program: Program, nodes: list[Node], quantised: Mapping[str, bool]) -> Lowered:
+def _forms(program: Program, nodes: list[Node], forms: Mapping[str, str]) -> Lowered:
     f32: set[str] = set(program.outputs)
     q8: set[str] = set()
     for node in nodes:
         if not node.products:
             f32.update(node.reads)
             continue
-        (q8 if quantised[node.op.inputs[1]] else f32).add(node.op.inputs[0])
+        form = forms[node.op.inputs[1]]
+        (q8 if form == "q8" else f32).add(node.op.inputs[0])
+        node.narrow = form == "bf16"
         f32.update(p.residual for p in node.products if p.residual is not None)
         if node.glu is not None:
             f32.update(node.glu.inputs)

@@ -56,12 +56,12 @@ class NativeSegment:
         self.node_ops: list[str] = []
         self.node_parts: list[tuple[Op, ...]] = []
         program = segment.program
-        quantised = {
-            name: bool(weight.quantised_input)
+        forms = {
+            name: str(weight.input_form)
             for name, weight in parameters.matrices.items()
             if not isinstance(weight, _native.FileRows)
         }
-        lowered = lower(program, quantised)
+        lowered = lower(program, forms)
         self._external = program.outputs[0] if "logits" in segment.outputs else None
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")
@@ -82,9 +82,9 @@ class NativeSegment:
         for name in program.inputs:
             if name in lowered.q8:
                 self._quantise(name)
-        for node in lowered.nodes:
+        for i, node in enumerate(lowered.nodes):
             first = len(self.node_parts)
-            self._build(node)
+            self._build(node, self._placer.narrow.get(i, NONE))
             # Of an Op that takes several native nodes only the first one says so.
             self.node_parts[first] = tuple(node.ops)
             for name in node.writes:
@@ -154,10 +154,10 @@ class NativeSegment:
         self._native.row(ROW_FUNCTIONS[function], self._ids[x], out, **rest)
         self._mark("quantise" if function == "copy" else function)
 
-    def _build(self, node: Node) -> None:
+    def _build(self, node: Node, narrow: int) -> None:
         op = node.op
         if node.products:
-            self._build_products(node)
+            self._build_products(node, narrow)
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         elif op.kind == "embed":
@@ -197,7 +197,7 @@ class NativeSegment:
             return {"b": self._ids[op.inputs[1]]}
         return {"number": op.attrs["factor" if op.kind == "scale" else "cap"]}
 
-    def _build_products(self, node: Node) -> None:
+    def _build_products(self, node: Node, narrow: int) -> None:
         parts = []
         for product in node.products:
             _, weight, *bias = product.op.inputs
@@ -216,7 +216,7 @@ class NativeSegment:
                 self._ids[node.glu.output],
             )
         pieces = self._cut([part[0] for part in parts], together=glu is not None)
-        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(pieces))
+        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(pieces), narrow)
         self._mark("matmul")
 
     def _cut(self, weights: list[Any], *, together: bool) -> list[Piece]:

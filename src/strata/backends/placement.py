@@ -23,7 +23,10 @@ IN_PLACE = frozenset({"rms_norm", "layer_norm", "activation", "add", "scale", "s
 
 
 class Placement:
-    """Gives every activation its places in the arena: offset as f32 and as int8, -1 for none."""
+    """Gives every activation its places in the arena: offset as f32 and as int8, -1 for none.
+
+    ``narrow`` is where the input of a node (by its number) lies as bfloat16 while that runs.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Placement:
     ) -> None:
         self.layout = ArenaLayout()
         self.places: dict[str, tuple[int, int]] = {}
+        self.narrow: dict[int, int] = {}
         self._program, self._lowered, self._rows = program, lowered, rows
         last = self._last_reads()
         hidden = (*program.inputs, *program.outputs)[0]
@@ -47,6 +51,11 @@ class Placement:
             for name in node.writes:
                 f32 = self._f32(name, node, i, last, taken_over, external)
                 self.places[name] = (f32, self._q8(name))
+            if node.narrow:
+                name = node.op.inputs[0]
+                row = int(_native.act_row_bytes(self._program.values[name].width, "bf16"))
+                self.narrow[i] = self.layout.take(row * self._rows(name))
+                self.layout.give(self.narrow[i])
             for name in {*node.reads, *node.writes}:
                 if last.get(name, i) == i:
                     self._free(name, keep_f32=name in taken_over)

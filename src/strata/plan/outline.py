@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -200,10 +199,10 @@ class Outline:
         """One Segment of each kind: layers are alike but for names."""
         kinds: dict[tuple[object, ...], SegmentOutline] = {}
         for s in self.segments:
-            quantised = tuple(_quantised(m.format) for m in s.matrices)
+            forms = tuple(_input_form(m.format) for m in s.matrices)
             ops = tuple((op.kind, len(op.inputs)) for op in s.segment.program.ops)
             widths = tuple(v.shape for v in s.segment.program.values.values())
-            kinds.setdefault((ops, widths, quantised), s)
+            kinds.setdefault((ops, widths, forms), s)
         return tuple(kinds.values())
 
 
@@ -231,8 +230,8 @@ def _segment(segment: Segment, file: ModelFile) -> SegmentOutline:
         _matrix(w, file, w.name in lookups) for w in segment.weights if len(w.shape) == 2
     )
     vectors = sum(4 * w.shape[0] for w in segment.weights if len(w.shape) == 1)
-    quantised: Mapping[str, bool] = {m.name: _quantised(m.format) for m in matrices}
-    return SegmentOutline(segment, matrices, vectors, lower(segment.program, quantised))
+    forms = {m.name: _input_form(m.format) for m in matrices}
+    return SegmentOutline(segment, matrices, vectors, lower(segment.program, forms))
 
 
 def _matrix(weight: Weight, file: ModelFile, lookup: bool) -> Matrix:
@@ -248,9 +247,9 @@ def _matrix(weight: Weight, file: ModelFile, lookup: bool) -> Matrix:
 
 
 @lru_cache(maxsize=64)
-def _quantised(format: str) -> bool:
+def _input_form(format: str) -> str:
     info = _native.format_info(native_id(by_name(format)))
-    return isinstance(info, dict) and bool(info["quantised_input"])
+    return str(info["input_form"]) if isinstance(info, dict) else "f32"
 
 
 def _vocabulary(model: Model, file: ModelFile) -> tuple[int, int]:
