@@ -1,6 +1,8 @@
 #include "bindings.h"
 
 NB_MODULE(_native, m) {
+  // An interpreter that ends by an exception keeps objects until the end: no news to a user.
+  nanobind::set_leak_warnings(false);
   m.doc() = "Native kernels and the executor of Segments.";
   bind_kernels(m);
   bind_stream(m);

@@ -289,8 +289,18 @@ class SegmentBuilder {
   void set_timing(bool on) { segment_.set_timing(on); }
   std::vector<double> take_times() { return segment_.take_times(); }
 
+  using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig>;
   void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
-           int64_t max_rows, std::optional<nb::ndarray<float, nb::ndim<2>, nb::c_contig>> out) {
+           int64_t max_rows, const std::optional<Output>& out) {
+    const Context context = check(team, isa, arena, step, kv, max_rows, out);
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> hold(team.lock);
+    execute(team, context);
+  }
+
+  // What a run needs, once it is known that nothing is out of bounds.
+  Context check(const Team& team, const std::string& isa, Arena& arena, const Step& step,
+                KvStore& kv, int64_t max_rows, const std::optional<Output>& out) const {
     const KernelTable* matrix = select_kernels(isa.c_str());
     const StepKernels* kernels = step_kernels(isa);
     require(matrix != nullptr && kernels != nullptr, "no kernels for '" + isa + "' here");
@@ -333,12 +343,12 @@ class SegmentBuilder {
               "arena: a value does not fit");
     }
     require(!segment_.streamed() || stream_, "segment: no stream was attached");
-    const Context context{matrix, kernels, &arena, &step.view, &kv, external,
-                          team.team.threads()};
-    nb::gil_scoped_release release;
-    std::lock_guard<std::mutex> hold(team.lock);
+    return {matrix, kernels, &arena, &step.view, &kv, external, team.team.threads()};
+  }
+  void execute(Team& team, const Context& context) {
     segment_.run(team.team, context, stream_.get(), track_, &check_signals);
   }
+  bool streamed() const { return segment_.streamed(); }
 
  private:
   struct AttentionUse {
@@ -389,6 +399,31 @@ class SegmentBuilder {
   std::shared_ptr<Stream> stream_;
   int track_ = -1;
   int64_t vocabulary_ = -1, max_positions_ = -1, scratch_ = 0;
+};
+
+// Segments one after the other in a single call: a token of a small model has no time to come back
+// to Python thirty times.
+class Joined {
+ public:
+  explicit Joined(std::vector<SegmentBuilder*> segments) : segments_(std::move(segments)) {
+    for (const SegmentBuilder* s : segments_) {
+      require(!s->streamed(), "joined: a streamed segment runs on its own");
+    }
+  }
+  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
+           int64_t max_rows) {
+    std::vector<Context> contexts;
+    contexts.reserve(segments_.size());
+    for (const SegmentBuilder* s : segments_) {
+      contexts.push_back(s->check(team, isa, arena, step, kv, max_rows, {}));
+    }
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> hold(team.lock);
+    for (size_t i = 0; i < segments_.size(); ++i) segments_[i]->execute(team, contexts[i]);
+  }
+
+ private:
+  std::vector<SegmentBuilder*> segments_;
 };
 
 }  // namespace
@@ -490,4 +525,7 @@ void bind_runtime(nb::module_& m) {
         "sequences"_a, "positions"_a,
         "The most that split attention takes beside the arena it was given.");
   m.attr("KV_BLOCK") = kKvBlock;
+  nb::class_<Joined>(m, "Joined")
+      .def(nb::init<std::vector<SegmentBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
+      .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a, "max_rows"_a);
 }

@@ -16,7 +16,9 @@ def weight(name: str) -> Weight:
 def lowered(body, quantised: bool = True) -> tuple[Program, Lowered]:  # type: ignore[no-untyped-def]
     b = Builder("layer", weight, {"x": ("T", 8)})
     program = b.build(x=body(b, "x")).program
-    weights = {n: "q8" if quantised else "f32" for n, v in program.values.items() if v.role == "weight"}
+    weights = {
+        n: "q8" if quantised else "f32" for n, v in program.values.items() if v.role == "weight"
+    }
     return program, lower(program, weights)
 
 

@@ -117,3 +117,7 @@ class Backend(Protocol):
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
     ) -> Activations:
         """Run one Segment over a step; returns its outputs under their outer names."""
+
+    def join(self, loaded: Sequence[LoadedSegment]) -> LoadedSegment | None:
+        """Several Segments to be run as one, from the first one's inputs to the last one's
+        outputs; None where that saves nothing."""

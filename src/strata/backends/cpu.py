@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import strata._native as _native
 from strata.backends.base import Activations, Books, KVCache, LoadedSegment, NoBooks, Step
 from strata.backends.kv_types import BF16, F16, Q8_0, KVType
-from strata.backends.native_segment import NativeSegment, Parameters, Track
+from strata.backends.native_segment import JoinedSegments, NativeSegment, Parameters, Track
 from strata.backends.reading import (
     Load,
     ReadCounts,
@@ -294,17 +294,25 @@ class CpuBackend:
         and the step must be the same one. ``logits`` come back as a new float32 array. Raises
         WeightReadError if streamed weights cannot be read; the next sweep tries anew.
         """
-        assert isinstance(loaded, NativeSegment)
+        assert isinstance(loaded, (NativeSegment, JoinedSegments))
         assert isinstance(kv, _native.KvStore)
         self.prepare()
         assert self._arena is not None
-        if self._stream is not None and loaded is self._segments[0]:
+        first = loaded.segments[0] if isinstance(loaded, JoinedSegments) else loaded
+        if self._stream is not None and first is self._segments[0]:
             self._begin_sweep(self._stream, len(step.out_rows))
         # No context manager here: a token of a small model has no time for thirty of them.
         try:
             return loaded.run(self._team, self.isa, self._arena, self._native_step(step), kv, step)
         except _native.ReadError as error:
             raise WeightReadError(str(error)) from None
+
+    def join(self, loaded: Sequence[LoadedSegment]) -> JoinedSegments | None:
+        """Resident Segments in one native call; None where some of them are streamed."""
+        segments = [s for s in loaded if isinstance(s, NativeSegment) and not s.track]
+        if len(segments) < max(2, len(loaded)):
+            return None
+        return JoinedSegments(segments, self.settings.max_tokens)
 
     def _begin_sweep(self, stream: _native.Stream, out_rows: int) -> None:
         order = list(range(sum(bool(s.track) for s in self._segments)))

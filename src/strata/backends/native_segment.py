@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,11 @@ class NativeSegment:
         if self._external is None and self._placer.places[program.outputs[0]][0] != 0:
             hidden = self._native.value(program.values[program.outputs[0]].width, 0, NONE, False)
             self._row("copy", program.outputs[0], hidden)
+
+    @property
+    def native(self) -> _native.Segment:
+        """The nodes."""
+        return self._native
 
     @property
     def nbytes(self) -> int:
@@ -240,3 +245,26 @@ class NativeSegment:
             op.attrs["head_dim"],
             op.attrs["style"] == "interleaved",
         )
+
+
+class JoinedSegments:
+    """Resident Segments that run in one native call, in their order."""
+
+    def __init__(self, segments: Sequence[NativeSegment], max_tokens: int) -> None:
+        # They own what the native side points to.
+        self.segments = tuple(segments)
+        self.segment = segments[-1].segment
+        self._max_tokens = max_tokens
+        self._native = _native.Joined(tuple(s.native for s in segments))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held."""
+        return sum(s.nbytes for s in self.segments)
+
+    def run(
+        self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
+    ) -> Mapping[str, Any]:
+        """Run over a step; returns the outputs of the last Segment under their outer names."""
+        self._native.run(team, isa, arena, native_step, kv, self._max_tokens)
+        return {self.segment.outputs[0]: None}

@@ -74,6 +74,9 @@ class NullBackend:
         """The size of ``blocks`` blocks of KV_BLOCK positions in every layer."""
         return NullKV(layers, blocks, kv_type or self.kv_types[0])
 
+    def join(self, loaded: Sequence[LoadedSegment]) -> None:
+        """Segments run one by one."""
+
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
     ) -> dict[str, NDArray[np.float32]]:

@@ -81,6 +81,9 @@ class ReferenceBackend:
         """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
         return ReferenceKV(layers, blocks, kv_type or self._kv_type)
 
+    def join(self, loaded: Sequence[LoadedSegment]) -> None:
+        """Segments run one by one."""
+
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
     ) -> dict[str, Floats]:

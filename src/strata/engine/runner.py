@@ -20,6 +20,9 @@ from strata.quant import BlockType
 LOGIT_ROWS = 64
 """Rows of logits held at once: 39 MB for a vocabulary of 150,000."""
 
+JOINED_TOKENS = 64
+"""Tokens up to which a step is over so soon that nobody looks at or interrupts it on its way."""
+
 LoadProgress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
 
@@ -66,6 +69,7 @@ class Runner:
             done += sum(self._stored[segment.name].values())
         if progress:
             progress("loading", total, total)
+        self._joined = backend.join(self._loaded[:-1])
 
     @property
     def nbytes(self) -> int:
@@ -115,9 +119,12 @@ class Runner:
         self.sweeps.begin(step)
         completed = False
         try:
-            for self.segment, loaded in enumerate(body):
-                activations = self.backend.run(loaded, step, kv, activations)
-                self.sweeps.done(self.segment + 1)
+            if self._joined is not None and len(step.tokens) <= JOINED_TOKENS:
+                activations = self.backend.run(self._joined, step, kv, activations)
+            else:
+                for self.segment, loaded in enumerate(body):
+                    activations = self.backend.run(loaded, step, kv, activations)
+                    self.sweeps.done(self.segment + 1)
             self.segment = len(body)
             yield from self._run_head(head, step, kv, activations)
             completed = True
@@ -129,6 +136,8 @@ class Runner:
         self, head: LoadedSegment, step: Step, kv: KVCache, activations: Activations
     ) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(step.out_rows), self._logit_rows):
-            part = replace(step, out_rows=step.out_rows[start : start + self._logit_rows])
+            part = step
+            if len(step.out_rows) > self._logit_rows:
+                part = replace(step, out_rows=step.out_rows[start : start + self._logit_rows])
             logits: NDArray[np.float32] = self.backend.run(head, part, kv, activations)["logits"]
             yield logits
