@@ -96,6 +96,9 @@ class FakeBackend:
     def load(self, segment: Segment, weights: WeightSource) -> FakeSegment:
         return FakeSegment(segment)
 
+    def join(self, loaded: Sequence[LoadedSegment]) -> None:
+        """Segments run one by one."""
+
     def kv_cache(
         self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
     ) -> FakeKV:
