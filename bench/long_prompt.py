@@ -16,6 +16,7 @@ import numpy as np
 
 from strata import LLM, SamplingParams
 from strata.engine import Engine
+from strata.engine.engine import SLOWDOWN
 
 
 def tokens(count: int, seed: int, vocabulary: int) -> list[int]:
@@ -49,6 +50,7 @@ def main() -> None:
         threads=arguments.threads,
         context=context,
         parallel=arguments.others + 1,
+        slowdown=SLOWDOWN,
     ) as llm:
         engine, vocabulary = llm.engine, llm.model.vocab_size
         answer = SamplingParams(ignore_eos=True)
