@@ -10,6 +10,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from strata.backends.kv_types import choose_kv_type
 from strata.backends.weights import WeightSource
 from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
@@ -27,6 +28,7 @@ from strata.engine import (
     perplexity,
 )
 from strata.engine.execution import Execution, Wishes, execute, execute_naively
+from strata.engine.kv_settings import check_room
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
@@ -112,6 +114,7 @@ class LLM:
 
     ``slowdown`` bounds how much longer a step may take because a prompt comes in beside answers
     that somebody reads; None, for batches that nobody watches, has the most tokens a second.
+    ``serving`` sets memory aside for a server in this process.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class LLM:
         kv_store: str | Path | None = None,
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
         slowdown: float | None = None,
+        serving: bool = False,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = resolve(str(model), progress=progress)
@@ -140,10 +144,20 @@ class LLM:
             self.model = _build(self._file, context)
             self.backend = backend
             limit = None if memory is None else _size(memory)
-            wishes = Wishes(limit, threads, context, parallel, workload, planned, kv_type)
+            most_kv = None if kv_bytes is None else _size(kv_bytes)
+            wishes = Wishes(
+                limit, threads, context, parallel, workload, planned, kv_type, most_kv, serving
+            )
             self.execution = _execute(backend, self._file, self.model, wishes, plan)
             if self.execution.context < self.model.context_length:
                 self.model = build_model(self._file, self.execution.context)
+            kv = KVSettings(
+                type=self.plan.kv_type if self.plan else kv_type,
+                nbytes=most_kv,
+                store=_store(self._file, kv_store, kv_store_bytes),
+            )
+            kept = choose_kv_type(kv.type, self.execution.backend.kv_types)
+            check_room(kv, kept, self.model, self.execution.context)
             # Building a tokenizer takes more for a while than it keeps: before there are weights.
             with self.execution.settling("tokenizer"):
                 stop_ids = self.tokenizer.stop_ids
@@ -154,11 +168,7 @@ class LLM:
                 parallel=self.execution.parallel,
                 token_budget=self.execution.token_budget,
                 stop_ids=stop_ids,
-                kv=KVSettings(
-                    type=self.plan.kv_type if self.plan else kv_type,
-                    nbytes=None if kv_bytes is None else _size(kv_bytes),
-                    store=_store(self._file, kv_store, kv_store_bytes),
-                ),
+                kv=kv,
                 # A sweep that streams costs the same with many tokens as with few.
                 slowdown=None if self.plan and self.plan.streamed else slowdown,
             )

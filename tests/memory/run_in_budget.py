@@ -2,7 +2,8 @@
 the peak of a process is counted from its beginning.
 
 Arguments: model, machine file, bytes (0 for all that there is, -1 for the smallest budget that
-does), context, prompt tokens, answer tokens.
+does, -3 for the one in which everything is resident, -2 for the middle), context, prompt tokens,
+answer tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def main() -> None:
         with open_model(path) as file:
             sizes = outline(path.name, build_model(file, context), file)
         if memory < 0:
-            memory = Planner(sizes, machine, Limits(None, 2), workload).floor()
+            planner = Planner(sizes, machine, Limits(None, 2), workload)
+            floor, full = planner.floor(), planner.everything()
+            memory = {-1: floor, -2: (floor + full) // 2, -3: full}[memory]
         made = plan(sizes, machine, Limits(memory, 2), workload)
     with LLM(path, plan=made, memory=memory or None, threads=2, context=context) as llm:
         vocabulary = llm.engine.runner.model.vocab_size
@@ -53,6 +56,7 @@ def main() -> None:
                     "cached": llm.execution.backend.cached_bytes(),  # type: ignore[attr-defined]
                     "budget": memory,
                     "predicted": made.predicted.peak_bytes if made else None,
+                    "reserved": made.predicted.memory.total if made else None,
                     "streamed": len(made.streamed) if made else 0,
                     "sweep_bytes": made.predicted.sweep_bytes if made else 0,
                     "used_bytes": sweeps.decode.streamed.used,

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cgroups import group, why_not
-from strata.formats import open_model
-from strata.synth import SHAPES, write_model
 
 pytestmark = pytest.mark.slow
 
@@ -36,33 +33,6 @@ def run(model: Path, memory: int, limit: int | None, sizes: tuple[int, int, int]
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def make(
-    tmp_path_factory: pytest.TempPathFactory, smollm2_path: Path
-) -> Iterator[Callable[[str, str | None], Path]]:
-    made: dict[tuple[str, str | None], Path] = {}
-
-    def make(shape: str, recipe: str | None) -> Path:
-        if (shape, recipe) == ("smollm2-135m", "Q4_1"):
-            return smollm2_path
-        if (shape, recipe) not in made:
-            directory = tmp_path_factory.mktemp("models")
-            need = 20 << 30 if "8b" in shape else 6 << 30
-            if shutil.disk_usage(directory).free < need:
-                pytest.skip(f"{need >> 30} GiB of disk are needed for {shape}")
-            with open_model(smollm2_path) as file:
-                tokenizer: Mapping[str, Any] = dict(file.metadata)
-            out = directory / ("model" if recipe is None else "model.gguf")
-            write_model(SHAPES[shape], out, recipe=recipe, tokenizer=tokenizer)
-            made[shape, recipe] = out
-        return made[shape, recipe]
-
-    yield make
-    # Pytest would keep the files of three runs.
-    for path in made.values():
-        shutil.rmtree(path.parent)
-
-
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 @pytest.mark.parametrize(
     ("shape", "recipe", "megabytes", "sizes"),
@@ -81,13 +51,13 @@ def make(
     ],
 )
 def test_a_model_in_a_group_of_its_budget(
-    make: Callable[[str, str | None], Path],
+    make_model: Callable[[str, str | None], Path],
     shape: str,
     recipe: str | None,
     megabytes: int,
     sizes: tuple[int, int, int],
 ) -> None:
-    model, memory = make(shape, recipe), megabytes * 10**6
+    model, memory = make_model(shape, recipe), megabytes * 10**6
     got = run(model, memory, memory, sizes)
     assert got["streamed"] > 0
     assert got["peak"] <= got["predicted"] <= memory

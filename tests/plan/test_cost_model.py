@@ -101,7 +101,7 @@ def test_attention_grows_with_the_context_and_not_beyond_a_window() -> None:
 
 def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     m = model("llama-3.1-8b")
-    sizes = Sizes(8, 64, 1, 16, 1024, 1, "f16", 64 * MB, 1 << 20, 5)
+    sizes = Sizes(8, 64, 1, 16, 1024, 1, "f16", 64 * MB, 1 << 20, 5, 0)
     fixed = fixed_shares(m, sizes)
     assert fixed.kv == 32 * 2 * 1024 * 2 * 1024
     assert fixed.ring == 64 * MB

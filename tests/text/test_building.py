@@ -50,7 +50,6 @@ def test_a_tokenizer_is_built_without_copies_of_its_vocabulary(tmp_path: Path) -
     command = [sys.executable, "-c", _MEASURE, str(path)]
     peak, kept, text = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert text == "tests of tests"
-    # Lists of all tokens, merges and their halves as Python's strings would be half as much again,
-    # and more.
+    # Lists of all tokens, merges and their halves as Python's strings would be half as much again.
     assert peak < 64 * 10**6
     assert kept < 36 * 10**6

@@ -29,6 +29,12 @@ class Matrix:
 Piece = tuple[Panels, ...]
 
 
+def smallest_piece(parts: Sequence[Matrix], *, together: bool) -> int:
+    """The fewest bytes of a piece for which ``cut`` gives none that is larger."""
+    sizes = [part.panel_bytes for part in parts]
+    return (2 * sum(sizes) if together else max(sizes)) + _ALIGN * len(parts)
+
+
 def cut(parts: Sequence[Matrix], piece_bytes: int, *, together: bool) -> list[Piece]:
     """Pieces of at most ``piece_bytes``, in order, of about equal size, that cover all panels.
 

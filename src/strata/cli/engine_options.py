@@ -78,6 +78,7 @@ def open_llm(
     kv_store: Path | None = None,
     kv_store_size: int = 0,
     slowdown: float | None = None,
+    serving: bool = False,
 ) -> Iterator[LLM]:
     """An LLM on the model that ``model`` refers to, downloaded first if need be.
 
@@ -97,6 +98,7 @@ def open_llm(
             context=context,
             parallel=parallel,
             slowdown=slowdown,
+            serving=serving,
             memory=memory,
             workload=workload,
             planned=planned,

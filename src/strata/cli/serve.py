@@ -139,6 +139,7 @@ def command(
             context=context,
             parallel=parallel,
             slowdown=SLOWDOWN,
+            serving=True,
             quiet=quiet,
         ) as llm,
     ):

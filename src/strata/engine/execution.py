@@ -48,7 +48,8 @@ class Wishes:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
     ``parallel``; ``planned`` asks for a Plan in any case. ``kv_type`` None leaves it to the
-    backend."""
+    backend; ``kv_bytes`` bounds the KV of all requests. ``serving`` says that they come over HTTP.
+    """
 
     memory: int | None = None
     threads: int | None = None
@@ -57,6 +58,8 @@ class Wishes:
     workload: Workload | None = None
     planned: bool = False
     kv_type: str | None = None
+    kv_bytes: int | None = None
+    serving: bool = False
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ def _needs_plan(file: ModelFile, wishes: Wishes) -> bool:
 
 def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) -> Plan:
     from strata.plan import Limits, Workload, constants, outline, plan
+    from strata.plan.memory_model import server_bytes
     from strata.plan.planner import BudgetTooSmall
 
     workload = wishes.workload
@@ -220,14 +224,17 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
             prompt_tokens=max(1, min(usual.prompt_tokens, half)),
             answer_tokens=min(usual.answer_tokens, half),
         )
-    workload = replace(workload, concurrency=wishes.parallel, context=wishes.context)
+    workload = replace(
+        workload, concurrency=wishes.parallel, context=wishes.context, serving=wishes.serving
+    )
     kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
     sizes = outline(file.path.name, model, file)
-    limits = Limits(wishes.memory, wishes.threads, cast("KVTypeName", kv_type))
+    limits = Limits(wishes.memory, wishes.threads, cast("KVTypeName", kv_type), wishes.kv_bytes)
     if wishes.memory is None:
         return plan(sizes, machine, limits, workload)
     # A Plan is for a process that does nothing else; what this one holds besides is taken off.
-    others = max(0, process_memory().total - constants.INTERPRETER - _ALIKE)
+    known = constants.INTERPRETER + server_bytes(sizes, workload)
+    others = max(0, process_memory().total - known - _ALIKE)
     limits = replace(limits, memory=max(0, wishes.memory - others))
     try:
         made = plan(sizes, machine, limits, workload)
@@ -241,7 +248,8 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
         ) from None
     shares = made.predicted.memory
     shares = replace(shares, interpreter=shares.interpreter + others)
-    predicted = replace(made.predicted, memory=shares, peak_bytes=shares.total)
+    peak = made.predicted.peak_bytes + others
+    predicted = replace(made.predicted, memory=shares, peak_bytes=peak)
     return replace(made, budget=wishes.memory, predicted=predicted)
 
 

@@ -21,6 +21,7 @@ from strata.kv import (
 )
 from strata.kv.store import PrefixStore
 from strata.kv.store_keeper import StoreKeeper
+from strata.program import Model
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,16 @@ class KVSettings:
     store: StoreSettings | None = None
 
 
+def check_room(settings: KVSettings, kv_type: KVType, model: Model, context: int) -> None:
+    """UsageError if ``settings`` leave no room for one request of ``context`` positions."""
+    needed = blocks_for(context) * kv_type.block_nbytes(model.kv)
+    if settings.nbytes is not None and settings.nbytes < needed:
+        raise UsageError(
+            f"{settings.nbytes} bytes of KV do not hold a context of {context} positions as "
+            f"{kv_type.name}, which takes {needed}: give more, or ask for a smaller context"
+        )
+
+
 def make_space(
     settings: KVSettings, runner: Runner, *, context: int, parallel: int
 ) -> tuple[KVType, KVCache, KVSpace, Keeper]:
@@ -60,12 +71,7 @@ def make_space(
     blocks = parallel * blocks_for(context)
     if settings.nbytes is not None:
         blocks = min(blocks, settings.nbytes // block_nbytes)
-    if blocks < blocks_for(context):
-        needed = blocks_for(context) * block_nbytes
-        raise UsageError(
-            f"{settings.nbytes} bytes of KV do not hold a context of {context} positions as "
-            f"{kv_type.name}, which takes {needed}: give more, or ask for a smaller context"
-        )
+    check_room(settings, kv_type, runner.model, context)
     if settings.store is not None and not settings.prefix_cache:
         raise UsageError("a store of prefixes needs the prefix cache")
     kv = runner.kv_cache(blocks, kv_type)

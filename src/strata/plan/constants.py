@@ -10,26 +10,29 @@ MB = 10**6
 
 # Memory, in bytes. ------------------------------------------------------------------------------
 
-INTERPRETER = 46 * MB
-"""Python, numpy, the tokenizer library, jinja, the command line and our own code, all touched."""
+INTERPRETER = 45_600_000
+"""Python, numpy, jinja, the command line and our own code, as far as a run touches them."""
+
+LOADED = 2_500_000
+"""What loading weights that stay leaves in the heap."""
+
+SERVER = 39 * MB
+"""Libraries of HTTP and metrics, the page, and a queue full of connections and requests."""
+
+GRAMMARS = 6 * MB
+GRAMMAR_TOKEN = 490
+"""From the first JSON schema on: the library, and for each token of the vocabulary."""
 
 THREAD = 128 << 10
 """Stack and bookkeeping of one thread."""
-
-TOKENIZER = 7 * MB
-TOKENIZER_TOKEN = 470
-TOKENIZER_MERGE = 300
-"""A built tokenizer: on its own, and for each token and each merge of its vocabulary."""
-
-TOKENIZER_BUILDING_TOKEN = 420
-TOKENIZER_BUILDING_MERGE = 690
-"""While it is built, before any weight is there."""
 
 SEGMENT = 96 << 10
 """A Segment's Ops, nodes and names."""
 
 SAMPLING_LOGIT = 40
-"""Beside a row of logits, for each: float64 copies, order and sums while a token is chosen."""
+USUAL_SAMPLING_LOGIT = 16
+"""Beside a row of logits, for each: float64 copies, order and sums while a token is chosen, where
+all tokens are equally probable and where some are much more so than others."""
 
 READ_SLACK = 2 * 4096
 """What alignment adds to a read at both ends."""
@@ -37,6 +40,10 @@ READ_SLACK = 2 * 4096
 MARGIN = 2 * MB
 MARGIN_SHARE = 0.015
 """What allocators and page tables take beyond what they are asked for."""
+
+PEAK_MARGIN = MB
+PEAK_MARGIN_SHARE = 0.005
+"""The same for what is predicted, which is to be near."""
 
 KEEP_BACK = 0.08
 """Share of the free memory that is left to others when no budget is given."""
@@ -52,6 +59,9 @@ RING_PIECES = 4
 
 PIECES = tuple(1 << power for power in range(18, 25))
 """Bytes of a piece: 256 KiB to 16 MiB."""
+
+LOADING_REQUEST = 1 << 20
+"""Bytes of the largest read while a model is loaded that stays in memory."""
 
 MAX_TOKENS = 4096
 LOGIT_ROWS = 64

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from strata.backends.kv_types import KV_BLOCK
 from strata.plan import constants
 from strata.plan.outline import Outline, SegmentOutline
-from strata.plan.plan import MemoryShares
+from strata.plan.plan import MemoryShares, Workload
+from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What is chosen before Segments find their place: threads, steps and streaming.
 
-    ``ring_bytes``, ``request_bytes`` and ``io_threads`` are those of a run that streams; they are
-    0 for one in which everything is resident.
+    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does. ``ring_bytes``
+    is that of a run that streams, and 0 for one in which everything is resident: then
+    ``request_bytes`` and ``io_threads`` are those of loading.
     """
 
     threads: int
@@ -28,20 +31,41 @@ class Sizes:
     ring_bytes: int = 0
     request_bytes: int = 0
     io_threads: int = 0
+    server_bytes: int = 0
 
 
-def peak_while_opening(model: Outline) -> int:
+def peak_while_opening(model: Outline, sizes: Sizes) -> int:
     """The peak before any weight is loaded: while the tokenizer is built."""
-    return (
-        constants.INTERPRETER
-        + constants.TOKENIZER
-        + model.tokens * constants.TOKENIZER_BUILDING_TOKEN
-        + model.merges * constants.TOKENIZER_BUILDING_MERGE
+    return constants.INTERPRETER + sizes.server_bytes + tokenizer_building_bytes(model.tokenizer)
+
+
+def peak_bytes(model: Outline, sizes: Sizes, resident: Collection[str], workload: Workload) -> int:
+    """The largest resident size of a process that does ``workload`` once: of what is reserved, KV
+    and tables are touched as far as there are tokens."""
+    positions = min(sizes.context, workload.prompt_tokens + workload.answer_tokens)
+    blocks = sizes.parallel * -(-positions // KV_BLOCK)
+    used = replace(sizes, context=positions, kv_blocks=min(blocks, sizes.kv_blocks))
+    shares = memory_shares(model, used, resident)
+    spared = constants.SAMPLING_LOGIT - constants.USUAL_SAMPLING_LOGIT
+    owned = shares.total - shares.margin - spared * model.vocabulary
+    owned -= 0 if resident else constants.LOADED
+    touched = owned + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * owned)
+    return min(
+        max(touched, peak_while_opening(model, sizes)),
+        memory_shares(model, sizes, resident).total,
     )
 
 
+def server_bytes(model: Outline, workload: Workload) -> int:
+    """What answering over HTTP takes, with grammars that any request may ask for."""
+    if not workload.serving:
+        return 0
+    grammars = constants.GRAMMARS + model.vocabulary * constants.GRAMMAR_TOKEN
+    return constants.SERVER + grammars
+
+
 def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> MemoryShares:
-    """Who owns how many bytes at the peak."""
+    """Who owns how many bytes at most."""
     fixed = fixed_shares(model, sizes)
     weights = resident_bytes(model, resident)
     return _with_margin(fixed, fixed.resident + weights)
@@ -49,26 +73,34 @@ def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> Me
 
 def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     """The shares when no Segment is resident: only vectors are."""
-    threads = sizes.threads + sizes.io_threads
+    streams = sizes.ring_bytes > 0
+    threads = sizes.threads + (sizes.io_threads if streams else 0)
     arena = model.arena_bytes(sizes.max_tokens, sizes.logit_rows)
     scratch = sizes.threads * model.scratch_bytes
     attention = model.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
+    staging = sizes.io_threads * staging_bytes(model, sizes.request_bytes)
+    kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
+    logits = sizes.logit_rows * model.vocabulary * 4 + sampling
+    activations = arena + scratch + attention
+    if not streams:
+        # Loading comes first, where the others will be.
+        staging = max(0, staging - kv - logits - activations)
     base = MemoryShares(
         interpreter=constants.INTERPRETER
         + threads * constants.THREAD
+        + constants.LOADED
         + len(model.segments) * constants.SEGMENT,
-        tokenizer=constants.TOKENIZER
-        + model.tokens * constants.TOKENIZER_TOKEN
-        + model.merges * constants.TOKENIZER_MERGE,
+        tokenizer=tokenizer_bytes(model.tokenizer),
         resident=model.vector_bytes,
         ring=sizes.ring_bytes,
-        staging=sizes.io_threads * staging_bytes(model, sizes.request_bytes),
-        kv=model.kv_bytes(sizes.kv_blocks, sizes.kv_type),
-        activations=arena + scratch + attention,
-        logits=sizes.logit_rows * model.vocabulary * 4 + sampling,
+        staging=staging,
+        kv=kv,
+        activations=activations,
+        logits=logits,
         margin=0,
+        server=sizes.server_bytes,
     )
     return _with_margin(base, model.vector_bytes)
 
@@ -76,17 +108,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
 def _with_margin(shares: MemoryShares, resident: int) -> MemoryShares:
     owned = shares.total - shares.margin - shares.resident + resident
     margin = constants.MARGIN + int(constants.MARGIN_SHARE * owned)
-    return MemoryShares(
-        interpreter=shares.interpreter,
-        tokenizer=shares.tokenizer,
-        resident=resident,
-        ring=shares.ring,
-        staging=shares.staging,
-        kv=shares.kv,
-        activations=shares.activations,
-        logits=shares.logits,
-        margin=margin,
-    )
+    return replace(shares, resident=resident, margin=margin)
 
 
 def room_for_weights(fixed: MemoryShares, budget: int) -> int:

@@ -9,10 +9,14 @@ import strata._native as _native
 from strata.backends.cpu import CpuBackend, native_id
 from strata.backends.kv_types import KV_BLOCK, choose_kv_type
 from strata.backends.lower import Lowered, lower
+from strata.backends.pieces import Matrix as Part
+from strata.backends.pieces import smallest_piece
 from strata.backends.placement import Placement
 from strata.formats import ModelFile
+from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import KVLayer, Model, Op, Segment, Weight
 from strata.quant import by_name
+from strata.text.huggingface import count_merges
 
 PANEL = 16
 """Rows of a matrix that are packed together, and the least that is streamed."""
@@ -83,10 +87,15 @@ class SegmentOutline:
 
     @property
     def least_piece(self) -> int:
-        """Bytes of the smallest piece that every product of it can be cut into."""
+        """Bytes of the smallest piece that every product of it can be cut into: a panel, or two of
+        each matrix where one gates another."""
         panels = {m.name: m.panel_bytes for m in self.matrices}
-        groups = (node.products for node in self.lowered.nodes if node.products)
-        return max((sum(panels[p.op.inputs[1]] for p in group) for group in groups), default=0)
+        least = 0
+        for node in self.lowered.nodes:
+            parts = [Part(1, panels[p.op.inputs[1]]) for p in node.products]
+            if parts:
+                least = max(least, smallest_piece(parts, together=node.glu is not None))
+        return least
 
     def arena_bytes(self, tokens: int, out_rows: int) -> int:
         """Bytes of activations that a step of so many tokens and rows of logits takes."""
@@ -102,17 +111,15 @@ class SegmentOutline:
 
 @dataclass(frozen=True)
 class Outline:
-    """A model's sizes. ``tokens`` and ``merges`` are those of its tokenizer; ``copies`` says that
-    some weights are not read as the kernels want them: 8-bit floats apart from their scales, or
-    transposed."""
+    """A model's sizes. ``copies`` says that some weights are not read as the kernels want them:
+    8-bit floats apart from their scales, or transposed."""
 
     name: str
     segments: tuple[SegmentOutline, ...]
     kv: tuple[KVLayer, ...]
     vocabulary: int
     context: int
-    tokens: int
-    merges: int
+    tokenizer: TokenizerOutline
     copies: bool = False
 
     @cached_property
@@ -209,14 +216,19 @@ class Outline:
 def outline(name: str, model: Model, file: ModelFile) -> Outline:
     """The Outline of a Model that was built from ``file``."""
     segments = tuple(_segment(segment, file) for segment in model.segments)
-    tokens, merges = _vocabulary(model, file)
     copies = any(
         w.transform == "transpose" or file.tensors[w.source].type.gguf_id is None
         for segment in model.segments
         for w in segment.weights
     )
     return Outline(
-        name, segments, model.kv, model.vocab_size, model.context_length, tokens, merges, copies
+        name,
+        segments,
+        model.kv,
+        model.vocab_size,
+        model.context_length,
+        _tokenizer(model, file),
+        copies,
     )
 
 
@@ -252,10 +264,15 @@ def _input_form(format: str) -> str:
     return str(info["input_form"]) if isinstance(info, dict) else "f32"
 
 
-def _vocabulary(model: Model, file: ModelFile) -> tuple[int, int]:
-    """Tokens and merges. Files beside the weights are not looked into: then twice as many merges
-    as tokens are assumed, as the largest tokenizers have them."""
+def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:
+    """From the metadata, or from a tokenizer.json that is here. For one that is not, twice as many
+    merges as tokens are assumed, as the largest tokenizers have them."""
     if file.kind == "gguf" and "tokenizer.ggml.tokens" in file.metadata:
-        merges = file.metadata.get("tokenizer.ggml.merges", ())
-        return len(file.metadata["tokenizer.ggml.tokens"]), len(merges)
-    return model.vocab_size, 2 * model.vocab_size
+        tokens = len(file.metadata["tokenizer.ggml.tokens"])
+        merges = len(file.metadata.get("tokenizer.ggml.merges", ()))
+        return TokenizerOutline("bpe" if merges else "sentencepiece", tokens, merges)
+    tokens = model.vocab_size
+    if file.kind == "gguf":
+        return TokenizerOutline("bpe", tokens, 2 * tokens)
+    merges_here = count_merges(file.path)
+    return TokenizerOutline("json", tokens, 2 * tokens if merges_here is None else merges_here)

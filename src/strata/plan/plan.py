@@ -19,11 +19,13 @@ FORMAT_VERSION = 1
 @dataclass(frozen=True)
 class Limits:
     """What the user allows and wants. ``memory`` None: what the machine and its cgroups leave;
-    ``kv_type`` is wanted and never chosen, because the answer depends on it."""
+    ``kv_type`` is wanted and never chosen, because the answer depends on it. ``kv_bytes`` bounds
+    the KV of all requests together; None leaves each room for a whole context."""
 
     memory: int | None = None
     threads: int | None = None
     kv_type: KVTypeName = "f16"
+    kv_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Workload:
 
     ``context`` is the positions a request may come to use, prompt and answer together; None leaves
     it to the planner. ``logit_rows`` is how many rows of logits of one sequence are wanted at a
-    time: more than one where a text is scored.
+    time: more than one where a text is scored. ``serving`` says that they come over HTTP.
     """
 
     prompt_tokens: int = 512
@@ -40,6 +42,7 @@ class Workload:
     context: int | None = None
     answer_tokens: int = 256
     logit_rows: int = 1
+    serving: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class MemoryShares:
-    """Who owns how many bytes at the peak.
+    """Who owns how many bytes at most: what is reserved, and held under the budget.
 
     ``resident`` are the weights that stay: all of resident Segments, and the vectors (norms,
     biases) of the others. ``ring`` and ``staging`` serve the streamed ones: pieces ready for the
-    kernels, and bytes as the file has them on the way there. ``margin`` is owned by nobody: what
+    kernels, and bytes as the file has them on the way there. ``server`` is what answering over HTTP
+    takes: its libraries, connections and requests. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
     """
 
@@ -70,10 +74,11 @@ class MemoryShares:
     activations: int
     logits: int
     margin: int
+    server: int = 0
 
     @property
     def total(self) -> int:
-        """The predicted peak of the process, page cache that it causes included."""
+        """All of them, page cache that the process causes included."""
         return (
             self.interpreter
             + self.tokenizer
@@ -84,6 +89,7 @@ class MemoryShares:
             + self.activations
             + self.logits
             + self.margin
+            + self.server
         )
 
 
@@ -91,6 +97,8 @@ class MemoryShares:
 class Prediction:
     """What the cost model expects of a Plan.
 
+    ``memory`` is reserved; the process is at most ``peak_bytes`` large while it does the workload
+    once, which touches only part of what is reserved for a longer context.
     ``load_s`` ends when the first sweep may begin; ``ttft_s`` is from there until ``concurrency``
     prompts of ``prompt_tokens`` that came together have their first tokens; ``decode_tok_s`` counts
     the tokens of all of them while the answers are half written. ``sweep_bytes`` are read from the
@@ -129,7 +137,7 @@ class Plan:
     time. KV is held in ``kv_blocks`` blocks of ``kv_type`` for ``parallel`` sequences of
     ``context`` positions.
 
-    ``budget`` is what ``predicted.peak_bytes`` was held under.
+    ``budget`` is what ``predicted.memory.total`` was held under.
     """
 
     model: str

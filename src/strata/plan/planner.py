@@ -16,8 +16,10 @@ from strata.plan.memory_model import (
     added_bytes,
     fixed_shares,
     memory_shares,
+    peak_bytes,
     peak_while_opening,
     room_for_weights,
+    server_bytes,
     sources,
 )
 from strata.plan.outline import Outline, SegmentOutline
@@ -37,13 +39,14 @@ class BudgetTooSmall(UsageError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run, before it is written down: sizes, how the disk is read, and what stays."""
+    """A way to run, before it is written down: sizes, how the disk is read, what stays, and bytes
+    reserved for it."""
 
     sizes: Sizes
     piece_bytes: int
     read: DiskRate
     resident: frozenset[str]
-    peak_bytes: int
+    reserved: int
     prediction: Prediction
 
 
@@ -65,9 +68,15 @@ class Planner:
         self.model, self.machine, self.workload = model, machine, workload
         self.threads = limits.threads or machine.cores
         self._kv_type: KVTypeName = limits.kv_type
+        self._most_blocks: int | None = None
+        if limits.kv_bytes is not None and model.kv:
+            self._most_blocks = limits.kv_bytes // model.kv_bytes(1, limits.kv_type)
         self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
+        # Where all is resident, and what is read has to wait beside what stays.
+        self._loading = best_read(machine, constants.LOADING_REQUEST)
         self._fill_order = _fill_order(model)
         _check(model, workload)
+        self._check_kv(limits.kv_bytes)
 
     def plan(self, memory: int | None) -> Plan:
         """The Plan for a budget; None is what the machine leaves."""
@@ -88,7 +97,8 @@ class Planner:
         """The smallest budget in which the model runs, in whole megabytes."""
         context = self._least_context()
         totals = [fixed_shares(self.model, sizes).total for sizes, _, _ in self._sizes(context)]
-        least = max(min(totals), peak_while_opening(self.model))
+        opening = peak_while_opening(self.model, self._resident_sizes(context, 1))
+        least = max(min(totals), opening)
         # Rounded up, and by one more for the rounding of the margin's share.
         return (least // constants.MB + 2) * constants.MB
 
@@ -113,17 +123,17 @@ class Planner:
         )
 
     def _best(self, budget: int, context: int) -> Candidate | None:
-        if peak_while_opening(self.model) > budget:
+        if peak_while_opening(self.model, self._resident_sizes(context, 1)) > budget:
             return None
         candidates = self._candidates(budget, context)
-        return min(candidates, key=lambda c: (_slowness(c.prediction), c.peak_bytes), default=None)
+        return min(candidates, key=lambda c: (_slowness(c.prediction), c.reserved), default=None)
 
     def _candidates(self, budget: int, context: int) -> Iterator[Candidate]:
         names = frozenset(s.name for s in self.model.segments)
         for tokens in self._token_choices():
             sizes = self._resident_sizes(context, tokens)
             if memory_shares(self.model, sizes, names).total <= budget:
-                yield self._candidate(sizes, 0, best_read(self.machine, 1 << 62), names)
+                yield self._candidate(sizes, 0, self._loading, names)
         for sizes, piece, read in self._sizes(context):
             fixed = fixed_shares(self.model, sizes)
             if fixed.total <= budget:
@@ -157,14 +167,18 @@ class Planner:
 
     def _resident_sizes(self, context: int, tokens: int) -> Sizes:
         w = self.workload
+        blocks = w.concurrency * -(-context // KV_BLOCK)
         return Sizes(
             threads=self.threads,
             max_tokens=tokens,
             logit_rows=min(w.concurrency * w.logit_rows, constants.LOGIT_ROWS),
-            kv_blocks=w.concurrency * -(-context // KV_BLOCK),
+            kv_blocks=blocks if self._most_blocks is None else min(blocks, self._most_blocks),
             context=context,
             parallel=w.concurrency,
             kv_type=self._kv_type,
+            server_bytes=server_bytes(self.model, w),
+            request_bytes=self._loading.request_bytes,
+            io_threads=max(1, self._loading.depth),
         )
 
     def _token_choices(self) -> list[int]:
@@ -197,7 +211,8 @@ class Planner:
     ) -> Candidate:
         shares = memory_shares(self.model, sizes, resident)
         prediction = self._predict(sizes, read, resident)
-        prediction = replace(prediction, memory=shares, peak_bytes=shares.total)
+        peak = peak_bytes(self.model, sizes, resident, self.workload)
+        prediction = replace(prediction, memory=shares, peak_bytes=peak)
         return Candidate(sizes, piece, read, resident, shares.total, prediction)
 
     def _predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
@@ -229,7 +244,8 @@ class Planner:
             if s.name in resident:
                 nbytes += s.streamed_bytes
                 packing += self._costs.pack_s[s.name]
-        opening = (self.model.tokens + self.model.merges) * constants.OPEN_TOKEN
+        tokenizer = self.model.tokenizer
+        opening = (tokenizer.tokens + tokenizer.merges) * constants.OPEN_TOKEN
         reading = nbytes / (read.bytes_s * constants.DISK_SHARE)
         return constants.OPEN + opening + max(reading, packing)
 
@@ -249,6 +265,8 @@ class Planner:
         if w.context is not None:
             return w.context
         default = min(constants.DEFAULT_CONTEXT, self.model.context)
+        if self._most_blocks is not None:
+            default = min(default, self._most_blocks * KV_BLOCK)
         return max(default, self._least_context())
 
     def _least_context(self) -> int:
@@ -259,8 +277,18 @@ class Planner:
         return min(self.model.context, w.prompt_tokens + w.answer_tokens)
 
     def _kv_bytes(self, context: int) -> int:
-        blocks = self.workload.concurrency * -(-context // KV_BLOCK)
-        return self.model.kv_bytes(blocks, self._kv_type)
+        return self.model.kv_bytes(self._resident_sizes(context, 1).kv_blocks, self._kv_type)
+
+    def _check_kv(self, given: int | None) -> None:
+        context = self._least_context()
+        needed = -(-context // KV_BLOCK)
+        if given is not None and self._most_blocks is not None and self._most_blocks < needed:
+            raise UsageError(
+                f"{format_size(given)} of KV do not hold a context of {context} positions as "
+                f"{self._kv_type}, which takes "
+                f"{format_size(self.model.kv_bytes(needed, self._kv_type))}: give more, or ask for "
+                f"a smaller context"
+            )
 
     def _write(self, best: Candidate, budget: int, *, given: bool) -> Plan:
         order = [s.name for s in self.model.segments]
@@ -273,8 +301,8 @@ class Planner:
             ring_bytes=sizes.ring_bytes,
             piece_bytes=best.piece_bytes,
             read_mode=best.read.mode,
-            request_bytes=sizes.request_bytes or best.read.request_bytes,
-            io_threads=sizes.io_threads or max(1, best.read.depth),
+            request_bytes=sizes.request_bytes,
+            io_threads=sizes.io_threads,
             max_tokens=sizes.max_tokens,
             logit_rows=sizes.logit_rows,
             kv_blocks=sizes.kv_blocks,

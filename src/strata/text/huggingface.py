@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ _NAMED = (
     "cls_token",
     "mask_token",
 )
+_JSON_MARKS = re.compile(rb'\[|\]|"(?:[^"\\]|\\.)*"')
 _TEMPLATE_DIRECTORIES = ("additional_chat_templates", "chat_templates")
 
 
@@ -61,6 +63,33 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
         special_tokens=names,
         chat_templates=_chat_templates(path, config),
     )
+
+
+def count_merges(path: Path) -> int | None:
+    """How many merges the tokenizer.json of a model directory has, without building anything; None
+    if there is no such file. What looks like no merges at all counts as none."""
+    try:
+        text = (Path(path) / "tokenizer.json").read_bytes()
+    except OSError:
+        return None
+    start = text.rfind(b'"merges"')
+    opening = text.find(b"[", start) if start >= 0 else -1
+    if opening < 0:
+        return 0
+    strings, depth, pairs = 0, 0, 0
+    for match in _JSON_MARKS.finditer(text, opening):
+        mark = match[0]
+        if mark == b"[":
+            depth += 1
+            pairs += depth == 2
+        elif mark == b"]":
+            depth -= 1
+            if depth == 0:
+                break
+        else:
+            strings += 1
+    # Newer files write each merge as a list of two, older ones as one text.
+    return pairs or strings
 
 
 class HuggingFaceEncoder:
