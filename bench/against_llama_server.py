@@ -34,7 +34,7 @@ import numpy as np
 from machine import describe
 
 WORDS = ("river", "mill", "the", "stone", "nobody", "moved", "past", "old", "over", "year")
-LENGTHS = (12, 900, 100, 300)
+LENGTHS = "12,900,100,300"
 """Words of the prompts, taken in turns: from a question to a long document."""
 
 
@@ -49,9 +49,9 @@ class Answers:
     gap_s: list[float] = field(default_factory=list)
 
 
-def prompt(client: int, number: int) -> str:
+def prompt(client: int, number: int, lengths: Sequence[int]) -> str:
     """A text that begins like no other one."""
-    words = LENGTHS[(client + number) % len(LENGTHS)]
+    words = lengths[(client + number) % len(lengths)]
     drawn = np.random.default_rng(1000 * client + number).choice(WORDS, words)
     return f"{client}.{number} " + " ".join(drawn)
 
@@ -88,16 +88,17 @@ async def ask(
             first, last = False, now
 
 
-async def load(url: str, clients: int, requests: int, gen: int) -> Answers:
+async def load(url: str, clients: int, args: argparse.Namespace) -> Answers:
     """All clients at once, each with so many requests in turn."""
+    lengths = [int(n) for n in args.words.split(",")]
     found = Answers()
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(timeout=600, limits=limits) as http:
         model = (await http.get(f"{url}/v1/models")).json()["data"][0]["id"]
 
         async def client(number: int) -> None:
-            for i in range(requests):
-                await ask(http, url, model, prompt(number, i), gen, found)
+            for i in range(args.requests):
+                await ask(http, url, model, prompt(number, i, lengths), args.gen, found)
 
         await ask(http, url, model, "Hello", 2, Answers())
         began = time.perf_counter()
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,4,16", help="%(default)s")
     parser.add_argument("--requests", type=int, default=4, help="of each client, in turn")
     parser.add_argument("--gen", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--words", default=LENGTHS, help="of the prompts, in turn (%(default)s)")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=3)
@@ -194,7 +196,7 @@ def main() -> None:
             for name in list(sides) if i % 2 == 0 else list(sides)[::-1]:
                 port = free_port()
                 with serving(sides[name](args.model, clients, args, port), port, cores) as url:
-                    answers = asyncio.run(load(url, clients, args.requests, args.gen))
+                    answers = asyncio.run(load(url, clients, args))
                     pair[name] = figures(answers)
             pairs.append(pair)
         report["runs"].append({"clients": clients, "pairs": pairs})
