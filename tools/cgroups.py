@@ -25,8 +25,14 @@ class Group:
 
     def run(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         """Run a command in the group; one that is killed for memory has the return code -9."""
-        enter = ["sh", "-c", _ENTER, str(self.directory / "cgroup.procs"), *command]
-        return subprocess.run(enter, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(self._enter(command), capture_output=True, text=True, timeout=timeout)
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a command in the group; what it writes to standard error can be read."""
+        return subprocess.Popen(self._enter(command), stderr=subprocess.PIPE, text=True)
+
+    def _enter(self, command: Sequence[str]) -> list[str]:
+        return ["sh", "-c", _ENTER, str(self.directory / "cgroup.procs"), *command]
 
     @property
     def peak(self) -> int:
