@@ -1,22 +1,39 @@
 """Predicted against measured: what `strata plan` says and what `strata bench` then finds.
 
-Prints one JSON object: a row for each model, prompt and budget with both figures, and the median
-ratio of each (measured / predicted), by which the constants of `strata.plan.constants` can be
-corrected. `python bench/fit_cost_model.py a.gguf b.gguf --prompts 128,512 --memory 512MB,1GB`.
-Rows alternate with a fresh probe, so that a machine that changes its speed is measured as it is.
+Cases are MODEL,BUDGET,PROMPT with `-` for all the memory that is free:
+
+    python bench/fit_cost_model.py --fit a.gguf,-,128 a.gguf,500MB,128 --check b.gguf,1GB,300
+
+Before each case the machine is probed afresh, because a shared one changes its speed. Constants of
+`strata.plan.constants` are fitted to the cases of `--fit`; those of `--check` are left out of that
+and only say how far predictions are off. Prints one JSON object: a row for each case with ratios
+(predicted / measured), a summary of each set, and the constants that would fit best.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-COMPARED = ("ttft_s", "decode_tok_s", "load_s", "peak_bytes")
+from strata.formats import open_model
+from strata.models import build_model
+from strata.plan import Limits, Machine, Plan, Prediction, Workload, constants, from_json, outline
+from strata.plan.memory_model import Sizes
+from strata.plan.planner import Planner
+
+COMPARED = ("ttft_s", "decode_tok_s", "load_s")
+FITTED = (
+    *("NODE", "STEP", "SAMPLE", "SAMPLE_LOGIT", "ELEMENTWISE_BYTES"),
+    *("DISK_SHARE", "RING_SHARE", "OPEN", "OPEN_TOKEN", "FRESH_BYTES"),
+)
+STEPS = (0.5, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 2.0)
+SHARES = {"DISK_SHARE", "RING_SHARE"}
 
 
 def strata(*arguments: str) -> dict[str, Any]:
@@ -28,54 +45,126 @@ def strata(*arguments: str) -> dict[str, Any]:
     return result
 
 
-def compare(
-    model: str, prompt: int, memory: str | None, args: argparse.Namespace
-) -> dict[str, Any]:
-    strata("probe", model, "--refresh")
-    budget = [] if memory is None else ["--memory", memory]
+def compare(case: str, args: argparse.Namespace) -> dict[str, Any]:
+    model, memory, prompt = case.split(",")
+    probed = strata("probe", model, "--refresh")
+    budget = [] if memory == "-" else ["--memory", memory]
     common = ["--threads", str(args.threads), *budget]
-    depth = prompt + args.gen // 2
+    context = int(prompt) + args.gen + 1
     plan = strata(
         "plan",
         model,
-        *("--prompt-tokens", str(prompt), "--answer-tokens", str(args.gen)),
-        *("--context", str(depth + args.gen + 1)),
+        *("--prompt-tokens", prompt, "--answer-tokens", str(args.gen)),
+        *("--context", str(context)),
         *common,
-    )["plan"]["predicted"]
+    )["plan"]
     bench = strata(
         "bench",
         model,
-        *("--prompt", str(prompt), "--gen", str(args.gen), "--depth", str(prompt)),
-        *("--repeat", str(args.repeat)),
+        *("--prompt", prompt, "--gen", str(args.gen), "--depth", prompt),
+        *("--repeat", str(args.repeat), "--explain"),
         *common,
     )
-    measured = bench | {"peak_bytes": bench["memory"]["peak_bytes"]}
-    row: dict[str, Any] = {"model": model, "prompt": prompt, "memory": memory}
+    explained = bench["explanation"]
+    row: dict[str, Any] = {"case": case, "bound": plan["predicted"]["bound"]}
     for name in COMPARED:
-        row[name] = {"predicted": plan[name], "measured": measured[name]}
-    return row | {"bound": plan["bound"]}
+        row[name] = _ratio(plan["predicted"][name], bench[name])
+    row["peak_bytes"] = _ratio(explained["predicted_peak_bytes"], explained["peak_bytes"])
+    row["machine"], row["plan"] = probed.get("machine", probed), plan
+    return row
+
+
+def _ratio(predicted: float, measured: float) -> dict[str, float]:
+    return {"predicted": predicted, "measured": measured, "ratio": predicted / measured}
+
+
+def repredict(row: dict[str, Any]) -> Prediction:
+    """What the constants as they are now say of a row's Plan."""
+    plan = from_json(Plan, row["plan"])
+    machine = from_json(Machine, row["machine"])
+    model = row["case"].split(",")[0]
+    p = plan.predicted
+    workload = Workload(p.prompt_tokens, p.concurrency, plan.context, row["gen"])
+    with open_model(Path(model)) as file:
+        sizes = outline(model, build_model(file, plan.context), file)
+    planner = Planner(sizes, machine, Limits(None, plan.threads, plan.kv_type), workload)
+    alike = (d for d in machine.disk if d.mode == plan.read_mode)
+    read = max((d for d in alike if d.request_bytes == plan.request_bytes), key=lambda d: d.bytes_s)
+    chosen = Sizes(
+        *(plan.threads, plan.max_tokens, plan.logit_rows, plan.kv_blocks),
+        *(plan.context, plan.parallel, plan.kv_type),
+        *(plan.ring_bytes, plan.request_bytes, plan.io_threads),
+    )
+    return planner.predict(chosen, read, frozenset(plan.resident))
+
+
+def error(rows: list[dict[str, Any]]) -> float:
+    """Mean square of the logarithm of how far predictions are off."""
+    total = 0.0
+    for row in rows:
+        now = repredict(row)
+        for name in COMPARED:
+            total += math.log(getattr(now, name) / row[name]["measured"]) ** 2
+    return total / len(rows)
+
+
+def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The constants that fit best, found one at a time; they are left as they were."""
+    before = {name: getattr(constants, name) for name in FITTED}
+    best = error(rows)
+    for _ in range(2):
+        for name in FITTED:
+            start = getattr(constants, name)
+            kept = start
+            for step in STEPS:
+                tried = min(1.0, start * step) if name in SHARES else start * step
+                setattr(constants, name, tried)
+                now = error(rows)
+                if now < best:
+                    best, kept = now, tried
+            setattr(constants, name, kept)
+    found = {name: getattr(constants, name) for name in FITTED}
+    for name, value in before.items():
+        setattr(constants, name, value)
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name in (*COMPARED, "peak_bytes"):
+        ratios = [row[name]["ratio"] for row in rows]
+        out[name] = {
+            "median": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "within_20_percent": sum(1 / 1.2 <= r <= 1.2 for r in ratios),
+            "cases": len(ratios),
+        }
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--prompts", default="512")
-    parser.add_argument("--memory", default=None, help="Budgets; none: all that is free.")
-    parser.add_argument("--gen", type=int, default=32)
+    parser.add_argument("--fit", nargs="*", default=[], metavar="CASE")
+    parser.add_argument("--check", nargs="*", default=[], metavar="CASE")
+    parser.add_argument("--gen", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    budgets = [None] if args.memory is None else args.memory.split(",")
-    prompts = [int(p) for p in args.prompts.split(",")]
-    rows = [
-        compare(model, prompt, memory, args)
-        for model, prompt, memory in itertools.product(args.models, prompts, budgets)
-    ]
-    ratios = {
-        name: statistics.median(r[name]["measured"] / r[name]["predicted"] for r in rows)
-        for name in COMPARED
-    }
-    print(json.dumps({"threads": args.threads, "rows": rows, "median_ratio": ratios}, indent=1))
+    result: dict[str, Any] = {"threads": args.threads}
+    for name, cases in (("fit", args.fit), ("check", args.check)):
+        rows = []
+        for case in cases:
+            rows.append(compare(case, args) | {"gen": args.gen})
+            found = {key: round(rows[-1][key]["ratio"], 3) for key in (*COMPARED, "peak_bytes")}
+            print(case, found, file=sys.stderr, flush=True)
+        if rows:
+            result[name] = {"summary": summary(rows)}
+            if name == "fit":
+                result["constants"] = fit(rows)
+            shown = [{k: v for k, v in r.items() if k not in ("machine", "plan")} for r in rows]
+            result[name]["rows"] = shown
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -68,25 +68,28 @@ LOGIT_ROWS = 64
 
 # Times, in seconds. -----------------------------------------------------------------------------
 
-NODE = 3e-6
+NODE = 1e-6
 """Opening and closing one Op's work among the threads."""
 
-STEP = 2e-4
+STEP = 1.2e-4
 """A step's work in Python: scheduling, the step's arrays, text."""
 
-SAMPLE = 1e-4
-SAMPLE_LOGIT = 4e-9
+SAMPLE = 6e-5
+SAMPLE_LOGIT = 1e-9
 """Choosing a token, and for each logit."""
 
-ELEMENTWISE_BYTES = 5e9
+ELEMENTWISE_BYTES = 20e9
 """Bytes a second and thread of norms, activations, rotations and the like."""
 
-OPEN = 0.3
-OPEN_TOKEN = 2.5e-6
+OPEN = 0.05
+OPEN_TOKEN = 1.8e-6
 """Starting up, and building the tokenizer for each token and merge."""
 
-DISK_SHARE = 0.97
+FRESH_BYTES = 2e9
+"""Bytes a second of memory that the system hands out for weights that stay."""
+
+DISK_SHARE = 0.93
 """Of the probed bandwidth that a sweep keeps up."""
 
-UNEVEN = 1e-3
-"""How long reading and work fall behind each other: a ring has to hold much more than this."""
+RING_SHARE = 0.5
+"""Of the ring that is filled ahead: the rest is in use, or lost where it wraps."""

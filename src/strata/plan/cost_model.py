@@ -42,14 +42,11 @@ class SweepTime:
 
 @dataclass(frozen=True)
 class Streaming:
-    """What a choice of resident Segments leaves to stream, and how: bytes in every sweep, seconds
-    of packing them, the part of both that only a sweep with logits needs, whether rows of tables
-    are looked up on the disk, its bandwidth and the ring."""
+    """What a choice of resident Segments leaves to stream, and how: the Segments that stay, bytes
+    in every sweep, whether rows of tables are looked up on the disk, its bandwidth and the ring."""
 
+    resident: frozenset[str]
     nbytes: int
-    packing_s: float
-    head_bytes: int
-    head_packing_s: float
     lookups: bool
     bytes_s: float
     ring_bytes: int
@@ -65,48 +62,55 @@ class CostModel:
         elements = sum(2 * layer.kv_heads * layer.head_dim for layer in model.kv) * KV_BLOCK
         self._kv_element_bytes = model.kv_bytes(1, kv_type) / elements if elements else 0.0
         self.pack_s = {s.name: self._pack_s(s) for s in model.segments}
-        self._work_s = cache(self._sum_work)
+        self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
 
     def streaming(self, resident: Collection[str], bytes_s: float, ring_bytes: int) -> Streaming:
         """What streams when these Segments stay."""
         rest = [s for s in self.model.segments if s.name not in resident]
-        heads = [s for s in rest if s.selects]
         return Streaming(
+            resident=frozenset(resident),
             nbytes=sum(s.streamed_bytes for s in rest),
-            packing_s=sum(self.pack_s[s.name] for s in rest),
-            head_bytes=sum(s.streamed_bytes for s in heads),
-            head_packing_s=sum(self.pack_s[s.name] for s in heads),
             lookups=any(s.lookup_only for s in rest),
             bytes_s=bytes_s,
             ring_bytes=ring_bytes,
         )
 
     def sweep(self, load: Load, streaming: Streaming) -> SweepTime:
-        """A sweep through resident Segments and those that stream."""
-        work = self._work_s(load)
-        nbytes, packing = streaming.nbytes, streaming.packing_s
-        if not load.out_rows:
-            nbytes -= streaming.head_bytes
-            packing -= streaming.head_packing_s
-        reading = nbytes / (streaming.bytes_s * constants.DISK_SHARE)
-        working = work + packing
-        total = max(reading, working)
-        if nbytes:
-            # A ring that holds little evens little out, and one then waits for the other.
-            lag = streaming.bytes_s * constants.UNEVEN
-            total += min(reading, working) * lag / (streaming.ring_bytes + lag)
+        """A sweep through resident Segments and those that stream.
+
+        Reading goes ahead of the work as far as the ring has room: all that resident Segments take
+        between two that stream is only of use for that.
+        """
+        outside = constants.STEP + self._choosing_s(load.out_rows)
+        rate = streaming.bytes_s * constants.DISK_SHARE
+        room = streaming.ring_bytes * constants.RING_SHARE
+        ahead = total = reading = working = packing = 0.0
+        # In the first round the ring is found as the sweep before left it.
+        for _ in range(2 if streaming.nbytes else 1):
+            total = reading = working = packing = 0.0
+            for s, seconds in zip(self.model.segments, self._segments_s(load), strict=True):
+                streams = s.name not in streaming.resident and (load.out_rows or not s.selects)
+                nbytes = s.streamed_bytes if streams else 0
+                pack = self.pack_s[s.name] if streams else 0.0
+                taken = max(seconds + pack, (nbytes - ahead) / rate)
+                ahead = min(room, ahead + rate * taken - nbytes)
+                total += taken
+                reading += nbytes / rate
+                working += seconds
+                packing += pack
+            total += outside
+            ahead = min(room, ahead + rate * outside)
         if streaming.lookups:
             total += load.tokens * self.rates.machine.read_latency_s / self.rates.threads
         bound: Bound = "disk"
-        if reading <= working:
-            bound = "compute" if packing > work else self._bound(load)
-        return SweepTime(reading, working, total, bound)
+        if reading <= working + packing:
+            bound = "compute" if packing > working else self._bound(load)
+        return SweepTime(reading, working + packing + outside, total, bound)
 
-    def _sum_work(self, load: Load) -> float:
-        """Seconds of a sweep's arithmetic and choices, wherever the weights come from."""
-        work = constants.STEP + self._choosing_s(load.out_rows)
-        return work + sum(self._segment_s(s, load) for s in self.model.segments)
+    def _time_segments(self, load: Load) -> tuple[float, ...]:
+        """Seconds of each Segment's arithmetic, wherever the weights come from."""
+        return tuple(self._segment_s(s, load) for s in self.model.segments)
 
     def _find_bound(self, load: Load) -> Bound:
         """Whether weights are read faster than multiplied with, at so many rows."""
@@ -132,10 +136,10 @@ class CostModel:
         weights = {m.name: m for m in s.matrices}
         if s.selects and not load.out_rows:
             return 0.0
-        seconds = self.rates.machine.step_overhead_s
+        # Products, adds and gates that are fused cost as much by themselves as in one node.
+        seconds = self.rates.machine.step_overhead_s + constants.NODE * len(s.lowered.nodes)
         for op in program.ops:
             rows = load.out_rows if program.values[op.output].shape[0] == "R" else load.tokens
-            seconds += constants.NODE
             if op.kind == "matmul":
                 m = weights[op.inputs[1]]
                 operations = 2.0 * rows * m.rows * m.width
@@ -150,7 +154,8 @@ class CostModel:
     def _attention_s(self, op: Op, program: Program, load: Load) -> float:
         window = op.attrs["window"]
         seen = load.past + load.rows
-        average = load.past + (load.rows + 1) / 2
+        # Keys are gone through in whole blocks, of which half of the last is in vain.
+        average = load.past + (load.rows + 1) / 2 + (KV_BLOCK / 2 if load.rows > 1 else 0)
         if window:
             seen, average = min(seen, window + load.rows), min(average, window)
         width = program.values[op.inputs[0]].width

@@ -178,7 +178,7 @@ class Planner:
             kv_type=self._kv_type,
             server_bytes=server_bytes(self.model, w),
             request_bytes=self._loading.request_bytes,
-            io_threads=max(1, self._loading.depth),
+            io_threads=self._io_threads(self._loading),
         )
 
     def _token_choices(self) -> list[int]:
@@ -210,12 +210,13 @@ class Planner:
         self, sizes: Sizes, piece: int, read: DiskRate, resident: frozenset[str]
     ) -> Candidate:
         shares = memory_shares(self.model, sizes, resident)
-        prediction = self._predict(sizes, read, resident)
+        prediction = self.predict(sizes, read, resident)
         peak = peak_bytes(self.model, sizes, resident, self.workload)
         prediction = replace(prediction, memory=shares, peak_bytes=peak)
         return Candidate(sizes, piece, read, resident, shares.total, prediction)
 
-    def _predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
+    def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
+        """What a run of these sizes will do; of memory only what does not depend on Segments."""
         w = self.workload
         streaming = self._costs.streaming(resident, read.bytes_s, sizes.ring_bytes)
         loads = _prefill(w, sizes.max_tokens)
@@ -247,7 +248,8 @@ class Planner:
         tokenizer = self.model.tokenizer
         opening = (tokenizer.tokens + tokenizer.merges) * constants.OPEN_TOKEN
         reading = nbytes / (read.bytes_s * constants.DISK_SHARE)
-        return constants.OPEN + opening + max(reading, packing)
+        fresh = nbytes / constants.FRESH_BYTES
+        return constants.OPEN + opening + max(reading, packing) + fresh
 
     def _contexts(self, budget: int) -> Iterator[int]:
         """Contexts to try: the one asked for, else the usual one, halved until its KV leaves most

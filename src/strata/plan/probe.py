@@ -23,7 +23,7 @@ from strata.plan.values import ValueFileError, from_json, to_json
 
 READ_SECONDS = 0.6
 KERNEL_SECONDS = 2.4
-DISK_SECONDS = 2.8
+DISK_SECONDS = 4.0
 
 Progress = Callable[[str], None]
 """Told what is measured next."""

@@ -1,6 +1,6 @@
 """Measures what the processor reaches: reading memory, products of each format, attention.
 
-Each figure is the best of a few short runs: other programs can only make a run slower.
+Each figure is the median of short runs: what is to be predicted shares the machine too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 import strata._native as _native
 from strata.backends.base import Span, Step
 from strata.backends.cpu import CpuBackend, native_id
+from strata.backends.kv_types import KV_BLOCK
 from strata.plan.machine import AttentionRate, Cache, KernelRate, ReadRate
 from strata.program import Builder, KVLayer, Weight
 from strata.quant import ALL, BlockType
@@ -28,8 +30,9 @@ from strata.quant import ALL, BlockType
 _K, _N = 2048, 4096
 _PREFILL_ROWS = 128
 _PANEL = 16
-_LEAST_BUFFER, _MOST_BUFFER = 64 << 20, 512 << 20
-_HEADS, _HEAD_DIM, _POSITIONS, _SEQUENCES = 16, 64, 512, 24
+_LEAST_BUFFER, _MOST_BUFFER = 256 << 20, 512 << 20
+_HEADS, _HEAD_DIM, _POSITIONS, _SEQUENCES = 16, 64, 512, 96
+_PREFILLS = 8
 
 Bytes = NDArray[np.uint8]
 
@@ -80,7 +83,7 @@ class ComputeProbe:
         # A backend hands the codebooks over that some formats are decoded with.
         CpuBackend(1, isa)
         wanted = min(
-            max(_LEAST_BUFFER, 2 * cache_bytes), _MOST_BUFFER, max(1 << 22, available // 8)
+            max(_LEAST_BUFFER, 4 * cache_bytes), _MOST_BUFFER, max(1 << 22, available // 8)
         )
         # Small bytes: scales of any format read from them are finite, and no slow subnormals.
         self._buffer = _aligned(wanted)
@@ -101,7 +104,7 @@ class ComputeProbe:
             def read(i: int, edges: list[int] = edges) -> None:
                 _native.read_stream(self.isa, self._buffer[edges[i] : edges[i + 1]])
 
-            best = self._best(read, count, seconds / len(counts))
+            best = self._usual(read, count, seconds / len(counts))
             rates.append(ReadRate(count, len(self._buffer) / best))
         return tuple(rates)
 
@@ -139,11 +142,11 @@ class ComputeProbe:
 
             return work
 
-        one = self._best(product(1, matrices[:1]), self.threads, 0.0)
+        one = self._usual(product(1, matrices[:1]), self.threads, 0.0)
         # As many as give the memory to do, but for formats that are slow in any memory.
         del matrices[max(1, int(seconds * 0.15 / one)) :]
-        decode = self._best(product(1, matrices), self.threads, seconds * 0.4)
-        prefill = self._best(product(_PREFILL_ROWS, matrices[:1]), self.threads, seconds * 0.4)
+        decode = self._usual(product(1, matrices), self.threads, seconds * 0.4)
+        prefill = self._usual(product(_PREFILL_ROWS, matrices[:1]), self.threads, seconds * 0.4)
         file_bytes = row.tensor_nbytes((_N, _K))
         stored = np.resize(self._buffer[:file_bytes], file_bytes)
         packed = _aligned(size)
@@ -152,7 +155,7 @@ class ComputeProbe:
             begin, end = (panels * j // self.threads for j in (i, i + 1))
             _native.pack(id, stored, _N, _K, packed, begin, end)
 
-        packing = self._best(pack, self.threads, seconds * 0.2)
+        packing = self._usual(pack, self.threads, seconds * 0.2)
         return KernelRate(
             row.name,
             size * len(matrices) / decode,
@@ -170,15 +173,15 @@ class ComputeProbe:
             _native.quantize_row(self.isa, x[r], out[r])
         return out
 
-    def _best(self, work: Callable[[int], None], threads: int, seconds: float) -> float:
-        """Shortest time in which ``threads`` threads do their parts, in the seconds given."""
-        best, ends, tries = float("inf"), perf_counter() + seconds, 0
-        while tries < 1 or (perf_counter() < ends and tries < 50):
+    def _usual(self, work: Callable[[int], None], threads: int, seconds: float) -> float:
+        """Usual time in which ``threads`` threads do their parts, in the seconds given."""
+        times: list[float] = []
+        ends = perf_counter() + seconds
+        while not times or (perf_counter() < ends and len(times) < 50):
             start = perf_counter()
             list(self._pool.map(work, range(threads)))
-            best = min(best, perf_counter() - start)
-            tries += 1
-        return best
+            times.append(perf_counter() - start)
+        return median(times)
 
 
 def attention(threads: int, isa: str) -> tuple[AttentionRate, float]:
@@ -205,14 +208,14 @@ def attention(threads: int, isa: str) -> tuple[AttentionRate, float]:
             start = perf_counter()
             backend.run(loaded, step, kv, {})
             times.append(perf_counter() - start)
-        return min(times)
+        return median(times)
 
-    prefill = min(time(_step([Span(0, _POSITIONS, 0, t)])) for t in tables)
+    prefill = median(time(_step([Span(0, _POSITIONS, 0, t)])) for t in tables[:_PREFILLS])
     one_each = [Span(s, 1, _POSITIONS - 1, t) for s, t in enumerate(tables)]
     decode = time(_step(one_each), 5)
     nothing = time(_step([Span(0, 1, 0, tables[0])]), 50)
     kv_bytes = 2 * 2 * width * _POSITIONS * _SEQUENCES
-    operations = 4.0 * width * _POSITIONS * (_POSITIONS + 1) / 2
+    operations = 4.0 * width * _POSITIONS * ((_POSITIONS + 1) / 2 + KV_BLOCK / 2)
     return AttentionRate(kv_bytes / decode, operations / prefill), nothing
 
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -19,6 +20,7 @@ from strata.plan.plan import ReadMode
 
 _SIZES = (256 << 10, 1 << 20, 4 << 20, 16 << 20)
 _DEPTHS = (1, 2, 4, 8)
+_SUSTAINED_SHARE = 0.5
 _SMALL = 4096
 _SMALL_READS = 24
 # A file to read where there is none: as much as this, or as a second of writing gives.
@@ -57,12 +59,26 @@ def _measure(file: Path, seconds: float) -> tuple[tuple[DiskRate, ...], float]:
         if request * depth <= size
     ]
     start = 0
-    rates = []
-    for mode, request, depth in combinations:
+
+    def bandwidth(mode: ReadMode, request: int, depth: int, seconds: float) -> DiskRate:
+        nonlocal start
         _drop_cached(file)
         reader = _Reader(file, mode, request, depth, start)
-        rates.append(DiskRate(mode, request, depth, reader.bandwidth(seconds / len(combinations))))
+        rate = DiskRate(mode, request, depth, reader.bandwidth(seconds))
         start = reader.next_offset
+        return rate
+
+    share = seconds * (1 - _SUSTAINED_SHARE) / len(combinations)
+    rates = [bandwidth(*combination, share) for combination in combinations]
+    for mode in modes:
+        best = max((r for r in rates if r.mode == mode), key=lambda r: r.bytes_s)
+        lasting = bandwidth(
+            mode, best.request_bytes, best.depth, seconds * _SUSTAINED_SHARE / len(modes)
+        ).bytes_s
+        # The best of many short runs was lucky: nothing is faster than what lasts.
+        rates = [
+            replace(r, bytes_s=min(r.bytes_s, lasting)) if r.mode == mode else r for r in rates
+        ]
     _drop_cached(file)
     return tuple(rates), _latency(file, modes[0])
 
