@@ -64,3 +64,14 @@ def test_a_model_in_a_group_of_its_budget(
     assert got["used_bytes"] == got["sweeps"] * got["sweep_bytes"]
     want = run(model, 0, None, sizes)
     assert (got["tokens"], got["logprobs"]) == (want["tokens"], want["logprobs"])
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_the_first_run_measures_the_machine_within_the_budget(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "strata", "run", str(smollm2_path), "hi", "--max-tokens", "2"]
+    with group(128_000_000) as made:
+        done = made.run([*command, "--memory", "128MB"], 300)
+        assert done.returncode == 0, done.stderr

@@ -54,7 +54,7 @@ def test_kernels_memory_and_attention() -> None:
         assert all(r.bytes_s > 1e8 for r in reads)
     finally:
         compute.close()
-    rate, overhead = attention(1, "scalar")
+    rate, overhead = attention(1, "scalar", 1 << 30)
     assert rate.decode_bytes_s > 1e6
     assert rate.prefill_ops_s > 1e6
     assert 0 < overhead < 0.1

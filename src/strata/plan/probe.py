@@ -77,7 +77,7 @@ def _measure(path: Path, progress: Progress) -> Machine:
     known_caches = caches()
     largest = max((c.nbytes for c in known_caches), default=0)
     progress("attention")
-    attention_rate, overhead = attention(cores, isa)
+    attention_rate, overhead = attention(cores, isa, memory_available())
     with compute_probe(cores, isa, largest, memory_available()) as compute:
         progress("memory")
         memory_read = compute.memory_read(READ_SECONDS)

@@ -85,6 +85,8 @@ class ComputeProbe:
         wanted = min(
             max(_LEAST_BUFFER, 4 * cache_bytes), _MOST_BUFFER, max(1 << 22, available // 8)
         )
+        # Three copies of the widest format beside the buffer have to fit as well.
+        self._rows = min(_N, max(256, available // 16 // (8 * _K) // 64 * 64))
         # Small bytes: scales of any format read from them are finite, and no slow subnormals.
         self._buffer = _aligned(wanted)
         self._buffer[:] = np.resize(_small_bytes(1 << 20), wanted)
@@ -115,14 +117,14 @@ class ComputeProbe:
 
     def _kernel(self, row: BlockType, seconds: float) -> KernelRate:
         id = native_id(row)
-        size = int(_native.packed_bytes(id, _N, _K))
+        size = int(_native.packed_bytes(id, self._rows, _K))
         count = max(1, len(self._buffer) // size)
         matrices = [self._buffer[i * size : (i + 1) * size] for i in range(count)]
         if len(self._buffer) < size:
             matrices = [np.resize(self._buffer, size)]
         acts = {rows: self._acts(row, rows) for rows in (1, _PREFILL_ROWS)}
-        outs = {rows: np.empty((rows, _N), np.float32) for rows in acts}
-        panels = _N // _PANEL
+        outs = {rows: np.empty((rows, self._rows), np.float32) for rows in acts}
+        panels = self._rows // _PANEL
 
         def product(rows: int, matrices: list[Bytes]) -> Callable[[int], None]:
             def work(i: int) -> None:
@@ -132,7 +134,7 @@ class ComputeProbe:
                         self.isa,
                         id,
                         m,
-                        _N,
+                        self._rows,
                         _K,
                         acts[rows],
                         outs[rows],
@@ -147,19 +149,19 @@ class ComputeProbe:
         del matrices[max(1, int(seconds * 0.15 / one)) :]
         decode = self._usual(product(1, matrices), self.threads, seconds * 0.4)
         prefill = self._usual(product(_PREFILL_ROWS, matrices[:1]), self.threads, seconds * 0.4)
-        file_bytes = row.tensor_nbytes((_N, _K))
+        file_bytes = row.tensor_nbytes((self._rows, _K))
         stored = np.resize(self._buffer[:file_bytes], file_bytes)
         packed = _aligned(size)
 
         def pack(i: int) -> None:
             begin, end = (panels * j // self.threads for j in (i, i + 1))
-            _native.pack(id, stored, _N, _K, packed, begin, end)
+            _native.pack(id, stored, self._rows, _K, packed, begin, end)
 
         packing = self._usual(pack, self.threads, seconds * 0.2)
         return KernelRate(
             row.name,
             size * len(matrices) / decode,
-            2.0 * _PREFILL_ROWS * _N * _K / prefill,
+            2.0 * _PREFILL_ROWS * self._rows * _K / prefill,
             file_bytes / packing,
         )
 
@@ -184,8 +186,11 @@ class ComputeProbe:
         return median(times)
 
 
-def attention(threads: int, isa: str) -> tuple[AttentionRate, float]:
+def attention(threads: int, isa: str, available: int) -> tuple[AttentionRate, float]:
     """Rates of attention, and seconds of one native call that has next to nothing to do."""
+    # KV of more sequences than caches hold, within a fifth of the memory.
+    one = 2 * 2 * _HEADS * _HEAD_DIM * _POSITIONS
+    sequences = min(_SEQUENCES, max(2, available // 5 // one))
     width = _HEADS * _HEAD_DIM
     builder = Builder("probe", _no_weights, {"x": ("T", width)})
     mixed = builder.attention(
@@ -199,8 +204,8 @@ def attention(threads: int, isa: str) -> tuple[AttentionRate, float]:
     segment = builder.build(x=mixed)
     backend = CpuBackend(threads, isa)
     loaded = backend.load(segment, _NO_SOURCE)
-    kv = backend.kv_cache([KVLayer(_HEADS, _HEAD_DIM)], _SEQUENCES * _POSITIONS // 64)
-    tables = [np.arange(8 * s, 8 * s + 8, dtype=np.int32) for s in range(_SEQUENCES)]
+    kv = backend.kv_cache([KVLayer(_HEADS, _HEAD_DIM)], sequences * _POSITIONS // 64)
+    tables = [np.arange(8 * s, 8 * s + 8, dtype=np.int32) for s in range(sequences)]
 
     def time(step: Step, tries: int = 1) -> float:
         times = []
@@ -214,7 +219,7 @@ def attention(threads: int, isa: str) -> tuple[AttentionRate, float]:
     one_each = [Span(s, 1, _POSITIONS - 1, t) for s, t in enumerate(tables)]
     decode = time(_step(one_each), 5)
     nothing = time(_step([Span(0, 1, 0, tables[0])]), 50)
-    kv_bytes = 2 * 2 * width * _POSITIONS * _SEQUENCES
+    kv_bytes = 2 * 2 * width * _POSITIONS * sequences
     operations = 4.0 * width * _POSITIONS * ((_POSITIONS + 1) / 2 + KV_BLOCK / 2)
     return AttentionRate(kv_bytes / decode, operations / prefill), nothing
 

@@ -16,6 +16,7 @@ from time import perf_counter
 
 from strata.errors import StrataError
 from strata.plan.machine import DiskRate
+from strata.plan.memory_limits import memory_available
 from strata.plan.plan import ReadMode
 
 _SIZES = (256 << 10, 1 << 20, 4 << 20, 16 << 20)
@@ -51,12 +52,14 @@ def probe_disk(path: Path, seconds: float) -> tuple[tuple[DiskRate, ...], float]
 def _measure(file: Path, seconds: float) -> tuple[tuple[DiskRate, ...], float]:
     size = file.stat().st_size
     modes: list[ReadMode] = ["direct", "buffered"] if _direct_works(file) else ["buffered"]
+    # Every thread has a buffer of its own.
+    most = min(size, memory_available() // 4)
     combinations: list[tuple[ReadMode, int, int]] = [
         (mode, request, depth)
         for mode in modes
         for request in _SIZES
         for depth in _DEPTHS
-        if request * depth <= size
+        if request * depth <= most
     ]
     start = 0
 
