@@ -4,7 +4,9 @@ Cases are MODEL,BUDGET,PROMPT with `-` for all the memory that is free:
 
     python bench/fit_cost_model.py --fit a.gguf,-,128 a.gguf,500MB,128 --check b.gguf,1GB,300
 
-Before each case the machine is probed afresh, because a shared one changes its speed. Constants of
+Before each case the machine is probed afresh, and after it again, because a shared one changes its
+speed: `drift` is how much faster or slower it has become, and `steady` sums up the cases in which
+that was less than a tenth. Constants of
 `strata.plan.constants` are fitted to the cases of `--fit`; those of `--check` are left out of that
 and only say how far predictions are off. Prints one JSON object: a row for each case with ratios
 (predicted / measured), a summary of each set, and the constants that would fit best.
@@ -33,6 +35,7 @@ FITTED = (
     *("DISK_SHARE", "RING_SHARE", "OPEN", "OPEN_TOKEN", "FRESH_BYTES"),
 )
 STEPS = (0.5, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 2.0)
+STEADY = 1.1
 SHARES = {"DISK_SHARE", "RING_SHARE"}
 
 
@@ -47,7 +50,7 @@ def strata(*arguments: str) -> dict[str, Any]:
 
 def compare(case: str, args: argparse.Namespace) -> dict[str, Any]:
     model, memory, prompt = case.split(",")
-    probed = strata("probe", model, "--refresh")
+    before = _machine(model)
     budget = [] if memory == "-" else ["--memory", memory]
     common = ["--threads", str(args.threads), *budget]
     context = int(prompt) + args.gen + 1
@@ -70,8 +73,33 @@ def compare(case: str, args: argparse.Namespace) -> dict[str, Any]:
     for name in COMPARED:
         row[name] = _ratio(plan["predicted"][name], bench[name])
     row["peak_bytes"] = _ratio(explained["predicted_peak_bytes"], explained["peak_bytes"])
-    row["machine"], row["plan"] = probed.get("machine", probed), plan
+    row["drift"] = _drift(before, _machine(model), streams=bool(plan["streamed"]))
+    row["machine"], row["plan"] = before, plan
     return row
+
+
+def _machine(model: str) -> dict[str, Any]:
+    probed = strata("probe", model, "--refresh")
+    machine: dict[str, Any] = probed.get("machine", probed)
+    return machine
+
+
+def _drift(before: dict[str, Any], after: dict[str, Any], *, streams: bool) -> float:
+    """The largest change of what memory and products reach, and the disk where it counts, as a
+    ratio above 1."""
+
+    def rates(machine: dict[str, Any]) -> list[float]:
+        kernels = [k for k in machine["kernels"] if k["format"] in ("Q4_0", "Q8_0", "Q4_K")]
+        mode = machine["disk"][0]["mode"]
+        disk = max(d["bytes_s"] for d in machine["disk"] if d["mode"] == mode)
+        return [
+            *([disk] if streams else []),
+            max(r["bytes_s"] for r in machine["memory_read"]),
+            statistics.mean(k["decode_bytes_s"] for k in kernels),
+            statistics.mean(k["prefill_ops_s"] for k in kernels),
+        ]
+
+    return max(max(a / b, b / a) for a, b in zip(rates(before), rates(after), strict=True))
 
 
 def _ratio(predicted: float, measured: float) -> dict[str, float]:
@@ -157,9 +185,13 @@ def main() -> None:
         for case in cases:
             rows.append(compare(case, args) | {"gen": args.gen})
             found = {key: round(rows[-1][key]["ratio"], 3) for key in (*COMPARED, "peak_bytes")}
+            found["drift"] = round(rows[-1]["drift"], 3)
             print(case, found, file=sys.stderr, flush=True)
         if rows:
             result[name] = {"summary": summary(rows)}
+            steady = [row for row in rows if row["drift"] < STEADY]
+            if steady:
+                result[name]["steady"] = summary(steady)
             if name == "fit":
                 result["constants"] = fit(rows)
             shown = [{k: v for k, v in r.items() if k not in ("machine", "plan")} for r in rows]
