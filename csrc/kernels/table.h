@@ -1,6 +1,6 @@
 // The table of one instruction set: the last header of each csrc/isa file.
 #pragma once
-#include "kernels/matmul.h"
+#include "kernels/matmul_float.h"
 #include "kernels/quantize.h"
 
 namespace strata::STRATA_ISA {
