@@ -7,4 +7,5 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_stream(m);
   bind_runtime(m);
+  bind_text(m);
 }

@@ -7,6 +7,7 @@
 void bind_kernels(nanobind::module_& m);
 void bind_runtime(nanobind::module_& m);
 void bind_stream(nanobind::module_& m);
+void bind_text(nanobind::module_& m);
 
 namespace strata {
 // Lets Python handle signals while native code runs or waits: an interrupt ends it.

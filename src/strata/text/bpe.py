@@ -44,7 +44,8 @@ class _Merges(Sequence[tuple[str, str]]):
 
     def __init__(self, merges: Sequence[str]) -> None:
         hashes = np.fromiter(map(hash, merges), np.int64, len(merges))
-        if len(np.unique(hashes)) < len(merges):
+        hashes.sort()
+        if (hashes[1:] == hashes[:-1]).any():
             # The first of equal merges counts.
             merges = list(dict.fromkeys(merges))
         self._merges = merges
@@ -146,7 +147,7 @@ class BpeEncoder:
         merges = _Merges(self._merges)
         vocabulary = dict(self._vocabulary)
         # Letters and merges without a token still take part in merging.
-        for text in self._needed(merges):
+        for text in self._missing(merges, vocabulary):
             if text not in vocabulary:
                 vocabulary[text] = self._first_stand_in + len(self._stand_ins)
                 self._stand_ins.append(self._spell(text))
@@ -172,9 +173,12 @@ class BpeEncoder:
         engine.pre_tokenizer = pre_tokenizers.Sequence(cuts)
         return engine
 
-    def _needed(self, merges: _Merges) -> Iterator[str]:
+    def _missing(self, merges: _Merges, vocabulary: Mapping[str, int]) -> Iterator[str]:
         for left, right in merges:
-            yield from (left, right, left + right)
+            whole = left + right
+            # Nearly always: all the work for a merge of a usual vocabulary is here.
+            if whole not in vocabulary or left not in vocabulary or right not in vocabulary:
+                yield from (left, right, whole)
         if self._family.byte_level:
             yield from BYTE_LETTERS
 

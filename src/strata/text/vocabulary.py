@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any
 
+import numpy as np
+
 from strata.formats.gguf_values import PackedStrings
 from strata.text.errors import TokenizerError
 from strata.text.special import SpecialToken, SpecialTokens
@@ -201,10 +203,11 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) 
         return [default] * count
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
         raise TokenizerError(f"{key} must be an array of numbers, not {type(values).__name__}")
+    of_numbers = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
     numbers = values.tolist() if hasattr(values, "tolist") else list(values)
     if len(numbers) < count:
         raise TokenizerError(f"{key} has {len(numbers)} entries for {count} tokens")
-    if not all(isinstance(number, (int, float)) for number in numbers):
+    if not of_numbers and not all(isinstance(number, (int, float)) for number in numbers):
         raise TokenizerError(f"{key} must be an array of numbers")
     return numbers[:count]
 
