@@ -93,14 +93,16 @@ nb::object info_dict(int format) {
 }
 
 void pack_rows(int format, const BytesIn& rows, int64_t n, int64_t k, const BytesOut& out,
-               int64_t panel0, std::optional<int64_t> panel1) {
+               int64_t panel0, std::optional<int64_t> panel1,
+               const std::optional<std::string>& isa) {
   const FormatInfo& info = check_shape(format, n, k);
   check_size("weight", rows.size(), static_cast<size_t>(n * (k / info.elements) * info.bytes));
   check_size("packed weight", out.size(), packed_bytes(info.format, n, k));
   const int64_t end = panel1.value_or(panels(n));
   check_range("panel", panel0, end, panels(n));
+  const KernelTable& table = isa ? kernels(*isa) : usual_kernels();
   nb::gil_scoped_release release;
-  pack(info.format, rows.data(), n, k, out.data(), panel0, end);
+  pack(table, info.format, rows.data(), n, k, out.data(), panel0, end);
 }
 
 void quantize(const std::string& isa, const FloatsIn& x, const BytesOut& out) {
@@ -248,7 +250,7 @@ void bind_kernels(nb::module_& m) {
       },
       "format"_a, "n"_a, "k"_a);
   m.def("pack", &pack_rows, "format"_a, "rows"_a, "n"_a, "k"_a, "out"_a, "panel0"_a = 0,
-        "panel1"_a = nb::none());
+        "panel1"_a = nb::none(), "isa"_a = nb::none());
   m.def(
       "act_row_bytes",
       [](int64_t k, const std::string& form) {

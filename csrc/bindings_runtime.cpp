@@ -61,7 +61,7 @@ class PackJob final : public Job {
   int phases() const override { return 1; }
   int64_t begin(int) override { return (panels(w_.n) + grain_ - 1) / grain_; }
   void chunk(int, int64_t i, int) override {
-    pack(w_.format, src_, w_.n, w_.k, w_.bytes.data(), i * grain_,
+    pack(usual_kernels(), w_.format, src_, w_.n, w_.k, w_.bytes.data(), i * grain_,
          std::min((i + 1) * grain_, panels(w_.n)));
   }
 

@@ -7,7 +7,7 @@ namespace strata {
 
 const KernelTable* kernels_neon() {
   static constexpr KernelTable table = {"neon", neon::matmul_of, neon::quantize_blocks,
-                                        neon::kNarrowRow, unpack_row,
+                                        neon::kNarrowRow, neon::no_pack_panel, unpack_row,
                                         neon::read_stream, neon::multiply_peak};
   return &table;
 }

@@ -7,7 +7,7 @@ namespace strata {
 
 const KernelTable* kernels_scalar() {
   static constexpr KernelTable table = {"scalar", scalar::matmul_of, scalar::quantize_blocks,
-                                        scalar::kNarrowRow, unpack_row,
+                                        scalar::kNarrowRow, scalar::no_pack_panel, unpack_row,
                                         scalar::read_stream, scalar::multiply_peak};
   return &table;
 }

@@ -43,6 +43,14 @@ size_t packed_bytes(Format f, int64_t n, int64_t k);
 // `dst` the whole packed matrix. Panels are independent, so callers may split them over threads.
 void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst,
           int64_t panel0, int64_t panel1);
+// The same bytes, sooner.
+struct KernelTable;
+void pack(const KernelTable& kernels, Format f, const uint8_t* src, int64_t n, int64_t k,
+          uint8_t* dst, int64_t panel0, int64_t panel1);
+
+// The same of one whole panel: 16 rows of `row_bytes` that lie one after the other.
+using PackPanelFn = void (*)(const uint8_t* rows, int64_t row_bytes, int64_t block_bytes,
+                             uint8_t* panel);
 
 // Panels of an [n, k] weight: units of work that write disjoint output columns. Formats that are
 // not panelled count groups of kPanel rows just the same.
@@ -98,6 +106,8 @@ struct KernelTable {
   // A row of activations as bf16, with zeros to the end of a line; nullptr where products of BF16
   // read floats.
   void (*narrow_row)(const float* x, int64_t k, uint16_t* out);
+  // Packs whole panels of rows of so many bytes; nullptr where `pack` has nothing faster.
+  PackPanelFn (*pack_panel)(Format, int64_t row_bytes);
   // Row `row` of a packed [n, k] weight as floats (embedding lookup).
   void (*unpack_row)(Format, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);
   // Reads memory and does nothing else: the bandwidth that the products are measured against.
@@ -111,6 +121,9 @@ const KernelTable* kernels_avx2();     // nullptr when not built for this archit
 const KernelTable* kernels_avx512();
 const KernelTable* kernels_neon();
 
+// The best table this processor runs, and the one named by STRATA_ISA where that runs here. For
+// work whose result does not depend on the instructions.
+const KernelTable& usual_kernels();
 // The best table this processor runs, or the one named ("scalar", "avx2", "avx512", "neon");
 // nullptr when that one is unknown or cannot run here.
 const KernelTable* select_kernels(const char* name);

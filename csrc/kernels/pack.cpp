@@ -375,6 +375,19 @@ void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst, int6
   }
 }
 
+void pack(const KernelTable& kernels, Format f, const uint8_t* src, int64_t n, int64_t k,
+          uint8_t* dst, int64_t panel0, int64_t panel1) {
+  const int64_t row = row_bytes(f, k);
+  const PackPanelFn fast = format_info(f)->panelled ? kernels.pack_panel(f, row) : nullptr;
+  if (fast != nullptr) {
+    const int64_t bytes = panel_bytes(f, k);
+    for (; panel0 < panel1 && (panel0 + 1) * kPanel <= n; ++panel0) {
+      fast(src + panel0 * kPanel * row, row, format_info(f)->bytes, dst + panel0 * bytes);
+    }
+  }
+  if (panel0 < panel1) pack(f, src, n, k, dst, panel0, panel1);
+}
+
 void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out) {
   (void)n;
   if (!format_info(f)->panelled) {

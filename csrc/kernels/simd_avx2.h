@@ -152,6 +152,35 @@ STRATA_INLINE I32v vdot(const U8v* codes, const int8_t* a, I32v init) {
 inline constexpr bool kSharedActs = false;   // registers for one vector of codes at a time
 inline constexpr bool kBf16Dot = false;
 
+STRATA_INLINE I32v vload_word(const uint8_t* p, int64_t stride) {
+  alignas(32) int32_t w[kWidth];
+#pragma GCC unroll 8
+  for (int i = 0; i < kWidth; ++i) __builtin_memcpy(w + i, p + i * stride, 4);
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+}
+STRATA_INLINE void vload_words4(const uint8_t* p, int64_t stride, I32v* out) {
+  __m256i r[4];   // rows i and i + 4
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto row = [&](int n) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (i + n) * stride));
+    };
+    r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(row(0)), row(4), 1);
+  }
+  const __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpackhi_epi32(r[0], r[1]);
+  const __m256i c = _mm256_unpacklo_epi32(r[2], r[3]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+  out[0] = _mm256_unpacklo_epi64(a, c);
+  out[1] = _mm256_unpackhi_epi64(a, c);
+  out[2] = _mm256_unpacklo_epi64(b, d);
+  out[3] = _mm256_unpackhi_epi64(b, d);
+}
+STRATA_INLINE U8v vsplit_bytes(I32v v) {
+  const __m256i grouped = _mm256_shuffle_epi8(
+      v, _mm256_broadcastsi128_si256(
+             _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+  return _mm256_permutevar8x32_epi32(grouped, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
 STRATA_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the second-level cache.
 STRATA_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

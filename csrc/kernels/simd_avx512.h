@@ -165,6 +165,39 @@ STRATA_INLINE F32v vdot_bf16(F32v acc, const uint16_t* w, const uint16_t* x) {
   return _mm512_dpbf16_ps(acc, (__m512bh)ww, (__m512bh)_mm512_set1_epi32(pair));
 }
 
+// The word at p of each of kWidth rows, `stride` bytes apart, and four words of each, turned.
+STRATA_INLINE I32v vload_word(const uint8_t* p, int64_t stride) {
+  alignas(64) int32_t w[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) __builtin_memcpy(w + i, p + i * stride, 4);
+  return _mm512_load_si512(w);
+}
+STRATA_INLINE void vload_words4(const uint8_t* p, int64_t stride, I32v* out) {
+  __m512i r[4];   // rows i, i + 4, i + 8 and i + 12
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto row = [&](int n) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (i + n) * stride));
+    };
+    r[i] = _mm512_inserti32x4(_mm512_castsi128_si512(row(0)), row(4), 1);
+    r[i] = _mm512_inserti32x4(r[i], row(8), 2);
+    r[i] = _mm512_inserti32x4(r[i], row(12), 3);
+  }
+  const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+  const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+  out[0] = _mm512_unpacklo_epi64(a, c);
+  out[1] = _mm512_unpackhi_epi64(a, c);
+  out[2] = _mm512_unpacklo_epi64(b, d);
+  out[3] = _mm512_unpackhi_epi64(b, d);
+}
+// Byte 0 of every lane, then byte 1, 2 and 3.
+STRATA_INLINE U8v vsplit_bytes(I32v v) {
+  const __m512i grouped = _mm512_shuffle_epi8(
+      v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+  return _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), grouped);
+}
+
 STRATA_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the second-level cache.
 STRATA_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -25,4 +25,7 @@ static MatmulFn matmul_of(Format f) {
   return nullptr;
 }
 
+// For instruction sets that pack as pack.cpp does.
+[[maybe_unused]] static PackPanelFn no_pack_panel(Format, int64_t) { return nullptr; }
+
 }  // namespace strata::STRATA_ISA

@@ -1,4 +1,5 @@
 // Which kernels this processor runs. Only builtin checks here: this file runs everywhere.
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/kernels.h"
@@ -59,6 +60,14 @@ const KernelTable* select_kernels(const char* name) {
     if (std::strcmp(best_first[i]->name, name) == 0) return best_first[i];
   }
   return nullptr;
+}
+
+const KernelTable& usual_kernels() {
+  static const KernelTable* const table = [] {
+    const KernelTable* named = select_kernels(std::getenv("STRATA_ISA"));
+    return named != nullptr ? named : select_kernels(nullptr);
+  }();
+  return *table;
 }
 
 }  // namespace strata

@@ -291,7 +291,7 @@ void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, Alig
   const int64_t rows = std::min(panel1 * kPanel, n) - row0;
   const uint8_t* source = rows_of(row0, rows, staging, counters);
   // Panels are independent of each other: these rows are a matrix of their own.
-  pack(format, source, rows, k, out, 0, panel1 - panel0);
+  pack(usual_kernels(), format, source, rows, k, out, 0, panel1 - panel0);
 }
 
 void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row, float* out,
