@@ -315,10 +315,26 @@ static void pack_words(const uint8_t* rows, int64_t row_bytes, int64_t, uint8_t*
   }
 }
 
+// Numbers of 2 bytes one by one (F16): a word holds two, and they belong to two vectors of halves.
+static void pack_halves(const uint8_t* rows, int64_t row_bytes, int64_t, uint8_t* panel) {
+  I32v w[4];
+  for (int64_t at = 0; at < row_bytes; at += 16) {
+    for (int lane = 0; lane < kPanel; lane += kWidth) {
+      vload_words4(rows + lane * row_bytes + at, row_bytes, w);
+      uint16_t* out = reinterpret_cast<uint16_t*>(panel + at * kPanel) + lane;
+      for (int i = 0; i < 4; ++i) {
+        vstore_u16(out + 2 * i * kPanel, w[i]);
+        vstore_u16(out + (2 * i + 1) * kPanel, vsra_i32<16>(w[i]));
+      }
+    }
+  }
+}
+
 static PackPanelFn pack_panel_of(Format f, int64_t row_bytes) {
   switch (f) {
     case Format::F32:
     case Format::BF16: return row_bytes % 16 == 0 ? pack_words : nullptr;
+    case Format::F16: return row_bytes % 16 == 0 ? pack_halves : nullptr;
 #define STRATA_CODES(name) case Format::name: return pack_codes<Format::name>;
     STRATA_CODES(Q4_0) STRATA_CODES(Q4_1) STRATA_CODES(Q5_0) STRATA_CODES(Q5_1) STRATA_CODES(Q8_0)
     STRATA_CODES(Q2_K) STRATA_CODES(Q3_K) STRATA_CODES(Q4_K) STRATA_CODES(Q5_K) STRATA_CODES(Q6_K)

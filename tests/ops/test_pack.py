@@ -61,3 +61,26 @@ def test_panels_are_packed_independently(name: str) -> None:
         changed = np.flatnonzero(before != data) // share
         assert set(changed) <= {panel}
     assert np.array_equal(data, weight.data)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"])
+@pytest.mark.parametrize("name", ALL)
+def test_vectors_pack_the_same_bytes(name: str, isa: str) -> None:
+    """Any bytes, rows that begin anywhere, widths and heights with remainders."""
+    kind = by_name(name)
+    number = number_of(kind)
+    rng = np.random.default_rng(5)
+    widths = (7, 8, 40, 1000) if kind.elements == 1 else (kind.elements, 5 * kind.elements)
+    for n in (1, 15, 16, 37, 64):
+        for k in widths:
+            nbytes = kind.tensor_nbytes((n, k))
+            rows = rng.integers(0, 256, nbytes + 3, dtype=np.uint8)[3:]
+            size = _native.packed_bytes(number, n, k)
+            outs = []
+            for by in ("scalar", isa):
+                room = np.full(size + 192, 0xAA, np.uint8)
+                _native.pack(number, rows, n, k, room[64 : 64 + size], isa=by)
+                assert (room[:64] == 0xAA).all()
+                assert (room[64 + size :] == 0xAA).all()
+                outs.append(room)
+            assert np.array_equal(*outs), (n, k)
