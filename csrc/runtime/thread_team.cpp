@@ -11,6 +11,9 @@ namespace {
 
 // About 50 us: longer than the gap between two Segments, shorter than a time slice.
 constexpr int kIdleSpins = 2000;
+// Some 300 us more, in which anybody else may have the core: a token is chosen meanwhile, and a
+// thread that sleeps comes late to the next step.
+constexpr int kIdleYields = 1000;
 // Within a job the next phase is some microseconds away; past that somebody else has our core.
 constexpr int kPhaseSpins = 400;
 
@@ -116,7 +119,7 @@ void ThreadTeam::worker(int thread) {
       relax();
       continue;
     }
-    if (finished_.load(std::memory_order_acquire) == 0) {
+    if (spins < kIdleSpins + kIdleYields || finished_.load(std::memory_order_acquire) == 0) {
       std::this_thread::yield();
       continue;
     }

@@ -23,7 +23,7 @@ class Job {
 // Chunks are claimed, never assigned: a thread that the system has put aside holds up nobody, only
 // the chunk it holds. A thread claims along a range of its own, so that it reads memory in one
 // stream, and then helps with those of others. Whoever finishes the last chunk of a phase opens the
-// next one. Threads spin briefly for work and then sleep; between phases they spin, then yield.
+// next one. Threads spin for work, then yield, and at last sleep; between phases they only yield.
 class ThreadTeam {
  public:
   explicit ThreadTeam(int threads);

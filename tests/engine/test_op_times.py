@@ -59,7 +59,6 @@ def test_times_are_of_the_step(times: tuple[StepTimes, StepTimes]) -> None:
     for step in times:
         assert 0 < step.ops_s < step.step_s
         assert all(op.seconds > 0 for op in step.ops)
-        assert step.calls == 32
         by_name = {(op.head, op.name): op for op in step.ops}
         up = by_name[False, "matmul ffn_gate+ffn_up"]
         assert up.nodes == 30
@@ -67,6 +66,8 @@ def test_times_are_of_the_step(times: tuple[StepTimes, StepTimes]) -> None:
         # More operations than bytes, of a second each.
         assert up.limit_s == pytest.approx(up.flops)
     assert [step.tokens for step in times] == [40, 1]
+    # Short steps run all Segments but the head in one call.
+    assert [step.calls for step in times] == [2, 2]
 
 
 def test_timing_ends(llm: LLM, times: tuple[StepTimes, StepTimes]) -> None:
@@ -84,8 +85,8 @@ def test_a_prompt_of_several_steps(llm: LLM) -> None:
     finally:
         llm.engine.token_budget, llm.engine._scheduler._token_budget = budget, kept
     assert prefill is not None
-    # Three steps of 31 Segments, and the head once.
-    assert prefill.calls == 3 * 31 + 1
+    # Three steps of 31 Segments, which are short enough for one call each, and the head once.
+    assert prefill.calls == 3 + 1
     assert {op.nodes for op in prefill.ops if op.name == "matmul ffn_down"} == {90}
 
 

@@ -10,6 +10,7 @@ inverts the cumulative distribution of the surviving tokens in order of their id
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,14 +81,15 @@ class Sampler:
     def choose(self, logits: Logits) -> Sample:
         """The next token for ``logits`` [vocabulary]; raises LogitsError if there can be none."""
         adjusted = self._adjust(logits)
-        best = int(np.argmax(adjusted))
+        best = int(adjusted.argmax())
+        most = float(adjusted[best])
         # argmax stops at the first NaN, so one look at the winner covers the whole row.
-        if not np.isfinite(adjusted[best]):
+        if not math.isfinite(most):
             raise LogitsError(
-                f"the model gave the logit {adjusted[best]} to token {best}; "
+                f"the model gave the logit {most} to token {best}; "
                 "its weights are damaged or its type is too narrow for it"
             )
-        token = best if self.params.temperature == 0 else self._draw(adjusted, adjusted[best])
+        token = best if self.params.temperature == 0 else self._draw(adjusted, most)
         return self._report(token, logits)
 
     def accept(self, token: int) -> None:
@@ -120,14 +122,14 @@ class Sampler:
             out[: len(allowed)][~allowed[: len(out)]] = -np.inf
         return out
 
-    def _draw(self, logits: Logits, best: np.float32) -> int:
+    def _draw(self, logits: Logits, best: float) -> int:
         params = self.params
         ids: NDArray[np.int64] | None = None
         if 0 < params.top_k < len(logits):
             ids = _ranked(logits, params.top_k)[: params.top_k]
             ids.sort()
         scores = logits if ids is None else logits[ids]
-        weights = _exp(scores, float(best), params.temperature)
+        weights = _exp(scores, best, params.temperature)
         keep: NDArray[np.int64] | None = None
         if params.top_p < 1:
             keep = _nucleus(weights, params.top_p)

@@ -17,7 +17,7 @@ from strata.backends.reading import Reading
 from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
 from strata.engine.runner import LOGIT_ROWS, LoadProgress, Runner
-from strata.engine.sweeps import Streamed
+from strata.engine.sweeps import NOTHING_STREAMED, Streamed
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
@@ -126,7 +126,7 @@ class Execution:
         """What streaming has done so far."""
         stats = self.backend.stream_stats() if isinstance(self.backend, CpuBackend) else None
         if stats is None:
-            return Streamed()
+            return NOTHING_STREAMED
         return Streamed(
             stats.used_bytes,
             stats.pieces.from_disk,

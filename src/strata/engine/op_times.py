@@ -198,7 +198,7 @@ class _Clock:
             for (head, kind, label), nodes in groups.items()
         ]
         found.sort(key=lambda op: -op.seconds)
-        calls = (len(self._timed) - 1) * len(steps) + wanted
+        calls = sum(self._engine.runner.calls(step) for step in steps)
         return StepTimes(tokens, depth, seconds / repeats, calls // repeats, tuple(found))
 
     def _node(

@@ -12,7 +12,7 @@ from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, S
 from strata.backends.kv_types import KVType
 from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
-from strata.engine.sweeps import Streamed, Sweeps
+from strata.engine.sweeps import NOTHING_STREAMED, Streamed, Sweeps
 from strata.errors import StrataError
 from strata.program import Cost, Model, Workload, program_cost
 from strata.quant import BlockType
@@ -44,7 +44,7 @@ class Runner:
         progress: LoadProgress | None = None,
         *,
         logit_rows: int = LOGIT_ROWS,
-        streamed: Callable[[], Streamed] = Streamed,
+        streamed: Callable[[], Streamed] = lambda: NOTHING_STREAMED,
     ) -> None:
         self.backend = backend
         self._logit_rows = logit_rows
@@ -109,6 +109,14 @@ class Runner:
             null.run(NullSegment(segment, self._stored[segment.name]), step, kv, {})
         return null.costs
 
+    def calls(self, step: Step) -> int:
+        """Calls of the backend that a step takes."""
+        heads = -(-len(step.out_rows) // self._logit_rows)
+        return heads + (1 if self._joins(step) else len(self._loaded) - 1)
+
+    def _joins(self, step: Step) -> bool:
+        return self._joined is not None and len(step.tokens) <= JOINED_TOKENS
+
     def run(self, step: Step, kv: KVCache) -> Iterator[NDArray[np.float32]]:
         """Run a step; yields logits, a few rows [rows, vocabulary] at a time, as ``out_rows`` says.
 
@@ -119,7 +127,7 @@ class Runner:
         self.sweeps.begin(step)
         completed = False
         try:
-            if self._joined is not None and len(step.tokens) <= JOINED_TOKENS:
+            if self._joined is not None and self._joins(step):
                 activations = self.backend.run(self._joined, step, kv, activations)
             else:
                 for self.segment, loaded in enumerate(body):

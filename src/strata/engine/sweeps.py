@@ -49,6 +49,10 @@ class Streamed:
         )
 
 
+NOTHING_STREAMED = Streamed()
+"""What streaming has done where there is none."""
+
+
 @dataclass
 class SweepTotal:
     """Sums over sweeps of one kind: those of a decode, one token for each sequence, or others."""
@@ -89,7 +93,7 @@ class Sweeps:
         self._segments, self._streamed = segments, streamed
         self._step: Step | None = None
         self._began = 0.0
-        self._before = Streamed()
+        self._before = NOTHING_STREAMED
 
     def begin(self, step: Step) -> None:
         """A sweep begins."""
@@ -117,4 +121,6 @@ class Sweeps:
         total.sweeps += 1
         total.tokens += len(step.tokens)
         total.seconds += perf_counter() - self._began
-        total.streamed += self._streamed().since(self._before)
+        streamed = self._streamed()
+        if streamed is not NOTHING_STREAMED:
+            total.streamed += streamed.since(self._before)
