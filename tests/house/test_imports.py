@@ -36,6 +36,7 @@ NEIGHBOURS = {
     ("text", "formats"),
     ("sizes", "errors"),
     ("cli", "server"),
+    ("plan", "memory"),
 }
 # Lazy re-exports of the public API, and the entry point.
 ABOVE_ALL = {"__init__", "__main__"}

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
     # At run time this would bring numpy along, and `strata --help` has no time for that.
     from strata.formats.downloads import Progress
 
@@ -40,18 +43,38 @@ def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
     if silent:
         yield None
         return
+    drawn: list[Bars] = []
+    tasks: dict[str, TaskID] = {}
+
+    def show(label: str, done: int, total: int | None) -> None:
+        # The display is made for the first byte: a model that is here already has none to wait for.
+        if not drawn:
+            drawn.append(_bars())
+            drawn[0].start()
+        if label not in tasks:
+            tasks[label] = drawn[0].add_task(label, total=total)
+        drawn[0].update(tasks[label], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        for bars in drawn:
+            bars.stop()
+
+
+def _bars() -> Bars:
+    """Made where it is needed: `rich` takes as long to import as a small model to load."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        TaskID,
+        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
-    from rich.progress import Progress as Bars
 
-    bars = Bars(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
@@ -59,21 +82,6 @@ def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    tasks: dict[str, TaskID] = {}
-
-    def show(label: str, done: int, total: int | None) -> None:
-        if label not in tasks:
-            # The display starts with the first byte, so that a cached model draws nothing.
-            bars.start()
-            tasks[label] = bars.add_task(label, total=total)
-        bars.update(tasks[label], completed=done, total=total)
-
-    try:
-        yield show
-    finally:
-        # A display that never started would print an empty line when it is stopped.
-        if tasks:
-            bars.stop()
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

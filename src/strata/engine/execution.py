@@ -21,7 +21,7 @@ from strata.engine.sweeps import NOTHING_STREAMED, Streamed
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
-from strata.plan.memory_limits import memory_available
+from strata.memory.limits import memory_available
 from strata.program import Model
 from strata.sizes import format_size
 

@@ -15,8 +15,8 @@ from strata import __version__
 from strata.backends.cpu import choose_isa, usable_cores
 from strata.errors import UsageError
 from strata.formats.downloads import strata_home
+from strata.memory.limits import memory_available, memory_total
 from strata.plan.machine import Machine
-from strata.plan.memory_limits import memory_available, memory_total
 from strata.plan.probe_compute import attention, caches, compute_probe, cpu_name
 from strata.plan.probe_disk import probe_disk
 from strata.plan.values import ValueFileError, from_json, to_json

@@ -15,8 +15,8 @@ from pathlib import Path
 from time import perf_counter
 
 from strata.errors import StrataError
+from strata.memory.limits import memory_available
 from strata.plan.machine import DiskRate
-from strata.plan.memory_limits import memory_available
 from strata.plan.plan import ReadMode
 
 _SIZES = (256 << 10, 1 << 20, 4 << 20, 16 << 20)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from strata.plan.memory_limits import headrooms, memory_available, memory_total
+from strata.memory.limits import headrooms, memory_available, memory_total
 
 V2 = "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 V1 = "33 25 0:30 / /sys/fs/cgroup/memory rw shared:1 - cgroup cgroup rw,memory\n"
