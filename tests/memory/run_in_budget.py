@@ -17,6 +17,7 @@ import numpy as np
 
 from strata.backends.cpu import available_isas
 from strata.decode import SamplingParams
+from strata.engine.execution import base_memory
 from strata.formats import open_model
 from strata.llm import LLM
 from strata.memory import cgroup_peak, peak_bytes
@@ -35,11 +36,12 @@ def main() -> None:
         workload = Workload(prompt, 1, context, answer)
         with open_model(path) as file:
             sizes = outline(path.name, build_model(file, context), file)
+        limits = Limits(None, 2, process_bytes=base_memory())
         if memory < 0:
-            planner = Planner(sizes, machine, Limits(None, 2), workload)
+            planner = Planner(sizes, machine, limits, workload)
             floor, full = planner.floor(), planner.everything()
             memory = {-1: floor, -2: (floor + full) // 2, -3: full}[memory]
-        made = plan(sizes, machine, Limits(memory, 2), workload)
+        made = plan(sizes, machine, replace(limits, memory=memory), workload)
     with LLM(path, plan=made, memory=memory or None, threads=2, context=context) as llm:
         vocabulary = llm.engine.runner.model.vocab_size
         ids = np.random.default_rng(1).integers(20, min(vocabulary, 40_000), prompt).tolist()
@@ -64,6 +66,7 @@ def main() -> None:
                     "prefill_sweeps": sweeps.prefill.sweeps,
                     "decode_tok_s": output.timings.decode_tok_s,
                     "ttft_s": output.timings.ttft_s,
+                    "base": limits.process_bytes if made else None,
                     "owned": dict(llm.ledger.owned),
                 }
             )

@@ -190,6 +190,14 @@ def execute_naively(model: Model, wishes: Wishes) -> Execution:
     )  # fmt: skip
 
 
+def base_memory() -> int:
+    """Resident bytes of this process before a model is opened, with the libraries that it needs in
+    any case."""
+    import tokenizers  # noqa: F401
+
+    return process_memory().total
+
+
 def this_machine(file: ModelFile) -> Machine:
     """This machine and the disk under a model. What is not known yet is measured by a process of
     its own, so that measuring takes nothing of our budget."""
@@ -229,28 +237,24 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
     )
     kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
     sizes = outline(file.path.name, model, file)
-    limits = Limits(wishes.memory, wishes.threads, cast("KVTypeName", kv_type), wishes.kv_bytes)
-    if wishes.memory is None:
-        return plan(sizes, machine, limits, workload)
-    # A Plan is for a process that does nothing else; what this one holds besides is taken off.
-    known = constants.INTERPRETER + server_bytes(sizes, workload)
-    others = max(0, process_memory().total - known - _ALIKE)
-    limits = replace(limits, memory=max(0, wishes.memory - others))
+    process = base_memory()
+    if wishes.serving:
+        # Of a server's libraries some are here already.
+        process = max(constants.PROCESS, process - server_bytes(sizes, workload))
+    limits = Limits(
+        wishes.memory, wishes.threads, cast("KVTypeName", kv_type), wishes.kv_bytes, process
+    )
     try:
-        made = plan(sizes, machine, limits, workload)
+        return plan(sizes, machine, limits, workload)
     except BudgetTooSmall as error:
-        if not others:
+        others = process - constants.PROCESS
+        if wishes.memory is None or others < _ALIKE:
             raise
         raise BudgetTooSmall(
             f"of {format_size(wishes.memory)} this process takes {format_size(others)} for other "
-            f"things, and {error}",
-            error.smallest + others,
+            f"things: {error}",
+            error.smallest,
         ) from None
-    shares = made.predicted.memory
-    shares = replace(shares, interpreter=shares.interpreter + others)
-    peak = made.predicted.peak_bytes + others
-    predicted = replace(made.predicted, memory=shares, peak_bytes=peak)
-    return replace(made, budget=wishes.memory, predicted=predicted)
 
 
 def _check_plan(plan: Plan, model: Model) -> None:

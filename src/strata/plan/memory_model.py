@@ -16,7 +16,8 @@ from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_byt
 class Sizes:
     """What is chosen before Segments find their place: threads, steps and streaming.
 
-    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does. ``ring_bytes``
+    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``process_bytes`` by
+    everything that is there when the Plan is made. ``ring_bytes``
     is that of a run that streams, and 0 for one in which everything is resident: then
     ``request_bytes`` and ``io_threads`` are those of loading.
     """
@@ -32,26 +33,33 @@ class Sizes:
     request_bytes: int = 0
     io_threads: int = 0
     server_bytes: int = 0
+    process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
 
 
 def peak_while_opening(model: Outline, sizes: Sizes) -> int:
     """The peak before any weight is loaded: while the tokenizer is built."""
-    return constants.INTERPRETER + sizes.server_bytes + tokenizer_building_bytes(model.tokenizer)
+    started = sizes.process_bytes + constants.STARTED
+    return started + sizes.server_bytes + tokenizer_building_bytes(model.tokenizer)
 
 
-def peak_bytes(model: Outline, sizes: Sizes, resident: Collection[str], workload: Workload) -> int:
-    """The largest resident size of a process that does ``workload`` once: of what is reserved, KV
-    and tables are touched as far as there are tokens."""
+def peak_bytes(
+    model: Outline, sizes: Sizes, resident: Collection[str], workload: Workload, process: int
+) -> int:
+    """The largest resident size of a process that does ``workload`` once, and takes ``process``
+    bytes before: of what is reserved, KV and tables are touched as far as there are tokens."""
     positions = min(sizes.context, workload.prompt_tokens + workload.answer_tokens)
     blocks = sizes.parallel * -(-positions // KV_BLOCK)
-    used = replace(sizes, context=positions, kv_blocks=min(blocks, sizes.kv_blocks))
+    blocks = min(blocks, sizes.kv_blocks)
+    used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process)
     shares = memory_shares(model, used, resident)
     spared = constants.SAMPLING_LOGIT - constants.USUAL_SAMPLING_LOGIT
     owned = shares.total - shares.margin - spared * model.vocabulary
-    owned -= 0 if resident else constants.LOADED
+    if sizes.ring_bytes:
+        # Small things find room in what building the tokenizer left.
+        owned -= constants.LOADED + len(model.segments) * constants.SEGMENT
     touched = owned + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * owned)
     return min(
-        max(touched, peak_while_opening(model, sizes)),
+        max(touched, peak_while_opening(model, used)),
         memory_shares(model, sizes, resident).total,
     )
 
@@ -88,7 +96,8 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         # Loading comes first, where the others will be.
         staging = max(0, staging - kv - logits - activations)
     base = MemoryShares(
-        interpreter=constants.INTERPRETER
+        interpreter=sizes.process_bytes
+        + constants.STARTED
         + threads * constants.THREAD
         + constants.LOADED
         + len(model.segments) * constants.SEGMENT,

@@ -20,12 +20,14 @@ FORMAT_VERSION = 1
 class Limits:
     """What the user allows and wants. ``memory`` None: what the machine and its cgroups leave;
     ``kv_type`` is wanted and never chosen, because the answer depends on it. ``kv_bytes`` bounds
-    the KV of all requests together; None leaves each room for a whole context."""
+    the KV of all requests together; None leaves each room for a whole context. ``process_bytes``
+    is what the process takes that makes the Plan and will run it; None for a usual one."""
 
     memory: int | None = None
     threads: int | None = None
     kv_type: KVTypeName = "f16"
     kv_bytes: int | None = None
+    process_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Planner:
         self._most_blocks: int | None = None
         if limits.kv_bytes is not None and model.kv:
             self._most_blocks = limits.kv_bytes // model.kv_bytes(1, limits.kv_type)
+        self._process = limits.process_bytes or constants.PROCESS
         self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
         # Where all is resident, and what is read has to wait beside what stays.
         self._loading = best_read(machine, constants.LOADING_REQUEST)
@@ -177,6 +178,7 @@ class Planner:
             parallel=w.concurrency,
             kv_type=self._kv_type,
             server_bytes=server_bytes(self.model, w),
+            process_bytes=max(self._process, constants.PROCESS + constants.PROCESS_SLACK),
             request_bytes=self._loading.request_bytes,
             io_threads=self._io_threads(self._loading),
         )
@@ -211,7 +213,7 @@ class Planner:
     ) -> Candidate:
         shares = memory_shares(self.model, sizes, resident)
         prediction = self.predict(sizes, read, resident)
-        peak = peak_bytes(self.model, sizes, resident, self.workload)
+        peak = peak_bytes(self.model, sizes, resident, self.workload, self._process)
         prediction = replace(prediction, memory=shares, peak_bytes=peak)
         return Candidate(sizes, piece, read, resident, shares.total, prediction)
 

@@ -40,14 +40,14 @@ class _Costs:
 _TOKEN_BUCKET = 2 * 33
 _MERGE_BUCKET = 17
 _COSTS: dict[Kind, _Costs] = {
-    "bpe": _Costs(9_600_000, 113, 17, 0, 139, 131),
+    "bpe": _Costs(5_000_000, 113, 17, 0, 139, 131),
     "sentencepiece": _Costs(MB // 2, 210, 0, MB, 31, 0),
-    "json": _Costs(9_600_000, 165, 0, MB, 10, 510),
+    "json": _Costs(5_000_000, 165, 0, MB, 10, 510),
 }
 
 
 def tokenizer_bytes(tokenizer: TokenizerOutline) -> int:
-    """Bytes of a tokenizer that has been built, and of the library that it is built on."""
+    """Bytes of a tokenizer that has been built."""
     cost = _COSTS[tokenizer.kind]
     kept = cost.alone + tokenizer.tokens * cost.token + tokenizer.merges * cost.merge
     if tokenizer.kind == "sentencepiece":
