@@ -12,6 +12,7 @@ from running import NAMES, Running, wait_for
 
 from strata.engine import Delta, Engine
 from strata.errors import StrataError
+from strata.server.answers import Answer
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 
@@ -80,6 +81,19 @@ def test_what_nobody_foresaw_is_logged_and_not_shown(
         answer = httpx.post(f"{server.url}/v1/completions", json=ASKED)
     assert answer.status_code == 500
     assert "secret" not in answer.text
+    assert "a secret" in caplog.text
+
+
+def test_a_stream_that_breaks_off_is_logged(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(Answer, "add", broken)
+    answer = httpx.post(f"{server.url}/v1/messages", json={**ASKED, "stream": True})
+    assert "a secret" not in answer.text
+    assert answer.text.splitlines()[-2].startswith('data: {"type":"error"')
     assert "a secret" in caplog.text
 
 

@@ -119,6 +119,12 @@ def test_a_known_prefix_is_told_in_the_usage(client: Any) -> None:
     assert cold.usage.prompt_tokens_details.cached_tokens == 0
     assert warm.usage.prompt_tokens_details.cached_tokens == 192
     assert warm.choices == cold.choices
+    other = [1000 + 2 * i for i in range(200)]
+    client.completions.create(**{**asked, "prompt": other})
+    both = client.completions.create(**{**asked, "prompt": [prompt, other], "n": 2})
+    assert both.usage.prompt_tokens == 2 * 200
+    assert both.usage.prompt_tokens_details.cached_tokens == 2 * 192
+    assert both.choices[0].text == both.choices[1].text == cold.choices[0].text
 
 
 def test_choices_have_seeds_of_their_own(client: Any, llm: LLM) -> None:

@@ -1,21 +1,17 @@
-"""From a conversation with tools to a prompt, and from an answer's words back to text and calls."""
+"""From a conversation with tools to a prompt, and to the answers that it gets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from strata.decode import FinishReason, Sample, SamplingParams
-from strata.engine import Delta, Request
+from strata.decode import SamplingParams
 from strata.errors import UsageError
-from strata.server.bridge import Run
+from strata.server.answers import Answers
 from strata.server.service import Service
-from strata.server.tools import Piece, Tool, ToolCall, ToolFormat, ToolParser, tool_format
+from strata.server.tools import Tool, ToolFormat, tool_format
 from strata.server.tools.plain import in_words, tell_of_tools
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 ToolChoice = Literal["auto", "none", "required"]
 
@@ -35,73 +31,7 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class Answer:
-    """What one choice has said so far. ``samples`` are those of shown tokens."""
-
-    parser: ToolParser | None
-    text: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    request: Request | None = None
-
-    def add(self, delta: Delta) -> list[Piece]:
-        """Take a token; the text and the calls that became certain with it."""
-        self.request = delta.request
-        self.finish_reason = delta.finish_reason
-        if not ended_by_token(delta):
-            self.samples.append(delta.sample)
-        pieces: list[Piece] = [delta.text] if delta.text else []
-        if self.parser is not None:
-            pieces = self.parser.push(delta.text)
-            if delta.finish_reason is not None:
-                pieces += self.parser.finish()
-        for piece in pieces:
-            if isinstance(piece, str):
-                self.text += piece
-            else:
-                self.calls.append(piece)
-        return pieces
-
-    @property
-    def tokens(self) -> int:
-        """Tokens chosen, an end token included."""
-        return len(self.request.output) if self.request else 0
-
-
-def ended_by_token(delta: Delta) -> bool:
-    """Whether the token is an end token, which is no part of the text."""
-    return delta.finish_reason == "stop" and delta.request.ending.stop_string is None
-
-
-class Chat:
-    """A conversation that is being answered: its run, and an Answer a choice."""
-
-    def __init__(self, run: Run, parsers: Sequence[ToolParser | None], prompt_tokens: int) -> None:
-        self.run = run
-        self.answers = [Answer(parser) for parser in parsers]
-        self.prompt_tokens = prompt_tokens
-
-    async def pieces(
-        self, pause_s: float | None = None
-    ) -> AsyncIterator[tuple[int, list[Piece], Delta] | None]:
-        """What came, by choice; None after ``pause_s`` seconds without anything."""
-        async for event in self.run.tokens(pause_s):
-            if event is None:
-                yield None
-            else:
-                index, delta = event
-                yield index, self.answers[index].add(delta), delta
-
-    async def finish(self) -> list[Answer]:
-        """All answers, whole."""
-        async for _ in self.pieces():
-            pass
-        return self.answers
-
-
-async def start_chat(service: Service, wanted: Conversation) -> Chat:
+async def start_chat(service: Service, wanted: Conversation) -> Answers:
     """Check everything and begin."""
     prompt, params, form = await _prepare(service, wanted)
     run = service.run(
@@ -113,7 +43,7 @@ async def start_chat(service: Service, wanted: Conversation) -> Chat:
     )
     names = [tool.name for tool in wanted.tools]
     parsers = [form.parser(names) if form else None for _ in range(wanted.choices)]
-    return Chat(run, parsers, len(prompt))
+    return Answers(run, parsers, wanted.choices)
 
 
 async def count_tokens(service: Service, wanted: Conversation) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from pydantic import BaseModel
 
 from strata.engine import EngineError, QueueFull
 from strata.errors import StrataError, UsageError
@@ -88,59 +85,3 @@ def error_headers(error: ApiError) -> dict[str, str]:
     if error.status in (429, 503):
         return {"retry-after": str(RETRY_AFTER_S)}
     return {"www-authenticate": "Bearer"} if error.status == 401 else {}
-
-
-class OpenAIErrorDetail(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class OpenAIError(BaseModel):
-    """An error as OpenAI's clients read it."""
-
-    error: OpenAIErrorDetail
-
-
-class AnthropicErrorDetail(BaseModel):
-    """What went wrong."""
-
-    type: str
-    message: str
-
-
-class AnthropicError(BaseModel):
-    """An error as Anthropic's clients read it."""
-
-    type: str
-    error: AnthropicErrorDetail
-
-
-class OllamaError(BaseModel):
-    """An error as Ollama's clients read it."""
-
-    error: str
-
-
-_MEANINGS: Mapping[int, str] = {
-    400: "The request cannot be served as it is",
-    401: "The API key is missing or wrong",
-    403: "This host name or web origin may not call",
-    404: "There is no such model",
-    413: "The request is too large",
-    429: "Too many requests wait",
-    500: "The server failed",
-    503: "The server is shutting down or has too many connections",
-}
-
-
-def documented(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """The errors that every endpoint may answer with, for the OpenAPI document."""
-    # "default" keeps FastAPI from listing its own 422, which is never sent.
-    return {
-        **{status: {"model": model, "description": text} for status, text in _MEANINGS.items()},
-        "default": {"model": model, "description": "Any other error"},
-    }

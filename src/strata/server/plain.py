@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from strata.errors import UsageError
-from strata.server.errors import OpenAIError, ShuttingDown, documented
+from strata.server.document import OpenAIError, documented
+from strata.server.errors import ShuttingDown
 from strata.server.replies import Reply
 from strata.server.service import Service
 

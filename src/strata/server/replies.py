@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
@@ -15,22 +15,9 @@ from starlette.types import Receive, Scope, Send
 from strata.errors import StrataError
 from strata.server.bridge import Run
 
-T = TypeVar("T")
-
 EVENT_STREAM = "text/event-stream"
 LINES = "application/x-ndjson"
 CLIENT_GONE = 499
-
-EVENTS = {
-    EVENT_STREAM: {
-        "schema": {
-            "type": "object",
-            "description": "One event; its data is JSON",
-            "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
-        }
-    }
-}
-"""A stream of events in the OpenAPI document."""
 
 
 class ClientGone(StrataError):
@@ -98,23 +85,24 @@ class StreamReply(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def unless_gone(request: Request, run: Run, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``; ClientGone if the client goes away. ``run`` ends with it."""
+async def unless_gone(request: Request, run: Run, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work``; ClientGone if the client goes away. ``run`` ends with it."""
     try:
         ended = await _first(work, _wait_for_end(request.receive))
     finally:
         run.cancel()
-    if ended is None:
+    if not ended:
         raise ClientGone("the client went away")
-    return ended[0]
 
 
-async def _first(work: Coroutine[Any, Any, T], other: Coroutine[Any, Any, None]) -> tuple[T] | None:
-    """The result of ``work`` if it ends before ``other``, else None. At last both have ended."""
+async def _first(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> bool:
+    """Whether ``work`` ends before ``other``; raises what it raised. At last both have ended."""
     wanted, unwanted = asyncio.ensure_future(work), asyncio.ensure_future(other)
     try:
         await asyncio.wait((wanted, unwanted), return_when=asyncio.FIRST_COMPLETED)
-        return (wanted.result(),) if wanted.done() else None
+        if wanted.done():
+            wanted.result()
+        return wanted.done()
     finally:
         for task in (wanted, unwanted):
             if not task.done():

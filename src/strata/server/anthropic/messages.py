@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -11,19 +10,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from strata.server.answers import Answer, Answers, respond
 from strata.server.anthropic.requests import CountRequest, MessagesRequest, conversation
-from strata.server.conversation import Answer, Chat, count_tokens, start_chat
-from strata.server.errors import AnthropicError, as_api_error, documented, error_body
-from strata.server.replies import (
-    EVENT_STREAM,
-    EVENTS,
-    Reply,
-    StreamReply,
-    sse,
-    sse_progress,
-    to_json,
-    unless_gone,
-)
+from strata.server.conversation import count_tokens, start_chat
+from strata.server.document import AnthropicError, documented
+from strata.server.errors import ApiError, error_body
+from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, to_json
 from strata.server.service import Service
 from strata.server.tools import Piece, ToolCall
 
@@ -72,26 +64,13 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     """Add the endpoints."""
 
     @routes.post(
-        PATH,
-        response_model=MessageReply,
-        responses={
-            200: {"content": EVENTS},
-            **documented(AnthropicError),
-        },
+        PATH, response_model=MessageReply, responses=documented(AnthropicError, EVENT_STREAM)
     )
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Answer a conversation, at once or as a stream of events."""
         service.check_model(body.model)
-        chat = await start_chat(service, conversation(body))
-        if body.stream:
-            return StreamReply(_stream(service, chat), EVENT_STREAM, chat.run)
-        (answer,) = await unless_gone(request, chat.run, chat.finish())
-        content: list[dict[str, Any]] = []
-        if answer.text.strip() or not answer.calls:
-            content.append({"type": "text", "text": answer.text})
-        content += [_tool_use(call, dict(call.arguments)) for call in answer.calls]
-        message = _message(service, chat)
-        return Reply({**message, "content": content, **_ending(answer)})
+        answers = await start_chat(service, conversation(body))
+        return await respond(request, answers, _Writer(service, answers), bool(body.stream))
 
     @routes.post(
         f"{PATH}/count_tokens", response_model=TokenCount, responses=documented(AnthropicError)
@@ -102,28 +81,61 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         return Reply({"input_tokens": await count_tokens(service, conversation(body))})
 
 
-def _message(service: Service, chat: Chat) -> dict[str, Any]:
-    return {
-        "id": f"msg_{uuid4().hex}",
-        "type": "message",
-        "role": "assistant",
-        "model": service.name,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": _usage(chat),
-    }
+class _Writer:
+    media_type = EVENT_STREAM
+
+    def __init__(self, service: Service, answers: Answers) -> None:
+        self._answers = answers
+        (self._answer,) = answers.choices
+        self._pause_s = service.settings.keepalive_s
+        self._head = {
+            "id": f"msg_{uuid4().hex}",
+            "type": "message",
+            "role": "assistant",
+            "model": service.name,
+        }
+
+    def whole(self) -> dict[str, Any]:
+        """See Writer."""
+        answer = self._answer
+        content: list[dict[str, Any]] = []
+        if answer.text.strip() or not answer.calls:
+            content.append({"type": "text", "text": answer.text})
+        content += [_tool_use(call, call.arguments) for call in answer.calls]
+        return {**self._head, "content": content, **_ending(answer), "usage": self._usage()}
+
+    async def stream(self) -> AsyncGenerator[str, None]:
+        """See Writer."""
+        empty: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        yield _event("message_start", message={**self._head, **empty, "usage": self._usage()})
+        yield _event("ping")
+        blocks = _Blocks()
+        async for part in self._answers.parts(self._pause_s):
+            if part is None:
+                yield sse_progress(self._answers.run.progress) + _event("ping")
+                continue
+            for piece in part[1]:
+                yield blocks.add(piece)
+        yield blocks.finish()
+        yield _event("message_delta", delta=_ending(self._answer), usage=self._usage())
+        yield _event("message_stop")
+
+    def failed(self, error: ApiError) -> str:
+        """See Writer."""
+        return sse(error_body(PATH, error), "error")
+
+    def _usage(self) -> dict[str, int]:
+        cached = self._answers.cached_tokens
+        return {
+            "input_tokens": self._answers.prompt_tokens - cached,
+            "output_tokens": self._answers.output_tokens,
+            "cache_read_input_tokens": cached,
+            "cache_creation_input_tokens": 0,
+        }
 
 
-def _usage(chat: Chat) -> dict[str, int]:
-    answer = chat.answers[0]
-    cached = answer.request.cached_tokens if answer.request else 0
-    return {
-        "input_tokens": chat.prompt_tokens - cached,
-        "output_tokens": answer.tokens,
-        "cache_read_input_tokens": cached,
-        "cache_creation_input_tokens": 0,
-    }
+def _event(kind: str, **data: Any) -> str:
+    return sse({"type": kind, **data}, kind)
 
 
 def _ending(answer: Answer) -> dict[str, Any]:
@@ -137,74 +149,37 @@ def _ending(answer: Answer) -> dict[str, Any]:
     return {"stop_reason": reason, "stop_sequence": sequence if reason == "stop_sequence" else None}
 
 
-def _tool_use(call: ToolCall, arguments: dict[str, Any]) -> dict[str, Any]:
-    # Templates of Mistral accept ids of nine letters and digits only.
-    return {
-        "type": "tool_use",
-        "id": secrets.token_hex(5)[:9],
-        "name": call.name,
-        "input": arguments,
-    }
-
-
-async def _stream(service: Service, chat: Chat) -> AsyncGenerator[str, None]:
-    def event(kind: str, **data: Any) -> str:
-        return sse({"type": kind, **data}, kind)
-
-    blocks = _Blocks()
-    try:
-        yield event("message_start", message=_message(service, chat))
-        yield event("ping")
-        async for arrived in chat.pieces(service.settings.keepalive_s):
-            if arrived is None:
-                yield sse_progress(chat.run.progress) + event("ping")
-                continue
-            for piece in arrived[1]:
-                for kind, data in blocks.add(piece):
-                    yield event(kind, **data)
-        for kind, data in blocks.finish():
-            yield event(kind, **data)
-        answer = chat.answers[0]
-        yield event("message_delta", delta=_ending(answer), usage=_usage(chat))
-        yield event("message_stop")
-    except Exception as error:
-        yield sse(error_body(PATH, as_api_error(error)), "error")
+def _tool_use(call: ToolCall, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(arguments)}
 
 
 class _Blocks:
-    """Numbers the blocks of an answer: text in one, every call in its own."""
+    """The events of an answer's numbered blocks: text in one, every call in its own."""
 
     def __init__(self) -> None:
         self._index = -1
         self._open = False
 
-    def add(self, piece: Piece) -> list[tuple[str, dict[str, Any]]]:
+    def add(self, piece: Piece) -> str:
         if isinstance(piece, str):
-            events = [] if self._open else self._start({"type": "text", "text": ""})
-            return [*events, self._delta({"type": "text_delta", "text": piece})]
+            start = "" if self._open else self._start({"type": "text", "text": ""})
+            return start + self._delta({"type": "text_delta", "text": piece})
         arguments = {"type": "input_json_delta", "partial_json": to_json(piece.arguments)}
-        started = self._start(_tool_use(piece, {}))
-        return [*started, self._delta(arguments), *self._stop()]
+        return self._start(_tool_use(piece, {})) + self._delta(arguments) + self.finish()
 
-    def finish(self) -> list[tuple[str, dict[str, Any]]]:
-        if self._index < 0:
-            return [*self._start({"type": "text", "text": ""}), *self._stop()]
-        return self._stop()
+    def finish(self) -> str:
+        """The end of the block that is open; of an empty one if there was none."""
+        start = "" if self._index >= 0 else self._start({"type": "text", "text": ""})
+        if not self._open:
+            return start
+        self._open = False
+        return start + _event("content_block_stop", index=self._index)
 
-    def _start(self, block: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        stopped = self._stop()
+    def _start(self, block: dict[str, Any]) -> str:
+        stop = self.finish() if self._open else ""
         self._index += 1
         self._open = True
-        return [
-            *stopped,
-            ("content_block_start", {"index": self._index, "content_block": block}),
-        ]
+        return stop + _event("content_block_start", index=self._index, content_block=block)
 
-    def _delta(self, delta: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        return "content_block_delta", {"index": self._index, "delta": delta}
-
-    def _stop(self) -> list[tuple[str, dict[str, Any]]]:
-        if not self._open:
-            return []
-        self._open = False
-        return [("content_block_stop", {"index": self._index})]
+    def _delta(self, delta: dict[str, Any]) -> str:
+        return _event("content_block_delta", index=self._index, delta=delta)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from strata.decode import SamplingParams
 from strata.errors import UsageError
+from strata.server.bodies import Count, Lenient, Share, Stops, Temperature, ToolName, TopK
 from strata.server.conversation import Conversation, ToolChoice
 from strata.server.tools import Tool
-
-
-class Lenient(BaseModel):
-    """Ignores unknown fields; numbers are finite."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class Block(Lenient):
@@ -41,7 +36,7 @@ class Message(Lenient):
 class ToolDefinition(Lenient):
     """A tool of the client's own."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+    name: ToolName
     description: str | None = None
     input_schema: dict[str, Any] | None = None
 
@@ -66,14 +61,12 @@ class CountRequest(Lenient):
 class MessagesRequest(CountRequest):
     """``POST /v1/messages``."""
 
-    max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: (
-        Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)] | None
-    ) = None
+    max_tokens: Count
+    stop_sequences: Stops | None = None
     stream: bool | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
 
 
 _TOOL_CHOICES: dict[str, ToolChoice] = {

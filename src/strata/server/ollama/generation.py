@@ -13,8 +13,11 @@ from starlette.responses import Response
 
 from strata.decode import Sample
 from strata.errors import UsageError
-from strata.server.conversation import Answer, Chat, Conversation, start_chat
-from strata.server.errors import OllamaError, as_api_error, documented, error_body
+from strata.server.answers import Answer, Answers, respond
+from strata.server.conversation import Conversation, start_chat
+from strata.server.document import OllamaError, documented
+from strata.server.errors import ApiError, error_body
+from strata.server.logprobs import ChosenLogprob, logprobs_of
 from strata.server.ollama.requests import (
     ChatRequest,
     Common,
@@ -23,24 +26,9 @@ from strata.server.ollama.requests import (
     params_of,
     variables_of,
 )
-from strata.server.openai.common import token_name
-from strata.server.replies import LINES, Reply, StreamReply, to_json, unless_gone
+from strata.server.replies import LINES, Reply, to_json
 from strata.server.service import Service
 from strata.server.tools import Piece
-
-
-class TokenLogprob(BaseModel):
-    """A token with its natural log-probability."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class Logprob(TokenLogprob):
-    """The chosen token and the most probable ones in its place."""
-
-    top_logprobs: list[TokenLogprob] | None = None
 
 
 class Figures(BaseModel):
@@ -56,7 +44,7 @@ class Figures(BaseModel):
     prompt_eval_duration: int | None = None
     eval_count: int | None = None
     eval_duration: int | None = None
-    logprobs: list[Logprob] | None = None
+    logprobs: list[ChosenLogprob] | None = None
 
 
 class ReplyMessage(BaseModel):
@@ -86,29 +74,32 @@ Fields = Callable[[Sequence[Piece]], dict[str, Any]]
 
 def add_routes(routes: APIRouter, service: Service) -> None:
     """Add the endpoints."""
-    lines: dict[int | str, dict[str, Any]] = {
-        200: {"content": {LINES: {"schema": {"type": "string"}}}},
-        **documented(OllamaError),
-    }
+    documents = documented(OllamaError, LINES)
 
-    @routes.post("/api/chat", response_model=ChatReply, responses=lines)
+    async def reply(
+        request: Request, answers: Answers, body: Common, path: str, fields: Fields
+    ) -> Response:
+        writer = _Writer(service, answers, body, path, fields)
+        return await respond(request, answers, writer, body.stream is not False)
+
+    @routes.post("/api/chat", response_model=ChatReply, responses=documents)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation; as lines of JSON unless ``stream`` is false."""
         service.check_model(body.model)
         if not body.messages:
             return Reply(_loaded(service, _chat_fields([])))
-        started = await start_chat(service, await conversation(service, body))
-        return await _reply(service, "/api/chat", body, request, started, _chat_fields)
+        answers = await start_chat(service, await conversation(service, body))
+        return await reply(request, answers, body, "/api/chat", _chat_fields)
 
-    @routes.post("/api/generate", response_model=GenerateReply, responses=lines)
+    @routes.post("/api/generate", response_model=GenerateReply, responses=documents)
     async def generate(body: GenerateRequest, request: Request) -> Response:
         """Answer one prompt, or continue it with ``raw``; lines of JSON unless told otherwise."""
         service.check_model(body.model)
         _refuse_what_is_missing(body)
         if not body.prompt:
             return Reply(_loaded(service, _generate_fields([])))
-        started = await _start(service, body, body.prompt)
-        return await _reply(service, "/api/generate", body, request, started, _generate_fields)
+        answers = await _start(service, body, body.prompt)
+        return await reply(request, answers, body, "/api/generate", _generate_fields)
 
 
 def _refuse_what_is_missing(body: GenerateRequest) -> None:
@@ -117,7 +108,7 @@ def _refuse_what_is_missing(body: GenerateRequest) -> None:
             raise UsageError(f"{name} is not supported")
 
 
-async def _start(service: Service, body: GenerateRequest, prompt: str) -> Chat:
+async def _start(service: Service, body: GenerateRequest, prompt: str) -> Answers:
     params = await params_of(service, body)
     plain = bool(body.raw) or not service.llm.tokenizer.chat_templates
     if not plain and not body.context:
@@ -133,42 +124,61 @@ async def _start(service: Service, body: GenerateRequest, prompt: str) -> Chat:
         ids = await service.chat_prompt([{"role": "user", "content": prompt}])
     ids = [*(body.context or ()), *ids]
     run = service.run([ids], params, continuing=plain)
-    return Chat(run, [None], len(ids))
+    return Answers(run, [None], 1)
 
 
-async def _reply(
-    service: Service,
-    path: str,
-    body: Common,
-    request: Request,
-    chat: Chat,
-    fields: Fields,
-) -> Response:
-    if body.stream is not False:
-        return StreamReply(_stream(service, path, chat, fields), LINES, chat.run)
-    (answer,) = await unless_gone(request, chat.run, chat.finish())
-    pieces: list[Piece] = [answer.text, *answer.calls]
-    last = _last(service, chat, fields(pieces))
-    logprobs = _logprobs(service, answer.samples)
-    return Reply({**last, "logprobs": logprobs} if logprobs else last)
+class _Writer:
+    media_type = LINES
 
+    def __init__(
+        self, service: Service, answers: Answers, body: Common, path: str, fields: Fields
+    ) -> None:
+        self._service = service
+        self._answers = answers
+        (self._answer,) = answers.choices
+        self._logprobs = bool(body.logprobs)
+        self._path = path
+        self._fields = fields
 
-async def _stream(
-    service: Service, path: str, chat: Chat, fields: Fields
-) -> AsyncGenerator[str, None]:
-    answer = chat.answers[0]
-    seen = 0
-    try:
-        async for event in chat.pieces():
-            assert event is not None, "there is no pause to report"
-            new = _logprobs(service, answer.samples[seen:])
-            seen = len(answer.samples)
-            if event[1] or new:
-                part = {**_heading(service), **fields(event[1]), "done": False}
-                yield to_json({**part, "logprobs": new} if new else part) + "\n"
-        yield to_json(_last(service, chat, fields([]))) + "\n"
-    except Exception as error:
-        yield to_json(error_body(path, as_api_error(error))) + "\n"
+    def whole(self) -> dict[str, Any]:
+        """See Writer."""
+        answer = self._answer
+        return self._last([answer.text, *answer.calls], answer.samples)
+
+    async def stream(self) -> AsyncGenerator[str, None]:
+        """See Writer."""
+        async for part in self._answers.parts():
+            assert part is not None, "there is no pause to report"
+            _, pieces, samples = part
+            if pieces or (self._logprobs and samples):
+                yield to_json(self._part(pieces, samples)) + "\n"
+        yield to_json(self._last([], [])) + "\n"
+
+    def failed(self, error: ApiError) -> str:
+        """See Writer."""
+        return to_json(error_body(self._path, error)) + "\n"
+
+    def _part(self, pieces: Sequence[Piece], samples: Sequence[Sample]) -> dict[str, Any]:
+        part = {**_heading(self._service), **self._fields(pieces), "done": False}
+        if self._logprobs and samples:
+            part["logprobs"] = logprobs_of(self._service.llm.tokenizer, samples)
+        return part
+
+    def _last(self, pieces: Sequence[Piece], samples: Sequence[Sample]) -> dict[str, Any]:
+        answer, answers = self._answer, self._answers
+        last = {
+            **self._part(pieces, samples),
+            "done": True,
+            "done_reason": answer.finish_reason,
+            "total_duration": _nanoseconds(perf_counter() - answers.run.arrived),
+            "load_duration": 0,
+            "prompt_eval_count": answers.prompt_tokens,
+            "eval_count": answer.tokens,
+            **_durations(answer),
+        }
+        if "response" in last and answer.request is not None:
+            last["context"] = [*answer.request.prompt, *(s.token for s in answer.request.output)]
+        return last
 
 
 def _heading(service: Service) -> dict[str, Any]:
@@ -197,50 +207,16 @@ def _loaded(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     return {**_heading(service), **fields, "done": True, "done_reason": "load"}
 
 
-def _last(service: Service, chat: Chat, fields: dict[str, Any]) -> dict[str, Any]:
-    answer = chat.answers[0]
-    last = {
-        **_heading(service),
-        **fields,
-        "done": True,
-        "done_reason": answer.finish_reason,
-        "total_duration": _nanoseconds(perf_counter() - chat.run.arrived),
-        "load_duration": 0,
-        "prompt_eval_count": chat.prompt_tokens,
-        "eval_count": answer.tokens,
-        **_durations(answer),
-    }
-    if "response" in fields and answer.request is not None:
-        last["context"] = [*answer.request.prompt, *(s.token for s in answer.request.output)]
-    return last
-
-
 def _durations(answer: Answer) -> dict[str, int]:
     request = answer.request
     if request is None or request.first_token is None or request.last_token is None:
         return {}
+    started = request.started or request.submitted
     return {
-        "prompt_eval_duration": _nanoseconds(
-            request.first_token - (request.started or request.submitted)
-        ),
+        "prompt_eval_duration": _nanoseconds(request.first_token - started),
         "eval_duration": _nanoseconds(request.last_token - request.first_token),
     }
 
 
 def _nanoseconds(seconds: float) -> int:
     return int(seconds * 1e9)
-
-
-def _logprobs(service: Service, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    def token(id: int, logprob: float | None) -> dict[str, Any]:
-        text, data = token_name(service, id)
-        return {"token": text, "logprob": logprob, "bytes": data}
-
-    return [
-        {
-            **token(sample.token, sample.logprob),
-            "top_logprobs": [token(id, logprob) for id, logprob in sample.top],
-        }
-        for sample in samples
-        if sample.logprob is not None
-    ]

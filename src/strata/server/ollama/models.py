@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from strata import __version__
 from strata.formats import open_model
 from strata.formats.summary import Summary, summarise
-from strata.server.errors import ApiError, OllamaError, documented
+from strata.server.document import OllamaError, documented
+from strata.server.errors import ApiError
 from strata.server.ollama.requests import ShowRequest
 from strata.server.replies import Reply
 from strata.server.service import Service

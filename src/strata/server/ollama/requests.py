@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
-from strata.decode.params import LARGEST_SEED
 from strata.errors import UsageError
+from strata.server.bodies import (
+    Lenient,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Share,
+    Stops,
+    Temperature,
+    Text,
+    Tools,
+    TopK,
+    TopLogprobs,
+    tools_of,
+)
 from strata.server.conversation import Conversation
 from strata.server.service import Service
-from strata.server.tools import Tool
-
-Stop = Annotated[str, Field(min_length=1)]
-
-
-class Lenient(BaseModel):
-    """Ignores unknown fields; numbers are finite."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class Options(Lenient):
@@ -28,15 +32,15 @@ class Options(Lenient):
     loaded already."""
 
     num_predict: int | None = None
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
-    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    temperature: Temperature | None = None
+    top_k: TopK | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
+    seed: Seed | None = None
+    stop: Text | Stops | None = None
+    repeat_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
 
 
 class CalledFunction(Lenient):
@@ -63,38 +67,23 @@ class Message(Lenient):
     tool_name: str | None = None
 
 
-class FunctionDefinition(Lenient):
-    """A function that may be called."""
-
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class ToolDefinition(Lenient):
-    """A tool."""
-
-    type: str | None = None
-    function: FunctionDefinition
-
-
 class Common(Lenient):
     """What chat and generate share. ``format`` is ``json`` or a JSON schema."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: Text
     stream: bool | None = None
     options: Options | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: TopLogprobs | None = None
 
 
 class ChatRequest(Common):
     """``POST /api/chat``."""
 
     messages: list[Message] | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=128)] | None = None
+    tools: Tools | None = None
 
 
 class GenerateRequest(Common):
@@ -155,14 +144,7 @@ async def conversation(service: Service, body: ChatRequest) -> Conversation:
     return Conversation(
         messages=[_plain(message) for message in body.messages or ()],
         params=await params_of(service, body),
-        tools=[
-            Tool(
-                tool.function.name,
-                tool.function.description,
-                tool.function.parameters or {"type": "object", "properties": {}},
-            )
-            for tool in body.tools or ()
-        ],
+        tools=tools_of(body.tools),
         variables=variables_of(body),
     )
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,23 +10,18 @@ from starlette.responses import Response
 
 from strata.decode import Sample
 from strata.errors import UsageError
-from strata.server.conversation import Answer, Chat, Conversation, ToolChoice, start_chat
-from strata.server.errors import OpenAIError, as_api_error, documented, error_body
-from strata.server.openai.common import grammar_of, heading, sampling_params, token_name, usage
+from strata.server.answers import Answer, Answers, respond
+from strata.server.bodies import tools_of
+from strata.server.conversation import Conversation, ToolChoice, start_chat
+from strata.server.document import OpenAIError, documented
+from strata.server.logprobs import logprobs_of
+from strata.server.openai.params import grammar_of, sampling_params
 from strata.server.openai.replies import ChatCompletion
 from strata.server.openai.requests import ChatRequest, Message, NamedTool
-from strata.server.replies import (
-    EVENT_STREAM,
-    EVENTS,
-    Reply,
-    StreamReply,
-    sse,
-    sse_progress,
-    to_json,
-    unless_gone,
-)
+from strata.server.openai.writer import OpenAIWriter
+from strata.server.replies import EVENT_STREAM, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece, Tool, ToolCall
+from strata.server.tools import Piece, ToolCall
 from strata.server.tools.base import parse_json
 
 PATH = "/v1/chat/completions"
@@ -37,24 +31,13 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     """Add the endpoint."""
 
     @routes.post(
-        PATH,
-        response_model=ChatCompletion,
-        responses={
-            200: {"content": EVENTS},
-            **documented(OpenAIError),
-        },
+        PATH, response_model=ChatCompletion, responses=documented(OpenAIError, EVENT_STREAM)
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, at once or as a stream of chunks."""
         service.check_model(body.model)
-        conversation = await _conversation(service, body)
-        chat = await start_chat(service, conversation)
-        writer = _Writer(service, chat, conversation.params.logprobs is not None)
-        if body.stream:
-            with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return StreamReply(writer.stream(with_usage), EVENT_STREAM, chat.run)
-        await unless_gone(request, chat.run, chat.finish())
-        return Reply(writer.whole())
+        answers = await start_chat(service, await _conversation(service, body))
+        return await respond(request, answers, _Writer(service, answers, body), bool(body.stream))
 
 
 async def _conversation(service: Service, body: ChatRequest) -> Conversation:
@@ -73,14 +56,7 @@ async def _conversation(service: Service, body: ChatRequest) -> Conversation:
         messages=[plain_message(message) for message in body.messages],
         params=sampling_params(body, max_tokens=limit, logprobs=logprobs, grammar=grammar),
         choices=body.n or 1,
-        tools=[
-            Tool(
-                definition.function.name,
-                definition.function.description,
-                definition.function.parameters or {"type": "object", "properties": {}},
-            )
-            for definition in body.tools or ()
-        ],
+        tools=tools_of(body.tools),
         tool_choice=choice,
         tool=tool,
         variables=body.chat_template_kwargs or {},
@@ -123,23 +99,18 @@ def _object_or_text(arguments: str) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-class _Writer:
-    """Puts one conversation's answers into OpenAI's form."""
+class _Writer(OpenAIWriter):
+    path = PATH
+    prefix = "chatcmpl"
+    objects = ("chat.completion", "chat.completion.chunk")
 
-    def __init__(self, service: Service, chat: Chat, logprobs: bool) -> None:
-        self._service = service
-        self._chat = chat
-        self._logprobs = logprobs
-        self._pause_s = service.settings.keepalive_s
+    def __init__(self, service: Service, answers: Answers, body: ChatRequest) -> None:
+        super().__init__(service, answers, body)
+        self._logprobs = bool(body.logprobs)
+        self._calls = [0] * len(answers.choices)
 
-    def whole(self) -> dict[str, Any]:
-        return {
-            **heading(self._service, "chatcmpl", "chat.completion"),
-            "choices": [self._choice(index, a) for index, a in enumerate(self._chat.answers)],
-            "usage": self._usage(),
-        }
-
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        """See OpenAIWriter."""
         message: dict[str, Any] = {
             "role": "assistant",
             "content": answer.text if answer.text.strip() or not answer.calls else None,
@@ -154,85 +125,41 @@ class _Writer:
             "finish_reason": _finish_reason(answer),
         }
 
-    async def stream(self, with_usage: bool) -> AsyncGenerator[str, None]:
-        head = heading(self._service, "chatcmpl", "chat.completion.chunk")
-        rest: dict[str, Any] = {"usage": None} if with_usage else {}
-        calls = [0] * len(self._chat.answers)
+    def beginning(self, index: int) -> dict[str, Any]:
+        """See OpenAIWriter."""
+        return self._chunk(index, {"role": "assistant", "content": ""}, [])
 
-        def chunk(
-            index: int, delta: dict[str, Any], samples: Sequence[Sample], finish: str | None
-        ) -> str:
-            choice = {
-                "index": index,
-                "delta": delta,
-                "logprobs": self._tokens(samples),
-                "finish_reason": finish,
-            }
-            return sse({**head, "choices": [choice], **rest})
+    def chunks(
+        self, index: int, answer: Answer, pieces: list[Piece], samples: list[Sample]
+    ) -> Iterator[dict[str, Any]]:
+        """See OpenAIWriter."""
+        if self._logprobs and samples and not pieces:
+            pieces = [""]
+        for piece in pieces:
+            yield self._chunk(index, self._delta(index, piece), samples)
+            samples = []
+        if answer.finish_reason is not None:
+            yield {**self._chunk(index, {}, []), "finish_reason": _finish_reason(answer)}
 
-        try:
-            for index in range(len(self._chat.answers)):
-                yield chunk(index, {"role": "assistant", "content": ""}, (), None)
-            async for event in self._chat.pieces(self._pause_s):
-                if event is None:
-                    yield sse_progress(self._chat.run.progress)
-                    continue
-                index, pieces, token = event
-                answer = self._chat.answers[index]
-                shown = answer.samples[-1:] if _is_shown(answer, token.sample) else []
-                if self._logprobs and shown and not pieces:
-                    pieces = [""]
-                for piece in pieces:
-                    yield chunk(index, _delta(piece, calls[index]), shown, None)
-                    calls[index] += isinstance(piece, ToolCall)
-                    shown = []
-                if token.finish_reason is not None:
-                    yield chunk(index, {}, (), _finish_reason(answer))
-            if with_usage:
-                yield sse({**head, "choices": [], "usage": self._usage()})
-            yield "data: [DONE]\n\n"
-        except Exception as error:
-            yield sse(error_body(PATH, as_api_error(error)))
+    def _chunk(self, index: int, delta: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
+        logprobs = self._tokens(samples)
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
-    def _usage(self) -> dict[str, Any]:
-        return usage(self._chat.prompt_tokens, [a.request for a in self._chat.answers])
+    def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        if isinstance(piece, str):
+            return {"content": piece}
+        self._calls[index] += 1
+        return {"tool_calls": [{"index": self._calls[index] - 1, **_call(piece)}]}
 
-    def _tokens(self, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    def _tokens(self, samples: list[Sample]) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
-        return {
-            "content": [
-                {
-                    **self._token(sample.token, sample.logprob),
-                    "top_logprobs": [self._token(id, logprob) for id, logprob in sample.top],
-                }
-                for sample in samples
-            ],
-            "refusal": None,
-        }
-
-    def _token(self, id: int, logprob: float | None) -> dict[str, Any]:
-        text, data = token_name(self._service, id)
-        return {"token": text, "logprob": logprob, "bytes": data}
-
-
-def _is_shown(answer: Answer, sample: Sample) -> bool:
-    return bool(answer.samples) and answer.samples[-1] is sample
-
-
-def _delta(piece: Piece, number: int) -> dict[str, Any]:
-    if isinstance(piece, str):
-        return {"content": piece}
-    return {"tool_calls": [{"index": number, **_call(piece)}]}
+        return {"content": logprobs_of(self.tokenizer, samples), "refusal": None}
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    return {
-        # Templates of Mistral accept ids of nine letters and digits only.
-        "id": secrets.token_hex(5)[:9],
-        "type": "function",
-        "function": {"name": call.name, "arguments": to_json(call.arguments)},
-    }
+    function = {"name": call.name, "arguments": to_json(call.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _finish_reason(answer: Answer) -> str | None:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from strata.decode import Sample
-from strata.engine import Delta
 from strata.errors import UsageError
-from strata.server.bridge import Run
-from strata.server.conversation import Answer, ended_by_token
-from strata.server.errors import ApiError, OpenAIError, as_api_error, documented, error_body
-from strata.server.openai.common import grammar_of, heading, sampling_params, token_name, usage
+from strata.server.answers import Answer, Answers, respond
+from strata.server.document import OpenAIError, documented
+from strata.server.errors import ApiError
+from strata.server.logprobs import token_text
+from strata.server.openai.params import grammar_of, sampling_params
 from strata.server.openai.replies import Completion
 from strata.server.openai.requests import CompletionRequest
-from strata.server.replies import (
-    EVENT_STREAM,
-    EVENTS,
-    Reply,
-    StreamReply,
-    sse,
-    sse_progress,
-    unless_gone,
-)
+from strata.server.openai.writer import OpenAIWriter
+from strata.server.replies import EVENT_STREAM
 from strata.server.service import Service
+from strata.server.tools import Piece
 
 PATH = "/v1/completions"
 
@@ -34,14 +28,7 @@ PATH = "/v1/completions"
 def add_routes(routes: APIRouter, service: Service) -> None:
     """Add the endpoint."""
 
-    @routes.post(
-        PATH,
-        response_model=Completion,
-        responses={
-            200: {"content": EVENTS},
-            **documented(OpenAIError),
-        },
-    )
+    @routes.post(PATH, response_model=Completion, responses=documented(OpenAIError, EVENT_STREAM))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue texts or token ids as they are, without a chat template."""
         service.check_model(body.model)
@@ -55,12 +42,11 @@ def add_routes(routes: APIRouter, service: Service) -> None:
             grammar=await grammar_of(service, body),
         )
         echoes = [_text(service, prompt) if body.echo else "" for prompt in given]
-        run = service.run(prompts, params, choices=body.n or 1, continuing=True)
-        writer = _Writer(service, run, sum(map(len, prompts)), echoes, body)
-        if body.stream:
-            with_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return StreamReply(writer.stream(with_usage), EVENT_STREAM, run)
-        return Reply(await unless_gone(request, run, writer.whole()))
+        each = body.n or 1
+        run = service.run(prompts, params, choices=each, continuing=True)
+        answers = Answers(run, [None] * (each * len(prompts)), each)
+        writer = _Writer(service, answers, body, echoes)
+        return await respond(request, answers, writer, bool(body.stream))
 
 
 def _refuse_what_is_missing(body: CompletionRequest) -> None:
@@ -95,94 +81,52 @@ def _text(service: Service, prompt: str | list[int]) -> str:
     return prompt if isinstance(prompt, str) else service.llm.tokenizer.decode(prompt)
 
 
-class _Writer:
-    """Puts continuations into OpenAI's form."""
+class _Writer(OpenAIWriter):
+    path = PATH
+    prefix = "cmpl"
+    objects = ("text_completion", "text_completion")
 
     def __init__(
-        self,
-        service: Service,
-        run: Run,
-        prompt_tokens: int,
-        echoes: list[str],
-        body: CompletionRequest,
+        self, service: Service, answers: Answers, body: CompletionRequest, echoes: list[str]
     ) -> None:
-        self._service = service
-        self._run = run
-        self._prompt_tokens = prompt_tokens
+        super().__init__(service, answers, body)
         self._logprobs = body.logprobs is not None
-        self._pause_s = service.settings.keepalive_s
         self._echoes = [echo for echo in echoes for _ in range(body.n or 1)]
-        self._answers = [Answer(None) for _ in self._echoes]
-        self._offsets = [0] * len(self._echoes)
 
-    async def whole(self) -> dict[str, Any]:
-        parts: list[list[tuple[str, list[Sample]]]] = [[] for _ in self._answers]
-        async for event in self._run.tokens():
-            assert event is not None, "there is no pause to report"
-            index, delta = event
-            parts[index].append(self._take(index, delta))
-        choices = []
-        for index, answer in enumerate(self._answers):
-            logprobs = [self._tokens(index, text, samples) for text, samples in parts[index]]
-            text = self._echoes[index] + answer.text
-            choices.append(_choice(index, text, _joined(logprobs), answer.finish_reason))
-        head = heading(self._service, "cmpl", "text_completion")
-        return {**head, "choices": choices, "usage": self._usage()}
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        """See OpenAIWriter."""
+        text = self._echoes[index] + answer.text
+        logprobs = self._tokens(answer.samples, answer.offsets)
+        return _choice(index, text, logprobs, answer.finish_reason)
 
-    async def stream(self, with_usage: bool) -> AsyncGenerator[str, None]:
-        head = heading(self._service, "cmpl", "text_completion")
-        rest: dict[str, Any] = {"usage": None} if with_usage else {}
-        try:
-            for index, echo in enumerate(self._echoes):
-                if echo:
-                    yield sse({**head, "choices": [_choice(index, echo, None, None)], **rest})
-            async for event in self._run.tokens(self._pause_s):
-                if event is None:
-                    yield sse_progress(self._run.progress)
-                    continue
-                index, delta = event
-                text, samples = self._take(index, delta)
-                logprobs = self._tokens(index, text, samples)
-                if text or logprobs or delta.finish_reason is not None:
-                    choice = _choice(index, text, logprobs, delta.finish_reason)
-                    yield sse({**head, "choices": [choice], **rest})
-            if with_usage:
-                yield sse({**head, "choices": [], "usage": self._usage()})
-            yield "data: [DONE]\n\n"
-        except Exception as error:
-            yield sse(error_body(PATH, as_api_error(error)))
+    def beginning(self, index: int) -> dict[str, Any] | None:
+        """See OpenAIWriter."""
+        echo = self._echoes[index]
+        return _choice(index, echo, None, None) if echo else None
 
-    def _take(self, index: int, delta: Delta) -> tuple[str, list[Sample]]:
-        self._answers[index].add(delta)
-        return delta.text, [] if ended_by_token(delta) else [delta.sample]
+    def chunks(
+        self, index: int, answer: Answer, pieces: list[Piece], samples: list[Sample]
+    ) -> Iterator[dict[str, Any]]:
+        """See OpenAIWriter."""
+        logprobs = self._tokens(samples, answer.offsets[-1:])
+        if pieces or logprobs or answer.finish_reason is not None:
+            text = "".join(str(piece) for piece in pieces)
+            yield _choice(index, text, logprobs, answer.finish_reason)
 
-    def _usage(self) -> dict[str, Any]:
-        requests = [answer.request for answer in self._answers]
-        return usage(self._prompt_tokens, requests)
-
-    def _tokens(self, index: int, text: str, samples: list[Sample]) -> dict[str, Any] | None:
+    def _tokens(self, samples: list[Sample], offsets: list[int]) -> dict[str, Any] | None:
         """The old form of logprobs; a token's offset is that of the text it came with."""
         if not self._logprobs or not samples:
             return None
-        offset = self._offsets[index]
-        self._offsets[index] += len(text)
 
         def name(id: int) -> str:
-            return token_name(self._service, id)[0]
+            return token_text(self.tokenizer, id)
 
         return {
             "tokens": [name(sample.token) for sample in samples],
             "token_logprobs": [sample.logprob for sample in samples],
             "top_logprobs": [{name(id): logprob for id, logprob in s.top} for s in samples],
-            "text_offset": [offset] * len(samples),
+            "text_offset": offsets,
         }
-
-
-def _joined(parts: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    known = [part for part in parts if part is not None]
-    if not known:
-        return None
-    return {key: [item for part in known for item in part[key]] for key in known[0]}
 
 
 def _choice(

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from strata.server.errors import OpenAIError, documented
+from strata.server.document import OpenAIError, documented
 from strata.server.openai.replies import ModelCard, ModelList
 from strata.server.replies import Reply
 from strata.server.service import Service

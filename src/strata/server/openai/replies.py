@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from strata.server.logprobs import ChosenLogprob
+
 
 class PromptTokensDetails(BaseModel):
     """``cached_tokens`` were not computed anew."""
@@ -20,20 +22,6 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-
-
-class TokenLogprob(BaseModel):
-    """A token with its natural log-probability and its bytes."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChosenLogprob(TokenLogprob):
-    """The chosen token, and the most probable ones in its place."""
-
-    top_logprobs: list[TokenLogprob]
 
 
 class ChatLogprobs(BaseModel):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from strata.decode.params import LARGEST_SEED
+from strata.server.bodies import (
+    Count,
+    Lenient,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Share,
+    Stops,
+    Temperature,
+    Text,
+    Tools,
+    TopK,
+    TopLogprobs,
+)
 
-Stop = Annotated[str, Field(min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-
-
-class Lenient(BaseModel):
-    """Ignores unknown fields; numbers are finite."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 class StreamOptions(Lenient):
@@ -29,20 +35,20 @@ class Sampling(Lenient):
     ``grammar`` is in Lark or GBNF."""
 
     model: str
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    stop: Text | Stops | None = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     logit_bias: dict[Annotated[int, Field(ge=0)], Bias] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    max_tokens: Count | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
     grammar: str | None = None
     regex: str | None = None
@@ -80,21 +86,6 @@ class Message(Lenient):
     tool_call_id: str | None = None
 
 
-class FunctionDefinition(Lenient):
-    """A function that may be called."""
-
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class ToolDefinition(Lenient):
-    """A tool; functions are the only kind."""
-
-    type: Literal["function"] = "function"
-    function: FunctionDefinition
-
-
 class NamedFunction(Lenient):
     """A function by its name."""
 
@@ -128,11 +119,11 @@ class ChatRequest(Sampling):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=128)] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -146,7 +137,7 @@ class CompletionRequest(Sampling):
         | Annotated[list[int], Field(min_length=1)]
         | Annotated[list[list[int]], Field(min_length=1)]
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: TopLogprobs | None = None
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 WHITESPACE = r"\x20|\n\x20{0,20}"
@@ -30,12 +31,18 @@ class Tool:
         return {"type": "function", "function": {**function, "parameters": dict(self.parameters)}}
 
 
+def _new_id() -> str:
+    # Templates of Mistral accept ids of nine letters and digits only.
+    return secrets.token_hex(5)[:9]
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """A call as the model made it."""
 
     name: str
     arguments: Mapping[str, Any]
+    id: str = field(default_factory=_new_id, compare=False)
 
 
 Piece = str | ToolCall

@@ -1,17 +1,10 @@
-"""What chat and completions share: parameters, usage, tokens by name."""
+"""Parameters and grammars of chat and completions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from time import time
-from typing import Any
-from uuid import uuid4
-
-from strata import __version__
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.params import LARGEST_SEED
-from strata.engine import Request
 from strata.errors import UsageError
 from strata.server.openai.requests import ResponseFormat, Sampling
 from strata.server.service import Service
@@ -62,33 +55,3 @@ async def grammar_of(
         raise UsageError("response_format json_schema needs a json_schema with a schema")
     schema = form.json_schema.definition
     return await service.off_loop(lambda: compiler.json_schema(schema))
-
-
-def heading(service: Service, prefix: str, kind: str) -> dict[str, Any]:
-    """What every chunk of an answer begins with."""
-    return {
-        "id": f"{prefix}-{uuid4().hex}",
-        "object": kind,
-        "created": int(time()),
-        "model": service.name,
-        "system_fingerprint": f"strata-{__version__}",
-    }
-
-
-def usage(prompt_tokens: int, requests: Iterable[Request | None]) -> dict[str, Any]:
-    """The ``usage`` object: ``prompt_tokens`` counts each prompt once."""
-    known = [request for request in requests if request is not None]
-    completion = sum(len(request.output) for request in known)
-    cached = sum(request.cached_tokens for request in known[:1])
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": prompt_tokens + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
-def token_name(service: Service, id: int) -> tuple[str, list[int]]:
-    """A token's text, whatever its bytes, and the bytes."""
-    data = service.llm.tokenizer.token_bytes(id, special=True)
-    return data.decode("utf-8", "replace"), list(data)

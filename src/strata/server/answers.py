@@ -1,0 +1,142 @@
+"""What the answers to a call have said so far, and how they go out: whole, or piece by piece."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastapi import Request
+from starlette.responses import Response
+
+from strata.decode import FinishReason, Sample
+from strata.engine import Delta
+from strata.engine import Request as EngineRequest
+from strata.errors import StrataError
+from strata.server.bridge import Run
+from strata.server.errors import ApiError, as_api_error
+from strata.server.replies import Reply, StreamReply, unless_gone
+from strata.server.tools import Piece, ToolCall, ToolParser
+
+_log = logging.getLogger("strata.server")
+
+
+@dataclass
+class Answer:
+    """One choice. ``samples`` are those of shown tokens, ``offsets`` the characters of ``text``
+    before each. ``parser`` finds calls in it."""
+
+    parser: ToolParser | None = None
+    text: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    request: EngineRequest | None = None
+
+    def add(self, delta: Delta) -> tuple[list[Piece], list[Sample]]:
+        """Take a token; the text and the calls that became certain with it, and its sample unless
+        it is an end token, which is no part of the text."""
+        self.request = delta.request
+        self.finish_reason = delta.finish_reason
+        ended_by_token = delta.finish_reason == "stop" and delta.request.ending.stop_string is None
+        shown = [] if ended_by_token else [delta.sample]
+        self.samples += shown
+        self.offsets += [len(self.text)] * len(shown)
+        pieces: list[Piece] = [delta.text] if delta.text else []
+        if self.parser is not None:
+            pieces = self.parser.push(delta.text)
+            if delta.finish_reason is not None:
+                pieces += self.parser.finish()
+        for piece in pieces:
+            if isinstance(piece, str):
+                self.text += piece
+            else:
+                self.calls.append(piece)
+        return pieces, shown
+
+    @property
+    def tokens(self) -> int:
+        """Tokens chosen, an end token included."""
+        return len(self.request.output) if self.request else 0
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were not computed for it."""
+        return self.request.cached_tokens if self.request else 0
+
+
+class Answers:
+    """A run and an Answer for each of its jobs: ``each`` choices for one prompt after another."""
+
+    def __init__(self, run: Run, parsers: Sequence[ToolParser | None], each: int) -> None:
+        self.run = run
+        self.choices = [Answer(parser) for parser in parsers]
+        self._each = each
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(len(ticket.job.prompt) for ticket in self.run.tickets[:: self._each])
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were not computed."""
+        return sum(choice.cached_tokens for choice in self.choices[:: self._each])
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(choice.tokens for choice in self.choices)
+
+    async def parts(
+        self, pause_s: float | None = None
+    ) -> AsyncIterator[tuple[int, list[Piece], list[Sample]] | None]:
+        """What came: a choice's number, and what ``Answer.add`` says of the token; None after
+        ``pause_s`` seconds without anything."""
+        async for event in self.run.tokens(pause_s):
+            if event is None:
+                yield None
+            else:
+                index, delta = event
+                yield index, *self.choices[index].add(delta)
+
+    async def finish(self) -> None:
+        """Take all that comes."""
+        async for _ in self.parts():
+            pass
+
+
+class Writer(Protocol):
+    """Puts answers into the form of one protocol."""
+
+    media_type: str
+    """Of a stream."""
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, once the answers are finished."""
+
+    def stream(self) -> AsyncGenerator[str, None]:
+        """Piece by piece, while it takes the answers' parts."""
+
+    def failed(self, error: ApiError) -> str:
+        """The last piece of a stream that broke off."""
+
+
+async def respond(request: Request, answers: Answers, writer: Writer, stream: bool) -> Response:
+    """The response to a call that was begun; the run ends with it."""
+    if stream:
+        return StreamReply(_until_it_fails(writer), writer.media_type, answers.run)
+    await unless_gone(request, answers.run, answers.finish())
+    return Reply(writer.whole())
+
+
+async def _until_it_fails(writer: Writer) -> AsyncGenerator[str, None]:
+    try:
+        async for piece in writer.stream():
+            yield piece
+    except Exception as error:
+        if not isinstance(error, StrataError):
+            _log.exception("a stream broke off")
+        yield writer.failed(as_api_error(error))

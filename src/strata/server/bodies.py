@@ -1,0 +1,55 @@
+"""What bodies of requests have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strata.decode.params import LARGEST_SEED
+from strata.server.tools import Tool
+
+Text = Annotated[str, Field(min_length=1)]
+Stops = Annotated[list[Text], Field(max_length=64)]
+Seed = Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TopK = Annotated[int, Field(ge=0)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+Count = Annotated[int, Field(ge=1)]
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]
+ToolName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.-]+$")]
+
+
+class Lenient(BaseModel):
+    """Ignores unknown fields, as is the custom; numbers are finite."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class FunctionDefinition(Lenient):
+    """A function that may be called."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolDefinition(Lenient):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"] | None = "function"
+    function: FunctionDefinition
+
+
+Tools = Annotated[list[ToolDefinition], Field(max_length=128)]
+
+
+def tools_of(tools: Tools | None) -> list[Tool]:
+    """The tools of a request."""
+    functions = [tool.function for tool in tools or ()]
+    return [
+        Tool(f.name, f.description, f.parameters or {"type": "object", "properties": {}})
+        for f in functions
+    ]

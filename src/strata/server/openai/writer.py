@@ -1,0 +1,98 @@
+"""How the answers of chat and completions go out, whole or as chunks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator
+from time import time
+from typing import Any, ClassVar
+from uuid import uuid4
+
+from strata import __version__
+from strata.decode import Sample
+from strata.server.answers import Answer, Answers
+from strata.server.errors import ApiError, error_body
+from strata.server.openai.requests import Sampling
+from strata.server.replies import EVENT_STREAM, sse, sse_progress
+from strata.server.service import Service
+from strata.server.tools import Piece
+
+
+class OpenAIWriter(ABC):
+    """A Writer of which subclasses put choices into the form of their endpoint, at ``path``."""
+
+    media_type = EVENT_STREAM
+    path: ClassVar[str]
+    prefix: ClassVar[str]
+    """Of ids."""
+    objects: ClassVar[tuple[str, str]]
+    """What answers and chunks are called."""
+
+    def __init__(self, service: Service, answers: Answers, body: Sampling) -> None:
+        self.tokenizer = service.llm.tokenizer
+        self.answers = answers
+        self._pause_s = service.settings.keepalive_s
+        self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._head = {
+            "id": f"{self.prefix}-{uuid4().hex}",
+            "created": int(time()),
+            "model": service.name,
+            "system_fingerprint": f"strata-{__version__}",
+        }
+
+    @abstractmethod
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        """A finished choice."""
+
+    @abstractmethod
+    def beginning(self, index: int) -> dict[str, Any] | None:
+        """The choice of the first chunk, before any token."""
+
+    @abstractmethod
+    def chunks(
+        self, index: int, answer: Answer, pieces: list[Piece], samples: list[Sample]
+    ) -> Iterator[dict[str, Any]]:
+        """The choices of the chunks that one token makes."""
+
+    def whole(self) -> dict[str, Any]:
+        """See Writer."""
+        choices = [self.choice(*numbered) for numbered in enumerate(self.answers.choices)]
+        return {
+            **self._head,
+            "object": self.objects[0],
+            "choices": choices,
+            "usage": usage(self.answers),
+        }
+
+    async def stream(self) -> AsyncGenerator[str, None]:
+        """See Writer."""
+        head = {**self._head, "object": self.objects[1]}
+        rest: dict[str, Any] = {"usage": None} if self._with_usage else {}
+        for index in range(len(self.answers.choices)):
+            if first := self.beginning(index):
+                yield sse({**head, "choices": [first], **rest})
+        async for part in self.answers.parts(self._pause_s):
+            if part is None:
+                yield sse_progress(self.answers.run.progress)
+                continue
+            index, pieces, samples = part
+            for choice in self.chunks(index, self.answers.choices[index], pieces, samples):
+                yield sse({**head, "choices": [choice], **rest})
+        if self._with_usage:
+            yield sse({**head, "choices": [], "usage": usage(self.answers)})
+        yield "data: [DONE]\n\n"
+
+    def failed(self, error: ApiError) -> str:
+        """See Writer."""
+        return sse(error_body(self.path, error))
+
+
+def usage(answers: Answers) -> dict[str, Any]:
+    """The ``usage`` object."""
+    prompt, completion = answers.prompt_tokens, answers.output_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
+    }
