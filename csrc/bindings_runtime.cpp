@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -419,11 +420,17 @@ class Joined {
     }
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> hold(team.lock);
-    for (size_t i = 0; i < segments_.size(); ++i) segments_[i]->execute(team, contexts[i]);
+    for (size_t i = 0; i < segments_.size(); ++i) {
+      current_.store(static_cast<int>(i), std::memory_order_relaxed);
+      segments_[i]->execute(team, contexts[i]);
+    }
   }
+  // The one that runs, or ran last, for whoever looks on.
+  int current() const { return current_.load(std::memory_order_relaxed); }
 
  private:
   std::vector<SegmentBuilder*> segments_;
+  std::atomic<int> current_{0};
 };
 
 }  // namespace
@@ -527,5 +534,6 @@ void bind_runtime(nb::module_& m) {
   m.attr("KV_BLOCK") = kKvBlock;
   nb::class_<Joined>(m, "Joined")
       .def(nb::init<std::vector<SegmentBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
-      .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a, "max_rows"_a);
+      .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a, "max_rows"_a)
+      .def_prop_ro("current", &Joined::current);
 }

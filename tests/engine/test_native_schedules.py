@@ -6,6 +6,7 @@ The twin of ``test_exact_schedules``, where schedules are many and the model is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import sleep
 
@@ -188,3 +189,17 @@ def test_answers_to_one_prompt(runner: Runner) -> None:
         one = single.submit(prompt, p)
         finish(single)
         assert one.output == request.output
+
+
+def test_where_a_sweep_is_can_be_seen(runner: Runner) -> None:
+    e = engine(runner, KVSettings(), 1, 512)
+    e.submit(SHARED[:60], SamplingParams(max_tokens=40, ignore_eos=True))
+    seen = set()
+    with ThreadPoolExecutor(1) as other:
+        work = other.submit(finish, e)
+        while not work.done():
+            seen.add(runner.segment)
+    work.result()
+    # A short sweep is one native call, in which nothing comes back to Python.
+    assert len(seen - {None}) > 3
+    assert runner.segment is None

@@ -32,6 +32,13 @@ _FLAGS = (
 )
 
 
+GREEDY = {"temperature": "0", "max_tokens": "40"}
+LONG = {"temperature": "0.7", "max_tokens": "900", "seed": "1"}
+"""Settings of the page's form."""
+
+STORY = "Write a very long story about a ship, with many chapters."
+
+
 class Browser:
     """The page of one server in one browser, whose storage begins empty."""
 
@@ -113,6 +120,12 @@ class Browser:
     def answered(self) -> None:
         """Wait until no answer is being given."""
         self.wait(lambda: self.one("#send").is_displayed())
+
+    def grows(self) -> None:
+        """Wait until the last answer has words and gets more."""
+        self.wait(lambda: self.answers()[-1:] not in ([], [""]))
+        before = self.answers()[-1]
+        self.wait(lambda: self.answers()[-1] != before)
 
     def answers(self) -> list[str]:
         """What is shown of each answer."""

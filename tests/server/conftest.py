@@ -13,6 +13,7 @@ from strata.llm import LLM
 
 if TYPE_CHECKING:
     # Without the extra strata[server] this module skips whoever imports it, which must not be us.
+    from browser import Browser
     from running import Running
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -40,3 +41,13 @@ def server(shared_server: Running) -> Iterator[Running]:
     """A server without a key; after every test it must hold nothing."""
     yield shared_server
     shared_server.wait_until_free()
+
+
+@pytest.fixture
+def page(server: Running, tmp_path: Path) -> Iterator[Browser]:
+    """The page of a server without a key. At the end its console must be clean."""
+    from browser import browser
+
+    with browser(server.url, tmp_path) as page:
+        yield page
+        assert page.errors() == []

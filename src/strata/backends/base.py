@@ -88,6 +88,14 @@ class LoadedSegment(Protocol):
         """Bytes of weights held."""
 
 
+class Joined(LoadedSegment, Protocol):
+    """Several Segments that run as one."""
+
+    @property
+    def current(self) -> int:
+        """Number among them of the one that runs, or ran last; any thread may look."""
+
+
 Activations = Mapping[str, Any]
 """Named activations between Segments, opaque but for ``logits`` (float32 [R, vocabulary])."""
 
@@ -118,6 +126,6 @@ class Backend(Protocol):
     ) -> Activations:
         """Run one Segment over a step; returns its outputs under their outer names."""
 
-    def join(self, loaded: Sequence[LoadedSegment]) -> LoadedSegment | None:
+    def join(self, loaded: Sequence[LoadedSegment]) -> Joined | None:
         """Several Segments to be run as one, from the first one's inputs to the last one's
         outputs; None where that saves nothing."""

@@ -262,6 +262,11 @@ class JoinedSegments:
         """Bytes of weights held."""
         return sum(s.nbytes for s in self.segments)
 
+    @property
+    def current(self) -> int:
+        """See Joined."""
+        return int(self._native.current)
+
     def run(
         self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
     ) -> Mapping[str, Any]:

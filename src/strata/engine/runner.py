@@ -31,9 +31,8 @@ class Runner:
     """A Model with its weights in a backend's form.
 
     The last Segment is the head: it selects ``out_rows`` and gives ``logits``. It is run on slices
-    of ``logit_rows`` rows, and not at all for a step that wants none. ``segment`` is the number of
-    the one that is being run, None between sweeps; other threads may look at it. ``sweeps`` adds up
-    what sweeps did, with what ``streamed`` says of the backend's reading.
+    of ``logit_rows`` rows, and not at all for a step that wants none. ``sweeps`` adds up what
+    sweeps did, with what ``streamed`` says of the backend's reading.
     """
 
     def __init__(
@@ -61,7 +60,8 @@ class Runner:
         total = sum(sum(stored.values()) for stored in self._stored.values())
         done = 0
         self._loaded: list[LoadedSegment] = []
-        self.segment: int | None = None
+        self._segment: int | None = None
+        self._running_joined = False
         for segment in model.segments:
             if progress:
                 progress("loading", done, total)
@@ -70,6 +70,13 @@ class Runner:
         if progress:
             progress("loading", total, total)
         self._joined = backend.join(self._loaded[:-1])
+
+    @property
+    def segment(self) -> int | None:
+        """Number of the Segment that is being run, None between sweeps; any thread may look."""
+        if self._running_joined and self._joined is not None:
+            return self._joined.current
+        return self._segment
 
     @property
     def nbytes(self) -> int:
@@ -128,16 +135,18 @@ class Runner:
         completed = False
         try:
             if self._joined is not None and self._joins(step):
+                self._running_joined = True
                 activations = self.backend.run(self._joined, step, kv, activations)
+                self._running_joined = False
             else:
-                for self.segment, loaded in enumerate(body):
+                for self._segment, loaded in enumerate(body):
                     activations = self.backend.run(loaded, step, kv, activations)
-                    self.sweeps.done(self.segment + 1)
-            self.segment = len(body)
+                    self.sweeps.done(self._segment + 1)
+            self._segment = len(body)
             yield from self._run_head(head, step, kv, activations)
             completed = True
         finally:
-            self.segment = None
+            self._segment, self._running_joined = None, False
             self.sweeps.end(completed=completed)
 
     def _run_head(
