@@ -20,6 +20,10 @@ class AlignedBytes {
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
 
+  // From this size on buffers begin at a multiple of it and are made of huge pages where the system
+  // has them.
+  static constexpr size_t kHugePage = size_t{2} << 20;
+
  private:
   uint8_t* data_;
   size_t size_;

@@ -29,8 +29,7 @@ int64_t Stream::ring_bytes(const Piece& piece) {
   return bytes;
 }
 
-int64_t Stream::staging_bytes(const std::vector<Track>& tracks, int threads,
-                              int64_t request_bytes) {
+int64_t Stream::staging_each(const std::vector<Track>& tracks, int64_t request_bytes) {
   int64_t most = 0;
   for (const Track& track : tracks) {
     for (const Piece& piece : track) {
@@ -41,14 +40,19 @@ int64_t Stream::staging_bytes(const std::vector<Track>& tracks, int threads,
       }
     }
   }
-  return most * threads;
+  return most;
+}
+
+int64_t Stream::staging_bytes(const std::vector<Track>& tracks, int threads,
+                              int64_t request_bytes) {
+  return Staging::size(staging_each(tracks, request_bytes), threads);
 }
 
 Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads, int64_t request_bytes)
     : tracks_(std::move(tracks)),
       request_bytes_(request_bytes),
       threads_(threads),
-      staging_(staging_bytes(tracks_, 1, request_bytes)),
+      staging_(staging_each(tracks_, request_bytes), threads),
       ring_(static_cast<size_t>(ring_bytes), false) {
   for (const Track& track : tracks_) {
     for (const Piece& piece : track) {
@@ -66,7 +70,7 @@ Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads, int64
   idle_since_ = Clock::now();
   alive_ = threads_;
   try {
-    for (int i = 0; i < threads_; ++i) team_.emplace_back([this] { work(); });
+    for (int i = 0; i < threads_; ++i) team_.emplace_back([this, i] { work(i); });
   } catch (...) {
     // Fewer threads do as well, but for none.
     std::lock_guard<std::mutex> hold(lock_);
@@ -146,7 +150,7 @@ bool Stream::place_next() {
   return true;
 }
 
-void Stream::read_one(Entry& entry, const Read& read, AlignedBytes& buffer) {
+void Stream::read_one(Entry& entry, const Read& read, uint8_t* buffer) {
   const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
                                [static_cast<size_t>(entry.piece)][static_cast<size_t>(read.range)];
   uint8_t* out = entry.places[static_cast<size_t>(read.range)] +
@@ -154,8 +158,8 @@ void Stream::read_one(Entry& entry, const Read& read, AlignedBytes& buffer) {
   r.place->read_panels(read.panel0, read.panel1, out, buffer, counters_);
 }
 
-void Stream::work() {
-  std::unique_ptr<AlignedBytes> buffer;
+void Stream::work(int thread) {
+  uint8_t* const buffer = staging_.of(thread);
   std::unique_lock<std::mutex> hold(lock_);
   while (!stop_) {
     Entry* entry = nullptr;
@@ -181,11 +185,7 @@ void Stream::work() {
     std::exception_ptr failure;
     bool dies = false;
     try {
-      if (!buffer) {
-        buffer = std::make_unique<AlignedBytes>(static_cast<size_t>(staging_), false,
-                                                WeightFile::kBufferAlign);
-      }
-      read_one(*entry, read, *buffer);
+      read_one(*entry, read, buffer);
     } catch (const ReadError&) {
       failure = std::current_exception();
     } catch (const std::exception& e) {

@@ -48,7 +48,7 @@ class Stream {
 
   const std::vector<Track>& tracks() const { return tracks_; }
   int64_t ring_bytes() const { return static_cast<int64_t>(ring_.size()); }
-  int64_t staging_bytes() const { return staging_ * threads_; }
+  int64_t staging_bytes() const { return staging_.size(); }
   static int64_t staging_bytes(const std::vector<Track>& tracks, int threads,
                                int64_t request_bytes);
   // Bytes of ring that a piece takes.
@@ -90,13 +90,15 @@ class Stream {
   }
   void advance();
   void rewind(std::unique_lock<std::mutex>& hold);
-  void work();
-  void read_one(Entry& entry, const Read& read, AlignedBytes& buffer);
+  void work(int thread);
+  void read_one(Entry& entry, const Read& read, uint8_t* buffer);
+  // Bytes of staging that one thread needs.
+  static int64_t staging_each(const std::vector<Track>& tracks, int64_t request_bytes);
 
   const std::vector<Track> tracks_;
   const int64_t request_bytes_;
   const int threads_;
-  int64_t staging_ = 0;
+  Staging staging_;
   std::vector<std::shared_ptr<const WeightFile>> files_;
   AlignedBytes ring_;
   ReadCounters counters_;

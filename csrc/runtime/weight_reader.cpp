@@ -247,15 +247,14 @@ int64_t WeightPlace::staging(int64_t panels_at_once) const {
 }
 
 // The bytes of some rows in the form that `pack` takes.
-const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, AlignedBytes& staging,
+const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                                     ReadCounters& counters) const {
-  uint8_t* buffer = staging.data();
   if (storage == Storage::rows) {
-    return file->read(offset + row0 * row_bytes(), rows * row_bytes(), buffer, counters);
+    return file->read(offset + row0 * row_bytes(), rows * row_bytes(), staging, counters);
   }
   if (storage == Storage::scaled) {
-    const uint8_t* codes = file->read(offset + row0 * k, rows * k, buffer, counters);
-    uint8_t* out = buffer + WeightFile::span(rows * k);
+    const uint8_t* codes = file->read(offset + row0 * k, rows * k, staging, counters);
+    uint8_t* out = staging + WeightFile::span(rows * k);
     const int64_t blocks = k / kScaledBlock;
     for (int64_t r = 0; r < rows; ++r) {
       const float* scales = factors.data() + (row0 + r) / factor_rows * factor_stride;
@@ -270,10 +269,10 @@ const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, AlignedBytes& st
   const int64_t element = row_bytes() / k;
   const int64_t stored = stored_width * element;
   const int64_t at_once = std::max<int64_t>(1, kColumnsRead / stored);
-  uint8_t* out = buffer + WeightFile::span(at_once * stored);
+  uint8_t* out = staging + WeightFile::span(at_once * stored);
   for (int64_t i0 = 0; i0 < k; i0 += at_once) {
     const int64_t count = std::min(at_once, k - i0);
-    const uint8_t* lines = file->read(offset + i0 * stored, count * stored, buffer, counters);
+    const uint8_t* lines = file->read(offset + i0 * stored, count * stored, staging, counters);
     lines += (first_column + row0) * element;
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < count; ++i) {
@@ -285,7 +284,7 @@ const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, AlignedBytes& st
   return out;
 }
 
-void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, AlignedBytes& staging,
+void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint8_t* staging,
                               ReadCounters& counters) const {
   const int64_t row0 = panel0 * kPanel;
   const int64_t rows = std::min(panel1 * kPanel, n) - row0;
@@ -326,9 +325,9 @@ void load_weights(const std::vector<Load>& loads, int threads, int64_t request_b
   std::exception_ptr failure;
   size_t next = 0;
   int running = static_cast<int>(std::min<size_t>(static_cast<size_t>(threads), reads.size()));
-  const auto work = [&] {
+  Staging buffers(staging, running);
+  const auto work = [&](int thread) {
     try {
-      AlignedBytes buffer(static_cast<size_t>(staging), false, WeightFile::kBufferAlign);
       for (;;) {
         std::unique_lock<std::mutex> hold(lock);
         if (failure || next == reads.size()) break;
@@ -336,8 +335,8 @@ void load_weights(const std::vector<Load>& loads, int threads, int64_t request_b
         hold.unlock();
         const WeightPlace& place = *r.load->place;
         place.read_panels(r.panel0, r.panel1,
-                          r.load->weight->bytes.data() + r.panel0 * place.panel_bytes(), buffer,
-                          counters);
+                          r.load->weight->bytes.data() + r.panel0 * place.panel_bytes(),
+                          buffers.of(thread), counters);
       }
     } catch (...) {
       std::lock_guard<std::mutex> hold(lock);
@@ -352,7 +351,7 @@ void load_weights(const std::vector<Load>& loads, int threads, int64_t request_b
     for (std::thread& t : team) t.join();
   };
   try {
-    for (int i = running; i > 0; --i) team.emplace_back(work);
+    for (int i = 0, all = running; i < all; ++i) team.emplace_back(work, i);
   } catch (...) {
     // Threads that could not be started; those that were must not outlive what they work on.
     {

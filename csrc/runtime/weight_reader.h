@@ -108,14 +108,39 @@ struct WeightPlace {
   // Bytes of staging that reading so many panels at a time takes.
   int64_t staging(int64_t panels_at_once) const;
   // Reads panels [panel0, panel1) and packs them to `out`, where panel0 begins.
-  void read_panels(int64_t panel0, int64_t panel1, uint8_t* out, AlignedBytes& staging,
+  void read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint8_t* staging,
                    ReadCounters& counters) const;
 
  private:
-  const uint8_t* rows_of(int64_t row0, int64_t rows, AlignedBytes& staging,
+  const uint8_t* rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                          ReadCounters& counters) const;
 };
 using WeightPlacePtr = std::shared_ptr<const WeightPlace>;
+
+// What threads read into before it is packed: one buffer, so that it is made of huge pages although
+// the part of each thread is smaller than one.
+class Staging {
+ public:
+  Staging(int64_t each, int threads)
+      : each_(aligned(each)), bytes_(static_cast<size_t>(size(each, threads)), false,
+                                     WeightFile::kBufferAlign) {}
+  uint8_t* of(int thread) { return bytes_.data() + thread * each_; }
+  int64_t size() const { return static_cast<int64_t>(bytes_.size()); }
+  // Bytes that it takes, for parts of `each`.
+  static int64_t size(int64_t each, int threads) {
+    constexpr auto kPage = static_cast<int64_t>(AlignedBytes::kHugePage);
+    return (aligned(each) * threads + kPage - 1) / kPage * kPage;
+  }
+
+ private:
+  static int64_t aligned(int64_t bytes) {
+    constexpr int64_t kTo = WeightFile::kBufferAlign;
+    return (bytes + kTo - 1) / kTo * kTo;
+  }
+
+  int64_t each_;
+  AlignedBytes bytes_;
+};
 
 // Row `row` of a table that stays on disk, as floats: the bits of KernelTable::unpack_row.
 void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row, float* out,

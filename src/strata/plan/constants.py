@@ -42,8 +42,11 @@ USUAL_SAMPLING_LOGIT = 16
 """Beside a row of logits, for each: float64 copies, order and sums while a token is chosen, where
 all tokens are equally probable and where some are much more so than others."""
 
-READ_SLACK = 2 * 4096
-"""What alignment adds to a read at both ends."""
+READ_SLACK = 3 * 4096
+"""What alignment adds to a read at both ends, and to its buffer."""
+
+HUGE_PAGE = 2 << 20
+"""Bytes of one, in which memory for reads is taken."""
 
 MARGIN = 2 * MB
 MARGIN_SHARE = 0.015

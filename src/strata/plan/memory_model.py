@@ -88,7 +88,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     attention = model.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
-    staging = sizes.io_threads * staging_bytes(model, sizes.request_bytes)
+    staging = _whole(sizes.io_threads * staging_bytes(model, sizes.request_bytes))
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.vocabulary * 4 + sampling
     activations = arena + scratch + attention
@@ -112,6 +112,11 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         server=sizes.server_bytes,
     )
     return _with_margin(base, model.vector_bytes)
+
+
+def _whole(nbytes: int) -> int:
+    """In huge pages, of which a buffer that is read into is made."""
+    return -(-nbytes // constants.HUGE_PAGE) * constants.HUGE_PAGE
 
 
 def _with_margin(shares: MemoryShares, resident: int) -> MemoryShares:
