@@ -13,6 +13,7 @@ from strata import LLM
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is missing")
 
+LIMITS = ("budget_bytes", "peak_bytes")
 TEXTS = ["Hello <|im_start|>", "", "naïve 日本語 🦙", " two  spaces\n"]
 
 
@@ -109,6 +110,8 @@ def test_the_live_picture(server: Running) -> None:
     assert pictures[-1]["actual"]["output_tok_s"] > 0
     host = pictures[-1]["tiers"][0]
     assert host["kv_used_bytes"] > 0
+    parts = [size for name, size in host.items() if name not in ("name", *LIMITS) and size]
+    assert sum(parts) == server.service.llm.ledger.total
     assert pictures[-1]["roofline"]["flops_per_byte"] > 0
 
 

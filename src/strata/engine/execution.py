@@ -82,6 +82,11 @@ class Execution:
     logit_rows: int
     limited: bool = False
 
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of weights held, those that two Segments share counted once."""
+        return self.ledger.owned.get("weights", 0)
+
     @contextmanager
     def settling(self, owner: str) -> Iterator[None]:
         """Enters for ``owner`` what the process has come to take meanwhile."""
@@ -101,6 +106,9 @@ class Execution:
             logit_rows=self.logit_rows,
             streamed=self.streamed,
         )
+        if not isinstance(self.backend, CpuBackend):
+            # Other backends keep no books.
+            self.ledger.take("weights", sum(loaded.nbytes for loaded in runner.loaded))
         self.ledger.take("sampling", _SAMPLING * model.vocab_size)
         entered += _SAMPLING * model.vocab_size
         # What came beside the weights: nodes, Ops and their names.

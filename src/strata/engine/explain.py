@@ -81,8 +81,7 @@ def explain(execution: Execution, runner: Runner) -> Explanation:
     prefill = _report(runner.sweeps.prefill, bandwidth, None)
     loads = backend.load_counts() if isinstance(backend, CpuBackend) else None
     sweep_bytes = plan.predicted.sweep_bytes if plan is not None else 0
-    # By the books a weight that two Segments share counts once.
-    host_bytes = execution.ledger.owned.get("weights", runner.nbytes)
+    host_bytes = execution.weights_bytes
     return Explanation(
         budget=None if plan is None else plan.budget,
         predicted_peak_bytes=None if plan is None else plan.predicted.peak_bytes,

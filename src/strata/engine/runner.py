@@ -79,11 +79,6 @@ class Runner:
         return self._segment
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of weights held by the backend."""
-        return sum(loaded.nbytes for loaded in self._loaded)
-
-    @property
     def sizes(self) -> list[tuple[str, int]]:
         """Names of the Segments and the bytes of each one's weights, resident or not."""
         return [(name, sum(stored.values())) for name, stored in self._stored.items()]

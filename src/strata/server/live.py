@@ -8,6 +8,7 @@ the ceilings of the machine as measured. The others, ``state``, are what does. W
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +26,19 @@ from strata.memory import peak_bytes
 from strata.server.forecast import Forecast, forecast
 from strata.server.replies import EVENT_STREAM, StreamReply, sse
 from strata.server.service import Service
+
+_PARTS = {
+    "weights": "weights_bytes",
+    "ring": "ring_bytes",
+    "staging": "ring_bytes",
+    "kv": "kv",
+    "activations": "activations_bytes",
+    "logits": "activations_bytes",
+    "rope tables": "activations_bytes",
+    "sampling": "activations_bytes",
+}
+"""In which part of the picture an owner of the ledger is shown; the others are with the
+interpreter."""
 
 
 def router(service: Service) -> APIRouter:
@@ -111,20 +125,19 @@ def _state(service: Service, expected: Forecast | None, rates: _Rates) -> dict[s
 
 def _host(llm: LLM, status: EngineStatus) -> dict[str, Any]:
     """Who owns bytes of memory. All of them are taken from the start, whether used yet or not."""
-    owned = llm.ledger.owned
-
-    def of(*owners: str) -> int | None:
-        return sum(owned.get(owner, 0) for owner in owners) or None
-
-    block_bytes = llm.engine.kv_bytes // max(status.kv_blocks, 1)
+    parts: Counter[str] = Counter()
+    for owner, size in llm.ledger.owned.items():
+        parts[_PARTS.get(owner, "interpreter_bytes")] += size
+    kv_bytes = llm.engine.kv_bytes
+    used = kv_bytes // max(status.kv_blocks, 1) * status.kv_blocks_used
     return {
         "name": "host",
-        "weights_bytes": llm.engine.runner.nbytes,
-        "ring_bytes": of("ring", "staging"),
-        "kv_used_bytes": (status.kv_blocks - status.kv_blocks_free) * block_bytes,
-        "kv_free_bytes": status.kv_blocks_free * block_bytes,
-        "activations_bytes": of("activations", "logits"),
-        "interpreter_bytes": of("interpreter", "tokenizer"),
+        "weights_bytes": parts["weights_bytes"],
+        "ring_bytes": parts["ring_bytes"] or None,
+        "kv_used_bytes": used,
+        "kv_free_bytes": kv_bytes - used,
+        "activations_bytes": parts["activations_bytes"] or None,
+        "interpreter_bytes": parts["interpreter_bytes"] or None,
         "budget_bytes": llm.ledger.budget,
         "peak_bytes": peak_bytes(),
     }

@@ -15,7 +15,7 @@ const OWNERS = [
   ["kv_used_bytes", "KV cache, used", "kv-used"],
   ["kv_free_bytes", "KV cache, free", "kv-free"],
   ["activations_bytes", "Activations", "activations"],
-  ["interpreter_bytes", "Interpreter and tokenizer", "interpreter"],
+  ["interpreter_bytes", "Interpreter, tokenizer, server", "interpreter"],
 ];
 
 /** A sweep that takes longer can be followed from Segment to Segment. */
