@@ -18,7 +18,7 @@ from strata.plan.memory_model import (
     room_for_weights,
     staging_bytes,
 )
-from strata.plan.rates import Rates, best_read
+from strata.plan.rates import Rates, best_read, kept_up
 
 GB, MB = 10**9, 10**6
 ALL = frozenset(s.name for s in model("llama-3.1-8b").segments)
@@ -143,3 +143,15 @@ def test_the_smallest_good_read_is_chosen_and_direct_ones_first() -> None:
     assert disk(("direct", 256, 1, 2.0), ("buffered", 256, 1, 2.5)).mode == "direct"
     assert disk(("direct", 256, 1, 2.0), ("buffered", 256, 1, 3.0)).mode == "buffered"
     assert disk(("buffered", 256, 1, 3.0), ("buffered", 4096, 1, 9.0)).bytes_s == 3.0
+
+
+def test_more_readers_keep_the_disk_busier_up_to_what_it_gives() -> None:
+    m = machine("server")
+    read = best_read(m, 4 << 20, large=True)
+    assert read.request_bytes == 4 << 20
+    most = max(d.bytes_s for d in m.disk if d.mode == read.mode)
+    rates = [kept_up(m, read, threads) for threads in (1, 2, 8, 16, 64)]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-1] <= most
+    # A disk that rests for a moment after every read.
+    assert rates[0] == pytest.approx((4 << 20) / ((4 << 20) / most + constants.READ_GAP))

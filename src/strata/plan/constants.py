@@ -65,8 +65,13 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_KV_SHARE = 0.2
 """Positions unless asked otherwise, as long as their KV takes no more than this of the budget."""
 
-RING_PIECES = 4
-"""Pieces that the ring has room for: in use, ready, on its way, and lost where it wraps."""
+RING_PIECES = 3
+"""Pieces that the ring has room for beside those on their way: in use, ready, and lost where it
+wraps."""
+
+READERS = (8, 16)
+"""Threads that read ahead, beside as few as will do: more of them, and more memory for what is
+under way, keep the disk busier."""
 
 PIECES = tuple(1 << power for power in range(18, 25))
 """Bytes of a piece: 256 KiB to 16 MiB."""
@@ -98,6 +103,9 @@ OPEN_TOKEN = 1.8e-6
 
 FRESH_BYTES = 2e9
 """Bytes a second of memory that the system hands out for weights that stay."""
+
+READ_GAP = 6e-4
+"""From the end of a read until the thread asks for the next one, and the disk has taken it up."""
 
 DISK_SHARE = 0.93
 """Of the probed bandwidth that a sweep keeps up."""

@@ -24,7 +24,7 @@ from strata.plan.memory_model import (
 )
 from strata.plan.outline import Outline, SegmentOutline
 from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
-from strata.plan.rates import Rates, best_read
+from strata.plan.rates import Rates, best_read, kept_up
 from strata.plan.reasons import explain
 from strata.sizes import format_size
 
@@ -149,18 +149,21 @@ class Planner:
         smallest = min((d.request_bytes for d in self.machine.disk), default=0)
         for wanted in constants.PIECES:
             piece = max(wanted, least_piece)
-            read = best_read(self.machine, max(wanted, smallest))
-            for tokens in self._token_choices():
-                sizes = replace(
-                    self._resident_sizes(context, tokens),
-                    ring_bytes=constants.RING_PIECES * piece,
-                    request_bytes=read.request_bytes,
-                    io_threads=self._io_threads(read),
-                )
-                yield sizes, piece, read
+            read = best_read(self.machine, max(wanted, smallest), large=True)
+            least = self._io_threads(read)
+            for threads in (least, *(n for n in constants.READERS if n > least)):
+                under_way = -(-threads * read.request_bytes // piece)
+                for tokens in self._token_choices():
+                    sizes = replace(
+                        self._resident_sizes(context, tokens),
+                        ring_bytes=(constants.RING_PIECES + under_way) * piece,
+                        request_bytes=read.request_bytes,
+                        io_threads=threads,
+                    )
+                    yield sizes, piece, read
 
     def _io_threads(self, read: DiskRate) -> int:
-        """Threads that keep ``read.depth`` reads under way although each also packs."""
+        """Threads that keep about ``read.depth`` reads under way although each also packs."""
         names = [m.format for s in self.model.segments for m in s.matrices if not m.lookup]
         rates = [self._costs.rates.kernel(name).pack_bytes_s for name in set(names)]
         alone = min(rates, default=read.bytes_s) / self.machine.cores
@@ -220,7 +223,9 @@ class Planner:
     def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
         """What a run of these sizes will do; of memory only what does not depend on Segments."""
         w = self.workload
-        streaming = self._costs.streaming(resident, read.bytes_s, sizes.ring_bytes)
+        streaming = self._costs.streaming(
+            resident, kept_up(self.machine, read, sizes.io_threads), sizes.ring_bytes
+        )
         loads = _prefill(w, sizes.max_tokens)
         ttft = sum(self._costs.sweep(load, streaming).total_s for load in loads)
         # One token for each sequence, with the answers half written.

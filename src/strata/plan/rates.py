@@ -7,6 +7,7 @@ from functools import cached_property
 from math import sqrt
 
 from strata.errors import UsageError
+from strata.plan import constants
 from strata.plan.machine import DiskRate, KernelRate, Machine
 from strata.quant import by_name
 
@@ -68,10 +69,10 @@ class Rates:
         return {k.format: k for k in self.machine.kernels}
 
 
-def best_read(machine: Machine, largest_request: int) -> DiskRate:
-    """The way of reading with requests up to a size: the one that needs the least memory of those
-    that come within 3 % of the fastest. Buffered reads, which also fill the page cache, have to be
-    a third faster than direct ones."""
+def best_read(machine: Machine, largest_request: int, *, large: bool = False) -> DiskRate:
+    """The way of reading with requests up to a size, or with ``large`` of the largest such size:
+    the one that needs the least memory of those that come within 3 % of the fastest. Buffered
+    reads, which also fill the page cache, have to be a third faster than direct ones."""
     fitting = [d for d in machine.disk if d.request_bytes <= largest_request]
     if not fitting:
         raise UsageError("the machine has no rates of its disk: probe it again")
@@ -79,9 +80,22 @@ def best_read(machine: Machine, largest_request: int) -> DiskRate:
     fastest = max(d.bytes_s for d in fitting)
     if direct and max(d.bytes_s for d in direct) >= 0.75 * fastest:
         fitting = direct
-        fastest = max(d.bytes_s for d in fitting)
+    if large:
+        size = max(d.request_bytes for d in fitting)
+        fitting = [d for d in fitting if d.request_bytes == size]
+    fastest = max(d.bytes_s for d in fitting)
     good = [d for d in fitting if d.bytes_s >= 0.97 * fastest]
     return min(good, key=lambda d: (d.request_bytes * d.depth, d.depth))
+
+
+def kept_up(machine: Machine, read: DiskRate, threads: int) -> float:
+    """Bytes a second that ``threads`` threads keep up with such reads. Between two of them a thread
+    packs and has to wake up, and the disk works on what the others have asked for."""
+    same = [d for d in machine.disk if d.mode == read.mode]
+    probed = [d.bytes_s for d in same if d.request_bytes == read.request_bytes]
+    under_way = threads * read.request_bytes
+    seconds = under_way / max(d.bytes_s for d in same) + constants.READ_GAP
+    return min(max(probed, default=read.bytes_s), under_way / seconds)
 
 
 def _bytes_per_weight(format: str) -> float:

@@ -32,8 +32,7 @@ def explain(
             Choice(
                 "ring",
                 format_size(sizes.ring_bytes),
-                f"{constants.RING_PIECES} pieces: one in use, one ready, one on its way, one for "
-                "the ring's end",
+                "one piece in use, one ready, one for the ring's end, and those that threads read",
             ),
             _reading(machine, sizes, read),
         ]
