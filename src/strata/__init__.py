@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+"""Known to type checkers; the module that has it takes as long to import as all else here."""
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from strata.decode import SamplingParams
     from strata.errors import StrataError, UsageError
     from strata.llm import LLM, Chunk, Output
@@ -29,6 +31,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'strata' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+# Modules that Python itself has begun with: an interrupt here would be a traceback.
 import os
 import sys
-from contextlib import suppress
-from typing import NoReturn
 
 
-def run() -> NoReturn:
+def run() -> None:
     """Run the command and end the process: all is closed by then, and taking a vocabulary and its
     merges apart object by object would only delay the prompt of the shell."""
     try:
@@ -20,8 +19,10 @@ def run() -> NoReturn:
         code = 130
     for stream in (sys.stdout, sys.stderr):
         # Whoever has read enough was answered by the exit code; a closed stream is None.
-        with suppress(OSError, ValueError, AttributeError):
+        try:
             stream.flush()
+        except (OSError, ValueError, AttributeError):
+            continue
     os._exit(code)
 
 

@@ -79,6 +79,25 @@ def test_a_signal_lets_what_runs_finish(smollm2_path: Path, number: signal.Signa
         assert process.stderr.read() == ""
 
 
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.2])
+def test_it_ends_well_while_it_loads(smollm2_path: Path, after: float) -> None:
+    program = (
+        "import socket, sys; from strata.server import serving; from strata.__main__ import run\n"
+        "bind = serving.bind\n"
+        "serving.bind = lambda settings: (bind(settings), print('bound', flush=True))[0]\n"
+        "sys.argv = ['strata', 'serve', sys.argv[1], '--port', '0', '--memory', '1GB']; run()"
+    )
+    command = [sys.executable, "-c", program, str(smollm2_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"bound\n"
+        time.sleep(after)
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors == b"" or errors.startswith(b"listening at")
+
+
 def test_what_takes_too_long_is_cut_off_within_the_grace(smollm2_path: Path) -> None:
     options = ("--alias", "model", "--context", "8192", "--parallel", "1", "--grace", "0.5")
     with serving(smollm2_path, *options) as (process, url):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -12,6 +17,20 @@ from strata.cli.console import remark
 from strata.cli.engine_options import backend_options, kv_store_options, open_llm
 from strata.cli.options import SIZE, memory_option, model_argument, quiet_option
 from strata.errors import StrataError, UsageError
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """SIGTERM ends the command well at any time. The server, once it runs, has its own handler."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command("serve")
@@ -80,6 +99,7 @@ from strata.errors import StrataError, UsageError
 @memory_option
 @kv_store_options
 @quiet_option
+@_ending_well()
 def command(
     model: str,
     host: str,

@@ -102,6 +102,7 @@ class PrefixStore:
         self._entries: dict[str, _Entry] = {}
         self._where: dict[bytes, tuple[str, int]] = {}
         self._seen: int | None = None
+        self._failing = False
         try:
             # What people wrote can be told from it.
             self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -160,8 +161,12 @@ class PrefixStore:
                 new = tokens[known * KV_BLOCK : len(keys) * KV_BLOCK]
                 self._write(parent, keys[known:], new, buffers[known : len(keys)])
                 names[_name(keys[-1])] = None
+                self._failing = False
             except OSError as error:
-                _log.warning("%s: not written: %s", self._own, error)
+                # Once: a full disk may stay full for many requests.
+                if not self._failing:
+                    _log.warning("%s: not written: %s", self._own, error.strerror or error)
+                self._failing = True
         _touch([self._own / name for name in names])
 
     def _look(self) -> None:
