@@ -7,5 +7,6 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_stream(m);
   bind_runtime(m);
+  bind_segments(m);
   bind_text(m);
 }

@@ -1,0 +1,42 @@
+// What the bindings of the runtime share: a team, a step, and how a wrong argument is refused.
+#pragma once
+#include <nanobind/ndarray.h>
+
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "runtime/nodes.h"
+
+namespace strata {
+
+template <class T>
+using Array1 = nanobind::ndarray<const T, nanobind::ndim<1>, nanobind::c_contig,
+                                 nanobind::device::cpu>;
+
+inline void require(bool ok, const std::string& message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+// The thread team with the lock that keeps its jobs apart.
+struct Team {
+  explicit Team(int threads) : team(threads) {}
+  void run(Job& job) {
+    std::lock_guard<std::mutex> hold(lock);
+    team.run(job);
+  }
+  ThreadTeam team;
+  std::mutex lock;
+};
+
+// A step with its own copies of everything, so that it cannot change while it runs.
+struct Step {
+  std::vector<int32_t> tokens, positions, out_rows;
+  std::vector<std::vector<int32_t>> tables;
+  StepView view{};
+  int32_t max_token = -1, max_block = -1;
+};
+
+}  // namespace strata

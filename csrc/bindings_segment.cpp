@@ -1,0 +1,376 @@
+// Python's view of Segments: built node by node, each checked, then run.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <atomic>
+#include <variant>
+
+#include "bindings_runtime.h"
+#include "runtime/stream.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace strata {
+namespace {
+
+const StepKernels* step_kernels(const std::string& isa) {
+  if (isa == "scalar") return step_kernels_scalar();
+#if defined(__x86_64__)
+  if (isa == "avx2") return step_kernels_avx2();
+  if (isa == "avx512") return step_kernels_avx512();
+#elif defined(__aarch64__)
+  if (isa == "neon") return step_kernels_neon();
+#endif
+  return nullptr;
+}
+
+Floats floats(const std::optional<Array1<float>>& a) {
+  return a ? Floats(a->data(), a->data() + a->size()) : Floats();
+}
+
+// A Segment under construction and in use. Values are made first, then nodes over them.
+class SegmentBuilder {
+ public:
+  int64_t value(int64_t width, int64_t f32, int64_t q8, bool selected) {
+    require(width > 0, "value: width must be positive");
+    require(f32 >= Value::kExternal && f32 % 64 <= 0, "value: misaligned f32 offset");
+    require(q8 >= Value::kNone && q8 % 64 <= 0, "value: misaligned q8 offset");
+    values_.push_back({width, f32, q8, selected});
+    return static_cast<int64_t>(values_.size()) - 1;
+  }
+
+  void embed(RowTablePtr table, float scale, int64_t out) {
+    require(at(out).width == table->k, "embed: width of the table and of the output differ");
+    vocabulary_ = table->n;
+    segment_.add(make_embed(std::move(table), scale, f32_value(out)));
+  }
+  void add_positions(int64_t x, RowTablePtr table, int64_t offset, int64_t out) {
+    require(at(out).width == table->k && at(x).width == table->k,
+            "add_positions: widths differ");
+    max_positions_ = table->n - offset;
+    scratch_ = std::max(scratch_, table->k);
+    segment_.add(make_add_positions(f32_value(x), std::move(table), offset, f32_value(out)));
+  }
+  void select(int64_t x, int64_t out) {
+    require(at(x).width == at(out).width, "select: widths differ");
+    require(!at(x).selected && at(out).selected, "select: rows must go from tokens to out");
+    segment_.add(make_select(f32_value(x), f32_value(out)));
+  }
+  void row(int function, int64_t a, int64_t out, std::optional<int64_t> b,
+           std::optional<Array1<float>> weight, std::optional<Array1<float>> bias, int activation,
+           float number) {
+    segment_.add(make_row(row_spec(function, a, out, b, weight, bias, activation, number)));
+  }
+  // A weight, or the place of one that is streamed.
+  using Operand = std::variant<WeightPtr, WeightPlacePtr>;
+  using Part = std::tuple<Operand, int64_t, std::optional<Array1<float>>, std::optional<int64_t>>;
+  void matmul(int64_t x, const std::vector<Part>& parts,
+              std::optional<std::tuple<int, int64_t>> glu, int pieces, int64_t narrow) {
+    require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
+    MatmulSpec s{at(x), {}, {}};
+    StreamedProduct product{glu.has_value(), pieces, {}};
+    for (const auto& [operand, out, bias, residual] : parts) {
+      const auto* packed = std::get_if<WeightPtr>(&operand);
+      require((packed != nullptr) == (pieces == 0), "matmul: parts are all packed or all streamed");
+      const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
+      const Format format = packed ? (*packed)->format : place->format;
+      const int64_t n = packed ? (*packed)->n : place->n;
+      const int64_t k = packed ? (*packed)->k : place->k;
+      const ActKind kind = format_info(format)->act;
+      require(kind == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
+              "matmul: the input is not kept in the form that the weight needs");
+      require(s.parts.empty() || format_info(s.parts[0].format)->act == kind,
+              "matmul: parts want different inputs");
+      require(k == s.x.width && at(out).width == n, "matmul: shapes differ");
+      require(at(out).selected == s.x.selected, "matmul: rows differ");
+      require(!bias || static_cast<int64_t>(bias->size()) == n, "matmul: bias width");
+      MatmulPart part{packed ? *packed : nullptr, format, n, f32_value(out), floats(bias), {}};
+      if (residual) {
+        require(at(*residual).width == n, "matmul: residual width");
+        part.residual = f32_value(*residual);
+      }
+      s.parts.push_back(std::move(part));
+      product.parts.push_back(place);
+    }
+    if (glu) {
+      require(parts.size() == 2 && s.parts[0].n == s.parts[1].n,
+              "matmul: glu takes two parts of one width");
+      const auto& [activation, out] = *glu;
+      s.glu = row_spec(static_cast<int>(RowFunction::glu), std::get<1>(parts[0]), out,
+                       std::get<1>(parts[1]), {}, {}, activation, 0.0f);
+    }
+    scratch_ = std::max(scratch_, matmul_scratch_floats(s.x.width));
+    if (format_info(s.parts[0].format)->act == ActKind::bf16) {
+      require(narrow >= 0 && narrow % 64 == 0, "matmul: no place for the input as bf16");
+      s.narrow = narrow;
+      narrow_.push_back({s.x, narrow});
+      segment_.add(make_narrow(s.x, narrow));
+    }
+    if (pieces == 0) {
+      segment_.add(make_matmul(std::move(s)));
+    } else {
+      segment_.add_streamed(make_matmul(std::move(s)), pieces);
+      streamed_.push_back(std::move(product));
+    }
+  }
+  // From where the streamed products get their weights: a track of pieces, in their order, that
+  // covers every panel once.
+  void attach(std::shared_ptr<Stream> stream, int track) {
+    require(track >= 0 && track < static_cast<int>(stream->tracks().size()), "stream: no track");
+    const Track& pieces = stream->tracks()[static_cast<size_t>(track)];
+    size_t next = 0;
+    for (const StreamedProduct& product : streamed_) {
+      std::vector<int64_t> covered(product.parts.size(), 0);
+      for (int i = 0; i < product.pieces; ++i, ++next) {
+        require(next < pieces.size(), "stream: too few pieces");
+        const Piece& piece = pieces[next];
+        for (const PieceRange& r : piece) {
+          require(r.part >= 0 && r.part < static_cast<int>(product.parts.size()) &&
+                      r.place == product.parts[static_cast<size_t>(r.part)],
+                  "stream: a piece is of another weight");
+          int64_t& at = covered[static_cast<size_t>(r.part)];
+          require(r.panel0 == at && r.panel1 > at, "stream: panels must follow each other");
+          at = r.panel1;
+        }
+        require(!product.glu || (piece.size() == 2 && piece[0].part == 0 && piece[1].part == 1 &&
+                                 piece[0].panel0 == piece[1].panel0 &&
+                                 piece[0].panel1 == piece[1].panel1 && piece[0].panel0 % 2 == 0),
+                "stream: glu takes the same columns of both parts, from an even panel on");
+      }
+      for (size_t i = 0; i < covered.size(); ++i) {
+        require(covered[i] == panels(product.parts[i]->n), "stream: panels are missing");
+      }
+    }
+    require(next == pieces.size(), "stream: too many pieces");
+    stream_ = std::move(stream);
+    track_ = track;
+  }
+  void rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
+            bool interleaved) {
+    require(at(x).width == at(out).width && at(x).width % head_dim == 0 &&
+                2 * table->half() <= head_dim,
+            "rope: widths differ");
+    segment_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved,
+                            std::move(table)}));
+  }
+  void attention(int64_t q, int64_t k, int64_t v, int64_t out, int64_t layer, int64_t heads,
+                 int64_t kv_heads, int64_t head_dim, float scale, int64_t window, float softcap) {
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kQueryTile,
+            "attention: at most " + std::to_string(kQueryTile) + " heads may share a KV head");
+    require(at(q).width == heads * head_dim && at(out).width == heads * head_dim &&
+                at(k).width == kv_heads * head_dim && at(v).width == kv_heads * head_dim,
+            "attention: widths differ");
+    require(window >= 0 && layer >= 0, "attention: negative window or layer");
+    AttentionSpec s{f32_value(q), f32_value(k), f32_value(v), f32_value(out), layer, heads,
+                    kv_heads, head_dim, window, scale, softcap};
+    attention_.push_back({layer, kv_heads, head_dim});
+    scratch_ = std::max(scratch_, attention_scratch_floats(head_dim));
+    for (auto& node : make_attention(s)) segment_.add(std::move(node));
+  }
+
+  int64_t scratch_floats() const { return scratch_; }
+  int64_t nodes() const { return segment_.nodes(); }
+  void set_timing(bool on) { segment_.set_timing(on); }
+  std::vector<double> take_times() { return segment_.take_times(); }
+
+  using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig>;
+  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
+           int64_t max_rows, const std::optional<Output>& out) {
+    const Context context = check(team, isa, arena, step, kv, max_rows, out);
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> hold(team.lock);
+    execute(team, context);
+  }
+
+  // What a run needs, once it is known that nothing is out of bounds.
+  Context check(const Team& team, const std::string& isa, Arena& arena, const Step& step,
+                KvStore& kv, int64_t max_rows, const std::optional<Output>& out) const {
+    const KernelTable* matrix = select_kernels(isa.c_str());
+    const StepKernels* kernels = step_kernels(isa);
+    require(matrix != nullptr && kernels != nullptr, "no kernels for '" + isa + "' here");
+    require(step.view.tokens_count <= max_rows, "step: more tokens than the arena was made for");
+    require(arena.threads() >= team.team.threads(), "arena: made for fewer threads");
+    require(static_cast<int64_t>(arena.scratch_floats()) >= scratch_, "arena: scratch too small");
+    require(vocabulary_ < 0 || step.max_token < vocabulary_,
+            "token " + std::to_string(step.max_token) + " is not in the vocabulary");
+    require(max_positions_ < 0 || step.view.max_position <= max_positions_,
+            "position " + std::to_string(step.view.max_position - 1) +
+                " is past the model's learned positions");
+    require(step.max_block < kv.blocks(), "step: KV block out of range");
+    for (const AttentionUse& a : attention_) {
+      require(a.layer < kv.layers() && kv.layer(a.layer).kv_heads == a.kv_heads &&
+                  kv.layer(a.layer).head_dim == a.head_dim,
+              "attention: the KV cache is of another shape");
+    }
+    float* external = nullptr;
+    for (const Value& v : values_) {
+      const int64_t rows = v.selected ? step.view.out_rows_count : step.view.tokens_count;
+      if (v.f32 == Value::kExternal) {
+        require(out && static_cast<int64_t>(out->shape(0)) == rows &&
+                    static_cast<int64_t>(out->shape(1)) == v.width,
+                "output: wrong shape");
+        external = out->data();
+      } else if (v.f32 >= 0) {
+        require(v.f32 + v.width * rows * 4 <= static_cast<int64_t>(arena.size()),
+                "arena: a value does not fit");
+      }
+      if (v.q8 >= 0) {
+        require(v.q8 + static_cast<int64_t>(act_row_bytes(ActKind::q8, v.width)) * rows <=
+                    static_cast<int64_t>(arena.size()),
+                "arena: a value does not fit");
+      }
+    }
+    for (const auto& [x, place] : narrow_) {
+      const int64_t rows = x.selected ? step.view.out_rows_count : step.view.tokens_count;
+      require(place + static_cast<int64_t>(act_row_bytes(ActKind::bf16, x.width)) * rows <=
+                  static_cast<int64_t>(arena.size()),
+              "arena: a value does not fit");
+    }
+    require(!segment_.streamed() || stream_, "segment: no stream was attached");
+    return {matrix, kernels, &arena, &step.view, &kv, external, team.team.threads()};
+  }
+  void execute(Team& team, const Context& context) {
+    segment_.run(team.team, context, stream_.get(), track_, &check_signals);
+  }
+  bool streamed() const { return segment_.streamed(); }
+
+ private:
+  struct AttentionUse {
+    int64_t layer, kv_heads, head_dim;
+  };
+  struct StreamedProduct {
+    bool glu;
+    int pieces;
+    std::vector<WeightPlacePtr> parts;
+  };
+
+  const Value& at(int64_t id) const {
+    require(id >= 0 && id < static_cast<int64_t>(values_.size()), "no such value");
+    return values_[static_cast<size_t>(id)];
+  }
+  const Value& f32_value(int64_t id) const {
+    require(at(id).f32 != Value::kNone, "value is not kept as f32");
+    return at(id);
+  }
+  RowSpec row_spec(int function, int64_t a, int64_t out, std::optional<int64_t> b,
+                   const std::optional<Array1<float>>& weight,
+                   const std::optional<Array1<float>>& bias, int activation, float number) {
+    require(function >= 0 && function <= static_cast<int>(RowFunction::softcap), "row function");
+    require(activation >= 0 && activation <= static_cast<int>(Activation::relu2), "activation");
+    RowSpec s{static_cast<RowFunction>(function), f32_value(a), {}, at(out), floats(weight),
+              floats(bias), static_cast<Activation>(activation), number};
+    require(s.a.width == s.out.width && s.a.selected == s.out.selected, "row: shapes differ");
+    const bool two = s.function == RowFunction::glu || s.function == RowFunction::add;
+    require(two == b.has_value(), "row: number of operands");
+    if (b) {
+      s.b = f32_value(*b);
+      require(s.b.width == s.a.width && s.b.selected == s.a.selected, "row: shapes differ");
+    }
+    const bool norm = s.function == RowFunction::rms_norm || s.function == RowFunction::layer_norm;
+    require(norm == !s.weight.empty(), "row: norm weight");
+    const auto group = static_cast<int64_t>(s.weight.size());
+    require(!norm || s.a.width % group == 0, "row: norm width");
+    require(s.bias.empty() || s.bias.size() == s.weight.size(), "row: norm bias");
+    scratch_ = std::max(scratch_, s.out.width + 64);
+    return s;
+  }
+
+  Segment segment_;
+  std::vector<Value> values_;
+  std::vector<AttentionUse> attention_;
+  std::vector<std::pair<Value, int64_t>> narrow_;   // inputs as bf16, and where they lie
+  std::vector<StreamedProduct> streamed_;
+  std::shared_ptr<Stream> stream_;
+  int track_ = -1;
+  int64_t vocabulary_ = -1, max_positions_ = -1, scratch_ = 0;
+};
+
+// Segments one after the other in a single call: a token of a small model has no time to come back
+// to Python thirty times.
+class Joined {
+ public:
+  explicit Joined(std::vector<SegmentBuilder*> segments) : segments_(std::move(segments)) {
+    for (const SegmentBuilder* s : segments_) {
+      require(!s->streamed(), "joined: a streamed segment runs on its own");
+    }
+  }
+  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
+           int64_t max_rows) {
+    std::vector<Context> contexts;
+    contexts.reserve(segments_.size());
+    for (const SegmentBuilder* s : segments_) {
+      contexts.push_back(s->check(team, isa, arena, step, kv, max_rows, {}));
+    }
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> hold(team.lock);
+    for (size_t i = 0; i < segments_.size(); ++i) {
+      current_.store(static_cast<int>(i), std::memory_order_relaxed);
+      segments_[i]->execute(team, contexts[i]);
+    }
+  }
+  // The one that runs, or ran last, for whoever looks on.
+  int current() const { return current_.load(std::memory_order_relaxed); }
+
+ private:
+  std::vector<SegmentBuilder*> segments_;
+  std::atomic<int> current_{0};
+};
+
+}  // namespace
+}  // namespace strata
+
+void bind_segments(nb::module_& m) {
+  using namespace strata;
+  nb::class_<SegmentBuilder>(m, "Segment")
+      .def(nb::init<>())
+      .def("value", &SegmentBuilder::value, "width"_a, "f32"_a, "q8"_a, "selected"_a)
+      .def("embed",
+           [](SegmentBuilder& s, WeightPtr table, float scale, int64_t out) {
+             s.embed(std::make_shared<PackedRows>(std::move(table)), scale, out);
+           },
+           "table"_a, "scale"_a, "out"_a)
+      .def("embed",
+           [](SegmentBuilder& s, std::shared_ptr<FileRows> table, float scale, int64_t out) {
+             s.embed(std::move(table), scale, out);
+           },
+           "table"_a, "scale"_a, "out"_a)
+      .def("add_positions",
+           [](SegmentBuilder& s, int64_t x, WeightPtr table, int64_t offset, int64_t out) {
+             s.add_positions(x, std::make_shared<PackedRows>(std::move(table)), offset, out);
+           },
+           "x"_a, "table"_a, "offset"_a, "out"_a)
+      .def("add_positions",
+           [](SegmentBuilder& s, int64_t x, std::shared_ptr<FileRows> table, int64_t offset, int64_t out) {
+             s.add_positions(x, std::move(table), offset, out);
+           },
+           "x"_a, "table"_a, "offset"_a, "out"_a)
+      .def("select", &SegmentBuilder::select, "x"_a, "out"_a)
+      .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
+           "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
+      .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none(),
+           "pieces"_a = 0, "narrow"_a = Value::kNone)
+      .def("attach", &SegmentBuilder::attach, "stream"_a, "track"_a)
+      .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
+      .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a,
+           "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "softcap"_a)
+      .def_prop_ro("scratch_floats", &SegmentBuilder::scratch_floats)
+      .def_prop_ro("nodes", &SegmentBuilder::nodes)
+      .def("set_timing", &SegmentBuilder::set_timing, "on"_a)
+      .def("take_times", &SegmentBuilder::take_times)
+      .def("run", &SegmentBuilder::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a,
+           "max_rows"_a, "out"_a = nb::none());
+  m.def("partials_bytes", &partials_bytes, "heads"_a, "kv_heads"_a, "head_dim"_a, "threads"_a,
+        "sequences"_a, "positions"_a,
+        "The most that split attention takes beside the arena it was given.");
+  nb::class_<Joined>(m, "Joined")
+      .def(nb::init<std::vector<SegmentBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
+      .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a, "max_rows"_a)
+      .def_prop_ro("current", &Joined::current);
+}
