@@ -47,8 +47,9 @@ def test_others_hardly_notice(answers: int, noise: float) -> None:
 def test_where_a_sweep_takes_long_many_tokens_fit_beside_it() -> None:
     pace = Pace(1.35)
     steps = during(FakeMachine(1.0, 1e-3, 1e-3), pace, 1, 4000)
+    assert len(steps) <= 16
+    pace.observe(1, 0, 1.001)
     assert pace.share(1, 1) >= 300
-    assert len(steps) < 20
 
 
 def test_many_prompts_are_hurried() -> None:
