@@ -96,15 +96,15 @@ std::vector<Track> make_tracks(const std::vector<std::vector<std::vector<RangeTu
   return out;
 }
 
-void check_threads(int threads, int64_t request_bytes) {
+void check_threads(int threads) {
   require(threads > 0 && threads <= 64, "reading takes from 1 to 64 threads");
-  require(request_bytes > 0, "reads must have a size");
 }
 
 void load(const std::vector<std::tuple<std::shared_ptr<WeightPlace>,
                                        std::shared_ptr<PackedWeight>>>& weights,
           int threads, int64_t request_bytes, ReadCounters& counters) {
-  check_threads(threads, request_bytes);
+  check_threads(threads);
+  require(request_bytes > 0, "reads must have a size");
   std::vector<Load> loads;
   for (const auto& [place, weight] : weights) {
     require(weight->format == place->format && weight->n == place->n && weight->k == place->k,
@@ -147,12 +147,11 @@ void bind_stream(nb::module_& m) {
            "place"_a, "counters"_a);
   nb::class_<Stream>(m, "Stream")
       .def(nb::new_([](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks,
-                       int64_t ring_bytes, int threads, int64_t request_bytes) {
-             check_threads(threads, request_bytes);
-             return std::make_shared<Stream>(make_tracks(tracks), ring_bytes, threads,
-                                             request_bytes);
+                       int64_t ring_bytes, int threads) {
+             check_threads(threads);
+             return std::make_shared<Stream>(make_tracks(tracks), ring_bytes, threads);
            }),
-           "tracks"_a, "ring_bytes"_a, "threads"_a, "request_bytes"_a)
+           "tracks"_a, "ring_bytes"_a, "threads"_a)
       .def("begin_sweep",
            [](Stream& s, const std::vector<int>& order) {
              require(!order.empty(), "stream: a sweep of nothing");
@@ -164,24 +163,22 @@ void bind_stream(nb::module_& m) {
            },
            "order"_a)
       .def_prop_ro("ring_bytes", [](const Stream& s) { return s.ring_bytes(); })
-      .def_prop_ro("staging_bytes", [](const Stream& s) { return s.staging_bytes(); })
       .def_prop_ro("counters", [](const Stream& s) -> const ReadCounters& { return s.counters(); })
       .def_prop_ro("used_bytes", &Stream::used_bytes)
       .def_prop_ro("waited_s", [](const Stream& s) { return s.times().waited_s; })
       .def_prop_ro("full_s", [](const Stream& s) { return s.times().full_s; })
       .def_prop_ro("fetching_s", [](const Stream& s) { return s.times().fetching_s; });
   m.def("stream_memory",
-        [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads,
-           int64_t request_bytes) {
-          check_threads(threads, request_bytes);
+        [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads) {
+          check_threads(threads);
           const std::vector<Track> made = make_tracks(tracks);
           int64_t most = 0;
           for (const Track& track : made) {
             for (const Piece& piece : track) most = std::max(most, Stream::ring_bytes(piece));
           }
-          return std::make_tuple(most, Stream::staging_bytes(made, threads, request_bytes));
+          return std::make_tuple(most, Stream::scratch_bytes(made) * threads);
         },
-        "tracks"_a, "threads"_a, "request_bytes"_a,
+        "tracks"_a, "threads"_a,
         "Bytes of ring that the largest piece takes, and of staging for all threads.");
   m.def("give_back_memory",
         [] {

@@ -6,17 +6,6 @@
 namespace strata {
 namespace {
 
-constexpr int64_t kAlign = 64;
-
-int64_t round_up(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
-
-int64_t range_bytes(const PieceRange& r) {
-  // The last panel of rows that are kept as in the file is not padded.
-  const int64_t all = static_cast<int64_t>(packed_bytes(r.place->format, r.place->n, r.place->k));
-  const int64_t bytes = r.place->panel_bytes();
-  return std::min(r.panel1 * bytes, all) - r.panel0 * bytes;
-}
-
 double seconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double>(d).count();
 }
@@ -25,35 +14,26 @@ double seconds(std::chrono::steady_clock::duration d) {
 
 int64_t Stream::ring_bytes(const Piece& piece) {
   int64_t bytes = 0;
-  for (const PieceRange& r : piece) bytes += round_up(range_bytes(r));
+  for (const PieceRange& r : piece) bytes += r.place->slot_bytes(r.panel0, r.panel1);
   return bytes;
 }
 
-int64_t Stream::staging_each(const std::vector<Track>& tracks, int64_t request_bytes) {
+int64_t Stream::scratch_bytes(const std::vector<Track>& tracks) {
   int64_t most = 0;
   for (const Track& track : tracks) {
     for (const Piece& piece : track) {
-      for (const PieceRange& r : piece) {
-        const int64_t at_once =
-            std::min(r.place->panels_at_once(request_bytes), r.panel1 - r.panel0);
-        most = std::max(most, r.place->staging(at_once));
-      }
+      for (const PieceRange& r : piece) most = std::max(most, r.place->scratch_bytes());
     }
   }
   return most;
 }
 
-int64_t Stream::staging_bytes(const std::vector<Track>& tracks, int threads,
-                              int64_t request_bytes) {
-  return Staging::size(staging_each(tracks, request_bytes), threads);
-}
-
-Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads, int64_t request_bytes)
+Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads)
     : tracks_(std::move(tracks)),
-      request_bytes_(request_bytes),
       threads_(threads),
-      staging_(staging_each(tracks_, request_bytes), threads),
-      ring_(static_cast<size_t>(ring_bytes), false) {
+      scratch_each_(scratch_bytes(tracks_)),
+      scratch_(static_cast<size_t>(scratch_each_ * threads), false, WeightFile::kBufferAlign),
+      ring_(static_cast<size_t>(ring_bytes), false, WeightFile::kBufferAlign) {
   for (const Track& track : tracks_) {
     for (const Piece& piece : track) {
       if (Stream::ring_bytes(piece) > ring_bytes) {
@@ -131,41 +111,34 @@ bool Stream::place_next() {
   entry->begin = begin;
   entry->end = begin + bytes;
   int64_t at = begin;
-  for (size_t i = 0; i < piece.size(); ++i) {
-    const PieceRange& r = piece[i];
+  for (const PieceRange& r : piece) {
     uint8_t* place = ring_.data() + at;
     entry->places.push_back(place);
     entry->views.push_back(
         {r.part, r.panel0, r.panel1, place - r.panel0 * r.place->panel_bytes()});
-    const int64_t step = r.place->panels_at_once(request_bytes_);
-    for (int64_t p = r.panel0; p < r.panel1; p += step) {
-      entry->reads.push_back({static_cast<int>(i), p, std::min(p + step, r.panel1)});
-    }
-    at += round_up(range_bytes(r));
+    at += r.place->slot_bytes(r.panel0, r.panel1);
     entry->file_bytes += r.place->file_bytes(r.panel0, r.panel1);
   }
-  if (entry->reads.size() > 1) wanted_.notify_all();
+  if (piece.size() > 1) wanted_.notify_all();
   entries_.push_back(std::move(entry));
   advance();
   return true;
 }
 
-void Stream::read_one(Entry& entry, const Read& read, uint8_t* buffer) {
+void Stream::read_one(Entry& entry, size_t range, uint8_t* scratch) {
   const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
-                               [static_cast<size_t>(entry.piece)][static_cast<size_t>(read.range)];
-  uint8_t* out = entry.places[static_cast<size_t>(read.range)] +
-                 (read.panel0 - r.panel0) * r.place->panel_bytes();
-  r.place->read_panels(read.panel0, read.panel1, out, buffer, counters_);
+                               [static_cast<size_t>(entry.piece)][range];
+  r.place->read_in_place(r.panel0, r.panel1, entry.places[range], scratch, counters_);
 }
 
 void Stream::work(int thread) {
-  uint8_t* const buffer = staging_.of(thread);
+  uint8_t* const scratch = scratch_.data() + thread * scratch_each_;
   std::unique_lock<std::mutex> hold(lock_);
   while (!stop_) {
     Entry* entry = nullptr;
     if (!paused_) {
       for (const auto& e : entries_) {
-        if (e->claimed < e->reads.size() && !e->failure) {
+        if (e->claimed < e->places.size() && !e->failure) {
           entry = e.get();
           break;
         }
@@ -178,14 +151,14 @@ void Stream::work(int thread) {
       if (idle_-- == alive_) full_s_ += seconds(Clock::now() - idle_since_);
       continue;
     }
-    const Read read = entry->reads[entry->claimed++];
+    const size_t range = entry->claimed++;
     ++busy_;
     hold.unlock();
     fetching_.enter();
     std::exception_ptr failure;
     bool dies = false;
     try {
-      read_one(*entry, read, buffer);
+      read_one(*entry, range, scratch);
     } catch (const ReadError&) {
       failure = std::current_exception();
     } catch (const std::exception& e) {
@@ -199,7 +172,7 @@ void Stream::work(int thread) {
     if (failure) entry->failure = failure;
     ++entry->done;
     // Also those who wait for the ring to come to rest are told.
-    if (failure || entry->done == entry->reads.size() || paused_) ready_.notify_all();
+    if (failure || entry->done == entry->places.size() || paused_) ready_.notify_all();
     if (dies) break;
   }
   --alive_;
@@ -247,7 +220,7 @@ const std::vector<PanelView>& Stream::acquire(int track, int piece, const Check&
         throw std::logic_error("stream: pieces are taken in the order of the sweep");
       }
       if (e.failure) std::rethrow_exception(e.failure);
-      if (e.done == e.reads.size()) break;
+      if (e.done == e.places.size()) break;
     }
     if (alive_ == 0) {
       throw ReadError("no thread that reads weights is left; load the model again");

@@ -29,8 +29,7 @@ using Track = std::vector<Piece>;
 // releases them in the same order. Past the end of a sweep comes the beginning of the next one.
 class Stream {
  public:
-  // `request_bytes` bounds a read as far as a single panel allows.
-  Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads, int64_t request_bytes);
+  Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -48,9 +47,8 @@ class Stream {
 
   const std::vector<Track>& tracks() const { return tracks_; }
   int64_t ring_bytes() const { return static_cast<int64_t>(ring_.size()); }
-  int64_t staging_bytes() const { return staging_.size(); }
-  static int64_t staging_bytes(const std::vector<Track>& tracks, int threads,
-                               int64_t request_bytes);
+  // Bytes that a thread needs beside the ring.
+  static int64_t scratch_bytes(const std::vector<Track>& tracks);
   // Bytes of ring that a piece takes.
   static int64_t ring_bytes(const Piece& piece);
 
@@ -66,18 +64,13 @@ class Stream {
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct Read {
-    int range;
-    int64_t panel0, panel1;
-  };
   // A piece in the ring, on its way there or ready.
   struct Entry {
     int64_t sweep;
     int track, piece;
     int64_t begin, end;               // in the ring
     std::vector<PanelView> views;
-    std::vector<uint8_t*> places;     // where each range begins
-    std::vector<Read> reads;
+    std::vector<uint8_t*> places;     // of each range, which is one read
     int64_t file_bytes = 0;
     size_t claimed = 0, done = 0;
     std::exception_ptr failure;
@@ -91,14 +84,12 @@ class Stream {
   void advance();
   void rewind(std::unique_lock<std::mutex>& hold);
   void work(int thread);
-  void read_one(Entry& entry, const Read& read, uint8_t* buffer);
-  // Bytes of staging that one thread needs.
-  static int64_t staging_each(const std::vector<Track>& tracks, int64_t request_bytes);
+  void read_one(Entry& entry, size_t range, uint8_t* scratch);
 
   const std::vector<Track> tracks_;
-  const int64_t request_bytes_;
   const int threads_;
-  Staging staging_;
+  const int64_t scratch_each_;
+  AlignedBytes scratch_;
   std::vector<std::shared_ptr<const WeightFile>> files_;
   AlignedBytes ring_;
   ReadCounters counters_;

@@ -234,16 +234,50 @@ int64_t WeightPlace::panels_at_once(int64_t request_bytes) const {
   return std::clamp<int64_t>(room / (kPanel * row_bytes()), 1, panels(n));
 }
 
+int64_t WeightPlace::lines_bytes() const {
+  return WeightFile::span(std::max(kColumnsRead, stored_width * row_bytes() / k));
+}
+
 int64_t WeightPlace::staging(int64_t panels_at_once) const {
   const int64_t rows = std::min(panels_at_once * kPanel, n);
   const int64_t bytes = rows * row_bytes();
   switch (storage) {
     case Storage::rows: return WeightFile::span(bytes);
     case Storage::scaled: return WeightFile::span(rows * k) + bytes;
-    case Storage::columns:
-      return WeightFile::span(std::max(kColumnsRead, stored_width * row_bytes() / k)) + bytes;
+    case Storage::columns: return lines_bytes() + bytes;
   }
   return 0;
+}
+
+void WeightPlace::gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
+                         ReadCounters& counters) const {
+  const int64_t element = row_bytes() / k;
+  const int64_t stored = stored_width * element;
+  const int64_t at_once = std::max<int64_t>(1, kColumnsRead / stored);
+  for (int64_t i0 = 0; i0 < k; i0 += at_once) {
+    const int64_t count = std::min(at_once, k - i0);
+    const uint8_t* from = file->read(offset + i0 * stored, count * stored, lines, counters);
+    from += (first_column + row0) * element;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(out + (r * k + i0 + i) * element, from + i * stored + r * element,
+                    static_cast<size_t>(element));
+      }
+    }
+  }
+}
+
+void WeightPlace::put_scales(const uint8_t* codes, int64_t row0, int64_t rows,
+                             uint8_t* out) const {
+  const int64_t blocks = k / kScaledBlock;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* scales = factors.data() + (row0 + r) / factor_rows * factor_stride;
+    for (int64_t b = 0; b < blocks; ++b) {
+      uint8_t* block = out + (r * blocks + b) * kScaledBytes;
+      std::memcpy(block, scales + (factor_stride > 1 ? b : 0), sizeof(float));
+      std::memcpy(block + sizeof(float), codes + r * k + b * kScaledBlock, kScaledBlock);
+    }
+  }
 }
 
 // The bytes of some rows in the form that `pack` takes.
@@ -253,34 +287,12 @@ const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, uint8_t* staging
     return file->read(offset + row0 * row_bytes(), rows * row_bytes(), staging, counters);
   }
   if (storage == Storage::scaled) {
-    const uint8_t* codes = file->read(offset + row0 * k, rows * k, staging, counters);
     uint8_t* out = staging + WeightFile::span(rows * k);
-    const int64_t blocks = k / kScaledBlock;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* scales = factors.data() + (row0 + r) / factor_rows * factor_stride;
-      for (int64_t b = 0; b < blocks; ++b) {
-        uint8_t* block = out + (r * blocks + b) * kScaledBytes;
-        std::memcpy(block, scales + (factor_stride > 1 ? b : 0), sizeof(float));
-        std::memcpy(block + sizeof(float), codes + r * k + b * kScaledBlock, kScaledBlock);
-      }
-    }
+    put_scales(file->read(offset + row0 * k, rows * k, staging, counters), row0, rows, out);
     return out;
   }
-  const int64_t element = row_bytes() / k;
-  const int64_t stored = stored_width * element;
-  const int64_t at_once = std::max<int64_t>(1, kColumnsRead / stored);
-  uint8_t* out = staging + WeightFile::span(at_once * stored);
-  for (int64_t i0 = 0; i0 < k; i0 += at_once) {
-    const int64_t count = std::min(at_once, k - i0);
-    const uint8_t* lines = file->read(offset + i0 * stored, count * stored, staging, counters);
-    lines += (first_column + row0) * element;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < count; ++i) {
-        std::memcpy(out + (r * k + i0 + i) * element, lines + i * stored + r * element,
-                    static_cast<size_t>(element));
-      }
-    }
-  }
+  uint8_t* out = staging + lines_bytes();
+  gather(row0, rows, staging, out, counters);
   return out;
 }
 
@@ -291,6 +303,53 @@ void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint
   const uint8_t* source = rows_of(row0, rows, staging, counters);
   // Panels are independent of each other: these rows are a matrix of their own.
   pack(usual_kernels(), format, source, rows, k, out, 0, panel1 - panel0);
+}
+
+int64_t WeightPlace::packed(int64_t panel0, int64_t panel1) const {
+  const int64_t all = static_cast<int64_t>(packed_bytes(format, n, k));
+  return std::min(panel1 * panel_bytes(), all) - panel0 * panel_bytes();
+}
+
+// Where the rows are read to in their slot: so far from its beginning that no panel, which may be
+// larger than its rows, is written over rows of the next one.
+int64_t WeightPlace::before_rows(int64_t panel0, int64_t panel1) const {
+  const int64_t more = packed(panel0, panel1) - file_bytes(panel0, panel1);
+  return round_up(std::max<int64_t>(more, 0), kPage);
+}
+
+int64_t WeightPlace::slot_bytes(int64_t panel0, int64_t panel1) const {
+  return before_rows(panel0, panel1) + round_up(file_bytes(panel0, panel1), kPage) + kPage;
+}
+
+int64_t WeightPlace::scratch_bytes() const {
+  const int64_t panel = round_up(kPanel * row_bytes(), kPage);
+  return storage == Storage::columns ? lines_bytes() + panel : panel;
+}
+
+void WeightPlace::read_in_place(int64_t panel0, int64_t panel1, uint8_t* slot, uint8_t* scratch,
+                                ReadCounters& counters) const {
+  const int64_t row0 = panel0 * kPanel;
+  const int64_t rows = std::min(panel1 * kPanel, n) - row0;
+  const int64_t stored = storage == Storage::scaled ? k : row_bytes();
+  uint8_t* place = slot + before_rows(panel0, panel1);
+  const uint8_t* source = place;
+  uint8_t* panel = scratch;
+  if (storage == Storage::columns) {
+    gather(row0, rows, scratch, place, counters);
+    panel += lines_bytes();
+  } else {
+    source = file->read(offset + row0 * stored, rows * stored, place, counters);
+  }
+  for (int64_t r = 0; r < rows; r += kPanel) {
+    const int64_t count = std::min<int64_t>(kPanel, rows - r);
+    // A panel is taken out of the way of its packed form; its rows are still in a cache then.
+    if (storage == Storage::scaled) {
+      put_scales(source + r * stored, row0 + r, count, panel);
+    } else {
+      std::memcpy(panel, source + r * stored, static_cast<size_t>(count * stored));
+    }
+    pack(usual_kernels(), format, panel, count, k, slot + r / kPanel * panel_bytes(), 0, 1);
+  }
 }
 
 void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row, float* out,

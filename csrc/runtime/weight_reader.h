@@ -111,9 +111,25 @@ struct WeightPlace {
   void read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint8_t* staging,
                    ReadCounters& counters) const;
 
+  // The same without staging for all of them: they are read to where they are packed, and `slot`,
+  // aligned to kBufferAlign, has room for what alignment adds and for panels that are larger than
+  // their rows. The scratch, aligned as well, is only used meanwhile.
+  void read_in_place(int64_t panel0, int64_t panel1, uint8_t* slot, uint8_t* scratch,
+                     ReadCounters& counters) const;
+  int64_t slot_bytes(int64_t panel0, int64_t panel1) const;
+  int64_t scratch_bytes() const;
+
  private:
   const uint8_t* rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                          ReadCounters& counters) const;
+  // Bytes of packed panels; the last one of rows that are kept as in the file is not padded.
+  int64_t packed(int64_t panel0, int64_t panel1) const;
+  int64_t before_rows(int64_t panel0, int64_t panel1) const;
+  int64_t lines_bytes() const;   // of staging for stored lines
+  // Rows put together from lines of the file, and from codes and their scales.
+  void gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
+              ReadCounters& counters) const;
+  void put_scales(const uint8_t* codes, int64_t row0, int64_t rows, uint8_t* out) const;
 };
 using WeightPlacePtr = std::shared_ptr<const WeightPlace>;
 

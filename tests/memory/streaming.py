@@ -63,7 +63,7 @@ def least_ring(file: ModelFile, piece: int, context: int | None = None) -> int:
     how = settings([s.name for s in built.segments], piece=piece)
     loaded = Forward(file, context, CpuBackend(threads=1, settings=how))
     tracks = [s.track for s in loaded.segments if s.track]  # type: ignore[attr-defined]
-    most, _ = _native.stream_memory(tracks, 1, SMALL_REQUEST)
+    most, _ = _native.stream_memory(tracks, 1)
     return most
 
 

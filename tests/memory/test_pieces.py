@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata.backends.pieces import Matrix, Panels, cut
+from strata.backends.pieces import SLACK, Matrix, Panels, cut
 
 matrices = st.builds(Matrix, st.integers(1, 200), st.integers(1, 5000).map(lambda n: 32 * n))
 
@@ -24,7 +24,7 @@ def test_in_turn(parts: list[Matrix], piece_bytes: int) -> None:
     for piece in pieces:
         nbytes = sum((p.end - p.first) * parts[p.part].panel_bytes for p in piece)
         panels = sum(p.end - p.first for p in piece)
-        assert panels == 1 or nbytes + 64 * len(piece) <= piece_bytes
+        assert panels == 1 or nbytes + SLACK * len(piece) <= piece_bytes
     order = [(p.part, p.first) for piece in pieces for p in piece]
     assert order == sorted(order)
 
@@ -40,7 +40,7 @@ def test_together(panels: int, widths: tuple[int, int], data: st.DataObject) -> 
         assert first.first % 2 == 0
         count = first.end - first.first
         nbytes = count * sum(part.panel_bytes for part in parts)
-        assert count <= 2 or nbytes + 2 * 64 <= piece_bytes
+        assert count <= 2 or nbytes + 2 * SLACK <= piece_bytes
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -264,12 +264,12 @@ class CpuBackend:
 
     def _make_stream(self, tracks: list[Track]) -> _native.Stream:
         reading, ring_bytes = self.settings.reading, self.settings.ring_bytes
-        piece, staging = _native.stream_memory(tracks, reading.threads, reading.request_bytes)
+        piece, staging = _native.stream_memory(tracks, reading.threads)
         if piece > ring_bytes:
             raise UsageError(f"a ring of {ring_bytes} bytes does not hold a piece of {piece}")
         self._books.take("ring", ring_bytes)
         self._books.take("staging", staging)
-        stream = _native.Stream(tracks, ring_bytes, reading.threads, reading.request_bytes)
+        stream = _native.Stream(tracks, ring_bytes, reading.threads)
         for number, segment in enumerate(s for s in self._segments if s.track):
             segment.attach(stream, number)
         return stream

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Each range of panels begins on a cache line of the ring.
-_ALIGN = 64
+SLACK = 3 * 4096
+"""Each range of panels is read into pages of its own in the ring: bytes that this adds at most."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ Piece = tuple[Panels, ...]
 def smallest_piece(parts: Sequence[Matrix], *, together: bool) -> int:
     """The fewest bytes of a piece for which ``cut`` gives none that is larger."""
     sizes = [part.panel_bytes for part in parts]
-    return (2 * sum(sizes) if together else max(sizes)) + _ALIGN * len(parts)
+    return (2 * sum(sizes) if together else max(sizes)) + SLACK * len(parts)
 
 
 def cut(parts: Sequence[Matrix], piece_bytes: int, *, together: bool) -> list[Piece]:
@@ -42,7 +42,7 @@ def cut(parts: Sequence[Matrix], piece_bytes: int, *, together: bool) -> list[Pi
     same columns of all parts, beginning at an even panel. A piece is larger than ``piece_bytes``
     only where a single panel, or with ``together`` two panels of each part, does not fit.
     """
-    room = piece_bytes - _ALIGN * len(parts)
+    room = piece_bytes - SLACK * len(parts)
     return _cut_together(parts, room) if together else _cut_in_turn(parts, room)
 
 

@@ -32,7 +32,8 @@ def native_id(block_type: BlockType) -> int:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: ``threads`` reads of at most ``request_bytes`` at a time.
+    """How files are read: by ``threads`` at a time, and what is loaded once with reads of at most
+    ``request_bytes``.
 
     ``direct`` reads go past the page cache where the file system can. Buffered ones leave nothing
     in it with ``drop_behind``.

@@ -45,6 +45,9 @@ all tokens are equally probable and where some are much more so than others."""
 READ_SLACK = 3 * 4096
 """What alignment adds to a read at both ends, and to its buffer."""
 
+STORED_LINES = 136 << 10
+"""Lines of a transposed matrix that are read at a time."""
+
 HUGE_PAGE = 2 << 20
 """Bytes of one, in which memory for reads is taken."""
 
@@ -70,8 +73,8 @@ RING_PIECES = 3
 wraps."""
 
 READERS = (8, 16)
-"""Threads that read ahead, beside as few as will do: more of them, and more memory for what is
-under way, keep the disk busier."""
+"""Threads that read ahead, each a piece, beside as few as will do: more of them, and the memory for
+what is under way, keep the disk busier."""
 
 PIECES = tuple(1 << power for power in range(18, 25))
 """Bytes of a piece: 256 KiB to 16 MiB."""

@@ -89,12 +89,12 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = _whole(sizes.io_threads * staging_bytes(model, sizes.request_bytes))
+    scratch_panels = sizes.io_threads * panel_scratch_bytes(model) if streams else 0
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.vocabulary * 4 + sampling
     activations = arena + scratch + attention
-    if not streams:
-        # Loading comes first, where the others will be.
-        staging = max(0, staging - kv - logits - activations)
+    # Loading comes first, where the others will be.
+    staging = max(scratch_panels, staging - sizes.ring_bytes - kv - logits - activations)
     base = MemoryShares(
         interpreter=sizes.process_bytes
         + constants.STARTED
@@ -134,10 +134,16 @@ def room_for_weights(fixed: MemoryShares, budget: int) -> int:
 
 
 def staging_bytes(model: Outline, request_bytes: int) -> int:
-    """Bytes that one I/O thread needs for a request: at least a panel of any matrix."""
+    """Bytes that one thread needs while loading: a request, or at least a panel of any matrix."""
     read = max(request_bytes, model.largest_panel)
     # Weights that are put together or turned on the way need their bytes twice.
     return (2 if model.copies else 1) * read + constants.READ_SLACK
+
+
+def panel_scratch_bytes(model: Outline) -> int:
+    """Bytes that one I/O thread needs beside the ring: a panel, and what one is put together of."""
+    panel = model.largest_panel + constants.READ_SLACK
+    return 2 * panel + constants.STORED_LINES if model.copies else panel
 
 
 def resident_bytes(model: Outline, resident: Collection[str]) -> int:

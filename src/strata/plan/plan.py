@@ -128,10 +128,11 @@ class Plan:
     Weights. The matrices of the Segments named in ``resident`` are loaded once and stay. Those of
     the others are streamed in every sweep, in the order of the Segments, as a linear sequence of
     *pieces*: a piece is a run of whole 16-row panels of matrices of one Segment and takes at most
-    ``piece_bytes`` in the kernels' form (a matrix may be cut anywhere between panels). Pieces wait
-    in a ring of ``ring_bytes`` until their product has run. ``io_threads`` threads read ahead,
-    each with at most one read of ``request_bytes`` under way in ``read_mode``; what is held in the
-    file's form never exceeds ``predicted.memory.staging``. Vectors (norms, biases) always stay.
+    ``piece_bytes`` of a ring of ``ring_bytes`` (a matrix may be cut anywhere between panels), where
+    it is read to, packed and kept until its product has run. ``io_threads`` threads read ahead in
+    ``read_mode``, each one matrix's part of a piece at a time; what loading and they need beside
+    the ring never exceeds ``predicted.memory.staging``. What stays is loaded by as many threads,
+    with reads of ``request_bytes``. Vectors (norms, biases) always stay.
     The Segment that only looks up embedding rows, where it is not in ``resident``, fetches the rows
     of the step's tokens. Nothing streams when all Segments are resident: the ring is 0.
 

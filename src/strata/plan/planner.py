@@ -152,12 +152,10 @@ class Planner:
             read = best_read(self.machine, max(wanted, smallest), large=True)
             least = self._io_threads(read)
             for threads in (least, *(n for n in constants.READERS if n > least)):
-                under_way = -(-threads * read.request_bytes // piece)
                 for tokens in self._token_choices():
                     sizes = replace(
                         self._resident_sizes(context, tokens),
-                        ring_bytes=(constants.RING_PIECES + under_way) * piece,
-                        request_bytes=read.request_bytes,
+                        ring_bytes=(constants.RING_PIECES + threads) * piece,
                         io_threads=threads,
                     )
                     yield sizes, piece, read
@@ -223,9 +221,8 @@ class Planner:
     def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
         """What a run of these sizes will do; of memory only what does not depend on Segments."""
         w = self.workload
-        streaming = self._costs.streaming(
-            resident, kept_up(self.machine, read, sizes.io_threads), sizes.ring_bytes
-        )
+        bytes_s = kept_up(self.machine, read, sizes.ring_bytes)
+        streaming = self._costs.streaming(resident, bytes_s, sizes.ring_bytes)
         loads = _prefill(w, sizes.max_tokens)
         ttft = sum(self._costs.sweep(load, streaming).total_s for load in loads)
         # One token for each sequence, with the answers half written.

@@ -71,7 +71,7 @@ def _reading(machine: Machine, sizes: Sizes, read: DiskRate) -> Choice:
     if other:
         kind = "buffered" if read.mode == "direct" else "direct"
         why += f", {kind} reads {max(other) / 1e9:.2f} GB/s"
-    value = f"{read.mode}, {sizes.request_bytes >> 10} KiB, {sizes.io_threads} threads"
+    value = f"{read.mode}, {read.request_bytes >> 10} KiB, {sizes.io_threads} threads"
     return Choice("reading", value, why)
 
 
