@@ -118,10 +118,10 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     assert fixed.ring == 64 * MB
     # Loading comes before the ring is filled; then each thread takes a panel out of the way.
     assert fixed.staging == 5 * (m.largest_panel + 3 * 4096)
-    # Five requests with what alignment adds come to more than two huge pages.
-    loads = fixed_shares(m, replace(sizes, ring_bytes=0, kv_blocks=0, max_tokens=1))
+    # Five requests with what alignment adds come to one huge page more.
+    loads = fixed_shares(m, replace(sizes, ring_bytes=0, kv_blocks=0, request_bytes=16 << 20))
     others = loads.kv + loads.logits + loads.activations
-    assert loads.staging == 3 * (2 << 20) - others
+    assert loads.staging == 5 * (16 << 20) + (2 << 20) - others
     # Two norms a layer, the last one, and each layer's factors of rotary frequencies.
     assert fixed.resident == m.vector_bytes == 4 * (4096 * (2 * 32 + 1) + 64 * 32)
     whole = memory_shares(m, sizes, ALL)

@@ -63,7 +63,10 @@ def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan
     else:
         assert p.piece_bytes >= max(s.least_piece for s in streams)
         assert p.ring_bytes >= 3 * p.piece_bytes
-        assert shares.staging >= p.io_threads * p.request_bytes
+        assert shares.staging >= p.io_threads * model.largest_panel
+        # Loading takes the place of what comes after it.
+        later = shares.ring + shares.kv + shares.activations + shares.logits
+        assert shares.staging + later >= p.io_threads * p.request_bytes
     assert p.max_tokens >= work.concurrency
     assert p.kv_blocks * 64 >= p.parallel * p.context
     assert p.context >= min(model.context, work.prompt_tokens + 1)

@@ -107,7 +107,7 @@ OPEN_TOKEN = 1.8e-6
 FRESH_BYTES = 2e9
 """Bytes a second of memory that the system hands out for weights that stay."""
 
-READ_GAP = 6e-4
+READ_GAP = 3e-4
 """From the end of a read until the thread asks for the next one, and the disk has taken it up."""
 
 DISK_SHARE = 0.93

@@ -91,6 +91,8 @@ def best_read(machine: Machine, largest_request: int, *, large: bool = False) ->
 def kept_up(machine: Machine, read: DiskRate, ring_bytes: int) -> float:
     """Bytes a second that come into a ring of this size by such reads. Between two of them a thread
     packs and has to wake up, and the disk works on what the others have asked for."""
+    if not ring_bytes:
+        return read.bytes_s
     same = [d for d in machine.disk if d.mode == read.mode]
     probed = [d.bytes_s for d in same if d.request_bytes == read.request_bytes]
     under_way = ring_bytes * constants.RING_SHARE
