@@ -72,12 +72,11 @@ RING_PIECES = 3
 """Pieces that the ring has room for beside those on their way: in use, ready, and lost where it
 wraps."""
 
-READERS = (8, 16)
-"""Threads that read ahead, each a piece, beside as few as will do: more of them, and the memory for
-what is under way, keep the disk busier."""
+READERS = 8
+"""Threads that read ahead, each a piece: with fewer the disk rests while they pack."""
 
-PIECES = tuple(1 << power for power in range(18, 25))
-"""Bytes of a piece: 256 KiB to 16 MiB."""
+PIECES = tuple(1 << power for power in range(18, 24))
+"""Bytes of a piece: 256 KiB to 8 MiB. Larger ones have left the caches before they are packed."""
 
 LOADING_REQUEST = 1 << 20
 """Bytes of the largest read while a model is loaded that stays in memory."""

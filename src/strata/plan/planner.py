@@ -150,15 +150,13 @@ class Planner:
         for wanted in constants.PIECES:
             piece = max(wanted, least_piece)
             read = best_read(self.machine, max(wanted, smallest), large=True)
-            least = self._io_threads(read)
-            for threads in (least, *(n for n in constants.READERS if n > least)):
-                for tokens in self._token_choices():
-                    sizes = replace(
-                        self._resident_sizes(context, tokens),
-                        ring_bytes=(constants.RING_PIECES + threads) * piece,
-                        io_threads=threads,
-                    )
-                    yield sizes, piece, read
+            for tokens in self._token_choices():
+                sizes = replace(
+                    self._resident_sizes(context, tokens),
+                    ring_bytes=(constants.RING_PIECES + constants.READERS) * piece,
+                    io_threads=constants.READERS,
+                )
+                yield sizes, piece, read
 
     def _io_threads(self, read: DiskRate) -> int:
         """Threads that keep about ``read.depth`` reads under way although each also packs."""
