@@ -13,7 +13,7 @@ namespace strata {
 namespace {
 
 constexpr size_t kAlign = 64;
-constexpr size_t kMapFrom = size_t{1} << 20;
+constexpr size_t kMapFrom = size_t{128} << 10;
 constexpr size_t kHuge = AlignedBytes::kHugePage;
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }

@@ -27,7 +27,7 @@ from strata.engine import (
     measure,
     perplexity,
 )
-from strata.engine.execution import Execution, Wishes, execute, execute_naively
+from strata.engine.execution import Execution, Wishes, base_memory, execute, execute_naively
 from strata.engine.kv_settings import check_room
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
@@ -139,6 +139,7 @@ class LLM:
     ) -> None:
         self.path = resolve(str(model), progress=progress)
         started = perf_counter()
+        process = base_memory()
         self._file = open_model(self.path)
         try:
             self.model = _build(self._file, context)
@@ -146,7 +147,16 @@ class LLM:
             limit = None if memory is None else _size(memory)
             most_kv = None if kv_bytes is None else _size(kv_bytes)
             wishes = Wishes(
-                limit, threads, context, parallel, workload, planned, kv_type, most_kv, serving
+                limit,
+                threads,
+                context,
+                parallel,
+                workload,
+                planned,
+                kv_type,
+                most_kv,
+                serving,
+                process,
             )
             self.execution = _execute(backend, self._file, self.model, wishes, plan)
             if self.execution.context < self.model.context_length:

@@ -31,12 +31,12 @@ def main() -> None:
     path, machine_file = Path(sys.argv[1]), Path(sys.argv[2])
     memory, context, prompt, answer = map(int, sys.argv[3:7])
     machine = replace(load_machine(machine_file), isa=available_isas()[0], cores=2)
-    made = None
+    made, base = None, base_memory()
     if memory:
         workload = Workload(prompt, 1, context, answer)
         with open_model(path) as file:
             sizes = outline(path.name, build_model(file, context), file)
-        limits = Limits(None, 2, process_bytes=base_memory())
+        limits = Limits(None, 2, process_bytes=base)
         if memory < 0:
             planner = Planner(sizes, machine, limits, workload)
             floor, full = planner.floor(), planner.everything()
@@ -66,7 +66,7 @@ def main() -> None:
                     "prefill_sweeps": sweeps.prefill.sweeps,
                     "decode_tok_s": output.timings.decode_tok_s,
                     "ttft_s": output.timings.ttft_s,
-                    "base": limits.process_bytes if made else None,
+                    "base": base,
                     "owned": dict(llm.ledger.owned),
                 }
             )

@@ -60,7 +60,7 @@ def test_a_model_in_a_group_of_its_budget(
     model, memory = make_model(shape, recipe), megabytes * 10**6
     got = run(model, memory, memory, sizes)
     assert got["streamed"] > 0
-    assert got["peak"] <= got["predicted"] <= memory
+    assert got["peak"] <= got["predicted"] <= min(memory, 1.05 * got["peak"])
     assert got["used_bytes"] == got["sweeps"] * got["sweep_bytes"]
     want = run(model, 0, None, sizes)
     assert (got["tokens"], got["logprobs"]) == (want["tokens"], want["logprobs"])

@@ -49,6 +49,7 @@ class Wishes:
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
     ``parallel``; ``planned`` asks for a Plan in any case. ``kv_type`` None leaves it to the
     backend; ``kv_bytes`` bounds the KV of all requests. ``serving`` says that they come over HTTP.
+    ``process_bytes`` is ``base_memory``, where it was asked for in time.
     """
 
     memory: int | None = None
@@ -60,6 +61,7 @@ class Wishes:
     kv_type: str | None = None
     kv_bytes: int | None = None
     serving: bool = False
+    process_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
     )
     kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
     sizes = outline(file.path.name, model, file)
-    process = base_memory()
+    process = wishes.process_bytes or base_memory()
     if wishes.serving:
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(sizes, workload))

@@ -10,19 +10,16 @@ MB = 10**6
 
 # Memory, in bytes. ------------------------------------------------------------------------------
 
-PROCESS = 47_500_000
-"""A process that is about to plan: Python, numpy, the tokenizers' library, jinja, the command line
+PROCESS = 45 * MB
+"""A process that is about to open a model: Python, numpy, the tokenizers' library, the command line
 and our own code. Where the process is there it is measured instead: how much of a library is mapped
 is up to the Python, the libraries and the system."""
 
 PROCESS_SLACK = 1_500_000
 """By how much it may be larger before more is reserved for it."""
 
-STARTED = 3_200_000
+STARTED = 4_000_000
 """What a run comes to touch of all these beyond that."""
-
-LOADED = 3_500_000
-"""What loading weights that all stay leaves in the heaps of the threads that read."""
 
 SERVER = 39 * MB
 """Libraries of HTTP and metrics, the page, and a queue full of connections and requests."""
@@ -38,9 +35,7 @@ SEGMENT = 96 << 10
 """A Segment's Ops, nodes and names."""
 
 SAMPLING_LOGIT = 40
-USUAL_SAMPLING_LOGIT = 16
-"""Beside a row of logits, for each: float64 copies, order and sums while a token is chosen, where
-all tokens are equally probable and where some are much more so than others."""
+"""Beside a row of logits, for each: float64 copies, order and sums while a token is chosen."""
 
 READ_SLACK = 3 * 4096
 """What alignment adds to a read at both ends, and to its buffer."""
@@ -56,7 +51,7 @@ MARGIN_SHARE = 0.015
 """What allocators and page tables take beyond what they are asked for."""
 
 PEAK_MARGIN = MB
-PEAK_MARGIN_SHARE = 0.005
+PEAK_MARGIN_SHARE = 0.01
 """The same for what is predicted, which is to be near."""
 
 KEEP_BACK = 0.08

@@ -17,7 +17,7 @@ class Sizes:
     """What is chosen before Segments find their place: threads, steps and streaming.
 
     ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``process_bytes`` by
-    everything that is there when the Plan is made. ``ring_bytes``
+    everything that is there before the model is opened. ``ring_bytes``
     is that of a run that streams, and 0 for one in which everything is resident: then
     ``request_bytes`` and ``io_threads`` are those of loading.
     """
@@ -52,11 +52,9 @@ def peak_bytes(
     blocks = min(blocks, sizes.kv_blocks)
     used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process)
     shares = memory_shares(model, used, resident)
-    spared = constants.SAMPLING_LOGIT - constants.USUAL_SAMPLING_LOGIT
-    owned = shares.total - shares.margin - spared * model.vocabulary
-    if sizes.ring_bytes:
-        # Small things find room in what building the tokenizer left.
-        owned -= constants.LOADED + len(model.segments) * constants.SEGMENT
+    owned = shares.total - shares.margin
+    # Small things find room in what building the tokenizer left.
+    owned -= len(model.segments) * constants.SEGMENT
     touched = owned + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * owned)
     return min(
         max(touched, peak_while_opening(model, used)),
@@ -99,7 +97,6 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         interpreter=sizes.process_bytes
         + constants.STARTED
         + threads * constants.THREAD
-        + constants.LOADED
         + len(model.segments) * constants.SEGMENT,
         tokenizer=tokenizer_bytes(model.tokenizer),
         resident=model.vector_bytes,

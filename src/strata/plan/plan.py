@@ -21,7 +21,8 @@ class Limits:
     """What the user allows and wants. ``memory`` None: what the machine and its cgroups leave;
     ``kv_type`` is wanted and never chosen, because the answer depends on it. ``kv_bytes`` bounds
     the KV of all requests together; None leaves each room for a whole context. ``process_bytes``
-    is what the process takes that makes the Plan and will run it; None for a usual one."""
+    is what the process takes that will run the Plan, before it opens the model; None for a usual
+    one."""
 
     memory: int | None = None
     threads: int | None = None

@@ -40,9 +40,9 @@ class _Costs:
 _TOKEN_BUCKET = 2 * 33
 _MERGE_BUCKET = 17
 _COSTS: dict[Kind, _Costs] = {
-    "bpe": _Costs(5_000_000, 113, 17, 0, 139, 131),
+    "bpe": _Costs(5 * MB, 128, 17, 0, 130, 95),
     "sentencepiece": _Costs(MB // 2, 210, 0, MB, 31, 0),
-    "json": _Costs(5_000_000, 165, 0, MB, 10, 510),
+    "json": _Costs(3 * MB // 2, 146, 30, MB, 20, 510),
 }
 
 
