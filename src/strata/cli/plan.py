@@ -163,7 +163,7 @@ def _shares(plan: Plan) -> list[tuple[str, str]]:
     from dataclasses import asdict
 
     shares: dict[str, Any] = asdict(plan.predicted.memory)
-    return [(owner, format_size(nbytes)) for owner, nbytes in shares.items()]
+    return [(owner, format_size(nbytes)) for owner, nbytes in shares.items() if nbytes]
 
 
 def _seconds(seconds: float) -> str:

@@ -122,8 +122,10 @@ def _resolve_path(path: Path) -> Path:
     if path.is_dir():
         if not _is_model_directory(path):
             found = sorted(child.name for child in path.glob("*.gguf"))
-            hint = f"; it has {', '.join(found[:5])}: name one" if found else ""
-            raise ModelNotFound(f"the directory {path} has no config.json{hint}")
+            hint = "a model is a .gguf file, or a directory with config.json and *.safetensors"
+            if found:
+                hint = f"it has {', '.join(found[:5])}: name one"
+            raise ModelNotFound(f"the directory {path} has no config.json; {hint}")
         return path
     if split_part(path.name) is not None:
         first = path.with_name(part_name(path.name, 1))

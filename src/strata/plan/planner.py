@@ -119,7 +119,8 @@ class Planner:
         return BudgetTooSmall(
             f"{format_size(budget)} are too little for {self.model.name}{what}: it needs "
             f"{floor // constants.MB}MB, and would then give {p.decode_tok_s:.3g} tok/s and the "
-            f"first token of {p.prompt_tokens} after {p.ttft_s:.3g} s; more memory makes it faster",
+            f"first token of a prompt of {p.prompt_tokens} after {p.ttft_s:.3g} s; more memory "
+            f"makes it faster",
             floor,
         )
 

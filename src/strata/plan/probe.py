@@ -64,6 +64,8 @@ def known_machine(path: Path) -> Machine | None:
 
 def load_machine(path: Path) -> Machine:
     """A Machine from the JSON that ``strata probe --json`` printed; UsageError if it is none."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}; `strata probe --json` writes machine files")
     try:
         return from_json(Machine, json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError, RecursionError, ValueFileError) as error:
