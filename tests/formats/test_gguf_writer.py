@@ -114,6 +114,6 @@ def test_tensors_that_gguf_cannot_hold(tmp_path: Path) -> None:
 def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=95))
-    with pytest.raises(errors.DiskFullError, match="96 bytes, but 95 are free"):
+    with pytest.raises(errors.DiskFullError, match="96 B, but 95 B are free"):
         write_gguf(tmp_path / "m.gguf", {}, [zeros()])
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from strata.formats.downloads import is_disk_full
 from strata.formats.errors import DiskFullError, WriteError, shown
 from strata.quant import BlockType
+from strata.sizes import format_size
 
 Written = Callable[[int], None]
 """Told of the bytes of each piece that was written."""
@@ -53,8 +54,8 @@ def check_room(directory: Path, total: int, what: str) -> None:
         raise WriteError(f"{what} cannot be written: {error}") from None
     if total > free:
         raise DiskFullError(
-            f"{what} takes {total} bytes, but {free} are free on that disk: make room or choose "
-            "another directory"
+            f"{what} takes {format_size(total)}, but {format_size(free)} are free on that disk: "
+            "make room or choose another directory"
         )
 
 
