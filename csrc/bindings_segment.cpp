@@ -186,7 +186,7 @@ class SegmentBuilder {
     const Context context = check(team, isa, arena, step, kv, max_rows, out);
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> hold(team.lock);
-    execute(team, context);
+    segment_.run(team.team, context, stream_.get(), track_, &check_signals);
   }
 
   // What a run needs, once it is known that nothing is out of bounds.
@@ -236,9 +236,7 @@ class SegmentBuilder {
     require(!segment_.streamed() || stream_, "segment: no stream was attached");
     return {matrix, kernels, &arena, &step.view, &kv, external, team.team.threads()};
   }
-  void execute(Team& team, const Context& context) {
-    segment_.run(team.team, context, stream_.get(), track_, &check_signals);
-  }
+  void append_to(std::vector<Phase>& run, int number) { segment_.append_to(run, number); }
   bool streamed() const { return segment_.streamed(); }
 
  private:
@@ -303,17 +301,17 @@ class Joined {
   }
   void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
            int64_t max_rows) {
-    std::vector<Context> contexts;
-    contexts.reserve(segments_.size());
+    Context context{};
     for (const SegmentBuilder* s : segments_) {
-      contexts.push_back(s->check(team, isa, arena, step, kv, max_rows, {}));
+      context = s->check(team, isa, arena, step, kv, max_rows, {});   // the same for all
     }
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> hold(team.lock);
+    std::vector<Phase> phases;
     for (size_t i = 0; i < segments_.size(); ++i) {
-      current_.store(static_cast<int>(i), std::memory_order_relaxed);
-      segments_[i]->execute(team, contexts[i]);
+      segments_[i]->append_to(phases, static_cast<int>(i));
     }
+    run_phases(team.team, context, phases, &current_);
   }
   // The one that runs, or ran last, for whoever looks on.
   int current() const { return current_.load(std::memory_order_relaxed); }

@@ -24,19 +24,21 @@ void Failure::rethrow() {
   if (any()) std::rethrow_exception(first_);
 }
 
-// Nodes [first, end) of a Segment. After a failure nothing more is computed.
-class SegmentJob final : public Job {
+// After a failure nothing more is computed.
+class PhasesJob final : public Job {
  public:
-  SegmentJob(Segment& segment, const Context& context, int64_t first, int64_t end)
-      : segment_(segment), context_(context), first_(first), end_(end) {}
+  PhasesJob(const std::vector<Phase>& all, const Context& context, std::atomic<int>* current)
+      : all_(all), context_(context), current_(current) {}
 
-  int phases() const override { return static_cast<int>(end_ - first_); }
+  int phases() const override { return static_cast<int>(all_.size()); }
 
   int64_t begin(int phase) override {
-    if (segment_.timing_) mark(first_ + phase);
+    const Phase& p = all_[static_cast<size_t>(phase)];
+    if (current_ != nullptr) current_->store(p.segment, std::memory_order_relaxed);
+    if (p.seconds != nullptr) mark(p.seconds);
     if (failure.any()) return 0;
     try {
-      return node(phase).begin(context_);
+      return p.node->begin(context_);
     } catch (...) {
       failure.keep(std::current_exception());
       return 0;
@@ -46,42 +48,59 @@ class SegmentJob final : public Job {
   void chunk(int phase, int64_t index, int thread) override {
     if (failure.any()) return;
     try {
-      node(phase).chunk(context_, index, thread);
+      all_[static_cast<size_t>(phase)].node->chunk(context_, index, thread);
     } catch (...) {
       failure.keep(std::current_exception());
     }
   }
 
   // Closes the phase that was running and starts the clock of the next one.
-  void mark(int64_t node) {
+  void mark(double* seconds) {
     const double t = now();
-    if (running_ >= 0) segment_.times_[static_cast<size_t>(running_)] += t - since_;
-    running_ = node;
+    if (running_ != nullptr) *running_ += t - since_;
+    running_ = seconds;
     since_ = t;
   }
 
   Failure failure;
 
  private:
-  Node& node(int phase) { return *segment_.nodes_[static_cast<size_t>(first_ + phase)]; }
-
-  Segment& segment_;
+  const std::vector<Phase>& all_;
   const Context& context_;
-  int64_t first_, end_;
-  int64_t running_ = -1;
+  std::atomic<int>* current_;
+  double* running_ = nullptr;
   double since_ = 0;
 };
 
-void Segment::run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end) {
-  SegmentJob job(*this, context, begin, end);
+void run_phases(ThreadTeam& team, const Context& context, const std::vector<Phase>& phases,
+                std::atomic<int>* current) {
+  PhasesJob job(phases, context, current);
   team.run(job);
-  if (timing_) job.mark(-1);
+  job.mark(nullptr);
   job.failure.rethrow();
+}
+
+void Segment::append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, int number) {
+  if (timing_) times_.resize(nodes_.size());
+  for (int64_t i = begin; i < end; ++i) {
+    const auto at = static_cast<size_t>(i);
+    run.push_back({nodes_[at].get(), timing_ ? &times_[at] : nullptr, number});
+  }
+}
+
+void Segment::append_to(std::vector<Phase>& run, int number) {
+  append_nodes(run, 0, nodes(), number);
+}
+
+void Segment::run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end) {
+  std::vector<Phase> phases;
+  phases.reserve(static_cast<size_t>(end - begin));
+  append_nodes(phases, begin, end, 0);
+  run_phases(team, context, phases, nullptr);
 }
 
 void Segment::run(ThreadTeam& team, const Context& context, Stream* stream, int track,
                   const Check& check) {
-  if (timing_) times_.resize(nodes_.size());
   run_nodes(team, context, 0, streamed() ? streamed_[0].node : nodes());
   auto checked = std::chrono::steady_clock::now();
   int piece = 0;

@@ -94,6 +94,13 @@ class Node {
   virtual void chunk(const Context& c, int64_t index, int thread) = 0;
 };
 
+// A node in its place within a run.
+struct Phase {
+  Node* node;
+  double* seconds;     // where its time is added, null without timing
+  int segment;         // the number, within the run, of the Segment that it belongs to
+};
+
 class Stream;
 
 class Segment {
@@ -111,6 +118,8 @@ class Segment {
   // is called now and then and may throw. Throws what a node threw, or ReadError.
   void run(ThreadTeam& team, const Context& context, Stream* stream, int track,
            const std::function<void()>& check);
+  // The same for a run of several Segments, none of them streamed.
+  void append_to(std::vector<Phase>& run, int number);
   int64_t nodes() const { return static_cast<int64_t>(nodes_.size()); }
   bool streamed() const { return !streamed_.empty(); }
   // Seconds spent in each node since the last call; empty unless timing is on.
@@ -122,7 +131,7 @@ class Segment {
     int64_t node;
     int pieces;
   };
-  friend class SegmentJob;
+  void append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, int number);
   void run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end);
 
   std::vector<std::unique_ptr<Node>> nodes_;
@@ -130,5 +139,10 @@ class Segment {
   bool timing_ = false;
   std::vector<double> times_;
 };
+
+// Runs phases one after the other; `current` is told the number of the Segment. Throws what a node
+// threw.
+void run_phases(ThreadTeam& team, const Context& context, const std::vector<Phase>& phases,
+                std::atomic<int>* current);
 
 }  // namespace strata

@@ -40,10 +40,14 @@ ThreadTeam::~ThreadTeam() {
 }
 
 // Opens the first phase from `phase` on that has chunks; ends the job when there is none left.
-void ThreadTeam::open_from(Job& job, int phase) {
+void ThreadTeam::open_from(Job& job, int phase, int thread) {
   for (; phase < job.phases(); ++phase) {
     const int64_t chunks = job.begin(phase);
     if (chunks == 0) continue;
+    if (chunks == 1) {   // nothing to share out: not worth a barrier
+      job.chunk(phase, 0, thread);
+      continue;
+    }
     if (++running_number_ == 0) ++running_number_;  // 0 means that no phase was ever opened
     const uint32_t number = running_number_;
     Slot& slot = slots_[number % kSlots];
@@ -85,16 +89,17 @@ bool ThreadTeam::claim(uint32_t range, int thread) {
       continue;
     }
     job->chunk(phase, next, thread);
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) open_from(*job, phase + 1);
+    const uint32_t done = done_.fetch_add(1, std::memory_order_acq_rel) + 1;
+    if (done == chunks) open_from(*job, phase + 1, thread);
     return true;
   }
 }
 
 void ThreadTeam::run(Job& job) {
   finished_.store(0, std::memory_order_relaxed);
-  open_from(job, 0);
   wake_.fetch_add(1, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();
+  open_from(job, 0, 0);
   int spins = 0;
   while (finished_.load(std::memory_order_acquire) == 0) {
     if (work_once(0)) {

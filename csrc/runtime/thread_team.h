@@ -23,7 +23,8 @@ class Job {
 // Chunks are claimed, never assigned: a thread that the system has put aside holds up nobody, only
 // the chunk it holds. A thread claims along a range of its own, so that it reads memory in one
 // stream, and then helps with those of others. Whoever finishes the last chunk of a phase opens the
-// next one. Threads spin for work, then yield, and at last sleep; between phases they only yield.
+// next one, and does it alone if it has one chunk only. Threads spin for work, then yield, and at
+// last sleep; between phases they only yield.
 class ThreadTeam {
  public:
   explicit ThreadTeam(int threads);
@@ -51,7 +52,7 @@ class ThreadTeam {
   static constexpr uint64_t make_ticket(uint32_t phase, uint32_t next) {
     return (static_cast<uint64_t>(phase) << 32) | next;
   }
-  void open_from(Job& job, int phase);
+  void open_from(Job& job, int phase, int thread);
   // The first chunk of a range; ranges that are not the last may be empty.
   uint32_t range_begin(uint64_t chunks, uint32_t range) const {
     return static_cast<uint32_t>(chunks * range / ranges_);
