@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from strata.backends.base import KV_BLOCK
-from strata.backends.cpu import CpuBackend
+from strata.backends.cpu import CpuBackend, CpuSettings
 from strata.backends.weights import WeightSource
 from strata.decode import Sample, SamplingParams
 from strata.engine import Engine, KVSettings, Request, Runner, StoreSettings
@@ -53,6 +53,17 @@ JOBS = jobs(16)
 def runner(smollm2_path: Path) -> Iterator[Runner]:
     with open_model(smollm2_path) as file:
         yield Runner(CpuBackend(threads=2), build_model(file, CONTEXT), WeightSource(file))
+
+
+@pytest.fixture(scope="module")
+def streaming(smollm2_path: Path) -> Iterator[Runner]:
+    """The same weights, of which all but a few pass through a ring that holds some of them."""
+    with open_model(smollm2_path) as file:
+        model = build_model(file, CONTEXT)
+        resident = ("layer.3", "layer.20")
+        names = frozenset(s.name for s in model.segments if s.name not in resident)
+        settings = CpuSettings(streamed=names, ring_bytes=24 << 20, piece_bytes=1 << 20)
+        yield Runner(CpuBackend(threads=2, settings=settings), model, WeightSource(file))
 
 
 def engine(runner: Runner, kv: KVSettings, parallel: int, budget: int) -> Engine:
@@ -123,12 +134,26 @@ def test_a_batch_with_random_arrivals(
     assert [r.output for r in requests] == alone["f16"]
 
 
+@pytest.mark.parametrize(("budget", "blocks"), [(512, 80), (40, 11)])
+def test_a_batch_on_streamed_weights(
+    streaming: Runner, alone: dict[str, list[list[Sample]]], budget: int, blocks: int
+) -> None:
+    block = CpuBackend.kv_types[0].block_nbytes(streaming.model.kv)
+    e = engine(streaming, KVSettings(nbytes=blocks * block), 16, budget)
+    assert [r.output for r in run(e, JOBS, seed=5, cancel=2)] == alone["f16"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("cache", [True, False])
-def test_giving_way_and_going_on(runner: Runner, cache: bool) -> None:
+def test_giving_way_and_going_on(
+    runner: Runner, streaming: Runner, streamed: bool, cache: bool
+) -> None:
     prompts = [SHARED[i : i + 62] for i in range(4)]
     params = SamplingParams(max_tokens=10, logprobs=2, ignore_eos=True)
     block = CpuBackend.kv_types[0].block_nbytes(runner.model.kv)
-    tight = engine(runner, KVSettings(nbytes=5 * block, prefix_cache=cache), 4, 512)
+    tight = engine(
+        streaming if streamed else runner, KVSettings(nbytes=5 * block, prefix_cache=cache), 4, 512
+    )
     requests = [tight.submit(prompt, params) for prompt in prompts]
     finish(tight)
     assert tight.status().preemptions > 0
