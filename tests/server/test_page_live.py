@@ -60,6 +60,8 @@ def test_everything_that_can_be_known_is_shown(
         host |= {"ring_bytes": 24_000_000, "activations_bytes": 11_000_000}
         host |= {"budget_bytes": 10**9, "peak_bytes": 512_000_000}
         disk |= {"streamed_bytes": 49_000_000, "read_bytes_per_s": 1.9e9}
+        if picture["roofline"] is not None:
+            picture["roofline"]["disk_bytes_per_s"] = 1.9e9
         return {**picture, "predicted": {"output_tok_s": 20.0}}
 
     monkeypatch.setattr(live, "_model", whole_model)
@@ -74,6 +76,7 @@ def test_everything_that_can_be_known_is_shown(
     names = page.run("return [...document.querySelectorAll('.legend dt')].map(e => e.textContent)")
     assert "Weights, streaming through" in names
     assert "Activations" in names
+    assert names[-1] == "Free"
     host, disk = (e.text.replace("\u00a0", " ") for e in page.all(".tier > .fine"))
     assert host == "Peak of the process 512 MB of 1.00 GB allowed (51 %)"
     assert disk == "49.0 MB read in each sweep · reading 1.90 GB/s"
@@ -87,5 +90,7 @@ def test_everything_that_can_be_known_is_shown(
     assert 0 < share("streamed") <= 2.4
     assert len(page.all("#roofline .ceiling")) == 2
     assert "of the ceiling" in page.text("#roofline-text")
+    said = page.text("#roofline-text").replace("\u00a0", " ")
+    assert "1.90 GB/s from disk (90 % of the ceiling)" in said
     page.keys(Keys.ESCAPE)
     page.answered()

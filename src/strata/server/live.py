@@ -114,7 +114,7 @@ def _state(service: Service, expected: Forecast | None, rates: _Rates) -> dict[s
         },
         "predicted": {"output_tok_s": _predicted(status, expected)},
         "actual": {"prompt_tok_s": rates.prompt_tok_s, "output_tok_s": rates.output_tok_s},
-        "roofline": _roofline(service),
+        "roofline": _roofline(service, rates),
         "totals": {
             "prompt_tokens": service.metrics.prompt_tokens,
             "cached_tokens": service.metrics.cached_tokens,
@@ -161,8 +161,9 @@ def _predicted(status: EngineStatus, expected: Forecast | None) -> float | None:
     return expected.output_tok_s(status.last)
 
 
-def _roofline(service: Service) -> dict[str, Any] | None:
-    """Where the last sweep lies: FLOPs a byte moved, and FLOPs and bytes a second."""
+def _roofline(service: Service, rates: _Rates) -> dict[str, Any] | None:
+    """Where the last sweep lies: FLOPs a byte moved, FLOPs and bytes a second, and how many of the
+    bytes came from disk."""
     last, seconds = service.bridge.status.last, service.metrics.last_step_s
     if last is None or not seconds:
         return None
@@ -171,6 +172,7 @@ def _roofline(service: Service) -> dict[str, Any] | None:
         "flops_per_byte": cost.flops / max(cost.bytes, 1),
         "flops_per_s": cost.flops / seconds,
         "bytes_per_s": cost.bytes / seconds,
+        "disk_bytes_per_s": rates.read_bytes_per_s or None,
     }
 
 

@@ -164,6 +164,8 @@ class Tier {
     for (const [field, label, kind] of owned) this.#set(label, kind, tier[field], scale);
     // What the process has held beyond what has an owner, be it while loading.
     if (peak > sum) this.#set("Without an owner, at the peak", "rest", peak - sum, scale);
+    const free = (tier.budget_bytes ?? 0) - Math.max(sum, peak);
+    if (free > 0) this.#set("Free", "free", free, scale);
     if (known(tier.peak_bytes)) {
       this.#peak.style.insetInlineStart = `${(100 * peak) / scale}%`;
       this.#bar.append(this.#peak);

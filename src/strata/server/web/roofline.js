@@ -170,7 +170,7 @@ function tick(power) {
 }
 
 function words(point, ceilings) {
-  const { memory_bytes_per_s: memory, ops_per_s: top } = ceilings;
+  const { memory_bytes_per_s: memory, disk_bytes_per_s: disk, ops_per_s: top } = ceilings;
   const measured = known(memory) || known(top);
   const without = measured ? "" : " The ceilings of this machine are not known: strata probe measures them.";
   if (point === null) return `A point appears with the first sweep.${without}`;
@@ -179,6 +179,10 @@ function words(point, ceilings) {
     share(scaled(point.flops_per_s, "op/s"), point.flops_per_s, top),
     share(scaled(point.bytes_per_s, "B/s"), point.bytes_per_s, memory),
   ];
+  if (known(point.disk_bytes_per_s)) {
+    const read = `${scaled(point.disk_bytes_per_s, "B/s")} from disk`;
+    parts.push(share(read, point.disk_bytes_per_s, disk));
+  }
   return `Last sweep: ${parts.join(", ")}.${without}`;
 }
 
