@@ -1,5 +1,7 @@
-// Strings of a vocabulary as they lie in a file, made into Python's a run at a time.
+// Strings of a vocabulary as they lie in a file: stepped over, made into Python's a run at a time,
+// and cut in two where they are merges.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 
 #include <cstring>
@@ -45,6 +47,50 @@ std::pair<Texts, size_t> unpack_strings(const nb::bytes& packed, size_t position
   return {texts, position};
 }
 
+// No file is as large as this: where a string would end that claims more.
+constexpr size_t kNowhere = size_t{1} << 62;
+
+std::pair<size_t, size_t> step_over_strings(const nb::bytearray& buffer, size_t position,
+                                            size_t count) {
+  const char* bytes = static_cast<const char*>(buffer.data());
+  const size_t size = buffer.size();
+  size_t done = 0;
+  for (; done < count && position <= size && size - position >= kLength; ++done) {
+    uint64_t length = 0;
+    std::memcpy(&length, bytes + position, kLength);
+    position = length < kNowhere ? position + kLength + static_cast<size_t>(length) : kNowhere;
+  }
+  return {done, position};
+}
+
+using Positions = nb::ndarray<uint32_t, nb::numpy, nb::shape<-1>, nb::c_contig>;
+
+void string_positions(const nb::bytes& packed, const Positions& out) {
+  size_t position = 0;
+  for (size_t i = 0; i < out.shape(0); ++i) {
+    out.data()[i] = static_cast<uint32_t>(position);
+    position = end_of(packed, position);
+  }
+}
+
+using Pairs = nb::typed<nb::list, nb::typed<nb::tuple, nb::str, nb::str>>;
+
+Pairs split_pairs(const Texts& texts) {
+  Pairs pairs;
+  for (nb::handle text : texts) {
+    if (!PyUnicode_Check(text.ptr())) throw nb::type_error("a merge that is no string");
+    const Py_ssize_t length = PyUnicode_GetLength(text.ptr());
+    const Py_ssize_t cut = PyUnicode_FindChar(text.ptr(), ' ', 1, length, 1);
+    if (cut == -2) throw nb::python_error();
+    if (cut < 0) continue;
+    const nb::object left = nb::steal(PyUnicode_Substring(text.ptr(), 0, cut));
+    const nb::object right = nb::steal(PyUnicode_Substring(text.ptr(), cut + 1, length));
+    if (!left.is_valid() || !right.is_valid()) throw nb::python_error();
+    pairs.append(nb::make_tuple(left, right));
+  }
+  return pairs;
+}
+
 }  // namespace
 }  // namespace strata
 
@@ -52,4 +98,12 @@ void bind_text(nb::module_& m) {
   m.def("unpack_strings", &strata::unpack_strings, "packed"_a, "position"_a, "count"_a,
         "The next `count` strings of a GGUF array from byte `position` on, and where the next one "
         "begins. Bytes that are not UTF-8 become lone surrogates. IndexError past the end.");
+  m.def("step_over_strings", &strata::step_over_strings, "buffer"_a, "position"_a, "count"_a,
+        "How many of the next `count` strings of a GGUF array have their length in the buffer, and "
+        "where the last of these ends: it may lie past the buffer.");
+  m.def("string_positions", &strata::string_positions, "packed"_a, "out"_a,
+        "Writes where each string of a GGUF array begins. IndexError past the end.");
+  m.def("split_pairs", &strata::split_pairs, "texts"_a,
+        "Each text in two at its first space, the first character apart; those without are left "
+        "out.");
 }

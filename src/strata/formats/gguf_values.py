@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, overload
 
 import numpy as np
@@ -65,11 +66,14 @@ class PackedStrings(Sequence[str]):
         return self._count
 
     def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._runs())
+
+    def _runs(self) -> Iterator[list[str]]:
         position = 0
         for done in range(0, self._count, _TOGETHER):
             now = min(_TOGETHER, self._count - done)
             texts, position = _native.unpack_strings(self._raw, position, now)
-            yield from texts
+            yield texts
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -97,10 +101,8 @@ class PackedStrings(Sequence[str]):
     @cached_property
     def _positions(self) -> np.ndarray[Any, np.dtype[np.uint32]]:
         """Where each string's length stands; headers are far smaller than 4 GiB."""
-        found, position = np.empty(self._count, np.uint32), 0
-        for i in range(self._count):
-            found[i] = position
-            position += 8 + _u64(self._raw, position)[0]
+        found = np.empty(self._count, np.uint32)
+        _native.string_positions(self._raw, found)
         return found
 
 
@@ -247,15 +249,14 @@ class Cursor:
         return self._numbers(kind, count, what, at)
 
     def _strings(self, count: int, what: str) -> PackedStrings:
-        """Step over `count` strings; this loop decides how fast a large vocabulary opens."""
+        """Step over `count` strings, loading as their lengths are wanted."""
         start = position = self.position
-        buffer, last = self._buffer, len(self._buffer) - 8
-        for index in range(count):
-            if position > last:
-                self._check_end(position + 8, f"string {index} of {what}")
-                self._load(position + 8, what)
-                last = len(buffer) - 8
-            position += 8 + _u64(buffer, position)[0]
+        stepped = 0
+        while stepped < count:
+            self._check_end(position + 8, f"string {stepped} of {what}")
+            self._load(position + 8, what)
+            now, position = _native.step_over_strings(self._buffer, position, count - stepped)
+            stepped += now
         self._check_end(position, f"the last string of {what}")
         return PackedStrings(self.raw(position - start, what), count)
 

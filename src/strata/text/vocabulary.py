@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -157,20 +158,25 @@ def read_vocabulary(metadata: Mapping[str, Any], defaults: Mapping[str, int]) ->
     if not tokens:
         raise TokenizerError("tokenizer.ggml.tokens is empty")
     count = len(tokens)
-    kinds = bytearray(
-        _FILE_KINDS.get(kind, Kind.UNDEFINED)
-        for kind in _numbers(metadata, "tokenizer.ggml.token_type", count, _FILE_NORMAL)
-    )
+    types = _numbers(metadata, "tokenizer.ggml.token_type", count, _FILE_NORMAL)
+    kinds = bytearray(map(_FILE_KINDS.get, types, repeat(Kind.UNDEFINED)))
     scores = _numbers(metadata, "tokenizer.ggml.scores", count, 0.0)
     vocabulary = Vocabulary(
         tokens,
         kinds,
         scores,
-        {text or _empty_name(id): id for id, text in enumerate(tokens)},
+        _ids_by_text(tokens),
         _special_ids(metadata, kinds, defaults),
     )
     _mark_by_name(vocabulary)
     return vocabulary
+
+
+def _ids_by_text(tokens: Sequence[str]) -> dict[str, int]:
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    if "" in ids:
+        ids = {text or _empty_name(id): id for id, text in enumerate(tokens)}
+    return ids
 
 
 def token_text(tokens: Sequence[str], id: int) -> str:
