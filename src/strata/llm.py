@@ -143,6 +143,7 @@ class LLM:
         self._file = open_model(self.path)
         try:
             self.model = _build(self._file, context)
+            self.wanted_context = self.model.context_length
             self.backend = backend
             limit = None if memory is None else _size(memory)
             most_kv = None if kv_bytes is None else _size(kv_bytes)
@@ -222,7 +223,8 @@ class LLM:
 
     @property
     def context(self) -> int:
-        """Positions that a prompt and its answer share."""
+        """Positions that a prompt and its answer share; fewer than ``wanted_context`` where memory
+        is short and none was asked for."""
         return self.engine.context
 
     @cached_property

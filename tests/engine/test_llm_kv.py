@@ -38,7 +38,7 @@ def test_kv_memory_is_bounded(smollm2_path: Path) -> None:
     with LLM(smollm2_path, threads=2, context=256) as llm:
         alone = [llm.generate(PROMPT[i:], PARAMS) for i in range(4)]
     assert [o.logprobs for o in together] == [o.logprobs for o in alone]
-    with pytest.raises(UsageError, match="1000000 bytes of KV do not hold a context of 256"):
+    with pytest.raises(UsageError, match=r"1\.00 MB of KV do not hold a context of 256"):
         LLM(smollm2_path, context=256, kv_bytes="1MB")
 
 

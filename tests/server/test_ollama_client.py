@@ -114,8 +114,19 @@ def test_models(client: Any, server: Running) -> None:
     assert "im_start" in shown.template
     with urllib.request.urlopen(f"{server.url}/api/version") as reply:
         assert json.load(reply) == {"version": __version__}
-    with urllib.request.urlopen(urllib.request.Request(server.url, method="HEAD")) as reply:
-        assert reply.status == 200
+
+
+def test_limits_below_one_are_none(client: Any, llm: LLM) -> None:
+    expected = llm.chat(MESSAGES, SamplingParams(stop="."))
+    for limit in (0, -1, -2):
+        options = {"temperature": 0, "num_predict": limit, "top_k": -1, "stop": ["."]}
+        assert client.chat(MODEL, MESSAGES, options=options).message.content == expected.text
+
+
+@pytest.mark.parametrize("path", ["/", "/api/tags", "/api/version"])
+def test_clients_ask_whether_anybody_is_there(server: Running, path: str) -> None:
+    with urllib.request.urlopen(urllib.request.Request(server.url + path, method="HEAD")) as reply:
+        assert (reply.status, reply.read()) == (200, b"")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -133,3 +144,6 @@ def test_errors_are_those_of_the_client(
     with pytest.raises(ollama.ResponseError) as caught:
         client.generate(MODEL, "a", suffix="b")
     assert (caught.value.status_code, caught.value.error) == (400, "suffix is not supported")
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.generate(MODEL, "a", images=[b"b"])
+    assert "reads text only" in caught.value.error

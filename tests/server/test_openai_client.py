@@ -324,6 +324,7 @@ def test_no_tool_is_called_when_it_must_not_be(client: Any, llm: LLM) -> None:
         ({"messages": []}, 400),
         ({"messages": [{"role": "king", "content": "a"}]}, 400),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400),
+        ({"tool_choice": "any"}, 400),
         ({"temperature": -1}, 400),
         ({"logit_bias": {"999999999": 1}}, 400),
         ({"logit_bias": {"5": 101}}, 400),
@@ -349,10 +350,60 @@ def test_errors_are_those_of_the_client(
     assert set(caught.value.body) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("options", "message", "param"),
+    [
+        ({"n": 0}, "n: ", "n"),
+        (
+            {"messages": [{"role": "user", "content": [{"text": "a"}]}]},
+            "content.0.type: ",
+            "messages",
+        ),
+        ({"tool_choice": "any"}, "tool_choice: Input should be 'none'", "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function: ", "tool_choice"),
+        ({"stop": 5}, "stop: Input should be a valid string, or: ", "stop"),
+    ],
+)
+def test_what_is_wrong_is_named_as_it_was_sent(
+    client: Any, options: Any, message: str, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, extra_body=options)
+    assert message in caught.value.body["message"]
+    assert "literal[" not in caught.value.body["message"]
+    assert caught.value.param == param
+
+
+def test_what_means_nothing_here_is_passed_over(client: Any) -> None:
+    plain = client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, temperature=0, max_tokens=4
+    )
+    full = client.chat.completions.create(
+        model=MODEL,
+        messages=[{**MESSAGES[0], "content": [{"type": "text", "text": MESSAGES[0]["content"]}]}],
+        temperature=0,
+        max_tokens=4,
+        stop=None,
+        store=False,
+        user="somebody",
+        metadata={"a": "b"},
+        service_tier="auto",
+        parallel_tool_calls=False,
+        reasoning_effort="low",
+        tools=[],
+        response_format={"type": "text"},
+        extra_body={"top_k": -1, "top_logprobs": 0, "logprobs": False, "unheard_of": [1]},
+    )
+    assert full.choices[0].message == plain.choices[0].message
+
+
 def test_a_prompt_that_is_too_long_has_the_code_that_clients_look_for(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=MODEL, prompt="word " * 3000)
     assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt=[10**6])
+    assert caught.value.code is None
 
 
 def test_more_tokens_than_there_is_room_for_is_no_error(client: Any) -> None:

@@ -112,6 +112,8 @@ def test_what_takes_too_long_is_cut_off_within_the_grace(smollm2_path: Path) -> 
         assert time.monotonic() - started < 5
         thread.join(30)
         assert b"data: [DONE]\n" not in lines
+        last = json.loads(lines[-2].removeprefix(b"data: "))
+        assert last["error"]["code"] == "shutting_down"
         assert process.stderr is not None
         assert process.stderr.read() == ""
 
@@ -138,6 +140,7 @@ def test_a_port_that_is_taken_is_one_line(
         (["--host", "no.such.host.invalid", "--api-key", "k"], 1, "cannot listen at"),
         (["--port", "70000"], 2, "70000"),
         (["--parallel", "0"], 2, "parallel"),
+        (["--cors-origin", "example.org"], 2, "no web origin"),
     ],
 )
 def test_wrong_usage(

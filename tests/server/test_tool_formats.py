@@ -95,8 +95,11 @@ def test_the_format_is_the_templates(template: str, kind: type) -> None:
     assert isinstance(tool_format(template), kind)
 
 
+@pytest.mark.parametrize("closing", [{"additionalProperties": False, "unknownKeyword": 1}, {}])
 @pytest.mark.parametrize("form", [Hermes(), Llama3(), Mistral()])
-def test_a_forced_call_is_one_that_the_parser_finds(form: ToolFormat) -> None:
+def test_a_forced_call_is_one_that_the_parser_finds(
+    form: ToolFormat, closing: dict[str, Any]
+) -> None:
     grammar = pytest.importorskip("strata.decode.grammar", reason="llguidance is not installed")
     letters = [b"", *(bytes([byte]) for byte in range(256))]
 
@@ -117,8 +120,7 @@ def test_a_forced_call_is_one_that_the_parser_finds(form: ToolFormat) -> None:
         "$defs": {"x": {"enum": ["y"]}},
         "properties": {"a": {"$ref": "#/$defs/x"}},
         "required": ["a"],
-        "additionalProperties": False,
-        "unknownKeyword": 1,
+        **closing,
     }
     tools = [Tool("add", None, parameters), Tool("get.it", "Gets.", parameters)]
     position = (

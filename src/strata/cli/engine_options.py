@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from strata.cli.console import progress_bars
+from strata.cli.console import progress_bars, remark
 from strata.cli.options import SIZE, threads_option
 from strata.errors import UsageError
 
@@ -109,11 +109,36 @@ def open_llm(
             progress=progress,
         )
     with llm:
+        if not quiet:
+            for line in _costs(llm):
+                remark(line)
         if not quiet and sys.stderr.isatty():
             from strata.cli.sweep_line import SweepLine
 
             llm.engine.runner.sweeps.listener = SweepLine(sys.stderr)
         yield llm
+
+
+def _costs(llm: LLM) -> Iterator[str]:
+    """What it costs that memory is short: speed, as predicted, and context."""
+    from strata.sizes import format_size
+
+    plan = llm.plan
+    if plan is None:
+        return
+    p = plan.predicted
+    if p.sweep_bytes:
+        together = f" for {p.concurrency} together" if p.concurrency > 1 else ""
+        yield (
+            f"{format_size(p.sweep_bytes)} of weights are read in every sweep: about "
+            f"{p.decode_tok_s:.3g} tok/s{together}, the first token of a prompt of "
+            f"{p.prompt_tokens} after {p.ttft_s:.3g} s"
+        )
+    if llm.context < llm.wanted_context:
+        yield (
+            f"the context is {llm.context} positions instead of {llm.wanted_context}, to leave "
+            "memory to the weights; --context asks for more"
+        )
 
 
 def _store_directory(chosen: Path | None) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strata.engine.engine import Engine, EngineError, QueueFull
+from strata.engine.engine import ContextExceeded, Engine, EngineError, QueueFull
 from strata.engine.kv_settings import KVSettings, StoreSettings
 from strata.engine.measure import Measurement, Spread, context_for_measurement, measure
 from strata.engine.perplexity import Perplexity, perplexity
@@ -12,6 +12,7 @@ from strata.engine.shared import Job, SharedEngine
 from strata.engine.status import EngineStatus
 
 __all__ = [
+    "ContextExceeded",
     "Delta",
     "Engine",
     "EngineError",

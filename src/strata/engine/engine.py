@@ -36,7 +36,11 @@ LOAD_BYTES = 16 << 20
 
 
 class EngineError(UsageError):
-    """A request that this engine cannot serve: too long for the context, or tokens it lacks."""
+    """A request that this engine cannot serve."""
+
+
+class ContextExceeded(EngineError):
+    """A request that is too long for the context."""
 
 
 class QueueFull(StrataError):
@@ -141,13 +145,13 @@ class Engine:
         self._check(prompt)
         room = self.context - len(prompt)
         if room < 1:
-            raise EngineError(
+            raise ContextExceeded(
                 f"the prompt has {len(prompt)} tokens and leaves no room in a context of "
                 f"{self.context}; shorten it or raise the context"
             )
         limit = room if params.max_tokens is None else params.max_tokens
         if limit > room:
-            raise EngineError(
+            raise ContextExceeded(
                 f"a prompt of {len(prompt)} tokens and {limit} more do not fit a context of "
                 f"{self.context}; ask for at most {room} tokens or raise the context"
             )

@@ -22,6 +22,7 @@ from strata.kv import (
 from strata.kv.store import PrefixStore
 from strata.kv.store_keeper import StoreKeeper
 from strata.program import Model
+from strata.sizes import format_size
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def check_room(settings: KVSettings, kv_type: KVType, model: Model, context: int
     needed = blocks_for(context) * kv_type.block_nbytes(model.kv)
     if settings.nbytes is not None and settings.nbytes < needed:
         raise UsageError(
-            f"{settings.nbytes} bytes of KV do not hold a context of {context} positions as "
-            f"{kv_type.name}, which takes {needed}: give more, or ask for a smaller context"
+            f"{format_size(settings.nbytes)} of KV do not hold a context of {context} positions "
+            f"as {kv_type.name}, which takes {format_size(needed)}: give more, or ask for a "
+            "smaller context"
         )
 
 

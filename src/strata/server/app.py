@@ -16,6 +16,7 @@ from strata.errors import StrataError
 from strata.server import anthropic, live, ollama, openai, plain
 from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
+from strata.server.invalid import as_invalid
 from strata.server.page import Page
 from strata.server.replies import CLIENT_GONE, ClientGone
 from strata.server.service import Service
@@ -65,14 +66,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]]
-    if first["type"] == "json_invalid":
-        message, param = "the request body is not JSON", None
-    else:
-        message = f"{'.'.join(where) or 'the request body'}: {first['msg']}"
-        param = where[0] if where else None
-    return error_reply(request.url.path, ApiError(400, message, param=param))
+    return error_reply(request.url.path, as_invalid(error.errors(), error.body))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

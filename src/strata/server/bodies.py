@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from strata.decode import SamplingParams
 from strata.decode.params import LARGEST_SEED
 from strata.server.tools import Tool
 
@@ -14,7 +16,8 @@ Stops = Annotated[list[Text], Field(max_length=64)]
 Seed = Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
-TopK = Annotated[int, Field(ge=0)]
+TopK = Annotated[int, Field(ge=-1), AfterValidator(lambda most: max(most, 0))]
+"""0 or -1: as many as there are."""
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
 Count = Annotated[int, Field(ge=1)]
@@ -26,6 +29,29 @@ class Lenient(BaseModel):
     """Ignores unknown fields, as is the custom; numbers are finite."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class Drawing(Lenient):
+    """How tokens are drawn, as every protocol says it."""
+
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+
+    def params(self, defaults: SamplingParams, **others: Any) -> SamplingParams:
+        """``defaults`` with what this body says instead, and ``others`` above both."""
+        said = self.model_dump(include=set(Sampling.model_fields), exclude_none=True)
+        return replace(defaults, **{**said, **others})
+
+
+class Sampling(Drawing):
+    """What OpenAI's and Ollama's clients may say beyond that, by the same names."""
+
+    min_p: Share | None = None
+    seed: Seed | None = None
+    stop: Text | Stops | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
 
 
 class FunctionDefinition(Lenient):

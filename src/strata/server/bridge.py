@@ -122,6 +122,7 @@ class Bridge:
         self.status = engine.status()
         self.closing = False
         self._open = 0
+        self._runs: set[Run] = set()
         self._notes: deque[Callable[[], None]] = deque()
         self._noted = threading.Condition()
         self._tickets: dict[Request, _Ticket] = {}
@@ -156,17 +157,27 @@ class Bridge:
         if self._open + len(jobs) > self._queue:
             raise QueueFull(f"{self._open} requests wait or run already; try again later")
         run = Run(self, jobs)
+        self._runs.add(run)
         self._open += len(jobs)
         self._note(lambda: self._begin(run))
         return run
 
     def cancel(self, run: Run) -> None:
         """End what is left of a run. In the event loop's thread."""
+        self._runs.discard(run)
         tickets = [t for t in run.tickets if not t.over]
         for ticket in tickets:
             self._close(ticket)
         if tickets:
             self._note(lambda: self._abandon(tickets))
+
+    def cut_off(self) -> None:
+        """End every run with ShuttingDown, not waiting for a step. In the event loop's thread."""
+        for run in list(self._runs):
+            tickets = [t for t in run.tickets if not t.over]
+            self.cancel(run)
+            for ticket in tickets:
+                run.deliver(ticket.index, ShuttingDown("the server is shutting down"))
 
     def _close(self, ticket: _Ticket) -> None:
         if not ticket.over:

@@ -31,6 +31,11 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
+def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
+    """An entry of ``tool_calls`` in a message of the assistant."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 async def start_chat(service: Service, wanted: Conversation) -> Answers:
     """Check everything and begin."""
     prompt, params, form = await _prepare(service, wanted)

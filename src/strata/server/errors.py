@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from strata.engine import EngineError, QueueFull
+from strata.engine import ContextExceeded, QueueFull
 from strata.errors import StrataError, UsageError
 from strata.text import ChatTemplateError
 
@@ -35,7 +35,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), code="shutting_down")
-    if isinstance(error, EngineError):
+    if isinstance(error, ContextExceeded):
         return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, (UsageError, ChatTemplateError)):
         # Templates fail on conversations that they refuse: roles that do not alternate, say.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from strata.decode import SamplingParams
 from strata.decode.params import LARGEST_SEED
-from strata.engine import EngineError
+from strata.engine import ContextExceeded
 from strata.errors import UsageError
 from strata.llm import LLM
 from strata.server.bridge import Bridge, Job, Run
@@ -72,9 +72,9 @@ class Service:
     async def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
     ) -> list[int]:
-        """Token ids; EngineError without any work for a text that cannot fit the context."""
+        """Token ids; ContextExceeded without any work for a text that cannot fit the context."""
         if len(text) > self._most_characters:
-            raise EngineError(
+            raise ContextExceeded(
                 f"a text of {len(text)} characters does not fit a context of "
                 f"{self.llm.context} tokens"
             )

@@ -27,6 +27,9 @@ _IDLE_S = 30
 
 _HEADER_BYTES = 64 << 10
 
+_LAST_WORDS_S = 1.0
+"""Beyond the grace, for telling those who are cut off."""
+
 
 def bind(settings: Settings) -> socket.socket:
     """A socket at the wanted address, before anything slow begins. StrataError if it is taken."""
@@ -78,7 +81,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 limit_concurrency=settings.connections,
                 timeout_keep_alive=_IDLE_S,
-                timeout_graceful_shutdown=cast(int, settings.grace_s),
+                timeout_graceful_shutdown=cast(int, settings.grace_s + _LAST_WORDS_S),
                 h11_max_incomplete_event_size=_HEADER_BYTES,
             )
         )
@@ -104,7 +107,9 @@ class Server(uvicorn.Server):
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.bridge.closing = True
+        bridge = self._service.bridge
+        bridge.closing = True
+        asyncio.get_running_loop().call_later(self._service.settings.grace_s, bridge.cut_off)
         await super().shutdown(sockets)
 
     @contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from strata.errors import UsageError
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise UsageError("the API key is empty")
+        for origin in self.cors_origins:
+            if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+                raise UsageError(
+                    f"{origin!r} is no web origin; write it like https://example.org or "
+                    "http://localhost:3000, or * for all"
+                )
         if not self.loopback and self.api_key is None and not self.allow_unauthenticated:
             raise UsageError(
                 f"{self.host} can be reached from other machines: set --api-key (or "

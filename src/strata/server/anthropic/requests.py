@@ -8,8 +8,8 @@ from pydantic import Field
 
 from strata.decode import SamplingParams
 from strata.errors import UsageError
-from strata.server.bodies import Count, Lenient, Share, Stops, Temperature, ToolName, TopK
-from strata.server.conversation import Conversation, ToolChoice
+from strata.server.bodies import Count, Drawing, Lenient, Stops, ToolName
+from strata.server.conversation import Conversation, ToolChoice, past_call
 from strata.server.tools import Tool
 
 
@@ -58,15 +58,12 @@ class CountRequest(Lenient):
     tool_choice: ToolChoiceParam | None = None
 
 
-class MessagesRequest(CountRequest):
+class MessagesRequest(CountRequest, Drawing):
     """``POST /v1/messages``."""
 
     max_tokens: Count
     stop_sequences: Stops | None = None
     stream: bool | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
 
 
 _TOOL_CHOICES: dict[str, ToolChoice] = {
@@ -102,10 +99,8 @@ def conversation(body: CountRequest) -> Conversation:
 
 
 def _params(body: MessagesRequest) -> SamplingParams:
-    return SamplingParams(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,
+    return body.params(
+        SamplingParams(temperature=1.0),
         stop=body.stop_sequences or (),
         max_tokens=body.max_tokens,
     )
@@ -143,8 +138,7 @@ def _plain(message: Message) -> list[dict[str, Any]]:
         elif block.type == "tool_use":
             if block.name is None:
                 raise UsageError("a tool_use block has no name")
-            function = {"name": block.name, "arguments": block.input or {}}
-            calls.append({"id": block.id, "type": "function", "function": function})
+            calls.append(past_call(block.id, block.name, block.input or {}))
         else:
             texts.append(block)
     if calls:

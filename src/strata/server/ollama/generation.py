@@ -103,9 +103,12 @@ def add_routes(routes: APIRouter, service: Service) -> None:
 
 
 def _refuse_what_is_missing(body: GenerateRequest) -> None:
-    for name in ("suffix", "template", "images"):
-        if getattr(body, name):
-            raise UsageError(f"{name} is not supported")
+    if body.images:
+        raise UsageError("this server reads text only: the request has images")
+    if body.suffix:
+        raise UsageError("suffix is not supported")
+    if body.template:
+        raise UsageError("template is not supported: the model's own is used, or none with raw")
 
 
 async def _start(service: Service, body: GenerateRequest, prompt: str) -> Answers:

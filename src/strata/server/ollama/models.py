@@ -143,11 +143,14 @@ def add_routes(routes: APIRouter, service: Service) -> None:
             "details": facts.details,
         }
 
+    # Clients ask by HEAD whether anybody is there.
+    @routes.head("/api/version", include_in_schema=False)
     @routes.get("/api/version", response_model=Version, responses=errors)
     async def version() -> Reply:
         """The server's version."""
         return Reply({"version": __version__})
 
+    @routes.head("/api/tags", include_in_schema=False)
     @routes.get("/api/tags", response_model=Tags, responses=errors)
     async def tags() -> Reply:
         """The loaded model under each of its names."""

@@ -11,36 +11,23 @@ from strata.decode.constraint import Grammar
 from strata.errors import UsageError
 from strata.server.bodies import (
     Lenient,
-    Penalty,
     RepetitionPenalty,
-    Seed,
-    Share,
-    Stops,
-    Temperature,
+    Sampling,
     Text,
     Tools,
-    TopK,
     TopLogprobs,
     tools_of,
 )
-from strata.server.conversation import Conversation
+from strata.server.conversation import Conversation, past_call
 from strata.server.service import Service
 
 
-class Options(Lenient):
+class Options(Sampling):
     """How tokens are chosen. Options that load a model (num_ctx, num_gpu ...) are ignored: it is
     loaded already."""
 
     num_predict: int | None = None
-    temperature: Temperature | None = None
-    top_k: TopK | None = None
-    top_p: Share | None = None
-    min_p: Share | None = None
-    seed: Seed | None = None
-    stop: Text | Stops | None = None
     repeat_penalty: RepetitionPenalty | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
 
 
 class CalledFunction(Lenient):
@@ -105,25 +92,21 @@ class ShowRequest(Lenient):
     name: str | None = None
 
 
+DEFAULTS = SamplingParams(temperature=0.8, top_k=40, top_p=0.9)
+"""Ollama's own, but for its repeat penalty: that looks at the last 64 tokens there, and at all of
+them here, where 1.1 would do harm."""
+
+
 async def params_of(service: Service, body: Common) -> SamplingParams:
-    """SamplingParams of a request, with Ollama's defaults but for its repeat penalty: that looks at
-    the last 64 tokens there, and at all of them here, where 1.1 would do harm."""
+    """SamplingParams of a request."""
     options = body.options or Options()
-    limit = options.num_predict
-    # Negative: as much as there is room for.
-    max_tokens = None if limit is None or limit < 0 else max(limit, 1)
-    seed = options.seed
-    return SamplingParams(
-        temperature=0.8 if options.temperature is None else options.temperature,
-        top_k=40 if options.top_k is None else options.top_k,
-        top_p=0.9 if options.top_p is None else options.top_p,
-        min_p=options.min_p or 0.0,
+    limit, seed = options.num_predict, options.seed
+    return options.params(
+        DEFAULTS,
         repetition_penalty=options.repeat_penalty or 1.0,
-        presence_penalty=options.presence_penalty or 0.0,
-        frequency_penalty=options.frequency_penalty or 0.0,
         seed=None if seed is None or seed < 0 else seed,
-        stop=options.stop or (),
-        max_tokens=max_tokens,
+        # 0 and less: as much as there is room for.
+        max_tokens=None if limit is None or limit <= 0 else limit,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=await _grammar(service, body),
     )
@@ -162,11 +145,7 @@ def _plain(message: Message) -> dict[str, Any]:
         plain["name"] = message.tool_name
     if message.tool_calls:
         plain["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments},
-            }
+            past_call(call.id, call.function.name, call.function.arguments)
             for call in message.tool_calls
         ]
     return plain

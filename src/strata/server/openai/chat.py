@@ -12,7 +12,7 @@ from strata.decode import Sample
 from strata.errors import UsageError
 from strata.server.answers import Answer, Answers, respond
 from strata.server.bodies import tools_of
-from strata.server.conversation import Conversation, ToolChoice, start_chat
+from strata.server.conversation import Conversation, ToolChoice, past_call, start_chat
 from strata.server.document import OpenAIError, documented
 from strata.server.logprobs import logprobs_of
 from strata.server.openai.params import grammar_of, sampling_params
@@ -41,7 +41,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
 
 
 async def _conversation(service: Service, body: ChatRequest) -> Conversation:
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise UsageError("top_logprobs needs logprobs to be true")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
@@ -80,15 +80,8 @@ def plain_message(message: Message) -> dict[str, Any]:
         plain["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         plain["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {
-                    "name": call.function.name,
-                    # Templates print arguments as JSON: a string would be quoted twice.
-                    "arguments": _object_or_text(call.function.arguments),
-                },
-            }
+            # Templates print arguments as JSON: a string would be quoted twice.
+            past_call(call.id, call.function.name, _object_or_text(call.function.arguments))
             for call in message.tool_calls
         ]
     return plain

@@ -6,24 +6,20 @@ from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.params import LARGEST_SEED
 from strata.errors import UsageError
-from strata.server.openai.requests import ResponseFormat, Sampling
+from strata.server.openai.requests import Common, ResponseFormat
 from strata.server.service import Service
+
+DEFAULTS = SamplingParams(temperature=1.0)
 
 
 def sampling_params(
-    body: Sampling, *, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None
+    body: Common, *, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None
 ) -> SamplingParams:
-    """SamplingParams of a request, with OpenAI's defaults: temperature and top_p are 1."""
-    return SamplingParams(
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        min_p=body.min_p or 0.0,
+    """SamplingParams of a request, with OpenAI's defaults."""
+    return body.params(
+        DEFAULTS,
         repetition_penalty=body.repetition_penalty or 1.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        presence_penalty=body.presence_penalty or 0.0,
         seed=None if body.seed is None else body.seed & LARGEST_SEED,
-        stop=body.stop or (),
         ignore_eos=bool(body.ignore_eos),
         max_tokens=max_tokens,
         logprobs=logprobs,
@@ -33,7 +29,7 @@ def sampling_params(
 
 
 async def grammar_of(
-    service: Service, body: Sampling, form: ResponseFormat | None = None
+    service: Service, body: Common, form: ResponseFormat | None = None
 ) -> Grammar | None:
     """The compiled grammar of a request, if it has one; UsageError for two."""
     kind = None if form is None or form.type == "text" else form.type

@@ -6,20 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from strata.server.bodies import (
-    Count,
-    Lenient,
-    Penalty,
-    RepetitionPenalty,
-    Seed,
-    Share,
-    Stops,
-    Temperature,
-    Text,
-    Tools,
-    TopK,
-    TopLogprobs,
-)
+from strata.server.bodies import Count, Lenient, RepetitionPenalty, Sampling, Tools, TopLogprobs
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
@@ -30,24 +17,16 @@ class StreamOptions(Lenient):
     include_usage: bool = False
 
 
-class Sampling(Lenient):
-    """What chat and completions share. The last five are extensions that other servers know too:
-    ``grammar`` is in Lark or GBNF."""
+class Common(Sampling):
+    """What chat and completions share. The last four, ``top_k`` and ``min_p`` are extensions that
+    other servers know too: ``grammar`` is in Lark or GBNF."""
 
     model: str
-    temperature: Temperature | None = None
-    top_p: Share | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: Text | Stops | None = None
-    seed: Seed | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     logit_bias: dict[Annotated[int, Field(ge=0)], Bias] | None = None
     max_tokens: Count | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
     repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
     grammar: str | None = None
@@ -115,7 +94,7 @@ class ResponseFormat(Lenient):
     json_schema: JsonSchema | None = None
 
 
-class ChatRequest(Sampling):
+class ChatRequest(Common):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -128,7 +107,7 @@ class ChatRequest(Sampling):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(Common):
     """``POST /v1/completions``: a text or texts, or token ids, or lists of them."""
 
     prompt: (

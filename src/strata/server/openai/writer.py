@@ -12,7 +12,7 @@ from strata import __version__
 from strata.decode import Sample
 from strata.server.answers import Answer, Answers
 from strata.server.errors import ApiError, error_body
-from strata.server.openai.requests import Sampling
+from strata.server.openai.requests import Common
 from strata.server.replies import EVENT_STREAM, sse, sse_progress
 from strata.server.service import Service
 from strata.server.tools import Piece
@@ -28,7 +28,7 @@ class OpenAIWriter(ABC):
     objects: ClassVar[tuple[str, str]]
     """What answers and chunks are called."""
 
-    def __init__(self, service: Service, answers: Answers, body: Sampling) -> None:
+    def __init__(self, service: Service, answers: Answers, body: Common) -> None:
         self.tokenizer = service.llm.tokenizer
         self.answers = answers
         self._pause_s = service.settings.keepalive_s
