@@ -9,6 +9,7 @@ import pytest
 from running import NAMES, Running, wait_for
 
 from strata import LLM
+from strata.formats import open_model
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is missing")
@@ -93,6 +94,10 @@ def test_the_live_picture(server: Running) -> None:
     assert kind == "model"
     assert [segment["name"] for segment in model["segments"]][:2] == ["embed", "layer.0"]
     assert len(model["segments"]) == 32
+    # The embedding is the head's too, and counts once.
+    with open_model(server.service.llm.path) as file:
+        stored = sum(tensor.nbytes for tensor in file.tensors.values())
+    assert sum(segment["bytes"] for segment in model["segments"]) == stored
     assert idle["requests"] == {"running": 0, "waiting": 0}
     ask: dict[str, Any] = {
         "model": NAMES[0],

@@ -80,8 +80,13 @@ class Runner:
 
     @property
     def sizes(self) -> list[tuple[str, int]]:
-        """Names of the Segments and the bytes of each one's weights, resident or not."""
-        return [(name, sum(stored.values())) for name, stored in self._stored.items()]
+        """Names of the Segments and the bytes of each one's weights, resident or not. Weights that
+        two share, as embedding and head do, count with the later one, which reads all of them."""
+        last = {weight: name for name, stored in self._stored.items() for weight in stored}
+        return [
+            (name, sum(size for weight, size in stored.items() if last[weight] == name))
+            for name, stored in self._stored.items()
+        ]
 
     def kv_cache(self, blocks: int, kv_type: KVType | None = None) -> KVCache:
         """KV for ``blocks`` blocks in every layer."""

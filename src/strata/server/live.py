@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,9 +18,7 @@ from starlette.responses import Response
 
 from strata import __version__
 from strata.backends.base import KV_BLOCK
-from strata.backends.weights import WeightSource
 from strata.engine import EngineStatus
-from strata.formats import ModelFile
 from strata.llm import LLM
 from strata.memory import peak_bytes
 from strata.server.forecast import Forecast, forecast
@@ -77,22 +75,11 @@ def _model(service: Service, expected: Forecast | None) -> dict[str, Any]:
 
 
 def _segments(llm: LLM) -> list[dict[str, Any]]:
-    """Bytes are those in memory, of streamed Segments those in the file."""
-    file, plan = llm.execution.file, llm.plan
-    streamed = {} if file is None or plan is None else _stored(llm, file, plan.streamed)
+    streamed = () if llm.plan is None else llm.plan.streamed
     return [
-        {"name": name, "bytes": streamed.get(name, size), "streamed": name in streamed}
+        {"name": name, "bytes": size, "streamed": name in streamed}
         for name, size in llm.engine.runner.sizes
     ]
-
-
-def _stored(llm: LLM, file: ModelFile, names: Collection[str]) -> dict[str, int]:
-    weights = WeightSource(file)
-    return {
-        segment.name: sum(weights.type(w).tensor_nbytes(w.shape) for w in segment.weights)
-        for segment in llm.model.segments
-        if segment.name in names
-    }
 
 
 def _state(service: Service, expected: Forecast | None, rates: _Rates) -> dict[str, Any]:

@@ -40,9 +40,10 @@ export class Machine {
     this.#expected = null;
     this.#cells = model.segments.map((segment) => {
       const kind = segment.streamed ? "streamed" : "resident";
+      const size = segment.bytes ? bytes(segment.bytes) : "the weights of another";
       const cell = el("span", {
         class: `cell ${kind}`,
-        title: `${segment.name}: ${bytes(segment.bytes)}${segment.streamed ? ", streamed" : ""}`,
+        title: `${segment.name}: ${size}${segment.streamed ? ", streamed" : ""}`,
       });
       // Wide is heavy; a Segment without weights is still one.
       cell.style.flexGrow = String(Math.max(segment.bytes, 1));
