@@ -139,7 +139,7 @@ class LLM:
     ) -> None:
         self.path = resolve(str(model), progress=progress)
         started = perf_counter()
-        process = base_memory()
+        process = base_memory(planned=planned or memory is not None)
         self._file = open_model(self.path)
         try:
             self.model = _build(self._file, context)

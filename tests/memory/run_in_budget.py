@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+from numpy.random import default_rng
 
 from strata.backends.cpu import available_isas
 from strata.decode import SamplingParams
@@ -22,29 +22,36 @@ from strata.formats import open_model
 from strata.llm import LLM
 from strata.memory import cgroup_peak, peak_bytes
 from strata.models import build_model
-from strata.plan import Limits, Workload, outline, plan
+from strata.plan import Limits, Machine, Plan, Workload, outline, plan
 from strata.plan.planner import Planner
 from strata.plan.probe import load_machine
+
+
+def _plan(path: Path, machine: Machine, limits: Limits, workload: Workload) -> Plan:
+    """In a function of its own: what planning takes is given back before the model is run."""
+    with open_model(path) as file:
+        sizes = outline(path.name, build_model(file, workload.context), file)
+    assert limits.memory is not None
+    if limits.memory < 0:
+        planner = Planner(sizes, machine, limits, workload)
+        floor, full = planner.floor(), planner.everything()
+        named = {-1: floor, -2: (floor + full) // 2, -3: full}
+        limits = replace(limits, memory=named[limits.memory])
+    return plan(sizes, machine, limits, workload)
 
 
 def main() -> None:
     path, machine_file = Path(sys.argv[1]), Path(sys.argv[2])
     memory, context, prompt, answer = map(int, sys.argv[3:7])
     machine = replace(load_machine(machine_file), isa=available_isas()[0], cores=2)
-    made, base = None, base_memory()
+    made, base = None, base_memory(planned=True)
     if memory:
-        workload = Workload(prompt, 1, context, answer)
-        with open_model(path) as file:
-            sizes = outline(path.name, build_model(file, context), file)
-        limits = Limits(None, 2, process_bytes=base)
-        if memory < 0:
-            planner = Planner(sizes, machine, limits, workload)
-            floor, full = planner.floor(), planner.everything()
-            memory = {-1: floor, -2: (floor + full) // 2, -3: full}[memory]
-        made = plan(sizes, machine, replace(limits, memory=memory), workload)
+        limits = Limits(memory, 2, process_bytes=base)
+        made = _plan(path, machine, limits, Workload(prompt, 1, context, answer))
+        memory = made.budget
     with LLM(path, plan=made, memory=memory or None, threads=2, context=context) as llm:
         vocabulary = llm.engine.runner.model.vocab_size
-        ids = np.random.default_rng(1).integers(20, min(vocabulary, 40_000), prompt).tolist()
+        ids = default_rng(1).integers(20, min(vocabulary, 40_000), prompt).tolist()
         output = llm.generate(ids, SamplingParams(max_tokens=answer, logprobs=1, ignore_eos=True))
         llm.execution.check_integrity()
         sweeps = llm.engine.runner.sweeps

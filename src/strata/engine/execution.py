@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,9 +39,12 @@ _ALIKE = 12 << 20
 _SAMPLING = 40
 """Bytes for each token of the vocabulary while one is chosen: float64 copies, an order, sums."""
 
-_PROBE = (
-    "import sys, pathlib; from strata.plan.probe import probe; probe(pathlib.Path(sys.argv[1]))"
-)
+_PROBE = """
+import json, pathlib, sys
+from strata.plan import to_json
+from strata.plan.probe import probe
+print(json.dumps(to_json(probe(pathlib.Path(sys.argv[1]))[0])))
+"""
 
 
 @dataclass(frozen=True)
@@ -200,26 +204,34 @@ def execute_naively(model: Model, wishes: Wishes) -> Execution:
     )  # fmt: skip
 
 
-def base_memory() -> int:
-    """Resident bytes of this process before a model is opened, with the libraries that it needs in
-    any case."""
+def base_memory(*, planned: bool) -> int:
+    """Resident bytes of this process before a model is opened, with the libraries that a run comes
+    to need, and without what importing left behind: that is used again. Where nothing is planned
+    nobody looks so closely, and what may not be needed is not imported."""
     import tokenizers  # noqa: F401
 
+    if planned:
+        import strata.plan.probe
+        import strata.text.sandbox  # noqa: F401
+
+    _native.give_back_memory()
     return process_memory().total
 
 
 def this_machine(file: ModelFile) -> Machine:
     """This machine and the disk under a model. What is not known yet is measured by a process of
-    its own, so that measuring takes nothing of our budget."""
+    its own, so that measuring takes nothing of our budget. Raises DiskProbeError."""
+    from strata.plan import Machine, from_json
     from strata.plan.probe import known_machine, probe
 
     path = file.paths[0]
     known = known_machine(path)
-    if known is None:
-        subprocess.run([sys.executable, "-c", _PROBE, str(path)], check=False, capture_output=True)
-        known = known_machine(path)
-    # Where nothing can be remembered it has to be measured here after all.
-    return known or probe(path)[0]
+    if known is not None:
+        return known
+    command = [sys.executable, "-c", _PROBE, str(path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    # One that failed says here why.
+    return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]
 
 
 def _needs_plan(file: ModelFile, wishes: Wishes) -> bool:
@@ -247,7 +259,7 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
     )
     kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
     sizes = outline(file.path.name, model, file)
-    process = wishes.process_bytes or base_memory()
+    process = wishes.process_bytes or base_memory(planned=True)
     if wishes.serving:
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(sizes, workload))

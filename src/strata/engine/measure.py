@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 from time import perf_counter
-
-import numpy as np
 
 from strata.decode import SamplingParams
 from strata.engine.engine import Engine
@@ -62,8 +61,8 @@ def measure(
         raise UsageError(
             f"this measurement needs a context of {needed} positions, but it is {engine.context}"
         )
-    generator = np.random.Generator(np.random.PCG64(0))
-    ids = generator.integers(0, engine.runner.model.vocab_size, needed).tolist()
+    # Not numpy's: importing that takes megabytes, which no run but this one would need.
+    ids = Random(0).choices(range(engine.runner.model.vocab_size), k=needed)
     _advance(engine, ids[: min(_WARM_UP_TOKENS, needed - 2)], 2)
     first: list[float] = []
     decode: list[float] = []

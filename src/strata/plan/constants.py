@@ -10,15 +10,15 @@ MB = 10**6
 
 # Memory, in bytes. ------------------------------------------------------------------------------
 
-PROCESS = 45 * MB
-"""A process that is about to open a model: Python, numpy, the tokenizers' library, the command line
-and our own code. Where the process is there it is measured instead: how much of a library is mapped
-is up to the Python, the libraries and the system."""
+PROCESS = 48 * MB
+"""A process that is about to open a model: Python, numpy, the tokenizers' library, templates, the
+command line and our own code. Where the process is there it is measured instead: how much of a
+library is mapped is up to the Python, the libraries and the system."""
 
-PROCESS_SLACK = 1_500_000
+PROCESS_SLACK = 3 * MB
 """By how much it may be larger before more is reserved for it."""
 
-STARTED = 4_000_000
+STARTED = 800_000
 """What a run comes to touch of all these beyond that."""
 
 SERVER = 39 * MB
