@@ -29,24 +29,29 @@ constexpr FormatInfo kFormats[] = {
     {Format::IQ4_XS, 256, 136, ActKind::q8, true},
     {Format::MXFP4, 32, 17, ActKind::q8, true},
     {Format::F64, 1, 8, ActKind::f32, false},
-    {Format::IQ1_S, 256, 50, ActKind::f32, false},
-    {Format::IQ1_M, 256, 56, ActKind::f32, false},
-    {Format::IQ2_XXS, 256, 66, ActKind::f32, false},
-    {Format::IQ2_XS, 256, 74, ActKind::f32, false},
-    {Format::IQ2_S, 256, 82, ActKind::f32, false},
-    {Format::IQ3_XXS, 256, 98, ActKind::f32, false},
-    {Format::IQ3_S, 256, 110, ActKind::f32, false},
-    {Format::TQ1_0, 256, 54, ActKind::f32, false},
-    {Format::TQ2_0, 256, 66, ActKind::f32, false},
-    {Format::NVFP4, 64, 36, ActKind::f32, false},
-    {Format::Q1_0, 128, 18, ActKind::f32, false},
-    {Format::Q2_0, 64, 18, ActKind::f32, false},
+    {Format::IQ1_S, 256, 50, ActKind::q8, false},
+    {Format::IQ1_M, 256, 56, ActKind::q8, false},
+    {Format::IQ2_XXS, 256, 66, ActKind::q8, false},
+    {Format::IQ2_XS, 256, 74, ActKind::q8, false},
+    {Format::IQ2_S, 256, 82, ActKind::q8, false},
+    {Format::IQ3_XXS, 256, 98, ActKind::q8, false},
+    {Format::IQ3_S, 256, 110, ActKind::q8, false},
+    {Format::TQ1_0, 256, 54, ActKind::q8, false},
+    {Format::TQ2_0, 256, 66, ActKind::q8, false},
+    {Format::NVFP4, 64, 36, ActKind::q8, false},
+    {Format::Q1_0, 128, 18, ActKind::q8, false},
+    {Format::Q2_0, 64, 18, ActKind::q8, false},
     {Format::F8_E4M3_B128, 128, 132, ActKind::f32, false},
 };
 
-consteval bool panels_fit_the_file() {
+consteval bool layouts_fit_the_file() {
   for (const FormatInfo& f : kFormats) {
     if (f.act != ActKind::q8) continue;
+    if (!f.panelled) {
+      const FileRowLayout l = file_row_layout(f.format);
+      if (l.elements != f.elements || l.bytes != f.bytes) return false;
+      continue;
+    }
     const PanelLayout l = panel_layout(f.format);
     const int more = l.block() - kPanel * f.bytes;
     if (l.elements != f.elements || more != (f.format == Format::IQ4_XS ? 2 * kPanel : 0)) {
@@ -55,7 +60,7 @@ consteval bool panels_fit_the_file() {
   }
   return true;
 }
-static_assert(panels_fit_the_file());
+static_assert(layouts_fit_the_file());
 
 // IQ1_S int8 [2048][8] (IQ1_M too), IQ2_XXS [256][8], IQ2_XS [512][8], IQ2_S [1024][8],
 // IQ3_XXS [256][4], IQ3_S [512][4].
@@ -69,13 +74,6 @@ Grid grids[] = {
     {Format::IQ2_XS, 512 * 8, nullptr},  {Format::IQ2_S, 1024 * 8, nullptr},
     {Format::IQ3_XXS, 256 * 4, nullptr}, {Format::IQ3_S, 512 * 4, nullptr},
 };
-
-const uint8_t* grid(Format f) {
-  for (const Grid& g : grids) {
-    if (g.format == f) return g.data.load(std::memory_order_acquire);
-  }
-  return nullptr;
-}
 
 // Eight signs from seven bits: the eighth makes their number even.
 uint8_t even_signs(uint32_t seven) {
@@ -98,7 +96,7 @@ void decode_iq2_xxs(const uint8_t* b, float* out) {
     const uint32_t word = load_le<uint32_t>(index + 4);
     const float scale = (0.5f + static_cast<float>(word >> 28)) * d * 0.25f;
     for (int i = 0; i < 4; ++i, out += 8) {
-      put_signed(grid(Format::IQ2_XXS) + 8 * index[i], 8, scale, even_signs(word >> 7 * i), out);
+      put_signed(grid_of(Format::IQ2_XXS) + 8 * index[i], 8, scale, even_signs(word >> 7 * i), out);
     }
   }
 }
@@ -111,7 +109,7 @@ void decode_iq2_xs(const uint8_t* b, float* out) {
   const float d = load_half(b);
   for (int i = 0; i < 32; ++i, out += 8) {
     const uint32_t word = load_le<uint16_t>(b + 2 + 2 * i);
-    put_signed(grid(Format::IQ2_XS) + 8 * (word & 511), 8, nibble_scale(b + 66, i / 2, d),
+    put_signed(grid_of(Format::IQ2_XS) + 8 * (word & 511), 8, nibble_scale(b + 66, i / 2, d),
                even_signs(word >> 9), out);
   }
 }
@@ -120,7 +118,7 @@ void decode_iq2_s(const uint8_t* b, float* out) {
   const float d = load_half(b);
   for (int i = 0; i < 32; ++i, out += 8) {
     const int high = (b[66 + i / 4] >> 2 * (i % 4)) & 3;
-    put_signed(grid(Format::IQ2_S) + 8 * (b[2 + i] | high << 8), 8,
+    put_signed(grid_of(Format::IQ2_S) + 8 * (b[2 + i] | high << 8), 8,
                nibble_scale(b + 74, i / 2, d), b[34 + i], out);
   }
 }
@@ -132,7 +130,7 @@ void decode_iq3_xxs(const uint8_t* b, float* out) {
     const float scale = (0.5f + static_cast<float>(word >> 28)) * d * 0.5f;
     for (int i = 0; i < 8; ++i, out += 4) {
       const int signs = even_signs(word >> 7 * (i / 2)) >> 4 * (i % 2);
-      put_signed(grid(Format::IQ3_XXS) + 4 * b[2 + 8 * g + i], 4, scale, signs, out);
+      put_signed(grid_of(Format::IQ3_XXS) + 4 * b[2 + 8 * g + i], 4, scale, signs, out);
     }
   }
 }
@@ -142,14 +140,14 @@ void decode_iq3_s(const uint8_t* b, float* out) {
   for (int i = 0; i < 64; ++i, out += 4) {
     const int index = b[2 + i] | ((b[66 + i / 8] >> i % 8) & 1) << 8;
     const int nibble = (b[106 + i / 16] >> 4 * (i / 8 % 2)) & 15;
-    put_signed(grid(Format::IQ3_S) + 4 * index, 4, d * static_cast<float>(1 + 2 * nibble),
+    put_signed(grid_of(Format::IQ3_S) + 4 * index, 4, d * static_cast<float>(1 + 2 * nibble),
                b[74 + i / 2] >> 4 * (i % 2), out);
   }
 }
 
 // Eight values of IQ1's grid, moved by an eighth.
 void put_shifted(int index, float scale, bool down, float* out) {
-  const int8_t* values = reinterpret_cast<const int8_t*>(grid(Format::IQ1_S)) + 8 * index;
+  const int8_t* values = reinterpret_cast<const int8_t*>(grid_of(Format::IQ1_S)) + 8 * index;
   for (int i = 0; i < 8; ++i) {
     out[i] = scale * (static_cast<float>(values[i]) + (down ? -0.125f : 0.125f));
   }
@@ -199,13 +197,6 @@ void decode_tq2_0(const uint8_t* b, float* out) {
     const int q = (b[i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4)) & 3;
     out[i] = d * static_cast<float>(q - 1);
   }
-}
-
-// Half of an unsigned E4M3 scale. ggml reads 0x7f as zero and ignores the sign bit of the others.
-float nvfp4_scale(uint8_t b) {
-  if (b == 0x7f) return 0.0f;
-  if (b == 0xff) return 240.0f;
-  return e4m3_to_float(b & 127) * 0.5f;
 }
 
 void decode_nvfp4(const uint8_t* b, float* out) {
@@ -264,6 +255,21 @@ BlockDecoder block_decoder(Format f) {
 
 }  // namespace
 
+// Half of an unsigned E4M3 scale. ggml reads 0x7f as zero and ignores the sign bit of the others.
+float nvfp4_scale(uint8_t b) {
+  if (b == 0x7f) return 0.0f;
+  if (b == 0xff) return 240.0f;
+  return e4m3_to_float(b & 127) * 0.5f;
+}
+
+const uint8_t* grid_of(Format f) {
+  const Format owner = f == Format::IQ1_M ? Format::IQ1_S : f;
+  for (const Grid& g : grids) {
+    if (g.format == owner) return g.data.load(std::memory_order_acquire);
+  }
+  return nullptr;
+}
+
 const FormatInfo* format_info(Format f) {
   for (const FormatInfo& info : kFormats) {
     if (info.format == f) return &info;
@@ -291,7 +297,7 @@ bool set_grid(Format f, const uint8_t* data, size_t bytes) {
 bool has_grid(Format f) {
   const Format owner = f == Format::IQ1_M ? Format::IQ1_S : f;
   for (const Grid& g : grids) {
-    if (g.format == owner) return grid(owner) != nullptr;
+    if (g.format == owner) return grid_of(owner) != nullptr;
   }
   return true;
 }

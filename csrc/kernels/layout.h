@@ -87,6 +87,29 @@ constexpr PanelLayout panel_layout(Format f) {
   }
 }
 
+// A format that keeps the file's rows and whose codes fit 8 bits; elements == 0 for any other.
+struct FileRowLayout {
+  int elements, bytes;   // of a block
+  int parts;             // scales for each 32 elements: 1, or 2 of 16 elements
+};
+constexpr FileRowLayout file_row_layout(Format f) {
+  switch (f) {
+    case Format::IQ1_S:   return {256, 50, 1};
+    case Format::IQ1_M:   return {256, 56, 2};
+    case Format::IQ2_XXS: return {256, 66, 1};
+    case Format::IQ2_XS:  return {256, 74, 2};
+    case Format::IQ2_S:   return {256, 82, 2};
+    case Format::IQ3_XXS: return {256, 98, 1};
+    case Format::IQ3_S:   return {256, 110, 1};
+    case Format::TQ1_0:   return {256, 54, 1};
+    case Format::TQ2_0:   return {256, 66, 1};
+    case Format::NVFP4:   return {64, 36, 2};
+    case Format::Q1_0:    return {128, 18, 1};
+    case Format::Q2_0:    return {64, 18, 1};
+    default: return {};
+  }
+}
+
 // IQ4_NL and IQ4_XS (ggml's non-linear 4-bit grid), and E2M1 doubled (OCP MX formats 1.0).
 inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                           1,    13,   25,  38,  53,  69,  89,  113};

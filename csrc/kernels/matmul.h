@@ -170,7 +170,7 @@ static void units_of_rows(const MatmulArgs& a, const Range& range, int64_t first
 
 // What is unpacked of 32 elements for one unit: their codes, then scales and minima as floats.
 template <Format kFormat> struct Unpacked {
-  using W = Weights<kFormat>;
+  using W = Source<kFormat>;
   static constexpr int kCodes = 32 * kWidth;
   static constexpr int kBytes =
       kCodes + W::kParts * (W::kMinima ? 2 : 1) * kWidth * static_cast<int>(sizeof(float));
@@ -214,6 +214,19 @@ STRATA_APART void unpack_units(const MatmulArgs& a, const Range& range, int64_t 
         }
       }
     }
+  }
+}
+
+// The same of a format that keeps the file's rows.
+template <Format kFormat>
+static void unpack_rows(const MatmulArgs& a, const Range& range, int64_t unit, int64_t units,
+                        uint8_t* to) {
+  using W = FileRows<kFormat>;
+  const int64_t unit_bytes = (range.end - range.begin) * W::kSubs * Unpacked<kFormat>::kBytes;
+  for (int64_t done = 0; done < units; done += kPanelParts) {
+    const CodesTo codes = {to + done * unit_bytes, unit_bytes, kWidth, W::kZero != 0};
+    unpack_file_rows(kFormat, a.weight, a.n, a.k, (unit + done) / kPanelParts, range.begin,
+                     range.end, codes);
   }
 }
 
@@ -286,13 +299,14 @@ template <Format kFormat>
 static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first, int64_t last,
                           int64_t unit, int64_t units, uint8_t* room, const Sums& sums,
                           const uint8_t* next) {
-  using W = Weights<kFormat>;
+  using W = Source<kFormat>;
   constexpr int kTile = kSharedActs ? 2 : 1;
   constexpr int kMaxCode = kSharedActs ? 255 : W::kMaxCode;   // of no matter there
   const int64_t subs = (range.end - range.begin) * W::kSubs;
   const int64_t panel_bytes = a.k / W::kElements * W::kBlock;
   const int64_t range_bytes = (range.end - range.begin) * W::kBlock;
-  unpack_units<kFormat>(a, range, unit, units, room);
+  if constexpr (kInFileRows<kFormat>) unpack_rows<kFormat>(a, range, unit, units, room);
+  else unpack_units<kFormat>(a, range, unit, units, room);
   const int64_t slice = (range_bytes * kTileRows / (last - first) + 127) / 64 * 64;
   int64_t fetched = 0;
   row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
@@ -321,7 +335,7 @@ static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first
 template <Format kFormat>
 static void matmul_unpacked(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                             int64_t panel1, float* scratch) {
-  using W = Weights<kFormat>;
+  using W = Source<kFormat>;
   const int64_t blocks = a.k / W::kElements, units = panel1 * kPanelParts;
   const int64_t panel_bytes = blocks * W::kBlock;
   const uint8_t* limit =

@@ -1,4 +1,4 @@
-// Products with float weights, and with rows of the rare formats that are decoded to floats.
+// Products with float weights, and with rows of 8- and 64-bit floats that are decoded first.
 //
 // Every output is two running sums along K, one for each of the steps in turn, which are added at
 // the end: how many rows, panels or threads share the work cannot change a bit of it.

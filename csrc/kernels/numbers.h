@@ -32,8 +32,9 @@ inline float e8m0_half(uint8_t e) {
 inline float e4m3_to_float(uint8_t b) {
   const int exponent = (b >> 3) & 15;
   const int mantissa = b & 7;
-  float v = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                          : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  const float power = std::bit_cast<float>((exponent + 117) << 23);   // 2^(exponent - 10)
+  float v = exponent == 0 ? static_cast<float>(mantissa) * 0x1p-9f
+                          : static_cast<float>(8 + mantissa) * power;
   if ((b & 127) == 127) v = std::nanf("");
   return b & 128 ? -v : v;
 }

@@ -1,7 +1,9 @@
 // Reads the panels of layout.h: codes, scales and minima of 32 elements in vectors of kWidth lanes.
 // `part` is which kWidth of the panel's 16 rows.
 #pragma once
-#include "kernels/layout.h"
+#include <type_traits>
+
+#include "kernels/file_rows.h"
 
 namespace strata::STRATA_ISA {
 
@@ -171,5 +173,22 @@ template <Format kFormat> struct Weights {
     }
   }
 };
+
+// What the products ask of a format that keeps the file's rows: its codes are made by file_rows.cpp.
+template <Format kFormat> struct FileRows {
+  static constexpr FileRowLayout kL = file_row_layout(kFormat);
+  static constexpr int kElements = kL.elements;
+  static constexpr int kBlock = static_cast<int>(kPanel) * kL.bytes;
+  static constexpr int kSubs = kL.elements / 32;
+  static constexpr int kParts = kL.parts;
+  static constexpr bool kMinima = false;
+  static constexpr int kMaxCode = 255;
+  static constexpr int kZero = kSignedBytes ? 0 : 128;
+};
+
+template <Format kFormat>
+inline constexpr bool kInFileRows = file_row_layout(kFormat).elements != 0;
+template <Format kFormat>
+using Source = std::conditional_t<kInFileRows<kFormat>, FileRows<kFormat>, Weights<kFormat>>;
 
 }  // namespace strata::STRATA_ISA

@@ -51,7 +51,7 @@ def magnitudes(weight: Packed) -> np.ndarray:
 def expected(weight: Packed, isa: str, acts: Floats) -> tuple[np.ndarray, np.ndarray]:
     """The exact product and how far from it the kernel may be."""
     x = read_back(weight, isa, acts)
-    roundings = 3 * (weight.k // 16) + 8 if weight.name in CODES else weight.k + 8
+    roundings = 3 * (weight.k // 16) + 8 if weight.quantised_input else weight.k + 8
     return x @ weight.values.astype(np.float64).T, (
         roundings * EPS * (np.abs(x) @ magnitudes(weight).T) + 1e-30
     )

@@ -70,7 +70,7 @@ def test_every_number_of_columns(name: str, isa: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_split_of_rows_and_panels(isa: str, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(CODES + NUMBERS + ["IQ2_XS"]))
+    name = data.draw(st.sampled_from(CODES + NUMBERS + ["IQ2_XS", "IQ3_S", "NVFP4"]))
     n = data.draw(st.integers(1, 70))
     rows = data.draw(st.integers(1, 20))
     k = 256 * data.draw(st.integers(1, 4))
