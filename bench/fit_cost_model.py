@@ -29,6 +29,7 @@ from strata.models import build_model
 from strata.plan import Limits, Machine, Plan, Prediction, Workload, constants, from_json, outline
 from strata.plan.memory_model import Sizes
 from strata.plan.planner import Planner
+from strata.plan.rates import best_read
 
 COMPARED = ("ttft_s", "decode_tok_s", "load_s")
 FITTED = (
@@ -125,8 +126,11 @@ def repredict(row: dict[str, Any]) -> Prediction:
     with open_model(Path(model)) as file:
         sizes = outline(model, build_model(file, plan.context), file)
     planner = Planner(sizes, machine, Limits(None, plan.threads, plan.kv_type), workload)
-    alike = (d for d in machine.disk if d.mode == plan.read_mode)
-    read = max((d for d in alike if d.request_bytes == plan.request_bytes), key=lambda d: d.bytes_s)
+    if plan.streamed:
+        smallest = min(d.request_bytes for d in machine.disk)
+        read = best_read(machine, max(plan.piece_bytes, smallest), large=True)
+    else:
+        read = best_read(machine, constants.LOADING_REQUEST)
     chosen = Sizes(
         *(plan.threads, plan.max_tokens, plan.logit_rows, plan.kv_blocks),
         *(plan.context, plan.parallel, plan.kv_type),

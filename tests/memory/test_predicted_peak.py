@@ -25,7 +25,7 @@ def check(model: Path, budget: str) -> None:
     got = json.loads(done.stdout)
     assert (got["streamed"] == 0) == (budget == "all resident")
     assert got["peak"] <= got["predicted"] <= 1.05 * got["peak"]
-    assert got["predicted"] <= got["reserved"] <= got["budget"]
+    assert max(got["predicted"], got["reserved"]) <= got["budget"]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

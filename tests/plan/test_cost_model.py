@@ -154,9 +154,13 @@ def test_a_larger_ring_keeps_the_disk_busier_up_to_what_it_gives() -> None:
     read = best_read(m, 4 << 20, large=True)
     assert read.request_bytes == 4 << 20
     most = max(d.bytes_s for d in m.disk if d.mode == read.mode)
-    rates = [kept_up(m, read, ring << 20) for ring in (1, 4, 16, 64, 1024)]
+    rates = [kept_up(m, read, ring << 20, 1e9) for ring in (1, 4, 16, 64, 1024)]
     assert rates == sorted(rates)
     assert rates[0] < rates[-1] <= most
     # A disk that rests for a moment each time that what was under way has come.
     under_way = (1 << 20) * constants.RING_SHARE
     assert rates[0] == pytest.approx(under_way / (under_way / most + constants.READ_GAP))
+    # Nor do many readers help where each of them reads little.
+    small = kept_up(m, read, 1 << 30, 1 << 10)
+    under_way = constants.READERS << 10
+    assert small == pytest.approx(under_way / (under_way / most + constants.READ_GAP))

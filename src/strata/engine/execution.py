@@ -36,7 +36,7 @@ _SURELY_FITS = 0.4
 _ALIKE = 12 << 20
 """By as much a process may differ from the one that the cost model knows without being another."""
 
-_SAMPLING = 40
+_SAMPLING = 20
 """Bytes for each token of the vocabulary while one is chosen: float64 copies, an order, sums."""
 
 _PROBE = """

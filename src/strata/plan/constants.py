@@ -34,7 +34,7 @@ THREAD = 128 << 10
 SEGMENT = 96 << 10
 """A Segment's Ops, nodes and names."""
 
-SAMPLING_LOGIT = 40
+SAMPLING_LOGIT = 20
 """Beside a row of logits, for each: float64 copies, order and sums while a token is chosen."""
 
 READ_SLACK = 3 * 4096
@@ -81,21 +81,21 @@ LOGIT_ROWS = 64
 
 # Times, in seconds. -----------------------------------------------------------------------------
 
-NODE = 1e-6
+NODE = 4e-7
 """Opening and closing one Op's work among the threads."""
 
-STEP = 1.2e-4
+STEP = 6e-5
 """A step's work in Python: scheduling, the step's arrays, text."""
 
-SAMPLE = 6e-5
+SAMPLE = 3e-5
 SAMPLE_LOGIT = 1e-9
 """Choosing a token, and for each logit."""
 
-ELEMENTWISE_BYTES = 20e9
+ELEMENTWISE_BYTES = 36e9
 """Bytes a second and thread of norms, activations, rotations and the like."""
 
-OPEN = 0.05
-OPEN_TOKEN = 1.8e-6
+OPEN = 0.03
+OPEN_TOKEN = 1.3e-6
 """Starting up, and building the tokenizer for each token and merge."""
 
 FRESH_BYTES = 2e9
@@ -104,8 +104,8 @@ FRESH_BYTES = 2e9
 READ_GAP = 3e-4
 """From the end of a read until the thread asks for the next one, and the disk has taken it up."""
 
-DISK_SHARE = 0.93
+DISK_SHARE = 0.92
 """Of the probed bandwidth that a sweep keeps up."""
 
-RING_SHARE = 0.5
+RING_SHARE = 0.45
 """Of the ring that is filled ahead: the rest is in use, or lost where it wraps."""

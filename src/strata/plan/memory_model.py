@@ -38,8 +38,8 @@ class Sizes:
 
 def peak_while_opening(model: Outline, sizes: Sizes) -> int:
     """The peak before any weight is loaded: while the tokenizer is built."""
-    started = sizes.process_bytes + constants.STARTED
-    return started + sizes.server_bytes + tokenizer_building_bytes(model.tokenizer)
+    started = sizes.process_bytes + constants.STARTED + sizes.server_bytes
+    return _with_peak_margin(started + tokenizer_building_bytes(model.tokenizer))
 
 
 def peak_bytes(
@@ -55,11 +55,8 @@ def peak_bytes(
     owned = shares.total - shares.margin
     # Small things find room in what building the tokenizer left.
     owned -= len(model.segments) * constants.SEGMENT
-    touched = owned + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * owned)
-    return min(
-        max(touched, peak_while_opening(model, used)),
-        memory_shares(model, sizes, resident).total,
-    )
+    touched = min(_with_peak_margin(owned), memory_shares(model, sizes, resident).total)
+    return max(touched, peak_while_opening(model, used))
 
 
 def server_bytes(model: Outline, workload: Workload) -> int:
@@ -114,6 +111,10 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
 def _whole(nbytes: int) -> int:
     """In huge pages, of which a buffer that is read into is made."""
     return -(-nbytes // constants.HUGE_PAGE) * constants.HUGE_PAGE
+
+
+def _with_peak_margin(nbytes: int) -> int:
+    return nbytes + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * nbytes)
 
 
 def _with_margin(shares: MemoryShares, resident: int) -> MemoryShares:

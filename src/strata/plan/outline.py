@@ -10,7 +10,7 @@ from strata.backends.cpu import CpuBackend, native_id
 from strata.backends.kv_types import KV_BLOCK, choose_kv_type
 from strata.backends.lower import Lowered, lower
 from strata.backends.pieces import Matrix as Part
-from strata.backends.pieces import smallest_piece
+from strata.backends.pieces import cut, smallest_piece
 from strata.backends.placement import Placement
 from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
@@ -89,13 +89,23 @@ class SegmentOutline:
     def least_piece(self) -> int:
         """Bytes of the smallest piece that every product of it can be cut into: a panel, or two of
         each matrix where one gates another."""
-        panels = {m.name: m.panel_bytes for m in self.matrices}
-        least = 0
+        return max((smallest_piece(p, together=t) for p, t in self._products), default=0)
+
+    def reads(self, piece_bytes: int) -> int:
+        """Reads that a sweep takes when it streams: one for each matrix's part of a piece."""
+        return sum(_reads(parts, piece_bytes, together) for parts, together in self._products)
+
+    @cached_property
+    def _products(self) -> tuple[tuple[tuple[Part, ...], bool], ...]:
+        """The matrices of each node that multiplies, and whether its pieces have parts of all."""
+        weights = {m.name: m for m in self.matrices}
+        found = []
         for node in self.lowered.nodes:
-            parts = [Part(1, panels[p.op.inputs[1]]) for p in node.products]
+            matrices = [weights[p.op.inputs[1]] for p in node.products]
+            parts = tuple(Part(-(-m.rows // PANEL), m.panel_bytes) for m in matrices)
             if parts:
-                least = max(least, smallest_piece(parts, together=node.glu is not None))
-        return least
+                found.append((parts, node.glu is not None))
+        return tuple(found)
 
     def arena_bytes(self, tokens: int, out_rows: int) -> int:
         """Bytes of activations that a step of so many tokens and rows of logits takes."""
@@ -141,6 +151,11 @@ class Outline:
     def streamed_bytes(self) -> int:
         """Bytes of all matrices that a sweep multiplies with, as the file has them."""
         return sum(s.streamed_bytes for s in self.segments)
+
+    def read_bytes(self, piece_bytes: int) -> float:
+        """Bytes of a usual read when everything streams in pieces of this size."""
+        count = sum(s.reads(piece_bytes) for s in self.segments)
+        return self.streamed_bytes / count if count else 0.0
 
     def kv_bytes(self, blocks: int, kv_type: str) -> int:
         """Bytes of KV blocks."""
@@ -264,6 +279,11 @@ def _input_form(format: str) -> str:
     return str(info["input_form"]) if isinstance(info, dict) else "f32"
 
 
+@lru_cache(maxsize=1024)
+def _reads(parts: tuple[Part, ...], piece_bytes: int, together: bool) -> int:
+    return sum(map(len, cut(parts, piece_bytes, together=together)))
+
+
 def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:
     """From the metadata, or from a tokenizer.json that is here. For one that is not, twice as many
     merges as tokens are assumed, as the largest tokenizers have them."""
@@ -274,5 +294,5 @@ def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:
     tokens = model.vocab_size
     if file.kind == "gguf":
         return TokenizerOutline("bpe", tokens, 2 * tokens)
-    merges_here = count_merges(file.path)
-    return TokenizerOutline("json", tokens, 2 * tokens if merges_here is None else merges_here)
+    merges_here, pairs = count_merges(file.path) or (2 * tokens, True)
+    return TokenizerOutline("json pairs" if pairs else "json", tokens, merges_here)

@@ -88,14 +88,15 @@ def best_read(machine: Machine, largest_request: int, *, large: bool = False) ->
     return min(good, key=lambda d: (d.request_bytes * d.depth, d.depth))
 
 
-def kept_up(machine: Machine, read: DiskRate, ring_bytes: int) -> float:
-    """Bytes a second that come into a ring of this size by such reads. Between two of them a thread
-    packs and has to wake up, and the disk works on what the others have asked for."""
+def kept_up(machine: Machine, read: DiskRate, ring_bytes: int, each_bytes: float) -> float:
+    """Bytes a second that come into a ring of this size by such reads of about ``each_bytes``.
+    Between two of them a thread packs and has to wake up, and the disk works on what the others
+    have asked for."""
     if not ring_bytes:
         return read.bytes_s
     same = [d for d in machine.disk if d.mode == read.mode]
     probed = [d.bytes_s for d in same if d.request_bytes == read.request_bytes]
-    under_way = ring_bytes * constants.RING_SHARE
+    under_way = min(ring_bytes * constants.RING_SHARE, constants.READERS * each_bytes)
     seconds = under_way / max(d.bytes_s for d in same) + constants.READ_GAP
     return min(max(probed, default=read.bytes_s), under_way / seconds)
 

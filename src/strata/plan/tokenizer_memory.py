@@ -12,13 +12,13 @@ from typing import Literal
 
 from strata.plan.constants import MB
 
-Kind = Literal["bpe", "sentencepiece", "json"]
+Kind = Literal["bpe", "sentencepiece", "json", "json pairs"]
 
 
 @dataclass(frozen=True)
 class TokenizerOutline:
     """Sizes of a tokenizer: ``bpe`` and ``sentencepiece`` come from a GGUF file's metadata,
-    ``json`` from a tokenizer.json."""
+    ``json`` from a tokenizer.json, ``json pairs`` from one whose merges are lists of two."""
 
     kind: Kind
     tokens: int
@@ -27,7 +27,8 @@ class TokenizerOutline:
 
 @dataclass(frozen=True)
 class _Costs:
-    """Bytes kept: on its own, for a token and for a merge; and those of building besides."""
+    """Bytes kept: on its own, for a token and for a merge; and those of building besides, where
+    lists of merges grow by doubling."""
 
     alone: int
     token: int
@@ -35,14 +36,16 @@ class _Costs:
     building: int
     building_token: int
     building_merge: int
+    building_list: int = 0
 
 
 _TOKEN_BUCKET = 2 * 33
 _MERGE_BUCKET = 17
 _COSTS: dict[Kind, _Costs] = {
-    "bpe": _Costs(5 * MB, 128, 17, 0, 130, 95),
+    "bpe": _Costs(5 * MB, 120, 4, 0, 130, 145),
     "sentencepiece": _Costs(MB // 2, 210, 0, MB, 31, 0),
-    "json": _Costs(3 * MB // 2, 146, 30, MB, 20, 510),
+    "json": _Costs(5 * MB // 2, 146, 5, 7 * MB, 215, 120),
+    "json pairs": _Costs(3 * MB, 192, 5, 0, 230, 325, 48),
 }
 
 
@@ -60,6 +63,7 @@ def tokenizer_building_bytes(tokenizer: TokenizerOutline) -> int:
     """The most that it takes while it is built."""
     cost = _COSTS[tokenizer.kind]
     building = tokenizer.tokens * cost.building_token + tokenizer.merges * cost.building_merge
+    building += cost.building_list * _buckets(tokenizer.merges)
     return tokenizer_bytes(tokenizer) + cost.building + building
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import threading
 from collections.abc import Mapping
@@ -65,17 +66,23 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     )
 
 
-def count_merges(path: Path) -> int | None:
-    """How many merges the tokenizer.json of a model directory has, without building anything; None
-    if there is no such file. What looks like no merges at all counts as none."""
-    try:
-        text = (Path(path) / "tokenizer.json").read_bytes()
-    except OSError:
+def count_merges(path: Path) -> tuple[int, bool] | None:
+    """How many merges the tokenizer.json of a model directory has, and whether each is a list of
+    two, without building anything; None if there is no such file. What looks like no merges at all
+    counts as none."""
+    file = Path(path) / "tokenizer.json"
+    if not file.is_file() or not file.stat().st_size:
         return None
+    # Mapped: a buffer of that size would teach the allocator to keep what is freed.
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return _count_merges(text)
+
+
+def _count_merges(text: mmap.mmap) -> tuple[int, bool]:
     start = text.rfind(b'"merges"')
     opening = text.find(b"[", start) if start >= 0 else -1
     if opening < 0:
-        return 0
+        return 0, False
     strings, depth, pairs = 0, 0, 0
     for match in _JSON_MARKS.finditer(text, opening):
         mark = match[0]
@@ -89,7 +96,7 @@ def count_merges(path: Path) -> int | None:
         else:
             strings += 1
     # Newer files write each merge as a list of two, older ones as one text.
-    return pairs or strings
+    return pairs or strings, pairs > 0
 
 
 class HuggingFaceEncoder:
