@@ -72,6 +72,22 @@ def test_json_is_valid_under_its_schema(seed: int, temperature: float) -> None:
     assert isinstance(value["ok"], bool)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_json_is_on_one_line_and_has_what_is_named(seed: int) -> None:
+    step = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    schema = {
+        "type": "object",
+        "$defs": {"step": step},
+        "properties": {"a": {"$ref": "#/$defs/step"}, "b": {"type": "array", "items": step}},
+        "required": ["a"],
+    }
+    text = answer(COMPILER.json_schema(schema), seed)
+    value = json.loads(text)
+    assert text == json.dumps(value)
+    assert value.keys() <= {"a", "b"}
+    assert all(item.keys() == {"n"} for item in (value["a"], *value.get("b", ())))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_other_kinds(seed: int) -> None:
     assert answer(COMPILER.regex("[0-9]{3}-x"), seed)[3:] == "-x"

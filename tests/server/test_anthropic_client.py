@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,6 +121,29 @@ def test_a_tool_is_used(client: Any, choice: Any, stream: bool) -> None:
     assert followed.usage.output_tokens > 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_by_a_schema(client: Any, stream: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    answer = client.messages.create(
+        model=MODEL,
+        max_tokens=50,
+        messages=MESSAGES,
+        extra_body={"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+        stream=stream,
+    )
+    if stream:
+        events = [event for event in answer if event.type == "content_block_delta"]
+        text = "".join(event.delta.text for event in events)
+    else:
+        text = answer.content[0].text
+    assert json.loads(text)["colour"] in ("red", "blue")
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -128,6 +152,7 @@ def test_a_tool_is_used(client: Any, choice: Any, stream: bool) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "BadRequestError"),
         ({"messages": [{"role": "user", "content": "word " * 3000}]}, "BadRequestError"),
         ({"tool_choice": {"type": "any"}}, "BadRequestError"),
+        ({"extra_body": {"output_config": {"format": {"type": "xml"}}}}, "BadRequestError"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

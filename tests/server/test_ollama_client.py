@@ -112,6 +112,7 @@ def test_models(client: Any, server: Running) -> None:
     assert shown.details.quantization_level == "Q4_1"
     assert shown.modelinfo["llama.block_count"] == 30
     assert "im_start" in shown.template
+    assert shown.capabilities == ["completion", "tools"]
     with urllib.request.urlopen(f"{server.url}/api/version") as reply:
         assert json.load(reply) == {"version": __version__}
 

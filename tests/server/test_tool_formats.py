@@ -143,6 +143,15 @@ def test_a_forced_call_is_one_that_the_parser_finds(
     assert call.arguments == {"a": "y"}
 
 
+def test_a_tool_that_names_no_arguments_has_none() -> None:
+    for parameters in ({}, {"type": "object"}, {"type": "object", "properties": {}}):
+        grammar = Hermes().grammar([Tool("now", None, parameters)], lambda name: None)
+        assert '"additionalProperties": false' in grammar
+    anything = Tool("put", None, {"type": "object", "additionalProperties": True})
+    grammar = Hermes().grammar([anything], lambda name: None)
+    assert '"additionalProperties": true' in grammar
+
+
 def test_tools_in_words() -> None:
     tools = [Tool("add", "Adds.", {"type": "object"})]
     call = {"function": {"name": "add", "arguments": {}}}

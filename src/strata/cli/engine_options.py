@@ -128,11 +128,13 @@ def _costs(llm: LLM) -> Iterator[str]:
         return
     p = plan.predicted
     if p.sweep_bytes:
-        together = f" for {p.concurrency} together" if p.concurrency > 1 else ""
+        n = p.concurrency
+        together = "" if n == 1 else f" for {n} together"
+        first = "first token of a prompt" if n == 1 else "first tokens of prompts"
         yield (
             f"{format_size(p.sweep_bytes)} of weights are read in every sweep: about "
-            f"{p.decode_tok_s:.3g} tok/s{together}, the first token of a prompt of "
-            f"{p.prompt_tokens} after {p.ttft_s:.3g} s"
+            f"{p.decode_tok_s:.3g} tok/s{together}, the {first} of {p.prompt_tokens} after "
+            f"{p.ttft_s:.3g} s"
         )
     if llm.context < llm.wanted_context:
         yield (

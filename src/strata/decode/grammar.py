@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.decode.constraint import Constraint
+from strata.decode.schemas import LAYOUT, closed
 from strata.errors import UsageError
-
-WHITESPACE = r"\x20|\n\x20{0,20}"
-"""Where JSON allows any amount of space: small models otherwise lose themselves in it."""
 
 # A byte that no UTF-8 text holds sets the names of special tokens apart from text.
 _SPECIAL = b"\xff"
@@ -61,10 +59,11 @@ class GrammarCompiler:
         return self.json_schema({"type": "object"})
 
     def json_schema(self, schema: Mapping[str, Any]) -> TokenGrammar:
-        """JSON that is valid under ``schema``; a keyword that is not supported is an error."""
-        defaults: Any = {"whitespace_pattern": WHITESPACE}
-        text = json.dumps(schema)
-        return self._compile(llguidance.LLMatcher.grammar_from_json_schema(text, defaults))
+        """JSON on one line that is valid under ``schema``, as ``strata.decode.schemas`` reads it;
+        a keyword that is not supported is an error."""
+        text = json.dumps(closed(schema))
+        layout: Any = dict(LAYOUT)
+        return self._compile(llguidance.LLMatcher.grammar_from_json_schema(text, layout))
 
     def regex(self, expression: str) -> TokenGrammar:
         """Text that ``expression`` (Rust's syntax, no look-around) matches as a whole."""

@@ -54,6 +54,12 @@ class Sampling(Drawing):
     frequency_penalty: Penalty | None = None
 
 
+class JsonSchema(Lenient):
+    """A schema that the answer must be valid under."""
+
+    definition: dict[str, Any] = Field(alias="schema", default_factory=dict)
+
+
 class FunctionDefinition(Lenient):
     """A function that may be called."""
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from strata.decode import SamplingParams
+from strata.decode.constraint import Grammar
 from strata.decode.params import LARGEST_SEED
 from strata.engine import ContextExceeded
 from strata.errors import UsageError
@@ -115,6 +116,11 @@ class Service:
                 400, "grammars need the package llguidance: install strata[server]"
             ) from None
         return GrammarCompiler(self.llm.tokenizer)
+
+    async def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
+        """A grammar of JSON that is valid under ``schema``."""
+        compiler = self.grammars
+        return await self.off_loop(lambda: compiler.json_schema(schema))
 
     def run(
         self,

@@ -69,7 +69,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Answer a conversation, at once or as a stream of events."""
         service.check_model(body.model)
-        answers = await start_chat(service, conversation(body))
+        answers = await start_chat(service, await conversation(service, body))
         return await respond(request, answers, _Writer(service, answers), bool(body.stream))
 
     @routes.post(
@@ -78,7 +78,8 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def count(body: CountRequest) -> Reply:
         """How many tokens a conversation's prompt has."""
         service.check_model(body.model)
-        return Reply({"input_tokens": await count_tokens(service, conversation(body))})
+        wanted = await conversation(service, body)
+        return Reply({"input_tokens": await count_tokens(service, wanted)})
 
 
 class _Writer:

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from strata.decode import SamplingParams
 from strata.errors import UsageError
-from strata.server.bodies import Count, Drawing, Lenient, Stops, ToolName
+from strata.server.bodies import Count, Drawing, JsonSchema, Lenient, Stops, ToolName
 from strata.server.conversation import Conversation, ToolChoice, past_call
+from strata.server.service import Service
 from strata.server.tools import Tool
 
 
@@ -58,10 +59,23 @@ class CountRequest(Lenient):
     tool_choice: ToolChoiceParam | None = None
 
 
+class OutputFormat(JsonSchema):
+    """The form of the answer."""
+
+    type: Literal["json_schema"]
+
+
+class OutputConfig(Lenient):
+    """How the answer is given; only its form can be chosen here."""
+
+    format: OutputFormat | None = None
+
+
 class MessagesRequest(CountRequest, Drawing):
     """``POST /v1/messages``."""
 
     max_tokens: Count
+    output_config: OutputConfig | None = None
     stop_sequences: Stops | None = None
     stream: bool | None = None
 
@@ -74,7 +88,7 @@ _TOOL_CHOICES: dict[str, ToolChoice] = {
 }
 
 
-def conversation(body: CountRequest) -> Conversation:
+async def conversation(service: Service, body: CountRequest) -> Conversation:
     """The conversation of a request; one that ends with the assistant's turn is continued there."""
     messages: list[dict[str, Any]] = []
     if body.system:
@@ -87,7 +101,7 @@ def conversation(body: CountRequest) -> Conversation:
         raise UsageError("tool_choice: a tool is to be called, but none is named")
     return Conversation(
         messages=messages,
-        params=_params(body) if isinstance(body, MessagesRequest) else SamplingParams(),
+        params=await _params(service, body),
         tools=[
             Tool(tool.name, tool.description, tool.input_schema or {"type": "object"})
             for tool in body.tools or ()
@@ -98,11 +112,15 @@ def conversation(body: CountRequest) -> Conversation:
     )
 
 
-def _params(body: MessagesRequest) -> SamplingParams:
+async def _params(service: Service, body: CountRequest) -> SamplingParams:
+    if not isinstance(body, MessagesRequest):
+        return SamplingParams()
+    form = body.output_config and body.output_config.format
     return body.params(
         SamplingParams(temperature=1.0),
         stop=body.stop_sequences or (),
         max_tokens=body.max_tokens,
+        grammar=await service.json_schema(form.definition) if form else None,
     )
 
 

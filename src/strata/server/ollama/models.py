@@ -179,7 +179,6 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         service.check_model(name)
         template = service.llm.tokenizer.chat_template
         source = "" if template is None else template.source
-        tools = "tools" in source or "tool_use" in service.llm.tokenizer.chat_templates
         return Reply(
             {
                 "modelfile": f"FROM {service.name}",
@@ -187,7 +186,8 @@ def add_routes(routes: APIRouter, service: Service) -> None:
                 "template": source,
                 "details": facts.details,
                 "model_info": _model_info(facts.summary),
-                "capabilities": ["completion", *(["tools"] if tools else [])],
+                # Where a chat template knows no tools, the model is told of them in words.
+                "capabilities": ["completion", *(["tools"] if template else [])],
                 "modified_at": facts.modified,
             }
         )

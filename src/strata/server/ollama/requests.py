@@ -115,11 +115,9 @@ async def params_of(service: Service, body: Common) -> SamplingParams:
 async def _grammar(service: Service, body: Common) -> Grammar | None:
     if not body.format:
         return None
-    compiler = service.grammars
-    if body.format == "json":
-        return await service.off_loop(compiler.json_object)
-    schema: Any = body.format
-    return await service.off_loop(lambda: compiler.json_schema(schema))
+    if isinstance(body.format, str):
+        return await service.off_loop(service.grammars.json_object)
+    return await service.json_schema(body.format)
 
 
 async def conversation(service: Service, body: ChatRequest) -> Conversation:

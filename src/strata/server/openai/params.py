@@ -49,5 +49,4 @@ async def grammar_of(
         return await service.off_loop(compiler.json_object)
     if form is None or form.json_schema is None:
         raise UsageError("response_format json_schema needs a json_schema with a schema")
-    schema = form.json_schema.definition
-    return await service.off_loop(lambda: compiler.json_schema(schema))
+    return await service.json_schema(form.json_schema.definition)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from strata.server.bodies import Count, Lenient, RepetitionPenalty, Sampling, Tools, TopLogprobs
+from strata.server.bodies import (
+    Count,
+    JsonSchema,
+    Lenient,
+    RepetitionPenalty,
+    Sampling,
+    Tools,
+    TopLogprobs,
+)
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
@@ -76,15 +84,6 @@ class NamedTool(Lenient):
 
     type: Literal["function"] = "function"
     function: NamedFunction
-
-
-class JsonSchema(Lenient):
-    """A schema that the answer must be valid under."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    name: str | None = None
-    definition: dict[str, Any] = Field(alias="schema", default_factory=dict)
 
 
 class ResponseFormat(Lenient):

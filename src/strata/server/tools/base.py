@@ -8,12 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-WHITESPACE = r"\x20|\n\x20{0,20}"
-"""As in other answers by a schema (see ``strata.decode.grammar``)."""
-
-_PLAIN_KEYWORDS = frozenset(
-    ("$defs", "$schema", "definitions", "description", "properties", "required", "title", "type")
-)
+from strata.decode.schemas import LAYOUT, closed
 
 TokenId = Callable[[str], int | None]
 """The id of a special token by its name, if the model has it."""
@@ -159,20 +154,14 @@ def lark_alternatives(tools: Sequence[Tool], before: Callable[[str], str], after
     rules = []
     for number, tool in enumerate(tools):
         # A keyword that the compiler does not know loosens the form of a call; it is no error.
-        options = {"lenient": True, "whitespace_pattern": WHITESPACE}
-        schema = {**_closed(tool.parameters), "x-guidance": options}
+        options = {"lenient": True, **LAYOUT}
+        # A tool that names no arguments has none.
+        schema = {**closed({"properties": {}, **tool.parameters}), "x-guidance": options}
         rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
     starts = "\n     | ".join(
         f"{before(tool.name)} arguments_{number} {after}" for number, tool in enumerate(tools)
     )
     return f"start: {starts}\n" + "\n".join(rules)
-
-
-def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``schema`` without arguments that it does not name, unless it says something of them: small
-    models otherwise go on inventing some."""
-    plain = schema.keys() <= _PLAIN_KEYWORDS
-    return {**schema, "additionalProperties": False} if plain else schema
 
 
 def _overlap(text: str, marker: str) -> int:

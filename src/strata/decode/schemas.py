@@ -1,0 +1,66 @@
+"""JSON schemas as they are asked of a model: on one line, and no properties beside those named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LAYOUT: Mapping[str, Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""llguidance's options for JSON on one line. Where JSON may have space, small models lose
+themselves in it, and every space costs a token."""
+
+# Of schemas that hold at once, or that exclude each other, none can be made narrower by itself.
+_COMPOSING = frozenset(
+    ("allOf", "if", "not", "dependentSchemas", "dependencies", "unevaluatedProperties")
+)
+_OPEN = frozenset(("additionalProperties", "patternProperties"))
+_BRANCHES = ("anyOf", "oneOf", "prefixItems")
+_NAMED = ("properties", "$defs", "definitions")
+
+
+def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``schema`` whose objects have no properties but those they name, unless it says something of
+    others.
+
+    What is valid under it is valid under ``schema``. Models otherwise go on inventing properties;
+    llama.cpp and xgrammar read schemas in this way too. One that composes objects of several
+    schemas is left as it is.
+    """
+    return schema if _composes(schema) else _close(schema)
+
+
+def _composes(node: Any) -> bool:
+    if isinstance(node, list):
+        return any(_composes(item) for item in node)
+    if not isinstance(node, Mapping):
+        return False
+    exclusive = "oneOf" in node and "discriminator" not in node
+    beside = "properties" in node and not node.keys().isdisjoint(("$ref", "anyOf", "oneOf"))
+    return (
+        exclusive
+        or beside
+        or not node.keys().isdisjoint(_COMPOSING)
+        or any(_composes(value) for value in node.values())
+    )
+
+
+def _close(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    out = dict(node)
+    for key in _NAMED:
+        if isinstance(named := node.get(key), Mapping):
+            out[key] = {name: _close(value) for name, value in named.items()}
+    for key in _BRANCHES:
+        if isinstance(branches := node.get(key), list):
+            out[key] = [_close(branch) for branch in branches]
+    for key in ("items", "additionalProperties"):
+        if key in node:
+            out[key] = _close(node[key])
+    if isinstance(node.get("properties"), Mapping) and node.keys().isdisjoint(_OPEN):
+        out["additionalProperties"] = False
+    return out
