@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from store_chains import NBYTES, chain, content, loaded, store
 
-from strata.kv import BlockPool, KVSpace, NoKeeper, NoPrefixes
+from strata.kv import BlockPool, KnownPrefixes, KVSpace, NoKeeper, NoPrefixes
 from strata.kv.store import Buffer
 from strata.kv.store_keeper import StoreKeeper
 
@@ -83,6 +83,27 @@ def test_blocks_are_held_until_they_are_written(slow: Slow) -> None:
     k.close()
     assert pool.free == 40
     assert [loaded(slow.real, w) for w in ("abc", "xy")] == [3, 2]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_blocks_that_are_being_kept_are_no_sequences(slow: Slow, known: bool) -> None:
+    k, pool, _ = keeper(slow)
+    prefixes = KnownPrefixes(pool) if known else NoPrefixes()
+    space = KVSpace(pool, prefixes, lambda source, target: None, k)
+    first, second = (space.begin(chain("abc")) for _ in range(2))
+    for kv, word in ((first, "abc"), (second, "xy")):
+        assert space.make_room(kv, len(chain(word)))
+        space.advance(kv, chain(word), len(chain(word)))
+    space.save(first, chain("abc"))
+    space.release(first)
+    assert space.unused == 40 - 2
+    assert slow.saving.wait(10)
+    assert pool.free == 40 - 5
+    space.release(second)
+    assert space.unused == 40
+    slow.may_write.set()
+    k.close()
+    assert space.unused == 40
 
 
 def test_blocks_that_are_needed_are_given_back(slow: Slow) -> None:

@@ -118,16 +118,16 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What is held and was done, as of now."""
-        cached = self._space.cached
+        unused = self._space.unused
         return EngineStatus(
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
             kv_blocks=self._space.pool.blocks,
-            kv_blocks_free=self._space.pool.free + cached,
+            kv_blocks_free=unused,
             sweeps=self._sweeps,
             tokens=self._tokens,
             last=self._last,
-            kv_blocks_cached=cached,
+            kv_blocks_cached=unused - self._space.pool.free,
             prefix_hit_tokens=self._hits,
             prefix_miss_tokens=self._misses,
             preemptions=self._scheduler.preemptions,

@@ -12,9 +12,10 @@ class EngineStatus:
     """Requests that wait and that run; KV blocks in all and free; steps (sweeps over the weights)
     and the tokens they computed since the start; and the size of the last one.
 
-    ``kv_blocks_cached`` of the free blocks hold prefixes that can be found again, until their place
-    is needed. Of the prompts that were let in, ``prefix_hit_tokens`` were found so and
-    ``prefix_miss_tokens`` were not. ``preemptions`` counts how often a request gave up its blocks.
+    ``kv_blocks_cached`` of the free blocks hold prefixes that can be found again, or are being
+    written to the store, until their place is needed. Of the prompts that were let in,
+    ``prefix_hit_tokens`` were found so and ``prefix_miss_tokens`` were not. ``preemptions`` counts
+    how often a request gave up its blocks.
     """
 
     waiting: int

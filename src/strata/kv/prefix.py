@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -38,8 +38,8 @@ class Prefixes(Protocol):
     def evict(self, count: int) -> int:
         """Forget up to ``count`` blocks that nobody else holds, the longest unused first."""
 
-    def evictable(self) -> int:
-        """Blocks that ``evict`` could free."""
+    def evictable(self, others: Mapping[int, int] | None = None) -> int:
+        """Blocks that ``evict`` could free, were it not for the holds of ``others``, by block."""
 
     def blocks(self) -> list[int]:
         """Blocks that are held here."""
@@ -63,7 +63,7 @@ class NoPrefixes:
         """Nothing to free."""
         return 0
 
-    def evictable(self) -> int:
+    def evictable(self, others: Mapping[int, int] | None = None) -> int:
         """None."""
         return 0
 
@@ -137,9 +137,11 @@ class KnownPrefixes:
             self._pool.release([node.block])
         return len(chosen)
 
-    def evictable(self) -> int:
+    def evictable(self, others: Mapping[int, int] | None = None) -> int:
         """See Prefixes."""
-        return sum(self._pool.references(node.block) == 1 for node in self._nodes.values())
+        held, references = others or {}, self._pool.references
+        blocks = (node.block for node in self._nodes.values())
+        return sum(references(block) == 1 + held.get(block, 0) for block in blocks)
 
     def blocks(self) -> list[int]:
         """See Prefixes."""

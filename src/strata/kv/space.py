@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -52,6 +53,13 @@ class KVSpace:
         """Blocks that can be had: free ones, and those held only to be found again."""
         cached = self.cached
         return self.pool.free + cached
+
+    @property
+    def unused(self) -> int:
+        """Blocks that no sequence holds: free, held to be found again, or being kept elsewhere."""
+        held = Counter(self._keeper.blocks())
+        being_kept = sum(self.pool.references(block) == times for block, times in held.items())
+        return self.pool.free + self._prefixes.evictable(held) + being_kept
 
     def begin(self, tokens: Sequence[int]) -> SequenceKV:
         """KV of a new sequence, with what is known of ``tokens``; the last token never is."""
