@@ -40,6 +40,9 @@ SAMPLING_LOGIT = 20
 READ_SLACK = 3 * 4096
 """What alignment adds to a read at both ends, and to its buffer."""
 
+READ_ENTRY = 160
+"""Where a read of a stream begins, and what becomes of it."""
+
 STORED_LINES = 136 << 10
 """Lines of a transposed matrix that are read at a time."""
 

@@ -35,6 +35,11 @@ class Sizes:
     server_bytes: int = 0
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
 
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of the largest piece for which the ring is made; 0 where nothing streams."""
+        return self.ring_bytes // (constants.RING_PIECES + constants.READERS)
+
 
 def peak_while_opening(model: Outline, sizes: Sizes) -> int:
     """The peak before any weight is loaded: while the tokenizer is built."""
@@ -84,7 +89,10 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = _whole(sizes.io_threads * staging_bytes(model, sizes.request_bytes))
-    scratch_panels = sizes.io_threads * panel_scratch_bytes(model) if streams else 0
+    scratch_panels = 0
+    if streams:
+        scratch_panels = sizes.io_threads * panel_scratch_bytes(model)
+        scratch_panels += model.reads(sizes.piece_bytes) * constants.READ_ENTRY
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.vocabulary * 4 + sampling
     activations = arena + scratch + attention

@@ -152,10 +152,9 @@ class Outline:
         """Bytes of all matrices that a sweep multiplies with, as the file has them."""
         return sum(s.streamed_bytes for s in self.segments)
 
-    def read_bytes(self, piece_bytes: int) -> float:
-        """Bytes of a usual read when everything streams in pieces of this size."""
-        count = sum(s.reads(piece_bytes) for s in self.segments)
-        return self.streamed_bytes / count if count else 0.0
+    def reads(self, piece_bytes: int) -> int:
+        """Reads of a sweep in which everything streams in pieces of this size."""
+        return sum(s.reads(piece_bytes) for s in self.segments)
 
     def kv_bytes(self, blocks: int, kv_type: str) -> int:
         """Bytes of KV blocks."""

@@ -220,8 +220,9 @@ class Planner:
     def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
         """What a run of these sizes will do; of memory only what does not depend on Segments."""
         w = self.workload
-        piece = sizes.ring_bytes // (constants.RING_PIECES + constants.READERS)
-        each = self.model.read_bytes(piece) if piece else 0.0
+        # Of a usual read, as if everything streamed.
+        reads = self.model.reads(sizes.piece_bytes) if sizes.ring_bytes else 0
+        each = self.model.streamed_bytes / reads if reads else 0.0
         bytes_s = kept_up(self.machine, read, sizes.ring_bytes, each)
         streaming = self._costs.streaming(resident, bytes_s, sizes.ring_bytes)
         loads = _prefill(w, sizes.max_tokens)
