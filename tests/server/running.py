@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +73,31 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 def load(path: Path, **options: int) -> LLM:
     """A model for tests."""
     return LLM(path, **{"threads": 2, "context": 1024, "parallel": 4, **options})  # type: ignore[arg-type]
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process and its address, once it serves."""
+    command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "2"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline()]
+        while not lines[-1].startswith("listening at http://"):
+            assert lines[-1], f"no server: {lines}"
+            lines.append(process.stderr.readline())
+        yield process, lines[-1].split()[2]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def metric(url: str, name: str) -> float:
+    """A figure of ``/metrics`` that has no labels."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 @contextmanager

@@ -11,33 +11,14 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from running import serving
 
 from strata.cli import main
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
-pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
-
-
-@contextmanager
-def serving(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process and its address, once it serves."""
-    command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "2"]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("listening at http://"), line
-        yield process, line.split()[2]
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def stream(url: str, tokens: int) -> tuple[urllib.request.Request, list[bytes], threading.Thread]:

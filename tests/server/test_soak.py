@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import NAMES, Running, load, running, wait_for
+from running import NAMES, Running, load, metric, running, wait_for
 
 from cgroups import group, why_not
 
@@ -112,11 +112,6 @@ def test_nothing_stays_behind(soaked: Running) -> None:
     assert soak(soaked.url, NAMES[0], SECONDS, 100) > CLIENTS
     soaked.wait_until_free()
     assert resident_bytes() - before < GROWTH
-
-
-def metric(url: str, name: str) -> float:
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
