@@ -116,8 +116,10 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     fixed = fixed_shares(m, sizes)
     assert fixed.kv == 32 * 2 * 1024 * 2 * 1024
     assert fixed.ring == 64 * MB
-    # Loading comes before the ring is filled; then each thread takes a panel out of the way.
-    assert fixed.staging == 5 * (m.largest_panel + 3 * 4096)
+    # Loading comes before the ring is filled; then each thread takes a panel out of the way, and
+    # every read has its entry.
+    entries = m.reads(sizes.piece_bytes) * constants.READ_ENTRY
+    assert fixed.staging == 5 * (m.largest_panel + 3 * 4096) + entries
     # Five requests with what alignment adds come to one huge page more.
     loads = fixed_shares(m, replace(sizes, ring_bytes=0, kv_blocks=0, request_bytes=16 << 20))
     others = loads.kv + loads.logits + loads.activations
