@@ -22,7 +22,7 @@ def test_a_shape_is_planned_without_a_file(capsys: pytest.CaptureFixture[str]) -
         "WHY",
         "margin",
         "together",
-        "first token of 512 after",
+        "first token of a prompt of 512 after",
         "bound by disk",
         "BUDGET",
     ):

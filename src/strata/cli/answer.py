@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from strata.cli.console import remark
+from strata.cli.console import counted, remark
 from strata.cli.engine_options import memory_report
 from strata.sizes import format_size
 
@@ -48,8 +48,8 @@ def print_stats(llm: LLM, answer: Output) -> None:
     """One line about an answer on standard error."""
     timings = answer.timings
     remark(
-        f"prompt {answer.prompt_tokens} tokens{_rate(timings.prefill_tok_s)}, "
-        f"answer {len(answer.token_ids)} tokens{_rate(timings.decode_tok_s)}, "
+        f"prompt {counted(answer.prompt_tokens, 'token')}{_rate(timings.prefill_tok_s)}, "
+        f"answer {counted(len(answer.token_ids), 'token')}{_rate(timings.decode_tok_s)}, "
         f"first token after {timings.ttft_s or 0:.2f} s, loaded in {llm.load_s:.2f} s, "
         f"peak memory {format_size(memory_report()['peak_bytes'])}"
     )

@@ -27,6 +27,11 @@ def remark(message: str) -> None:
     click.echo(message, err=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 token`, `24 tokens`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def printable(text: str) -> str:
     """``text`` from a file with everything escaped that could disturb a terminal."""
     return "".join(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from strata.cli.console import counted
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def lines(e: Explanation) -> Iterator[str]:
 def _speed(s: SweepsReport) -> str:
     predicted = s.predicted_tokens_s
     against = "" if predicted is None else f" ({predicted:.3g} predicted)"
-    sweeps = "1 sweep" if s.sweeps == 1 else f"{s.sweeps} sweeps"
-    return f"{s.tokens} tokens in {sweeps} and {s.seconds:.2f} s, {s.tokens_s:.3g} tok/s{against}"
+    work = f"{counted(s.tokens, 'token')} in {counted(s.sweeps, 'sweep')}"
+    return f"{work} and {s.seconds:.2f} s, {s.tokens_s:.3g} tok/s{against}"
 
 
 def _disk(s: SweepsReport) -> str:

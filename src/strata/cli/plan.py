@@ -132,11 +132,18 @@ def _print(plan: Plan, table: tuple[Plan, ...]) -> None:
     shares = _shares(plan)
     print_table(("MEMORY", "BYTES"), [*shares, ("together", format_size(p.memory.total))])
     peak = format_size(p.peak_bytes)
-    click.echo(f"a prompt of {p.prompt_tokens} tokens and its answer use {peak} of it")
+    work = "a prompt of" if p.concurrency == 1 else f"{p.concurrency} prompts of"
+    theirs = "its answer" if p.concurrency == 1 else "their answers"
+    click.echo(f"{work} {p.prompt_tokens} tokens and {theirs} use {peak} of it")
     click.echo()
     click.echo(f"loading takes {_seconds(p.load_s)}")
-    click.echo(f"first token of {p.prompt_tokens} after {_seconds(p.ttft_s)}")
-    click.echo(f"{_rate(p.decode_tok_s)} for {p.concurrency} together, bound by {p.bound}")
+    if p.concurrency == 1:
+        click.echo(f"first token of a prompt of {p.prompt_tokens} after {_seconds(p.ttft_s)}")
+        click.echo(f"then {_rate(p.decode_tok_s)}, bound by {p.bound}")
+    else:
+        prompts = f"{p.concurrency} prompts of {p.prompt_tokens}"
+        click.echo(f"first tokens of all {prompts} after {_seconds(p.ttft_s)}")
+        click.echo(f"then {_rate(p.decode_tok_s)} together, bound by {p.bound}")
     if p.sweep_bytes:
         click.echo(
             f"each sweep reads {format_size(p.sweep_bytes)} in {_seconds(p.sweep_read_s)} "
@@ -144,11 +151,12 @@ def _print(plan: Plan, table: tuple[Plan, ...]) -> None:
         )
     click.echo()
     print_table(
-        ("BUDGET", "TAKES", "STREAMS", "FIRST TOKEN", "DECODE", "BOUND BY"),
+        ("BUDGET", "TAKES", "CONTEXT", "STREAMS", "FIRST TOKEN", "DECODE", "BOUND BY"),
         [
             (
                 format_size(t.budget),
                 format_size(t.predicted.peak_bytes),
+                str(t.context),
                 format_size(t.predicted.sweep_bytes),
                 _seconds(t.predicted.ttft_s),
                 _rate(t.predicted.decode_tok_s),

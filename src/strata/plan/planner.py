@@ -105,11 +105,12 @@ class Planner:
 
     def everything(self) -> int:
         """A budget in which all Segments are resident, in whole megabytes."""
+        return (self._everything(self._default_context()) // constants.MB + 2) * constants.MB
+
+    def _everything(self, context: int) -> int:
         names = frozenset(s.name for s in self.model.segments)
-        context = self._default_context()
         sizes = self._resident_sizes(context, self._token_choices()[-1])
-        total = memory_shares(self.model, sizes, names).total
-        return (total // constants.MB + 2) * constants.MB
+        return memory_shares(self.model, sizes, names).total
 
     def _too_small(self, budget: int) -> BudgetTooSmall:
         floor = self.floor()
@@ -259,9 +260,12 @@ class Planner:
 
     def _contexts(self, budget: int) -> Iterator[int]:
         """Contexts to try: the one asked for, else the usual one, halved until its KV leaves most
-        of the budget to weights, and further if need be."""
+        of the budget to weights that have no room beside it, and further if need be."""
         context, least = self._default_context(), self._least_context()
-        while context > least and self._kv_bytes(context) > constants.DEFAULT_KV_SHARE * budget:
+        most_kv = constants.DEFAULT_KV_SHARE * budget
+        while context > least and self._kv_bytes(context) > most_kv:
+            if self._everything(context) <= budget:
+                break
             context = max(least, context // 2)
         yield context
         while context > least:

@@ -39,7 +39,7 @@ def explain(
     return (
         *choices,
         _sweep(workload, sizes),
-        _context(workload, sizes, prediction),
+        _context(model, workload, sizes, prediction),
         Choice("threads", str(sizes.threads), f"of {machine.cores} cores, with {machine.isa}"),
     )
 
@@ -84,7 +84,7 @@ def _sweep(workload: Workload, sizes: Sizes) -> Choice:
     return Choice("sweep", value, f"{tokens} tokens of prompts take {sweeps} sweeps")
 
 
-def _context(workload: Workload, sizes: Sizes, prediction: Prediction) -> Choice:
+def _context(model: Outline, workload: Workload, sizes: Sizes, prediction: Prediction) -> Choice:
     context = sizes.context
     kv = format_size(prediction.memory.kv)
     value = f"{context} positions for {workload.concurrency}, {kv} of {sizes.kv_type} KV"
@@ -92,5 +92,9 @@ def _context(workload: Workload, sizes: Sizes, prediction: Prediction) -> Choice
         return Choice("context", value, "as given")
     if context >= constants.DEFAULT_CONTEXT:
         return Choice("context", value, "the usual length")
+    if context == model.context:
+        return Choice("context", value, "as much as the model has")
+    if context == workload.prompt_tokens + workload.answer_tokens:
+        return Choice("context", value, "a prompt and its answer; more would take from the weights")
     share = f"{constants.DEFAULT_KV_SHARE:.0%}"
-    return Choice("context", value, f"as much as the model has, or as {share} of the budget holds")
+    return Choice("context", value, f"as much as {share} of the budget holds")
