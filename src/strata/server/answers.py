@@ -17,7 +17,7 @@ from strata.errors import StrataError
 from strata.server.bridge import Run
 from strata.server.errors import ApiError, as_api_error
 from strata.server.replies import Reply, StreamReply, unless_gone
-from strata.server.tools import Piece, ToolCall, ToolParser
+from strata.server.tools import Piece, Thought, ToolCall, ToolParser
 
 _log = logging.getLogger("strata.server")
 
@@ -25,10 +25,11 @@ _log = logging.getLogger("strata.server")
 @dataclass
 class Answer:
     """One choice. ``samples`` are those of shown tokens, ``offsets`` the characters of ``text``
-    before each. ``parser`` finds calls in it."""
+    before each. ``parser`` finds thoughts and calls in it."""
 
     parser: ToolParser | None = None
     text: str = ""
+    thoughts: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -52,6 +53,8 @@ class Answer:
         for piece in pieces:
             if isinstance(piece, str):
                 self.text += piece
+            elif isinstance(piece, Thought):
+                self.thoughts += piece.text
             else:
                 self.calls.append(piece)
         return pieces, shown

@@ -10,7 +10,8 @@ from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.server.answers import Answers
 from strata.server.service import Service
-from strata.server.tools import Tool, ToolFormat, tool_format
+from strata.server.thinking import START, Thinking, thinks
+from strata.server.tools import Tool, ToolFormat, ToolParser, tool_format
 from strata.server.tools.plain import in_words, tell_of_tools
 
 ToolChoice = Literal["auto", "none", "required"]
@@ -47,7 +48,14 @@ async def start_chat(service: Service, wanted: Conversation) -> Answers:
         show_special=form is not None,
     )
     names = [tool.name for tool in wanted.tools]
-    parsers = [form.parser(names) if form else None for _ in range(wanted.choices)]
+    parsers: list[ToolParser | None] = [
+        form.parser(names) if form else None for _ in range(wanted.choices)
+    ]
+    if thinks(_template(service)) and params.grammar is None:
+        # A grammar is one of the answer: nothing is thought before it.
+        tail = service.llm.tokenizer.decode(prompt[-8:], skip_special=False)
+        begun = tail.rstrip().endswith(START)
+        parsers = [Thinking(parser, begun=begun) for parser in parsers]
     return Answers(run, parsers, wanted.choices)
 
 
@@ -60,9 +68,7 @@ async def _prepare(
     service: Service, wanted: Conversation
 ) -> tuple[list[int], SamplingParams, ToolFormat | None]:
     params = wanted.params
-    templates = service.llm.tokenizer.chat_templates
-    template = templates.get("tool_use") or service.llm.tokenizer.chat_template
-    source = "" if template is None else template.source
+    source = _template(service)
     if not wanted.tools or wanted.tool_choice == "none":
         if wanted.tool_choice == "required":
             raise UsageError("a tool must be called, but there are no tools")
@@ -77,6 +83,13 @@ async def _prepare(
     else:
         prompt = await _prompt(service, wanted, tell_of_tools(wanted.messages, wanted.tools), None)
     return prompt, params, form
+
+
+def _template(service: Service) -> str:
+    """The text of the chat template."""
+    tokenizer = service.llm.tokenizer
+    template = tokenizer.chat_templates.get("tool_use") or tokenizer.chat_template
+    return "" if template is None else template.source
 
 
 async def _prompt(

@@ -17,16 +17,18 @@ from strata.server.document import AnthropicError, documented
 from strata.server.errors import ApiError, error_body
 from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece, ToolCall
+from strata.server.tools import Piece, Thought, ToolCall
 
 PATH = "/v1/messages"
 
 
 class ContentBlock(BaseModel):
-    """Text, or a tool that is to be used."""
+    """Text, a tool that is to be used, or what was thought before."""
 
-    type: Literal["text", "tool_use"]
+    type: Literal["text", "thinking", "tool_use"]
     text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -100,6 +102,8 @@ class _Writer:
         """See Writer."""
         answer = self._answer
         content: list[dict[str, Any]] = []
+        if answer.thoughts:
+            content.append(_thinking(answer.thoughts))
         if answer.text.strip() or not answer.calls:
             content.append({"type": "text", "text": answer.text})
         content += [_tool_use(call, call.arguments) for call in answer.calls]
@@ -154,32 +158,41 @@ def _tool_use(call: ToolCall, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(arguments)}
 
 
+def _thinking(text: str) -> dict[str, Any]:
+    # Nobody checks the signature: thoughts that are sent back are passed over.
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
 class _Blocks:
-    """The events of an answer's numbered blocks: text in one, every call in its own."""
+    """The events of an answer's numbered blocks: thoughts in one, text in one, every call in its
+    own."""
 
     def __init__(self) -> None:
         self._index = -1
-        self._open = False
+        self._open: str | None = None
 
     def add(self, piece: Piece) -> str:
         if isinstance(piece, str):
-            start = "" if self._open else self._start({"type": "text", "text": ""})
+            start = "" if self._open == "text" else self._start({"type": "text", "text": ""})
             return start + self._delta({"type": "text_delta", "text": piece})
+        if isinstance(piece, Thought):
+            start = "" if self._open == "thinking" else self._start(_thinking(""))
+            return start + self._delta({"type": "thinking_delta", "thinking": piece.text})
         arguments = {"type": "input_json_delta", "partial_json": to_json(piece.arguments)}
         return self._start(_tool_use(piece, {})) + self._delta(arguments) + self.finish()
 
     def finish(self) -> str:
         """The end of the block that is open; of an empty one if there was none."""
         start = "" if self._index >= 0 else self._start({"type": "text", "text": ""})
-        if not self._open:
+        if self._open is None:
             return start
-        self._open = False
+        self._open = None
         return start + _event("content_block_stop", index=self._index)
 
     def _start(self, block: dict[str, Any]) -> str:
         stop = self.finish() if self._open else ""
         self._index += 1
-        self._open = True
+        self._open = block["type"]
         return stop + _event("content_block_start", index=self._index, content_block=block)
 
     def _delta(self, delta: dict[str, Any]) -> str:

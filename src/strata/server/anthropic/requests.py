@@ -49,6 +49,12 @@ class ToolChoiceParam(Lenient):
     name: str | None = None
 
 
+class ThinkingParam(Lenient):
+    """Whether the model thinks before it answers, where it can."""
+
+    type: str
+
+
 class CountRequest(Lenient):
     """``POST /v1/messages/count_tokens``."""
 
@@ -57,6 +63,7 @@ class CountRequest(Lenient):
     system: str | list[Block] | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=128)] | None = None
     tool_choice: ToolChoiceParam | None = None
+    thinking: ThinkingParam | None = None
 
 
 class OutputFormat(JsonSchema):
@@ -108,6 +115,9 @@ async def conversation(service: Service, body: CountRequest) -> Conversation:
         ],
         tool_choice=_TOOL_CHOICES[choice.type],
         tool=choice.name if choice.type == "tool" else None,
+        variables={
+            "enable_thinking": body.thinking is not None and body.thinking.type != "disabled"
+        },
         continue_last=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
     )
 

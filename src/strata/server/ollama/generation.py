@@ -28,7 +28,7 @@ from strata.server.ollama.requests import (
 )
 from strata.server.replies import LINES, Reply, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece
+from strata.server.tools import Piece, Thought, ToolCall
 
 
 class Figures(BaseModel):
@@ -52,6 +52,7 @@ class ReplyMessage(BaseModel):
 
     role: Literal["assistant"]
     content: str
+    thinking: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
@@ -65,6 +66,7 @@ class GenerateReply(Figures):
     """A continued prompt, or a part of it."""
 
     response: str
+    thinking: str | None = None
     context: list[int] | None = None
 
 
@@ -146,7 +148,7 @@ class _Writer:
     def whole(self) -> dict[str, Any]:
         """See Writer."""
         answer = self._answer
-        return self._last([answer.text, *answer.calls], answer.samples)
+        return self._last([Thought(answer.thoughts), answer.text, *answer.calls], answer.samples)
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """See Writer."""
@@ -190,20 +192,26 @@ def _heading(service: Service) -> dict[str, Any]:
 
 
 def _chat_fields(pieces: Sequence[Piece]) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": "".join(piece for piece in pieces if isinstance(piece, str)),
-    }
+    message = {"role": "assistant", "content": _text(pieces), **_thinking(pieces)}
     calls = [
         {"function": {"name": piece.name, "arguments": dict(piece.arguments)}}
         for piece in pieces
-        if not isinstance(piece, str)
+        if isinstance(piece, ToolCall)
     ]
     return {"message": {**message, "tool_calls": calls} if calls else message}
 
 
 def _generate_fields(pieces: Sequence[Piece]) -> dict[str, Any]:
-    return {"response": "".join(piece for piece in pieces if isinstance(piece, str))}
+    return {"response": _text(pieces), **_thinking(pieces)}
+
+
+def _text(pieces: Sequence[Piece]) -> str:
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+def _thinking(pieces: Sequence[Piece]) -> dict[str, str]:
+    thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+    return {"thinking": thoughts} if thoughts else {}
 
 
 def _loaded(service: Service, fields: dict[str, Any]) -> dict[str, Any]:

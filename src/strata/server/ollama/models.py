@@ -18,6 +18,7 @@ from strata.server.errors import ApiError
 from strata.server.ollama.requests import ShowRequest
 from strata.server.replies import Reply
 from strata.server.service import Service
+from strata.server.thinking import thinks
 
 
 class Details(BaseModel):
@@ -187,7 +188,11 @@ def add_routes(routes: APIRouter, service: Service) -> None:
                 "details": facts.details,
                 "model_info": _model_info(facts.summary),
                 # Where a chat template knows no tools, the model is told of them in words.
-                "capabilities": ["completion", *(["tools"] if template else [])],
+                "capabilities": [
+                    "completion",
+                    *(["tools"] if template else []),
+                    *(["thinking"] if thinks(source) else []),
+                ],
                 "modified_at": facts.modified,
             }
         )

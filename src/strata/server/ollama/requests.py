@@ -49,6 +49,7 @@ class Message(Lenient):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
+    thinking: str | None = None
     images: list[str] | None = None
     tool_calls: list[ToolCall] | None = None
     tool_name: str | None = None
@@ -141,6 +142,8 @@ def _plain(message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": message.role, "content": message.content or ""}
     if message.tool_name is not None:
         plain["name"] = message.tool_name
+    if message.thinking is not None:
+        plain["thinking"] = message.thinking
     if message.tool_calls:
         plain["tool_calls"] = [
             past_call(call.id, call.function.name, call.function.arguments)

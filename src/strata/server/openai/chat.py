@@ -21,7 +21,7 @@ from strata.server.openai.requests import ChatRequest, Message, NamedTool
 from strata.server.openai.writer import OpenAIWriter
 from strata.server.replies import EVENT_STREAM, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece, ToolCall
+from strata.server.tools import Piece, Thought, ToolCall
 from strata.server.tools.base import parse_json
 
 PATH = "/v1/chat/completions"
@@ -59,8 +59,13 @@ async def _conversation(service: Service, body: ChatRequest) -> Conversation:
         tools=tools_of(body.tools),
         tool_choice=choice,
         tool=tool,
-        variables=body.chat_template_kwargs or {},
+        variables=_variables(body),
     )
+
+
+def _variables(body: ChatRequest) -> dict[str, Any]:
+    thinking = {"enable_thinking": False} if body.reasoning_effort == "none" else {}
+    return {**thinking, **(body.chat_template_kwargs or {})}
 
 
 def plain_message(message: Message) -> dict[str, Any]:
@@ -76,6 +81,8 @@ def plain_message(message: Message) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": role, "content": content}
     if message.name is not None:
         plain["name"] = message.name
+    if message.reasoning_content is not None:
+        plain["reasoning_content"] = message.reasoning_content
     if message.tool_call_id is not None:
         plain["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
@@ -109,6 +116,8 @@ class _Writer(OpenAIWriter):
             "content": answer.text if answer.text.strip() or not answer.calls else None,
             "refusal": None,
         }
+        if answer.thoughts:
+            message["reasoning_content"] = answer.thoughts
         if answer.calls:
             message["tool_calls"] = [_call(call) for call in answer.calls]
         return {
@@ -141,6 +150,8 @@ class _Writer(OpenAIWriter):
     def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
         if isinstance(piece, str):
             return {"content": piece}
+        if isinstance(piece, Thought):
+            return {"reasoning_content": piece.text}
         self._calls[index] += 1
         return {"tool_calls": [{"index": self._calls[index] - 1, **_call(piece)}]}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from strata.server.tools.base import Piece, Tool, ToolCall, ToolFormat, ToolParser
+from strata.server.tools.base import Piece, Thought, Tool, ToolCall, ToolFormat, ToolParser
 from strata.server.tools.hermes import Hermes
 from strata.server.tools.llama3 import Llama3
 from strata.server.tools.mistral import Mistral
 
-__all__ = ["Piece", "Tool", "ToolCall", "ToolFormat", "ToolParser", "tool_format"]
+__all__ = ["Piece", "Thought", "Tool", "ToolCall", "ToolFormat", "ToolParser", "tool_format"]
 
 
 def tool_format(template: str) -> ToolFormat:

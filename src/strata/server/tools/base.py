@@ -44,8 +44,15 @@ class ToolCall:
     id: str = field(default_factory=_new_id, compare=False)
 
 
-Piece = str | ToolCall
-"""Of an answer: text, or a call."""
+@dataclass(frozen=True)
+class Thought:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+Piece = str | Thought | ToolCall
+"""Of an answer: text, a part of a thought, or a call."""
 
 
 class ToolParser(Protocol):
@@ -95,7 +102,7 @@ class Markers:
                 self._after_call = False
             if not self._inside:
                 at = self._held.find(self._start)
-                cut = len(self._held) - _overlap(self._held, self._start) if at < 0 else at
+                cut = len(self._held) - overlap(self._held, self._start) if at < 0 else at
                 if cut:
                     pieces.append(self._held[:cut])
                 if at < 0:
@@ -164,7 +171,8 @@ def lark_alternatives(tools: Sequence[Tool], before: Callable[[str], str], after
     return f"start: {starts}\n" + "\n".join(rules)
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
+    """Characters at the end of ``text`` that may be the beginning of ``marker``."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:length]):
             return length

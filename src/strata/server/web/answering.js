@@ -12,8 +12,9 @@ export async function answer(api, messages, sampling, node, signal, on) {
   let finish = null;
   try {
     for await (const part of api.chat(messages, sampling, signal)) {
-      if (part.text !== undefined) {
-        node.text += part.text;
+      if (part.text !== undefined || part.thought !== undefined) {
+        node.text += part.text ?? "";
+        if (part.thought !== undefined) node.thought = (node.thought ?? "") + part.thought;
         clock.piece();
         node.stats = clock.stats();
         on.change();

@@ -84,7 +84,7 @@ export class Api {
   }
 
   /**
-   * An answer as it comes: `{text}`, `{done, total}` while the prompt is read, `{finish}` with the
+   * An answer as it comes: `{thought}` before it, `{text}`, `{done, total}` while the prompt is read, `{finish}` with the
    * reason for its end, `{usage}`.
    */
   async *chat(messages, sampling, signal) {
@@ -106,6 +106,7 @@ export class Api {
       const chunk = JSON.parse(part.data);
       if (chunk.error) throw new ApiError(0, chunk.error.message);
       const choice = chunk.choices[0];
+      if (choice?.delta?.reasoning_content) yield { thought: choice.delta.reasoning_content };
       if (choice?.delta?.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) yield { finish: choice.finish_reason };
       if (chunk.usage) yield { usage: chunk.usage };

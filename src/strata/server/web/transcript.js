@@ -76,6 +76,9 @@ export class Transcript {
     const item = this.#items.get(node.id);
     if (!item) return;
     renderMarkdown(item.body, node.text);
+    setText(item.thought, node.thought ?? "");
+    setText(item.summary, node.end === null && node.text === "" ? "Thinking" : "Thoughts");
+    item.thinking.hidden = !node.thought;
     item.article.setAttribute("aria-busy", String(node.end === null));
     item.actions.hidden = node.end === null;
     setText(item.stats, statsLine(node));
@@ -89,7 +92,7 @@ export class Transcript {
   /** Say how far the prompt has been read, while there is nothing else to show. */
   progress(node, done, total) {
     const item = this.#items.get(node.id);
-    if (item && node.text === "") {
+    if (item && node.text === "" && !node.thought) {
       setText(item.stats, `Reading the prompt: ${count(done)} of ${count(total)} tokens`);
     }
   }
@@ -146,6 +149,9 @@ export class Transcript {
     const user = node.role === "user";
     const body = el("div", { class: "body" });
     if (user) body.textContent = node.text;
+    const thought = el("p", {});
+    const summary = el("summary", {});
+    const thinking = el("details", { class: "thinking", hidden: true }, summary, thought);
     const note = el("p", { class: "note", hidden: true });
     const stats = el("p", { class: "stats" });
     const copying = copyButton(() => node.text, "Copy", { class: "quiet" });
@@ -160,11 +166,12 @@ export class Transcript {
     const article = el(
       "article",
       { class: user ? "user" : "answer", "aria-label": user ? "You" : "Answer" },
+      ...(user ? [] : [thinking]),
       body,
       ...(user ? [] : [note, stats]),
       actions,
     );
-    this.#items.set(node.id, { article, body, note, stats, actions });
+    this.#items.set(node.id, { article, body, thinking, summary, thought, note, stats, actions });
     if (!user) this.update(node);
     return el("li", {}, article);
   }
