@@ -169,24 +169,35 @@ def figures(answers: Answers) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """What benches of servers have in common."""
     parser.add_argument("model")
     parser.add_argument("--llama-bin", type=Path, help="without it Strata is measured alone")
-    parser.add_argument("--clients", default="1,4,16", help="%(default)s")
-    parser.add_argument("--requests", type=int, default=4, help="of each client, in turn")
-    parser.add_argument("--gen", type=int, default=64, help="tokens of an answer")
-    parser.add_argument("--words", default=LENGTHS, help="of the prompts, in turn (%(default)s)")
-    parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--server-cores", default="0,1")
     parser.add_argument("--strata-options", default="", help="more for `strata serve`")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+
+
+def leave_cores(args: argparse.Namespace) -> set[int]:
+    """The servers' cores; this process is on the others from now on."""
     cores = {int(core) for core in args.server_cores.split(",")}
     os.sched_setaffinity(0, (os.sched_getaffinity(0) - cores) or cores)
+    return cores
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    common_options(parser)
+    parser.add_argument("--clients", default="1,4,16", help="%(default)s")
+    parser.add_argument("--requests", type=int, default=4, help="of each client, in turn")
+    parser.add_argument("--gen", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--words", default=LENGTHS, help="of the prompts, in turn (%(default)s)")
+    parser.add_argument("--context", type=int, default=2048)
+    args = parser.parse_args()
+    cores = leave_cores(args)
     sides = {"strata": ours} | ({"llama_server": theirs} if args.llama_bin else {})
     report: dict[str, Any] = {"machine": describe(), "model": Path(args.model).name, "runs": []}
     for clients in (int(n) for n in args.clients.split(",")):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +26,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from against_llama_server import free_port, ours, prompt, serving, theirs
+from against_llama_server import (
+    common_options,
+    free_port,
+    leave_cores,
+    ours,
+    prompt,
+    serving,
+    theirs,
+)
 from machine import describe
 
 
@@ -108,20 +115,13 @@ async def until(condition: Callable[[], bool]) -> None:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--llama-bin", type=Path, help="without it Strata is measured alone")
+    common_options(parser)
     parser.add_argument("--others", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=4000, help="words of the prompt")
     parser.add_argument("--before", type=float, default=2.0, help="seconds until the prompt")
     parser.add_argument("--context", type=int, default=8192)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--server-cores", default="0,1")
-    parser.add_argument("--strata-options", default="", help="more for `strata serve`")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    cores = {int(core) for core in args.server_cores.split(",")}
-    os.sched_setaffinity(0, (os.sched_getaffinity(0) - cores) or cores)
+    cores = leave_cores(args)
     sides = {"strata": ours} | ({"llama_server": theirs} if args.llama_bin else {})
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for i in range(args.pairs):
