@@ -97,6 +97,9 @@ class SegmentBuilder {
         part.residual = f32_value(*residual);
       }
       s.parts.push_back(std::move(part));
+      int64_t scratch = matmul_scratch_floats(k);
+      if (place && place->packs()) scratch += (packing_bytes(place->panel_bytes()) + 3) / 4;
+      scratch_ = std::max(scratch_, scratch);
       product.parts.push_back(place);
     }
     if (glu) {
@@ -106,7 +109,6 @@ class SegmentBuilder {
       s.glu = row_spec(static_cast<int>(RowFunction::glu), std::get<1>(parts[0]), out,
                        std::get<1>(parts[1]), {}, {}, activation, 0.0f);
     }
-    scratch_ = std::max(scratch_, matmul_scratch_floats(s.x.width));
     if (format_info(s.parts[0].format)->act == ActKind::bf16) {
       require(narrow >= 0 && narrow % 64 == 0, "matmul: no place for the input as bf16");
       s.narrow = narrow;

@@ -40,11 +40,15 @@ struct Value {
   static constexpr int64_t kExternal = -2;
 };
 
-// Panels [panel0, panel1) of part number `part` of a product, as far as they are in memory.
+struct WeightPlace;
+
+// Panels [panel0, panel1) of part number `part` of a product, as far as they are in memory: packed,
+// or as rows of a file.
 struct PanelView {
   int part;
   int64_t panel0, panel1;
-  const uint8_t* base;     // where panel 0 lies, or would lie
+  const uint8_t* base;                   // where panel 0 lies, or would lie; with `place`, where
+  const WeightPlace* place = nullptr;    // the rows of panel0 lie, which it can pack
 };
 
 // The first exception that a chunk threw: it must not leave the thread it was thrown on.

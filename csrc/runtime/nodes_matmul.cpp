@@ -33,7 +33,9 @@ class MatmulNode final : public Node {
     if (rows_ == 0) return 0;
     views_ = whole_.empty() ? c.piece : &whole_;
     row_block_ = ceil_div(rows_, ceil_div(rows_, kRowBlock));
-    row_blocks_ = ceil_div(rows_, row_block_);
+    // What has to be packed first is packed once for all rows.
+    chunk_rows_ = whole_.empty() ? rows_ : row_block_;
+    row_blocks_ = ceil_div(rows_, chunk_rows_);
     int64_t units = 0;
     for (const PanelView& v : *views_) {
       units += v.panel1 - v.panel0;
@@ -52,8 +54,8 @@ class MatmulNode final : public Node {
   }
 
   void chunk(const Context& c, int64_t index, int thread) override {
-    const int64_t row0 = index / per_block_ * row_block_;
-    const int64_t row1 = std::min(row0 + row_block_, rows_);
+    const int64_t row0 = index / per_block_ * chunk_rows_;
+    const int64_t row1 = std::min(row0 + chunk_rows_, rows_);
     int64_t unit = index % per_block_;
     float* scratch = c.arena->scratch(thread);
     for (const PanelView& v : *views_) {
@@ -80,7 +82,6 @@ class MatmulNode final : public Node {
                 int64_t panel1, float* scratch) const {
     const MatmulPart& p = s_.parts[static_cast<size_t>(v.part)];
     MatmulArgs a{};
-    a.weight = v.base;
     a.n = p.n;
     a.k = s_.x.width;
     a.acts = kind_ == ActKind::q8 ? c.q8(s_.x, 0)
@@ -95,9 +96,30 @@ class MatmulNode final : public Node {
       a.narrow = c.narrow(s_.narrow, s_.x, 0);
       a.narrow_stride = static_cast<int64_t>(act_row_bytes(ActKind::bf16, a.k));
     }
-    // A thread goes on with the chunk that follows: reading ahead does not end with this one.
-    a.fetch_end = v.panel1;
-    c.matrix->matmul(p.format)(a, row0, row1, panel0, panel1, scratch);
+    const MatmulFn matmul = c.matrix->matmul(p.format);
+    const auto product = [&](int64_t p0, int64_t p1) {
+      for (int64_t r = row0; r < row1; r += row_block_) {
+        matmul(a, r, std::min(r + row_block_, row1), p0, p1, scratch);
+      }
+    };
+    if (v.place == nullptr) {
+      a.weight = v.base;
+      // A thread goes on with the chunk that follows: reading ahead does not end with this one.
+      a.fetch_end = v.panel1;
+      product(panel0, panel1);
+      return;
+    }
+    // Packed into a cache, not into the ring: what came from the disk is read from memory once.
+    uint8_t* const packed = reinterpret_cast<uint8_t*>(scratch + matmul_scratch_floats(a.k));
+    const int64_t row_bytes = v.place->stored_row_bytes();
+    const int64_t step = packed_together(v.place->panel_bytes());
+    for (int64_t at = panel0; at < panel1; at += step) {
+      const int64_t end = std::min(at + step, panel1);
+      v.place->pack_panels(v.base + (at - v.panel0) * kPanel * row_bytes, at, end, packed);
+      a.weight = packed - at * v.place->panel_bytes();
+      a.fetch_end = end;
+      product(at, end);
+    }
   }
 
   MatmulSpec s_;
@@ -105,7 +127,7 @@ class MatmulNode final : public Node {
   int64_t act_stride_;
   std::vector<PanelView> whole_;                // of resident weights
   const std::vector<PanelView>* views_ = nullptr;
-  int64_t rows_ = 0, row_block_ = 1, row_blocks_ = 1, grain_ = 1, per_block_ = 1;
+  int64_t rows_ = 0, row_block_ = 1, chunk_rows_ = 1, row_blocks_ = 1, grain_ = 1, per_block_ = 1;
 };
 
 class NarrowNode final : public Node {

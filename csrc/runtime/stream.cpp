@@ -114,37 +114,50 @@ bool Stream::place_next() {
   for (const PieceRange& r : piece) {
     uint8_t* place = ring_.data() + at;
     entry->places.push_back(place);
-    entry->views.push_back(
-        {r.part, r.panel0, r.panel1, place - r.panel0 * r.place->panel_bytes()});
+    entry->views.push_back({r.part, r.panel0, r.panel1, place});
     at += r.place->slot_bytes(r.panel0, r.panel1);
     entry->file_bytes += r.place->file_bytes(r.panel0, r.panel1);
   }
-  if (piece.size() > 1) wanted_.notify_all();
   entries_.push_back(std::move(entry));
   advance();
   return true;
 }
 
+// A piece of which something is to be read now; nullptr when there is no room, or enough under way.
+Stream::Entry* Stream::next_read() {
+  if (paused_) return nullptr;
+  const auto open = [](const auto& e) { return e->claimed < e->places.size() && !e->failure; };
+  auto found = std::find_if(entries_.begin(), entries_.end(), open);
+  if (found == entries_.end()) {
+    if (!place_next()) return nullptr;
+    found = std::prev(entries_.end());
+  }
+  Entry& entry = **found;
+  const int64_t most = static_cast<int64_t>(ring_.size()) / 4 * 3;
+  const bool few = under_way_ == 0 || under_way_ + read_bytes(entry, entry.claimed) <= most;
+  return few ? &entry : nullptr;
+}
+
+int64_t Stream::read_bytes(const Entry& entry, size_t range) const {
+  const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
+                               [static_cast<size_t>(entry.piece)][range];
+  return r.place->file_bytes(r.panel0, r.panel1);
+}
+
 void Stream::read_one(Entry& entry, size_t range, uint8_t* scratch) {
   const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
                                [static_cast<size_t>(entry.piece)][range];
-  r.place->read_in_place(r.panel0, r.panel1, entry.places[range], scratch, counters_);
+  PanelView& view = entry.views[range];
+  view.base = r.place->read_rows(r.panel0, r.panel1, entry.places[range], scratch, counters_);
+  if (r.place->packs()) view.place = r.place.get();
+  else view.base -= r.panel0 * r.place->panel_bytes();
 }
 
 void Stream::work(int thread) {
   uint8_t* const scratch = scratch_.data() + thread * scratch_each_;
   std::unique_lock<std::mutex> hold(lock_);
   while (!stop_) {
-    Entry* entry = nullptr;
-    if (!paused_) {
-      for (const auto& e : entries_) {
-        if (e->claimed < e->places.size() && !e->failure) {
-          entry = e.get();
-          break;
-        }
-      }
-      if (entry == nullptr && place_next()) entry = entries_.back().get();
-    }
+    Entry* const entry = next_read();
     if (entry == nullptr) {
       if (++idle_ == alive_) idle_since_ = Clock::now();
       wanted_.wait(hold);
@@ -152,7 +165,11 @@ void Stream::work(int thread) {
       continue;
     }
     const size_t range = entry->claimed++;
+    const int64_t bytes = read_bytes(*entry, range);
     ++busy_;
+    under_way_ += bytes;
+    // Whoever takes something up wakes the next one, as long as there is more.
+    if (idle_ > 0 && next_read() != nullptr) wanted_.notify_one();
     hold.unlock();
     fetching_.enter();
     std::exception_ptr failure;
@@ -169,6 +186,7 @@ void Stream::work(int thread) {
     fetching_.leave();
     hold.lock();
     --busy_;
+    under_way_ -= bytes;
     if (failure) entry->failure = failure;
     ++entry->done;
     // Also those who wait for the ring to come to rest are told.
@@ -177,6 +195,7 @@ void Stream::work(int thread) {
   }
   --alive_;
   ready_.notify_all();
+  wanted_.notify_all();
 }
 
 // Forgets what was read ahead and reads the sweep that runs from its beginning.
@@ -243,7 +262,7 @@ void Stream::release() {
     entries_.pop_front();
     held_ = false;
   }
-  wanted_.notify_all();
+  wanted_.notify_one();
 }
 
 void Stream::check_files() const {

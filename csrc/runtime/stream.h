@@ -27,6 +27,8 @@ using Track = std::vector<Piece>;
 
 // Threads read pieces ahead, in order, into a ring of fixed size, and the one caller takes and
 // releases them in the same order. Past the end of a sweep comes the beginning of the next one.
+// No more than three quarters of the ring are on their way at a time: disks give what they were
+// asked for together at about the same time, and then the next reads need room at once.
 class Stream {
  public:
   Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads);
@@ -58,7 +60,7 @@ class Stream {
   struct Times {
     double waited_s;    // the caller waited for a piece
     double full_s;      // no thread had anything to do, because the ring was full
-    double fetching_s;  // some thread read or packed
+    double fetching_s;  // some thread read
   };
   Times times() const;
 
@@ -76,6 +78,7 @@ class Stream {
     std::exception_ptr failure;
   };
 
+  Entry* next_read();
   bool place_next();
   bool fits(int64_t bytes, int64_t* begin) const;
   const std::vector<int>& reading_order() const {
@@ -84,6 +87,7 @@ class Stream {
   void advance();
   void rewind(std::unique_lock<std::mutex>& hold);
   void work(int thread);
+  int64_t read_bytes(const Entry& entry, size_t range) const;
   void read_one(Entry& entry, size_t range, uint8_t* scratch);
 
   const std::vector<Track> tracks_;
@@ -105,6 +109,7 @@ class Stream {
   int piece_ = 0;
   bool paused_ = false, stop_ = false, held_ = false;
   int busy_ = 0, alive_ = 0, idle_ = 0;
+  int64_t under_way_ = 0;             // bytes that are being read
   Clock::time_point idle_since_;
   BusyClock fetching_;
   int64_t used_bytes_ = 0;

@@ -214,7 +214,7 @@ int64_t WeightPlace::panel_bytes() const {
 
 int64_t WeightPlace::file_bytes(int64_t panel0, int64_t panel1) const {
   const int64_t rows = std::min(panel1 * kPanel, n) - panel0 * kPanel;
-  return rows * (storage == Storage::scaled ? k : row_bytes());
+  return rows * stored_row_bytes();
 }
 
 int64_t WeightPlace::end() const {
@@ -305,50 +305,34 @@ void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint
   pack(usual_kernels(), format, source, rows, k, out, 0, panel1 - panel0);
 }
 
-int64_t WeightPlace::packed(int64_t panel0, int64_t panel1) const {
-  const int64_t all = static_cast<int64_t>(packed_bytes(format, n, k));
-  return std::min(panel1 * panel_bytes(), all) - panel0 * panel_bytes();
-}
-
-// Where the rows are read to in their slot: so far from its beginning that no panel, which may be
-// larger than its rows, is written over rows of the next one.
-int64_t WeightPlace::before_rows(int64_t panel0, int64_t panel1) const {
-  const int64_t more = packed(panel0, panel1) - file_bytes(panel0, panel1);
-  return round_up(std::max<int64_t>(more, 0), kPage);
-}
-
 int64_t WeightPlace::slot_bytes(int64_t panel0, int64_t panel1) const {
-  return before_rows(panel0, panel1) + round_up(file_bytes(panel0, panel1), kPage) + kPage;
+  return round_up(file_bytes(panel0, panel1), kPage) + kPage;
 }
 
 int64_t WeightPlace::scratch_bytes() const {
-  const int64_t panel = round_up(kPanel * row_bytes(), kPage);
-  return storage == Storage::columns ? lines_bytes() + panel : panel;
+  return storage == Storage::columns ? lines_bytes() : 0;
 }
 
-void WeightPlace::read_in_place(int64_t panel0, int64_t panel1, uint8_t* slot, uint8_t* scratch,
-                                ReadCounters& counters) const {
+const uint8_t* WeightPlace::read_rows(int64_t panel0, int64_t panel1, uint8_t* slot,
+                                      uint8_t* scratch, ReadCounters& counters) const {
   const int64_t row0 = panel0 * kPanel;
   const int64_t rows = std::min(panel1 * kPanel, n) - row0;
-  const int64_t stored = storage == Storage::scaled ? k : row_bytes();
-  uint8_t* place = slot + before_rows(panel0, panel1);
-  const uint8_t* source = place;
-  uint8_t* panel = scratch;
   if (storage == Storage::columns) {
-    gather(row0, rows, scratch, place, counters);
-    panel += lines_bytes();
-  } else {
-    source = file->read(offset + row0 * stored, rows * stored, place, counters);
+    gather(row0, rows, scratch, slot, counters);
+    return slot;
   }
-  for (int64_t r = 0; r < rows; r += kPanel) {
-    const int64_t count = std::min<int64_t>(kPanel, rows - r);
-    // A panel is taken out of the way of its packed form; its rows are still in a cache then.
-    if (storage == Storage::scaled) {
-      put_scales(source + r * stored, row0 + r, count, panel);
-    } else {
-      std::memcpy(panel, source + r * stored, static_cast<size_t>(count * stored));
-    }
-    pack(usual_kernels(), format, panel, count, k, slot + r / kPanel * panel_bytes(), 0, 1);
+  const int64_t row = stored_row_bytes();
+  return file->read(offset + row0 * row, rows * row, slot, counters);
+}
+
+void WeightPlace::pack_panels(const uint8_t* rows, int64_t panel0, int64_t panel1,
+                              uint8_t* out) const {
+  const int64_t row0 = panel0 * kPanel;
+  const int64_t count = std::min(panel1 * kPanel, n) - row0;
+  if (storage == Storage::scaled) {
+    put_scales(rows, row0, count, out);
+  } else {
+    pack(usual_kernels(), format, rows, count, k, out, 0, panel1 - panel0);
   }
 }
 

@@ -1,5 +1,6 @@
 // Weights on their way from a file into panels: exact reads, direct or buffered, and packing.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -111,20 +112,22 @@ struct WeightPlace {
   void read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint8_t* staging,
                    ReadCounters& counters) const;
 
-  // The same without staging for all of them: they are read to where they are packed, and `slot`,
-  // aligned to kBufferAlign, has room for what alignment adds and for panels that are larger than
-  // their rows. The scratch, aligned as well, is only used meanwhile.
-  void read_in_place(int64_t panel0, int64_t panel1, uint8_t* slot, uint8_t* scratch,
-                     ReadCounters& counters) const;
+  // The same in two steps. Reads the rows of panels into `slot`, aligned to kBufferAlign, with room
+  // for what alignment adds, and returns where they begin; the scratch, aligned as well, is only
+  // used meanwhile.
+  const uint8_t* read_rows(int64_t panel0, int64_t panel1, uint8_t* slot, uint8_t* scratch,
+                           ReadCounters& counters) const;
   int64_t slot_bytes(int64_t panel0, int64_t panel1) const;
   int64_t scratch_bytes() const;
+  // Packs panels to `out`, where panel0 begins, from their rows as `read_rows` gave them.
+  void pack_panels(const uint8_t* rows, int64_t panel0, int64_t panel1, uint8_t* out) const;
+  // Whether the rows are not yet what the kernels read.
+  bool packs() const { return format_info(format)->panelled || storage == Storage::scaled; }
+  int64_t stored_row_bytes() const { return storage == Storage::scaled ? k : row_bytes(); }
 
  private:
   const uint8_t* rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                          ReadCounters& counters) const;
-  // Bytes of packed panels; the last one of rows that are kept as in the file is not padded.
-  int64_t packed(int64_t panel0, int64_t panel1) const;
-  int64_t before_rows(int64_t panel0, int64_t panel1) const;
   int64_t lines_bytes() const;   // of staging for stored lines
   // Rows put together from lines of the file, and from codes and their scales.
   void gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
@@ -132,6 +135,17 @@ struct WeightPlace {
   void put_scales(const uint8_t* codes, int64_t row0, int64_t rows, uint8_t* out) const;
 };
 using WeightPlacePtr = std::shared_ptr<const WeightPlace>;
+
+// Panels of so many bytes that a thread packs before it multiplies with them: an even number that
+// still is in the second-level cache then.
+inline int64_t packed_together(int64_t panel_bytes) {
+  constexpr int64_t kBytes = 128 << 10;
+  return std::max<int64_t>(2, kBytes / panel_bytes / 2 * 2);
+}
+// Bytes that they take.
+inline int64_t packing_bytes(int64_t panel_bytes) {
+  return packed_together(panel_bytes) * panel_bytes;
+}
 
 // What threads read into before it is packed: one buffer, so that it is made of huge pages although
 // the part of each thread is smaller than one.

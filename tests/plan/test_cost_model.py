@@ -116,10 +116,15 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     fixed = fixed_shares(m, sizes)
     assert fixed.kv == 32 * 2 * 1024 * 2 * 1024
     assert fixed.ring == 64 * MB
-    # Loading comes before the ring is filled; then each thread takes a panel out of the way, and
-    # every read has its entry.
+    # Loading comes before the ring is filled, and reads go there. Every read has its entry; threads
+    # have lines that are turned.
     entries = m.reads(sizes.piece_bytes) * constants.READ_ENTRY
-    assert fixed.staging == 5 * (m.largest_panel + 3 * 4096) + entries
+    assert fixed.staging == entries
+    turned = fixed_shares(replace(m, copies=True, turns=True), sizes)
+    assert turned.staging == entries + 5 * (136 << 10)
+    # Each thread packs panels of what streams: two of K 14336 as Q6_K, the largest ones here.
+    packed = fixed.activations - fixed_shares(m, replace(sizes, ring_bytes=0)).activations
+    assert packed == 8 * 2 * 16 * 14336 // 256 * 210
     # Five requests with what alignment adds come to one huge page more.
     loads = fixed_shares(m, replace(sizes, ring_bytes=0, kv_blocks=0, request_bytes=16 << 20))
     others = loads.kv + loads.logits + loads.activations

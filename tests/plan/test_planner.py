@@ -52,7 +52,9 @@ def resident_bytes(model: Outline, p: Plan) -> int:
 
 def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan) -> None:
     shares = p.predicted.memory
-    assert p.predicted.peak_bytes <= shares.total == sum(astuple(shares)) <= p.budget
+    assert shares.total == sum(astuple(shares)) <= p.budget
+    # It may be that of building the tokenizer, before any of the shares is taken.
+    assert p.predicted.peak_bytes <= p.budget
     assert min(astuple(shares)) >= 0
     assert shares.resident == resident_bytes(model, p) + model.vector_bytes
     assert sorted(p.resident + p.streamed) == sorted(s.name for s in model.segments)
@@ -63,7 +65,7 @@ def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan
     else:
         assert p.piece_bytes >= max(s.least_piece for s in streams)
         assert p.ring_bytes >= 3 * p.piece_bytes
-        assert shares.staging >= p.io_threads * model.largest_panel
+        assert shares.activations >= p.threads * model.streaming_scratch_bytes
         # Loading takes the place of what comes after it.
         later = shares.ring + shares.kv + shares.activations + shares.logits
         assert shares.staging + later >= p.io_threads * p.request_bytes

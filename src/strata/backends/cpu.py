@@ -67,7 +67,7 @@ class StreamStats:
     ``used_bytes`` of the file were multiplied with, ``pieces`` were read, some of them ahead.
 
     Seconds: ``waited_s`` the kernels waited for a piece, ``full_s`` all readers waited for room,
-    ``fetching_s`` some reader read or packed.
+    ``fetching_s`` some reader read.
     """
 
     pieces: ReadCounts

@@ -26,7 +26,7 @@ class SweepsReport:
     ``disk_bytes_s`` is over the whole time and ``reading_bytes_s`` over that in which some read was
     under way; ``disk_share`` is the former of the measured bandwidth. ``waited_share`` of the time
     the kernels waited for weights, ``full_share`` all readers waited for the kernels. ``overlap``
-    is the longer of fetching (reading and packing) and computing against the time of the sweeps:
+    is the longer of fetching and computing (packing included) against the time of the sweeps:
     1 is perfect.
     """
 

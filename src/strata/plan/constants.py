@@ -66,15 +66,21 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_KV_SHARE = 0.2
 """Positions unless asked otherwise, as long as their KV takes no more than this of the budget."""
 
-RING_PIECES = 3
-"""Pieces that the ring has room for beside those on their way: in use, ready, and lost where it
-wraps."""
+RING_PIECES = 15
+"""Pieces that the ring has room for: three quarters of them on their way, the others in use, ready,
+and lost where it wraps."""
 
-READERS = 8
-"""Threads that read ahead, each a piece: with fewer the disk rests while they pack."""
+READERS = 16
+"""Threads that read ahead: the more requests a disk has, the better it keeps going. Often a piece
+is of several matrices, and so more than one read."""
 
-PIECES = tuple(1 << power for power in range(18, 24))
-"""Bytes of a piece: 256 KiB to 8 MiB. Larger ones have left the caches before they are packed."""
+PIECES = tuple(
+    sorted([1 << power for power in range(18, 24)] + [3 << power for power in range(17, 22)])
+)
+"""Bytes of a piece: 256 KiB to 8 MiB."""
+
+READERS_REQUEST = 512 << 10
+"""Bytes of the largest read of these while they load what stays."""
 
 LOADING_REQUEST = 1 << 20
 """Bytes of the largest read while a model is loaded that stays in memory."""
@@ -107,7 +113,7 @@ FRESH_BYTES = 2e9
 READ_GAP = 3e-4
 """From the end of a read until the thread asks for the next one, and the disk has taken it up."""
 
-DISK_SHARE = 0.92
+DISK_SHARE = 0.96
 """Of the probed bandwidth that a sweep keeps up."""
 
 RING_SHARE = 0.45

@@ -84,20 +84,20 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     streams = sizes.ring_bytes > 0
     threads = sizes.threads + (sizes.io_threads if streams else 0)
     arena = model.arena_bytes(sizes.max_tokens, sizes.logit_rows)
-    scratch = sizes.threads * model.scratch_bytes
+    scratch = sizes.threads * (model.streaming_scratch_bytes if streams else model.scratch_bytes)
     attention = model.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = _whole(sizes.io_threads * staging_bytes(model, sizes.request_bytes))
-    scratch_panels = 0
+    beside_ring = 0
     if streams:
-        scratch_panels = sizes.io_threads * panel_scratch_bytes(model)
-        scratch_panels += model.reads(sizes.piece_bytes) * constants.READ_ENTRY
+        beside_ring = model.reads(sizes.piece_bytes) * constants.READ_ENTRY
+        beside_ring += sizes.io_threads * constants.STORED_LINES if model.turns else 0
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.vocabulary * 4 + sampling
     activations = arena + scratch + attention
     # Loading comes first, where the others will be.
-    staging = max(scratch_panels, staging - sizes.ring_bytes - kv - logits - activations)
+    staging = max(beside_ring, staging - sizes.ring_bytes - kv - logits - activations)
     base = MemoryShares(
         interpreter=sizes.process_bytes
         + constants.STARTED
@@ -144,12 +144,6 @@ def staging_bytes(model: Outline, request_bytes: int) -> int:
     read = max(request_bytes, model.largest_panel)
     # Weights that are put together or turned on the way need their bytes twice.
     return (2 if model.copies else 1) * read + constants.READ_SLACK
-
-
-def panel_scratch_bytes(model: Outline) -> int:
-    """Bytes that one I/O thread needs beside the ring: a panel, and what one is put together of."""
-    panel = model.largest_panel + constants.READ_SLACK
-    return 2 * panel + constants.STORED_LINES if model.copies else panel
 
 
 def resident_bytes(model: Outline, resident: Collection[str]) -> int:

@@ -46,6 +46,14 @@ class Matrix:
         return self.packed_bytes // -(-self.rows // PANEL)
 
     @property
+    def packing_bytes(self) -> int:
+        """Bytes of the panels that a thread packs together while the matrix streams."""
+        kind = by_name(self.format)
+        if _native.format_info(native_id(kind)) is None:
+            return 0
+        return int(_native.packing_bytes(native_id(kind), self.width))
+
+    @property
     def panel_file_bytes(self) -> int:
         """Bytes that one panel takes in the file."""
         return self.file_bytes * min(PANEL, self.rows) // self.rows
@@ -122,7 +130,7 @@ class SegmentOutline:
 @dataclass(frozen=True)
 class Outline:
     """A model's sizes. ``copies`` says that some weights are not read as the kernels want them:
-    8-bit floats apart from their scales, or transposed."""
+    8-bit floats apart from their scales, or transposed, which ``turns`` says."""
 
     name: str
     segments: tuple[SegmentOutline, ...]
@@ -131,6 +139,7 @@ class Outline:
     context: int
     tokenizer: TokenizerOutline
     copies: bool = False
+    turns: bool = False
 
     @cached_property
     def _arenas(self) -> dict[tuple[int, int], int]:
@@ -173,10 +182,17 @@ class Outline:
         widths = [m.width for s in self.segments for m in s.matrices]
         heads = [layer.head_dim for layer in self.kv]
         floats = max(
-            32 * max(widths, default=0) + 1024,
+            _product_floats(max(widths, default=0)),
             _QUERY_TILE * (3 * max(heads, default=0) + KV_BLOCK + 2 * _PARTIAL_EXTRA) + 256,
         )
         return 4 * floats
+
+    @cached_property
+    def streaming_scratch_bytes(self) -> int:
+        """The same where any matrix may stream: its panels are packed there."""
+        streamed = (m for s in self.segments for m in s.matrices if not m.lookup)
+        products = (4 * _product_floats(m.width) + m.packing_bytes for m in streamed)
+        return max(self.scratch_bytes, *products)
 
     def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
         """Bytes of tables of rotary positions, and of partial results of long attention."""
@@ -230,11 +246,9 @@ class Outline:
 def outline(name: str, model: Model, file: ModelFile) -> Outline:
     """The Outline of a Model that was built from ``file``."""
     segments = tuple(_segment(segment, file) for segment in model.segments)
-    copies = any(
-        w.transform == "transpose" or file.tensors[w.source].type.gguf_id is None
-        for segment in model.segments
-        for w in segment.weights
-    )
+    weights = [w for segment in model.segments for w in segment.weights]
+    turns = any(w.transform == "transpose" for w in weights)
+    copies = turns or any(file.tensors[w.source].type.gguf_id is None for w in weights)
     return Outline(
         name,
         segments,
@@ -243,7 +257,12 @@ def outline(name: str, model: Model, file: ModelFile) -> Outline:
         model.context_length,
         _tokenizer(model, file),
         copies,
+        turns,
     )
+
+
+def _product_floats(width: int) -> int:
+    return 32 * width + 1024
 
 
 def _segment(segment: Segment, file: ModelFile) -> SegmentOutline:

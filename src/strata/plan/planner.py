@@ -155,7 +155,9 @@ class Planner:
             for tokens in self._token_choices():
                 sizes = replace(
                     self._resident_sizes(context, tokens),
-                    ring_bytes=(constants.RING_PIECES + constants.READERS) * piece,
+                    ring_bytes=constants.RING_PIECES * piece,
+                    # Many threads load as fast with smaller requests, and their buffers are few.
+                    request_bytes=min(self._loading.request_bytes, constants.READERS_REQUEST),
                     io_threads=constants.READERS,
                 )
                 yield sizes, piece, read

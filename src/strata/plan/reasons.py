@@ -32,7 +32,7 @@ def explain(
             Choice(
                 "ring",
                 format_size(sizes.ring_bytes),
-                "one piece in use, one ready, one for the ring's end, and those that threads read",
+                "three quarters on its way from the disk, the rest in use, ready, or its end",
             ),
             _reading(machine, sizes, read),
         ]
