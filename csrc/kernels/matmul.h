@@ -70,12 +70,12 @@ STRATA_INLINE void prefetch_ahead(const uint8_t* p, const Range& range) {
 }
 
 // Dot products of N code vectors of each unit, from `first` on, with 4 * N activations.
-template <int N, int kMaxCode, int kUnits>
+template <int N, int kMaxCode, int kChains, int kUnits>
 STRATA_INLINE void dots(const U8v (&codes)[kUnits][8], int first, const int8_t* q, I32v start,
                         I32v (&out)[kUnits]) {
   if constexpr (kUnits == 2 && kSharedActs) {
     out[0] = out[1] = start;
-    vdot_two<N>(codes[0] + first, codes[1] + first, q, out[0], out[1]);
+    vdot_two<N, kChains>(codes[0] + first, codes[1] + first, q, out[0], out[1]);
   } else {
 #pragma GCC unroll 4
     for (int u = 0; u < kUnits; ++u) out[u] = vdot<N, kMaxCode>(codes[u] + first, q, start);
@@ -130,7 +130,7 @@ STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int
           const I32v start =
               W::kZero ? vshl_i32<W::kZeroShift>(vset_i32(x.nsum[which])) : vset_i32(0);
           I32v dot[kUnits];
-          dots<groups, W::kMaxCode>(codes, i * groups, x.q + 4 * groups * i, start, dot);
+          dots<groups, W::kMaxCode, 1>(codes, i * groups, x.q + 4 * groups * i, start, dot);
 #pragma GCC unroll 4
           for (int u = 0; u < kUnits; ++u) {
             F32v& sum = acc[r][u];
@@ -273,7 +273,7 @@ STRATA_APART void tile_unpacked(const MatmulArgs& a, const Range& range, int64_t
         const I32v start =
             kZero ? vshl_i32<log2_of(kZero)>(vset_i32(x.nsum[which])) : vset_i32(0);
         I32v dot[kUnits];
-        dots<groups, kMaxCode>(codes, i * groups, x.q + 4 * groups * i, start, dot);
+        dots<groups, kMaxCode, groups == 8 ? 2 : 1>(codes, i * groups, x.q + 4 * groups * i, start, dot);
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
           F32v& sum = acc[r][u];
@@ -307,9 +307,9 @@ static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first
   const int64_t range_bytes = (range.end - range.begin) * W::kBlock;
   if constexpr (kInFileRows<kFormat>) unpack_rows<kFormat>(a, range, unit, units, room);
   else unpack_units<kFormat>(a, range, unit, units, room);
-  const int64_t slice = (range_bytes * kTileRows / (last - first) + 127) / 64 * 64;
+  const int64_t slice = (range_bytes * kManyTileRows / (last - first) + 127) / 64 * 64;
   int64_t fetched = 0;
-  row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
+  row_tiles<kManyTileRows>(first, last, [&](auto rows, int64_t row) {
     for (int64_t panel = 0; panel < units / kPanelParts; ++panel) {
       const uint8_t* from = next + panel * panel_bytes;
       for (int64_t i = fetched; i < fetched + slice && i < range_bytes; i += 64) {
@@ -347,7 +347,7 @@ static void matmul_unpacked(const MatmulArgs& a, int64_t row0, int64_t row1, int
   float* waiting = scratch + (ranges > 1 ? kUnpackedBytes / 4 : 0);
   const int64_t floats = matmul_scratch_floats(a.k) - kUnpackedBytes / 4;
   int64_t step = kActCacheBytes / (along * W::kSubs * static_cast<int64_t>(sizeof(ActBlock)));
-  step = step < kTileRows ? kTileRows : step / kTileRows * kTileRows;
+  step = step < kManyTileRows ? kManyTileRows : step / kManyTileRows * kManyTileRows;
   for (int64_t first = row0; first < row1; first += step) {
     const int64_t last = first + step < row1 ? first + step : row1, rows = last - first;
     // Where the activations do not fit the cache, several panels in turn use those of a range.

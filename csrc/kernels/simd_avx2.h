@@ -16,6 +16,7 @@ using I32v = __m256i;
 using U8v = __m256i;
 inline constexpr int kWidth = 8;
 inline constexpr int kTileRows = 4;
+inline constexpr int kManyTileRows = 4;
 inline constexpr int kFloatRows = 6;
 // Rows and units of float weights where each has one sum.
 inline constexpr int kTurnRows = 6, kTurnUnits = 2;

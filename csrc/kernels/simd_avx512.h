@@ -24,6 +24,8 @@ using U8v = __m512i;    // 4 * kWidth bytes: four neighbours along K for each la
 inline constexpr int kWidth = 16;
 // Rows of activations that share unpacked codes: codes, sums and scales fit in the registers.
 inline constexpr int kTileRows = 8;
+// The same where two panels share them, so that none has to wait in memory.
+inline constexpr int kManyTileRows = 6;
 // The same for float weights, two vectors of them at a time.
 inline constexpr int kFloatRows = 12;
 // Rows and units of float weights where each has one sum.
@@ -142,17 +144,30 @@ STRATA_INLINE I32v vdot(const U8v* codes, const int8_t* a, I32v init) {
 }
 
 // The same for two sets of codes: a broadcast serves both, because loads are what runs out first.
+// In two chains the scheduler holds more that need not wait, for more registers.
 inline constexpr bool kSharedActs = true;
-template <int N>
+template <int N, int kChains>
 STRATA_INLINE void vdot_two(const U8v* codes, const U8v* others, const int8_t* a, I32v& sum,
                             I32v& other) {
-#pragma GCC unroll 8
-  for (int g = 0; g < N; ++g) {
+  const auto step = [&](int g, __m512i& first, __m512i& second) {
     int32_t four;
     __builtin_memcpy(&four, a + 4 * g, 4);
     const __m512i x = _mm512_set1_epi32(four);
-    sum = _mm512_dpbusd_epi32(sum, codes[g], x);
-    other = _mm512_dpbusd_epi32(other, others[g], x);
+    first = _mm512_dpbusd_epi32(first, codes[g], x);
+    second = _mm512_dpbusd_epi32(second, others[g], x);
+  };
+  if constexpr (kChains == 1) {
+#pragma GCC unroll 8
+    for (int g = 0; g < N; ++g) step(g, sum, other);
+  } else {
+    __m512i more = _mm512_setzero_si512(), rest = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int g = 0; g < N / 2; ++g) {
+      step(g, sum, other);
+      step(g + N / 2, more, rest);
+    }
+    sum = _mm512_add_epi32(sum, more);
+    other = _mm512_add_epi32(other, rest);
   }
 }
 

@@ -16,6 +16,7 @@ using I32v = int32x4_t;
 using U8v = uint8x16_t;
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 8;
+inline constexpr int kManyTileRows = 8;
 inline constexpr int kFloatRows = 8;
 // Rows and units of float weights where each has one sum.
 inline constexpr int kTurnRows = 8, kTurnUnits = 3;

@@ -14,6 +14,7 @@ struct I32v { int32_t v[4]; };
 struct U8v { uint8_t v[16]; };
 inline constexpr int kWidth = 4;
 inline constexpr int kTileRows = 1;
+inline constexpr int kManyTileRows = 1;
 inline constexpr int kFloatRows = 2;
 // Rows and units of float weights where each has one sum.
 inline constexpr int kTurnRows = 2, kTurnUnits = 2;
