@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -214,6 +215,7 @@ def base_memory(*, planned: bool) -> int:
         import strata.plan.probe
         import strata.text.sandbox  # noqa: F401
 
+        gc.collect()
     _native.give_back_memory()
     return process_memory().total
 

@@ -35,6 +35,19 @@ class PreTokenizer:
     byte_level: bool = True  # letters stand for bytes (GPT-2's table); else plain text
     newline_runs: bool = False  # a run of newlines that is a token is taken whole (gemma 4)
 
+    @property
+    def cuts_after_words(self) -> bool:
+        """Whether a text may be cut between a letter of a-z and a space or newline, and the words
+        of both parts are those of the whole.
+
+        True of patterns of which it can be seen: every character is in some match, no match has
+        such a letter right before a space or newline, and to look ahead they look behind spaces,
+        never behind a letter. So a match ends there with or without the rest, and the next one
+        begins there. Digits that are set apart before change nothing about that.
+        """
+        *before, last = self.patterns
+        return last in _WHOLE_TEXT and all(p in _DIGITS for p in before)
+
 
 def _ranges(hexadecimal: str) -> str:
     """`41-5A B5` as the inside of a character class."""
@@ -57,6 +70,9 @@ def _words(*alternatives: str) -> str:
 
 _LLAMA3 = _words(_CONTRACTION, _LETTERS, _THREE_DIGITS, _SYMBOLS, _NEWLINES, _SPACES)
 _QWEN2 = _words(_CONTRACTION, _LETTERS, r"\p{N}", _SYMBOLS, _NEWLINES, _SPACES)
+
+_WHOLE_TEXT = frozenset((_GPT2, _LLAMA3, _QWEN2))
+_DIGITS = frozenset((r"\p{N}", r"\p{N}+", _THREE_DIGITS))
 
 # Letters by case as llama.cpp sees them: a letter outside ASCII counts as either.
 _UPPERISH = r"[\p{L}&&[^a-z]]"
