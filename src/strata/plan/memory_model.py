@@ -38,7 +38,7 @@ class Sizes:
     @property
     def piece_bytes(self) -> int:
         """Bytes of the largest piece for which the ring is made; 0 where nothing streams."""
-        return self.ring_bytes // (constants.RING_PIECES + constants.READERS)
+        return self.ring_bytes // constants.RING_PIECES
 
 
 def peak_while_opening(model: Outline, sizes: Sizes) -> int:
