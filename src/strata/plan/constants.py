@@ -31,6 +31,9 @@ GRAMMAR_TOKEN = 490
 THREAD = 128 << 10
 """Stack and bookkeeping of one thread."""
 
+READER = 48 << 10
+"""The same of one that only reads."""
+
 SEGMENT = 96 << 10
 """A Segment's Ops, nodes and names."""
 

@@ -82,7 +82,8 @@ def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> Me
 def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     """The shares when no Segment is resident: only vectors are."""
     streams = sizes.ring_bytes > 0
-    threads = sizes.threads + (sizes.io_threads if streams else 0)
+    threads = sizes.threads * constants.THREAD
+    threads += sizes.io_threads * constants.READER if streams else 0
     arena = model.arena_bytes(sizes.max_tokens, sizes.logit_rows)
     scratch = sizes.threads * (model.streaming_scratch_bytes if streams else model.scratch_bytes)
     attention = model.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
@@ -101,7 +102,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     base = MemoryShares(
         interpreter=sizes.process_bytes
         + constants.STARTED
-        + threads * constants.THREAD
+        + threads
         + len(model.segments) * constants.SEGMENT,
         tokenizer=tokenizer_bytes(model.tokenizer),
         resident=model.vector_bytes,
