@@ -20,8 +20,9 @@ CLIENTS = 16
 BUDGETS = {"resident": "1GB", "streamed": "235MB"}
 """Of memory; the second holds few of the weights."""
 
-# KV for less than three whole contexts, so that some of sixteen have to give way.
-OPTIONS = ("--alias", "model", "--context", "1024", "--parallel", "16", "--kv-memory", "60MB")
+# KV for less than two whole contexts, and answers that grow over several blocks: some of sixteen
+# have to give way, whenever they come.
+OPTIONS = ("--alias", "model", "--context", "1024", "--parallel", "16", "--kv-memory", "42MB")
 
 
 def requests() -> list[dict[str, Any]]:
@@ -35,7 +36,7 @@ def requests() -> list[dict[str, Any]]:
             {
                 "model": "model",
                 "prompt": [*shared[: draw.choice((0, 64, 130, 200))], *own],
-                "max_tokens": draw.choice((5, 30, 90)),
+                "max_tokens": draw.choice((5, 30, 180)),
                 "temperature": draw.choice((0.0, 0.8)),
                 "seed": seed,
                 "logprobs": 1,
