@@ -8,9 +8,9 @@ Before each case the machine is probed afresh, and after it again, because a sha
 speed, often twofold and within seconds: `drift` is how much faster or slower it has become. A case
 during which that is more than a tenth says nothing about the model and is measured again, `--tries`
 times at most; `steady` sums up those during which the machine stood still. Constants of
-`strata.plan.constants` are fitted to the cases of `--fit`; those of `--check` are left out of that
-and only say how far predictions are off. Prints one JSON object: a row for each case with ratios
-(predicted / measured), a summary of each set, and the constants that would fit best.
+`strata.machine.constants` are fitted to the cases of `--fit`; those of `--check` are left out of
+that and only say how far predictions are off. Prints one JSON object: a row for each case with
+ratios (predicted / measured), a summary of each set, and the constants that would fit best.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from strata.formats import open_model
+from strata.machine import constants
+from strata.machine.rates import best_read
 from strata.models import build_model
-from strata.plan import Limits, Machine, Plan, Prediction, Workload, constants, from_json, outline
+from strata.plan import Limits, Machine, Plan, Prediction, Workload, from_json, outline
 from strata.plan.memory_model import Sizes
 from strata.plan.planner import Planner
-from strata.plan.rates import best_read
 
 COMPARED = ("ttft_s", "decode_tok_s", "load_s")
 FITTED = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from machine import Bandwidth
 from strata import LLM, SamplingParams
-from strata.backends.cpu import choose_isa
+from strata.backends.cpu.backend import choose_isa
 from strata.program import Workload
 
 BATCH_PROMPT = 16

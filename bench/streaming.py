@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from cgroups import group, why_not
 from machine import describe
-from strata.plan.probe_disk import probe_disk
+from strata.machine.probe_disk import probe_disk
 from strata.sizes import parse_size
 
 Run = Callable[[list[str]], "subprocess.CompletedProcess[str]"]

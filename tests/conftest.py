@@ -14,6 +14,6 @@ def smollm2_path() -> Path:
     given = os.environ.get("STRATA_TEST_SMOLLM2")
     if given:
         return Path(given)
-    from strata.formats.builtin import fetch_builtin
+    from strata.hub.builtin import fetch_builtin
 
     return fetch_builtin("smollm2")

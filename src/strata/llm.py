@@ -19,29 +19,26 @@ from strata.engine import (
     Job,
     KVSettings,
     LoadProgress,
-    Measurement,
-    Perplexity,
     SharedEngine,
     StoreSettings,
     Timings,
-    measure,
-    perplexity,
 )
-from strata.engine.execution import Execution, Wishes, base_memory, execute, execute_naively
 from strata.engine.kv_settings import check_room
+from strata.engine.runtime import Execution, Wishes, base_memory, execute, execute_naively
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
-from strata.formats.references import resolve
+from strata.hub.references import resolve
 from strata.models import build_model
 from strata.program import Model
+from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
 from strata.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from strata.engine.explain import Explanation
     from strata.memory import Ledger
     from strata.plan import Plan, Workload
+    from strata.report.explain import Explanation
 
 DEFAULT_CONTEXT = 4096
 """Positions for which KV is held unless asked otherwise, or as many as the model has if fewer."""
@@ -217,7 +214,7 @@ class LLM:
 
     def explain(self) -> Explanation:
         """What happened so far, against the plan if there is one."""
-        from strata.engine.explain import explain
+        from strata.report.explain import explain
 
         return explain(self.execution, self.engine.runner)
 
@@ -333,7 +330,7 @@ class LLM:
         chunks: int | None = None,
         progress: Callable[[Perplexity, int], None] | None = None,
     ) -> Perplexity:
-        """How well the model predicts ``text``; see ``strata.engine.perplexity``.
+        """How well the model predicts ``text``; see ``strata.report.perplexity``.
 
         ``context`` may not exceed that of this LLM; UsageError if the text is too short.
         """
@@ -357,7 +354,7 @@ class LLM:
         repeat: int = 3,
         progress: Callable[[int, int], None] | None = None,
     ) -> Measurement:
-        """Speed on synthetic tokens; see ``strata.engine.measure``."""
+        """Speed on synthetic tokens; see ``strata.report.measure``."""
         with self._shared.alone() as engine:
             return measure(
                 engine, prompt=prompt, gen=gen, depth=depth, repeat=repeat, progress=progress

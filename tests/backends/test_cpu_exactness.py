@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Span, Step
-from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from strata.backends.arena import ArenaLayout
-from strata.backends.lower import Lowered, lower
+from strata.backends.cpu.arena import ArenaLayout
+from strata.backends.cpu.lower import Lowered, lower
 from strata.program import Builder, Program, Weight
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fake_model import VOCABULARY, fake_engine, history_hash, logits_of
 
 from strata.decode import Sampler, SamplingParams
+from support.fake_model import VOCABULARY, fake_engine, history_hash, logits_of
 
 
 @pytest.mark.parametrize(

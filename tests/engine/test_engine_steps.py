@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fake_model import FakeBackend, expected_tokens, fake_engine, history_hash, logits_of
 
 from strata.backends.base import KV_BLOCK
 from strata.decode import SamplingParams, log_softmax
@@ -12,6 +11,7 @@ from strata.engine import Engine, EngineError, QueueFull, Request
 from strata.engine.engine import QUEUE_LIMIT
 from strata.kv import PoolError
 from strata.program import Workload
+from support.fake_model import FakeBackend, expected_tokens, fake_engine, history_hash, logits_of
 
 
 def finish(engine: Engine) -> None:

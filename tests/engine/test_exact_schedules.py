@@ -10,7 +10,6 @@ from collections.abc import Callable
 from time import sleep
 
 import pytest
-from fake_model import VOCABULARY, FakeBackend, expected_tokens, fake_engine, model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from strata.backends.kv_types import F32
 from strata.decode import SamplingParams
 from strata.engine import Engine, KVSettings, Request, StoreSettings
 from strata.errors import UsageError
+from support.fake_model import VOCABULARY, FakeBackend, expected_tokens, fake_engine, model
 
 CONTEXT = 512
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from strata.backends.base import KV_BLOCK
-from strata.backends.cpu import CpuBackend, CpuSettings
+from strata.backends.cpu.backend import CpuBackend, CpuSettings
 from strata.backends.weights import WeightSource
 from strata.decode import Sample, SamplingParams
 from strata.engine import Engine, KVSettings, Request, Runner, StoreSettings

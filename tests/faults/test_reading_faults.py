@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forward import Forward
 
-from strata.backends.cpu import CpuBackend
+from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightReadError
 from strata.formats import ModelFile, open_model
 from strata.memory import process_memory
-from streaming import faults, forward, logits, segments, settings
+from support.forward import Forward
+from support.streaming import faults, forward, logits, segments, settings
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 10)]
 SECONDS = 5.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tracemalloc
 from pathlib import Path
 
-import attacks_on_gguf  # noqa: F401  fills ATTACKS
-import attacks_on_huggingface  # noqa: F401
 import pytest
-from attack import ATTACKS, Attack
 
+import support.attacks_on_gguf
+import support.attacks_on_huggingface  # noqa: F401
 from strata.formats import FormatError, open_model
+from support.attack import ATTACKS, Attack
 
 # A header may be held twice while it is looked at; a sparse attack must not be read at all.
 MEMORY = 8 << 20

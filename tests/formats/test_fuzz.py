@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_bytes import entry, small_gguf, small_safetensors, write_directory
-from model_bytes import safetensors as safetensors_bytes
 
 from strata.errors import StrataError
 from strata.formats import open_model
 from strata.quant import dequantize
+from support.model_bytes import entry, small_gguf, small_safetensors, write_directory
+from support.model_bytes import safetensors as safetensors_bytes
 
 INTERESTING = [0, 1, 2, 7, 8, 9, 13, 31, 32, 33, 127, 128, 255, 256, 65535, 65536, 2**24, 2**31 - 1]
 INTERESTING += [

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_bytes import gguf as gguf_bytes
-from model_bytes import string_key, tensor, u32_key
 
 from strata.formats import errors, open_model
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.quant import ALL, by_name
+from support.model_bytes import gguf as gguf_bytes
+from support.model_bytes import string_key, tensor, u32_key
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",

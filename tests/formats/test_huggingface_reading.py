@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from model_bytes import entry, write_directory
-from model_bytes import safetensors as safetensors_bytes
 from safetensors.numpy import save
 
 from strata.formats import errors, open_model
 from strata.quant import by_name, dequantize
 from strata.quant.encode import encode_e4m3, quantize
+from support.model_bytes import entry, write_directory
+from support.model_bytes import safetensors as safetensors_bytes
 
 DTYPES = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "BOOL", "I64", "I32", "I16", "I8"]
 DTYPES += ["U64", "U32", "U16", "U8"]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_bytes import entry, gguf_parts, safetensors, tensor, write_directory
 
 from strata.formats import open_model
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.quant import by_name
+from support.model_bytes import entry, gguf_parts, safetensors, tensor, write_directory
 
 # ru_maxrss of a process started by a large one is the large one's: the child reads VmHWM instead.
 MEASURE = """

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from model_bytes import (
+
+from strata.formats import FormatError, open_model
+from support.model_bytes import (
     STRING,
     array_key,
     boundaries,
@@ -22,8 +24,6 @@ from model_bytes import (
     u32_key,
     write_directory,
 )
-
-from strata.formats import FormatError, open_model
 
 
 def assert_refused(path: Path, raw: bytes, cuts: Iterable[int], opened: Path) -> None:

@@ -11,18 +11,21 @@ SOURCE = Path(__file__).parents[2] / "src" / "strata"
 
 # Room -> level; a room imports rooms of lower levels, or those named beside it.
 LEVELS = {
-    "cli": 6,
-    "server": 6,
-    "llm": 5,
-    "engine": 4,
-    "synth": 4,
-    "models": 3,
-    "decode": 3,
-    "kv": 3,
-    "plan": 3,
+    "cli": 8,
+    "server": 8,
+    "llm": 7,
+    "report": 6,
+    "engine": 5,
+    "synth": 5,
+    "models": 4,
+    "decode": 4,
+    "kv": 4,
+    "plan": 4,
+    "machine": 3,
     "memory": 3,
     "backends": 2,
     "program": 2,
+    "hub": 2,
     "text": 1,
     "formats": 1,
     "quant": 1,
@@ -36,7 +39,7 @@ NEIGHBOURS = {
     ("text", "formats"),
     ("sizes", "errors"),
     ("cli", "server"),
-    ("plan", "memory"),
+    ("machine", "memory"),
 }
 # Lazy re-exports of the public API, and the entry point.
 ABOVE_ALL = {"__init__", "__main__"}

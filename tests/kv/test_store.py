@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_chains import (
+
+from strata.backends.base import KV_BLOCK
+from strata.kv.store import VERSION, PrefixStore, StoreError, block_keys
+from support.store_chains import (
     IDENTITY,
     NBYTES,
     chain,
@@ -25,9 +28,6 @@ from store_chains import (
     save,
     store,
 )
-
-from strata.backends.base import KV_BLOCK
-from strata.kv.store import VERSION, PrefixStore, StoreError, block_keys
 
 DATA = 4096
 HEAD = 88
@@ -324,7 +324,7 @@ def test_a_directory_that_cannot_be_is_an_error(tmp_path: Path) -> None:
 
 
 def kill_while_writing(directory: Path, seed: int) -> None:
-    program = Path(__file__).with_name("store_chains.py")
+    program = Path(__file__).parents[1] / "support" / "store_chains.py"
     command = [sys.executable, str(program), str(directory), str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
         assert process.stdout is not None

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from store_chains import NBYTES, chain, content, loaded, store
 
 from strata.kv import BlockPool, KnownPrefixes, KVSpace, NoKeeper, NoPrefixes
 from strata.kv.store import Buffer
 from strata.kv.store_keeper import StoreKeeper
+from support.store_chains import NBYTES, chain, content, loaded, store
 
 
 class Memory:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,6 @@ import pytest
 
 from strata.formats import open_model
 from strata.synth import SHAPES, write_model
-
-_ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(_ROOT / "tools"), str(_ROOT / "tests" / "models")]
 
 
 @pytest.fixture(scope="session")

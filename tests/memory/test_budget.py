@@ -12,23 +12,23 @@ from typing import Any
 
 import pytest
 
-from strata.backends.cpu import available_isas
+from strata.backends.cpu.backend import available_isas
 from strata.decode import SamplingParams
-from strata.engine import execution
+from strata.engine import runtime as execution
 from strata.errors import UsageError
 from strata.llm import LLM
+from strata.machine.probe import load_machine
 from strata.memory import LedgerError, process_memory
 from strata.plan import Plan, from_json, to_json
-from strata.plan.probe import load_machine
 
-HERE = Path(__file__).resolve().parent
-MACHINE = HERE.parent / "plan" / "machines" / "server.json"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+MACHINE = SUPPORT / "machines" / "server.json"
 CONTEXT, PROMPT, ANSWER = 256, 200, 40
 
 
 def run(model: Path, memory: int, *, wrapper: tuple[str, ...] = ()) -> Any:
     numbers = map(str, (memory, CONTEXT, PROMPT, ANSWER))
-    script = [sys.executable, str(HERE / "run_in_budget.py"), str(model), str(MACHINE), *numbers]
+    script = [sys.executable, str(SUPPORT / "run_in_budget.py"), str(model), str(MACHINE), *numbers]
     done = subprocess.run([*wrapper, *script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

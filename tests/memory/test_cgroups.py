@@ -15,15 +15,21 @@ from cgroups import group, why_not
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).resolve().parent
-MACHINE = HERE.parent / "plan" / "machines" / "server.json"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+MACHINE = SUPPORT / "machines" / "server.json"
 REASON = why_not()
 
 
 def run(model: Path, memory: int, limit: int | None, sizes: tuple[int, int, int]) -> Any:
     """``sizes`` are context, prompt and answer tokens; ``limit`` None runs outside any group."""
     numbers = map(str, (memory, *sizes))
-    command = [sys.executable, str(HERE / "run_in_budget.py"), str(model), str(MACHINE), *numbers]
+    command = [
+        sys.executable,
+        str(SUPPORT / "run_in_budget.py"),
+        str(model),
+        str(MACHINE),
+        *numbers,
+    ]
     if limit is None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     else:

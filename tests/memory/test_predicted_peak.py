@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-MACHINE = HERE.parent / "plan" / "machines" / "server.json"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+MACHINE = SUPPORT / "machines" / "server.json"
 # KV is reserved for a context of which the workload uses a quarter.
 CONTEXT, PROMPT, ANSWER = 1024, 200, 24
 BUDGETS = {"floor": -1, "middle": -2, "all resident": -3}
@@ -19,7 +19,7 @@ BUDGETS = {"floor": -1, "middle": -2, "all resident": -3}
 
 def check(model: Path, budget: str) -> None:
     numbers = map(str, (BUDGETS[budget], CONTEXT, PROMPT, ANSWER))
-    script = [sys.executable, str(HERE / "run_in_budget.py"), str(model), str(MACHINE), *numbers]
+    script = [sys.executable, str(SUPPORT / "run_in_budget.py"), str(model), str(MACHINE), *numbers]
     done = subprocess.run(script, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forward import Forward
 
-from strata.backends.cpu import CpuBackend, StreamStats
+from strata.backends.cpu.backend import CpuBackend, StreamStats
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
-from streaming import forward, segments, settings
+from support.forward import Forward
+from support.streaming import forward, segments, settings
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 10)]
 BLOCK = 4096

@@ -12,7 +12,7 @@ import pytest
 import make_tiny_models
 from strata.formats import ModelFile, open_model
 from strata.synth import RECIPES, SHAPES, write_model
-from streaming import faults, forward, least_ring, logits, segments, settings
+from support.streaming import faults, forward, least_ring, logits, segments, settings
 
 NAMES = make_tiny_models.names()
 GGUF_NAMES = [n for n in NAMES if make_tiny_models.golden(n).architecture is not None]

@@ -15,7 +15,7 @@ import pytest
 import make_tiny_models
 from strata.formats import open_model
 from strata.synth import SHAPES, write_model
-from streaming import forward, logits, segments, settings
+from support.streaming import forward, logits, segments, settings
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 20)]
 

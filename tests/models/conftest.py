@@ -1,8 +1,3 @@
 """Tiny models: `tools` holds their maker, so that a person can make them too."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))

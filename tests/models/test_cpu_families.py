@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forward import Forward
 
 import make_tiny_models
-from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.kv_types import F16
 from strata.backends.reference import ReferenceBackend
 from strata.formats import ModelFile, open_model
+from support.forward import Forward
 
 NAMES = make_tiny_models.names()
 TOLERANCE = 1e-4

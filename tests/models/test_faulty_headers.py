@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from headers import gguf, huggingface
 
 from strata.errors import UsageError
 from strata.formats import TensorInfo
@@ -21,6 +20,7 @@ from strata.models import (
     build_model,
 )
 from strata.quant import by_name
+from support.headers import gguf, huggingface
 
 DROP = ...
 

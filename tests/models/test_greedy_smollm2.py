@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forward import Forward
 from numpy.typing import NDArray
+
+from support.forward import Forward
 
 pytest.importorskip("strata._native")
 
 from strata import LLM, SamplingParams
-from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.reference import ReferenceBackend
 from strata.formats import open_model
 from strata.text import load_tokenizer

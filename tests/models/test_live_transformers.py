@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forward import logits
 
 import make_tiny_models
 from strata.formats import open_model
+from support.forward import logits
 
 pytestmark = pytest.mark.slow
 

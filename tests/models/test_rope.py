@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from headers import gguf, huggingface
 
 from strata.models import build_model
 from strata.program import Op
+from support.headers import gguf, huggingface
 
 DIM = 16
 PLAIN = [10000.0 ** (-2 * i / DIM) for i in range(DIM // 2)]

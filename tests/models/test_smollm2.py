@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from forward import logits
 
 from make_tiny_models import GOLDENS
 from strata.formats import open_model
+from support.forward import logits
 
 # Thirty layers of float32 sums; logits reach 20, where one rounding is 1e-6.
 TOLERANCE = 5e-4

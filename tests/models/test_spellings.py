@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from headers import Header, gguf, huggingface
 
 import make_tiny_models
 from strata.models import FAMILIES, build_model
 from strata.program import Model, Op
+from support.headers import Header, gguf, huggingface
 
 DROP: Any = ...
 

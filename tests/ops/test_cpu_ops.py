@@ -10,13 +10,13 @@ import itertools
 
 import numpy as np
 import pytest
-from small_programs import Floats, Lab
 
-from strata.backends.cpu import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.kv_types import KVType
 from strata.backends.reference import ReferenceBackend
 from strata.program import KVLayer
 from strata.program.ops import ACTIVATIONS
+from support.small_programs import Floats, Lab
 
 EPS = 2.0**-24
 ISAS = available_isas()

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from native_weights import (
+
+from strata import _native
+from strata.quant import by_name
+from support.native_weights import (
     ALL,
     CODES,
     DECODED,
@@ -23,9 +26,6 @@ from native_weights import (
     packed,
     read_back,
 )
-
-from strata import _native
-from strata.quant import by_name
 
 # rows, n: tiles and their remainders; a last panel that is not full.
 SHAPES = [(1, 1), (1, 40), (2, 16), (3, 17), (4, 15), (5, 33), (8, 32), (9, 7), (15, 24), (33, 40)]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_weights import (
+
+from strata import _native
+from support.native_weights import (
     ALL,
     CODES,
     DECODED,
@@ -20,8 +22,6 @@ from native_weights import (
     multiply,
     packed,
 )
-
-from strata import _native
 
 K = 2560  # longer than the range of K that the kernels keep in the first-level cache
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from native_weights import ALL, CODES, ISAS, assert_same_bits, file_rows, number_of, packed
 
 from strata import _native
 from strata.quant import by_name, dequantize
+from support.native_weights import ALL, CODES, ISAS, assert_same_bits, file_rows, number_of, packed
 
 
 @pytest.mark.parametrize("name", ALL)

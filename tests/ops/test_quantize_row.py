@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from native_weights import ISAS, Bytes, Floats, act_blocks, aligned, draw
 
 from strata import _native
+from support.native_weights import ISAS, Bytes, Floats, act_blocks, aligned, draw
 
 
 def quantised(isa: str, x: Floats) -> Bytes:

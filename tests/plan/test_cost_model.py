@@ -6,11 +6,11 @@ from dataclasses import replace
 from math import hypot
 
 import pytest
-from described import machine, model
 
-from strata.plan import constants
+from strata.machine import constants
+from strata.machine.machine import AttentionRate, DiskRate
+from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.cost_model import CostModel, Load
-from strata.plan.machine import AttentionRate, DiskRate
 from strata.plan.memory_model import (
     Sizes,
     fixed_shares,
@@ -18,7 +18,7 @@ from strata.plan.memory_model import (
     room_for_weights,
     staging_bytes,
 )
-from strata.plan.rates import Rates, best_read, kept_up
+from support.described import machine, model
 
 GB, MB = 10**9, 10**6
 ALL = frozenset(s.name for s in model("llama-3.1-8b").segments)

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from described import MACHINES, machine
 
 from strata.cli import main
 from strata.plan import Plan, from_json
+from support.described import MACHINES, machine
 
 LAPTOP = ["--machine", str(MACHINES / "laptop.json")]
 
@@ -52,7 +52,7 @@ def test_a_file_on_this_machine(
         asked.append(path)
         return machine("laptop"), True
 
-    monkeypatch.setattr("strata.plan.probe.probe", probe)
+    monkeypatch.setattr("strata.machine.probe.probe", probe)
     assert main(["plan", str(smollm2_path), "-q"]) == 0
     assert asked == [smollm2_path]
     assert "everything fits the budget" in capsys.readouterr().out

@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import astuple, replace
 
 import pytest
-from described import machine, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from strata.plan import (
 )
 from strata.plan.budgets import budget_table
 from strata.plan.planner import Planner
+from support.described import machine, model
 
 MACHINES = ("laptop", "raspberry_pi", "server")
 MODELS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +12,14 @@ from strata.llm import LLM
 
 if TYPE_CHECKING:
     # Without the extra strata[server] this module skips whoever imports it, which must not be us.
-    from browser import Browser
-    from running import Running
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+    from support.browser import Browser
+    from support.running import Running
 
 
 @pytest.fixture(scope="session")
 def llm(smollm2_path: Path) -> Iterator[LLM]:
     """What answers are compared with."""
-    from running import load
+    from support.running import load
 
     with load(smollm2_path) as llm:
         yield llm
@@ -30,7 +27,7 @@ def llm(smollm2_path: Path) -> Iterator[LLM]:
 
 @pytest.fixture(scope="session")
 def shared_server(smollm2_path: Path) -> Iterator[Running]:
-    from running import load, running
+    from support.running import load, running
 
     with load(smollm2_path) as served, running(served, keepalive_s=0.05) as server:
         yield server
@@ -46,7 +43,7 @@ def server(shared_server: Running) -> Iterator[Running]:
 @pytest.fixture
 def page(server: Running, tmp_path: Path) -> Iterator[Browser]:
     """The page of a server without a key. At the end its console must be clean."""
-    from browser import browser
+    from support.browser import browser
 
     with browser(server.url, tmp_path) as page:
         yield page

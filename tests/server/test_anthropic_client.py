@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from running import NAMES, Running
 
 from strata import LLM, SamplingParams
+from support.running import NAMES, Running
 
 anthropic = pytest.importorskip("anthropic", reason="the package anthropic is not installed")
 

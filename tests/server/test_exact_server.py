@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import load, metric, serving, wait_for
 
 from strata import LLM, SamplingParams
+from support.running import load, metric, serving, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 pytestmark = pytest.mark.slow

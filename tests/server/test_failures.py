@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from running import NAMES, Running, wait_for
 
 from strata.engine import Delta, Engine
 from strata.errors import StrataError
 from strata.server.answers import Answer
+from support.running import NAMES, Running, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from running import NAMES, Running, wait_for
 
 from strata import LLM
 from strata.formats import open_model
+from support.running import NAMES, Running, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is missing")

@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
 
 from strata.llm import LLM
-from strata.plan.probe import load_machine
+from strata.machine.probe import load_machine
 from strata.program import Workload
-from strata.server import forecast as module
-from strata.server.forecast import Forecast, forecast
+from strata.server.telemetry import forecast as module
+from strata.server.telemetry.forecast import Forecast, forecast
 
-MACHINE = Path(__file__).parents[1] / "plan" / "machines"
+MACHINE = Path(__file__).parents[1] / "support" / "machines"
 
 
 @pytest.fixture

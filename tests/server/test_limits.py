@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import KEY, NAMES, Running, load, running, wait_for
 
 from strata import LLM, SamplingParams
 from strata.errors import UsageError
 from strata.server.settings import Settings
+from support.running import KEY, NAMES, Running, load, running, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 

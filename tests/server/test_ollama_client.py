@@ -7,9 +7,9 @@ import urllib.request
 from typing import Any
 
 import pytest
-from running import NAMES, Running
 
 from strata import LLM, SamplingParams, __version__
+from support.running import NAMES, Running
 
 ollama = pytest.importorskip("ollama", reason="the package ollama is not installed")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from running import NAMES, Running
 
 from strata import LLM, SamplingParams
+from support.running import NAMES, Running
 
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
 

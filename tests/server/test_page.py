@@ -7,11 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browser import GREEDY, LONG, STORY, Browser, browser
-from running import KEY, NAMES, Running, load, running
-from selenium.webdriver.common.keys import Keys
 
 from strata.server.page import WEB
+from support.browser import GREEDY, LONG, STORY, Browser, Keys, browser
+from support.running import KEY, NAMES, Running, load, running
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from browser import LONG, STORY, Browser
-from selenium.webdriver.common.keys import Keys
 
-from strata.server import live
+from strata.server.telemetry import live
+from support.browser import LONG, STORY, Browser, Keys
 
 pytestmark = pytest.mark.slow
 

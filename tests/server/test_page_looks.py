@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from browser import GREEDY, LONG, STORY, Browser
-from running import Running
-from selenium.webdriver.common.keys import Keys
+
+from support.browser import GREEDY, LONG, STORY, Browser, Keys
+from support.running import Running
 
 pytestmark = pytest.mark.slow
 

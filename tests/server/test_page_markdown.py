@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from browser import Browser
+
+from support.browser import Browser
 
 pytestmark = pytest.mark.slow
 

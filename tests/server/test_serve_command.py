@@ -14,9 +14,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from running import serving
 
 from strata.cli import main
+from support.running import serving
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 

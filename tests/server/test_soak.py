@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import NAMES, Running, load, metric, running, wait_for
 
 from cgroups import group, why_not
+from support.running import NAMES, Running, load, metric, running, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 pytestmark = [

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from running import NAMES, Running
 
 from strata import LLM, SamplingParams
-from strata.server import conversation, thinking
-from strata.server.thinking import Thinking, thinks
-from strata.server.tools import Piece, Thought, ToolCall
-from strata.server.tools.hermes import Hermes
+from strata.server import conversation
+from strata.server.parsers import Piece, Thought, ToolCall, thinking
+from strata.server.parsers.hermes import Hermes
+from strata.server.parsers.thinking import Thinking, thinks
+from support.running import NAMES, Running
 
 if TYPE_CHECKING:
-    from browser import Browser
+    from support.browser import Browser
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from strata.server.tools import Piece, Tool, ToolCall, ToolFormat, tool_format
-from strata.server.tools.hermes import Hermes
-from strata.server.tools.llama3 import Llama3
-from strata.server.tools.mistral import Mistral
-from strata.server.tools.plain import tell_of_tools
+from strata.server.parsers import Piece, Tool, ToolCall, ToolFormat, tool_format
+from strata.server.parsers.hermes import Hermes
+from strata.server.parsers.llama3 import Llama3
+from strata.server.parsers.mistral import Mistral
+from strata.server.parsers.plain import tell_of_tools
 
 NAMES = ("add", "get.it")
 ADD = ToolCall("add", {"a": 1, "b": "}</tool_call>]"})

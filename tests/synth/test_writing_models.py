@@ -173,7 +173,7 @@ def test_the_verb(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("strata.formats.references.fetch_builtin", lambda *_, **__: smollm2_path)
+    monkeypatch.setattr("strata.hub.references.fetch_builtin", lambda *_, **__: smollm2_path)
     out = tmp_path / "x.gguf"
     assert main(["synth", "tiny-llama", str(out), "-q"]) == 0
     assert "tiny-llama, 818 kB" in capsys.readouterr().out

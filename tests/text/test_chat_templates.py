@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import pytest
-from chat_shapes import CHATML, CHATS, DOCUMENTS, HEADERS, INSTRUCTIONS, MACROS, TOOLS
-from small_vocabularies import sentencepiece
 
 from strata.errors import UsageError
 from strata.text import ChatTemplate, ChatTemplateError, tokenizer_from_gguf
+from support.chat_shapes import CHATML, CHATS, DOCUMENTS, HEADERS, INSTRUCTIONS, MACROS, TOOLS
+from support.small_vocabularies import sentencepiece
 
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 _USER = [{"role": "user", "content": "hi"}]

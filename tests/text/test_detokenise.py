@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_vocabularies import CONTROL, NORMAL, USER_DEFINED, metadata, sentencepiece
 
 from strata.errors import UsageError
 from strata.text import Tokenizer, tokenizer_from_gguf
 from strata.text.bpe import BYTE_LETTERS, letters_to_bytes
+from support.small_vocabularies import CONTROL, NORMAL, USER_DEFINED, metadata, sentencepiece
 
 
 def _byte_level() -> dict[str, Any]:

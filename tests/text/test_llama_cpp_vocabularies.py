@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hard_texts import TEXTS, noise
 
 from strata.formats import open_model
 from strata.text import Tokenizer, TokenizerError, load_tokenizer, tokenizer_from_gguf
 from strata.text.pretokenizers import known_pre_tokenizers
+from support.hard_texts import TEXTS, noise
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from small_vocabularies import (
+
+from strata.text import TokenizerError, tokenizer_from_gguf
+from strata.text.bpe import BYTE_LETTERS
+from strata.text.pretokenizers import known_pre_tokenizers, pre_tokenizer
+from support.small_vocabularies import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -17,10 +21,6 @@ from small_vocabularies import (
     metadata,
     sentencepiece,
 )
-
-from strata.text import TokenizerError, tokenizer_from_gguf
-from strata.text.bpe import BYTE_LETTERS
-from strata.text.pretokenizers import known_pre_tokenizers, pre_tokenizer
 
 _WORDS = {"▁": -9.0, "a": -8.0, "b": -7.5, "é": -7.0, "▁a": -3.0, "▁▁": -2.0, "▁▁▁▁": -2.5}
 _SPACED = {**_WORDS, "a▁": -1.0, "\n▁": -1.5, "\n": -6.0}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hard_texts import TEXTS, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -17,6 +16,7 @@ from strata.errors import StrataError, UsageError
 from strata.formats.errors import FormatError
 from strata.text import Tokenizer, TokenizerError, tokenizer_from_directory
 from strata.text.bpe import BYTE_LETTERS
+from support.hard_texts import TEXTS, noise
 
 _SPECIAL = ["<s>", "</s>", "<|im_end|>"]
 

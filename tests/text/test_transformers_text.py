@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_shapes import CHATS, DOCUMENTS, TEMPLATES, TOOLS
-from hard_texts import TEXTS, noise
 from test_tokenizer_json import ENGINES, write
 
 from strata.text import ChatTemplate, ChatTemplateError
+from support.chat_shapes import CHATS, DOCUMENTS, TEMPLATES, TOOLS
+from support.hard_texts import TEXTS, noise
 
 pytestmark = pytest.mark.slow
 

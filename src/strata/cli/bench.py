@@ -22,7 +22,7 @@ from strata.errors import UsageError
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
-    from strata.engine import Spread
+    from strata.report import Spread
 
 
 def _count(name: str, default: int, least: int, help: str) -> Callable[[Command], Command]:
@@ -64,13 +64,13 @@ def command(
     """
     if prompt + gen == 0:
         raise UsageError("nothing to measure: both --prompt and --gen are 0")
-    from strata.engine import context_for_measurement
     from strata.plan import Workload as Planned
     from strata.program import Workload
+    from strata.report import context_for_measurement
 
     context = context_for_measurement(prompt=prompt, gen=gen, depth=depth)
     if ops:
-        from strata.engine.op_times import context_for_ops
+        from strata.report.op_times import context_for_ops
 
         if backend != "cpu":
             raise UsageError("--ops measures native kernels: leave --backend out")

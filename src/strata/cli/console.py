@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     # At run time this would bring numpy along, and `strata --help` has no time for that.
-    from strata.formats.downloads import Progress
+    from strata.hub.downloads import Progress
 
 
 def print_json(value: Any) -> None:

@@ -85,7 +85,7 @@ def open_llm(
     While weights are loaded a spinner turns on a standard error that is a terminal, and while a
     long sweep runs a line says how far it is.
     """
-    from strata.formats.references import resolve
+    from strata.hub.references import resolve
     from strata.llm import LLM
 
     with progress_bars(silent=quiet) as bars:
@@ -144,7 +144,7 @@ def _costs(llm: LLM) -> Iterator[str]:
 
 
 def _store_directory(chosen: Path | None) -> Path | None:
-    from strata.formats.downloads import strata_home
+    from strata.hub.downloads import strata_home
 
     return strata_home() / "kv" if chosen == Path("default") else chosen
 

@@ -10,7 +10,7 @@ from strata.cli.console import counted
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
-    from strata.engine.explain import Explanation, SweepsReport
+    from strata.report.explain import Explanation, SweepsReport
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from strata.sizes import format_size
 @json_option
 def command(as_json: bool) -> None:
     """List built-in models and every model in the Hugging Face cache that Strata can open."""
-    from strata.formats.installed import installed_models
+    from strata.hub.installed import installed_models
 
     models = installed_models()
     if as_json:

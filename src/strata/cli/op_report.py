@@ -9,15 +9,15 @@ import click
 from strata.cli.console import print_table
 
 if TYPE_CHECKING:
-    from strata.engine.op_times import OpTime, StepTimes
     from strata.llm import LLM
+    from strata.report.op_times import OpTime, StepTimes
 
 
 def op_report(llm: LLM, *, prompt: int, depth: int, repeat: int) -> dict[str, Any]:
     """Times of Ops in prefill (None without a prompt) and decode, the machine's limits, and what a
     step pays besides Ops. The backend must be cpu."""
-    from strata.engine.op_times import time_ops
-    from strata.engine.roofline import measure_overhead, measure_roofline
+    from strata.machine.roofline import measure_overhead, measure_roofline
+    from strata.report.op_times import time_ops
 
     assert llm.threads is not None
     assert llm.isa is not None

@@ -15,7 +15,7 @@ from strata.cli.options import json_option, memory_option, model_argument, quiet
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
-    from strata.engine import Perplexity
+    from strata.report import Perplexity
 
 
 @click.command("perplexity")

@@ -68,10 +68,10 @@ def command(
     Reads headers only. MODEL may be on the hub and not downloaded, or the name of a shape with a
     quantisation, such as llama-3.1-70b:Q4_K_M (`strata synth --list` has them all).
     """
+    from strata.machine.probe import load_machine
     from strata.models import build_model
     from strata.plan import Limits, Workload, outline, plan, to_json
     from strata.plan.budgets import budget_table
-    from strata.plan.probe import load_machine
 
     limits = Limits(memory, threads, kv_type)
     workload = Workload(prompt_tokens, concurrency, context, answer_tokens)
@@ -92,10 +92,10 @@ def command(
 
 def _header(model: str, offline: bool | None, silent: bool) -> ModelFile:
     from strata.formats import open_model
-    from strata.formats.downloads import ModelNotFound
-    from strata.formats.hub_cache import HubRef, find_cached
-    from strata.formats.references import parse, resolve
-    from strata.formats.remote import remote_header
+    from strata.hub.cache import HubRef, find_cached
+    from strata.hub.downloads import ModelNotFound
+    from strata.hub.references import parse, resolve
+    from strata.hub.remote import remote_header
     from strata.synth import SHAPES, describe
 
     name, _, recipe = model.partition(":")
@@ -113,8 +113,8 @@ def _header(model: str, offline: bool | None, silent: bool) -> ModelFile:
 
 
 def _this_machine(file: ModelFile, silent: bool) -> Machine:
-    from strata.formats.downloads import strata_home
-    from strata.plan.probe import probe
+    from strata.hub.downloads import strata_home
+    from strata.machine.probe import probe
 
     # The disk on which the model lies; for one that is elsewhere, where it would come to lie.
     path = file.paths[0] if file.paths else strata_home()

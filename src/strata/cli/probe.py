@@ -26,10 +26,10 @@ def command(model_or_dir: str | None, refresh: bool, quiet: bool, as_json: bool)
     Takes some seconds and is remembered. With --json it prints what `strata plan --machine FILE`
     reads, also on another machine. Without MODEL_OR_DIR the disk of Strata's cache is measured.
     """
-    from strata.formats.downloads import strata_home
-    from strata.formats.references import resolve
+    from strata.hub.downloads import strata_home
+    from strata.hub.references import resolve
+    from strata.machine.probe import probe
     from strata.plan import to_json
-    from strata.plan.probe import probe
 
     path = strata_home()
     if model_or_dir is not None:

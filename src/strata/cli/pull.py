@@ -19,9 +19,9 @@ def command(model: str, verify: bool, quiet: bool, as_json: bool) -> None:
 
     A download that was interrupted goes on where it stopped.
     """
-    from strata.formats.builtin import fetch_builtin
-    from strata.formats.hub_cache import HubRef, verify_cached
-    from strata.formats.references import Builtin, LocalPath, parse, resolve
+    from strata.hub.builtin import fetch_builtin
+    from strata.hub.cache import HubRef, verify_cached
+    from strata.hub.references import Builtin, LocalPath, parse, resolve
 
     reference = parse(model)
     if isinstance(reference, LocalPath):

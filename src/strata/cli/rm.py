@@ -22,10 +22,10 @@ def command(model: str, yes: bool, as_json: bool) -> None:
     user/repo removes the whole repository, user/repo:QUANT one model of it, user/repo@REVISION one
     version. Files that were not downloaded by Strata or the Hugging Face libraries stay.
     """
-    from strata.formats.builtin import BUILTINS, builtin_bytes, remove_builtin
-    from strata.formats.downloads import ModelNotFound
-    from strata.formats.hub_cache import plan_removal, remove
-    from strata.formats.references import Builtin, LocalPath, parse
+    from strata.hub.builtin import BUILTINS, builtin_bytes, remove_builtin
+    from strata.hub.cache import plan_removal, remove
+    from strata.hub.downloads import ModelNotFound
+    from strata.hub.references import Builtin, LocalPath, parse
 
     reference = parse(model)
     if isinstance(reference, LocalPath):

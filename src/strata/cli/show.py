@@ -25,8 +25,8 @@ def command(model: str, with_tensors: bool, as_json: bool) -> None:
     Only the header is read, so it takes no time whatever the size of the model.
     """
     from strata.formats import open_model
-    from strata.formats.references import resolve
     from strata.formats.summary import summarise
+    from strata.hub.references import resolve
 
     with open_model(resolve(model, download=False)) as opened:
         summary = summarise(opened)

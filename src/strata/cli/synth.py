@@ -58,7 +58,7 @@ def command(
     if kind == "safetensors" and quant not in (None, "BF16", "bf16"):
         raise UsageError("a Hugging Face directory is written in bf16; --quant is for GGUF files")
     from strata.formats import open_model
-    from strata.formats.references import resolve
+    from strata.hub.references import resolve
     from strata.synth import find_shape, write_model
 
     chosen = find_shape(shape)

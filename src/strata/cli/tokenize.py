@@ -45,7 +45,7 @@ def command(
         text = read_text(file)
 
     from strata.formats import open_model
-    from strata.formats.references import resolve
+    from strata.hub.references import resolve
     from strata.text import load_tokenizer
 
     with progress_bars(silent=quiet) as progress:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from strata.engine.engine import ContextExceeded, Engine, EngineError, QueueFull
 from strata.engine.kv_settings import KVSettings, StoreSettings
-from strata.engine.measure import Measurement, Spread, context_for_measurement, measure
-from strata.engine.perplexity import Perplexity, perplexity
 from strata.engine.request import Delta, Request, Timings
 from strata.engine.runner import LoadProgress, Runner
 from strata.engine.shared import Job, SharedEngine
@@ -20,16 +18,10 @@ __all__ = [
     "Job",
     "KVSettings",
     "LoadProgress",
-    "Measurement",
-    "Perplexity",
     "QueueFull",
     "Request",
     "Runner",
     "SharedEngine",
-    "Spread",
     "StoreSettings",
     "Timings",
-    "context_for_measurement",
-    "measure",
-    "perplexity",
 ]

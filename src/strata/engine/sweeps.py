@@ -11,7 +11,7 @@ from strata.backends.base import Step
 
 @dataclass(frozen=True)
 class Streamed:
-    """Bytes and seconds of streaming so far; see ``strata.backends.cpu.StreamStats``.
+    """Bytes and seconds of streaming so far; see ``strata.backends.cpu.backend.StreamStats``.
 
     ``used`` bytes were multiplied with, ``from_disk`` the system was asked for, some of it ahead;
     ``rows`` are bytes of embedding rows.

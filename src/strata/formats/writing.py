@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.formats.downloads import is_disk_full
 from strata.formats.errors import DiskFullError, WriteError, shown
 from strata.quant import BlockType
 from strata.sizes import format_size
@@ -109,3 +109,8 @@ def refuse_duplicates(tensors: Sequence[TensorSource]) -> None:
     """Raise WriteError if two tensors share a name."""
     if len({tensor.name for tensor in tensors}) != len(tensors):
         raise WriteError("two tensors have the same name")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether ``error`` says that the disk, or this user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strata.plan.machine import (
+from strata.machine.machine import (
     AttentionRate,
     Cache,
     DiskRate,
@@ -10,6 +10,7 @@ from strata.plan.machine import (
     Machine,
     ReadRate,
 )
+from strata.machine.values import ValueFileError, from_json, to_json
 from strata.plan.outline import Outline, outline
 from strata.plan.plan import (
     Choice,
@@ -20,7 +21,6 @@ from strata.plan.plan import (
     Workload,
 )
 from strata.plan.planner import BudgetTooSmall, plan
-from strata.plan.values import ValueFileError, from_json, to_json
 
 __all__ = [
     "AttentionRate",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from strata.plan import constants
-from strata.plan.machine import Machine
+from strata.machine import constants
+from strata.machine.machine import Machine
 from strata.plan.outline import Outline
 from strata.plan.plan import Limits, Plan, Workload
 from strata.plan.planner import Planner

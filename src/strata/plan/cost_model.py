@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from strata.backends.kv_types import KV_BLOCK
-from strata.plan import constants
+from strata.machine import constants
+from strata.machine.rates import Rates
 from strata.plan.outline import Outline, SegmentOutline
 from strata.plan.plan import Bound
-from strata.plan.rates import Rates
 from strata.program import Op, Program
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from strata.backends.kv_types import KV_BLOCK
-from strata.plan import constants
+from strata.machine import constants
 from strata.plan.outline import Outline, SegmentOutline
 from strata.plan.plan import MemoryShares, Workload
 from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import strata._native as _native
-from strata.backends.cpu import CpuBackend, native_id
+from strata.backends.cpu.backend import CpuBackend, native_id
+from strata.backends.cpu.lower import Lowered, lower
+from strata.backends.cpu.placement import Placement
+from strata.backends.cpu.tiles import Matrix as Part
+from strata.backends.cpu.tiles import cut, smallest_piece
 from strata.backends.kv_types import KV_BLOCK, choose_kv_type
-from strata.backends.lower import Lowered, lower
-from strata.backends.pieces import Matrix as Part
-from strata.backends.pieces import cut, smallest_piece
-from strata.backends.placement import Placement
 from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import KVLayer, Model, Op, Segment, Weight

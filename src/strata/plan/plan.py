@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-ReadMode = Literal["direct", "buffered"]
+from strata.machine.machine import ReadMode
+
 KVTypeName = Literal["f16", "bf16", "q8_0"]
 Bound = Literal["disk", "memory", "compute"]
 

@@ -8,9 +8,10 @@ from math import ceil
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.errors import UsageError
-from strata.plan import constants
+from strata.machine import constants
+from strata.machine.machine import DiskRate, Machine
+from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.cost_model import CostModel, Load
-from strata.plan.machine import DiskRate, Machine
 from strata.plan.memory_model import (
     Sizes,
     added_bytes,
@@ -24,7 +25,6 @@ from strata.plan.memory_model import (
 )
 from strata.plan.outline import Outline, SegmentOutline
 from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
-from strata.plan.rates import Rates, best_read, kept_up
 from strata.plan.reasons import explain
 from strata.sizes import format_size
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from strata.plan import constants
-from strata.plan.machine import DiskRate, Machine
+from strata.machine import constants
+from strata.machine.machine import DiskRate, Machine
 from strata.plan.memory_model import Sizes
 from strata.plan.outline import Outline
 from strata.plan.plan import Choice, Prediction, Workload

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from strata.plan.constants import MB
+from strata.machine.constants import MB
 
 Kind = Literal["bpe", "sentencepiece", "json", "json pairs"]
 

@@ -16,8 +16,8 @@ from strata.engine import Request as EngineRequest
 from strata.errors import StrataError
 from strata.server.bridge import Run
 from strata.server.errors import ApiError, as_api_error
+from strata.server.parsers import Piece, Thought, ToolCall, ToolParser
 from strata.server.replies import Reply, StreamReply, unless_gone
-from strata.server.tools import Piece, Thought, ToolCall, ToolParser
 
 _log = logging.getLogger("strata.server")
 

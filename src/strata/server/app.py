@@ -13,13 +13,14 @@ from starlette.responses import Response
 
 from strata import __version__
 from strata.errors import StrataError
-from strata.server import anthropic, live, ollama, openai, plain
+from strata.server import anthropic, ollama, openai, plain
 from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
 from strata.server.invalid import as_invalid
 from strata.server.page import Page
 from strata.server.replies import CLIENT_GONE, ClientGone
 from strata.server.service import Service
+from strata.server.telemetry import live
 
 
 def create_app(service: Service) -> FastAPI:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from strata.decode import SamplingParams
 from strata.decode.params import LARGEST_SEED
-from strata.server.tools import Tool
+from strata.server.parsers import Tool
 
 Text = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[Text], Field(max_length=64)]

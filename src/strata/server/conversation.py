@@ -9,10 +9,10 @@ from typing import Any, Literal
 from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.server.answers import Answers
+from strata.server.parsers import Tool, ToolFormat, ToolParser, tool_format
+from strata.server.parsers.plain import in_words, tell_of_tools
+from strata.server.parsers.thinking import START, Thinking, thinks
 from strata.server.service import Service
-from strata.server.thinking import START, Thinking, thinks
-from strata.server.tools import Tool, ToolFormat, ToolParser, tool_format
-from strata.server.tools.plain import in_words, tell_of_tools
 
 ToolChoice = Literal["auto", "none", "required"]
 

@@ -17,9 +17,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
-from strata.server.metrics import Metrics
 from strata.server.replies import CLIENT_GONE, Reply
 from strata.server.settings import Settings
+from strata.server.telemetry.metrics import Metrics
 
 _log = logging.getLogger("strata.server")
 

@@ -17,8 +17,8 @@ from strata.errors import UsageError
 from strata.llm import LLM
 from strata.server.bridge import Bridge, Job, Run
 from strata.server.errors import ApiError
-from strata.server.metrics import Metrics
 from strata.server.settings import Settings
+from strata.server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from strata.decode.grammar import GrammarCompiler

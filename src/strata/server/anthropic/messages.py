@@ -15,9 +15,9 @@ from strata.server.anthropic.requests import CountRequest, MessagesRequest, conv
 from strata.server.conversation import count_tokens, start_chat
 from strata.server.document import AnthropicError, documented
 from strata.server.errors import ApiError, error_body
+from strata.server.parsers import Piece, Thought, ToolCall
 from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece, Thought, ToolCall
 
 PATH = "/v1/messages"
 

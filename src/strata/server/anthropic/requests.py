@@ -10,8 +10,8 @@ from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.server.bodies import Count, Drawing, JsonSchema, Lenient, Stops, ToolName
 from strata.server.conversation import Conversation, ToolChoice, past_call
+from strata.server.parsers import Tool
 from strata.server.service import Service
-from strata.server.tools import Tool
 
 
 class Block(Lenient):

@@ -26,9 +26,9 @@ from strata.server.ollama.requests import (
     params_of,
     variables_of,
 )
+from strata.server.parsers import Piece, Thought, ToolCall
 from strata.server.replies import LINES, Reply, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece, Thought, ToolCall
 
 
 class Figures(BaseModel):

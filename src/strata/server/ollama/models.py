@@ -16,9 +16,9 @@ from strata.formats.summary import Summary, summarise
 from strata.server.document import OllamaError, documented
 from strata.server.errors import ApiError
 from strata.server.ollama.requests import ShowRequest
+from strata.server.parsers.thinking import thinks
 from strata.server.replies import Reply
 from strata.server.service import Service
-from strata.server.thinking import thinks
 
 
 class Details(BaseModel):

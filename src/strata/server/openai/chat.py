@@ -19,10 +19,10 @@ from strata.server.openai.params import grammar_of, sampling_params
 from strata.server.openai.replies import ChatCompletion
 from strata.server.openai.requests import ChatRequest, Message, NamedTool
 from strata.server.openai.writer import OpenAIWriter
+from strata.server.parsers import Piece, Thought, ToolCall
+from strata.server.parsers.base import parse_json
 from strata.server.replies import EVENT_STREAM, to_json
 from strata.server.service import Service
-from strata.server.tools import Piece, Thought, ToolCall
-from strata.server.tools.base import parse_json
 
 PATH = "/v1/chat/completions"
 

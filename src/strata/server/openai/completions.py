@@ -18,9 +18,9 @@ from strata.server.openai.params import grammar_of, sampling_params
 from strata.server.openai.replies import Completion
 from strata.server.openai.requests import CompletionRequest
 from strata.server.openai.writer import OpenAIWriter
+from strata.server.parsers import Piece
 from strata.server.replies import EVENT_STREAM
 from strata.server.service import Service
-from strata.server.tools import Piece
 
 PATH = "/v1/completions"
 

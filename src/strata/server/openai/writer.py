@@ -13,9 +13,9 @@ from strata.decode import Sample
 from strata.server.answers import Answer, Answers
 from strata.server.errors import ApiError, error_body
 from strata.server.openai.requests import Common
+from strata.server.parsers import Piece
 from strata.server.replies import EVENT_STREAM, sse, sse_progress
 from strata.server.service import Service
-from strata.server.tools import Piece
 
 
 class OpenAIWriter(ABC):

@@ -1,0 +1,1 @@
+"""The native backend: Programs lowered to nodes, weights packed or streamed."""

@@ -1,0 +1,377 @@
+"""The native backend: a Segment is one call that releases the GIL and runs on a thread team."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import strata._native as _native
+from strata.backends.base import Activations, Books, KVCache, LoadedSegment, NoBooks, Step
+from strata.backends.cpu.reading import (
+    Load,
+    ReadCounts,
+    Reading,
+    WeightReader,
+    counts,
+    packed_nbytes,
+)
+from strata.backends.cpu.reading import native_id as native_id
+from strata.backends.cpu.segment import JoinedSegments, NativeSegment, Parameters, Track
+from strata.backends.kv_types import BF16, F16, Q8_0, KVType
+from strata.backends.weights import WeightError, WeightReadError, WeightSource
+from strata.errors import UsageError
+from strata.program import KVLayer, Op, Segment, Weight
+from strata.quant import by_name
+from strata.quant.grids import grid
+
+MAX_TOKENS = 512
+"""Tokens of one step: as many rows as the arena holds."""
+
+MAX_OUT_ROWS = 64
+"""Rows of logits of one call of the head."""
+
+_CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+
+
+@dataclass(frozen=True)
+class CpuSettings:
+    """What the backend is made for; a Plan gives all of it.
+
+    A step has at most ``max_tokens`` tokens, ``max_out_rows`` rows of logits at a time, and at most
+    ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
+    The matrices of the Segments named in ``streamed`` are not kept: they pass through a ring of
+    ``ring_bytes`` in pieces of at most ``piece_bytes``, once in every sweep.
+    """
+
+    max_tokens: int = MAX_TOKENS
+    max_out_rows: int = MAX_OUT_ROWS
+    parallel: int = 1
+    positions: int = 0
+    streamed: frozenset[str] = frozenset()
+    ring_bytes: int = 0
+    piece_bytes: int = 0
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass(frozen=True)
+class StreamStats:
+    """What streaming has done so far. ``rows`` are embedding rows, which are fetched one by one;
+    ``used_bytes`` of the file were multiplied with, ``pieces`` were read, some of them ahead.
+
+    Seconds: ``waited_s`` the kernels waited for a piece, ``full_s`` all readers waited for room,
+    ``fetching_s`` some reader read.
+    """
+
+    pieces: ReadCounts
+    rows: ReadCounts
+    used_bytes: int
+    waited_s: float
+    full_s: float
+    fetching_s: float
+
+
+def available_isas() -> tuple[str, ...]:
+    """Instruction sets that have kernels and run here, the best first."""
+    return tuple(_native.available_isas())
+
+
+def choose_isa(name: str | None = None) -> str:
+    """The instruction set asked for (argument, else STRATA_ISA), or the best one here."""
+    wanted = name or os.environ.get("STRATA_ISA", "").strip().lower()
+    if not wanted:
+        return available_isas()[0]
+    if wanted not in available_isas():
+        raise UsageError(
+            f"STRATA_ISA: no kernels for '{wanted}' here; available: {', '.join(available_isas())}"
+        )
+    return wanted
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, cut by the cgroup's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, _cgroup_cores()))
+
+
+def _cgroup_cores() -> int:
+    unlimited = 1 << 16
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = f.read().split()[:2]
+    except (OSError, ValueError):
+        try:
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as f:
+                quota = f.read().strip()
+            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as f:
+                period = f.read().strip()
+        except OSError:
+            return unlimited
+    try:
+        return max(1, -(-int(quota) // int(period))) if int(quota) > 0 else unlimited
+    except (ValueError, ZeroDivisionError):
+        return unlimited
+
+
+@lru_cache(maxsize=1)
+def _kernels_digest() -> str:
+    """Of the extension module's bytes: other kernels may add in another order."""
+    path = _native.__file__
+    assert path is not None
+    with open(path, "rb") as module:
+        return hashlib.blake2b(module.read(), digest_size=16).hexdigest()
+
+
+class CpuBackend:
+    """Runs Segments with the native kernels.
+
+    ``threads`` defaults to the cores this process may use, ``isa`` to STRATA_ISA or the best here.
+    The bits of the results depend on ``isa`` alone: not on ``threads``, the cut into steps, or what
+    is streamed. Large memory is entered in ``books`` before it is allocated.
+
+    A sweep begins with the Segment that was loaded first and goes through all in their order; the
+    last one, the head, runs once for every ``max_out_rows`` rows of logits, or not at all.
+    """
+
+    name = "cpu"
+    kv_types = (F16, BF16, Q8_0)
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        isa: str | None = None,
+        settings: CpuSettings | None = None,
+        books: Books | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}")
+        self.isa = choose_isa(isa)
+        self.threads = threads or usable_cores()
+        self.settings = settings or CpuSettings()
+        self._books = books or NoBooks()
+        self._team = _native.Team(self.threads)
+        self._reader = WeightReader(self.settings.reading)
+        self._segments: list[NativeSegment] = []
+        self._arena: _native.Arena | None = None
+        self._stream: _native.Stream | None = None
+        # A weight used by two Segments (a tied embedding) is held once.
+        self._packed: weakref.WeakValueDictionary[object, _native.PackedWeight] = (
+            weakref.WeakValueDictionary()
+        )
+        self._ropes: dict[tuple[bytes, float], _native.RopeTable] = {}
+        self._step: tuple[Step, _native.Step] | None = None
+        for name in _CODEBOOKS:
+            _native.set_grid(native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.settings.max_tokens
+
+    @property
+    def max_out_rows(self) -> int:
+        """Rows of logits of one run of the head."""
+        return self.settings.max_out_rows
+
+    def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
+        """Load a Segment's weights, or find where they will be streamed from, and lower it."""
+        looked_up = {name for op in segment.program.ops for name in _tables(op)}
+        streamed = segment.name in self.settings.streamed
+        matrices: dict[str, Any] = {}
+        floats: dict[str, NDArray[np.float32]] = {}
+        loads: list[Load] = []
+        for weight in segment.weights:
+            if len(weight.shape) != 2:
+                floats[weight.name] = np.ascontiguousarray(weights.floats(weight)).reshape(-1)
+                self._books.take("weights", floats[weight.name].nbytes)
+            elif streamed and self._packed.get(_key(weight, weights)) is None:
+                place = self._reader.place(weight, weights)
+                if place is None:
+                    raise WeightError(f"tensor '{weight.source}' cannot be streamed")
+                table = weight.name in looked_up
+                matrices[weight.name] = self._reader.rows(place) if table else place
+            else:
+                matrices[weight.name] = self._pack(weight, weights, loads)
+        self._reader.load(loads)
+        native = NativeSegment(
+            segment,
+            Parameters(matrices, floats, self._rope, self.settings.piece_bytes),
+            self.settings.max_tokens,
+            self.settings.max_out_rows,
+        )
+        self._segments.append(native)
+        self._arena = None
+        return native
+
+    def _pack(
+        self, weight: Weight, weights: WeightSource, loads: list[Load]
+    ) -> _native.PackedWeight:
+        """Memory for a weight, filled at once or entered in ``loads``."""
+        found = self._packed.get(_key(weight, weights))
+        if found is not None:
+            return found
+        place = self._reader.place(weight, weights)
+        self._books.take("weights", packed_nbytes(weight, weights))
+        packed = self._reader.allocate(weight, weights)
+        if place is None:
+            packed.pack(np.ascontiguousarray(weights.raw(weight)).reshape(-1), self._team)
+        else:
+            loads.append((place, packed))
+        self._packed[_key(weight, weights)] = packed
+        return packed
+
+    def _rope(self, inv_freq: NDArray[np.float32], mscale: float) -> _native.RopeTable:
+        key = (inv_freq.tobytes(), mscale)
+        if key not in self._ropes:
+            # cos and sin of every position.
+            self._books.take("rope tables", 8 * inv_freq.size * self.settings.positions)
+            self._ropes[key] = _native.RopeTable(inv_freq.tolist(), mscale)
+        return self._ropes[key]
+
+    @property
+    def numerics(self) -> str:
+        """The instruction set and the kernels themselves."""
+        return f"{self.name} {self.isa} {_kernels_digest()}"
+
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> KVCache:
+        """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
+        kept = kv_type or self.kv_types[0]
+        self._books.take("kv", blocks * kept.block_nbytes(layers))
+        shapes = [(k.kv_heads, k.head_dim) for k in layers]
+        return _native.KvStore(self.kv_types.index(kept), shapes, blocks)
+
+    def prepare(self) -> None:
+        """All Segments are loaded: allocate what running takes and begin to read ahead."""
+        if self._arena is not None or not self._segments:
+            return
+        arena = max(s.arena_bytes for s in self._segments)
+        scratch = max(s.scratch_floats for s in self._segments)
+        self._books.take("activations", arena + 4 * scratch * self.threads + self._partials())
+        self._books.take("logits", 4 * self.settings.max_out_rows * self._segments[-1].external)
+        tracks = [s.track for s in self._segments if s.track]
+        if tracks:
+            self._stream = self._make_stream(tracks)
+        self._arena = _native.Arena(arena, self.threads, scratch)
+
+    def _make_stream(self, tracks: list[Track]) -> _native.Stream:
+        reading, ring_bytes = self.settings.reading, self.settings.ring_bytes
+        piece, staging = _native.stream_memory(tracks, reading.threads)
+        if piece > ring_bytes:
+            raise UsageError(f"a ring of {ring_bytes} bytes does not hold a piece of {piece}")
+        self._books.take("ring", ring_bytes)
+        self._books.take("staging", staging)
+        stream = _native.Stream(tracks, ring_bytes, reading.threads)
+        for number, segment in enumerate(s for s in self._segments if s.track):
+            segment.attach(stream, number)
+        return stream
+
+    def _partials(self) -> int:
+        """Bytes of partial results that split attention may come to take."""
+        shapes = {
+            (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["head_dim"])
+            for segment in self._segments
+            for op in segment.segment.program.ops
+            if op.kind == "attention"
+        }
+        size = (self.threads, self.settings.parallel, self.settings.positions)
+        return max((_native.partials_bytes(*shape, *size) for shape in shapes), default=0)
+
+    def run(
+        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+    ) -> Mapping[str, Any]:
+        """Run one Segment over a step of at most ``max_tokens`` tokens.
+
+        Activations between Segments stay in the arena: they are those of the last Segment run,
+        and the step must be the same one. ``logits`` come back as a new float32 array. Raises
+        WeightReadError if streamed weights cannot be read; the next sweep tries anew.
+        """
+        assert isinstance(loaded, (NativeSegment, JoinedSegments))
+        assert isinstance(kv, _native.KvStore)
+        self.prepare()
+        assert self._arena is not None
+        first = loaded.segments[0] if isinstance(loaded, JoinedSegments) else loaded
+        if self._stream is not None and first is self._segments[0]:
+            self._begin_sweep(self._stream, len(step.out_rows))
+        # No context manager here: a token of a small model has no time for thirty of them.
+        try:
+            return loaded.run(self._team, self.isa, self._arena, self._native_step(step), kv, step)
+        except _native.ReadError as error:
+            raise WeightReadError(str(error)) from None
+
+    def join(self, loaded: Sequence[LoadedSegment]) -> JoinedSegments | None:
+        """Resident Segments in one native call; None where some of them are streamed."""
+        segments = [s for s in loaded if isinstance(s, NativeSegment) and not s.track]
+        if len(segments) < max(2, len(loaded)):
+            return None
+        return JoinedSegments(segments, self.settings.max_tokens)
+
+    def _begin_sweep(self, stream: _native.Stream, out_rows: int) -> None:
+        order = list(range(sum(bool(s.track) for s in self._segments)))
+        if self._segments[-1].track:
+            head = order.pop()
+            order += [head] * -(-out_rows // self.settings.max_out_rows)
+        if order:
+            stream.begin_sweep(order)
+
+    def _native_step(self, step: Step) -> _native.Step:
+        if self._step is None or self._step[0] is not step:
+            spans = [(s.row, s.rows, s.past, s.table) for s in step.spans]
+            native = _native.Step(step.tokens, step.positions, step.out_rows, spans)
+            self._step = (step, native)
+        return self._step[1]
+
+    def close(self) -> None:
+        """Let go of all Segments, of the arena and of the ring; no Segment can be run afterwards.
+
+        Memory is free once nobody else holds the Segments either.
+        """
+        self._segments.clear()
+        self._ropes.clear()
+        self._arena = self._stream = self._step = None
+
+    def stream_stats(self) -> StreamStats | None:
+        """What streaming has done so far; None where nothing is streamed."""
+        if self._stream is None:
+            return None
+        stream = self._stream
+        return StreamStats(
+            counts(stream.counters),
+            counts(self._reader.row_counters),
+            stream.used_bytes,
+            stream.waited_s,
+            stream.full_s,
+            stream.fetching_s,
+        )
+
+    def load_counts(self) -> ReadCounts:
+        """What loading of resident weights has read."""
+        return counts(self._reader.counters)
+
+    def cached_bytes(self) -> int:
+        """Page cache that the model's files take, whoever brought it there."""
+        return self._reader.cached_bytes()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of activations and scratch."""
+        return 0 if self._arena is None else int(self._arena.nbytes)
+
+
+def _key(weight: Weight, weights: WeightSource) -> object:
+    return (id(weights), weight.source, weight.rows, weight.transform)
+
+
+def _tables(op: Op) -> tuple[str, ...]:
+    """Weights of which an Op looks up single rows."""
+    if op.kind == "embed":
+        return op.inputs[:1]
+    return op.inputs[1:2] if op.kind == "add_positions" else ()

@@ -1,0 +1,275 @@
+"""A Segment in native form: its nodes over values that are placed in the backend's arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import strata._native as _native
+from strata.backends.base import Step
+from strata.backends.cpu.lower import Node, lower
+from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
+from strata.backends.cpu.tiles import Matrix, Piece, cut
+from strata.program import Op, ProgramError, Segment
+from strata.program.ops import ACTIVATIONS
+
+Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
+"""Pieces in the order of their use: panels as (place, part of the product, first, end)."""
+
+# Nodes that write the int8 form themselves; any other has a copy node behind it.
+_QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A Segment's weights, and where RoPE tables come from.
+
+    Matrices are packed (PackedWeight), streamed (WeightPlace) in pieces of ``piece_bytes``, or
+    looked up in their file (FileRows); vectors are floats.
+    """
+
+    matrices: Mapping[str, Any]
+    floats: Mapping[str, NDArray[np.float32]]
+    rope: Callable[[NDArray[np.float32], float], Any]
+    piece_bytes: int = 0
+
+
+class NativeSegment:
+    """A lowered Segment and its packed weights.
+
+    The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
+    are written to an array of the caller's. ``track`` are the pieces of streamed weights.
+    """
+
+    def __init__(
+        self, segment: Segment, parameters: Parameters, max_tokens: int, max_out_rows: int
+    ) -> None:
+        self.segment = segment
+        self._parameters = parameters
+        self.track: Track = []
+        self._max_tokens = max_tokens
+        self._native = _native.Segment()
+        self.node_ops: list[str] = []
+        self.node_parts: list[tuple[Op, ...]] = []
+        program = segment.program
+        forms = {
+            name: str(weight.input_form)
+            for name, weight in parameters.matrices.items()
+            if not isinstance(weight, _native.FileRows)
+        }
+        lowered = lower(program, forms)
+        self._external = program.outputs[0] if "logits" in segment.outputs else None
+        if len(program.outputs) != 1 or len(program.inputs) > 1:
+            raise ProgramError(f"segment '{segment.name}': one activation in and one out")
+        rows = {"T": max_tokens, "R": max_out_rows}
+
+        def row_count(name: str) -> int:
+            # No method: that would tie the Segment to itself, and its weights would outlive it.
+            dim = program.values[name].shape[0]
+            return dim if isinstance(dim, int) else rows[dim]
+
+        self._placer = Placement(program, lowered, row_count, self._external)
+        self._ids = {
+            name: self._native.value(
+                program.values[name].width, f32, q8, program.values[name].shape[0] == "R"
+            )
+            for name, (f32, q8) in self._placer.places.items()
+        }
+        for name in program.inputs:
+            if name in lowered.q8:
+                self._quantise(name)
+        for i, node in enumerate(lowered.nodes):
+            first = len(self.node_parts)
+            self._build(node, self._placer.narrow.get(i, NONE))
+            # Of an Op that takes several native nodes only the first one says so.
+            self.node_parts[first] = tuple(node.ops)
+            for name in node.writes:
+                made = node.glu.kind if node.glu and name == node.glu.output else node.op.kind
+                if name in lowered.q8 and made not in _QUANTISES:
+                    self._quantise(name)
+        if self._external is None and self._placer.places[program.outputs[0]][0] != 0:
+            hidden = self._native.value(program.values[program.outputs[0]].width, 0, NONE, False)
+            self._row("copy", program.outputs[0], hidden)
+
+    @property
+    def native(self) -> _native.Segment:
+        """The nodes."""
+        return self._native
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held."""
+        matrices = self._parameters.matrices.values()
+        packed = sum(int(w.nbytes) for w in matrices if isinstance(w, _native.PackedWeight))
+        return packed + sum(f.nbytes for f in self._parameters.floats.values())
+
+    @property
+    def external(self) -> int:
+        """Width of the output that goes into an array of the caller's; 0 if there is none."""
+        name = self._external
+        return 0 if name is None else self.segment.program.values[name].width
+
+    def attach(self, stream: _native.Stream, number: int) -> None:
+        """Take streamed weights from the stream's track ``number``, which is this ``track``."""
+        self._native.attach(stream, number)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of arena that a step of the most tokens needs."""
+        return self._placer.layout.size
+
+    @property
+    def scratch_floats(self) -> int:
+        """Floats of scratch that each thread needs."""
+        return int(self._native.scratch_floats)
+
+    def run(
+        self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
+    ) -> Mapping[str, Any]:
+        """Run over a step; returns the outputs under their outer names."""
+        out = None
+        if self._external is not None:
+            width = self.segment.program.values[self._external].width
+            out = np.empty((len(step.out_rows), width), np.float32)
+        self._native.run(team, isa, arena, native_step, kv, self._max_tokens, out)
+        return {self.segment.outputs[0]: out}
+
+    def set_timing(self, on: bool) -> None:
+        """Measure the time of each node from now on."""
+        self._native.set_timing(on)
+
+    def take_times(self) -> list[tuple[str, float]]:
+        """Op kind and seconds of each node since the last call. ``node_ops`` are the kinds alone,
+        ``node_parts`` the Ops that each node does."""
+        return list(zip(self.node_ops, self._native.take_times(), strict=False))
+
+    def _mark(self, kind: str) -> None:
+        added = int(self._native.nodes) - len(self.node_ops)
+        self.node_ops += [kind] * added
+        self.node_parts += [()] * added
+
+    def _quantise(self, name: str) -> None:
+        self._row("copy", name, self._ids[name])
+
+    def _row(self, function: str, x: str, out: int, **rest: Any) -> None:
+        self._native.row(ROW_FUNCTIONS[function], self._ids[x], out, **rest)
+        self._mark("quantise" if function == "copy" else function)
+
+    def _build(self, node: Node, narrow: int) -> None:
+        op = node.op
+        if node.products:
+            self._build_products(node, narrow)
+        elif op.kind in ROW_FUNCTIONS:
+            self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
+        elif op.kind == "embed":
+            table = self._parameters.matrices[op.inputs[0]]
+            self._native.embed(table, op.attrs["scale"], self._ids[op.output])
+        elif op.kind == "add_positions":
+            self._native.add_positions(
+                self._ids[op.inputs[0]],
+                self._parameters.matrices[op.inputs[1]],
+                op.attrs["offset"],
+                self._ids[op.output],
+            )
+        elif op.kind == "select":
+            self._native.select(self._ids[op.inputs[0]], self._ids[op.output])
+        elif op.kind == "rope":
+            self._build_rope(op)
+        elif op.kind == "attention":
+            a = op.attrs
+            q, k, v = (self._ids[name] for name in op.inputs)
+            self._native.attention(q, k, v, self._ids[op.output], **a)
+        else:
+            raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
+        self._mark(op.kind)
+
+    def _row_arguments(self, op: Op) -> dict[str, Any]:
+        if op.kind in ("rms_norm", "layer_norm"):
+            weight, *bias = (self._parameters.floats[name] for name in op.inputs[1:])
+            return {"weight": weight, "bias": bias[0] if bias else None, "number": op.attrs["eps"]}
+        if op.kind == "activation":
+            return {"activation": ACTIVATIONS.index(op.attrs["function"])}
+        if op.kind == "glu":
+            return {
+                "b": self._ids[op.inputs[1]],
+                "activation": ACTIVATIONS.index(op.attrs["function"]),
+            }
+        if op.kind == "add":
+            return {"b": self._ids[op.inputs[1]]}
+        return {"number": op.attrs["factor" if op.kind == "scale" else "cap"]}
+
+    def _build_products(self, node: Node, narrow: int) -> None:
+        parts = []
+        for product in node.products:
+            _, weight, *bias = product.op.inputs
+            parts.append(
+                (
+                    self._parameters.matrices[weight],
+                    self._ids[product.output],
+                    self._parameters.floats[bias[0]] if bias else None,
+                    None if product.residual is None else self._ids[product.residual],
+                )
+            )
+        glu = None
+        if node.glu is not None:
+            glu = (
+                ACTIVATIONS.index(node.glu.attrs["function"]),
+                self._ids[node.glu.output],
+            )
+        pieces = self._cut([part[0] for part in parts], together=glu is not None)
+        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(pieces), narrow)
+        self._mark("matmul")
+
+    def _cut(self, weights: list[Any], *, together: bool) -> list[Piece]:
+        """The pieces of a product whose weights are streamed; none for packed ones."""
+        if not isinstance(weights[0], _native.WeightPlace):
+            return []
+        shapes = [Matrix(int(w.panels), int(w.panel_bytes)) for w in weights]
+        pieces = cut(shapes, self._parameters.piece_bytes, together=together)
+        for piece in pieces:
+            self.track.append([(weights[r.part], r.part, r.first, r.end) for r in piece])
+        return pieces
+
+    def _build_rope(self, op: Op) -> None:
+        frequency = np.array(op.attrs["inv_freq"], np.float32)
+        if len(op.inputs) > 1:
+            frequency = frequency / self._parameters.floats[op.inputs[1]]
+        self._native.rope(
+            self._ids[op.inputs[0]],
+            self._ids[op.output],
+            self._parameters.rope(frequency, op.attrs["mscale"]),
+            op.attrs["head_dim"],
+            op.attrs["style"] == "interleaved",
+        )
+
+
+class JoinedSegments:
+    """Resident Segments that run in one native call, in their order."""
+
+    def __init__(self, segments: Sequence[NativeSegment], max_tokens: int) -> None:
+        # They own what the native side points to.
+        self.segments = tuple(segments)
+        self.segment = segments[-1].segment
+        self._max_tokens = max_tokens
+        self._native = _native.Joined(tuple(s.native for s in segments))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights held."""
+        return sum(s.nbytes for s in self.segments)
+
+    @property
+    def current(self) -> int:
+        """See Joined."""
+        return int(self._native.current)
+
+    def run(
+        self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
+    ) -> Mapping[str, Any]:
+        """Run over a step; returns the outputs of the last Segment under their outer names."""
+        self._native.run(team, isa, arena, native_step, kv, self._max_tokens)
+        return {self.segment.outputs[0]: None}

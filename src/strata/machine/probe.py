@@ -1,0 +1,148 @@
+"""The machine probe: measures once, in seconds, and remembers under a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from strata import __version__
+from strata.backends.cpu.backend import choose_isa, usable_cores
+from strata.errors import UsageError
+from strata.hub.downloads import strata_home
+from strata.machine.machine import Machine
+from strata.machine.probe_compute import attention, caches, compute_probe, cpu_name
+from strata.machine.probe_disk import probe_disk
+from strata.machine.values import ValueFileError, from_json, to_json
+from strata.memory.limits import memory_available, memory_total
+
+READ_SECONDS = 0.6
+KERNEL_SECONDS = 2.4
+DISK_SECONDS = 4.0
+
+Progress = Callable[[str], None]
+"""Told what is measured next."""
+
+
+def probe(
+    path: Path, *, refresh: bool = False, progress: Progress | None = None
+) -> tuple[Machine, bool]:
+    """This machine with the disk under ``path`` (a file or directory), and whether it was known.
+
+    What was measured before is used again while the processor, the cores this process may use, the
+    instruction set, the kernel, Strata's version and the disk are the same, unless ``refresh``.
+    Memory limits are always looked at anew. Raises DiskProbeError if the disk cannot be measured.
+    """
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    fingerprint = _fingerprint(existing)
+    cache = _cache_file(existing)
+    machine = None if refresh else _remembered(cache, fingerprint)
+    known = machine is not None
+    if machine is None:
+        machine = _measure(existing, progress or (lambda what: None))
+        _remember(cache, fingerprint, machine)
+    return replace(machine, memory_total=memory_total(), memory_available=memory_available()), known
+
+
+def known_machine(path: Path) -> Machine | None:
+    """What ``probe`` would give without measuring anything; None if it would have to."""
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    machine = _remembered(_cache_file(existing), _fingerprint(existing))
+    if machine is None:
+        return None
+    return replace(machine, memory_total=memory_total(), memory_available=memory_available())
+
+
+def load_machine(path: Path) -> Machine:
+    """A Machine from the JSON that ``strata probe --json`` printed; UsageError if it is none."""
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}; `strata probe --json` writes machine files")
+    try:
+        return from_json(Machine, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, RecursionError, ValueFileError) as error:
+        raise UsageError(
+            f"{path} is not a machine file of `strata probe --json`: {error}"
+        ) from None
+
+
+def _measure(path: Path, progress: Progress) -> Machine:
+    isa, cores = choose_isa(), usable_cores()
+    known_caches = caches()
+    largest = max((c.nbytes for c in known_caches), default=0)
+    progress("attention")
+    attention_rate, overhead = attention(cores, isa, memory_available())
+    with compute_probe(cores, isa, largest, memory_available()) as compute:
+        progress("memory")
+        memory_read = compute.memory_read(READ_SECONDS)
+        progress("kernels")
+        kernels = compute.kernels(KERNEL_SECONDS)
+    progress("disk")
+    disk, latency = probe_disk(path, DISK_SECONDS)
+    return Machine(
+        cpu=cpu_name(),
+        cores=cores,
+        isa=isa,
+        caches=known_caches,
+        memory_total=memory_total(),
+        memory_available=memory_available(),
+        memory_read=memory_read,
+        kernels=kernels,
+        attention=attention_rate,
+        step_overhead_s=overhead,
+        disk=disk,
+        read_latency_s=latency,
+    )
+
+
+def _fingerprint(path: Path) -> str:
+    facts = (
+        cpu_name(),
+        str(usable_cores()),
+        choose_isa(),
+        platform.platform(),
+        __version__,
+        str(path.stat().st_dev),
+        # Rates of kernels belong to one build of them.
+        _native_stamp(),
+    )
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _native_stamp() -> str:
+    import strata._native as _native
+
+    stat = os.stat(_native.__file__)
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _cache_file(path: Path) -> Path:
+    return strata_home() / "machines" / f"disk-{path.stat().st_dev:x}.json"
+
+
+def _remembered(cache: Path, fingerprint: str) -> Machine | None:
+    try:
+        data = json.loads(cache.read_text(encoding="utf-8"))
+        if data["fingerprint"] == fingerprint:
+            return from_json(Machine, data["machine"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValueFileError):
+        pass
+    return None
+
+
+def _remember(cache: Path, fingerprint: str, machine: Machine) -> None:
+    # Where nothing can be kept, each start measures again: slow, still right.
+    with suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        scratch = cache.with_suffix(f".{os.getpid()}")
+        data = {"fingerprint": fingerprint, "machine": to_json(machine)}
+        scratch.write_text(json.dumps(data), encoding="utf-8")
+        os.replace(scratch, cache)

@@ -1,0 +1,82 @@
+"""What the machine should reach with a model, by what was measured of it; for the live picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from strata.llm import LLM
+from strata.machine.machine import Machine
+from strata.machine.probe import known_machine
+from strata.machine.rates import Rates, best_read
+from strata.plan.cost_model import CostModel, Load, Streaming
+from strata.plan.outline import outline
+from strata.program import Workload
+
+_DEPTH_STEP = 64
+"""Positions by which the depth is rounded, because the cost model remembers what it was asked."""
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Bytes a second from memory and disk, and operations a second of products with most of the
+    weights, with the threads in use."""
+
+    memory_bytes_per_s: float
+    disk_bytes_per_s: float
+    ops_per_s: float
+
+
+class Forecast:
+    """Speeds and ceilings of a loaded model."""
+
+    def __init__(self, costs: CostModel, streaming: Streaming, format: str) -> None:
+        self._costs = costs
+        self._streaming = streaming
+        rates = costs.rates
+        self.ceilings = Ceilings(
+            max(r.bytes_s for r in rates.machine.memory_read) * rates.memory_share,
+            streaming.bytes_s,
+            rates.kernel(format).prefill_ops_s * rates.share,
+        )
+
+    def output_tok_s(self, last: Workload) -> float | None:
+        """Tokens a second of sweeps like ``last``; None if that did not give one for each token."""
+        if last.tokens != last.out_rows:
+            return None
+        past = last.context // _DEPTH_STEP * _DEPTH_STEP
+        load = Load(last.tokens, 1, past, last.out_rows)
+        return last.tokens / self._costs.sweep(load, self._streaming).total_s
+
+
+def forecast(llm: LLM) -> Forecast | None:
+    """None where the machine was never measured (`strata probe` does it), or has no kernels."""
+    file, threads = llm.execution.file, llm.threads
+    if file is None or threads is None:
+        return None
+    machine = llm.execution.machine or known_machine(file.paths[0])
+    if machine is None or not machine.memory_read or not machine.kernels:
+        return None
+    nbytes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        nbytes[tensor.type.name] += tensor.nbytes
+    plan = llm.plan
+    costs = CostModel(
+        outline(file.path.name, llm.model, file),
+        Rates(machine, threads),
+        "f16" if plan is None else plan.kv_type,
+    )
+    names = [segment.name for segment in llm.model.segments]
+    streaming = costs.streaming(
+        names if plan is None else plan.resident,
+        _disk_rate(llm, machine),
+        0 if plan is None else plan.ring_bytes,
+    )
+    return Forecast(costs, streaming, nbytes.most_common(1)[0][0])
+
+
+def _disk_rate(llm: LLM, machine: Machine) -> float:
+    plan = llm.plan
+    if plan is None or not plan.streamed:
+        return best_read(machine, 1 << 62).bytes_s
+    return max(d.bytes_s for d in machine.disk if d.mode == plan.read_mode)

@@ -1,0 +1,172 @@
+"""The probe: what it measures is sane, what it knows it keeps, and what it makes it removes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from strata.cli import main
+from strata.errors import UsageError
+from strata.machine.machine import Cache
+from strata.machine.probe import load_machine, probe
+from strata.machine.probe_compute import ComputeProbe, attention, caches
+from strata.machine.probe_disk import DiskProbeError, probe_disk
+from strata.plan import Machine, from_json
+from support.described import MACHINES, machine
+
+
+def test_the_disk_under_a_file_and_under_a_directory(tmp_path: Path) -> None:
+    file = tmp_path / "some.gguf"
+    file.write_bytes(os.urandom(1 << 20) * 34)
+    rates, latency = probe_disk(file, 0.3)
+    assert latency > 0
+    assert {d.mode for d in rates} <= {"direct", "buffered"}
+    assert ("buffered", 1 << 20, 4) in {(d.mode, d.request_bytes, d.depth) for d in rates}
+    # A request for each thread must fit the file.
+    assert all(d.request_bytes * d.depth <= file.stat().st_size for d in rates)
+    assert all(d.bytes_s > 1e5 for d in rates)
+    assert file.exists()
+
+
+def test_a_scratch_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strata.machine.probe_disk._SCRATCH_BYTES", 40 << 20)
+    (tmp_path / "small.gguf").write_bytes(b"x")
+    for path in (tmp_path, tmp_path / "small.gguf"):
+        rates, _ = probe_disk(path, 0.1)
+        assert rates
+    assert [p.name for p in tmp_path.iterdir()] == ["small.gguf"]
+
+
+def test_a_disk_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DiskProbeError, match="cannot be measured"):
+        probe_disk(tmp_path / "nothing" / "here", 0.1)
+
+
+def test_kernels_memory_and_attention() -> None:
+    compute = ComputeProbe(2, "scalar", 1 << 20, 1 << 30)
+    try:
+        reads = compute.memory_read(0.05)
+        assert [r.threads for r in reads] == [1, 2]
+        assert all(r.bytes_s > 1e8 for r in reads)
+    finally:
+        compute.close()
+    rate, overhead = attention(1, "scalar", 1 << 30)
+    assert rate.decode_bytes_s > 1e6
+    assert rate.prefill_ops_s > 1e6
+    assert 0 < overhead < 0.1
+
+
+def test_every_format_with_kernels_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strata.machine.probe_compute._PREFILL_ROWS", 2)
+    monkeypatch.setattr("strata.machine.probe_compute._N", 64)
+    compute = ComputeProbe(1, "scalar", 1 << 20, 1 << 27)
+    try:
+        rates = compute.kernels(0.1)
+    finally:
+        compute.close()
+    assert {"F32", "F16", "BF16", "Q4_0", "Q8_0", "Q4_K", "Q6_K"} <= {k.format for k in rates}
+    assert all(min(k.decode_bytes_s, k.prefill_ops_s, k.pack_bytes_s) > 0 for k in rates)
+
+
+def test_caches_of_a_processor(tmp_path: Path) -> None:
+    for index, (level, kind, size, shared) in enumerate(
+        [(1, "Data", "48K", "0"), (1, "Instruction", "32K", "0"), (3, "Unified", "32M", "0-3,8")]
+    ):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}"
+        folder.mkdir(parents=True)
+        for name, text in (
+            ("level", level),
+            ("type", kind),
+            ("size", size),
+            ("shared_cpu_list", shared),
+        ):
+            (folder / name).write_text(f"{text}\n")
+    assert caches(tmp_path) == (Cache(1, 49152, 1), Cache(3, 32 << 20, 5))
+    assert caches(tmp_path / "nothing") == ()
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The paths for which something was measured."""
+    calls: list[Path] = []
+
+    def measure(path: Path, progress: object) -> Machine:
+        calls.append(path)
+        return machine("laptop")
+
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("strata.machine.probe._measure", measure)
+    return calls
+
+
+def test_what_is_known_is_not_measured_again(
+    tmp_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, known = probe(tmp_path)
+    assert (len(measured), known) == (1, False)
+    again, known = probe(tmp_path / "not there yet" / "x")
+    assert (len(measured), known) == (1, True)
+    # Memory is looked at anew each time.
+    assert replace(again, memory_available=0) == replace(first, memory_available=0)
+    assert 0 < first.memory_available < first.memory_total != machine("laptop").memory_total
+    assert probe(tmp_path, refresh=True)[1] is False
+    assert len(measured) == 2
+    monkeypatch.setattr("strata.machine.probe.cpu_name", lambda: "another processor")
+    assert probe(tmp_path)[1] is False
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"fingerprint": 1}', "{", '{"machine": {}}'])
+def test_a_damaged_memory_is_no_trouble(tmp_path: Path, measured: list[Path], damage: str) -> None:
+    probe(tmp_path)
+    (kept,) = (tmp_path / "home" / "machines").iterdir()
+    kept.write_text(damage)
+    assert probe(tmp_path)[1] is False
+    assert probe(tmp_path)[1] is True
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(
+    tmp_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path / "file" / "home"))
+    assert probe(tmp_path)[1] is False
+    assert probe(tmp_path)[1] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"cores": "8"}, r"cores is '8': a int is expected"),
+        ({"disk": [{"mode": "telepathy"}]}, r"disk\[0\]"),
+        ({"attention": None}, "an object is expected"),
+        ({"colour": 1}, "no field 'colour'"),
+        ({"read_latency_s": float("inf")}, "finite"),
+    ],
+)
+def test_a_machine_file_is_checked(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    data = json.loads((MACHINES / "laptop.json").read_text()) | change
+    (tmp_path / "m.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=says):
+        load_machine(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "\0", "3"])
+def test_what_is_no_machine_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(UsageError, match="not a machine file"):
+        load_machine(tmp_path / "m.json")
+
+
+def test_the_verb(tmp_path: Path, measured: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", str(tmp_path), "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "eight cores" in out
+    assert "direct 256 KiB" in out
+    assert main(["probe", str(tmp_path), "--json"]) == 0
+    printed = from_json(Machine, json.loads(capsys.readouterr().out))
+    assert printed.disk == machine("laptop").disk

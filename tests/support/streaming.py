@@ -1,0 +1,77 @@
+"""Models that are streamed, entirely or in part, by settings made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import strata._native as _native
+from numpy.typing import NDArray
+
+from strata.backends.cpu.backend import CpuBackend, CpuSettings
+from strata.backends.cpu.reading import Reading
+from strata.formats import ModelFile
+from strata.models import build_model
+from support.forward import Forward
+
+SMALL_REQUEST = 4096
+
+
+def segments(file: ModelFile, context: int | None = None) -> list[str]:
+    """Names of a model's Segments."""
+    return [segment.name for segment in build_model(file, context).segments]
+
+
+def settings(
+    streamed: Sequence[str],
+    *,
+    ring: int = 1 << 22,
+    piece: int = 1 << 16,
+    threads: int = 3,
+    request: int = SMALL_REQUEST,
+    direct: bool = False,
+) -> CpuSettings:
+    """Small pieces and requests, so that small models have many."""
+    reading = Reading(threads, request, direct, drop_behind=True)
+    return CpuSettings(
+        streamed=frozenset(streamed), ring_bytes=ring, piece_bytes=piece, reading=reading
+    )
+
+
+def forward(
+    file: ModelFile, how: CpuSettings | None, context: int | None = None, threads: int = 2
+) -> Forward:
+    """The model, loaded; ``how`` None keeps everything in memory."""
+    return Forward(file, context, CpuBackend(threads=threads, settings=how))
+
+
+def logits(
+    file: ModelFile,
+    how: CpuSettings | None,
+    tokens: Sequence[int],
+    context: int | None = None,
+    chunks: Sequence[int] | None = None,
+) -> NDArray[np.float32]:
+    """Logits of all tokens, loaded for this one run."""
+    return forward(file, how, context).logits(tokens, chunks)
+
+
+def least_ring(file: ModelFile, piece: int, context: int | None = None) -> int:
+    """The smallest ring that holds every piece when everything is streamed."""
+    built = build_model(file, context)
+    how = settings([s.name for s in built.segments], piece=piece)
+    loaded = Forward(file, context, CpuBackend(threads=1, settings=how))
+    tracks = [s.track for s in loaded.segments if s.track]  # type: ignore[attr-defined]
+    most, _ = _native.stream_memory(tracks, 1)
+    return most
+
+
+@contextmanager
+def faults(**kind: int) -> Iterator[Callable[[], None]]:
+    """Reads that are slow, fail, end early or kill their thread, for as long as this lasts."""
+    _native.set_read_faults(**kind)
+    try:
+        yield lambda: _native.set_read_faults(**kind)
+    finally:
+        _native.set_read_faults()
