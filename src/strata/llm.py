@@ -24,7 +24,7 @@ from strata.engine import (
     Timings,
 )
 from strata.engine.kv_settings import check_room
-from strata.engine.runtime import Execution, Wishes, base_memory, execute, execute_naively
+from strata.engine.runtime import LoadOptions, Runtime, base_memory, make_runtime, reference_runtime
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
@@ -144,7 +144,7 @@ class LLM:
             self.backend = backend
             limit = None if memory is None else _size(memory)
             most_kv = None if kv_bytes is None else _size(kv_bytes)
-            wishes = Wishes(
+            options = LoadOptions(
                 limit,
                 threads,
                 context,
@@ -156,32 +156,32 @@ class LLM:
                 serving,
                 process,
             )
-            self.execution = _execute(backend, self._file, self.model, wishes, plan)
-            if self.execution.context < self.model.context_length:
-                self.model = build_model(self._file, self.execution.context)
+            self.runtime = _runtime(backend, self._file, self.model, options, plan)
+            if self.runtime.context < self.model.context_length:
+                self.model = build_model(self._file, self.runtime.context)
             kv = KVSettings(
                 type=self.plan.kv_type if self.plan else kv_type,
                 nbytes=most_kv,
                 store=_store(self._file, kv_store, kv_store_bytes),
             )
-            kept = choose_kv_type(kv.type, self.execution.backend.kv_types)
-            check_room(kv, kept, self.model, self.execution.context)
+            kept = choose_kv_type(kv.type, self.runtime.backend.kv_types)
+            check_room(kv, kept, self.model, self.runtime.context)
             # Building a tokenizer takes more for a while than it keeps: before there are weights.
-            with self.execution.settling("tokenizer"):
+            with self.runtime.settling("tokenizer"):
                 stop_ids = self.tokenizer.stop_ids
                 self.tokenize("Much of it is made when it is first used.")
             engine = Engine(
-                self.execution.runner(self.model, WeightSource(self._file), progress),
-                context=self.execution.context,
-                parallel=self.execution.parallel,
-                token_budget=self.execution.token_budget,
+                self.runtime.runner(self.model, WeightSource(self._file), progress),
+                context=self.runtime.context,
+                parallel=self.runtime.parallel,
+                token_budget=self.runtime.token_budget,
                 stop_ids=stop_ids,
                 kv=kv,
                 # A sweep that streams costs the same with many tokens as with few.
                 slowdown=None if self.plan and self.plan.streamed else slowdown,
             )
             self._shared = SharedEngine(engine)
-            self.execution.ready()
+            self.runtime.ready()
         except BaseException:
             self._file.close()
             raise
@@ -195,28 +195,28 @@ class LLM:
     @property
     def plan(self) -> Plan | None:
         """By what the model is run; None where everything is resident without one."""
-        return self.execution.plan
+        return self.runtime.plan
 
     @property
     def ledger(self) -> Ledger:
         """Who owns how many bytes."""
-        return self.execution.ledger
+        return self.runtime.ledger
 
     @property
     def threads(self) -> int | None:
         """Threads that compute, for backends that have them."""
-        return self.execution.threads
+        return self.runtime.threads
 
     @property
     def isa(self) -> str:
         """The instruction set whose kernels run."""
-        return self.execution.isa
+        return self.runtime.isa
 
     def explain(self) -> Explanation:
         """What happened so far, against the plan if there is one."""
         from strata.report.explain import explain
 
-        return explain(self.execution, self.engine.runner)
+        return explain(self.runtime, self.engine.runner)
 
     @property
     def context(self) -> int:
@@ -366,7 +366,7 @@ class LLM:
         What is being written to the store of prefixes is written first.
         """
         self._shared.close()
-        self.execution.close()
+        self.runtime.close()
         self._file.close()
 
     def __enter__(self) -> LLM:
@@ -448,16 +448,16 @@ def _whole(run: Iterator[Chunk], count: int) -> list[Output]:
     return [outputs[index] for index in range(count)]
 
 
-def _execute(
-    name: str, file: ModelFile, model: Model, wishes: Wishes, plan: Plan | None
-) -> Execution:
+def _runtime(
+    name: str, file: ModelFile, model: Model, options: LoadOptions, plan: Plan | None
+) -> Runtime:
     if name == "cpu":
-        return execute(file, model, wishes, plan)
+        return make_runtime(file, model, options, plan)
     if name != "reference":
         raise UsageError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
-    if wishes.memory is not None or plan is not None:
+    if options.memory is not None or plan is not None:
         raise UsageError("only the cpu backend keeps to a memory budget")
-    return execute_naively(model, wishes)
+    return reference_runtime(model, options)
 
 
 def _build(file: ModelFile, context: int | None) -> Model:

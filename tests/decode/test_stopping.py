@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata.decode import Ending, SamplingParams, StopStrings
+from strata.decode import SamplingParams, StopChecker, StopStrings
 from strata.errors import UsageError
 
 
@@ -60,11 +60,11 @@ class Bytes:
         return self._decoder.decode(b"", final=True)
 
 
-def play(ending: Ending, tokens: bytes) -> tuple[str, str | None, int]:
+def play(checker: StopChecker, tokens: bytes) -> tuple[str, str | None, int]:
     """Shown text, reason, and tokens taken."""
     text = ""
     for taken, token in enumerate(tokens, start=1):
-        shown, reason = ending.push(token)
+        shown, reason = checker.push(token)
         text += shown
         if reason is not None:
             return text, reason, taken
@@ -74,40 +74,40 @@ def play(ending: Ending, tokens: bytes) -> tuple[str, str | None, int]:
 END = 3
 
 
-def ending(limit: int = 100, **params: object) -> Ending:
-    return Ending(SamplingParams(**params), frozenset({END}), limit, Bytes())  # type: ignore[arg-type]
+def checker(limit: int = 100, **params: object) -> StopChecker:
+    return StopChecker(SamplingParams(**params), frozenset({END}), limit, Bytes())  # type: ignore[arg-type]
 
 
 def test_stop_string_across_tokens_of_half_characters() -> None:
     tokens = "schön 🙂 und weiter".encode()
-    text, reason, taken = play(ending(stop="🙂"), tokens)
+    text, reason, taken = play(checker(stop="🙂"), tokens)
     assert (text, reason) == ("schön ", "stop")
     assert taken == len("schön 🙂".encode())
 
 
 def test_an_end_token_gives_what_was_held_back() -> None:
-    assert play(ending(stop=["abc"]), b"xab\x03yz") == ("xab", "stop", 4)
+    assert play(checker(stop=["abc"]), b"xab\x03yz") == ("xab", "stop", 4)
 
 
 def test_ignored_end_tokens() -> None:
-    assert play(ending(ignore_eos=True), b"a\x03b") == ("a\x03b", None, 3)
-    assert play(ending(ignore_eos=True, stop_token_ids=[END]), b"a\x03b") == ("a", "stop", 2)
-    assert play(ending(stop_token_ids=[ord("b")]), b"aab") == ("aa", "stop", 3)
+    assert play(checker(ignore_eos=True), b"a\x03b") == ("a\x03b", None, 3)
+    assert play(checker(ignore_eos=True, stop_token_ids=[END]), b"a\x03b") == ("a", "stop", 2)
+    assert play(checker(stop_token_ids=[ord("b")]), b"aab") == ("aa", "stop", 3)
 
 
 def test_the_limit_gives_everything() -> None:
-    assert play(ending(limit=3, stop="bc"), b"aab-") == ("aab", "length", 3)
-    assert play(ending(limit=3), "a€".encode()) == ("a\ufffd", "length", 3)
+    assert play(checker(limit=3, stop="bc"), b"aab-") == ("aab", "length", 3)
+    assert play(checker(limit=3), "a€".encode()) == ("a\ufffd", "length", 3)
 
 
 def test_a_stop_string_completed_by_the_last_token_counts() -> None:
-    assert play(ending(limit=3, stop="bc"), b"abc") == ("a", "stop", 3)
-    assert play(ending(limit=2, stop="\ufffd"), "a€".encode()) == ("a", "stop", 2)
+    assert play(checker(limit=3, stop="bc"), b"abc") == ("a", "stop", 3)
+    assert play(checker(limit=2, stop="\ufffd"), "a€".encode()) == ("a", "stop", 2)
 
 
 def test_without_text() -> None:
-    silent = Ending(SamplingParams(), frozenset({END}), 2, None)
+    silent = StopChecker(SamplingParams(), frozenset({END}), 2, None)
     assert silent.push(65) == ("", None)
     assert silent.push(65) == ("", "length")
     with pytest.raises(UsageError, match="stop strings"):
-        Ending(SamplingParams(stop="x"), frozenset(), 2, None)
+        StopChecker(SamplingParams(stop="x"), frozenset(), 2, None)

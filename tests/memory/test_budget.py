@@ -14,7 +14,7 @@ import pytest
 
 from strata.backends.cpu.backend import available_isas
 from strata.decode import SamplingParams
-from strata.engine import runtime as execution
+from strata.engine import runtime
 from strata.errors import UsageError
 from strata.llm import LLM
 from strata.machine.probe import load_machine
@@ -60,7 +60,7 @@ def test_peak_and_answer(smollm2_path: Path, unlimited: Any, megabytes: int | No
 def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that none is measured."""
     machine = replace(load_machine(MACHINE), isa=available_isas()[0], cores=2)
-    monkeypatch.setattr(execution, "this_machine", lambda file: machine)
+    monkeypatch.setattr(runtime, "this_machine", lambda file: machine)
 
 
 @pytest.mark.usefixtures("_known_machine")
@@ -100,7 +100,7 @@ def test_what_the_plan_forgot_is_refused_before_it_is_allocated(smollm2_path: Pa
 def test_books_without_a_budget(smollm2_path: Path) -> None:
     with LLM(smollm2_path, threads=1, context=256) as llm:
         llm.generate([1, 2, 3], SamplingParams(max_tokens=4))
-        llm.execution.check_integrity()
+        llm.runtime.check_integrity()
         owned = llm.ledger.owned
     assert owned["weights"] > 90 * 10**6
     assert {"interpreter", "tokenizer", "kv", "activations", "logits"} <= set(owned)

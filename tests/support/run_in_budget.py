@@ -53,7 +53,7 @@ def main() -> None:
         vocabulary = llm.engine.runner.model.vocab_size
         ids = default_rng(1).integers(20, min(vocabulary, 40_000), prompt).tolist()
         output = llm.generate(ids, SamplingParams(max_tokens=answer, logprobs=1, ignore_eos=True))
-        llm.execution.check_integrity()
+        llm.runtime.check_integrity()
         sweeps = llm.engine.runner.sweeps
         print(
             json.dumps(
@@ -62,7 +62,7 @@ def main() -> None:
                     "logprobs": [s.logprob.hex() for s in output.logprobs or ()],  # type: ignore[union-attr]
                     "peak": peak_bytes(),
                     "cgroup_peak": cgroup_peak(),
-                    "cached": llm.execution.backend.cached_bytes(),  # type: ignore[attr-defined]
+                    "cached": llm.runtime.backend.cached_bytes(),  # type: ignore[attr-defined]
                     "budget": memory,
                     "predicted": made.predicted.peak_bytes if made else None,
                     "reserved": made.predicted.memory.total if made else None,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from strata.decode.params import SamplingParams
 from strata.decode.sampling import LogitsError, Sample, Sampler, log_softmax, log_sum_exp
-from strata.decode.stopping import Ending, FinishReason, StopStrings, TextStream
+from strata.decode.stopping import FinishReason, StopChecker, StopStrings, TextStream
 
 __all__ = [
-    "Ending",
     "FinishReason",
     "LogitsError",
     "Sample",
     "Sampler",
     "SamplingParams",
+    "StopChecker",
     "StopStrings",
     "TextStream",
     "log_softmax",

@@ -63,7 +63,7 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-class Ending:
+class StopChecker:
     """Watches one answer: gives its text as it becomes certain, and says when and why it ends.
 
     ``stop_ids`` are the model's end tokens; ``limit`` is the number of tokens after which the

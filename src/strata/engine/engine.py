@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Span, Step
-from strata.decode import Ending, Sample, Sampler, SamplingParams, TextStream
+from strata.decode import Sample, Sampler, SamplingParams, StopChecker, TextStream
 from strata.engine.kv_settings import KVSettings, make_space
 from strata.engine.pace import Pace
 from strata.engine.request import Delta, Request
@@ -179,7 +179,7 @@ class Engine:
             id=next(self._ids),
             prompt=tuple(prompt),
             sampler=Sampler(params, prompt, self.runner.model.vocab_size),
-            ending=Ending(params, self._stop_ids, limit, text),
+            stop_checker=StopChecker(params, self._stop_ids, limit, text),
             submitted=perf_counter(),
         )
         self._requests[request.id] = request
@@ -271,7 +271,7 @@ class Engine:
             request.output.append(sample)
             request.first_token = now if request.first_token is None else request.first_token
             request.last_token = now
-            text, request.finish_reason = request.ending.push(sample.token)
+            text, request.finish_reason = request.stop_checker.push(sample.token)
             deltas.append(Delta(request, sample, text, request.finish_reason))
         for delta in deltas:
             if delta.finish_reason is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from strata.decode import Ending, FinishReason, Sample, Sampler
+from strata.decode import FinishReason, Sample, Sampler, StopChecker
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Request:
     id: int
     prompt: tuple[int, ...]
     sampler: Sampler
-    ending: Ending
+    stop_checker: StopChecker
     submitted: float
     output: list[Sample] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -1,4 +1,4 @@
-"""From wishes to a Plan to a backend: what was decided is what is executed."""
+"""From load options to a Plan to a backend: what was decided is what is executed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ print(json.dumps(to_json(probe(pathlib.Path(sys.argv[1]))[0])))
 
 
 @dataclass(frozen=True)
-class Wishes:
+class LoadOptions:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
     ``parallel``; ``planned`` asks for a Plan in any case. ``kv_type`` None leaves it to the
@@ -70,7 +70,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Execution:
+class Runtime:
     """A backend made as a Plan has it, and the books of its memory.
 
     ``limited`` says that a budget was given: then it is held, and the page cache is part of it.
@@ -157,27 +157,29 @@ class Execution:
         self.ledger.check_integrity(process_memory().total)
 
 
-def execute(file: ModelFile, model: Model, wishes: Wishes, plan: Plan | None = None) -> Execution:
-    """The native backend by a Plan: the one given, else one made for the wishes.
+def make_runtime(
+    file: ModelFile, model: Model, options: LoadOptions, plan: Plan | None = None
+) -> Runtime:
+    """The native backend by a Plan: the one given, else one made for the options.
 
     Nothing is loaded yet. Raises BudgetTooSmall.
     """
     machine = None
-    if plan is None and _needs_plan(file, wishes):
+    if plan is None and _needs_plan(file, options):
         machine = this_machine(file)
-        plan = _make_plan(file, model, machine, wishes)
+        plan = _make_plan(file, model, machine, options)
     if plan is None:
         ledger = _ledger(None, 0)
-        settings = CpuSettings(positions=model.context_length, parallel=wishes.parallel)
-        token_budget, context, parallel = TOKEN_BUDGET, model.context_length, wishes.parallel
-        backend = CpuBackend(wishes.threads, settings=settings, books=ledger)
+        settings = CpuSettings(positions=model.context_length, parallel=options.parallel)
+        token_budget, context, parallel = TOKEN_BUDGET, model.context_length, options.parallel
+        backend = CpuBackend(options.threads, settings=settings, books=ledger)
     else:
         _check_plan(plan, model)
-        limited = wishes.memory is not None
+        limited = options.memory is not None
         ledger = _ledger(plan.budget if limited else None, plan.predicted.memory.margin)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
         backend = CpuBackend(plan.threads, plan.isa, _settings(plan, limited), ledger)
-    return Execution(
+    return Runtime(
         backend,
         ledger,
         plan,
@@ -189,18 +191,18 @@ def execute(file: ModelFile, model: Model, wishes: Wishes, plan: Plan | None = N
         parallel,
         token_budget,
         backend.settings.max_out_rows,
-        wishes.memory is not None,
+        options.memory is not None,
     )
 
 
-def execute_naively(model: Model, wishes: Wishes) -> Execution:
+def reference_runtime(model: Model, options: LoadOptions) -> Runtime:
     """The reference backend, which knows no Plans."""
     from strata.backends.reference import ReferenceBackend
 
     context, ledger = model.context_length, _ledger(None, 0)
     backend = ReferenceBackend()
-    return Execution(
-        backend, ledger, None, None, None, None, "numpy", context, wishes.parallel, TOKEN_BUDGET,
+    return Runtime(
+        backend, ledger, None, None, None, None, "numpy", context, options.parallel, TOKEN_BUDGET,
         LOGIT_ROWS,
     )  # fmt: skip
 
@@ -236,21 +238,21 @@ def this_machine(file: ModelFile) -> Machine:
     return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]
 
 
-def _needs_plan(file: ModelFile, wishes: Wishes) -> bool:
-    if wishes.memory is not None or wishes.planned:
+def _needs_plan(file: ModelFile, options: LoadOptions) -> bool:
+    if options.memory is not None or options.planned:
         return True
     return file.nbytes > _SURELY_FITS * memory_available()
 
 
-def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) -> Plan:
+def _make_plan(file: ModelFile, model: Model, machine: Machine, options: LoadOptions) -> Plan:
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
     from strata.plan.memory_model import server_bytes
     from strata.plan.planner import BudgetTooSmall
 
-    workload = wishes.workload
+    workload = options.workload
     if workload is None:
-        half = (wishes.context or model.context_length) // 2
+        half = (options.context or model.context_length) // 2
         usual = Workload()
         workload = replace(
             usual,
@@ -258,25 +260,25 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, wishes: Wishes) 
             answer_tokens=min(usual.answer_tokens, half),
         )
     workload = replace(
-        workload, concurrency=wishes.parallel, context=wishes.context, serving=wishes.serving
+        workload, concurrency=options.parallel, context=options.context, serving=options.serving
     )
-    kv_type = choose_kv_type(wishes.kv_type, CpuBackend.kv_types).name
+    kv_type = choose_kv_type(options.kv_type, CpuBackend.kv_types).name
     sizes = outline(file.path.name, model, file)
-    process = wishes.process_bytes or base_memory(planned=True)
-    if wishes.serving:
+    process = options.process_bytes or base_memory(planned=True)
+    if options.serving:
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(sizes, workload))
     limits = Limits(
-        wishes.memory, wishes.threads, cast("KVTypeName", kv_type), wishes.kv_bytes, process
+        options.memory, options.threads, cast("KVTypeName", kv_type), options.kv_bytes, process
     )
     try:
         return plan(sizes, machine, limits, workload)
     except BudgetTooSmall as error:
         others = process - constants.PROCESS
-        if wishes.memory is None or others < _ALIKE:
+        if options.memory is None or others < _ALIKE:
             raise
         raise BudgetTooSmall(
-            f"of {format_size(wishes.memory)} this process takes {format_size(others)} for other "
+            f"of {format_size(options.memory)} this process takes {format_size(others)} for other "
             f"things: {error}",
             error.smallest,
         ) from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from strata.backends.cpu.backend import CpuBackend
 from strata.engine.runner import Runner
-from strata.engine.runtime import Execution
+from strata.engine.runtime import Runtime
 from strata.engine.sweeps import SweepTotal
 from strata.memory import cgroup_peak, peak_bytes
 from strata.sizes import format_size
@@ -70,9 +70,9 @@ class Explanation:
     verdict: str
 
 
-def explain(execution: Execution, runner: Runner) -> Explanation:
+def explain(runtime: Runtime, runner: Runner) -> Explanation:
     """What the sweeps of ``runner`` did so far."""
-    backend, plan, machine = execution.backend, execution.plan, execution.machine
+    backend, plan, machine = runtime.backend, runtime.plan, runtime.machine
     bandwidth = None
     if plan is not None and machine is not None:
         same = [d.bytes_s for d in machine.disk if d.mode == plan.read_mode]
@@ -81,14 +81,14 @@ def explain(execution: Execution, runner: Runner) -> Explanation:
     prefill = _report(runner.sweeps.prefill, bandwidth, None)
     loads = backend.load_counts() if isinstance(backend, CpuBackend) else None
     sweep_bytes = plan.predicted.sweep_bytes if plan is not None else 0
-    host_bytes = execution.weights_bytes
+    host_bytes = runtime.weights_bytes
     return Explanation(
         budget=None if plan is None else plan.budget,
         predicted_peak_bytes=None if plan is None else plan.predicted.peak_bytes,
         peak_bytes=peak_bytes(),
         cgroup_peak_bytes=cgroup_peak(),
         cached_bytes=backend.cached_bytes() if isinstance(backend, CpuBackend) else 0,
-        owned=tuple(execution.ledger.owned.items()),
+        owned=tuple(runtime.ledger.owned.items()),
         host_bytes=host_bytes,
         sweep_bytes=sweep_bytes,
         disk_bandwidth=bandwidth,

@@ -41,7 +41,9 @@ class Answer:
         it is an end token, which is no part of the text."""
         self.request = delta.request
         self.finish_reason = delta.finish_reason
-        ended_by_token = delta.finish_reason == "stop" and delta.request.ending.stop_string is None
+        ended_by_token = (
+            delta.finish_reason == "stop" and delta.request.stop_checker.stop_string is None
+        )
         shown = [] if ended_by_token else [delta.sample]
         self.samples += shown
         self.offsets += [len(self.text)] * len(shown)

@@ -144,7 +144,7 @@ def _event(kind: str, **data: Any) -> str:
 
 
 def _ending(answer: Answer) -> dict[str, Any]:
-    sequence = answer.request.ending.stop_string if answer.request else None
+    sequence = answer.request.stop_checker.stop_string if answer.request else None
     if answer.finish_reason == "length":
         reason = "max_tokens"
     elif answer.calls:

@@ -164,7 +164,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         engine = service.llm.engine
         model = {
             **listed(service.name),
-            "size": service.llm.execution.weights_bytes + engine.kv_bytes,
+            "size": service.llm.runtime.weights_bytes + engine.kv_bytes,
             "size_vram": 0,
             "expires_at": _NEVER,
             "context_length": engine.context,

@@ -51,10 +51,10 @@ class Forecast:
 
 def forecast(llm: LLM) -> Forecast | None:
     """None where the machine was never measured (`strata probe` does it), or has no kernels."""
-    file, threads = llm.execution.file, llm.threads
+    file, threads = llm.runtime.file, llm.threads
     if file is None or threads is None:
         return None
-    machine = llm.execution.machine or known_machine(file.paths[0])
+    machine = llm.runtime.machine or known_machine(file.paths[0])
     if machine is None or not machine.memory_read or not machine.kernels:
         return None
     nbytes: Counter[str] = Counter()
