@@ -129,7 +129,7 @@ def repredict(row: dict[str, Any]) -> Prediction:
     planner = Planner(sizes, machine, Limits(None, plan.threads, plan.kv_type), workload)
     if plan.streamed:
         smallest = min(d.request_bytes for d in machine.disk)
-        read = best_read(machine, max(plan.piece_bytes, smallest), large=True)
+        read = best_read(machine, max(plan.tile_bytes, smallest), large=True)
     else:
         read = best_read(machine, constants.LOADING_REQUEST)
     chosen = Sizes(

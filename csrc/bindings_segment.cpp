@@ -72,13 +72,13 @@ class SegmentBuilder {
   using Operand = std::variant<WeightPtr, WeightPlacePtr>;
   using Part = std::tuple<Operand, int64_t, std::optional<Array1<float>>, std::optional<int64_t>>;
   void matmul(int64_t x, const std::vector<Part>& parts,
-              std::optional<std::tuple<int, int64_t>> glu, int pieces, int64_t narrow) {
+              std::optional<std::tuple<int, int64_t>> glu, int tiles, int64_t narrow) {
     require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
     MatmulSpec s{at(x), {}, {}};
-    StreamedProduct product{glu.has_value(), pieces, {}};
+    StreamedProduct product{glu.has_value(), tiles, {}};
     for (const auto& [operand, out, bias, residual] : parts) {
       const auto* packed = std::get_if<WeightPtr>(&operand);
-      require((packed != nullptr) == (pieces == 0), "matmul: parts are all packed or all streamed");
+      require((packed != nullptr) == (tiles == 0), "matmul: parts are all packed or all streamed");
       const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
       const Format format = packed ? (*packed)->format : place->format;
       const int64_t n = packed ? (*packed)->n : place->n;
@@ -115,42 +115,42 @@ class SegmentBuilder {
       narrow_.push_back({s.x, narrow});
       segment_.add(make_narrow(s.x, narrow));
     }
-    if (pieces == 0) {
+    if (tiles == 0) {
       segment_.add(make_matmul(std::move(s)));
     } else {
-      segment_.add_streamed(make_matmul(std::move(s)), pieces);
+      segment_.add_streamed(make_matmul(std::move(s)), tiles);
       streamed_.push_back(std::move(product));
     }
   }
-  // From where the streamed products get their weights: a track of pieces, in their order, that
+  // From where the streamed products get their weights: a track of tiles, in their order, that
   // covers every panel once.
   void attach(std::shared_ptr<Stream> stream, int track) {
     require(track >= 0 && track < static_cast<int>(stream->tracks().size()), "stream: no track");
-    const Track& pieces = stream->tracks()[static_cast<size_t>(track)];
+    const Track& tiles = stream->tracks()[static_cast<size_t>(track)];
     size_t next = 0;
     for (const StreamedProduct& product : streamed_) {
       std::vector<int64_t> covered(product.parts.size(), 0);
-      for (int i = 0; i < product.pieces; ++i, ++next) {
-        require(next < pieces.size(), "stream: too few pieces");
-        const Piece& piece = pieces[next];
-        for (const PieceRange& r : piece) {
+      for (int i = 0; i < product.tiles; ++i, ++next) {
+        require(next < tiles.size(), "stream: too few tiles");
+        const Tile& tile = tiles[next];
+        for (const TileRange& r : tile) {
           require(r.part >= 0 && r.part < static_cast<int>(product.parts.size()) &&
                       r.place == product.parts[static_cast<size_t>(r.part)],
-                  "stream: a piece is of another weight");
+                  "stream: a tile is of another weight");
           int64_t& at = covered[static_cast<size_t>(r.part)];
           require(r.panel0 == at && r.panel1 > at, "stream: panels must follow each other");
           at = r.panel1;
         }
-        require(!product.glu || (piece.size() == 2 && piece[0].part == 0 && piece[1].part == 1 &&
-                                 piece[0].panel0 == piece[1].panel0 &&
-                                 piece[0].panel1 == piece[1].panel1 && piece[0].panel0 % 2 == 0),
+        require(!product.glu || (tile.size() == 2 && tile[0].part == 0 && tile[1].part == 1 &&
+                                 tile[0].panel0 == tile[1].panel0 &&
+                                 tile[0].panel1 == tile[1].panel1 && tile[0].panel0 % 2 == 0),
                 "stream: glu takes the same columns of both parts, from an even panel on");
       }
       for (size_t i = 0; i < covered.size(); ++i) {
         require(covered[i] == panels(product.parts[i]->n), "stream: panels are missing");
       }
     }
-    require(next == pieces.size(), "stream: too many pieces");
+    require(next == tiles.size(), "stream: too many tiles");
     stream_ = std::move(stream);
     track_ = track;
   }
@@ -247,7 +247,7 @@ class SegmentBuilder {
   };
   struct StreamedProduct {
     bool glu;
-    int pieces;
+    int tiles;
     std::vector<WeightPlacePtr> parts;
   };
 
@@ -355,7 +355,7 @@ void bind_segments(nb::module_& m) {
       .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
            "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
       .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none(),
-           "pieces"_a = 0, "narrow"_a = Value::kNone)
+           "tiles"_a = 0, "narrow"_a = Value::kNone)
       .def("attach", &SegmentBuilder::attach, "stream"_a, "track"_a)
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a,

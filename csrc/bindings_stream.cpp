@@ -82,12 +82,12 @@ std::vector<Track> make_tracks(const std::vector<std::vector<std::vector<RangeTu
   std::vector<Track> out;
   require(!tracks.empty(), "stream: nothing to read");
   for (const auto& track : tracks) {
-    require(!track.empty(), "stream: a track without pieces");
+    require(!track.empty(), "stream: a track without tiles");
     out.emplace_back();
-    for (const auto& piece : track) {
-      require(!piece.empty(), "stream: a piece without panels");
+    for (const auto& tile : track) {
+      require(!tile.empty(), "stream: a tile without panels");
       out.back().emplace_back();
-      for (const auto& [place, part, panel0, panel1] : piece) {
+      for (const auto& [place, part, panel0, panel1] : tile) {
         require(part >= 0 && panel0 >= 0 && panel0 < panel1 && panel1 <= panels(place->n),
                 "stream: panels out of range");
         out.back().back().push_back({place, part, panel0, panel1});
@@ -106,7 +106,7 @@ void load(const std::vector<std::tuple<std::shared_ptr<WeightPlace>,
           int threads, int64_t request_bytes, ReadCounters& counters) {
   check_threads(threads);
   require(request_bytes > 0, "reads must have a size");
-  std::vector<Load> loads;
+  std::vector<WeightLoad> loads;
   for (const auto& [place, weight] : weights) {
     require(weight->format == place->format && weight->n == place->n && weight->k == place->k,
             "load: the weight is of another shape");
@@ -175,12 +175,12 @@ void bind_stream(nb::module_& m) {
           const std::vector<Track> made = make_tracks(tracks);
           int64_t most = 0;
           for (const Track& track : made) {
-            for (const Piece& piece : track) most = std::max(most, Stream::ring_bytes(piece));
+            for (const Tile& tile : track) most = std::max(most, Stream::ring_bytes(tile));
           }
           return std::make_tuple(most, Stream::scratch_bytes(made) * threads);
         },
         "tracks"_a, "threads"_a,
-        "Bytes of ring that the largest piece takes, and of staging for all threads.");
+        "Bytes of ring that the largest tile takes, and of staging for all threads.");
   m.def("packing_bytes",
         [](int format, int64_t k) -> int64_t {
           const auto f = static_cast<Format>(format);

@@ -103,14 +103,14 @@ void Segment::run(ThreadTeam& team, const Context& context, Stream* stream, int 
                   const Check& check) {
   run_nodes(team, context, 0, streamed() ? streamed_[0].node : nodes());
   auto checked = std::chrono::steady_clock::now();
-  int piece = 0;
+  int tile = 0;
   for (size_t i = 0; i < streamed_.size(); ++i) {
     const int64_t next = i + 1 < streamed_.size() ? streamed_[i + 1].node : nodes();
-    for (int left = streamed_[i].pieces; left > 0; --left) {
-      Context with_piece = context;
-      with_piece.piece = &stream->acquire(track, piece++, check);
-      // What follows the product runs in the same go as its last piece.
-      run_nodes(team, with_piece, streamed_[i].node, left == 1 ? next : streamed_[i].node + 1);
+    for (int left = streamed_[i].tiles; left > 0; --left) {
+      Context with_tile = context;
+      with_tile.tile = &stream->acquire(track, tile++, check);
+      // What follows the product runs in the same go as its last tile.
+      run_nodes(team, with_tile, streamed_[i].node, left == 1 ? next : streamed_[i].node + 1);
       stream->release();
       if (std::chrono::steady_clock::now() - checked >= kCheckEvery) {
         check();

@@ -72,7 +72,7 @@ struct Context {
   KvStore* kv;
   float* external;
   int threads;
-  const std::vector<PanelView>* piece = nullptr;   // what a streamed product works on
+  const std::vector<PanelView>* tile = nullptr;   // what a streamed product works on
 
   int64_t rows(const Value& v) const {
     return v.selected ? step->out_rows_count : step->tokens_count;
@@ -113,12 +113,12 @@ class Segment {
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
   void add(std::unique_ptr<Node> node) { nodes_.push_back(std::move(node)); }
-  // The last node's weights come in so many pieces, from the stream that `run` is given.
-  void add_streamed(std::unique_ptr<Node> node, int pieces) {
-    streamed_.push_back({nodes(), pieces});
+  // The last node's weights come in so many tiles, from the stream that `run` is given.
+  void add_streamed(std::unique_ptr<Node> node, int tiles) {
+    streamed_.push_back({nodes(), tiles});
     add(std::move(node));
   }
-  // Runs the nodes; those that are streamed a piece at a time, as pieces of `track` come. `check`
+  // Runs the nodes; those that are streamed a tile at a time, as tiles of `track` come. `check`
   // is called now and then and may throw. Throws what a node threw, or ReadError.
   void run(ThreadTeam& team, const Context& context, Stream* stream, int track,
            const std::function<void()>& check);
@@ -133,7 +133,7 @@ class Segment {
  private:
   struct Streamed {
     int64_t node;
-    int pieces;
+    int tiles;
   };
   void append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, int number);
   void run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end);

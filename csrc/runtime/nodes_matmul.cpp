@@ -31,7 +31,7 @@ class MatmulNode final : public Node {
   int64_t begin(const Context& c) override {
     rows_ = c.rows(s_.x);
     if (rows_ == 0) return 0;
-    views_ = whole_.empty() ? c.piece : &whole_;
+    views_ = whole_.empty() ? c.tile : &whole_;
     row_block_ = ceil_div(rows_, ceil_div(rows_, kRowBlock));
     // What has to be packed first is packed once for all rows.
     chunk_rows_ = whole_.empty() ? rows_ : row_block_;

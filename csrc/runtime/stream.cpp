@@ -12,17 +12,17 @@ double seconds(std::chrono::steady_clock::duration d) {
 
 }  // namespace
 
-int64_t Stream::ring_bytes(const Piece& piece) {
+int64_t Stream::ring_bytes(const Tile& tile) {
   int64_t bytes = 0;
-  for (const PieceRange& r : piece) bytes += r.place->slot_bytes(r.panel0, r.panel1);
+  for (const TileRange& r : tile) bytes += r.place->slot_bytes(r.panel0, r.panel1);
   return bytes;
 }
 
 int64_t Stream::scratch_bytes(const std::vector<Track>& tracks) {
   int64_t most = 0;
   for (const Track& track : tracks) {
-    for (const Piece& piece : track) {
-      for (const PieceRange& r : piece) most = std::max(most, r.place->scratch_bytes());
+    for (const Tile& tile : track) {
+      for (const TileRange& r : tile) most = std::max(most, r.place->scratch_bytes());
     }
   }
   return most;
@@ -35,11 +35,11 @@ Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads)
       scratch_(static_cast<size_t>(scratch_each_ * threads), false, WeightFile::kBufferAlign),
       ring_(static_cast<size_t>(ring_bytes), false, WeightFile::kBufferAlign) {
   for (const Track& track : tracks_) {
-    for (const Piece& piece : track) {
-      if (Stream::ring_bytes(piece) > ring_bytes) {
-        throw std::invalid_argument("stream: a piece does not fit the ring");
+    for (const Tile& tile : track) {
+      if (Stream::ring_bytes(tile) > ring_bytes) {
+        throw std::invalid_argument("stream: a tile does not fit the ring");
       }
-      for (const PieceRange& r : piece) {
+      for (const TileRange& r : tile) {
         if (std::find(files_.begin(), files_.end(), r.place->file) == files_.end()) {
           files_.push_back(r.place->file);
         }
@@ -68,7 +68,7 @@ Stream::~Stream() {
   for (std::thread& t : team_) t.join();
 }
 
-// Room for a piece behind the last one, or at the ring's beginning.
+// Room for a tile behind the last one, or at the ring's beginning.
 bool Stream::fits(int64_t bytes, int64_t* begin) const {
   const int64_t size = static_cast<int64_t>(ring_.size());
   if (entries_.empty()) {
@@ -87,31 +87,31 @@ bool Stream::fits(int64_t bytes, int64_t* begin) const {
   return last.end + bytes <= first.begin;
 }
 
-// Moves the place of reading to the next piece; a sweep is followed by one of all tracks.
+// Moves the place of reading to the next tile; a sweep is followed by one of all tracks.
 void Stream::advance() {
   const auto track = static_cast<size_t>(reading_order()[position_]);
-  if (++piece_ < static_cast<int>(tracks_[track].size())) return;
-  piece_ = 0;
+  if (++tile_ < static_cast<int>(tracks_[track].size())) return;
+  tile_ = 0;
   if (++position_ < reading_order().size()) return;
   position_ = 0;
   ++reading_sweep_;
 }
 
-// Takes the next piece into the ring; false when there is no room.
+// Takes the next tile into the ring; false when there is no room.
 bool Stream::place_next() {
   const int track = reading_order()[position_];
-  const Piece& piece = tracks_[static_cast<size_t>(track)][static_cast<size_t>(piece_)];
+  const Tile& tile = tracks_[static_cast<size_t>(track)][static_cast<size_t>(tile_)];
   int64_t begin = 0;
-  const int64_t bytes = ring_bytes(piece);
+  const int64_t bytes = ring_bytes(tile);
   if (!fits(bytes, &begin)) return false;
   auto entry = std::make_unique<Entry>();
   entry->sweep = reading_sweep_;
   entry->track = track;
-  entry->piece = piece_;
+  entry->tile = tile_;
   entry->begin = begin;
   entry->end = begin + bytes;
   int64_t at = begin;
-  for (const PieceRange& r : piece) {
+  for (const TileRange& r : tile) {
     uint8_t* place = ring_.data() + at;
     entry->places.push_back(place);
     entry->views.push_back({r.part, r.panel0, r.panel1, place});
@@ -123,7 +123,7 @@ bool Stream::place_next() {
   return true;
 }
 
-// A piece of which something is to be read now; nullptr when there is no room, or enough under way.
+// A tile of which something is to be read now; nullptr when there is no room, or enough under way.
 Stream::Entry* Stream::next_read() {
   if (paused_) return nullptr;
   const auto open = [](const auto& e) { return e->claimed < e->places.size() && !e->failure; };
@@ -139,14 +139,14 @@ Stream::Entry* Stream::next_read() {
 }
 
 int64_t Stream::read_bytes(const Entry& entry, size_t range) const {
-  const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
-                               [static_cast<size_t>(entry.piece)][range];
+  const TileRange& r = tracks_[static_cast<size_t>(entry.track)]
+                               [static_cast<size_t>(entry.tile)][range];
   return r.place->file_bytes(r.panel0, r.panel1);
 }
 
 void Stream::read_one(Entry& entry, size_t range, uint8_t* scratch) {
-  const PieceRange& r = tracks_[static_cast<size_t>(entry.track)]
-                               [static_cast<size_t>(entry.piece)][range];
+  const TileRange& r = tracks_[static_cast<size_t>(entry.track)]
+                               [static_cast<size_t>(entry.tile)][range];
   PanelView& view = entry.views[range];
   view.base = r.place->read_rows(r.panel0, r.panel1, entry.places[range], scratch, counters_);
   if (r.place->packs()) view.place = r.place.get();
@@ -206,7 +206,7 @@ void Stream::rewind(std::unique_lock<std::mutex>& hold) {
   held_ = false;
   reading_sweep_ = sweep_;
   position_ = 0;
-  piece_ = 0;
+  tile_ = 0;
   paused_ = false;
 }
 
@@ -228,15 +228,15 @@ void Stream::begin_sweep(std::vector<int> order) {
   wanted_.notify_all();
 }
 
-const std::vector<PanelView>& Stream::acquire(int track, int piece, const Check& check) {
+const std::vector<PanelView>& Stream::acquire(int track, int tile, const Check& check) {
   std::unique_lock<std::mutex> hold(lock_);
-  if (held_) throw std::logic_error("stream: the piece before was not released");
+  if (held_) throw std::logic_error("stream: the tile before was not released");
   const Clock::time_point start = Clock::now();
   for (;;) {
     if (!entries_.empty()) {
       const Entry& e = *entries_.front();
-      if (e.track != track || e.piece != piece) {
-        throw std::logic_error("stream: pieces are taken in the order of the sweep");
+      if (e.track != track || e.tile != tile) {
+        throw std::logic_error("stream: tiles are taken in the order of the sweep");
       }
       if (e.failure) std::rethrow_exception(e.failure);
       if (e.done == e.places.size()) break;

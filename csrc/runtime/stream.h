@@ -15,17 +15,17 @@
 namespace strata {
 
 // Panels [panel0, panel1) of part number `part` of a product.
-struct PieceRange {
+struct TileRange {
   WeightPlacePtr place;
   int part;
   int64_t panel0, panel1;
 };
 // What one phase of a product works on, and what goes through the ring as one.
-using Piece = std::vector<PieceRange>;
-// The pieces of one Segment in the order of their use.
-using Track = std::vector<Piece>;
+using Tile = std::vector<TileRange>;
+// The tiles of one Segment in the order of their use.
+using Track = std::vector<Tile>;
 
-// Threads read pieces ahead, in order, into a ring of fixed size, and the one caller takes and
+// Threads read tiles ahead, in order, into a ring of fixed size, and the one caller takes and
 // releases them in the same order. Past the end of a sweep comes the beginning of the next one.
 // No more than three quarters of the ring are on their way at a time: disks give what they were
 // asked for together at about the same time, and then the next reads need room at once.
@@ -39,10 +39,10 @@ class Stream {
   // The tracks that the sweep will use, in order. What was read ahead for them stays.
   void begin_sweep(std::vector<int> order);
 
-  // Waits until a piece is there; `check` is called now and then and may throw. The view is valid
-  // until `release`. ReadError if the piece could not be read.
-  const std::vector<PanelView>& acquire(int track, int piece, const Check& check);
-  // Gives the place of the piece acquired last to another one.
+  // Waits until a tile is there; `check` is called now and then and may throw. The view is valid
+  // until `release`. ReadError if the tile could not be read.
+  const std::vector<PanelView>& acquire(int track, int tile, const Check& check);
+  // Gives the place of the tile acquired last to another one.
   void release();
   // ReadError if one of the files is no longer what it was.
   void check_files() const;
@@ -51,14 +51,14 @@ class Stream {
   int64_t ring_bytes() const { return static_cast<int64_t>(ring_.size()); }
   // Bytes that a thread needs beside the ring.
   static int64_t scratch_bytes(const std::vector<Track>& tracks);
-  // Bytes of ring that a piece takes.
-  static int64_t ring_bytes(const Piece& piece);
+  // Bytes of ring that a tile takes.
+  static int64_t ring_bytes(const Tile& tile);
 
   const ReadCounters& counters() const { return counters_; }
-  // Bytes of the file whose pieces were used and released.
+  // Bytes of the file whose tiles were used and released.
   int64_t used_bytes() const;
   struct Times {
-    double waited_s;    // the caller waited for a piece
+    double waited_s;    // the caller waited for a tile
     double full_s;      // no thread had anything to do, because the ring was full
     double fetching_s;  // some thread read
   };
@@ -66,10 +66,10 @@ class Stream {
 
  private:
   using Clock = std::chrono::steady_clock;
-  // A piece in the ring, on its way there or ready.
+  // A tile in the ring, on its way there or ready.
   struct Entry {
     int64_t sweep;
-    int track, piece;
+    int track, tile;
     int64_t begin, end;               // in the ring
     std::vector<PanelView> views;
     std::vector<uint8_t*> places;     // of each range, which is one read
@@ -99,14 +99,14 @@ class Stream {
   ReadCounters counters_;
 
   mutable std::mutex lock_;
-  std::condition_variable ready_;     // a piece is complete, or a thread has ended
+  std::condition_variable ready_;     // a tile is complete, or a thread has ended
   std::condition_variable wanted_;    // there is something to read, or all shall end
   std::deque<std::unique_ptr<Entry>> entries_;
   std::vector<int> order_, every_;    // tracks of the sweep that runs; of those that are expected
   int64_t sweep_ = 0;                 // the one that runs; none does at 0
   int64_t reading_sweep_ = 1;         // where reading has come to: a sweep, a place in its order
-  size_t position_ = 0;               // and a piece of that track
-  int piece_ = 0;
+  size_t position_ = 0;               // and a tile of that track
+  int tile_ = 0;
   bool paused_ = false, stop_ = false, held_ = false;
   int busy_ = 0, alive_ = 0, idle_ = 0;
   int64_t under_way_ = 0;             // bytes that are being read

@@ -348,15 +348,15 @@ void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row,
   kernels.unpack_row(place.format, panel.data(), 1, place.k, 0, out);
 }
 
-void load_weights(const std::vector<Load>& loads, int threads, int64_t request_bytes,
+void load_weights(const std::vector<WeightLoad>& loads, int threads, int64_t request_bytes,
                   const Check& check, ReadCounters& counters) {
   struct Read {
-    const Load* load;
+    const WeightLoad* load;
     int64_t panel0, panel1;
   };
   std::vector<Read> reads;
   int64_t staging = 0;
-  for (const Load& l : loads) {
+  for (const WeightLoad& l : loads) {
     const int64_t step = l.place->panels_at_once(request_bytes);
     staging = std::max(staging, l.place->staging(step));
     for (int64_t p = 0; p < panels(l.place->n); p += step) {
@@ -419,7 +419,7 @@ void load_weights(const std::vector<Load>& loads, int threads, int64_t request_b
   hold.unlock();
   join();
   if (failure) std::rethrow_exception(failure);
-  for (const Load& l : loads) l.place->file->check_unchanged();
+  for (const WeightLoad& l : loads) l.place->file->check_unchanged();
 }
 
 }  // namespace strata

@@ -180,12 +180,12 @@ void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row,
 using Check = std::function<void()>;
 inline constexpr std::chrono::milliseconds kCheckEvery{50};
 
-struct Load {
+struct WeightLoad {
   WeightPlacePtr place;
   std::shared_ptr<PackedWeight> weight;
 };
 // Reads whole weights into packed form with `threads` reads of at most `request_bytes` at a time.
-void load_weights(const std::vector<Load>& loads, int threads, int64_t request_bytes,
+void load_weights(const std::vector<WeightLoad>& loads, int threads, int64_t request_bytes,
                   const Check& check, ReadCounters& counters);
 
 // For tests: what happens to reads from now on. Counting starts anew; 0 is never.

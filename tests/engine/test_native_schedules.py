@@ -62,7 +62,7 @@ def streaming(smollm2_path: Path) -> Iterator[Runner]:
         model = build_model(file, CONTEXT)
         resident = ("layer.3", "layer.20")
         names = frozenset(s.name for s in model.segments if s.name not in resident)
-        settings = CpuSettings(streamed=names, ring_bytes=24 << 20, piece_bytes=1 << 20)
+        settings = CpuSettings(streamed=names, ring_bytes=24 << 20, tile_bytes=1 << 20)
         yield Runner(CpuBackend(threads=2, settings=settings), model, WeightSource(file))
 
 

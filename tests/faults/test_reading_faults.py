@@ -41,7 +41,7 @@ def model(path: Path) -> Iterator[ModelFile]:
 
 def streaming(model: ModelFile, *, direct: bool = False) -> Forward:
     how = settings(
-        segments(model), ring=2 << 20, piece=1 << 19, request=1 << 18, direct=direct, threads=3
+        segments(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=direct, threads=3
     )
     return forward(model, how)
 

@@ -60,7 +60,7 @@ def test_a_sweep_reads_what_is_not_resident(model: ModelFile, direct: bool) -> N
     names = set(segments(model)) - {"layer.0", "layer.7", "layer.8"}
     ring = 2 << 20
     run = forward(
-        model, settings(sorted(names), ring=ring, piece=1 << 19, request=1 << 18, direct=direct)
+        model, settings(sorted(names), ring=ring, tile=1 << 19, request=1 << 18, direct=direct)
     )
     sweeps = 0
     for chunks in ([len(TOKENS)], [4, 6], [1] * len(TOKENS)):
@@ -69,7 +69,7 @@ def test_a_sweep_reads_what_is_not_resident(model: ModelFile, direct: bool) -> N
         used = sweeps * matrix_bytes(model, names)
         assert stats(run).used_bytes == used
         # And nothing was read twice: beyond what was used there is only what the ring holds.
-        assert 0 < at_rest(lambda: stats(run).pieces.wanted) - used <= ring
+        assert 0 < at_rest(lambda: stats(run).tiles.wanted) - used <= ring
 
 
 def test_rows_of_the_embedding_are_fetched_one_by_one(model: ModelFile) -> None:
@@ -87,14 +87,14 @@ def read_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
 def test_the_system_counts_the_same(model: ModelFile) -> None:
-    how = settings(segments(model), ring=2 << 20, piece=1 << 19, request=1 << 18, direct=True)
+    how = settings(segments(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=True)
     run = forward(model, how)
     assert isinstance(run.backend, CpuBackend)
     if not run.backend._reader.direct:
         pytest.skip("this file system has no direct reads")
 
     def ours() -> int:
-        return stats(run).pieces.from_disk + stats(run).rows.from_disk
+        return stats(run).tiles.from_disk + stats(run).rows.from_disk
 
     run.logits(TOKENS)
     others = []
@@ -108,4 +108,4 @@ def test_the_system_counts_the_same(model: ModelFile) -> None:
     # reads what we count and nothing else.
     assert min(others) == 0
     s = stats(run)
-    assert 0 <= s.pieces.from_disk - s.pieces.wanted <= 2 * BLOCK * s.pieces.reads
+    assert 0 <= s.tiles.from_disk - s.tiles.wanted <= 2 * BLOCK * s.tiles.reads

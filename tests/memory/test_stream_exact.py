@@ -20,12 +20,12 @@ TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 40)]
 
 
 def check(file: ModelFile, context: int | None = None, tokens: list[int] | None = None) -> None:
-    """All of it streamed, by pieces from single panels up, and every second Segment."""
+    """All of it streamed, by tiles from single panels up, and every second Segment."""
     tokens = tokens or TOKENS
     names = segments(file, context)
     want = logits(file, None, tokens, context)
-    for piece in (1, 20_000, 1 << 20):
-        how = settings(names, piece=piece, ring=max(least_ring(file, piece, context), 3 * piece))
+    for tile in (1, 20_000, 1 << 20):
+        how = settings(names, tile=tile, ring=max(least_ring(file, tile, context), 3 * tile))
         run = forward(file, how, context)
         assert run.logits(tokens).tobytes() == want.tobytes()
         cut = [1, 7, len(tokens) - 8]
@@ -61,8 +61,8 @@ def test_every_format(recipe: str | None, tmp_path: Path, tokenizer: Mapping[str
     with open_model(out) as file:
         names = segments(file)
         want = logits(file, None, TOKENS)
-        for piece in (1, 1 << 18):
-            how = settings(names, piece=piece, ring=max(least_ring(file, piece), 3 * piece))
+        for tile in (1, 1 << 18):
+            how = settings(names, tile=tile, ring=max(least_ring(file, tile), 3 * tile))
             assert logits(file, how, TOKENS).tobytes() == want.tobytes()
 
 
@@ -78,7 +78,7 @@ def test_real_model_under_delays(model: ModelFile, direct: bool, threads: int) -
     want = logits(model, None, TOKENS)
     names = segments(model)
     how = settings(
-        names, ring=3 << 20, piece=1 << 20, threads=threads, request=1 << 18, direct=direct
+        names, ring=3 << 20, tile=1 << 20, threads=threads, request=1 << 18, direct=direct
     )
     run = forward(model, how)
     for seed in (1, 2):

@@ -96,7 +96,7 @@ def test_8_bit_floats_with_scales(
         want = logits(file, None, TOKENS)
         assert np.isfinite(want).all()
         for request in (1, 100_000):
-            how = settings(names, piece=1 << 18, request=request)
+            how = settings(names, tile=1 << 18, request=request)
             assert logits(file, how, TOKENS).tobytes() == want.tobytes()
 
 
@@ -109,7 +109,7 @@ def test_where_there_are_no_direct_reads(smollm2_path: Path) -> None:
         shutil.copyfile(smollm2_path, copy)
         with open_model(copy) as file:
             want = logits(file, None, TOKENS)
-            how = settings(segments(file), piece=1 << 20, request=1 << 18, direct=True)
+            how = settings(segments(file), tile=1 << 20, request=1 << 18, direct=True)
             assert forward(file, how).logits(TOKENS).tobytes() == want.tobytes()
     finally:
         copy.unlink(missing_ok=True)

@@ -118,7 +118,7 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     assert fixed.ring == 64 * MB
     # Loading comes before the ring is filled, and reads go there. Every read has its entry; threads
     # have lines that are turned.
-    entries = m.reads(sizes.piece_bytes) * constants.READ_ENTRY
+    entries = m.reads(sizes.tile_bytes) * constants.READ_ENTRY
     assert fixed.staging == entries
     turned = fixed_shares(replace(m, copies=True, turns=True), sizes)
     assert turned.staging == entries + 5 * (136 << 10)

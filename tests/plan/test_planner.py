@@ -63,8 +63,8 @@ def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan
     if all(s.lookup_only for s in streams):
         assert p.ring_bytes == 0 or streams
     else:
-        assert p.piece_bytes >= max(s.least_piece for s in streams)
-        assert p.ring_bytes >= 3 * p.piece_bytes
+        assert p.tile_bytes >= max(s.least_tile for s in streams)
+        assert p.ring_bytes >= 3 * p.tile_bytes
         assert shares.activations >= p.threads * model.streaming_scratch_bytes
         # Loading takes the place of what comes after it.
         later = shares.ring + shares.kv + shares.activations + shares.logits
@@ -192,7 +192,7 @@ def test_a_gate_and_what_it_gates_go_through_the_ring_two_panels_of_each() -> No
     m = model("llama-3.1-8b")
     layer = m.segments[1]
     gate = next(w for w in layer.matrices if "gate" in w.name)
-    assert layer.least_piece >= 4 * gate.panel_bytes
+    assert layer.least_tile >= 4 * gate.panel_bytes
 
 
 def test_streamed_segments_lie_evenly_between_resident_ones() -> None:

@@ -27,15 +27,15 @@ def settings(
     streamed: Sequence[str],
     *,
     ring: int = 1 << 22,
-    piece: int = 1 << 16,
+    tile: int = 1 << 16,
     threads: int = 3,
     request: int = SMALL_REQUEST,
     direct: bool = False,
 ) -> CpuSettings:
-    """Small pieces and requests, so that small models have many."""
+    """Small tiles and requests, so that small models have many."""
     reading = Reading(threads, request, direct, drop_behind=True)
     return CpuSettings(
-        streamed=frozenset(streamed), ring_bytes=ring, piece_bytes=piece, reading=reading
+        streamed=frozenset(streamed), ring_bytes=ring, tile_bytes=tile, reading=reading
     )
 
 
@@ -57,10 +57,10 @@ def logits(
     return forward(file, how, context).logits(tokens, chunks)
 
 
-def least_ring(file: ModelFile, piece: int, context: int | None = None) -> int:
-    """The smallest ring that holds every piece when everything is streamed."""
+def least_ring(file: ModelFile, tile: int, context: int | None = None) -> int:
+    """The smallest ring that holds every tile when everything is streamed."""
     built = build_model(file, context)
-    how = settings([s.name for s in built.segments], piece=piece)
+    how = settings([s.name for s in built.segments], tile=tile)
     loaded = Forward(file, context, CpuBackend(threads=1, settings=how))
     tracks = [s.track for s in loaded.segments if s.track]  # type: ignore[attr-defined]
     most, _ = _native.stream_memory(tracks, 1)

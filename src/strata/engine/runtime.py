@@ -144,9 +144,9 @@ class Runtime:
             return NOTHING_STREAMED
         return Streamed(
             stats.used_bytes,
-            stats.pieces.from_disk,
+            stats.tiles.from_disk,
             stats.rows.wanted,
-            stats.pieces.reading_s,
+            stats.tiles.reading_s,
             stats.waited_s,
             stats.full_s,
             stats.fetching_s,
@@ -298,7 +298,7 @@ def _settings(plan: Plan, limited: bool) -> CpuSettings:
         positions=plan.context,
         streamed=frozenset(plan.streamed),
         ring_bytes=plan.ring_bytes,
-        piece_bytes=plan.piece_bytes,
+        tile_bytes=plan.tile_bytes,
         reading=Reading(
             threads=plan.io_threads,
             request_bytes=plan.request_bytes,

@@ -69,18 +69,18 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_KV_SHARE = 0.2
 """Positions unless asked otherwise, as long as their KV takes no more than this of the budget."""
 
-RING_PIECES = 15
-"""Pieces that the ring has room for: three quarters of them on their way, the others in use, ready,
+RING_TILES = 15
+"""Tiles that the ring has room for: three quarters of them on their way, the others in use, ready,
 and lost where it wraps."""
 
 READERS = 16
-"""Threads that read ahead: the more requests a disk has, the better it keeps going. Often a piece
+"""Threads that read ahead: the more requests a disk has, the better it keeps going. Often a tile
 is of several matrices, and so more than one read."""
 
-PIECES = tuple(
+TILES = tuple(
     sorted([1 << power for power in range(18, 24)] + [3 << power for power in range(17, 22)])
 )
-"""Bytes of a piece: 256 KiB to 8 MiB."""
+"""Bytes of a tile: 256 KiB to 8 MiB."""
 
 READERS_REQUEST = 512 << 10
 """Bytes of the largest read of these while they load what stays."""

@@ -1,4 +1,4 @@
-"""Measures a disk as the runtime uses it: threads that read pieces of one file, far apart in size
+"""Measures a disk as the runtime uses it: threads that read tiles of one file, far apart in size
 and number, past the page cache and through it."""
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ class Sizes:
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
 
     @property
-    def piece_bytes(self) -> int:
-        """Bytes of the largest piece for which the ring is made; 0 where nothing streams."""
-        return self.ring_bytes // constants.RING_PIECES
+    def tile_bytes(self) -> int:
+        """Bytes of the largest tile for which the ring is made; 0 where nothing streams."""
+        return self.ring_bytes // constants.RING_TILES
 
 
 def peak_while_opening(model: Outline, sizes: Sizes) -> int:
@@ -92,7 +92,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     staging = _whole(sizes.io_threads * staging_bytes(model, sizes.request_bytes))
     beside_ring = 0
     if streams:
-        beside_ring = model.reads(sizes.piece_bytes) * constants.READ_ENTRY
+        beside_ring = model.reads(sizes.tile_bytes) * constants.READ_ENTRY
         beside_ring += sizes.io_threads * constants.STORED_LINES if model.turns else 0
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.vocabulary * 4 + sampling

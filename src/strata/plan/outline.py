@@ -9,8 +9,7 @@ import strata._native as _native
 from strata.backends.cpu.backend import CpuBackend, native_id
 from strata.backends.cpu.lower import Lowered, lower
 from strata.backends.cpu.placement import Placement
-from strata.backends.cpu.tiles import Matrix as Part
-from strata.backends.cpu.tiles import cut, smallest_piece
+from strata.backends.cpu.tiles import ProductPart, cut, smallest_tile
 from strata.backends.kv_types import KV_BLOCK, choose_kv_type
 from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
@@ -94,23 +93,23 @@ class SegmentOutline:
         return sum(m.packed_bytes for m in self.matrices)
 
     @property
-    def least_piece(self) -> int:
-        """Bytes of the smallest piece that every product of it can be cut into: a panel, or two of
+    def least_tile(self) -> int:
+        """Bytes of the smallest tile that every product of it can be cut into: a panel, or two of
         each matrix where one gates another."""
-        return max((smallest_piece(p, together=t) for p, t in self._products), default=0)
+        return max((smallest_tile(p, together=t) for p, t in self._products), default=0)
 
-    def reads(self, piece_bytes: int) -> int:
-        """Reads that a sweep takes when it streams: one for each matrix's part of a piece."""
-        return sum(_reads(parts, piece_bytes, together) for parts, together in self._products)
+    def reads(self, tile_bytes: int) -> int:
+        """Reads that a sweep takes when it streams: one for each matrix's part of a tile."""
+        return sum(_reads(parts, tile_bytes, together) for parts, together in self._products)
 
     @cached_property
-    def _products(self) -> tuple[tuple[tuple[Part, ...], bool], ...]:
-        """The matrices of each node that multiplies, and whether its pieces have parts of all."""
+    def _products(self) -> tuple[tuple[tuple[ProductPart, ...], bool], ...]:
+        """The matrices of each node that multiplies, and whether its tiles have parts of all."""
         weights = {m.name: m for m in self.matrices}
         found = []
         for node in self.lowered.nodes:
             matrices = [weights[p.op.inputs[1]] for p in node.products]
-            parts = tuple(Part(-(-m.rows // PANEL), m.panel_bytes) for m in matrices)
+            parts = tuple(ProductPart(-(-m.rows // PANEL), m.panel_bytes) for m in matrices)
             if parts:
                 found.append((parts, node.glu is not None))
         return tuple(found)
@@ -161,9 +160,9 @@ class Outline:
         """Bytes of all matrices that a sweep multiplies with, as the file has them."""
         return sum(s.streamed_bytes for s in self.segments)
 
-    def reads(self, piece_bytes: int) -> int:
-        """Reads of a sweep in which everything streams in pieces of this size."""
-        return sum(s.reads(piece_bytes) for s in self.segments)
+    def reads(self, tile_bytes: int) -> int:
+        """Reads of a sweep in which everything streams in tiles of this size."""
+        return sum(s.reads(tile_bytes) for s in self.segments)
 
     def kv_bytes(self, blocks: int, kv_type: str) -> int:
         """Bytes of KV blocks."""
@@ -298,8 +297,8 @@ def _input_form(format: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _reads(parts: tuple[Part, ...], piece_bytes: int, together: bool) -> int:
-    return sum(map(len, cut(parts, piece_bytes, together=together)))
+def _reads(parts: tuple[ProductPart, ...], tile_bytes: int, together: bool) -> int:
+    return sum(map(len, cut(parts, tile_bytes, together=together)))
 
 
 def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:

@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 KVTypeName = Literal["f16", "bf16", "q8_0"]
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class MemoryShares:
     """Who owns how many bytes at most: what is reserved, and held under the budget.
 
     ``resident`` are the weights that stay: all of resident Segments, and the vectors (norms,
-    biases) of the others. ``ring`` and ``staging`` serve the streamed ones: pieces ready for the
+    biases) of the others. ``ring`` and ``staging`` serve the streamed ones: tiles ready for the
     kernels, and bytes as the file has them on the way there. ``server`` is what answering over HTTP
     takes: its libraries, connections and requests. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
@@ -129,10 +129,10 @@ class Plan:
 
     Weights. The matrices of the Segments named in ``resident`` are loaded once and stay. Those of
     the others are streamed in every sweep, in the order of the Segments, as a linear sequence of
-    *pieces*: a piece is a run of whole 16-row panels of matrices of one Segment and takes at most
-    ``piece_bytes`` of a ring of ``ring_bytes`` (a matrix may be cut anywhere between panels), where
+    *tiles*: a tile is a run of whole 16-row panels of matrices of one Segment and takes at most
+    ``tile_bytes`` of a ring of ``ring_bytes`` (a matrix may be cut anywhere between panels), where
     it is read to, packed and kept until its product has run. ``io_threads`` threads read ahead in
-    ``read_mode``, each one matrix's part of a piece at a time; what loading and they need beside
+    ``read_mode``, each one matrix's part of a tile at a time; what loading and they need beside
     the ring never exceeds ``predicted.memory.staging``. What stays is loaded by as many threads,
     with reads of ``request_bytes``. Vectors (norms, biases) always stay.
     The Segment that only looks up embedding rows, where it is not in ``resident``, fetches the rows
@@ -150,7 +150,7 @@ class Plan:
     resident: tuple[str, ...]
     streamed: tuple[str, ...]
     ring_bytes: int
-    piece_bytes: int
+    tile_bytes: int
     read_mode: ReadMode
     request_bytes: int
     io_threads: int

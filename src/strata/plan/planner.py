@@ -43,7 +43,7 @@ class Candidate:
     reserved for it."""
 
     sizes: Sizes
-    piece_bytes: int
+    tile_bytes: int
     read: DiskRate
     resident: frozenset[str]
     reserved: int
@@ -137,30 +137,30 @@ class Planner:
             sizes = self._resident_sizes(context, tokens)
             if memory_shares(self.model, sizes, names).total <= budget:
                 yield self._candidate(sizes, 0, self._loading, names)
-        for sizes, piece, read in self._sizes(context):
+        for sizes, tile, read in self._sizes(context):
             fixed = fixed_shares(self.model, sizes)
             if fixed.total <= budget:
                 resident = self._fill(room_for_weights(fixed, budget))
                 # Without a Segment that streams the ring would be for nothing.
                 if resident != names:
-                    yield self._candidate(sizes, piece, read, resident)
+                    yield self._candidate(sizes, tile, read, resident)
 
     def _sizes(self, context: int) -> Iterator[tuple[Sizes, int, DiskRate]]:
-        """Every way to stream: (sizes, bytes of a piece, how the disk is read)."""
-        least_piece = max((s.least_piece for s in self.model.segments), default=0)
+        """Every way to stream: (sizes, bytes of a tile, how the disk is read)."""
+        least_tile = max((s.least_tile for s in self.model.segments), default=0)
         smallest = min((d.request_bytes for d in self.machine.disk), default=0)
-        for wanted in constants.PIECES:
-            piece = max(wanted, least_piece)
+        for wanted in constants.TILES:
+            tile = max(wanted, least_tile)
             read = best_read(self.machine, max(wanted, smallest), large=True)
             for tokens in self._token_choices():
                 sizes = replace(
                     self._resident_sizes(context, tokens),
-                    ring_bytes=constants.RING_PIECES * piece,
+                    ring_bytes=constants.RING_TILES * tile,
                     # Many threads load as fast with smaller requests, and their buffers are few.
                     request_bytes=min(self._loading.request_bytes, constants.READERS_REQUEST),
                     io_threads=constants.READERS,
                 )
-                yield sizes, piece, read
+                yield sizes, tile, read
 
     def _io_threads(self, read: DiskRate) -> int:
         """Threads that keep about ``read.depth`` reads under way although each also packs."""
@@ -212,19 +212,19 @@ class Planner:
         return frozenset(resident)
 
     def _candidate(
-        self, sizes: Sizes, piece: int, read: DiskRate, resident: frozenset[str]
+        self, sizes: Sizes, tile: int, read: DiskRate, resident: frozenset[str]
     ) -> Candidate:
         shares = memory_shares(self.model, sizes, resident)
         prediction = self.predict(sizes, read, resident)
         peak = peak_bytes(self.model, sizes, resident, self.workload, self._process)
         prediction = replace(prediction, memory=shares, peak_bytes=peak)
-        return Candidate(sizes, piece, read, resident, shares.total, prediction)
+        return Candidate(sizes, tile, read, resident, shares.total, prediction)
 
     def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
         """What a run of these sizes will do; of memory only what does not depend on Segments."""
         w = self.workload
         # Of a usual read, as if everything streamed.
-        reads = self.model.reads(sizes.piece_bytes) if sizes.ring_bytes else 0
+        reads = self.model.reads(sizes.tile_bytes) if sizes.ring_bytes else 0
         each = self.model.streamed_bytes / reads if reads else 0.0
         bytes_s = kept_up(self.machine, read, sizes.ring_bytes, each)
         streaming = self._costs.streaming(resident, bytes_s, sizes.ring_bytes)
@@ -313,7 +313,7 @@ class Planner:
             resident=tuple(name for name in order if name in best.resident),
             streamed=tuple(name for name in order if name not in best.resident),
             ring_bytes=sizes.ring_bytes,
-            piece_bytes=best.piece_bytes,
+            tile_bytes=best.tile_bytes,
             read_mode=best.read.mode,
             request_bytes=sizes.request_bytes,
             io_threads=sizes.io_threads,

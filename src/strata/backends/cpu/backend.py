@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 import strata._native as _native
 from strata.backends.base import Activations, Books, KVCache, LoadedSegment, NoBooks, Step
 from strata.backends.cpu.reading import (
-    Load,
     ReadCounts,
     Reading,
+    WeightLoad,
     WeightReader,
     counts,
     packed_nbytes,
@@ -48,7 +48,7 @@ class CpuSettings:
     A step has at most ``max_tokens`` tokens, ``max_out_rows`` rows of logits at a time, and at most
     ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
     The matrices of the Segments named in ``streamed`` are not kept: they pass through a ring of
-    ``ring_bytes`` in pieces of at most ``piece_bytes``, once in every sweep.
+    ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep.
     """
 
     max_tokens: int = MAX_TOKENS
@@ -57,20 +57,20 @@ class CpuSettings:
     positions: int = 0
     streamed: frozenset[str] = frozenset()
     ring_bytes: int = 0
-    piece_bytes: int = 0
+    tile_bytes: int = 0
     reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
 class StreamStats:
     """What streaming has done so far. ``rows`` are embedding rows, which are fetched one by one;
-    ``used_bytes`` of the file were multiplied with, ``pieces`` were read, some of them ahead.
+    ``used_bytes`` of the file were multiplied with, ``tiles`` were read, some of them ahead.
 
-    Seconds: ``waited_s`` the kernels waited for a piece, ``full_s`` all readers waited for room,
+    Seconds: ``waited_s`` the kernels waited for a tile, ``full_s`` all readers waited for room,
     ``fetching_s`` some reader read.
     """
 
-    pieces: ReadCounts
+    tiles: ReadCounts
     rows: ReadCounts
     used_bytes: int
     waited_s: float
@@ -186,7 +186,7 @@ class CpuBackend:
         streamed = segment.name in self.settings.streamed
         matrices: dict[str, Any] = {}
         floats: dict[str, NDArray[np.float32]] = {}
-        loads: list[Load] = []
+        loads: list[WeightLoad] = []
         for weight in segment.weights:
             if len(weight.shape) != 2:
                 floats[weight.name] = np.ascontiguousarray(weights.floats(weight)).reshape(-1)
@@ -202,7 +202,7 @@ class CpuBackend:
         self._reader.load(loads)
         native = NativeSegment(
             segment,
-            Parameters(matrices, floats, self._rope, self.settings.piece_bytes),
+            Parameters(matrices, floats, self._rope, self.settings.tile_bytes),
             self.settings.max_tokens,
             self.settings.max_out_rows,
         )
@@ -211,7 +211,7 @@ class CpuBackend:
         return native
 
     def _pack(
-        self, weight: Weight, weights: WeightSource, loads: list[Load]
+        self, weight: Weight, weights: WeightSource, loads: list[WeightLoad]
     ) -> _native.PackedWeight:
         """Memory for a weight, filled at once or entered in ``loads``."""
         found = self._packed.get(_key(weight, weights))
@@ -264,9 +264,9 @@ class CpuBackend:
 
     def _make_stream(self, tracks: list[Track]) -> _native.Stream:
         reading, ring_bytes = self.settings.reading, self.settings.ring_bytes
-        piece, staging = _native.stream_memory(tracks, reading.threads)
-        if piece > ring_bytes:
-            raise UsageError(f"a ring of {ring_bytes} bytes does not hold a piece of {piece}")
+        tile, staging = _native.stream_memory(tracks, reading.threads)
+        if tile > ring_bytes:
+            raise UsageError(f"a ring of {ring_bytes} bytes does not hold a tile of {tile}")
         self._books.take("ring", ring_bytes)
         self._books.take("staging", staging)
         stream = _native.Stream(tracks, ring_bytes, reading.threads)

@@ -18,7 +18,7 @@ from strata.quant import BlockType
 # Block formats that no GGUF file has, by their ids in csrc/kernels/kernels.h.
 _OWN_FORMATS = {"F8_E4M3_B128": 1000}
 
-Load = tuple[_native.WeightPlace, _native.PackedWeight]
+WeightLoad = tuple[_native.WeightPlace, _native.PackedWeight]
 """A weight in its file, and the memory that it goes to."""
 
 _STORAGE = {"rows": 0, "columns": 1, "scaled": 2}
@@ -107,7 +107,7 @@ class WeightReader:
         except ValueError as error:
             raise _unusable(weight, source, error) from None
 
-    def load(self, loads: Sequence[Load]) -> None:
+    def load(self, loads: Sequence[WeightLoad]) -> None:
         """Fill packed weights from their places; WeightReadError if a file fails."""
         if loads:
             with read_errors():

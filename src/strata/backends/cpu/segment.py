@@ -13,12 +13,12 @@ import strata._native as _native
 from strata.backends.base import Step
 from strata.backends.cpu.lower import Node, lower
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
-from strata.backends.cpu.tiles import Matrix, Piece, cut
+from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.program import Op, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS
 
 Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
-"""Pieces in the order of their use: panels as (place, part of the product, first, end)."""
+"""Tiles in the order of their use: panels as (place, part of the product, first, end)."""
 
 # Nodes that write the int8 form themselves; any other has a copy node behind it.
 _QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
@@ -28,21 +28,21 @@ _QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
 class Parameters:
     """A Segment's weights, and where RoPE tables come from.
 
-    Matrices are packed (PackedWeight), streamed (WeightPlace) in pieces of ``piece_bytes``, or
+    Matrices are packed (PackedWeight), streamed (WeightPlace) in tiles of ``tile_bytes``, or
     looked up in their file (FileRows); vectors are floats.
     """
 
     matrices: Mapping[str, Any]
     floats: Mapping[str, NDArray[np.float32]]
     rope: Callable[[NDArray[np.float32], float], Any]
-    piece_bytes: int = 0
+    tile_bytes: int = 0
 
 
 class NativeSegment:
     """A lowered Segment and its packed weights.
 
     The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
-    are written to an array of the caller's. ``track`` are the pieces of streamed weights.
+    are written to an array of the caller's. ``track`` are the tiles of streamed weights.
     """
 
     def __init__(
@@ -220,19 +220,19 @@ class NativeSegment:
                 ACTIVATIONS.index(node.glu.attrs["function"]),
                 self._ids[node.glu.output],
             )
-        pieces = self._cut([part[0] for part in parts], together=glu is not None)
-        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(pieces), narrow)
+        tiles = self._cut([part[0] for part in parts], together=glu is not None)
+        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(tiles), narrow)
         self._mark("matmul")
 
-    def _cut(self, weights: list[Any], *, together: bool) -> list[Piece]:
-        """The pieces of a product whose weights are streamed; none for packed ones."""
+    def _cut(self, weights: list[Any], *, together: bool) -> list[Tile]:
+        """The tiles of a product whose weights are streamed; none for packed ones."""
         if not isinstance(weights[0], _native.WeightPlace):
             return []
-        shapes = [Matrix(int(w.panels), int(w.panel_bytes)) for w in weights]
-        pieces = cut(shapes, self._parameters.piece_bytes, together=together)
-        for piece in pieces:
-            self.track.append([(weights[r.part], r.part, r.first, r.end) for r in piece])
-        return pieces
+        shapes = [ProductPart(int(w.panels), int(w.panel_bytes)) for w in weights]
+        tiles = cut(shapes, self._parameters.tile_bytes, together=together)
+        for tile in tiles:
+            self.track.append([(weights[r.part], r.part, r.first, r.end) for r in tile])
+        return tiles
 
     def _build_rope(self, op: Op) -> None:
         frequency = np.array(op.attrs["inv_freq"], np.float32)
