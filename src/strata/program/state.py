@@ -1,0 +1,104 @@
+"""What a model keeps of a sequence: by layer, and in groups that are kept for the same time.
+
+A layer's state is one of three kinds. ``PagedKV`` grows with positions and lives in blocks of
+``KV_BLOCK`` of them; ``Recurrent`` has a fixed size whatever the length; ``Shared`` keeps nothing
+of its own and reads another layer's keys and values.
+
+Layers that keep paged state for the same time form one **group**, which has a pool of blocks and,
+for every sequence, a block table of its own (as in vLLM's hybrid KV cache manager). All recurrent
+layers together form one group whose blocks are **slots**: one holds the whole state of a sequence
+at one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from strata.program.program import ProgramError
+
+
+@dataclass(frozen=True)
+class PagedKV:
+    """Keys and values of an attention layer, for every position that can still be seen.
+
+    ``window`` > 0: a row sees only the last so many positions, its own among them, and what has
+    left the window is given back. ``v_in_k``: no values are kept, the value is the first ``v_dim``
+    elements of the key (latent attention in its absorbed form).
+    """
+
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    window: int = 0
+    v_in_k: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.kv_heads, self.k_dim, self.v_dim) < 1 or self.window < 0:
+            raise ProgramError(f"impossible KV state: {self}")
+        if self.v_in_k and self.v_dim > self.k_dim:
+            raise ProgramError(f"values of {self.v_dim} are no part of keys of {self.k_dim}")
+
+    @property
+    def elements(self) -> int:
+        """Numbers kept for a position."""
+        return self.kv_heads * (self.k_dim + (0 if self.v_in_k else self.v_dim))
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """State of a fixed size for a sequence: float32 arrays of these shapes, zeros at first."""
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def elements(self) -> int:
+        """Numbers kept for a sequence."""
+        return sum(prod(shape) for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The keys and values of layer ``layer``, which comes before and keeps them."""
+
+    layer: int
+
+
+LayerState = PagedKV | Recurrent | Shared
+
+
+@dataclass(frozen=True)
+class StateGroup:
+    """Layers (numbers in ``Model.state``) whose state is kept for the same time.
+
+    ``window`` is that of its paged layers, 0 where all positions are kept. The blocks of a
+    ``recurrent`` group are slots, of which a sequence has one.
+    """
+
+    layers: tuple[int, ...]
+    window: int = 0
+    recurrent: bool = False
+
+    def first_seen(self, position: int) -> int:
+        """The first position that a row at ``position`` sees."""
+        return max(0, position - self.window + 1) if self.window else 0
+
+
+def state_groups(state: Sequence[LayerState]) -> tuple[StateGroup, ...]:
+    """The groups of a model: what keeps all positions first, then windows, the largest first, and
+    recurrent state last. Empty for a model that keeps nothing."""
+    windows: dict[int, list[int]] = {}
+    recurrent = []
+    for number, layer in enumerate(state):
+        if isinstance(layer, PagedKV):
+            windows.setdefault(layer.window, []).append(number)
+        elif isinstance(layer, Recurrent):
+            recurrent.append(number)
+        elif not (layer.layer < number and isinstance(state[layer.layer], PagedKV)):
+            raise ProgramError(f"layer {number} shares state that layer {layer.layer} does not keep")
+    order = sorted(windows, key=lambda window: (window > 0, -window))
+    groups = [StateGroup(tuple(windows[window]), window) for window in order]
+    if recurrent:
+        groups.append(StateGroup(tuple(recurrent), recurrent=True))
+    return tuple(groups)
