@@ -141,9 +141,11 @@ def serving(command: Sequence[object], port: int, cores: set[int]) -> Any:
         child.wait(60)
 
 
-def ours(model: str, clients: int, args: argparse.Namespace, port: int) -> list[object]:
-    """Strata's command line."""
-    command: list[object] = [sys.executable, "-m", "strata", "serve", model, "--port", port]
+def ours(
+    model: str, clients: int, args: argparse.Namespace, port: int, python: str = sys.executable
+) -> list[object]:
+    """Strata's command line, in the environment of this process or of ``python``."""
+    command: list[object] = [python, "-m", "strata", "serve", model, "--port", port]
     command += ["--threads", args.threads, "--parallel", clients, "--context", args.context]
     return command + args.strata_options.split()
 

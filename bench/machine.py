@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from strata import _native
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores that this process may use, load, and versions."""
+    """Command, processor, cores that this process may use, load, and versions."""
     return {
+        "command": command(sys.argv),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "affinity": sorted(os.sched_getaffinity(0)),
@@ -28,8 +31,13 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "strata": strata.__version__,
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).parent),
     }
+
+
+def command(words: Sequence[str]) -> str:
+    """What was run, with paths cut to their names: where files lie says nothing to others."""
+    return " ".join(Path(word).name if "/" in word else word for word in words)
 
 
 def peer_version(directory: Path) -> str:
@@ -73,7 +81,8 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+def commit_of(folder: Path) -> str | None:
+    """What git says is checked out in a folder, None if it does not know."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     return said.stdout.strip() or None
