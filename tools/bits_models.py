@@ -34,16 +34,16 @@ FORMATS = (
 FP8_SCALES = ("square", "row", "whole")
 STREAMED = "smollm2-360m"
 
-_DONE = "complete"
 _SCALE_FIRST = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "Q1_0", "Q2_0")
 
 Bytes = NDArray[np.uint8]
 
 
-def write_all(directory: Path) -> None:
-    """Write every file, unless an earlier call has written them all."""
-    if (directory / _DONE).exists():
+def write_all(target: Path) -> None:
+    """Write every file, unless ``target`` is there; it comes to be when it is whole."""
+    if target.exists():
         return
+    directory = target.with_name(f"{target.name}.partial")
     shutil.rmtree(directory, ignore_errors=True)
     for name in ("families", "shapes", "recipes", "formats", "streamed"):
         (directory / name).mkdir(parents=True)
@@ -60,7 +60,7 @@ def write_all(directory: Path) -> None:
         _synth("tiny-llama", directory / "recipes" / f"{recipe}.gguf", "--quant", recipe)
     _write_formats(directory)
     _synth(STREAMED, directory / "streamed" / f"{STREAMED}.gguf", "--quant", "Q4_K_M")
-    (directory / _DONE).touch()
+    directory.rename(target)
 
 
 def _strata(*arguments: object) -> dict[str, Any]:

@@ -10,8 +10,9 @@ DIRECTORY gets the model files at the first call (see bits_models.py) and is rea
 
 OUT.npz holds one array a case, named ``isa/model/kv type/work``: uint64 [prompts, tokens, ...] with
 each token, its log-probability, the most probable tokens and theirs, as float64 bits. Each of them
-depends on the sum over all logits, so a bit of any logit shows. OUT.json beside it is the manifest:
-shape and digest of each case, digests of the model files, the instruction set behind ``best``.
+depends on the sum over all logits, so a changed bit of any logit shows, unless its token is so
+improbable that float64 does not hold it in that sum. OUT.json beside it is the manifest: shape and
+digest of each case, digests of the model files, the instruction set behind ``best``.
 Works of the same model share one engine, so the later ones meet KV that the earlier ones left.
 """
 
@@ -128,7 +129,7 @@ def text(llm: LLM, case: Case) -> Bits:
 
 def crowd(llm: LLM, case: Case) -> Bits:
     """Requests that do not all have room: some wait, some give way and are resumed."""
-    return answers(llm, [case.prompt(n, 40 + n) for n in (250, 310, 370, 120, 60)], 20, 20)
+    return answers(llm, [case.prompt(n, 40 + n) for n in (250, 310, 370, 120, 60)], 70, 20)
 
 
 WORKS: dict[str, Work] = {
