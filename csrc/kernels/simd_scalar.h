@@ -48,7 +48,13 @@ STRATA_INLINE F32v vadd(F32v a, F32v b) { return lanes<F32v>([&](int i) { return
 STRATA_INLINE F32v vsub(F32v a, F32v b) { return lanes<F32v>([&](int i) { return a.v[i] - b.v[i]; }); }
 STRATA_INLINE F32v vmul(F32v a, F32v b) { return lanes<F32v>([&](int i) { return a.v[i] * b.v[i]; }); }
 STRATA_INLINE F32v vdiv(F32v a, F32v b) { return lanes<F32v>([&](int i) { return a.v[i] / b.v[i]; }); }
+#ifdef STRATA_FUSED   // as an oracle for vectors: one rounding, as their instructions have it
+STRATA_INLINE F32v vfma(F32v a, F32v b, F32v c) {
+  return lanes<F32v>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+}
+#else
 STRATA_INLINE F32v vfma(F32v a, F32v b, F32v c) { return vadd(vmul(a, b), c); }
+#endif
 STRATA_INLINE F32v vmax(F32v a, F32v b) {
   return lanes<F32v>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }

@@ -9,6 +9,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "runtime/fail_points.h"
+
 namespace strata {
 namespace {
 
@@ -22,7 +24,7 @@ size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 void* map(size_t bytes) {
   const size_t spare = bytes >= kHuge ? kHuge : 0;
   void* p = mmap(nullptr, bytes + spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
+  if (p == MAP_FAILED) throw AllocationError(bytes);
   if (spare == 0) return p;
   const auto at = reinterpret_cast<size_t>(p);
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -37,6 +39,7 @@ void* map(size_t bytes) {
 // Large buffers come straight from the system: zero pages cost nothing until they are touched, and
 // what is freed goes back at once.
 AlignedBytes::AlignedBytes(size_t bytes, bool zero, size_t align) : size_(bytes) {
+  about_to_allocate(bytes);
   if (bytes >= kMapFrom) {
     data_ = static_cast<uint8_t*>(map(bytes));
 #ifdef MADV_HUGEPAGE
@@ -47,7 +50,7 @@ AlignedBytes::AlignedBytes(size_t bytes, bool zero, size_t align) : size_(bytes)
     return;
   }
   data_ = static_cast<uint8_t*>(std::aligned_alloc(align, round_up(bytes ? bytes : 1, align)));
-  if (data_ == nullptr) throw std::bad_alloc();
+  if (data_ == nullptr) throw AllocationError(bytes);
   if (zero) std::memset(data_, 0, bytes);
 }
 
@@ -83,6 +86,7 @@ void RopeTable::ensure(int64_t positions) {
   if (positions <= positions_) return;
   // Grown in strides, so that a decode does not reallocate at every token.
   const int64_t target = (positions + 255) / 256 * 256;
+  about_to_allocate(2 * sizeof(float) * static_cast<size_t>(target * half()));
   cos_.resize(static_cast<size_t>(target * half()));
   sin_.resize(static_cast<size_t>(target * half()));
   for (int64_t p = positions_; p < target; ++p) {

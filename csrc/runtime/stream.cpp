@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "runtime/fail_points.h"
+
 namespace strata {
 namespace {
 
@@ -50,7 +52,7 @@ Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads)
   idle_since_ = Clock::now();
   alive_ = threads_;
   try {
-    for (int i = 0; i < threads_; ++i) team_.emplace_back([this, i] { work(i); });
+    for (int i = 0; i < threads_; ++i) start_thread(team_, [this, i] { work(i); });
   } catch (...) {
     // Fewer threads do as well, but for none.
     std::lock_guard<std::mutex> hold(lock_);
@@ -104,6 +106,7 @@ bool Stream::place_next() {
   int64_t begin = 0;
   const int64_t bytes = ring_bytes(tile);
   if (!fits(bytes, &begin)) return false;
+  about_to_allocate(sizeof(Entry));
   auto entry = std::make_unique<Entry>();
   entry->sweep = reading_sweep_;
   entry->track = track;
@@ -125,11 +128,18 @@ bool Stream::place_next() {
 
 // A tile of which something is to be read now; nullptr when there is no room, or enough under way.
 Stream::Entry* Stream::next_read() {
-  if (paused_) return nullptr;
+  if (paused_ || failure_) return nullptr;
   const auto open = [](const auto& e) { return e->claimed < e->places.size() && !e->failure; };
   auto found = std::find_if(entries_.begin(), entries_.end(), open);
   if (found == entries_.end()) {
-    if (!place_next()) return nullptr;
+    try {
+      if (!place_next()) return nullptr;
+    } catch (const std::bad_alloc&) {
+      // Whoever waits for the piece is told; the thread lives on.
+      failure_ = std::current_exception();
+      ready_.notify_all();
+      return nullptr;
+    }
     found = std::prev(entries_.end());
   }
   Entry& entry = **found;
@@ -212,6 +222,7 @@ void Stream::rewind(std::unique_lock<std::mutex>& hold) {
 
 void Stream::begin_sweep(std::vector<int> order) {
   std::unique_lock<std::mutex> hold(lock_);
+  failure_ = nullptr;
   // What was read ahead serves unless the sweep before was broken off, a read failed, or this
   // sweep is not the one that was expected.
   bool serves = reading_sweep_ > sweep_;
@@ -240,6 +251,8 @@ const std::vector<PanelView>& Stream::acquire(int track, int tile, const Check& 
       }
       if (e.failure) std::rethrow_exception(e.failure);
       if (e.done == e.places.size()) break;
+    } else if (failure_) {
+      std::rethrow_exception(failure_);
     }
     if (alive_ == 0) {
       throw ReadError("no thread that reads weights is left; load the model again");

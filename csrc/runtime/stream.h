@@ -108,6 +108,7 @@ class Stream {
   size_t position_ = 0;               // and a tile of that track
   int tile_ = 0;
   bool paused_ = false, stop_ = false, held_ = false;
+  std::exception_ptr failure_;        // no memory for the next piece, until the next sweep
   int busy_ = 0, alive_ = 0, idle_ = 0;
   int64_t under_way_ = 0;             // bytes that are being read
   Clock::time_point idle_since_;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/fail_points.h"
+
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
@@ -29,10 +31,17 @@ inline void relax() {
 
 ThreadTeam::ThreadTeam(int threads)
     : ranges_(std::min(static_cast<uint32_t>(threads), kMaxRanges)) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { worker(i); });
+  try {
+    for (int i = 1; i < threads; ++i) start_thread(workers_, [this, i] { worker(i); });
+  } catch (...) {
+    end();
+    throw;
+  }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { end(); }
+
+void ThreadTeam::end() {
   stop_.store(true);
   wake_.fetch_add(1);
   wake_.notify_all();

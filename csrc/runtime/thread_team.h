@@ -60,6 +60,7 @@ class ThreadTeam {
   bool work_once(int thread);
   bool claim(uint32_t range, int thread);
   void worker(int thread);
+  void end();
 
   Slot slots_[kSlots];
   struct alignas(64) Ticket {

@@ -12,6 +12,8 @@
 #include <exception>
 #include <thread>
 
+#include "runtime/fail_points.h"
+
 namespace strata {
 namespace {
 
@@ -62,7 +64,7 @@ bool meet_fault(const std::string& path, int64_t offset) {
     throw ReadError(path + " cannot be read at byte " + std::to_string(offset) + ": " +
                     std::strerror(EIO));
   }
-  if (number == f.die_at) throw std::bad_alloc();
+  if (number == f.die_at) throw AllocationError(0);
   return number == f.cut_at;
 }
 
@@ -394,7 +396,7 @@ void load_weights(const std::vector<WeightLoad>& loads, int threads, int64_t req
     for (std::thread& t : team) t.join();
   };
   try {
-    for (int i = 0, all = running; i < all; ++i) team.emplace_back(work, i);
+    for (int i = 0, all = running; i < all; ++i) start_thread(team, work, i);
   } catch (...) {
     // Threads that could not be started; those that were must not outlive what they work on.
     {

@@ -9,3 +9,11 @@ class StrataError(Exception):
 
 class UsageError(StrataError):
     """The caller asked for something that cannot be asked for; exit code 2, a 4xx over HTTP."""
+
+
+class OutOfMemoryError(StrataError, MemoryError):
+    """The system refused memory that was to be had by the budget."""
+
+
+class ThreadStartError(StrataError, RuntimeError):
+    """The system refused one more thread."""
