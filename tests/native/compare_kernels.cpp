@@ -158,37 +158,38 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   std::vector<float> a = draw(n, 3), b = draw(n, 4), w = draw(n, 5);
   for (float& x : a) x *= 6;
   a[0] = -100;   // where exp underflows
-  const auto both = [&](const char* what, auto call) {
+  const auto both = [&](std::string what, const std::string& which, auto call) {
     Room one(static_cast<size_t>(n) * sizeof(float)), two(one.size());
     call(plain, one.floats());
     call(other, two.floats());
-    same(one, two, std::string(what) + " of " + std::to_string(n));
+    what.append(" ").append(which).append(" of ").append(std::to_string(n));
+    same(one, two, what);
   };
-  both("rms_norm", [&](const StepKernels& s, float* out) {
+  both("rms_norm", "", [&](const StepKernels& s, float* out) {
     s.rms_norm(a.data(), w.data(), 1e-5f, n, out);
   });
-  both("layer_norm", [&](const StepKernels& s, float* out) {
+  both("layer_norm", "", [&](const StepKernels& s, float* out) {
     s.layer_norm(a.data(), w.data(), b.data(), 1e-5f, n, out);
   });
-  both("layer_norm without bias", [&](const StepKernels& s, float* out) {
+  both("layer_norm", "without bias", [&](const StepKernels& s, float* out) {
     s.layer_norm(a.data(), w.data(), nullptr, 1e-5f, n, out);
   });
   for (int f = 0; f <= static_cast<int>(Activation::relu2); ++f) {
     const auto activation = static_cast<Activation>(f);
-    const std::string number = " " + std::to_string(f);
-    both(("activation" + number).c_str(), [&](const StepKernels& s, float* out) {
+    const std::string number = std::to_string(f);
+    both("activation", number, [&](const StepKernels& s, float* out) {
       s.activate(activation, a.data(), n, out);
     });
-    both(("glu" + number).c_str(), [&](const StepKernels& s, float* out) {
+    both("glu", number, [&](const StepKernels& s, float* out) {
       s.glu(activation, a.data(), b.data(), n, out);
     });
   }
-  both("add", [&](const StepKernels& s, float* out) { s.add(a.data(), b.data(), n, out); });
-  both("scale", [&](const StepKernels& s, float* out) { s.scale(a.data(), 0.3f, n, out); });
-  both("softcap", [&](const StepKernels& s, float* out) { s.softcap(a.data(), 30, n, out); });
+  both("add", "", [&](const StepKernels& s, float* out) { s.add(a.data(), b.data(), n, out); });
+  both("scale", "", [&](const StepKernels& s, float* out) { s.scale(a.data(), 0.3f, n, out); });
+  both("softcap", "", [&](const StepKernels& s, float* out) { s.softcap(a.data(), 30, n, out); });
   for (const bool interleaved : {false, true}) {
     if (n < 2) continue;
-    both("rope", [&](const StepKernels& s, float* out) {
+    both("rope", interleaved ? "interleaved" : "", [&](const StepKernels& s, float* out) {
       s.rope(a.data(), b.data(), w.data(), n / 2, n, interleaved, out);
     });
   }

@@ -55,11 +55,17 @@ class Books(Protocol):
     def take(self, owner: str, nbytes: int) -> None:
         """Enter ``nbytes`` more for an owner; raises a StrataError where there is no room."""
 
+    def give(self, owner: str, nbytes: int) -> None:
+        """Enter that an owner gave ``nbytes`` back, or never had them."""
+
 
 class NoBooks:
     """Books of somebody who has no limit."""
 
     def take(self, owner: str, nbytes: int) -> None:
+        """Nothing is noted."""
+
+    def give(self, owner: str, nbytes: int) -> None:
         """Nothing is noted."""
 
 

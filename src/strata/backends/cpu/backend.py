@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,6 +129,49 @@ def _kernels_digest() -> str:
         return hashlib.blake2b(module.read(), digest_size=16).hexdigest()
 
 
+class _Entries(Books):
+    """What was entered in books since."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._taken: list[tuple[str, int]] = []
+
+    def take(self, owner: str, nbytes: int) -> None:
+        self._books.take(owner, nbytes)
+        self._taken.append((owner, nbytes))
+
+    def give(self, owner: str, nbytes: int) -> None:
+        self._books.give(owner, nbytes)
+
+    def undo(self) -> None:
+        for owner, nbytes in self._taken:
+            self._books.give(owner, nbytes)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _all_or_nothing(
+    method: Callable[Concatenate[CpuBackend, P], R],
+) -> Callable[Concatenate[CpuBackend, P], R]:
+    """What a method entered in the books is taken out again if it then could not be had."""
+
+    @wraps(method)
+    def wrapped(self: CpuBackend, *args: P.args, **kwargs: P.kwargs) -> R:
+        books = self._books
+        self._books = entries = _Entries(books)
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException:
+            entries.undo()
+            raise
+        finally:
+            self._books = books
+
+    return wrapped
+
+
 class CpuBackend:
     """Runs Segments with the native kernels.
 
@@ -180,6 +223,7 @@ class CpuBackend:
         """Rows of logits of one run of the head."""
         return self.settings.max_out_rows
 
+    @_all_or_nothing
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
         """Load a Segment's weights, or find where they will be streamed from, and lower it."""
         looked_up = {name for op in segment.program.ops for name in _tables(op)}
@@ -240,6 +284,7 @@ class CpuBackend:
         """The instruction set and the kernels themselves."""
         return f"{self.name} {self.isa} {_kernels_digest()}"
 
+    @_all_or_nothing
     def kv_cache(
         self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
     ) -> KVCache:
@@ -249,6 +294,7 @@ class CpuBackend:
         shapes = [(k.kv_heads, k.head_dim) for k in layers]
         return _native.KvStore(self.kv_types.index(kept), shapes, blocks)
 
+    @_all_or_nothing
     def prepare(self) -> None:
         """All Segments are loaded: allocate what running takes and begin to read ahead."""
         if self._arena is not None or not self._segments:
@@ -258,9 +304,10 @@ class CpuBackend:
         self._books.take("activations", arena + 4 * scratch * self.threads + self._partials())
         self._books.take("logits", 4 * self.settings.max_out_rows * self._segments[-1].external)
         tracks = [s.track for s in self._segments if s.track]
+        allocated = _native.Arena(arena, self.threads, scratch)
         if tracks:
             self._stream = self._make_stream(tracks)
-        self._arena = _native.Arena(arena, self.threads, scratch)
+        self._arena = allocated
 
     def _make_stream(self, tracks: list[Track]) -> _native.Stream:
         reading, ring_bytes = self.settings.reading, self.settings.ring_bytes
