@@ -15,11 +15,11 @@ from strata.backends.weights import WeightSource
 from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
     Delta,
+    Driver,
     Engine,
     Job,
     KVSettings,
     LoadProgress,
-    SharedEngine,
     StoreSettings,
     Timings,
 )
@@ -180,7 +180,7 @@ class LLM:
                 # A sweep that streams costs the same with many tokens as with few.
                 slowdown=None if self.plan and self.plan.streamed else slowdown,
             )
-            self._shared = SharedEngine(engine)
+            self.driver = Driver(engine)
             self.runtime.ready()
         except BaseException:
             self._file.close()
@@ -190,7 +190,7 @@ class LLM:
     @property
     def engine(self) -> Engine:
         """The engine that runs requests; UsageError once this LLM is closed."""
-        return self._shared.engine
+        return self.driver.engine
 
     @property
     def plan(self) -> Plan | None:
@@ -335,7 +335,7 @@ class LLM:
         ``context`` may not exceed that of this LLM; UsageError if the text is too short.
         """
         tokenizer = self.tokenizer
-        with self._shared.alone() as engine:
+        with self.driver.alone() as engine:
             return perplexity(
                 engine,
                 self.tokenize(text, add_special=True),
@@ -355,7 +355,7 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
     ) -> Measurement:
         """Speed on synthetic tokens; see ``strata.report.measure``."""
-        with self._shared.alone() as engine:
+        with self.driver.alone(idle=True) as engine:
             return measure(
                 engine, prompt=prompt, gen=gen, depth=depth, repeat=repeat, progress=progress
             )
@@ -365,7 +365,7 @@ class LLM:
 
         What is being written to the store of prefixes is written first.
         """
-        self._shared.close()
+        self.driver.close()
         self.runtime.close()
         self._file.close()
 
@@ -384,17 +384,15 @@ class LLM:
         self, prompts: Sequence[list[int]], params: SamplingParams, *, continuing: bool
     ) -> Iterator[Chunk]:
         """Check everything now, run when iterated."""
-        for prompt in prompts:
-            self.engine.limit(prompt, params)
-        return self._run(prompts, params, continuing)
-
-    def _run(
-        self, prompts: Sequence[list[int]], params: SamplingParams, continuing: bool
-    ) -> Iterator[Chunk]:
-        answers = [_Answer(index) for index in range(len(prompts))]
         jobs = [Job(p, params, self.tokenizer.stream(continuing=continuing)) for p in prompts]
-        for index, delta in self._shared.run(jobs):
-            yield answers[index].add(delta)
+        self.driver.check(jobs)
+        return self._run(jobs)
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[Chunk]:
+        answers = [_Answer(index) for index in range(len(jobs))]
+        with self.driver.submit(jobs) as run:
+            for index, delta in run:
+                yield answers[index].add(delta)
 
 
 class _Answer:

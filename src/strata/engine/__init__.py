@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from strata.engine.driver import Driver, Job, Run, Turn
 from strata.engine.engine import ContextExceeded, Engine, EngineError, QueueFull
 from strata.engine.kv_settings import KVSettings, StoreSettings
 from strata.engine.request import Delta, Request, Timings
 from strata.engine.runner import LoadProgress, Runner
-from strata.engine.shared import Job, SharedEngine
 from strata.engine.status import EngineStatus
 
 __all__ = [
     "ContextExceeded",
     "Delta",
+    "Driver",
     "Engine",
     "EngineError",
     "EngineStatus",
@@ -20,8 +21,9 @@ __all__ = [
     "LoadProgress",
     "QueueFull",
     "Request",
+    "Run",
     "Runner",
-    "SharedEngine",
     "StoreSettings",
     "Timings",
+    "Turn",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from strata.decode import FinishReason, Sample, Sampler, StopChecker
+from strata.errors import StrataError
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Delta:
-    """One token of one request: the text that became certain with it, and the end if it is one."""
+    """One token of one request: the text that became certain with it, and the end if it is one.
+
+    With an ``error`` the request has failed and holds nothing any more; there is no token then, and
+    no finish reason.
+    """
 
     request: Request
     sample: Sample
     text: str
     finish_reason: FinishReason | None
+    error: StrataError | None = None

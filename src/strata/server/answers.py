@@ -14,7 +14,7 @@ from strata.decode import FinishReason, Sample
 from strata.engine import Delta
 from strata.engine import Request as EngineRequest
 from strata.errors import StrataError
-from strata.server.bridge import Run
+from strata.server.bridge import AsyncRun
 from strata.server.errors import ApiError, as_api_error
 from strata.server.parsers import Piece, Thought, ToolCall, ToolParser
 from strata.server.replies import Reply, StreamReply, unless_gone
@@ -75,7 +75,7 @@ class Answer:
 class Answers:
     """A run and an Answer for each of its jobs: ``each`` choices for one prompt after another."""
 
-    def __init__(self, run: Run, parsers: Sequence[ToolParser | None], each: int) -> None:
+    def __init__(self, run: AsyncRun, parsers: Sequence[ToolParser | None], each: int) -> None:
         self.run = run
         self.choices = [Answer(parser) for parser in parsers]
         self._each = each
@@ -83,7 +83,7 @@ class Answers:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts, each counted once."""
-        return sum(len(ticket.job.prompt) for ticket in self.run.tickets[:: self._each])
+        return sum(len(job.prompt) for job in self.run.run.jobs[:: self._each])
 
     @property
     def cached_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Between asyncio and the engine: one thread owns the engine, everybody else sends it notes.
+"""From the engine's driver to asyncio: tokens are delivered in the event loop.
 
 Nothing here waits for a client. What a client has not fetched yet is one answer's tokens, which the
 context bounds; a client that goes away cancels its requests before the next step.
@@ -7,40 +7,13 @@ context bounds; a client that goes away cancels its requests before the next ste
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from time import perf_counter
 
-from strata.decode import SamplingParams, TextStream
-from strata.engine import Delta, Engine, EngineStatus, QueueFull, Request
-from strata.errors import StrataError
+from strata.engine import Delta, Driver, EngineStatus, Job, QueueFull, Run, Turn
 from strata.server.errors import ShuttingDown
-
-_log = logging.getLogger("strata.server")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One sequence to be continued."""
-
-    prompt: Sequence[int]
-    params: SamplingParams
-    text: TextStream
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A job on its way: ``request`` once the engine has it, ``computed`` positions so far."""
-
-    run: Run
-    index: int
-    job: Job
-    request: Request | None = None
-    computed: int = 0
-    over: bool = False
 
 
 class Observer:
@@ -54,227 +27,148 @@ class Observer:
         """A step is over that took ``seconds``; the state after it."""
 
 
-class Run:
-    """The requests of one call. Whoever made it cancels it at last, however the call ends."""
+class AsyncRun:
+    """The requests of one call, for the event loop's thread. Whoever made it cancels it at last,
+    however the call ends."""
 
-    def __init__(self, bridge: Bridge, jobs: Sequence[Job]) -> None:
+    def __init__(self, bridge: Bridge, run: Run) -> None:
         self._bridge = bridge
+        self.run = run
         self.arrived = perf_counter()
-        self.tickets = [_Ticket(self, index, job) for index, job in enumerate(jobs)]
-        self._events: deque[tuple[int, Delta] | Exception] = deque()
+        self._events: deque[tuple[int, Delta]] = deque()
+        self._cut_off: Exception | None = None
+        self._over = run.over
         self._wake = asyncio.Event()
+        self._paused = False
         self._times: dict[int, float] = {}
-
-    def cancel(self) -> None:
-        """End what has not ended by itself, before the engine's next step."""
-        self._bridge.cancel(self)
 
     @property
     def progress(self) -> tuple[int, int]:
         """Prompt positions computed so far, and of all."""
-        tickets = self.tickets
-        total = sum(len(t.job.prompt) for t in tickets)
-        return sum(min(t.computed, len(t.job.prompt)) for t in tickets), total
+        return self.run.progress
 
-    def request(self, index: int) -> Request:
-        """The engine's request for job ``index``, once it has given a token."""
-        request = self.tickets[index].request
-        assert request is not None, "asked for before the first token"
-        return request
+    def cancel(self) -> None:
+        """End what has not ended by itself, before the engine's next step."""
+        self._bridge.forget(self)
+        self.run.cancel()
+
+    def cut_off(self, error: Exception) -> None:
+        """End it with an error, not waiting for a step."""
+        self._cut_off = error
+        self.cancel()
+        self._wake.set()
 
     async def tokens(self, pause_s: float | None = None) -> AsyncIterator[tuple[int, Delta] | None]:
         """Tokens of all jobs as they come, each with its job's number; None after ``pause_s``
         seconds without one. Raises what ended the run before its time."""
-        left = len(self.tickets)
-        while left:
-            if not self._events:
-                self._wake.clear()
-                try:
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
-                except asyncio.TimeoutError:
-                    yield None
-                continue
-            event = self._events.popleft()
-            if isinstance(event, Exception):
-                raise event
-            left -= event[1].finish_reason is not None
-            yield event
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            if self._cut_off is not None:
+                raise self._cut_off
+            if self._over:
+                self.run.check()
+                return
+            if not await self._woken(pause_s):
+                yield None
 
-    def deliver(self, index: int, event: Delta | Exception) -> None:
-        """Take what the engine's thread sent. In the event loop's thread."""
-        if isinstance(event, Exception):
-            self._events.append(event)
-        else:
+    async def _woken(self, pause_s: float | None) -> bool:
+        """Whether something came within ``pause_s`` seconds. Python 3.11's ``wait_for`` would lose
+        a cancellation that comes together with it."""
+        self._wake.clear()
+        self._paused = False
+        timer = None
+        if pause_s is not None:
+            timer = asyncio.get_running_loop().call_later(pause_s, self._pause)
+        try:
+            await self._wake.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return not self._paused
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._wake.set()
+
+    def receive(self) -> None:
+        """Take what has come, and wake who waits for it."""
+        # Asked for first: what comes with the end is there by then.
+        over = self.run.over
+        for index, delta in self.run.take():
             previous = self._times.get(index)
             self._times[index] = perf_counter()
-            self._bridge.observer.on_token(self.arrived, previous, event)
-            self._events.append((index, event))
+            self._bridge.observer.on_token(self.arrived, previous, delta)
+            self._events.append((index, delta))
+        self._over = over
+        self._paused = False
         self._wake.set()
 
 
 class Bridge:
-    """The engine's thread and the way to it. ``queue`` requests may wait or run at once."""
+    """The event loop's way to the driver, which has a thread of its own from ``start`` on.
+    ``queue`` requests may wait or run at once."""
 
-    def __init__(self, engine: Engine, *, queue: int, observer: Observer) -> None:
-        self._engine = engine
+    def __init__(self, driver: Driver, *, queue: int, observer: Observer) -> None:
+        self._driver = driver
         self._queue = queue
         self.observer = observer
-        self.status = engine.status()
+        self.status = driver.engine.status()
         self.closing = False
-        self._open = 0
-        self._runs: set[Run] = set()
-        self._notes: deque[Callable[[], None]] = deque()
-        self._noted = threading.Condition()
-        self._tickets: dict[Request, _Ticket] = {}
-        self._out: list[tuple[_Ticket, Delta | Exception]] = []
-        self._stop = False
+        self._runs: dict[Run, AsyncRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._work, name="strata-engine", daemon=True)
 
     def start(self) -> None:
         """Begin; to be called in the event loop that will use this bridge."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self._driver.start(self._tell)
 
     def close(self, timeout_s: float) -> bool:
         """End what runs and the thread; False if a step goes on beyond ``timeout_s``."""
         self.closing = True
-        self._note(self._end)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        for run in list(self._runs):
+            run.cancel()
+        return self._driver.stop(timeout_s)
 
     @property
     def open(self) -> int:
         """Requests that wait or run."""
-        return self._open
+        return sum(run.open for run in self._runs)
 
-    def submit(self, jobs: Sequence[Job]) -> Run:
+    def submit(self, jobs: Sequence[Job]) -> AsyncRun:
         """Start jobs together. UsageError if one can never be served, QueueFull or ShuttingDown."""
         if self.closing:
             raise ShuttingDown("the server is shutting down")
-        for job in jobs:
-            self._engine.limit(job.prompt, job.params)
-        if self._open + len(jobs) > self._queue:
-            raise QueueFull(f"{self._open} requests wait or run already; try again later")
-        run = Run(self, jobs)
-        self._runs.add(run)
-        self._open += len(jobs)
-        self._note(lambda: self._begin(run))
-        return run
+        self._driver.check(jobs)
+        if self.open + len(jobs) > self._queue:
+            raise QueueFull(f"{self.open} requests wait or run already; try again later")
+        run = self._driver.submit(jobs)
+        self._runs[run] = AsyncRun(self, run)
+        return self._runs[run]
 
-    def cancel(self, run: Run) -> None:
-        """End what is left of a run. In the event loop's thread."""
-        self._runs.discard(run)
-        tickets = [t for t in run.tickets if not t.over]
-        for ticket in tickets:
-            self._close(ticket)
-        if tickets:
-            self._note(lambda: self._abandon(tickets))
+    def forget(self, run: AsyncRun) -> None:
+        """Count a run no longer."""
+        self._runs.pop(run.run, None)
 
     def cut_off(self) -> None:
         """End every run with ShuttingDown, not waiting for a step. In the event loop's thread."""
-        for run in list(self._runs):
-            tickets = [t for t in run.tickets if not t.over]
-            self.cancel(run)
-            for ticket in tickets:
-                run.deliver(ticket.index, ShuttingDown("the server is shutting down"))
+        for run in list(self._runs.values()):
+            run.cut_off(ShuttingDown("the server is shutting down"))
 
-    def _close(self, ticket: _Ticket) -> None:
-        if not ticket.over:
-            ticket.over = True
-            self._open -= 1
-
-    def _note(self, note: Callable[[], None]) -> None:
-        with self._noted:
-            self._notes.append(note)
-            self._noted.notify()
-
-    # What follows runs in the engine's thread.
-
-    def _work(self) -> None:
-        while True:
-            with self._noted:
-                while not self._notes and not self._engine.busy:
-                    self._noted.wait()
-            while self._notes:
-                self._notes.popleft()()
-            seconds = self._step() if self._engine.busy else None
-            self._send(seconds)
-            if self._stop:
-                return
-
-    def _step(self) -> float:
-        started = perf_counter()
-        try:
-            deltas = self._engine.step()
-        except Exception as error:
-            self._fail(error)
-            deltas = []
-        for delta in deltas:
-            ticket = self._tickets.get(delta.request)
-            if ticket is not None:
-                if delta.finish_reason is not None:
-                    del self._tickets[delta.request]
-                self._out.append((ticket, delta))
-        for request, ticket in self._tickets.items():
-            if request.first_token is None:
-                ticket.computed = self._engine.computed(request)
-            else:
-                ticket.computed = len(request.prompt)
-        return perf_counter() - started
-
-    def _begin(self, run: Run) -> None:
-        for ticket in run.tickets:
-            if ticket.over:
-                continue
-            job = ticket.job
-            try:
-                ticket.request = self._engine.submit(job.prompt, job.params, job.text)
-            except Exception as error:
-                self._out.append((ticket, error))
-            else:
-                self._tickets[ticket.request] = ticket
-
-    def _abandon(self, tickets: Sequence[_Ticket]) -> None:
-        for ticket in tickets:
-            if ticket.request is not None and ticket.request in self._tickets:
-                del self._tickets[ticket.request]
-                self._engine.cancel(ticket.request)
-
-    def _fail(self, error: Exception) -> None:
-        if not isinstance(error, StrataError):
-            _log.exception("a step of the engine failed")
-        for request, ticket in self._tickets.items():
-            self._engine.cancel(request)
-            self._out.append((ticket, error))
-        self._tickets.clear()
-
-    def _end(self) -> None:
-        self._stop = True
-        self._fail(ShuttingDown("the server is shutting down"))
-
-    def _send(self, seconds: float | None) -> None:
-        """Hand all of a step to the event loop at once: waking it costs more than a token."""
-        out, self._out = self._out, []
+    def _tell(self, turn: Turn) -> None:
+        """Hand all of a turn to the event loop at once: waking it costs more than a token."""
         assert self._loop is not None, "started before"
-        try:
-            self._loop.call_soon_threadsafe(self._receive, out, seconds, self._engine.status())
-        except RuntimeError:
-            # The loop has ended before this thread: nobody is left to hear.
-            self._stop = True
+        # Once the loop has ended nobody is left to hear.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._receive, turn)
 
-    def _receive(
-        self,
-        out: Sequence[tuple[_Ticket, Delta | Exception]],
-        seconds: float | None,
-        status: EngineStatus,
-    ) -> None:
-        self.status = status
-        if seconds is not None:
-            self.observer.on_step(seconds, status)
-        for ticket, event in out:
-            if ticket.over:
-                continue
-            if isinstance(event, Exception) or event.finish_reason is not None:
-                self._close(ticket)
-            ticket.run.deliver(ticket.index, event)
+    def _receive(self, turn: Turn) -> None:
+        self.status = turn.status
+        if turn.seconds is not None:
+            self.observer.on_step(turn.seconds, turn.status)
+        for run in turn.runs:
+            receiver = self._runs.get(run)
+            if receiver is not None:
+                receiver.receive()
+                if run.over:
+                    self.forget(receiver)

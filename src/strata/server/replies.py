@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from strata.errors import StrataError
-from strata.server.bridge import Run
+from strata.server.bridge import AsyncRun
 
 EVENT_STREAM = "text/event-stream"
 LINES = "application/x-ndjson"
@@ -53,7 +53,7 @@ class StreamReply(Response):
     """Sends what ``parts`` yields. When it ends, or the client goes away, ``run`` is cancelled."""
 
     def __init__(
-        self, parts: AsyncGenerator[str, None], media_type: str, run: Run | None = None
+        self, parts: AsyncGenerator[str, None], media_type: str, run: AsyncRun | None = None
     ) -> None:
         # No proxy on the way may collect events before it passes them on.
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -85,7 +85,7 @@ class StreamReply(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def unless_gone(request: Request, run: Run, work: Coroutine[Any, Any, None]) -> None:
+async def unless_gone(request: Request, run: AsyncRun, work: Coroutine[Any, Any, None]) -> None:
     """Do ``work``; ClientGone if the client goes away. ``run`` ends with it."""
     try:
         ended = await _first(work, _wait_for_end(request.receive))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.params import LARGEST_SEED
-from strata.engine import ContextExceeded
+from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
 from strata.llm import LLM
-from strata.server.bridge import Bridge, Job, Run
+from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
@@ -37,7 +37,7 @@ class Service:
         self.names = tuple(names)
         self.settings = settings
         self.metrics = Metrics()
-        self.bridge = Bridge(llm.engine, queue=settings.queue, observer=self.metrics)
+        self.bridge = Bridge(llm.driver, queue=settings.queue, observer=self.metrics)
         self.metrics.watch(llm, self.bridge)
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
         # Built before several threads use it.
@@ -130,7 +130,7 @@ class Service:
         choices: int = 1,
         continuing: bool,
         show_special: bool = False,
-    ) -> Run:
+    ) -> AsyncRun:
         """Continue each prompt ``choices`` times; job ``i`` is choice ``i % choices`` of a prompt.
 
         Tokens that there is no room for are not asked for. With a seed, choice ``i`` has the seed
