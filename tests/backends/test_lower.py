@@ -15,11 +15,12 @@ def weight(name: str) -> Weight:
 
 def lowered(body, quantised: bool = True) -> tuple[Program, Lowered]:  # type: ignore[no-untyped-def]
     b = Builder("layer", weight, {"x": ("T", 8)})
-    program = b.build(x=body(b, "x")).program
+    segment = b.build(x=body(b, "x"))
+    program = segment.program
     weights = {
         n: "q8" if quantised else "f32" for n, v in program.values.items() if v.role == "weight"
     }
-    return program, lower(program, weights)
+    return program, lower(segment, weights)
 
 
 def kinds(result: Lowered) -> list[str]:
@@ -85,6 +86,17 @@ def test_products_of_different_inputs_stay_apart() -> None:
 
     _, result = lowered(body)
     assert [len(n.products) for n in result.nodes] == [1, 1]
+
+
+def test_products_of_weights_from_two_units_stay_apart() -> None:
+    def body(b: Builder, x: str) -> str:
+        with b.unit("one"):
+            y = b.matmul(x, "w")
+        z = b.matmul(x, "v")
+        return b.add(b.scale(y, 2.0), z)
+
+    _, result = lowered(body)
+    assert [len(n.products) for n in result.nodes] == [1, 1, 0, 0]
 
 
 def test_a_product_that_needs_the_one_before_is_not_grouped_with_it() -> None:

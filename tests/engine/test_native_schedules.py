@@ -60,8 +60,9 @@ def streaming(smollm2_path: Path) -> Iterator[Runner]:
     """The same weights, of which all but a few pass through a ring that holds some of them."""
     with open_model(smollm2_path) as file:
         model = build_model(file, CONTEXT)
-        resident = ("layer.3", "layer.20")
-        names = frozenset(s.name for s in model.segments if s.name not in resident)
+        resident = ("layer.3.attention", "layer.3.ffn", "layer.20.ffn")
+        units = (unit.name for segment in model.segments for unit in segment.units)
+        names = frozenset(units) - {*resident}
         settings = CpuSettings(streamed=names, ring_bytes=24 << 20, tile_bytes=1 << 20)
         yield Runner(CpuBackend(threads=2, settings=settings), model, WeightSource(file))
 

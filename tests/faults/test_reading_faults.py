@@ -21,7 +21,7 @@ from strata.backends.weights import WeightReadError
 from strata.formats import ModelFile, open_model
 from strata.memory import process_memory
 from support.forward import Forward
-from support.streaming import faults, forward, logits, segments, settings
+from support.streaming import faults, forward, logits, settings, units
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 10)]
 SECONDS = 5.0
@@ -41,7 +41,7 @@ def model(path: Path) -> Iterator[ModelFile]:
 
 def streaming(model: ModelFile, *, direct: bool = False) -> Forward:
     how = settings(
-        segments(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=direct, threads=3
+        units(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=direct, threads=3
     )
     return forward(model, how)
 

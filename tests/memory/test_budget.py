@@ -49,11 +49,12 @@ def test_peak_and_answer(smollm2_path: Path, unlimited: Any, megabytes: int | No
     assert sum(got["owned"].values()) <= got["budget"]
     assert got["used_bytes"] == got["sweeps"] * got["sweep_bytes"]
     if megabytes is None:
-        assert got["streamed"] == 32
+        # Attention and feed-forward of 30 layers, the table and the head.
+        assert got["streamed"] == 62
     elif megabytes == 260:
         assert got["streamed"] == 0
     else:
-        assert 0 < got["streamed"] < 32
+        assert 0 < got["streamed"] < 62
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from strata.backends.cpu.backend import CpuBackend, StreamStats
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
 from support.forward import Forward
-from support.streaming import forward, segments, settings
+from support.streaming import forward, settings, units
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 10)]
 BLOCK = 4096
@@ -45,19 +45,19 @@ def at_rest(look: Callable[[], int]) -> int:
 
 
 def matrix_bytes(model: ModelFile, names: set[str]) -> int:
-    """Bytes of the matrices of some Segments but the one that only looks rows up."""
+    """Bytes of the matrices of some units but the one of which rows are looked up."""
     return sum(
         model.tensors[w.source].nbytes
         for s in build_model(model).segments
-        if s.name in names and s.name != "embed"
-        for w in s.weights
-        if len(w.shape) == 2
+        for unit in s.units
+        if unit.name in names and unit.reads == "all"
+        for w in unit.weights
     )
 
 
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_sweep_reads_what_is_not_resident(model: ModelFile, direct: bool) -> None:
-    names = set(segments(model)) - {"layer.0", "layer.7", "layer.8"}
+    names = set(units(model)) - {"layer.0.attention", "layer.0.ffn", "layer.7.ffn", "layer.8.ffn"}
     ring = 2 << 20
     run = forward(
         model, settings(sorted(names), ring=ring, tile=1 << 19, request=1 << 18, direct=direct)
@@ -73,7 +73,7 @@ def test_a_sweep_reads_what_is_not_resident(model: ModelFile, direct: bool) -> N
 
 
 def test_rows_of_the_embedding_are_fetched_one_by_one(model: ModelFile) -> None:
-    run = forward(model, settings(["embed", "layer.0"]))
+    run = forward(model, settings(["embed", "layer.0.ffn"]))
     run.logits(TOKENS)
     assert stats(run).rows.reads == len(TOKENS)
     row = model.tensors["token_embd.weight"].nbytes // model.tensors["token_embd.weight"].shape[0]
@@ -87,7 +87,7 @@ def read_bytes() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
 def test_the_system_counts_the_same(model: ModelFile) -> None:
-    how = settings(segments(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=True)
+    how = settings(units(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=True)
     run = forward(model, how)
     assert isinstance(run.backend, CpuBackend)
     if not run.backend._reader.direct:

@@ -12,7 +12,7 @@ import pytest
 import make_tiny_models
 from strata.formats import ModelFile, open_model
 from strata.synth import RECIPES, SHAPES, write_model
-from support.streaming import faults, forward, least_ring, logits, segments, settings
+from support.streaming import faults, forward, least_ring, logits, settings, units
 
 NAMES = make_tiny_models.names()
 GGUF_NAMES = [n for n in NAMES if make_tiny_models.golden(n).architecture is not None]
@@ -20,9 +20,10 @@ TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 40)]
 
 
 def check(file: ModelFile, context: int | None = None, tokens: list[int] | None = None) -> None:
-    """All of it streamed, by tiles from single panels up, and every second Segment."""
+    """All of it streamed, by tiles from single panels up, and every second unit: of layers the
+    attention's weights or the feed-forward's."""
     tokens = tokens or TOKENS
-    names = segments(file, context)
+    names = units(file, context)
     want = logits(file, None, tokens, context)
     for tile in (1, 20_000, 1 << 20):
         how = settings(names, tile=tile, ring=max(least_ring(file, tile, context), 3 * tile))
@@ -30,7 +31,7 @@ def check(file: ModelFile, context: int | None = None, tokens: list[int] | None 
         assert run.logits(tokens).tobytes() == want.tobytes()
         cut = [1, 7, len(tokens) - 8]
         assert run.logits(tokens, cut).tobytes() == want.tobytes()
-    for some in (names[::2], names[1::2], names[-1:], names[:1]):
+    for some in (names[::2], names[1::2], names[::3], names[-1:], names[:1]):
         assert logits(file, settings(some), tokens, context).tobytes() == want.tobytes()
 
 
@@ -59,7 +60,7 @@ def test_every_format(recipe: str | None, tmp_path: Path, tokenizer: Mapping[str
     out = tmp_path / ("model" if recipe is None else "model.gguf")
     write_model(SHAPES["tiny-llama"], out, recipe=recipe, tokenizer=tokenizer)
     with open_model(out) as file:
-        names = segments(file)
+        names = units(file)
         want = logits(file, None, TOKENS)
         for tile in (1, 1 << 18):
             how = settings(names, tile=tile, ring=max(least_ring(file, tile), 3 * tile))
@@ -76,7 +77,7 @@ def model(smollm2_path: Path) -> Iterator[ModelFile]:
 @pytest.mark.parametrize("threads", [1, 5])
 def test_real_model_under_delays(model: ModelFile, direct: bool, threads: int) -> None:
     want = logits(model, None, TOKENS)
-    names = segments(model)
+    names = units(model)
     how = settings(
         names, ring=3 << 20, tile=1 << 20, threads=threads, request=1 << 18, direct=direct
     )

@@ -15,7 +15,7 @@ import pytest
 import make_tiny_models
 from strata.formats import open_model
 from strata.synth import SHAPES, write_model
-from support.streaming import forward, logits, segments, settings
+from support.streaming import forward, logits, settings, units
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 20)]
 
@@ -37,7 +37,7 @@ def test_split_gguf(tmp_path: Path) -> None:
     with open_model(whole) as file:
         want = logits(file, None, TOKENS, golden.context)
     with open_model(parts[0]) as file:
-        names = segments(file, golden.context)
+        names = units(file, golden.context)
         assert logits(file, settings(names), TOKENS, golden.context).tobytes() == want.tobytes()
 
 
@@ -92,7 +92,7 @@ def test_8_bit_floats_with_scales(
 ) -> None:
     with open_model(write_fp8(tmp_path / "model", tokenizer, scales)) as file:
         assert any(info.type.name == "F8_E4M3_B128" for info in file.tensors.values())
-        names = segments(file)
+        names = units(file)
         want = logits(file, None, TOKENS)
         assert np.isfinite(want).all()
         for request in (1, 100_000):
@@ -109,7 +109,7 @@ def test_where_there_are_no_direct_reads(smollm2_path: Path) -> None:
         shutil.copyfile(smollm2_path, copy)
         with open_model(copy) as file:
             want = logits(file, None, TOKENS)
-            how = settings(segments(file), tile=1 << 20, request=1 << 18, direct=True)
+            how = settings(units(file), tile=1 << 20, request=1 << 18, direct=True)
             assert forward(file, how).logits(TOKENS).tobytes() == want.tobytes()
     finally:
         copy.unlink(missing_ok=True)

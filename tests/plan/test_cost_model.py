@@ -21,7 +21,7 @@ from strata.plan.memory_model import (
 from support.described import machine, model
 
 GB, MB = 10**9, 10**6
-ALL = frozenset(s.name for s in model("llama-3.1-8b").segments)
+ALL = frozenset(u.name for u in model("llama-3.1-8b").units)
 
 
 def costs(threads: int = 8) -> CostModel:
@@ -55,7 +55,7 @@ def test_what_is_read_ahead_while_resident_segments_run_is_what_the_ring_has_roo
     model_costs, m = costs(), model("llama-3.1-8b")
     load = Load(1, 64, 0, 1)
     # Every other layer streams.
-    streamed = {s.name for s in m.segments[2::2] if not s.selects}
+    streamed = {u.name for s in m.segments[2::2] if not s.selects for u in s.units}
     alone = model_costs.sweep(load, model_costs.streaming(ALL, 1e9, 0))
     for ring in (4 * MB, 16 * MB):
         streaming = model_costs.streaming(ALL - streamed, 1e9, ring)
@@ -65,7 +65,7 @@ def test_what_is_read_ahead_while_resident_segments_run_is_what_the_ring_has_roo
         assert sweep.compute_s == pytest.approx(alone.compute_s + packing)
         # Of each layer so much is there already; the rest is waited for.
         ahead = ring * constants.RING_SHARE / (1e9 * constants.DISK_SHARE)
-        waited = sweep.read_s - len(streamed) * ahead
+        waited = sweep.read_s - len(m.segments[2:-1:2]) * ahead
         assert sweep.bound == "disk"
         assert waited + alone.compute_s / 2 < sweep.total_s < waited + sweep.compute_s
 
@@ -96,7 +96,7 @@ def test_attention_grows_with_the_context_and_not_beyond_a_window() -> None:
         # Arithmetic that hides behind reading whatever the type.
         host = replace(machine("laptop"), attention=AttentionRate(40e9, 1e15))
         model_costs = CostModel(m, Rates(host, 8), kv_type)
-        everything = frozenset(s.name for s in m.segments)
+        everything = frozenset(u.name for u in m.units)
         streaming = model_costs.streaming(everything, 1e9, 0)
         return model_costs.sweep(Load(1, 1, past, 1), streaming).total_s
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import astuple, replace
 
@@ -24,7 +25,7 @@ from strata.plan import (
     to_json,
 )
 from strata.plan.budgets import budget_table
-from strata.plan.planner import Planner
+from strata.plan.planner import Planner, fill, fill_orders
 from support.described import machine, model
 
 MACHINES = ("laptop", "raspberry_pi", "server")
@@ -43,10 +44,8 @@ def slowness(p: Plan) -> float:
     return p.predicted.ttft_s / p.predicted.decode_tok_s
 
 
-def resident_bytes(model: Outline, p: Plan) -> int:
-    held = {
-        m.source: m.packed_bytes for s in model.segments if s.name in p.resident for m in s.matrices
-    }
+def resident_bytes(model: Outline, names: Collection[str]) -> int:
+    held = {m.source: m.packed_bytes for u in model.units if u.name in names for m in u.matrices}
     return sum(held.values())
 
 
@@ -56,14 +55,16 @@ def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan
     # It may be that of building the tokenizer, before any of the shares is taken.
     assert p.predicted.peak_bytes <= p.budget
     assert min(astuple(shares)) >= 0
-    assert shares.resident == resident_bytes(model, p) + model.vector_bytes
-    assert sorted(p.resident + p.streamed) == sorted(s.name for s in model.segments)
-    streams = [s for s in model.segments if s.name in p.streamed]
-    assert p.predicted.sweep_bytes == sum(s.streamed_bytes for s in streams)
-    if all(s.lookup_only for s in streams):
+    assert shares.resident == resident_bytes(model, p.resident) + model.vector_bytes
+    assert sorted(p.resident + p.streamed) == sorted(u.name for u in model.units)
+    streams = [u for u in model.units if u.name in p.streamed]
+    assert p.predicted.sweep_bytes == sum(u.streamed_bytes for u in streams)
+    if all(u.reads == "rows" for u in streams):
         assert p.ring_bytes == 0 or streams
     else:
-        assert p.tile_bytes >= max(s.least_tile for s in streams)
+        assert p.tile_bytes >= max(
+            s.least_tile for s in model.segments if any(u in streams for u in s.units)
+        )
         assert p.ring_bytes >= 3 * p.tile_bytes
         assert shares.activations >= p.threads * model.streaming_scratch_bytes
         # Loading takes the place of what comes after it.
@@ -195,15 +196,59 @@ def test_a_gate_and_what_it_gates_go_through_the_ring_two_panels_of_each() -> No
     assert layer.least_tile >= 4 * gate.panel_bytes
 
 
-def test_streamed_segments_lie_evenly_between_resident_ones() -> None:
+@pytest.mark.parametrize("memory", [4 * GB, 14 * GB, 30 * GB])
+def test_streamed_units_lie_evenly_between_resident_ones(memory: int) -> None:
     m = model("llama-3.1-70b")
-    p = plan(m, machine("laptop"), Limits(11 * GB), Workload(context=1024))
-    layers = [s.name in p.resident for s in m.segments if s.name.startswith("layer")]
-    count = sum(layers)
-    assert 10 < count < 40
-    runs = "".join("r" if kept else "s" for kept in layers).split("r")
-    # Evenly would be 80 / (count + 1) each; bit reversal is within a factor of two of it.
-    assert max(len(run) for run in runs) <= 2 * -(-80 // count)
+    p = plan(m, machine("laptop"), Limits(memory), Workload(context=1024))
+    layers = [u for u in m.units if u.name.startswith("layer")]
+    kept = [u.name in p.resident for u in layers]
+    assert 5 < sum(kept) < 160
+    # What streams between two that stay is no more than twice what would be even.
+    runs, run = [0], 0
+    for unit, stays in zip(layers, kept, strict=True):
+        run = 0 if stays else run + unit.streamed_bytes
+        runs.append(run)
+    streamed = sum(u.streamed_bytes for u, stays in zip(layers, kept, strict=True) if not stays)
+    largest = max(u.streamed_bytes for u in layers)
+    assert max(runs) <= 2 * streamed / sum(kept) + 2 * largest
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    which=st.sampled_from(MODELS),
+    room=st.integers(0, 50 * GB),
+    more=st.one_of(st.integers(0, 100 * MB), st.integers(0, 5 * GB)),
+)
+def test_more_room_never_keeps_fewer_bytes(
+    which: tuple[str, str | None], room: int, more: int
+) -> None:
+    m = model(*which)
+    for order in fill_orders(m):
+        assert sorted(u.name for u in order) == sorted(u.name for u in m.units)
+        small, large = (resident_bytes(m, fill(order, r)) for r in (room, room + more))
+        assert small <= large
+        assert small <= room
+
+
+def test_the_head_stays_where_layers_hide_what_they_read_in_its_place() -> None:
+    m, work = model("llama-3.2-1b"), Workload(context=1024)
+    planner = Planner(m, machine("laptop"), Limits(), work)
+    head, layers = m.segments[-1], m.segments[1:-1]
+    # Room for all layers, or for the head and as much less of them.
+    tight = planner.everything() - head.packed_bytes // 2
+    p = planner.plan(tight)
+    assert "head" in p.resident
+    assert 0 < sum(any(u.name in p.streamed for u in s.units) for s in layers) < len(layers)
+
+
+def test_what_a_router_chooses_from_gives_way_to_what_every_sweep_reads() -> None:
+    m = model("llama-3.2-1b")
+    routed = replace(m.segments[1].units[0], reads="routed")
+    changed = replace(m.segments[1], units=(routed, *m.segments[1].units[1:]))
+    m = replace(m, segments=(m.segments[0], changed, *m.segments[2:]))
+    for order in fill_orders(m):
+        assert [u.reads for u in order[-2:]] == ["routed", "rows"]
+        assert {u.reads for u in order[:-2]} == {"all"}
 
 
 def test_a_tied_table_is_held_once() -> None:

@@ -17,6 +17,8 @@ WEIGHTS = {
     "odd": (3,),
     "bias24": (24,),
     "factors": (2,),
+    "cube": (4, 8, 8),
+    "narrow": (10, 4),
 }
 
 
@@ -48,7 +50,7 @@ SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
     (lambda b: b.matmul(b.select("x"), "tall"), ("R", 24)),
     (lambda b: b.rope("x", head_dim=4, inv_freq=[1, 0.1], style="neox"), ("T", 8)),
     (
-        lambda b: b.rope("x", head_dim=4, inv_freq=[1], style="interleaved", factors="factors"),
+        lambda b: b.rope("x", head_dim=4, inv_freq=[1, 1], style="neox", factors="factors"),
         ("T", 8),
     ),
     (lambda b: attention(b, "x", "x", "x"), ("T", 8)),
@@ -68,6 +70,17 @@ def test_shapes(make: Callable[[Builder], str], expected: tuple[object, ...]) ->
 
 
 ERRORS: list[tuple[Callable[[Builder], object], str]] = [
+    (lambda b: b.embed("norm"), "'norm' .* is no table of rows"),
+    (lambda b: b.embed("cube"), r"'cube' \(4, 8, 8\) is no table of rows"),
+    (lambda b: b.add_positions("x", "cube"), "'cube' .* is no table of rows"),
+    (lambda b: b.add_positions("x", "narrow"), "'narrow' .* cannot be added to 'x'"),
+    (lambda b: b.matmul("x", "cube"), "cannot be multiplied with 'cube'"),
+    (lambda b: b.matmul("x", "square", "cube"), "bias 'cube'"),
+    (lambda b: b.rms_norm("x", "cube", 1e-5), "'cube' .* does not divide 'x'"),
+    (
+        lambda b: b.rope("x", head_dim=4, inv_freq=[1], style="neox", factors="factors"),
+        "rope of 1 frequencies: 'factors'",
+    ),
     (lambda b: b.matmul("x", "norm"), "cannot be multiplied with 'norm'"),
     (lambda b: b.matmul(b.matmul("x", "tall"), "square"), "cannot be multiplied with 'square'"),
     (lambda b: b.matmul("x", "square", "bias24"), "bias 'bias24'"),

@@ -49,7 +49,7 @@ def test_everything_that_can_be_known_is_shown(
     def whole_model(*arguments: Any) -> dict[str, Any]:
         picture = model(*arguments)
         for segment in picture["segments"][8:31]:
-            segment["streamed"] = True
+            segment |= {"streamed": True, "streamed_bytes": segment["bytes"] // 2}
         machine = {"memory_bytes_per_s": 43e9, "disk_bytes_per_s": 2.1e9, "ops_per_s": 1.78e12}
         return {**picture, "machine": machine}
 
@@ -70,7 +70,7 @@ def test_everything_that_can_be_known_is_shown(
     page.wait(lambda: "reached" in page.text("#predicted"))
     assert page.text("#predicted").startswith("predicted 20.0 tok/s · reached ")
     assert len(page.all(".cell.streamed")) == 23
-    assert page.text("#segments-text").startswith("9 resident (")
+    assert page.text("#segments-text").startswith("9 resident, 23 streamed: ")
     assert page.one("#strip-key").is_displayed()
     names = page.run("return [...document.querySelectorAll('.legend dt')].map(e => e.textContent)")
     assert "Weights, streaming through" in names

@@ -18,9 +18,9 @@ from support.forward import Forward
 SMALL_REQUEST = 4096
 
 
-def segments(file: ModelFile, context: int | None = None) -> list[str]:
-    """Names of a model's Segments."""
-    return [segment.name for segment in build_model(file, context).segments]
+def units(file: ModelFile, context: int | None = None) -> list[str]:
+    """Names of a model's WeightUnits."""
+    return [u.name for segment in build_model(file, context).segments for u in segment.units]
 
 
 def settings(
@@ -59,8 +59,7 @@ def logits(
 
 def least_ring(file: ModelFile, tile: int, context: int | None = None) -> int:
     """The smallest ring that holds every tile when everything is streamed."""
-    built = build_model(file, context)
-    how = settings([s.name for s in built.segments], tile=tile)
+    how = settings(units(file, context), tile=tile)
     loaded = Forward(file, context, CpuBackend(threads=1, settings=how))
     tracks = [s.track for s in loaded.segments if s.track]  # type: ignore[attr-defined]
     most, _ = _native.stream_memory(tracks, 1)

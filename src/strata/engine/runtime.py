@@ -285,7 +285,7 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, options: LoadOpt
 
 
 def _check_plan(plan: Plan, model: Model) -> None:
-    names = [segment.name for segment in model.segments]
+    names = [unit.name for segment in model.segments for unit in segment.units]
     if sorted((*plan.resident, *plan.streamed)) != sorted(names):
         raise UsageError(f"this plan was made for another model: {plan.model}")
 

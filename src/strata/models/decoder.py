@@ -137,7 +137,9 @@ def attention(
     that a backend may run them as one product.
     """
     name = f"blk.{i}.attn_"
-    q, k, v = (b.matmul(x, f"{name}{p}.weight", present(catalog, f"{name}{p}.bias")) for p in "qkv")
+    weights = [(f"{name}{p}.weight", present(catalog, f"{name}{p}.bias")) for p in "qkv"]
+    with b.unit("attention"):
+        q, k, v = (b.matmul(x, *weight) for weight in weights)
     if norm_eps is not None:
         q = b.rms_norm(q, f"{name}q_norm.weight", norm_eps)
         k = b.rms_norm(k, f"{name}k_norm.weight", norm_eps)
@@ -165,24 +167,27 @@ def attention(
         window=c.windows[i],
         softcap=softcap,
     )
-    return b.matmul(mixed, f"{name}output.weight", present(catalog, f"{name}output.bias"))
+    with b.unit("attention"):
+        return b.matmul(mixed, f"{name}output.weight", present(catalog, f"{name}output.bias"))
 
 
 def gated(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
     """down(act(gate(x)) * up(x)); gate and up stand together as q, k and v do."""
     name = f"blk.{i}.ffn_"
-    gate = b.matmul(x, f"{name}gate.weight", present(catalog, f"{name}gate.bias"))
-    up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
-    mixed = b.glu(gate, up, function)
-    return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
+    with b.unit("ffn"):
+        gate = b.matmul(x, f"{name}gate.weight", present(catalog, f"{name}gate.bias"))
+        up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
+        mixed = b.glu(gate, up, function)
+        return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
 
 
 def plain(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
     """down(act(up(x)))."""
     name = f"blk.{i}.ffn_"
-    up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
-    mixed = b.activation(up, function)
-    return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
+    with b.unit("ffn"):
+        up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
+        mixed = b.activation(up, function)
+        return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
 
 
 def head(b: Builder, c: Config, x: str) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from strata.backends.kv_types import KV_BLOCK
 from strata.machine import constants
 from strata.machine.rates import Rates
-from strata.plan.outline import Outline, SegmentOutline
+from strata.plan.outline import Outline, SegmentOutline, UnitOutline
 from strata.plan.plan import Bound
 from strata.program import Op, Program
 
@@ -42,14 +42,20 @@ class SweepTime:
 
 @dataclass(frozen=True)
 class Streaming:
-    """What a choice of resident Segments leaves to stream, and how: the Segments that stay, bytes
-    in every sweep, whether rows of tables are looked up on the disk, its bandwidth and the ring."""
+    """What a choice of resident units leaves to stream, and how: bytes of each Segment and seconds
+    of packing them, whether rows of tables are looked up on the disk, its bandwidth and the ring
+    buffer."""
 
-    resident: frozenset[str]
-    nbytes: int
+    segment_bytes: tuple[int, ...]
+    segment_pack_s: tuple[float, ...]
     lookups: bool
     bytes_s: float
     ring_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in every sweep."""
+        return sum(self.segment_bytes)
 
 
 class CostModel:
@@ -61,38 +67,43 @@ class CostModel:
         # A block of all layers is what attention reads for each 64 positions of a sequence.
         elements = sum(2 * layer.kv_heads * layer.head_dim for layer in model.kv) * KV_BLOCK
         self._kv_element_bytes = model.kv_bytes(1, kv_type) / elements if elements else 0.0
-        self.pack_s = {s.name: self._pack_s(s) for s in model.segments}
+        self.pack_s = {unit.name: self._pack_s(unit) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
 
     def streaming(self, resident: Collection[str], bytes_s: float, ring_bytes: int) -> Streaming:
-        """What streams when these Segments stay."""
-        rest = [s for s in self.model.segments if s.name not in resident]
+        """What streams when the units of these names stay."""
+        rest = [[u for u in s.units if u.name not in resident] for s in self.model.segments]
         return Streaming(
-            resident=frozenset(resident),
-            nbytes=sum(s.streamed_bytes for s in rest),
-            lookups=any(s.lookup_only for s in rest),
+            segment_bytes=tuple(sum(u.streamed_bytes for u in units) for units in rest),
+            segment_pack_s=tuple(sum(self.pack_s[u.name] for u in units) for units in rest),
+            lookups=any(u.reads == "rows" for units in rest for u in units),
             bytes_s=bytes_s,
             ring_bytes=ring_bytes,
         )
 
     def sweep(self, load: Load, streaming: Streaming) -> SweepTime:
-        """A sweep through resident Segments and those that stream.
+        """A sweep through Segments that are resident, and those of which some units stream.
 
-        Reading goes ahead of the work as far as the ring has room: all that resident Segments take
-        between two that stream is only of use for that.
+        Reading goes ahead of the work as far as the ring buffer has room: all that resident
+        Segments take between two that stream is only of use for that.
         """
         outside = constants.STEP + self._choosing_s(load.out_rows)
         rate = streaming.bytes_s * constants.DISK_SHARE
         room = streaming.ring_bytes * constants.RING_SHARE
         ahead = total = reading = working = packing = 0.0
-        # In the first round the ring is found as the sweep before left it.
+        # In the first round the ring buffer is found as the sweep before left it.
         for _ in range(2 if streaming.nbytes else 1):
             total = reading = working = packing = 0.0
-            for s, seconds in zip(self.model.segments, self._segments_s(load), strict=True):
-                streams = s.name not in streaming.resident and (load.out_rows or not s.selects)
-                nbytes = s.streamed_bytes if streams else 0
-                pack = self.pack_s[s.name] if streams else 0.0
+            for s, seconds, nbytes, pack in zip(
+                self.model.segments,
+                self._segments_s(load),
+                streaming.segment_bytes,
+                streaming.segment_pack_s,
+                strict=True,
+            ):
+                if s.selects and not load.out_rows:
+                    continue
                 taken = max(seconds + pack, (nbytes - ahead) / rate)
                 ahead = min(room, ahead + rate * taken - nbytes)
                 total += taken
@@ -128,8 +139,10 @@ class CostModel:
         per_token = constants.SAMPLE + self.model.vocabulary * constants.SAMPLE_LOGIT
         return out_rows * per_token
 
-    def _pack_s(self, s: SegmentOutline) -> float:
-        return sum(self.rates.pack_s(m.format, m.file_bytes) for m in s.matrices if not m.lookup)
+    def _pack_s(self, unit: UnitOutline) -> float:
+        if unit.reads == "rows":
+            return 0.0
+        return sum(self.rates.pack_s(m.format, m.file_bytes) for m in unit.matrices)
 
     def _segment_s(self, s: SegmentOutline, load: Load) -> float:
         program = s.segment.program

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.machine import constants
-from strata.plan.outline import Outline, SegmentOutline
+from strata.plan.outline import Outline, UnitOutline
 from strata.plan.plan import MemoryShares, Workload
 from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is chosen before Segments find their place: threads, steps and streaming.
+    """What is chosen before weights find their place: threads, steps and streaming.
 
     ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``process_bytes`` by
     everything that is there before the model is opened. ``ring_bytes``
@@ -80,7 +80,7 @@ def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> Me
 
 
 def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
-    """The shares when no Segment is resident: only vectors are."""
+    """The shares when no unit of weights is resident: only vectors are."""
     streams = sizes.ring_bytes > 0
     threads = sizes.threads * constants.THREAD
     threads += sizes.io_threads * constants.READER if streams else 0
@@ -133,7 +133,7 @@ def _with_margin(shares: MemoryShares, resident: int) -> MemoryShares:
 
 
 def room_for_weights(fixed: MemoryShares, budget: int) -> int:
-    """Bytes that resident Segments may take within a budget, beside the fixed shares."""
+    """Bytes that resident units may take within a budget, beside the fixed shares."""
     owned = fixed.total - fixed.margin
     most = int((budget - constants.MARGIN) / (1 + constants.MARGIN_SHARE))
     # One byte less, so that rounding never makes the margin's share one too many.
@@ -148,20 +148,20 @@ def staging_bytes(model: Outline, request_bytes: int) -> int:
 
 
 def resident_bytes(model: Outline, resident: Collection[str]) -> int:
-    """Bytes of the matrices of resident Segments; one that two of them share counts once."""
+    """Bytes of the matrices of resident units; one that two of them share counts once."""
     held: dict[object, int] = {}
-    for s in model.segments:
-        if s.name in resident:
-            held |= {m.source: m.packed_bytes for m in s.matrices}
+    for unit in model.units:
+        if unit.name in resident:
+            held |= {m.source: m.packed_bytes for m in unit.matrices}
     return sum(held.values())
 
 
-def added_bytes(segment: SegmentOutline, held: Collection[object]) -> int:
-    """Bytes that making a Segment resident adds to matrices that are held already."""
-    return sum(m.packed_bytes for m in segment.matrices if m.source not in held)
+def added_bytes(unit: UnitOutline, held: Collection[object]) -> int:
+    """Bytes that making a unit resident adds to matrices that are held already."""
+    return sum(m.packed_bytes for m in unit.matrices if m.source not in held)
 
 
-def sources(segment: SegmentOutline) -> set[object]:
-    """What the matrices of a Segment are stored as."""
-    found: set[object] = {m.source for m in segment.matrices}
+def sources(unit: UnitOutline) -> set[object]:
+    """What the matrices of a unit are stored as."""
+    found: set[object] = {m.source for m in unit.matrices}
     return found

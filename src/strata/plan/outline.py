@@ -13,7 +13,7 @@ from strata.backends.cpu.tiles import ProductPart, cut, smallest_tile
 from strata.backends.kv_types import KV_BLOCK, choose_kv_type
 from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
-from strata.program import KVLayer, Model, Op, Segment, Weight
+from strata.program import KVLayer, Model, Op, Reads, Segment, Weight
 from strata.quant import by_name
 from strata.text.huggingface import count_merges
 
@@ -59,23 +59,44 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class UnitOutline:
+    """A WeightUnit's sizes: ``packed_bytes`` in memory when it stays, ``streamed_bytes`` read from
+    the file in a sweep when it does not. Of tables only the rows of a step's tokens are read, which
+    is not counted."""
+
+    name: str
+    reads: Reads
+    matrices: tuple[Matrix, ...]
+
+    @cached_property
+    def streamed_bytes(self) -> int:
+        """Bytes read from the file in a sweep when it is not resident."""
+        return 0 if self.reads == "rows" else sum(m.file_bytes for m in self.matrices)
+
+    @cached_property
+    def packed_bytes(self) -> int:
+        """Bytes of its matrices in memory."""
+        return sum(m.packed_bytes for m in self.matrices)
+
+
+@dataclass(frozen=True)
 class SegmentOutline:
     """A Segment's weights and Ops. ``vector_bytes`` are norms and biases as floats."""
 
     segment: Segment
-    matrices: tuple[Matrix, ...]
+    units: tuple[UnitOutline, ...]
     vector_bytes: int
     lowered: Lowered = field(repr=False, compare=False)
+
+    @cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Those of all units."""
+        return tuple(m for unit in self.units for m in unit.matrices)
 
     @property
     def name(self) -> str:
         """The Segment's name."""
         return self.segment.name
-
-    @cached_property
-    def lookup_only(self) -> bool:
-        """Whether it does nothing but fetch rows of tables."""
-        return bool(self.matrices) and all(m.lookup for m in self.matrices)
 
     @cached_property
     def selects(self) -> bool:
@@ -84,13 +105,13 @@ class SegmentOutline:
 
     @cached_property
     def streamed_bytes(self) -> int:
-        """Bytes read from the file in a sweep when the Segment is not resident."""
-        return sum(m.file_bytes for m in self.matrices if not m.lookup)
+        """Bytes read from the file in a sweep when nothing of it is resident."""
+        return sum(unit.streamed_bytes for unit in self.units)
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of its matrices in memory."""
-        return sum(m.packed_bytes for m in self.matrices)
+        return sum(unit.packed_bytes for unit in self.units)
 
     @property
     def least_tile(self) -> int:
@@ -154,6 +175,11 @@ class Outline:
     def vector_bytes(self) -> int:
         """Bytes of all norms and biases."""
         return sum(s.vector_bytes for s in self.segments)
+
+    @cached_property
+    def units(self) -> tuple[UnitOutline, ...]:
+        """Those of all Segments, in running order."""
+        return tuple(unit for s in self.segments for unit in s.units)
 
     @property
     def streamed_bytes(self) -> int:
@@ -265,17 +291,17 @@ def _product_floats(width: int) -> int:
 
 
 def _segment(segment: Segment, file: ModelFile) -> SegmentOutline:
-    lookups = {
-        op.inputs[0] if op.kind == "embed" else op.inputs[1]
-        for op in segment.program.ops
-        if op.kind in ("embed", "add_positions")
-    }
-    matrices = tuple(
-        _matrix(w, file, w.name in lookups) for w in segment.weights if len(w.shape) == 2
+    units = tuple(
+        UnitOutline(
+            unit.name,
+            unit.reads,
+            tuple(_matrix(w, file, unit.reads == "rows") for w in unit.weights),
+        )
+        for unit in segment.units
     )
     vectors = sum(4 * w.shape[0] for w in segment.weights if len(w.shape) == 1)
-    forms = {m.name: _input_form(m.format) for m in matrices}
-    return SegmentOutline(segment, matrices, vectors, lower(segment.program, forms))
+    forms = {m.name: _input_form(m.format) for unit in units for m in unit.matrices}
+    return SegmentOutline(segment, units, vectors, lower(segment, forms))
 
 
 def _matrix(weight: Weight, file: ModelFile, lookup: bool) -> Matrix:

@@ -62,8 +62,8 @@ class Choice:
 class MemoryShares:
     """Who owns how many bytes at most: what is reserved, and held under the budget.
 
-    ``resident`` are the weights that stay: all of resident Segments, and the vectors (norms,
-    biases) of the others. ``ring`` and ``staging`` serve the streamed ones: tiles ready for the
+    ``resident`` are the weights that stay: matrices of resident units, and all vectors (norms,
+    biases). ``ring`` and ``staging`` serve the streamed ones: tiles ready for the
     kernels, and bytes as the file has them on the way there. ``server`` is what answering over HTTP
     takes: its libraries, connections and requests. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
@@ -127,16 +127,16 @@ class Prediction:
 class Plan:
     """How a model will be run.
 
-    Weights. The matrices of the Segments named in ``resident`` are loaded once and stay. Those of
-    the others are streamed in every sweep, in the order of the Segments, as a linear sequence of
-    *tiles*: a tile is a run of whole 16-row panels of matrices of one Segment and takes at most
-    ``tile_bytes`` of a ring of ``ring_bytes`` (a matrix may be cut anywhere between panels), where
-    it is read to, packed and kept until its product has run. ``io_threads`` threads read ahead in
-    ``read_mode``, each one matrix's part of a tile at a time; what loading and they need beside
-    the ring never exceeds ``predicted.memory.staging``. What stays is loaded by as many threads,
-    with reads of ``request_bytes``. Vectors (norms, biases) always stay.
-    The Segment that only looks up embedding rows, where it is not in ``resident``, fetches the rows
-    of the step's tokens. Nothing streams when all Segments are resident: the ring is 0.
+    Weights. The matrices of the WeightUnits named in ``resident`` (``layer.7.attention``) are
+    loaded once and stay. Those named in ``streamed`` are read in every sweep, in the order of their
+    use, as a linear sequence of *tiles*: a tile is a run of whole 16-row panels of matrices of one
+    product and takes at most ``tile_bytes`` of a ring buffer of ``ring_bytes`` (a matrix may be cut
+    anywhere between panels), where it is read to and kept until its product has run. ``io_threads``
+    threads read ahead in ``read_mode``, each one matrix's part of a tile at a time; what loading
+    and they need beside the ring buffer never exceeds ``predicted.memory.staging``. What stays is
+    loaded by as many threads, with reads of ``request_bytes``. Vectors (norms, biases) always stay.
+    Of tables in ``streamed`` the rows of the step's tokens are fetched. When all units are resident
+    ``ring_bytes`` is 0.
 
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
     time. KV is held in ``kv_blocks`` blocks of ``kv_type`` for ``parallel`` sequences of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -23,7 +23,7 @@ from strata.plan.memory_model import (
     server_bytes,
     sources,
 )
-from strata.plan.outline import Outline, SegmentOutline
+from strata.plan.outline import Outline, UnitOutline
 from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
 from strata.plan.reasons import explain
 from strata.sizes import format_size
@@ -75,7 +75,8 @@ class Planner:
         self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
         # Where all is resident, and what is read has to wait beside what stays.
         self._loading = best_read(machine, constants.LOADING_REQUEST)
-        self._fill_order = _fill_order(model)
+        self._all = frozenset(unit.name for unit in model.units)
+        self._fill_orders = fill_orders(model)
         _check(model, workload)
         self._check_kv(limits.kv_bytes)
 
@@ -104,13 +105,12 @@ class Planner:
         return (least // constants.MB + 2) * constants.MB
 
     def everything(self) -> int:
-        """A budget in which all Segments are resident, in whole megabytes."""
+        """A budget in which all weights are resident, in whole megabytes."""
         return (self._everything(self._default_context()) // constants.MB + 2) * constants.MB
 
     def _everything(self, context: int) -> int:
-        names = frozenset(s.name for s in self.model.segments)
         sizes = self._resident_sizes(context, self._token_choices()[-1])
-        return memory_shares(self.model, sizes, names).total
+        return memory_shares(self.model, sizes, self._all).total
 
     def _too_small(self, budget: int) -> BudgetTooSmall:
         floor = self.floor()
@@ -132,17 +132,18 @@ class Planner:
         return min(candidates, key=lambda c: (_slowness(c.prediction), c.reserved), default=None)
 
     def _candidates(self, budget: int, context: int) -> Iterator[Candidate]:
-        names = frozenset(s.name for s in self.model.segments)
         for tokens in self._token_choices():
             sizes = self._resident_sizes(context, tokens)
-            if memory_shares(self.model, sizes, names).total <= budget:
-                yield self._candidate(sizes, 0, self._loading, names)
+            if memory_shares(self.model, sizes, self._all).total <= budget:
+                yield self._candidate(sizes, 0, self._loading, self._all)
         for sizes, tile, read in self._sizes(context):
             fixed = fixed_shares(self.model, sizes)
-            if fixed.total <= budget:
-                resident = self._fill(room_for_weights(fixed, budget))
-                # Without a Segment that streams the ring would be for nothing.
-                if resident != names:
+            if fixed.total > budget:
+                continue
+            room = room_for_weights(fixed, budget)
+            for resident in dict.fromkeys(fill(order, room) for order in self._fill_orders):
+                # Where nothing streams the ring buffer would be for nothing.
+                if resident != self._all:
                     yield self._candidate(sizes, tile, read, resident)
 
     def _sizes(self, context: int) -> Iterator[tuple[Sizes, int, DiskRate]]:
@@ -195,22 +196,6 @@ class Planner:
             choices.append(min(2 * choices[-1], max(most, 16)))
         return choices
 
-    def _fill(self, room: int) -> frozenset[str]:
-        """The Segments that stay when so many bytes are there for them.
-
-        All bytes gain the same in a sweep that comes round again and again, so the first that fit
-        in a fixed order are taken: more room never keeps fewer bytes.
-        """
-        resident: set[str] = set()
-        held: set[object] = set()
-        for s in self._fill_order:
-            added = added_bytes(s, held)
-            if added <= room:
-                room -= added
-                resident.add(s.name)
-                held |= sources(s)
-        return frozenset(resident)
-
     def _candidate(
         self, sizes: Sizes, tile: int, read: DiskRate, resident: frozenset[str]
     ) -> Candidate:
@@ -221,7 +206,7 @@ class Planner:
         return Candidate(sizes, tile, read, resident, shares.total, prediction)
 
     def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
-        """What a run of these sizes will do; of memory only what does not depend on Segments."""
+        """What a run of these sizes will do; of memory only what does not depend on weights."""
         w = self.workload
         # Of a usual read, as if everything streamed.
         reads = self.model.reads(sizes.tile_bytes) if sizes.ring_bytes else 0
@@ -250,10 +235,10 @@ class Planner:
 
     def _load_s(self, resident: frozenset[str], read: DiskRate) -> float:
         nbytes, packing = 0, 0.0
-        for s in self.model.segments:
-            if s.name in resident:
-                nbytes += s.streamed_bytes
-                packing += self._costs.pack_s[s.name]
+        for unit in self.model.units:
+            if unit.name in resident:
+                nbytes += unit.streamed_bytes
+                packing += self._costs.pack_s[unit.name]
         tokenizer = self.model.tokenizer
         opening = (tokenizer.tokens + tokenizer.merges) * constants.OPEN_TOKEN
         reading = nbytes / (read.bytes_s * constants.DISK_SHARE)
@@ -305,7 +290,7 @@ class Planner:
             )
 
     def _write(self, best: Candidate, budget: int, *, given: bool) -> Plan:
-        order = [s.name for s in self.model.segments]
+        order = [unit.name for unit in self.model.units]
         sizes = best.sizes
         return Plan(
             model=self.model.name,
@@ -359,17 +344,51 @@ def _prefill(w: Workload, max_tokens: int) -> Iterator[Load]:
             past += rows
 
 
-def _fill_order(model: Outline) -> list[SegmentOutline]:
-    """The order in which Segments become resident: layers far from each other first, so that those
-    that stream lie evenly between those that stay and reading goes on while these are computed;
-    then the head, and last the table of which a sweep reads only some rows."""
-    layers = [s for s in model.segments if not s.lookup_only]
-    last = [s for s in layers if s.selects]
-    layers = [s for s in layers if not s.selects]
-    bits = max(1, (len(layers) - 1).bit_length())
-    spread = sorted(range(1 << bits), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
-    ordered = [layers[i] for i in spread if i < len(layers)]
-    return [*ordered, *last, *(s for s in model.segments if s.lookup_only)]
+def fill(order: Sequence[UnitOutline], room: int) -> frozenset[str]:
+    """The units that stay when so many bytes are there for them.
+
+    The first that fit, in a fixed order: more room never keeps fewer bytes.
+    """
+    resident: set[str] = set()
+    held: set[object] = set()
+    for unit in order:
+        added = added_bytes(unit, held)
+        if added <= room:
+            room -= added
+            resident.add(unit.name)
+            held |= sources(unit)
+    return frozenset(resident)
+
+
+def fill_orders(model: Outline) -> tuple[list[UnitOutline], ...]:
+    """The orders, to be compared, in which units become resident.
+
+    Of the layers the heavier kind of unit comes first (the feed-forward), and of a kind each next
+    one far from those before: what streams is small and lies evenly between what stays, and is read
+    while that is computed. The head comes before them, so that they hide what is read, or after
+    them, where there is less of it. Then what a router chooses from, of which a sweep reads a part,
+    and last the tables, of which it reads rows.
+    """
+    kinds: dict[int, list[UnitOutline]] = {}
+    head: list[UnitOutline] = []
+    for s in model.segments:
+        units = [u for u in s.units if u.reads == "all"]
+        if s.selects:
+            head += units
+            continue
+        for i, unit in enumerate(units):
+            kinds.setdefault(i, []).append(unit)
+    heaviest = sorted(kinds.values(), key=lambda kind: -sum(u.packed_bytes for u in kind))
+    layers = [unit for kind in heaviest for unit in _spread(kind)]
+    rest = [u for reads in ("routed", "rows") for u in model.units if u.reads == reads]
+    return [*layers, *head, *rest], [*head, *layers, *rest]
+
+
+def _spread(units: Sequence[UnitOutline]) -> list[UnitOutline]:
+    """By their places with the bits reversed: each next one far from those before."""
+    bits = max(1, (len(units) - 1).bit_length())
+    places = sorted(range(1 << bits), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+    return [units[i] for i in places if i < len(units)]
 
 
 def _check(model: Outline, w: Workload) -> None:

@@ -53,14 +53,14 @@ def _budget(machine: Machine, budget: int, given: bool) -> Choice:
 
 
 def _weights(model: Outline, resident: frozenset[str], prediction: Prediction) -> Choice:
-    count, total = len(resident), len(model.segments)
+    count, total = len(resident), len(model.units)
     streamed = prediction.sweep_bytes
     if not streamed:
         held = format_size(prediction.memory.resident)
         return Choice("weights", f"{held} stay in memory", "everything fits the budget")
-    value = f"{count} of {total} segments stay, {format_size(streamed)} stream in every sweep"
+    value = f"{count} of {total} units stay, {format_size(streamed)} stream in every sweep"
     if not count:
-        return Choice("weights", value, "no segment fits beside what must be there")
+        return Choice("weights", value, "none fits beside what must be there")
     return Choice("weights", value, "what fits stays, spread evenly so that the disk is never idle")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from strata.program.builder import Builder
 from strata.program.cost import Cost, Workload, op_cost, program_cost
-from strata.program.model import KVLayer, Model, Segment, Weight
-from strata.program.ops import SIGNATURES, Op, Signature
+from strata.program.model import KVLayer, Model, Segment, Weight, WeightUnit
+from strata.program.ops import SIGNATURES, Op, Reads, Signature, reads
 from strata.program.program import Program, ProgramError, Value
 
 __all__ = [
@@ -17,11 +17,14 @@ __all__ = [
     "Op",
     "Program",
     "ProgramError",
+    "Reads",
     "Segment",
     "Signature",
     "Value",
     "Weight",
+    "WeightUnit",
     "Workload",
     "op_cost",
     "program_cost",
+    "reads",
 ]

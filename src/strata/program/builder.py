@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from strata.program.model import Segment, Weight
@@ -24,6 +25,8 @@ class Builder:
         self.name = name
         self._source = weights
         self._weights: dict[str, Weight] = {}
+        self._unit: str | None = None
+        self._unit_of: dict[str, str] = {}
         self._ops: list[Op] = []
         self._values = {n: Value(n, "input", s) for n, s in (inputs or {}).items()}
         self._inputs = tuple(self._values)
@@ -36,7 +39,18 @@ class Builder:
         program = Program(
             tuple(self._ops), dict(self._values), self._inputs, tuple(outputs.values())
         )
-        return Segment(self.name, program, tuple(self._weights.values()), tuple(outputs))
+        weights = tuple(self._weights.values())
+        return Segment(self.name, program, weights, tuple(outputs), self._unit_of)
+
+    @contextmanager
+    def unit(self, name: str) -> Iterator[None]:
+        """Weights that are first used inside form a WeightUnit of this name: they stay or stream
+        apart from the Segment's others. Products that a backend may run as one belong together."""
+        self._unit = name
+        try:
+            yield
+        finally:
+            self._unit = None
 
     def _emit(self, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
         output = f"{kind}.{len(self._ops)}"
@@ -58,6 +72,8 @@ class Builder:
         if name not in self._weights:
             weight = self._source(name)
             self._weights[name] = weight
+            if self._unit is not None:
+                self._unit_of[name] = self._unit
             self._values[name] = Value(name, "weight", weight.shape)
         return name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from strata.program.ops import SIGNATURES, Op
+from strata.program.ops import SIGNATURES, Op, reads
 from strata.program.program import Program, Value
 
 FLOAT_BYTES = 4
@@ -51,17 +51,18 @@ def _rows(value: Value, load: Workload) -> int:
 def op_cost(op: Op, program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:
     """Cost of one Op. ``stored`` gives the bytes that each weight takes in its block format.
 
-    Looking up embeddings or positions reads one row of the table a token, not the whole of it.
+    Of a table that is looked up one row a token is read, not the whole of it.
     """
     values = [program.values[name] for name in op.inputs]
     out = program.values[op.output]
     rows = _rows(out, load)
     flops = SIGNATURES[op.kind].flops(values, op.attrs, rows, load.context)
+    how = reads(op)
     weight_bytes, activation_bytes = 0, FLOAT_BYTES * rows * out.width
     for value in values:
         if value.role != "weight":
             activation_bytes += FLOAT_BYTES * rows * value.width
-        elif op.kind in ("embed", "add_positions"):
+        elif how[value.name] == "rows":
             weight_bytes += rows * stored[value.name] // int(value.shape[0])
         else:
             weight_bytes += stored[value.name]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
+from strata.program.ops import Reads, reads
 from strata.program.program import Program
 
 Transform = Literal["none", "transpose", "add_one"]
@@ -28,17 +31,59 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class WeightUnit:
+    """Matrices of one Segment that stay in memory, or stream, together: what a Plan places.
+
+    ``name`` is that of the Segment, with what the unit is for where the Segment has several
+    (``layer.7.attention``). All of its weights are read alike. Vectors (norms, biases) are in no
+    unit: they always stay.
+    """
+
+    name: str
+    segment: str
+    weights: tuple[Weight, ...]
+    reads: Reads = "all"
+
+    @property
+    def experts(self) -> int:
+        """Of how many a router chooses: the first axis of routed weights; 0 for others."""
+        return self.weights[0].shape[0] if self.reads == "routed" else 0
+
+
+@dataclass(frozen=True)
 class Segment:
-    """The unit that is fetched, run and released: one Program and the weights it needs.
+    """What is run at a time: one Program and the weights it needs.
 
     ``outputs`` gives the names under which the Program's outputs are known to the next Segment
-    (a layer takes ``x`` and gives ``x``; the head gives ``logits``).
+    (a layer takes ``x`` and gives ``x``; the head gives ``logits``). ``unit_of`` says for what the
+    weights are that are placed apart from the rest, by their names (``attention``, ``ffn``).
     """
 
     name: str
     program: Program
     weights: tuple[Weight, ...]
     outputs: tuple[str, ...]
+    unit_of: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def units(self) -> tuple[WeightUnit, ...]:
+        """The matrices in the order of their first use, grouped by ``unit_of`` and how they are
+        read. Of a weight that is read in two ways all is read."""
+        weights = {w.name: w for w in self.weights if len(w.shape) > 1}
+        how: dict[str, Reads] = {}
+        for op in self.program.ops:
+            for name, read in reads(op).items():
+                if name in weights:
+                    how[name] = read if how.get(name, read) == read else "all"
+        groups: dict[tuple[str, Reads], list[Weight]] = {}
+        for name, read in how.items():
+            groups.setdefault((self.unit_of.get(name, ""), read), []).append(weights[name])
+        units: dict[str, WeightUnit] = {}
+        for (part, read), members in groups.items():
+            name = f"{self.name}.{part}" if part else self.name
+            name = f"{name}.{read}" if name in units else name
+            units[name] = WeightUnit(name, self.name, tuple(members), read)
+        return tuple(units.values())
 
 
 @dataclass(frozen=True)

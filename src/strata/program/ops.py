@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from strata.program.program import ProgramError, Shape, Value
 
@@ -26,6 +26,10 @@ class Op:
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
+Reads = Literal["all", "rows", "routed"]
+"""What a sweep reads of a weight: all of it; the ``rows`` of a table that the step's tokens or
+positions name; or, ``routed``, those entries of its first axis (experts) that a router chooses."""
+
 ShapeRule = Callable[[list[Value], Mapping[str, Any]], Shape]
 FlopsRule = Callable[[list[Value], Mapping[str, Any], int, int], int]
 
@@ -36,7 +40,8 @@ class Signature:
 
     ``operands`` names the inputs, optional ones end in ``?``. ``attrs`` are the required attribute
     names. ``shape`` gives the output's shape or raises ProgramError. ``flops`` counts floating
-    point operations for (operands, attrs, rows, context positions attended per row).
+    point operations for (operands, attrs, rows, context positions attended per row). ``reads`` says
+    how weights among the operands are read, where that is not ``all``.
     """
 
     operands: tuple[str, ...]
@@ -44,6 +49,7 @@ class Signature:
     shape: ShapeRule
     flops: FlopsRule
     from_step: tuple[str, ...] = ()
+    reads: Mapping[str, Reads] = field(default_factory=dict)
 
 
 def _fail(message: str) -> ProgramError:
@@ -68,9 +74,23 @@ def _unary(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     return values[0].shape
 
 
+def _table(value: Value) -> Value:
+    if len(value.shape) != 2:
+        raise _fail(f"'{value.name}' {value.shape} is no table of rows")
+    return value
+
+
 def _embed(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     del attrs
-    return ("T", values[0].width)
+    return ("T", _table(values[0]).width)
+
+
+def _add_positions(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    del attrs
+    x, table = values
+    if _table(table).width != x.width:
+        raise _fail(f"'{table.name}' {table.shape} cannot be added to '{x.name}' {x.shape}")
+    return x.shape
 
 
 def _norm(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
@@ -101,6 +121,8 @@ def _activation(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 def _rope(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     x = values[0]
     head, frequencies = attrs["head_dim"], attrs["inv_freq"]
+    if len(values) > 1 and values[1].shape != (len(frequencies),):
+        raise _fail(f"rope of {len(frequencies)} frequencies: '{values[1].name}' {values[1].shape}")
     if x.width % head or 2 * len(frequencies) > head:
         raise _fail(f"rope of {2 * len(frequencies)} of {head} does not fit '{x.name}' {x.shape}")
     if attrs["style"] not in ("neox", "interleaved"):
@@ -154,11 +176,21 @@ def _attention_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, c
 SIGNATURES: Mapping[str, Signature] = {
     # out[t] = table[tokens[t]] * scale
     "embed": Signature(
-        ("table",), ("scale",), _embed, lambda v, a, r, c: r * v[0].width, ("tokens",)
+        ("table",),
+        ("scale",),
+        _embed,
+        lambda v, a, r, c: r * v[0].width,
+        ("tokens",),
+        {"table": "rows"},
     ),
     # out[t] = x[t] + table[positions[t] + offset]
     "add_positions": Signature(
-        ("x", "table"), ("offset",), lambda v, a: v[0].shape, _per_element(1), ("positions",)
+        ("x", "table"),
+        ("offset",),
+        _add_positions,
+        _per_element(1),
+        ("positions",),
+        {"table": "rows"},
     ),
     # groups of len(weight) along the last axis: x / sqrt(mean(x^2) + eps) * weight
     "rms_norm": Signature(("x", "weight"), ("eps",), _norm, _per_element(4)),
@@ -195,6 +227,15 @@ SIGNATURES: Mapping[str, Signature] = {
     # out = x[out_rows]: only rows whose logits are wanted go on
     "select": Signature(("x",), (), _select, lambda v, a, r, c: 0, ("out_rows",)),
 }
+
+
+def reads(op: Op) -> dict[str, Reads]:
+    """How an Op reads each of its operands, if that is a weight."""
+    signature = SIGNATURES[op.kind]
+    names = (name.rstrip("?") for name in signature.operands)
+    # Optional operands come last, and may be missing.
+    pairs = zip(names, op.inputs, strict=False)
+    return {value: signature.reads.get(name, "all") for name, value in pairs}
 
 
 def infer_shape(op: Op, values: list[Value]) -> Shape:

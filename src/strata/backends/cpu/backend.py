@@ -28,7 +28,7 @@ from strata.backends.cpu.segment import JoinedSegments, NativeSegment, Parameter
 from strata.backends.kv_types import BF16, F16, Q8_0, KVType
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.errors import UsageError
-from strata.program import KVLayer, Op, Segment, Weight
+from strata.program import KVLayer, Segment, Weight, WeightUnit
 from strata.quant import by_name
 from strata.quant.grids import grid
 
@@ -47,8 +47,9 @@ class CpuSettings:
 
     A step has at most ``max_tokens`` tokens, ``max_out_rows`` rows of logits at a time, and at most
     ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
-    The matrices of the Segments named in ``streamed`` are not kept: they pass through a ring of
-    ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep.
+    The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
+    buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
+    are fetched one by one.
     """
 
     max_tokens: int = MAX_TOKENS
@@ -226,21 +227,24 @@ class CpuBackend:
     @_all_or_nothing
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
         """Load a Segment's weights, or find where they will be streamed from, and lower it."""
-        looked_up = {name for op in segment.program.ops for name in _tables(op)}
-        streamed = segment.name in self.settings.streamed
+        units = {w.name: unit for unit in segment.units for w in unit.weights}
         matrices: dict[str, Any] = {}
         floats: dict[str, NDArray[np.float32]] = {}
         loads: list[WeightLoad] = []
         for weight in segment.weights:
-            if len(weight.shape) != 2:
+            if len(weight.shape) == 1:
                 floats[weight.name] = np.ascontiguousarray(weights.floats(weight)).reshape(-1)
                 self._books.take("weights", floats[weight.name].nbytes)
-            elif streamed and self._packed.get(_key(weight, weights)) is None:
+                continue
+            unit = units[weight.name]
+            _check_axes(weight, unit)
+            streams = unit.name in self.settings.streamed
+            if streams and self._packed.get(_key(weight, weights)) is None:
                 place = self._reader.place(weight, weights)
                 if place is None:
                     raise WeightError(f"tensor '{weight.source}' cannot be streamed")
-                table = weight.name in looked_up
-                matrices[weight.name] = self._reader.rows(place) if table else place
+                rows = unit.reads == "rows"
+                matrices[weight.name] = self._reader.rows(place) if rows else place
             else:
                 matrices[weight.name] = self._pack(weight, weights, loads)
         self._reader.load(loads)
@@ -313,7 +317,7 @@ class CpuBackend:
         reading, ring_bytes = self.settings.reading, self.settings.ring_bytes
         tile, staging = _native.stream_memory(tracks, reading.threads)
         if tile > ring_bytes:
-            raise UsageError(f"a ring of {ring_bytes} bytes does not hold a tile of {tile}")
+            raise UsageError(f"a ring buffer of {ring_bytes} bytes does not hold a tile of {tile}")
         self._books.take("ring", ring_bytes)
         self._books.take("staging", staging)
         stream = _native.Stream(tracks, ring_bytes, reading.threads)
@@ -417,8 +421,16 @@ def _key(weight: Weight, weights: WeightSource) -> object:
     return (id(weights), weight.source, weight.rows, weight.transform)
 
 
-def _tables(op: Op) -> tuple[str, ...]:
-    """Weights of which an Op looks up single rows."""
-    if op.kind == "embed":
-        return op.inputs[:1]
-    return op.inputs[1:2] if op.kind == "add_positions" else ()
+def _check_axes(weight: Weight, unit: WeightUnit) -> None:
+    """WeightError for weights that the kernels do not know how to read."""
+    if unit.reads == "routed":
+        raise WeightError(
+            f"tensor '{weight.source}' of shape {list(weight.shape)} holds {unit.experts} experts, "
+            f"of which a router chooses some: the native kernels do not know them; use a model "
+            f"without experts"
+        )
+    if len(weight.shape) != 2:
+        raise WeightError(
+            f"tensor '{weight.source}' of shape {list(weight.shape)} is no matrix: the native "
+            f"kernels do not know it; use a model without it"
+        )

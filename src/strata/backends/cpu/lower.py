@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from strata.program import Op, Program
+from strata.program import Op, Program, Segment
 
 MAX_PARTS = 3
 
@@ -54,16 +54,20 @@ class Lowered:
     q8: frozenset[str]
 
 
-def lower(program: Program, forms: Mapping[str, str]) -> Lowered:
+def lower(segment: Segment, forms: Mapping[str, str]) -> Lowered:
     """Group a Program's Ops into nodes; ``forms`` says what input each weight takes: ``f32``,
     ``bf16`` or ``q8``."""
+    program = segment.program
     readers: dict[str, list[int]] = {}
     for i, op in enumerate(program.ops):
         for name in op.inputs:
             readers.setdefault(name, []).append(i)
     for name in program.outputs:
         readers.setdefault(name, []).append(len(program.ops))
-    nodes = _group(_fold_adds(program, readers), readers, forms)
+    # Products of one node have their weights from one unit, which stays or streams as a whole.
+    units = {w.name: unit.name for unit in segment.units for w in unit.weights}
+    kinds = {name: (form, units.get(name)) for name, form in forms.items()}
+    nodes = _group(_fold_adds(program, readers), readers, kinds)
     return _forms(program, nodes, forms)
 
 
@@ -103,9 +107,12 @@ def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]
 
 
 def _group(
-    nodes: list[Node], readers: Mapping[str, list[int]], forms: Mapping[str, str]
+    nodes: list[Node],
+    readers: Mapping[str, list[int]],
+    kinds: Mapping[str, tuple[str, str | None]],
 ) -> list[Node]:
-    """Join neighbouring products of one input, and a glu with the two products it takes."""
+    """Join neighbouring products of one input and of weights of one kind, and a glu with the two
+    products it takes."""
     out: list[Node] = []
     for node in nodes:
         last = out[-1] if out else None
@@ -116,7 +123,7 @@ def _group(
             and last.glu is None
             and len(last.products) < MAX_PARTS
             and node.op.inputs[0] == last.op.inputs[0]
-            and forms[node.op.inputs[1]] == forms[last.op.inputs[1]]
+            and kinds[node.op.inputs[1]] == kinds[last.op.inputs[1]]
             # What the earlier products make is not there yet when the later ones start.
             and not set(node.reads) & set(last.writes)
         ):

@@ -61,7 +61,7 @@ class NativeSegment:
             for name, weight in parameters.matrices.items()
             if not isinstance(weight, _native.FileRows)
         }
-        lowered = lower(program, forms)
+        lowered = lower(segment, forms)
         self._external = program.outputs[0] if "logits" in segment.outputs else None
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")

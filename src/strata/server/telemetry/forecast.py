@@ -66,7 +66,7 @@ def forecast(llm: LLM) -> Forecast | None:
         Rates(machine, threads),
         "f16" if plan is None else plan.kv_type,
     )
-    names = [segment.name for segment in llm.model.segments]
+    names = [unit.name for segment in llm.model.segments for unit in segment.units]
     streaming = costs.streaming(
         names if plan is None else plan.resident,
         _disk_rate(llm, machine),

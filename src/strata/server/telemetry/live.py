@@ -75,11 +75,23 @@ def _model(service: Service, expected: Forecast | None) -> dict[str, Any]:
 
 
 def _segments(llm: LLM) -> list[dict[str, Any]]:
-    streamed = () if llm.plan is None else llm.plan.streamed
-    return [
-        {"name": name, "bytes": size, "streamed": name in streamed}
-        for name, size in llm.engine.runner.sizes
-    ]
+    """Each with its bytes, whether some of them stream, and how many do."""
+    names = () if llm.plan is None else llm.plan.streamed
+    runner, found = llm.engine.runner, []
+    for segment, (name, size) in zip(llm.model.segments, runner.sizes, strict=True):
+        streamed = [unit for unit in segment.units if unit.name in names]
+        weights = [w for unit in streamed for w in unit.weights]
+        nbytes = sum(runner.weight_type(name, w.name).tensor_nbytes(w.shape) for w in weights)
+        # A table that counts with the head takes no bytes here.
+        found.append(
+            {
+                "name": name,
+                "bytes": size,
+                "streamed": bool(streamed),
+                "streamed_bytes": min(nbytes, size),
+            }
+        )
+    return found
 
 
 def _state(service: Service, expected: Forecast | None, rates: _Rates) -> dict[str, Any]:

@@ -43,7 +43,7 @@ export class Machine {
       const size = segment.bytes ? bytes(segment.bytes) : "the weights of another";
       const cell = el("span", {
         class: `cell ${kind}`,
-        title: `${segment.name}: ${size}${segment.streamed ? ", streamed" : ""}`,
+        title: `${segment.name}: ${size}${streamedPart(segment)}`,
       });
       // Wide is heavy; a Segment without weights is still one.
       cell.style.flexGrow = String(Math.max(segment.bytes, 1));
@@ -204,14 +204,21 @@ function tierLine(tier) {
   return parts.join(" · ");
 }
 
+function streamedPart(segment) {
+  if (!segment.streamed) return "";
+  if (segment.streamed_bytes === segment.bytes) return ", streamed";
+  return `, ${bytes(segment.streamed_bytes)} of it streamed`;
+}
+
 function segmentsLine(segments) {
-  const sum = (list) => bytes(list.reduce((total, segment) => total + segment.bytes, 0));
+  const sum = (field) => segments.reduce((total, segment) => total + segment[field], 0);
+  const all = sum("bytes");
   const streamed = segments.filter((segment) => segment.streamed);
-  if (streamed.length === 0) return `${count(segments.length)} Segments, ${sum(segments)}`;
-  const resident = segments.filter((segment) => !segment.streamed);
+  if (streamed.length === 0) return `${count(segments.length)} Segments, ${bytes(all)}`;
+  const read = sum("streamed_bytes");
   return (
-    `${count(resident.length)} resident (${sum(resident)}), ` +
-    `${count(streamed.length)} streamed (${sum(streamed)})`
+    `${count(segments.length - streamed.length)} resident, ${count(streamed.length)} streamed: ` +
+    `${bytes(all - read)} stay, ${bytes(read)} stream`
   );
 }
 
