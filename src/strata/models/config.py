@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from strata.errors import UsageError
 from strata.formats import ModelFile
-from strata.models.errors import ConfigError, MissingTensor
+from strata.models.errors import ConfigError, MissingTensor, TensorShape
 from strata.models.keys import REQUIRED, Keys
 
 MAX_LAYERS = 4096
@@ -106,7 +106,12 @@ def _vocabulary(file: ModelFile, keys: Keys) -> int:
     if file.kind == "huggingface":
         return keys.integer("vocab", high=MAX_VOCABULARY)
     table = file.tensors.get("token_embd.weight")
-    if table is None or len(table.shape) != 2:
+    if table is not None and len(table.shape) != 2:
+        raise TensorShape(
+            f"tensor '{table.name}' of shape {list(table.shape)} is no table of rows: this file is "
+            f"damaged, or of a model that is not known here"
+        )
+    if table is None:
         raise MissingTensor("tensor 'token_embd.weight' is missing: this file holds no model")
     return table.shape[0]
 

@@ -29,5 +29,9 @@ class TensorShape(ModelError):
     """A tensor whose shape does not follow from the hyperparameters."""
 
 
+class TensorAxes(ModelError):
+    """A tensor of three axes or more: experts, convolutions and the like."""
+
+
 class TensorType(ModelError):
     """A tensor of whole numbers where weights are needed."""

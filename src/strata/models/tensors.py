@@ -7,7 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from strata.formats import ModelFile, TensorInfo
-from strata.models.errors import MissingTensor, TensorShape, TensorType, UnexpectedTensor
+from strata.models.errors import (
+    MissingTensor,
+    TensorAxes,
+    TensorShape,
+    TensorType,
+    UnexpectedTensor,
+)
 from strata.program import Weight
 from strata.program.model import Transform
 
@@ -47,9 +53,9 @@ Tensors = Mapping[str, Tensor]
 class Catalog:
     """The Weights of a model by canonical name, checked against what the file holds.
 
-    Raises MissingTensor, UnexpectedTensor, TensorShape or TensorType. ``prefixes`` are what Hugging
-    Face checkpoints of the family put for ``{p}`` (the one the file uses is found by its embedding
-    table), ``harmless`` are patterns of tensors that may be there and are not used.
+    Raises MissingTensor, UnexpectedTensor, TensorAxes, TensorShape or TensorType. ``prefixes`` are
+    what Hugging Face checkpoints of the family put for ``{p}`` (the one the file uses is found by
+    its embedding table), ``harmless`` are patterns of tensors that may be there and are not used.
     """
 
     def __init__(
@@ -65,6 +71,15 @@ class Catalog:
         anchor = tensors["token_embd.weight"].huggingface or ""
         found = [p for p in prefixes if anchor.replace("{p}", p) in file.tensors]
         self._prefix = found[0] if found else prefixes[0]
+        ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
+        # Before anything is missed: what is missing is often inside them.
+        for name, info in file.tensors.items():
+            if len(info.shape) > 2 and not ignored.fullmatch(name):
+                raise TensorAxes(
+                    f"tensor '{name}' of shape {list(info.shape)} has {len(info.shape)} axes: "
+                    f"experts, convolutions and the like are not understood here; use a model "
+                    f"whose weights are matrices and vectors"
+                )
         self._weights: dict[str, Weight] = {}
         used: set[str] = set()
         for name, tensor in tensors.items():
@@ -73,7 +88,6 @@ class Catalog:
                 if weight is not None:
                     self._weights[weight.name] = weight
                     used.add(weight.source)
-        ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
         for name in file.tensors:
             if name not in used and not ignored.fullmatch(name):
                 raise UnexpectedTensor(
