@@ -24,6 +24,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.weights import WeightSource
 from strata.formats import open_model
 from strata.machine import constants
 from strata.machine.rates import best_read
@@ -125,7 +127,9 @@ def repredict(row: dict[str, Any]) -> Prediction:
     p = plan.predicted
     workload = Workload(p.prompt_tokens, p.concurrency, plan.context, row["gen"])
     with open_model(Path(model)) as file:
-        sizes = outline(model, build_model(file, plan.context), file)
+        built = build_model(file, plan.context)
+        profile = CpuBackend.profile(built, WeightSource(file))
+        sizes = outline(model, built, file, profile)
     planner = Planner(sizes, machine, Limits(None, plan.threads, plan.kv_type), workload)
     if plan.streamed:
         smallest = min(d.request_bytes for d in machine.disk)

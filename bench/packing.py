@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from strata import _native
-from strata.backends.cpu.backend import native_id
+from strata.backends.cpu.reading import native_id
 from strata.quant import by_name
 
 DEFAULT = "F32,F16,BF16,Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4"

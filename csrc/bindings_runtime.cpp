@@ -147,7 +147,18 @@ void bind_runtime(nb::module_& m) {
       .def(nb::init<std::vector<float>, float>(), "inv_freq"_a, "mscale"_a);
   nb::class_<Arena>(m, "Arena")
       .def(nb::init<size_t, int, size_t>(), "bytes"_a, "threads"_a, "scratch_floats"_a)
-      .def_prop_ro("nbytes", &Arena::nbytes);
+      .def_prop_ro("nbytes", &Arena::nbytes)
+      .def("floats",
+           [](nb::handle_t<Arena> self, int64_t rows, int64_t width) {
+             auto& arena = nb::cast<Arena&>(self);
+             require(rows >= 0 && width > 0 &&
+                         rows <= static_cast<int64_t>(arena.size() / sizeof(float)) / width,
+                     "arena: so many rows do not lie in it");
+             return nb::ndarray<nb::numpy, float, nb::ndim<2>>(
+                 arena.data(), {static_cast<size_t>(rows), static_cast<size_t>(width)}, self);
+           },
+           "rows"_a, "width"_a,
+           "The rows at its beginning, where the hidden state lies between Segments, as a view.");
   nb::class_<Step>(m, "Step").def(
       nb::new_([](Array1<int32_t> tokens, Array1<int32_t> positions, Array1<int32_t> out_rows,
                   const std::vector<SpanTuple>& spans) {

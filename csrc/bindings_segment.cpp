@@ -369,6 +369,10 @@ void bind_segments(nb::module_& m) {
   m.def("partials_bytes", &partials_bytes, "heads"_a, "kv_heads"_a, "head_dim"_a, "threads"_a,
         "sequences"_a, "positions"_a,
         "The most that split attention takes beside the arena it was given.");
+  m.def("matmul_scratch_floats", &matmul_scratch_floats, "k"_a,
+        "Floats of scratch that each thread needs for a product whose rows have k columns.");
+  m.def("attention_scratch_floats", &attention_scratch_floats, "head_dim"_a,
+        "Floats of scratch that each thread needs for attention.");
   nb::class_<Joined>(m, "Joined")
       .def(nb::init<std::vector<SegmentBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
       .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a, "max_rows"_a)

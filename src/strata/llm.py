@@ -24,8 +24,7 @@ from strata.engine import (
     Timings,
 )
 from strata.engine.kv_settings import check_room
-from strata.engine.runtime import LoadOptions, Runtime, base_memory, make_runtime, reference_runtime
-from strata.errors import UsageError
+from strata.engine.runtime import LoadOptions, base_memory, make_runtime
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
 from strata.hub.references import resolve
@@ -45,8 +44,6 @@ DEFAULT_CONTEXT = 4096
 
 DEFAULT_STORE_BYTES = 4 << 30
 """The most that a store of prefixes takes on disk unless asked otherwise."""
-
-BACKENDS = ("cpu", "reference")
 
 Prompt = str | list[int]
 Message = Mapping[str, Any]
@@ -118,7 +115,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        backend: Literal["cpu", "reference"] = "cpu",
+        backend: str = "cpu",
         threads: int | None = None,
         context: int | None = None,
         parallel: int = 1,
@@ -155,8 +152,9 @@ class LLM:
                 most_kv,
                 serving,
                 process,
+                backend,
             )
-            self.runtime = _runtime(backend, self._file, self.model, options, plan)
+            self.runtime = make_runtime(self._file, self.model, options, plan)
             if self.runtime.context < self.model.context_length:
                 self.model = build_model(self._file, self.runtime.context)
             kv = KVSettings(
@@ -209,8 +207,8 @@ class LLM:
 
     @property
     def isa(self) -> str:
-        """The instruction set whose kernels run."""
-        return self.runtime.isa
+        """What computes: for the cpu backend the instruction set whose kernels run."""
+        return self.runtime.device
 
     def explain(self) -> Explanation:
         """What happened so far, against the plan if there is one."""
@@ -444,18 +442,6 @@ def _store(
 def _whole(run: Iterator[Chunk], count: int) -> list[Output]:
     outputs = {chunk.index: chunk.output for chunk in run if chunk.output is not None}
     return [outputs[index] for index in range(count)]
-
-
-def _runtime(
-    name: str, file: ModelFile, model: Model, options: LoadOptions, plan: Plan | None
-) -> Runtime:
-    if name == "cpu":
-        return make_runtime(file, model, options, plan)
-    if name != "reference":
-        raise UsageError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
-    if options.memory is not None or plan is not None:
-        raise UsageError("only the cpu backend keeps to a memory budget")
-    return reference_runtime(model, options)
 
 
 def _build(file: ModelFile, context: int | None) -> Model:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from strata.backends.base import KV_BLOCK
-from strata.backends.cpu.backend import CpuBackend, CpuSettings
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.decode import Sample, SamplingParams
 from strata.engine import Engine, KVSettings, Request, Runner, StoreSettings
@@ -63,7 +64,7 @@ def streaming(smollm2_path: Path) -> Iterator[Runner]:
         resident = ("layer.3.attention", "layer.3.ffn", "layer.20.ffn")
         units = (unit.name for segment in model.segments for unit in segment.units)
         names = frozenset(units) - {*resident}
-        settings = CpuSettings(streamed=names, ring_bytes=24 << 20, tile_bytes=1 << 20)
+        settings = BackendSettings(streamed=names, ring_bytes=24 << 20, tile_bytes=1 << 20)
         yield Runner(CpuBackend(threads=2, settings=settings), model, WeightSource(file))
 
 

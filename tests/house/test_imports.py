@@ -50,9 +50,9 @@ def room(path: Path) -> str:
     return parts[0]
 
 
-def imported_rooms(tree: ast.AST) -> set[str]:
-    """Rooms of strata that a module imports, at its top or within functions."""
-    rooms = set()
+def imported(tree: ast.AST) -> set[str]:
+    """What of strata a module imports, at its top or within functions."""
+    found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             assert node.level == 0, "relative imports hide their direction"
@@ -65,8 +65,13 @@ def imported_rooms(tree: ast.AST) -> set[str]:
             names = [a.name for a in node.names]
         else:
             continue
-        rooms |= {n.split(".")[1] for n in names if n.startswith("strata.")}
-    return rooms
+        found |= {name for name in names if name.startswith("strata.")}
+    return found
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    """Rooms of strata that a module imports."""
+    return {name.split(".")[1] for name in imported(tree)}
 
 
 def violation(importer: str, imported: str) -> bool:
@@ -81,6 +86,23 @@ def violation(importer: str, imported: str) -> bool:
 def test_imports_point_down(path: Path) -> None:
     for imported in imported_rooms(ast.parse(path.read_text())):
         assert not violation(room(path), imported), f"{room(path)} must not import {imported}"
+
+
+# The machine room measures the native kernels; everybody else asks whatever backend there is.
+ASK_ANY_BACKEND = sorted(
+    path for path in SOURCE.rglob("*.py") if room(path) not in ("backends", "machine")
+)
+
+
+@pytest.mark.parametrize("path", ASK_ANY_BACKEND, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_nobody_knows_the_native_backend(path: Path) -> None:
+    names = imported(ast.parse(path.read_text()))
+    assert not [name for name in names if name.startswith("strata.backends.cpu")]
+
+
+def test_plans_are_made_without_native_code() -> None:
+    for path in (SOURCE / "plan").glob("*.py"):
+        assert "_native" not in imported_rooms(ast.parse(path.read_text())), path.name
 
 
 def test_an_upward_import_is_seen() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strata.backends.cpu.backend import CpuBackend, StreamStats
+from strata.backends.base import BackendStats
+from strata.backends.cpu.backend import CpuBackend
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
 from support.forward import Forward
@@ -25,11 +26,8 @@ def model(smollm2_path: Path) -> Iterator[ModelFile]:
         yield file
 
 
-def stats(run: Forward) -> StreamStats:
-    assert isinstance(run.backend, CpuBackend)
-    found = run.backend.stream_stats()
-    assert found is not None
-    return found
+def stats(run: Forward) -> BackendStats:
+    return run.backend.stats()
 
 
 def at_rest(look: Callable[[], int]) -> int:
@@ -67,17 +65,17 @@ def test_a_sweep_reads_what_is_not_resident(model: ModelFile, direct: bool) -> N
         run.logits(TOKENS, chunks)
         sweeps += len(chunks)
         used = sweeps * matrix_bytes(model, names)
-        assert stats(run).used_bytes == used
+        assert stats(run).used == used
         # And nothing was read twice: beyond what was used there is only what the ring holds.
-        assert 0 < at_rest(lambda: stats(run).tiles.wanted) - used <= ring
+        assert 0 < at_rest(lambda: stats(run).wanted) - used <= ring
 
 
 def test_rows_of_the_embedding_are_fetched_one_by_one(model: ModelFile) -> None:
     run = forward(model, settings(["embed", "layer.0.ffn"]))
     run.logits(TOKENS)
-    assert stats(run).rows.reads == len(TOKENS)
+    assert stats(run).row_reads == len(TOKENS)
     row = model.tensors["token_embd.weight"].nbytes // model.tensors["token_embd.weight"].shape[0]
-    assert stats(run).rows.wanted == len(TOKENS) * row
+    assert stats(run).rows == len(TOKENS) * row
 
 
 def read_bytes() -> int:
@@ -94,7 +92,7 @@ def test_the_system_counts_the_same(model: ModelFile) -> None:
         pytest.skip("this file system has no direct reads")
 
     def ours() -> int:
-        return stats(run).tiles.from_disk + stats(run).rows.from_disk
+        return stats(run).from_disk + stats(run).rows_from_disk
 
     run.logits(TOKENS)
     others = []
@@ -108,4 +106,4 @@ def test_the_system_counts_the_same(model: ModelFile) -> None:
     # reads what we count and nothing else.
     assert min(others) == 0
     s = stats(run)
-    assert 0 <= s.tiles.from_disk - s.tiles.wanted <= 2 * BLOCK * s.tiles.reads
+    assert 0 <= s.from_disk - s.wanted <= 2 * BLOCK * s.reads

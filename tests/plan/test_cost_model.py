@@ -7,21 +7,29 @@ from math import hypot
 
 import pytest
 
+from strata.backends.cpu.profile import READ_ENTRY, CpuModelProfile
+from strata.backends.profile import SweepSize
 from strata.machine import constants
 from strata.machine.machine import AttentionRate, DiskRate
 from strata.machine.rates import Rates, best_read, kept_up
-from strata.plan.cost_model import CostModel, Load
+from strata.plan.cost_model import CostModel
 from strata.plan.memory_model import (
     Sizes,
     fixed_shares,
     memory_shares,
     room_for_weights,
-    staging_bytes,
 )
+from strata.plan.outline import Outline
 from support.described import machine, model
 
 GB, MB = 10**9, 10**6
 ALL = frozenset(u.name for u in model("llama-3.1-8b").units)
+
+
+def native(outline: Outline) -> CpuModelProfile:
+    """What the native backend says of a model."""
+    assert isinstance(outline.profile, CpuModelProfile)
+    return outline.profile
 
 
 def costs(threads: int = 8) -> CostModel:
@@ -44,7 +52,7 @@ def test_a_resident_sweep_reads_every_weight_once() -> None:
     m = model("llama-3.1-8b")
     weights = sum(w.packed_bytes for s in m.segments for w in s.matrices if not w.lookup)
     streaming = costs().streaming(ALL, 1e9, 0)
-    sweep = costs().sweep(Load(1, 1, 0, 1), streaming)
+    sweep = costs().sweep(SweepSize(1, 1, 0, 1), streaming)
     assert (sweep.read_s, sweep.bound) == (0, "memory")
     overheads = sweep.total_s - weights / 48e9
     # Nodes, Segments, a step and the choice of a token.
@@ -53,7 +61,7 @@ def test_a_resident_sweep_reads_every_weight_once() -> None:
 
 def test_what_is_read_ahead_while_resident_segments_run_is_what_the_ring_has_room_for() -> None:
     model_costs, m = costs(), model("llama-3.1-8b")
-    load = Load(1, 64, 0, 1)
+    load = SweepSize(1, 64, 0, 1)
     # Every other layer streams.
     streamed = {u.name for s in m.segments[2::2] if not s.selects for u in s.units}
     alone = model_costs.sweep(load, model_costs.streaming(ALL, 1e9, 0))
@@ -74,7 +82,7 @@ def test_all_that_streams_is_hidden_behind_the_longer_of_reading_and_work() -> N
     model_costs = costs()
     for rows in (1, 2048):
         streaming = model_costs.streaming(frozenset(), 1e9, 64 * MB)
-        sweep = model_costs.sweep(Load(1, rows, 0, 1), streaming)
+        sweep = model_costs.sweep(SweepSize(1, rows, 0, 1), streaming)
         longer = max(sweep.read_s, sweep.compute_s)
         assert longer <= sweep.total_s <= 1.1 * longer
         assert sweep.bound == ("disk" if rows == 1 else "compute")
@@ -85,7 +93,7 @@ def test_a_sweep_without_logits_leaves_the_head_out() -> None:
     head = model("llama-3.1-8b").segments[-1]
     streaming = model_costs.streaming(frozenset(), 1e9, 64 * MB)
     with_head, without = (
-        model_costs.sweep(Load(1, 16, 0, rows), streaming).read_s for rows in (1, 0)
+        model_costs.sweep(SweepSize(1, 16, 0, rows), streaming).read_s for rows in (1, 0)
     )
     assert with_head - without == pytest.approx(head.streamed_bytes / (1e9 * constants.DISK_SHARE))
 
@@ -98,7 +106,7 @@ def test_attention_grows_with_the_context_and_not_beyond_a_window() -> None:
         model_costs = CostModel(m, Rates(host, 8), kv_type)
         everything = frozenset(u.name for u in m.units)
         streaming = model_costs.streaming(everything, 1e9, 0)
-        return model_costs.sweep(Load(1, 1, past, 1), streaming).total_s
+        return model_costs.sweep(SweepSize(1, 1, past, 1), streaming).total_s
 
     longer = decode("llama-3.1-8b", 8192) - decode("llama-3.1-8b", 4096)
     assert longer == pytest.approx(32 * 2 * 1024 * 2 * 4096 / 40e9)
@@ -118,9 +126,9 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     assert fixed.ring == 64 * MB
     # Loading comes before the ring is filled, and reads go there. Every read has its entry; threads
     # have lines that are turned.
-    entries = m.reads(sizes.tile_bytes) * constants.READ_ENTRY
+    entries = m.reads(sizes.tile_bytes) * READ_ENTRY
     assert fixed.staging == entries
-    turned = fixed_shares(replace(m, copies=True, turns=True), sizes)
+    turned = fixed_shares(replace(m, profile=replace(native(m), copies=True, turns=True)), sizes)
     assert turned.staging == entries + 5 * (136 << 10)
     # Each thread packs panels of what streams: two of K 14336 as Q6_K, the largest ones here.
     packed = fixed.activations - fixed_shares(m, replace(sizes, ring_bytes=0)).activations
@@ -139,9 +147,9 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
 
 
 def test_a_request_holds_at_least_a_panel_and_copies_take_twice() -> None:
-    m = model("llama-3.1-70b")
-    assert staging_bytes(m, 4096) == m.largest_panel + 3 * 4096
-    assert staging_bytes(replace(m, copies=True), 1 << 20) == 2 * (1 << 20) + 3 * 4096
+    m = native(model("llama-3.1-70b"))
+    assert m.request_room(4096) == m.largest_panel + 3 * 4096
+    assert replace(m, copies=True).request_room(1 << 20) == 2 * (1 << 20) + 3 * 4096
 
 
 def test_the_smallest_good_read_is_chosen_and_direct_ones_first() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strata.backends.cpu.profile import panel_bytes
 from strata.errors import UsageError
 from strata.plan import (
     BudgetTooSmall,
@@ -66,7 +67,7 @@ def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan
             s.least_tile for s in model.segments if any(u in streams for u in s.units)
         )
         assert p.ring_bytes >= 3 * p.tile_bytes
-        assert shares.activations >= p.threads * model.streaming_scratch_bytes
+        assert shares.activations >= p.threads * model.profile.scratch_bytes(streams=True)
         # Loading takes the place of what comes after it.
         later = shares.ring + shares.kv + shares.activations + shares.logits
         assert shares.staging + later >= p.io_threads * p.request_bytes
@@ -193,7 +194,7 @@ def test_a_gate_and_what_it_gates_go_through_the_ring_two_panels_of_each() -> No
     m = model("llama-3.1-8b")
     layer = m.segments[1]
     gate = next(w for w in layer.matrices if "gate" in w.name)
-    assert layer.least_tile >= 4 * gate.panel_bytes
+    assert layer.least_tile >= 4 * panel_bytes(gate)
 
 
 @pytest.mark.parametrize("memory", [4 * GB, 14 * GB, 30 * GB])

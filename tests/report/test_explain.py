@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strata.backends.base import Span, Step
+from strata.backends.base import BackendStats, Span, Step
 from strata.backends.cpu.backend import available_isas
 from strata.cli import explain_report
 from strata.cli.sweep_line import SweepLine, line
 from strata.decode import SamplingParams
 from strata.engine import runtime as execution
-from strata.engine.sweeps import Streamed, SweepProgress, Sweeps
+from strata.engine.sweeps import SweepProgress, Sweeps
 from strata.llm import LLM
 from strata.machine.probe import load_machine
 from strata.memory import process_memory
@@ -73,19 +73,19 @@ def step(tokens: int) -> Step:
 
 
 def test_sweeps_add_up_by_kind_and_forget_what_failed() -> None:
-    so_far = Streamed()
+    so_far = BackendStats()
     sweeps = Sweeps(3, lambda: so_far)
     for tokens, completed in ((8, True), (1, True), (1, False), (1, True)):
         sweeps.begin(step(tokens))
-        so_far += Streamed(used=10, waited_s=0.5)
+        so_far += BackendStats(used=10, waited_s=0.5)
         sweeps.end(completed=completed)
     assert (sweeps.prefill.sweeps, sweeps.prefill.tokens) == (1, 8)
     assert (sweeps.decode.sweeps, sweeps.decode.tokens) == (2, 2)
-    assert sweeps.decode.streamed == Streamed(used=20, waited_s=1.0)
+    assert sweeps.decode.streamed == BackendStats(used=20, waited_s=1.0)
 
 
 def test_a_listener_hears_of_every_segment_and_of_the_end() -> None:
-    sweeps = Sweeps(3, lambda: Streamed(used=100))
+    sweeps = Sweeps(3, lambda: BackendStats(used=100))
     heard: list[SweepProgress | None] = []
     sweeps.listener = heard.append
     sweeps.begin(step(4))

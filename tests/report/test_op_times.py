@@ -12,11 +12,11 @@ pytest.importorskip("strata._native")
 
 from strata import LLM, SamplingParams
 from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.segment import multiplies
 from strata.errors import UsageError
-from strata.machine.roofline import Roofline, measure_overhead, measure_roofline, multiplies
+from strata.machine.roofline import Roofline, measure_overhead, measure_roofline
 from strata.program import Workload
-from strata.quant import by_name
-from strata.report.op_times import DECODED, StepTimes, TimedSegment, context_for_ops, time_ops
+from strata.report.op_times import DECODED, StepTimes, context_for_ops, time_ops
 
 # One byte and one operation a second, so that a limit in seconds says which of the two it counts.
 UNIT = Roofline(2, 1.0, 1.0, 1.0, 1.0)
@@ -36,8 +36,8 @@ def times(llm: LLM) -> tuple[StepTimes, StepTimes]:
 
 def test_every_op_is_in_one_node(llm: LLM) -> None:
     for segment in llm.engine.runner.loaded:
-        assert isinstance(segment, TimedSegment)
-        found = [op.output for ops in segment.node_parts for op in ops]
+        assert segment.node_times is not None
+        found = [op.output for ops in segment.node_times.node_parts for op in ops]
         assert sorted(found) == sorted(op.output for op in segment.segment.program.ops)
 
 
@@ -74,8 +74,8 @@ def test_times_are_of_the_step(times: tuple[StepTimes, StepTimes]) -> None:
 def test_timing_ends(llm: LLM, times: tuple[StepTimes, StepTimes]) -> None:
     llm.generate([1, 2, 3])
     for segment in llm.engine.runner.loaded:
-        assert isinstance(segment, TimedSegment)
-        assert sum(seconds for _, seconds in segment.take_times()) == 0
+        assert segment.node_times is not None
+        assert sum(seconds for _, seconds in segment.node_times.take_times()) == 0
 
 
 def test_a_prompt_of_several_steps(llm: LLM) -> None:
@@ -113,9 +113,9 @@ def test_only_timed_backends() -> None:
 
 def test_what_is_multiplied() -> None:
     for isa in available_isas():
-        assert multiplies(by_name("Q4_K"), isa) == "int8"
-        assert multiplies(by_name("F16"), isa) == "f32"
-        assert multiplies(by_name("BF16"), isa) == ("bf16" if isa == "avx512" else "f32")
+        assert multiplies("q8", isa) == "int8"
+        assert multiplies("f32", isa) == "f32"
+        assert multiplies("bf16", isa) == ("bf16" if isa == "avx512" else "f32")
 
 
 def test_limits_are_measured() -> None:

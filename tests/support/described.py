@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.weights import WeightSource
 from strata.machine.probe import load_machine
 from strata.models import build_model
 from strata.plan import Machine, Outline, outline
@@ -23,4 +25,5 @@ def machine(name: str) -> Machine:
 def model(shape: str, recipe: str | None = "Q4_K_M") -> Outline:
     """A model by its shape and quantisation."""
     file = describe(SHAPES[shape], recipe)
-    return outline(shape, build_model(file), file)
+    built = build_model(file)
+    return outline(shape, built, file, CpuBackend.profile(built, WeightSource(file)))

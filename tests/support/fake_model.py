@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Activations, KVCache, LoadedSegment, Step
 from strata.backends.kv_types import F32, KVType
+from strata.backends.reference import ReferenceBackend
 from strata.backends.weights import WeightSource
 from strata.engine import Engine, Runner
 from strata.program import Builder, KVLayer, Model, Segment, Weight
@@ -53,6 +54,7 @@ class NoWeights:
 class FakeSegment:
     segment: Segment
     nbytes: int = 0
+    node_times: None = None
 
 
 class FakeKV:
@@ -81,7 +83,7 @@ def logits_of(value: int) -> NDArray[np.float32]:
     return np.random.Generator(np.random.PCG64(value)).standard_normal(VOCABULARY, np.float32)
 
 
-class FakeBackend:
+class FakeBackend(ReferenceBackend):
     """Counts steps and logits; ``before`` is called before each Segment is run."""
 
     name = "fake"
@@ -89,15 +91,13 @@ class FakeBackend:
     kv_types = (F32,)
 
     def __init__(self) -> None:
+        super().__init__()
         self.steps: list[Step] = []
         self.most_rows = 0
         self.before: Callable[[str], None] | None = None
 
     def load(self, segment: Segment, weights: WeightSource) -> FakeSegment:
         return FakeSegment(segment)
-
-    def join(self, loaded: Sequence[LoadedSegment]) -> None:
-        """Segments run one by one."""
 
     def kv_cache(
         self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None

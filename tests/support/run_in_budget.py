@@ -15,7 +15,8 @@ from pathlib import Path
 
 from numpy.random import default_rng
 
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.weights import WeightSource
 from strata.decode import SamplingParams
 from strata.engine.runtime import base_memory
 from strata.formats import open_model
@@ -30,7 +31,8 @@ from strata.plan.planner import Planner
 def _plan(path: Path, machine: Machine, limits: Limits, workload: Workload) -> Plan:
     """In a function of its own: what planning takes is given back before the model is run."""
     with open_model(path) as file:
-        sizes = outline(path.name, build_model(file, workload.context), file)
+        built = build_model(file, workload.context)
+        sizes = outline(path.name, built, file, CpuBackend.profile(built, WeightSource(file)))
     assert limits.memory is not None
     if limits.memory < 0:
         planner = Planner(sizes, machine, limits, workload)
@@ -62,7 +64,7 @@ def main() -> None:
                     "logprobs": [s.logprob.hex() for s in output.logprobs or ()],  # type: ignore[union-attr]
                     "peak": peak_bytes(),
                     "cgroup_peak": cgroup_peak(),
-                    "cached": llm.runtime.backend.cached_bytes(),  # type: ignore[attr-defined]
+                    "cached": llm.runtime.backend.cached_bytes(),
                     "budget": memory,
                     "predicted": made.predicted.peak_bytes if made else None,
                     "reserved": made.predicted.memory.total if made else None,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import strata._native as _native
 from numpy.typing import NDArray
 
-from strata.backends.cpu.backend import CpuBackend, CpuSettings
-from strata.backends.cpu.reading import Reading
+import strata._native as _native
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.settings import BackendSettings, Reading
 from strata.formats import ModelFile
 from strata.models import build_model
 from support.forward import Forward
@@ -31,16 +31,16 @@ def settings(
     threads: int = 3,
     request: int = SMALL_REQUEST,
     direct: bool = False,
-) -> CpuSettings:
+) -> BackendSettings:
     """Small tiles and requests, so that small models have many."""
     reading = Reading(threads, request, direct, drop_behind=True)
-    return CpuSettings(
+    return BackendSettings(
         streamed=frozenset(streamed), ring_bytes=ring, tile_bytes=tile, reading=reading
     )
 
 
 def forward(
-    file: ModelFile, how: CpuSettings | None, context: int | None = None, threads: int = 2
+    file: ModelFile, how: BackendSettings | None, context: int | None = None, threads: int = 2
 ) -> Forward:
     """The model, loaded; ``how`` None keeps everything in memory."""
     return Forward(file, context, CpuBackend(threads=threads, settings=how))
@@ -48,7 +48,7 @@ def forward(
 
 def logits(
     file: ModelFile,
-    how: CpuSettings | None,
+    how: BackendSettings | None,
     tokens: Sequence[int],
     context: int | None = None,
     chunks: Sequence[int] | None = None,

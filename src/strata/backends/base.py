@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,15 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.kv_types import KV_BLOCK, KVType
+from strata.backends.profile import ModelProfile
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
-from strata.program import KVLayer, Segment
+from strata.program import KVLayer, Model, Op, Segment
 
 __all__ = [
     "KV_BLOCK",
+    "NO_STATS",
     "Activations",
     "Backend",
+    "BackendStats",
+    "Books",
     "KVCache",
     "LoadedSegment",
+    "NodeTimes",
     "Span",
     "Step",
 ]
@@ -84,6 +90,23 @@ class KVCache(Protocol):
         """The bytes of one block, all layers, as a writable view."""
 
 
+class NodeTimes(Protocol):
+    """Times of the nodes of a loaded Segment, for backends that can measure them."""
+
+    @property
+    def node_parts(self) -> Sequence[tuple[Op, ...]]:
+        """The Ops that each node does; each Op is in one of them."""
+
+    def set_timing(self, on: bool) -> None:
+        """Measure from now on, or no longer."""
+
+    def take_times(self) -> list[tuple[str, float]]:
+        """Op kind and seconds of each node since the last call."""
+
+    def multiplies(self, weight: str) -> str:
+        """What the products with a weight multiply: ``int8``, ``bf16`` or ``f32``."""
+
+
 class LoadedSegment(Protocol):
     """A Segment whose weights are in this backend's form."""
 
@@ -92,6 +115,10 @@ class LoadedSegment(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of weights held."""
+
+    @property
+    def node_times(self) -> NodeTimes | None:
+        """How long its nodes take; None where the backend does not measure that."""
 
 
 class Joined(LoadedSegment, Protocol):
@@ -103,13 +130,64 @@ class Joined(LoadedSegment, Protocol):
 
 
 Activations = Mapping[str, Any]
-"""Named activations between Segments, opaque but for ``logits`` (float32 [R, vocabulary])."""
+"""Named activations between Segments, opaque: ``export`` gives them as arrays."""
+
+
+@dataclass(frozen=True)
+class BackendStats:
+    """What a backend has read so far; zeros where it reads nothing.
+
+    Streaming: ``used`` bytes of the file were multiplied with, ``wanted`` bytes were read in
+    ``reads`` reads, some of them ahead, for which the system was asked for ``from_disk`` bytes
+    (alignment adds some). Seconds: ``reading_s`` some read was under way, ``fetching_s`` some
+    reader read or packed, ``waited_s`` the kernels waited for a tile, ``full_s`` all readers waited
+    for room. ``rows`` are the bytes of table rows, fetched one by one in ``row_reads`` reads that
+    asked the system for ``rows_from_disk``. What stays was loaded once: ``loaded`` bytes, with some
+    read under way for ``loading_s``.
+    """
+
+    used: int = 0
+    wanted: int = 0
+    from_disk: int = 0
+    reads: int = 0
+    reading_s: float = 0.0
+    fetching_s: float = 0.0
+    waited_s: float = 0.0
+    full_s: float = 0.0
+    rows: int = 0
+    row_reads: int = 0
+    rows_from_disk: int = 0
+    loaded: int = 0
+    loading_s: float = 0.0
+
+    def __add__(self, other: BackendStats) -> BackendStats:
+        return BackendStats(*(a + b for a, b in zip(_figures(self), _figures(other), strict=True)))
+
+    def since(self, before: BackendStats) -> BackendStats:
+        """What was added after ``before``."""
+        pairs = zip(_figures(self), _figures(before), strict=True)
+        return BackendStats(*(a - b for a, b in pairs))
+
+
+NO_STATS = BackendStats()
+"""Of a backend that has read nothing."""
+
+
+def _figures(stats: BackendStats) -> Iterable[Any]:
+    return vars(stats).values()
 
 
 class Backend(Protocol):
-    """Runs Segments. Implementations: reference (numpy), cpu (native), null (counts only)."""
+    """Runs Segments. Implementations: reference (numpy), cpu (native), null (counts only).
+
+    Its class is asked before there is an object of it: ``profile`` what a model would take, and
+    ``create`` to make one. An object goes through ``load`` of all Segments in their order, then
+    ``prepare``, then any number of ``run``, then ``close``.
+    """
 
     name: str
+    plans: bool
+    """Whether it keeps to a Plan and its memory budget."""
 
     @property
     def kv_types(self) -> tuple[KVType, ...]:
@@ -119,8 +197,30 @@ class Backend(Protocol):
     def numerics(self) -> str:
         """Names everything but model and KV type that the bits of its results depend on."""
 
+    @property
+    def device(self) -> str:
+        """What computes, in a word: an instruction set, a library, a card."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that compute; None where it has none to choose."""
+
+    @classmethod
+    def create(
+        cls, threads: int | None, device: str | None, settings: BackendSettings, books: Books
+    ) -> Backend:
+        """A backend that enters what it takes in ``books``. ``threads`` and ``device`` None are its
+        own choice."""
+
+    @staticmethod
+    def profile(model: Model, weights: WeightSource) -> ModelProfile:
+        """What a Model would take here, from its header alone. UsageError unless it ``plans``."""
+
     def load(self, segment: Segment, weights: WeightSource) -> LoadedSegment:
         """Bring a Segment's weights into this backend's form."""
+
+    def prepare(self) -> None:
+        """All Segments are loaded: take what running takes, and begin to read ahead."""
 
     def kv_cache(
         self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
@@ -135,3 +235,23 @@ class Backend(Protocol):
     def join(self, loaded: Sequence[LoadedSegment]) -> Joined | None:
         """Several Segments to be run as one, from the first one's inputs to the last one's
         outputs; None where that saves nothing."""
+
+    def export(
+        self, activations: Activations, names: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Activations as ``run`` returned them last, float32 [rows, width] in host memory. They are
+        the caller's: later steps do not change them."""
+
+    def import_(self, arrays: Mapping[str, NDArray[np.float32]], step: Step) -> Activations:
+        """The reverse: float32 [rows, width] as the inputs of the next Segment over ``step``. All
+        inputs of that Segment are given at once."""
+
+    def stats(self) -> BackendStats:
+        """What was read so far. Cheap enough for every sweep."""
+
+    def cached_bytes(self) -> int:
+        """Page cache that the model's files take now, whoever brought it there. Looks at every page
+        of them."""
+
+    def close(self) -> None:
+        """Let go of all Segments and of what running takes; nothing can be run afterwards."""

@@ -8,10 +8,32 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import Activations, KVCache, LoadedSegment, Span, Step
+from strata.backends.base import (
+    NO_STATS,
+    Activations,
+    BackendStats,
+    Books,
+    KVCache,
+    LoadedSegment,
+    Span,
+    Step,
+)
 from strata.backends.kv_types import BF16, F16, Q8_0, KVType
+from strata.backends.profile import ModelProfile
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
-from strata.program import SIGNATURES, Cost, KVLayer, Op, Program, Segment, Workload, op_cost
+from strata.errors import UsageError
+from strata.program import (
+    SIGNATURES,
+    Cost,
+    KVLayer,
+    Model,
+    Op,
+    Program,
+    Segment,
+    Workload,
+    op_cost,
+)
 
 
 @dataclass
@@ -20,6 +42,7 @@ class NullSegment:
 
     segment: Segment
     stored: Mapping[str, int]
+    node_times: None = None
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +79,24 @@ class NullBackend:
     kv_bytes_per_element: float = 2.0
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
     name: str = "null"
+    plans: bool = False
     kv_types: tuple[KVType, ...] = (F16, BF16, Q8_0)
+    device: str = "none"
+    threads: int | None = None
+
+    @classmethod
+    def create(
+        cls, threads: int | None, device: str | None, settings: BackendSettings, books: Books
+    ) -> NullBackend:
+        """It takes no memory and has nothing to choose."""
+        del threads, device, settings, books
+        return cls()
+
+    @staticmethod
+    def profile(model: Model, weights: WeightSource) -> ModelProfile:
+        """UsageError: it keeps to no Plan."""
+        del model, weights
+        raise UsageError("the null backend keeps to no memory budget; the cpu backend does")
 
     def load(self, segment: Segment, weights: WeightSource) -> NullSegment:
         """Look up the bytes of a Segment's weights in their block formats."""
@@ -94,6 +134,31 @@ class NullBackend:
             rows = len(step.out_rows) if value.shape[0] == "R" else len(step.tokens)
             outputs[outer] = np.broadcast_to(np.float32(0), (rows, value.width))
         return outputs
+
+    def prepare(self) -> None:
+        """Nothing is taken."""
+
+    def export(
+        self, activations: Activations, names: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """The zeros as arrays that take memory."""
+        return {name: np.array(activations[name]) for name in names}
+
+    def import_(self, arrays: Mapping[str, NDArray[np.float32]], step: Step) -> Activations:
+        """Activations of the same shapes; what they hold is nobody's concern."""
+        del step
+        return dict(arrays)
+
+    def stats(self) -> BackendStats:
+        """Nothing is read."""
+        return NO_STATS
+
+    def cached_bytes(self) -> int:
+        """No file is opened."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     @property
     def total(self) -> Cost:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, Activations, KVCache, LoadedSegment, Step
+from strata.backends.base import (
+    KV_BLOCK,
+    NO_STATS,
+    Activations,
+    BackendStats,
+    Books,
+    KVCache,
+    LoadedSegment,
+    NoBooks,
+    Step,
+)
 from strata.backends.kv_types import BF16, F16, F32, Q8_0, KVType
+from strata.backends.profile import ModelProfile
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
-from strata.program import KVLayer, Segment
+from strata.errors import UsageError
+from strata.program import KVLayer, Model, Segment
 
 Floats = NDArray[np.float32]
 
@@ -24,6 +38,7 @@ class ReferenceSegment:
 
     segment: Segment
     weights: Mapping[str, Floats]
+    node_times: None = None
 
     @property
     def nbytes(self) -> int:
@@ -65,21 +80,45 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    plans = False
     numerics = "numpy"
+    device = "numpy"
+    threads = None
     kv_types = (F32, F16, BF16, Q8_0)
 
-    def __init__(self, kv_type: KVType = F32) -> None:
+    def __init__(self, kv_type: KVType = F32, books: Books | None = None) -> None:
         self._kv_type = kv_type
+        self._books = books or NoBooks()
+
+    @classmethod
+    def create(
+        cls, threads: int | None, device: str | None, settings: BackendSettings, books: Books
+    ) -> ReferenceBackend:
+        """numpy chooses its threads itself, and any step fits."""
+        del threads, device, settings
+        return cls(books=books)
+
+    @staticmethod
+    def profile(model: Model, weights: WeightSource) -> ModelProfile:
+        """UsageError: it keeps to no Plan."""
+        del model, weights
+        raise UsageError("the reference backend keeps to no memory budget; the cpu backend does")
 
     def load(self, segment: Segment, weights: WeightSource) -> ReferenceSegment:
         """Dequantise a Segment's weights."""
+        self._books.take("weights", sum(4 * prod(w.shape) for w in segment.weights))
         return ReferenceSegment(segment, {w.name: weights.floats(w) for w in segment.weights})
 
     def kv_cache(
         self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
     ) -> ReferenceKV:
         """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
-        return ReferenceKV(layers, blocks, kv_type or self._kv_type)
+        kv = ReferenceKV(layers, blocks, kv_type or self._kv_type)
+        self._books.take("kv", kv.nbytes)
+        return kv
+
+    def prepare(self) -> None:
+        """numpy takes memory as it goes."""
 
     def join(self, loaded: Sequence[LoadedSegment]) -> None:
         """Segments run one by one."""
@@ -97,6 +136,26 @@ class ReferenceBackend:
             values[op.output] = _OPS[op.kind](op.attrs, operands, step, kv)
         outputs = zip(loaded.segment.outputs, program.outputs, strict=True)
         return {outer: values[inner] for outer, inner in outputs}
+
+    def export(self, activations: Activations, names: Sequence[str]) -> dict[str, Floats]:
+        """See Backend."""
+        return {name: activations[name] for name in names}
+
+    def import_(self, arrays: Mapping[str, Floats], step: Step) -> Activations:
+        """See Backend."""
+        del step
+        return {name: np.array(x, np.float32) for name, x in arrays.items()}
+
+    def stats(self) -> BackendStats:
+        """Weights come through ``WeightSource``, which counts nothing."""
+        return NO_STATS
+
+    def cached_bytes(self) -> int:
+        """No file is opened here."""
+        return 0
+
+    def close(self) -> None:
+        """Segments are freed with those who hold them."""
 
 
 Attrs = Mapping[str, Any]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from strata.backends.registry import DEFAULT, backend_names
 from strata.cli.console import progress_bars, remark
 from strata.cli.options import SIZE, threads_option
 from strata.errors import UsageError
@@ -22,8 +23,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _backend_option = click.option(
     "--backend",
-    type=click.Choice(["cpu", "reference"]),
-    default="cpu",
+    type=click.Choice(backend_names()),
+    default=DEFAULT,
     show_default=True,
     help="Native kernels, or plain numpy in float32 (slow, the oracle).",
 )
@@ -93,7 +94,7 @@ def open_llm(
     with _spinner(f"loading {model}", silent=quiet) as progress:
         llm = LLM(
             path,
-            backend="reference" if backend == "reference" else "cpu",
+            backend=backend,
             threads=threads,
             context=context,
             parallel=parallel,

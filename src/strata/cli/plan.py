@@ -68,6 +68,8 @@ def command(
     Reads headers only. MODEL may be on the hub and not downloaded, or the name of a shape with a
     quantisation, such as llama-3.1-70b:Q4_K_M (`strata synth --list` has them all).
     """
+    from strata.backends.registry import DEFAULT, backend_class
+    from strata.backends.weights import WeightSource
     from strata.machine.probe import load_machine
     from strata.models import build_model
     from strata.plan import Limits, Workload, outline, plan, to_json
@@ -76,7 +78,9 @@ def command(
     limits = Limits(memory, threads, kv_type)
     workload = Workload(prompt_tokens, concurrency, context, answer_tokens)
     with _header(model, offline, quiet or as_json) as file:
-        sizes = outline(model, build_model(file), file)
+        built = build_model(file)
+        profile = backend_class(DEFAULT).profile(built, WeightSource(file))
+        sizes = outline(model, built, file, profile)
         if machine_file is not None:
             machine = load_machine(machine_file)
         else:

@@ -12,7 +12,7 @@ from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, S
 from strata.backends.kv_types import KVType
 from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
-from strata.engine.sweeps import NOTHING_STREAMED, Streamed, Sweeps
+from strata.engine.sweeps import Sweeps
 from strata.errors import StrataError
 from strata.program import Cost, Model, Workload, program_cost
 from strata.quant import BlockType
@@ -23,6 +23,8 @@ LOGIT_ROWS = 64
 JOINED_TOKENS = 64
 """Tokens up to which a step is over so soon that nobody looks at or interrupts it on its way."""
 
+_LOGITS = ("logits",)
+
 LoadProgress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
 
@@ -32,7 +34,7 @@ class Runner:
 
     The last Segment is the head: it selects ``out_rows`` and gives ``logits``. It is run on slices
     of ``logit_rows`` rows, and not at all for a step that wants none. ``sweeps`` adds up what
-    sweeps did, with what ``streamed`` says of the backend's reading.
+    sweeps did, with what the backend says of its reading.
     """
 
     def __init__(
@@ -43,11 +45,10 @@ class Runner:
         progress: LoadProgress | None = None,
         *,
         logit_rows: int = LOGIT_ROWS,
-        streamed: Callable[[], Streamed] = lambda: NOTHING_STREAMED,
     ) -> None:
         self.backend = backend
         self._logit_rows = logit_rows
-        self.sweeps = Sweeps(len(model.segments), streamed)
+        self.sweeps = Sweeps(len(model.segments), backend.stats)
         self.model = model
         head = model.segments[-1]
         if "logits" not in head.outputs or all(op.kind != "select" for op in head.program.ops):
@@ -156,5 +157,5 @@ class Runner:
             part = step
             if len(step.out_rows) > self._logit_rows:
                 part = replace(step, out_rows=step.out_rows[start : start + self._logit_rows])
-            logits: NDArray[np.float32] = self.backend.run(head, part, kv, activations)["logits"]
-            yield logits
+            made = self.backend.run(head, part, kv, activations)
+            yield self.backend.export(made, _LOGITS)["logits"]

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, cast
 
 import strata._native as _native
 from strata.backends.base import Backend
-from strata.backends.cpu.backend import CpuBackend, CpuSettings
-from strata.backends.cpu.reading import Reading
 from strata.backends.kv_types import choose_kv_type
+from strata.backends.registry import DEFAULT, backend_class
+from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
-from strata.engine.runner import LOGIT_ROWS, LoadProgress, Runner
-from strata.engine.sweeps import NOTHING_STREAMED, Streamed
+from strata.engine.runner import LoadProgress, Runner
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
@@ -54,7 +53,8 @@ class LoadOptions:
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
     ``parallel``; ``planned`` asks for a Plan in any case. ``kv_type`` None leaves it to the
     backend; ``kv_bytes`` bounds the KV of all requests. ``serving`` says that they come over HTTP.
-    ``process_bytes`` is ``base_memory``, where it was asked for in time.
+    ``process_bytes`` is ``base_memory``, where it was asked for in time. ``backend`` is a name that
+    ``strata.backends.registry`` knows.
     """
 
     memory: int | None = None
@@ -67,6 +67,7 @@ class LoadOptions:
     kv_bytes: int | None = None
     serving: bool = False
     process_bytes: int | None = None
+    backend: str = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,22 @@ class Runtime:
     ledger: Ledger
     plan: Plan | None
     machine: Machine | None
-    file: ModelFile | None
-    threads: int | None
-    isa: str
+    file: ModelFile
     context: int
     parallel: int
     token_budget: int
     logit_rows: int
     limited: bool = False
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that compute; None for a backend that has none to choose."""
+        return self.backend.threads
+
+    @property
+    def device(self) -> str:
+        """What computes: for the native backend an instruction set."""
+        return self.backend.device
 
     @property
     def weights_bytes(self) -> int:
@@ -111,11 +120,7 @@ class Runtime:
             weights,
             progress,
             logit_rows=self.logit_rows,
-            streamed=self.streamed,
         )
-        if not isinstance(self.backend, CpuBackend):
-            # Other backends keep no books.
-            self.ledger.take("weights", sum(loaded.nbytes for loaded in runner.loaded))
         self.ledger.take("sampling", _SAMPLING * model.vocab_size)
         entered += _SAMPLING * model.vocab_size
         # What came beside the weights: nodes, Ops and their names.
@@ -125,32 +130,15 @@ class Runtime:
 
     def ready(self) -> None:
         """Everything is loaded: begin to read ahead, and give back what loading left behind."""
-        if isinstance(self.backend, CpuBackend):
-            self.backend.prepare()
-        if self.limited and self.file is not None:
+        self.backend.prepare()
+        if self.limited:
             self.file.forget_cached()
         _native.give_back_memory()
 
     def close(self) -> None:
         """Free the weights and what running takes; nothing can be run afterwards."""
-        if isinstance(self.backend, CpuBackend):
-            self.backend.close()
+        self.backend.close()
         _native.give_back_memory()
-
-    def streamed(self) -> Streamed:
-        """What streaming has done so far."""
-        stats = self.backend.stream_stats() if isinstance(self.backend, CpuBackend) else None
-        if stats is None:
-            return NOTHING_STREAMED
-        return Streamed(
-            stats.used_bytes,
-            stats.tiles.from_disk,
-            stats.rows.wanted,
-            stats.tiles.reading_s,
-            stats.waited_s,
-            stats.full_s,
-            stats.fetching_s,
-        )
 
     def check_integrity(self) -> None:
         """LedgerError if the process takes more memory than its owners entered."""
@@ -160,51 +148,41 @@ class Runtime:
 def make_runtime(
     file: ModelFile, model: Model, options: LoadOptions, plan: Plan | None = None
 ) -> Runtime:
-    """The native backend by a Plan: the one given, else one made for the options.
+    """The backend that is asked for, by a Plan: the one given, else one made for the options.
 
     Nothing is loaded yet. Raises BudgetTooSmall.
     """
+    kind = backend_class(options.backend)
+    if not kind.plans and (plan is not None or options.memory is not None):
+        raise UsageError(f"the {kind.name} backend keeps to no memory budget; the cpu backend does")
     machine = None
-    if plan is None and _needs_plan(file, options):
+    if plan is None and kind.plans and _needs_plan(file, options):
         machine = this_machine(file)
-        plan = _make_plan(file, model, machine, options)
+        plan = _make_plan(file, model, machine, options, kind)
+    limited = options.memory is not None
     if plan is None:
         ledger = _ledger(None, 0)
-        settings = CpuSettings(positions=model.context_length, parallel=options.parallel)
+        settings = BackendSettings(positions=model.context_length, parallel=options.parallel)
         token_budget, context, parallel = TOKEN_BUDGET, model.context_length, options.parallel
-        backend = CpuBackend(options.threads, settings=settings, books=ledger)
+        backend = kind.create(options.threads, None, settings, ledger)
     else:
         _check_plan(plan, model)
-        limited = options.memory is not None
         ledger = _ledger(plan.budget if limited else None, plan.predicted.memory.margin)
+        settings = _settings(plan, limited)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
-        backend = CpuBackend(plan.threads, plan.isa, _settings(plan, limited), ledger)
+        backend = kind.create(plan.threads, plan.isa, settings, ledger)
     return Runtime(
         backend,
         ledger,
         plan,
         machine,
         file,
-        backend.threads,
-        backend.isa,
         context,
         parallel,
         token_budget,
-        backend.settings.max_out_rows,
-        options.memory is not None,
+        settings.max_out_rows,
+        limited,
     )
-
-
-def reference_runtime(model: Model, options: LoadOptions) -> Runtime:
-    """The reference backend, which knows no Plans."""
-    from strata.backends.reference import ReferenceBackend
-
-    context, ledger = model.context_length, _ledger(None, 0)
-    backend = ReferenceBackend()
-    return Runtime(
-        backend, ledger, None, None, None, None, "numpy", context, options.parallel, TOKEN_BUDGET,
-        LOGIT_ROWS,
-    )  # fmt: skip
 
 
 def base_memory(*, planned: bool) -> int:
@@ -244,7 +222,9 @@ def _needs_plan(file: ModelFile, options: LoadOptions) -> bool:
     return file.nbytes > _SURELY_FITS * memory_available()
 
 
-def _make_plan(file: ModelFile, model: Model, machine: Machine, options: LoadOptions) -> Plan:
+def _make_plan(
+    file: ModelFile, model: Model, machine: Machine, options: LoadOptions, kind: type[Backend]
+) -> Plan:
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
     from strata.plan.memory_model import server_bytes
@@ -262,8 +242,9 @@ def _make_plan(file: ModelFile, model: Model, machine: Machine, options: LoadOpt
     workload = replace(
         workload, concurrency=options.parallel, context=options.context, serving=options.serving
     )
-    kv_type = choose_kv_type(options.kv_type, CpuBackend.kv_types).name
-    sizes = outline(file.path.name, model, file)
+    profile = kind.profile(model, WeightSource(file))
+    kv_type = choose_kv_type(options.kv_type, profile.kv_types).name
+    sizes = outline(file.path.name, model, file, profile)
     process = options.process_bytes or base_memory(planned=True)
     if options.serving:
         # Of a server's libraries some are here already.
@@ -290,8 +271,8 @@ def _check_plan(plan: Plan, model: Model) -> None:
         raise UsageError(f"this plan was made for another model: {plan.model}")
 
 
-def _settings(plan: Plan, limited: bool) -> CpuSettings:
-    return CpuSettings(
+def _settings(plan: Plan, limited: bool) -> BackendSettings:
+    return BackendSettings(
         max_tokens=plan.max_tokens,
         max_out_rows=plan.logit_rows,
         parallel=plan.parallel,

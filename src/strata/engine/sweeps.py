@@ -3,54 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
-from strata.backends.base import Step
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """Bytes and seconds of streaming so far; see ``strata.backends.cpu.backend.StreamStats``.
-
-    ``used`` bytes were multiplied with, ``from_disk`` the system was asked for, some of it ahead;
-    ``rows`` are bytes of embedding rows.
-    """
-
-    used: int = 0
-    from_disk: int = 0
-    rows: int = 0
-    reading_s: float = 0.0
-    waited_s: float = 0.0
-    full_s: float = 0.0
-    fetching_s: float = 0.0
-
-    def __add__(self, other: Streamed) -> Streamed:
-        return Streamed(
-            self.used + other.used,
-            self.from_disk + other.from_disk,
-            self.rows + other.rows,
-            self.reading_s + other.reading_s,
-            self.waited_s + other.waited_s,
-            self.full_s + other.full_s,
-            self.fetching_s + other.fetching_s,
-        )
-
-    def since(self, before: Streamed) -> Streamed:
-        """What was added after ``before``."""
-        return Streamed(
-            self.used - before.used,
-            self.from_disk - before.from_disk,
-            self.rows - before.rows,
-            self.reading_s - before.reading_s,
-            self.waited_s - before.waited_s,
-            self.full_s - before.full_s,
-            self.fetching_s - before.fetching_s,
-        )
-
-
-NOTHING_STREAMED = Streamed()
-"""What streaming has done where there is none."""
+from strata.backends.base import NO_STATS, BackendStats, Step
 
 
 @dataclass
@@ -60,7 +16,7 @@ class SweepTotal:
     sweeps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    streamed: Streamed = field(default_factory=Streamed)
+    streamed: BackendStats = NO_STATS
 
     @property
     def compute_s(self) -> float:
@@ -81,32 +37,32 @@ class SweepProgress:
 
 
 class Sweeps:
-    """Adds up sweeps of ``segments`` Segments; ``streamed`` says what streaming has done so far.
+    """Adds up sweeps of ``segments`` Segments; ``stats`` says what the backend has read so far.
 
     ``listener`` is told of the progress after every Segment but the last, and None at the end. A
     sweep that fails or is interrupted counts for nothing.
     """
 
-    def __init__(self, segments: int, streamed: Callable[[], Streamed]) -> None:
+    def __init__(self, segments: int, stats: Callable[[], BackendStats]) -> None:
         self.listener: Callable[[SweepProgress | None], None] | None = None
         self.prefill, self.decode = SweepTotal(), SweepTotal()
-        self._segments, self._streamed = segments, streamed
+        self._segments, self._stats = segments, stats
         self._step: Step | None = None
         self._began = 0.0
-        self._before = NOTHING_STREAMED
+        self._before = NO_STATS
 
     def begin(self, step: Step) -> None:
         """A sweep begins."""
-        self._step, self._began, self._before = step, perf_counter(), self._streamed()
+        self._step, self._began, self._before = step, perf_counter(), self._stats()
 
     def done(self, segments: int) -> None:
         """So many Segments of the sweep have run."""
         if self.listener is None or self._step is None:
             return
         elapsed = perf_counter() - self._began
-        streamed = self._streamed().since(self._before)
+        read = self._stats().since(self._before)
         left = elapsed / segments * (self._segments - segments)
-        rate = streamed.used / max(elapsed, 1e-9)
+        rate = read.used / max(elapsed, 1e-9)
         tokens = len(self._step.tokens)
         self.listener(SweepProgress(segments, self._segments, tokens, rate, elapsed, left))
 
@@ -121,6 +77,7 @@ class Sweeps:
         total.sweeps += 1
         total.tokens += len(step.tokens)
         total.seconds += perf_counter() - self._began
-        streamed = self._streamed()
-        if streamed is not NOTHING_STREAMED:
-            total.streamed += streamed.since(self._before)
+        stats = self._stats()
+        # A backend that has nothing more to read gives the same object again and again.
+        if stats is not self._before:
+            total.streamed += stats.since(self._before)

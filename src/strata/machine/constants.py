@@ -40,18 +40,6 @@ SEGMENT = 96 << 10
 SAMPLING_LOGIT = 20
 """Beside a row of logits, for each: float64 copies, order and sums while a token is chosen."""
 
-READ_SLACK = 3 * 4096
-"""What alignment adds to a read at both ends, and to its buffer."""
-
-READ_ENTRY = 160
-"""Where a read of a stream begins, and what becomes of it."""
-
-STORED_LINES = 136 << 10
-"""Lines of a transposed matrix that are read at a time."""
-
-HUGE_PAGE = 2 << 20
-"""Bytes of one, in which memory for reads is taken."""
-
 MARGIN = 2 * MB
 MARGIN_SHARE = 0.015
 """What allocators and page tables take beyond what they are asked for."""

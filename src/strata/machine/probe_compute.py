@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.backends.base import Span, Step
-from strata.backends.cpu.backend import CpuBackend, native_id
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.reading import native_id
 from strata.backends.kv_types import KV_BLOCK
 from strata.machine.machine import AttentionRate, Cache, KernelRate, ReadRate
 from strata.program import Builder, KVLayer, Weight

@@ -16,8 +16,8 @@ from time import perf_counter
 
 import numpy as np
 
+from strata.backends.cpu.profile import HUGE_PAGE
 from strata.errors import StrataError
-from strata.machine.constants import HUGE_PAGE
 from strata.machine.machine import DiskRate, ReadMode
 from strata.memory.limits import memory_available
 

@@ -54,6 +54,20 @@ class Rates:
         reading = kv_bytes / (rate.decode_bytes_s * self.memory_share)
         return max(reading, operations / (rate.prefill_ops_s * self.share))
 
+    @property
+    def call_s(self) -> float:
+        """Seconds of a native call that has next to nothing to do."""
+        return self.machine.step_overhead_s
+
+    @property
+    def node_s(self) -> float:
+        """Seconds of opening and closing one node's work among the threads."""
+        return constants.NODE
+
+    def elementwise_s(self, nbytes: int) -> float:
+        """Seconds of an Op without a matrix that reads and writes so many bytes."""
+        return nbytes / (constants.ELEMENTWISE_BYTES * self.threads)
+
     def kernel(self, format: str) -> KernelRate:
         """The rates of a format; of one that was not measured, those of the nearest in size."""
         known = self._kernels.get(format)

@@ -13,9 +13,8 @@ import numpy as np
 
 import strata._native as _native
 from strata.backends.base import KV_BLOCK, Span, Step
-from strata.backends.cpu.backend import CpuBackend, native_id
+from strata.backends.cpu.backend import CpuBackend
 from strata.program import Builder, Segment, Weight
-from strata.quant import BlockType
 
 # More than the caches hold of it would be read again from there.
 _BUFFER_BYTES = 256 << 20
@@ -38,7 +37,7 @@ class Roofline:
     f32_ops_s: float
 
     def multiply_ops_s(self, kind: str) -> float:
-        """The rate for what ``multiplies`` says."""
+        """The rate for what a Segment's ``NodeTimes.multiplies`` says."""
         return {"int8": self.int8_ops_s, "bf16": self.bf16_ops_s, "f32": self.f32_ops_s}[kind]
 
 
@@ -81,14 +80,6 @@ def measure_roofline(threads: int, isa: str) -> Roofline:
 
         f32 = multiply("f32")
         return Roofline(threads, rate(read), multiply("int8"), multiply("bf16") or f32, f32)
-
-
-def multiplies(kind: BlockType, isa: str) -> str:
-    """What products with weights of a block type multiply: int8, bf16 or f32."""
-    info = _native.format_info(native_id(kind))
-    if isinstance(info, dict) and info["quantised_input"]:
-        return "int8"
-    return "bf16" if kind.name == "BF16" and _native.multiply_peak(isa, "bf16", 1) else "f32"
 
 
 def measure_overhead(threads: int, isa: str) -> StepOverhead:

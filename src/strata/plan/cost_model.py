@@ -7,27 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 
 from strata.backends.kv_types import KV_BLOCK
+from strata.backends.profile import SweepSize
 from strata.machine import constants
 from strata.machine.rates import Rates
-from strata.plan.outline import Outline, SegmentOutline, UnitOutline
+from strata.plan.outline import Outline
 from strata.plan.plan import Bound
-from strata.program import Op, Program
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a sweep advances: ``sequences`` of them by ``rows`` tokens each, after ``past`` others,
-    and ``out_rows`` rows of logits from which tokens are chosen."""
-
-    sequences: int
-    rows: int
-    past: int
-    out_rows: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the sweep."""
-        return self.sequences * self.rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,7 @@ class CostModel:
         # A block of all layers is what attention reads for each 64 positions of a sequence.
         elements = sum(2 * layer.kv_heads * layer.head_dim for layer in model.kv) * KV_BLOCK
         self._kv_element_bytes = model.kv_bytes(1, kv_type) / elements if elements else 0.0
-        self.pack_s = {unit.name: self._pack_s(unit) for unit in model.units}
+        self.pack_s = {unit.name: unit.pack_seconds(rates) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
 
@@ -82,13 +66,13 @@ class CostModel:
             ring_bytes=ring_bytes,
         )
 
-    def sweep(self, load: Load, streaming: Streaming) -> SweepTime:
+    def sweep(self, size: SweepSize, streaming: Streaming) -> SweepTime:
         """A sweep through Segments that are resident, and those of which some units stream.
 
         Reading goes ahead of the work as far as the ring buffer has room: all that resident
         Segments take between two that stream is only of use for that.
         """
-        outside = constants.STEP + self._choosing_s(load.out_rows)
+        outside = constants.STEP + self._choosing_s(size.out_rows)
         rate = streaming.bytes_s * constants.DISK_SHARE
         room = streaming.ring_bytes * constants.RING_SHARE
         ahead = total = reading = working = packing = 0.0
@@ -97,12 +81,12 @@ class CostModel:
             total = reading = working = packing = 0.0
             for s, seconds, nbytes, pack in zip(
                 self.model.segments,
-                self._segments_s(load),
+                self._segments_s(size),
                 streaming.segment_bytes,
                 streaming.segment_pack_s,
                 strict=True,
             ):
-                if s.selects and not load.out_rows:
+                if s.selects and not size.out_rows:
                     continue
                 taken = max(seconds + pack, (nbytes - ahead) / rate)
                 ahead = min(room, ahead + rate * taken - nbytes)
@@ -113,21 +97,22 @@ class CostModel:
             total += outside
             ahead = min(room, ahead + rate * outside)
         if streaming.lookups:
-            total += load.tokens * self.rates.machine.read_latency_s / self.rates.threads
+            total += size.tokens * self.rates.machine.read_latency_s / self.rates.threads
         bound: Bound = "disk"
         if reading <= working + packing:
-            bound = "compute" if packing > working else self._bound(load)
+            bound = "compute" if packing > working else self._bound(size)
         return SweepTime(reading, working + packing + outside, total, bound)
 
-    def _time_segments(self, load: Load) -> tuple[float, ...]:
+    def _time_segments(self, size: SweepSize) -> tuple[float, ...]:
         """Seconds of each Segment's arithmetic, wherever the weights come from."""
-        return tuple(self._segment_s(s, load) for s in self.model.segments)
+        each = self._kv_element_bytes
+        return tuple(s.seconds(size, self.rates, each) for s in self.model.segments)
 
-    def _find_bound(self, load: Load) -> Bound:
+    def _find_bound(self, size: SweepSize) -> Bound:
         """Whether weights are read faster than multiplied with, at so many rows."""
         reading = computing = 0.0
         for s in self.model.segments:
-            rows = load.out_rows if s.selects else load.tokens
+            rows = size.out_rows if s.selects else size.tokens
             for m in s.matrices:
                 if not m.lookup:
                     kernel = self.rates.kernel(m.format)
@@ -138,49 +123,3 @@ class CostModel:
     def _choosing_s(self, out_rows: int) -> float:
         per_token = constants.SAMPLE + self.model.vocabulary * constants.SAMPLE_LOGIT
         return out_rows * per_token
-
-    def _pack_s(self, unit: UnitOutline) -> float:
-        if unit.reads == "rows":
-            return 0.0
-        return sum(self.rates.pack_s(m.format, m.file_bytes) for m in unit.matrices)
-
-    def _segment_s(self, s: SegmentOutline, load: Load) -> float:
-        program = s.segment.program
-        weights = {m.name: m for m in s.matrices}
-        if s.selects and not load.out_rows:
-            return 0.0
-        # Products, adds and gates that are fused cost as much by themselves as in one node.
-        seconds = self.rates.machine.step_overhead_s + constants.NODE * len(s.lowered.nodes)
-        for op in program.ops:
-            rows = load.out_rows if program.values[op.output].shape[0] == "R" else load.tokens
-            if op.kind == "matmul":
-                m = weights[op.inputs[1]]
-                operations = 2.0 * rows * m.rows * m.width
-                seconds += self.rates.product_s(m.format, m.packed_bytes, operations)
-            elif op.kind == "attention":
-                seconds += self._attention_s(op, program, load)
-            else:
-                moved = 4 * rows * _widths(op, program)
-                seconds += moved / (constants.ELEMENTWISE_BYTES * self.rates.threads)
-        return seconds
-
-    def _attention_s(self, op: Op, program: Program, load: Load) -> float:
-        window = op.attrs["window"]
-        seen = load.past + load.rows
-        # Keys are gone through in whole blocks, of which half of the last is in vain.
-        average = load.past + (load.rows + 1) / 2 + (KV_BLOCK / 2 if load.rows > 1 else 0)
-        if window:
-            seen, average = min(seen, window + load.rows), min(average, window)
-        width = program.values[op.inputs[0]].width
-        elements = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"]
-        position = elements * self._kv_element_bytes
-        operations = 4.0 * load.tokens * average * width
-        return self.rates.attention_s(load.sequences * position * seen, operations)
-
-
-def _widths(op: Op, program: Program) -> int:
-    """Elements read and written for each row by an Op without a matrix."""
-    read = sum(
-        program.values[name].width for name in op.inputs if program.values[name].role != "weight"
-    )
-    return read + program.values[op.output].width

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from strata.backends.kv_types import KV_BLOCK
+from strata.backends.profile import UnitProfile
 from strata.machine import constants
-from strata.plan.outline import Outline, UnitOutline
+from strata.plan.outline import Outline
 from strata.plan.plan import MemoryShares, Workload
 from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
 
@@ -84,16 +85,15 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     streams = sizes.ring_bytes > 0
     threads = sizes.threads * constants.THREAD
     threads += sizes.io_threads * constants.READER if streams else 0
-    arena = model.arena_bytes(sizes.max_tokens, sizes.logit_rows)
-    scratch = sizes.threads * (model.streaming_scratch_bytes if streams else model.scratch_bytes)
-    attention = model.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
+    arena = model.profile.arena_bytes(sizes.max_tokens, sizes.logit_rows)
+    scratch = sizes.threads * model.profile.scratch_bytes(streams=streams)
+    attention = model.profile.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
-    staging = _whole(sizes.io_threads * staging_bytes(model, sizes.request_bytes))
+    staging = model.profile.loading_bytes(sizes.io_threads, sizes.request_bytes)
     beside_ring = 0
     if streams:
-        beside_ring = model.reads(sizes.tile_bytes) * constants.READ_ENTRY
-        beside_ring += sizes.io_threads * constants.STORED_LINES if model.turns else 0
+        beside_ring = model.profile.streaming_bytes(sizes.io_threads, sizes.tile_bytes)
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.vocabulary * 4 + sampling
     activations = arena + scratch + attention
@@ -117,11 +117,6 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     return _with_margin(base, model.vector_bytes)
 
 
-def _whole(nbytes: int) -> int:
-    """In huge pages, of which a buffer that is read into is made."""
-    return -(-nbytes // constants.HUGE_PAGE) * constants.HUGE_PAGE
-
-
 def _with_peak_margin(nbytes: int) -> int:
     return nbytes + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * nbytes)
 
@@ -140,13 +135,6 @@ def room_for_weights(fixed: MemoryShares, budget: int) -> int:
     return most - owned - 1
 
 
-def staging_bytes(model: Outline, request_bytes: int) -> int:
-    """Bytes that one thread needs while loading: a request, or at least a panel of any matrix."""
-    read = max(request_bytes, model.largest_panel)
-    # Weights that are put together or turned on the way need their bytes twice.
-    return (2 if model.copies else 1) * read + constants.READ_SLACK
-
-
 def resident_bytes(model: Outline, resident: Collection[str]) -> int:
     """Bytes of the matrices of resident units; one that two of them share counts once."""
     held: dict[object, int] = {}
@@ -156,12 +144,12 @@ def resident_bytes(model: Outline, resident: Collection[str]) -> int:
     return sum(held.values())
 
 
-def added_bytes(unit: UnitOutline, held: Collection[object]) -> int:
+def added_bytes(unit: UnitProfile, held: Collection[object]) -> int:
     """Bytes that making a unit resident adds to matrices that are held already."""
     return sum(m.packed_bytes for m in unit.matrices if m.source not in held)
 
 
-def sources(unit: UnitOutline) -> set[object]:
+def sources(unit: UnitProfile) -> set[object]:
     """What the matrices of a unit are stored as."""
     found: set[object] = {m.source for m in unit.matrices}
     return found

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from strata.backends.kv_types import KV_BLOCK
+from strata.backends.profile import SweepSize, UnitProfile
 from strata.errors import UsageError
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
-from strata.plan.cost_model import CostModel, Load
+from strata.plan.cost_model import CostModel
 from strata.plan.memory_model import (
     Sizes,
     added_bytes,
@@ -23,7 +24,7 @@ from strata.plan.memory_model import (
     server_bytes,
     sources,
 )
-from strata.plan.outline import Outline, UnitOutline
+from strata.plan.outline import Outline
 from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
 from strata.plan.reasons import explain
 from strata.sizes import format_size
@@ -217,7 +218,7 @@ class Planner:
         ttft = sum(self._costs.sweep(load, streaming).total_s for load in loads)
         # One token for each sequence, with the answers half written.
         past = w.prompt_tokens + w.answer_tokens // 2
-        decode = self._costs.sweep(Load(w.concurrency, 1, past, w.concurrency), streaming)
+        decode = self._costs.sweep(SweepSize(w.concurrency, 1, past, w.concurrency), streaming)
         rate = w.concurrency / decode.total_s
         return Prediction(
             memory=fixed_shares(self.model, sizes),
@@ -330,7 +331,7 @@ def _slowness(p: Prediction) -> float:
     return p.ttft_s / p.decode_tok_s
 
 
-def _prefill(w: Workload, max_tokens: int) -> Iterator[Load]:
+def _prefill(w: Workload, max_tokens: int) -> Iterator[SweepSize]:
     """The sweeps that bring all prompts to their first tokens, one prompt after the other as far
     as a sweep has room for several."""
     together = max(1, min(w.concurrency, max_tokens // max(1, w.prompt_tokens)))
@@ -340,11 +341,11 @@ def _prefill(w: Workload, max_tokens: int) -> Iterator[Load]:
         while past < w.prompt_tokens:
             rows = min(max_tokens // prompts, w.prompt_tokens - past)
             last = past + rows == w.prompt_tokens
-            yield Load(prompts, rows, past, prompts if last else 0)
+            yield SweepSize(prompts, rows, past, prompts if last else 0)
             past += rows
 
 
-def fill(order: Sequence[UnitOutline], room: int) -> frozenset[str]:
+def fill(order: Sequence[UnitProfile], room: int) -> frozenset[str]:
     """The units that stay when so many bytes are there for them.
 
     The first that fit, in a fixed order: more room never keeps fewer bytes.
@@ -360,7 +361,7 @@ def fill(order: Sequence[UnitOutline], room: int) -> frozenset[str]:
     return frozenset(resident)
 
 
-def fill_orders(model: Outline) -> tuple[list[UnitOutline], ...]:
+def fill_orders(model: Outline) -> tuple[list[UnitProfile], ...]:
     """The orders, to be compared, in which units become resident.
 
     Of the layers the heavier kind of unit comes first (the feed-forward), and of a kind each next
@@ -369,8 +370,8 @@ def fill_orders(model: Outline) -> tuple[list[UnitOutline], ...]:
     them, where there is less of it. Then what a router chooses from, of which a sweep reads a part,
     and last the tables, of which it reads rows.
     """
-    kinds: dict[int, list[UnitOutline]] = {}
-    head: list[UnitOutline] = []
+    kinds: dict[int, list[UnitProfile]] = {}
+    head: list[UnitProfile] = []
     for s in model.segments:
         units = [u for u in s.units if u.reads == "all"]
         if s.selects:
@@ -384,7 +385,7 @@ def fill_orders(model: Outline) -> tuple[list[UnitOutline], ...]:
     return [*layers, *head, *rest], [*head, *layers, *rest]
 
 
-def _spread(units: Sequence[UnitOutline]) -> list[UnitOutline]:
+def _spread(units: Sequence[UnitProfile]) -> list[UnitProfile]:
     """By their places with the bits reversed: each next one far from those before."""
     bits = max(1, (len(units) - 1).bit_length())
     places = sorted(range(1 << bits), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from strata.backends.cpu.backend import CpuBackend
 from strata.engine.runner import Runner
 from strata.engine.runtime import Runtime
 from strata.engine.sweeps import SweepTotal
@@ -79,7 +78,7 @@ def explain(runtime: Runtime, runner: Runner) -> Explanation:
         bandwidth = max(same, default=None)
     decode = _report(runner.sweeps.decode, bandwidth, plan)
     prefill = _report(runner.sweeps.prefill, bandwidth, None)
-    loads = backend.load_counts() if isinstance(backend, CpuBackend) else None
+    stats = backend.stats()
     sweep_bytes = plan.predicted.sweep_bytes if plan is not None else 0
     host_bytes = runtime.weights_bytes
     return Explanation(
@@ -87,13 +86,13 @@ def explain(runtime: Runtime, runner: Runner) -> Explanation:
         predicted_peak_bytes=None if plan is None else plan.predicted.peak_bytes,
         peak_bytes=peak_bytes(),
         cgroup_peak_bytes=cgroup_peak(),
-        cached_bytes=backend.cached_bytes() if isinstance(backend, CpuBackend) else 0,
+        cached_bytes=backend.cached_bytes(),
         owned=tuple(runtime.ledger.owned.items()),
         host_bytes=host_bytes,
         sweep_bytes=sweep_bytes,
         disk_bandwidth=bandwidth,
-        load_bytes=0 if loads is None else loads.wanted,
-        load_bytes_s=None if loads is None else _rate(loads.wanted, loads.reading_s),
+        load_bytes=stats.loaded,
+        load_bytes_s=_rate(stats.loaded, stats.loading_s),
         prefill=prefill,
         decode=decode,
         verdict=_verdict(runner.sweeps.decode, runner.sweeps.prefill, host_bytes),

@@ -5,30 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from strata.backends.base import KV_BLOCK, Span, Step
+from strata.backends.base import KV_BLOCK, NodeTimes, Span, Step
 from strata.decode import SamplingParams
 from strata.engine.engine import Engine
 from strata.errors import UsageError
-from strata.machine.roofline import Roofline, multiplies
+from strata.machine.roofline import Roofline
 from strata.program import Cost, Op, Segment
 
 
-@runtime_checkable
-class TimedSegment(Protocol):
-    """A loaded Segment whose backend measures its nodes."""
+@dataclass(frozen=True)
+class _TimedSegment:
+    """A loaded Segment and the times of its nodes."""
 
     segment: Segment
-    node_parts: Sequence[tuple[Op, ...]]
-
-    def set_timing(self, on: bool) -> None:
-        """Measure from now on, or no longer."""
-
-    def take_times(self) -> list[tuple[str, float]]:
-        """Op kind and seconds of each node since the last call."""
+    nodes: NodeTimes
 
 
 @dataclass(frozen=True)
@@ -95,30 +88,31 @@ def time_ops(
     not measure its nodes.
     """
     loaded = engine.runner.loaded
-    timed = [segment for segment in loaded if isinstance(segment, TimedSegment)]
+    timed = [_TimedSegment(s.segment, s.node_times) for s in loaded if s.node_times is not None]
     if len(timed) < len(loaded):
-        raise UsageError("times of single Ops are measured by the cpu backend only")
+        raise UsageError(
+            f"the {engine.runner.backend.name} backend does not measure times of single Ops; the "
+            "cpu backend does"
+        )
     clock = _Clock(engine, timed, roofline)
     vocabulary = engine.runner.model.vocab_size
     ids = np.random.default_rng(0).integers(0, vocabulary, max(prompt, depth, 1)).tolist()
     for segment in timed:
-        segment.set_timing(True)
+        segment.nodes.set_timing(True)
     try:
         clock.decode(ids[: max(depth, 1)])  # warms up
         decode = [clock.decode(ids[: max(depth, 1)]) for _ in range(repeat)]
         prefill = [clock.prefill(ids[:prompt]) for _ in range(repeat if prompt else 0)]
     finally:
         for segment in timed:
-            segment.set_timing(False)
+            segment.nodes.set_timing(False)
     fastest = min(decode, key=lambda times: times.step_s)
     return min(prefill, key=lambda times: times.step_s, default=None), fastest
 
 
 class _Clock:
-    def __init__(self, engine: Engine, timed: Sequence[TimedSegment], roofline: Roofline) -> None:
+    def __init__(self, engine: Engine, timed: Sequence[_TimedSegment], roofline: Roofline) -> None:
         self._engine, self._timed, self._roofline = engine, timed, roofline
-        # Only the cpu backend has nodes, and it knows its instruction set.
-        self._isa: str = getattr(engine.runner.backend, "isa", "")
         layers = engine.runner.model.kv
         elements = KV_BLOCK * sum(2 * layer.kv_heads * layer.head_dim for layer in layers)
         self._kv_bytes = engine.kv_bytes / (engine.status().kv_blocks * max(elements, 1))
@@ -165,7 +159,7 @@ class _Clock:
             self._engine.cancel(request)
 
     def _take(self) -> list[list[tuple[str, float]]]:
-        return [segment.take_times() for segment in self._timed]
+        return [segment.nodes.take_times() for segment in self._timed]
 
     def _times(
         self, steps: Sequence[Step], tokens: int, depth: int, seconds: float, repeats: int
@@ -178,7 +172,7 @@ class _Clock:
         groups: dict[tuple[bool, str, str], list[_Node]] = {}
         for segment, times in zip(self._timed, self._take(), strict=True):
             head = segment is self._timed[-1]
-            for (kind, spent), ops in zip(times, segment.node_parts, strict=True):
+            for (kind, spent), ops in zip(times, segment.nodes.node_parts, strict=True):
                 group = (head, kind, _label(kind, ops))
                 groups.setdefault(group, []).append(self._node(segment, ops, spent, costs))
         # The head does not run in steps that want no logits.
@@ -203,7 +197,7 @@ class _Clock:
 
     def _node(
         self,
-        segment: TimedSegment,
+        segment: _TimedSegment,
         ops: Iterable[Op],
         seconds: float,
         costs: dict[tuple[str, str], Cost],
@@ -218,9 +212,7 @@ class _Clock:
             outside += cost.weight_bytes + cost.kv_bytes
             multiplied = "f32"
             if op.kind == "matmul":
-                multiplied = multiplies(
-                    self._engine.runner.weight_type(name, op.inputs[1]), self._isa
-                )
+                multiplied = segment.nodes.multiplies(op.inputs[1])
             computing += cost.flops / self._roofline.multiply_ops_s(multiplied)
         return _Node(seconds, moved, flops, max(outside / self._roofline.read_bytes_s, computing))
 

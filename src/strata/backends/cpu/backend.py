@@ -6,7 +6,7 @@ import hashlib
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,69 +14,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
-from strata.backends.base import Activations, Books, KVCache, LoadedSegment, NoBooks, Step
-from strata.backends.cpu.reading import (
-    ReadCounts,
-    Reading,
-    WeightLoad,
-    WeightReader,
-    counts,
-    packed_nbytes,
+from strata.backends.base import (
+    Activations,
+    BackendStats,
+    Books,
+    KVCache,
+    LoadedSegment,
+    NoBooks,
+    Step,
 )
-from strata.backends.cpu.reading import native_id as native_id
-from strata.backends.cpu.segment import JoinedSegments, NativeSegment, Parameters, Track
-from strata.backends.kv_types import BF16, F16, Q8_0, KVType
+from strata.backends.cpu.profile import (
+    KV_TYPES,
+    CpuModelProfile,
+    check_axes,
+    partials_bytes,
+    profile,
+)
+from strata.backends.cpu.reading import WeightLoad, WeightReader, native_id, packed_nbytes
+from strata.backends.cpu.segment import (
+    HiddenState,
+    JoinedSegments,
+    NativeSegment,
+    Parameters,
+    Track,
+)
+from strata.backends.kv_types import KVType
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.errors import UsageError
-from strata.program import KVLayer, Segment, Weight, WeightUnit
+from strata.program import KVLayer, Model, Segment, Weight
 from strata.quant import by_name
 from strata.quant.grids import grid
 
-MAX_TOKENS = 512
-"""Tokens of one step: as many rows as the arena holds."""
-
-MAX_OUT_ROWS = 64
-"""Rows of logits of one call of the head."""
-
 _CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
-
-
-@dataclass(frozen=True)
-class CpuSettings:
-    """What the backend is made for; a Plan gives all of it.
-
-    A step has at most ``max_tokens`` tokens, ``max_out_rows`` rows of logits at a time, and at most
-    ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
-    The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
-    buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
-    are fetched one by one.
-    """
-
-    max_tokens: int = MAX_TOKENS
-    max_out_rows: int = MAX_OUT_ROWS
-    parallel: int = 1
-    positions: int = 0
-    streamed: frozenset[str] = frozenset()
-    ring_bytes: int = 0
-    tile_bytes: int = 0
-    reading: Reading = field(default_factory=Reading)
-
-
-@dataclass(frozen=True)
-class StreamStats:
-    """What streaming has done so far. ``rows`` are embedding rows, which are fetched one by one;
-    ``used_bytes`` of the file were multiplied with, ``tiles`` were read, some of them ahead.
-
-    Seconds: ``waited_s`` the kernels waited for a tile, ``full_s`` all readers waited for room,
-    ``fetching_s`` some reader read.
-    """
-
-    tiles: ReadCounts
-    rows: ReadCounts
-    used_bytes: int
-    waited_s: float
-    full_s: float
-    fetching_s: float
 
 
 def available_isas() -> tuple[str, ...]:
@@ -185,20 +155,21 @@ class CpuBackend:
     """
 
     name = "cpu"
-    kv_types = (F16, BF16, Q8_0)
+    plans = True
+    kv_types = KV_TYPES
 
     def __init__(
         self,
         threads: int | None = None,
         isa: str | None = None,
-        settings: CpuSettings | None = None,
+        settings: BackendSettings | None = None,
         books: Books | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
         self.isa = choose_isa(isa)
         self.threads = threads or usable_cores()
-        self.settings = settings or CpuSettings()
+        self.settings = settings or BackendSettings()
         self._books = books or NoBooks()
         self._team = _native.Team(self.threads)
         self._reader = WeightReader(self.settings.reading)
@@ -211,18 +182,26 @@ class CpuBackend:
         )
         self._ropes: dict[tuple[bytes, float], _native.RopeTable] = {}
         self._step: tuple[Step, _native.Step] | None = None
+        self._stats: BackendStats | None = None
         for name in _CODEBOOKS:
             _native.set_grid(native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
 
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a step."""
-        return self.settings.max_tokens
+    @classmethod
+    def create(
+        cls, threads: int | None, device: str | None, settings: BackendSettings, books: Books
+    ) -> CpuBackend:
+        """``device`` is an instruction set."""
+        return cls(threads, device, settings, books)
+
+    @staticmethod
+    def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
+        """What a Model takes here."""
+        return profile(model, weights)
 
     @property
-    def max_out_rows(self) -> int:
-        """Rows of logits of one run of the head."""
-        return self.settings.max_out_rows
+    def device(self) -> str:
+        """The instruction set."""
+        return self.isa
 
     @_all_or_nothing
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
@@ -237,7 +216,7 @@ class CpuBackend:
                 self._books.take("weights", floats[weight.name].nbytes)
                 continue
             unit = units[weight.name]
-            _check_axes(weight, unit)
+            check_axes(weight, unit)
             streams = unit.name in self.settings.streamed
             if streams and self._packed.get(_key(weight, weights)) is None:
                 place = self._reader.place(weight, weights)
@@ -253,9 +232,10 @@ class CpuBackend:
             Parameters(matrices, floats, self._rope, self.settings.tile_bytes),
             self.settings.max_tokens,
             self.settings.max_out_rows,
+            self.isa,
         )
         self._segments.append(native)
-        self._arena = None
+        self._arena = self._stats = None
         return native
 
     def _pack(
@@ -305,7 +285,11 @@ class CpuBackend:
             return
         arena = max(s.arena_bytes for s in self._segments)
         scratch = max(s.scratch_floats for s in self._segments)
-        self._books.take("activations", arena + 4 * scratch * self.threads + self._partials())
+        ops = tuple(op for s in self._segments for op in s.segment.program.ops)
+        partials = partials_bytes(
+            ops, self.settings.positions, self.settings.parallel, self.threads
+        )
+        self._books.take("activations", arena + 4 * scratch * self.threads + partials)
         self._books.take("logits", 4 * self.settings.max_out_rows * self._segments[-1].external)
         tracks = [s.track for s in self._segments if s.track]
         allocated = _native.Arena(arena, self.threads, scratch)
@@ -324,17 +308,6 @@ class CpuBackend:
         for number, segment in enumerate(s for s in self._segments if s.track):
             segment.attach(stream, number)
         return stream
-
-    def _partials(self) -> int:
-        """Bytes of partial results that split attention may come to take."""
-        shapes = {
-            (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["head_dim"])
-            for segment in self._segments
-            for op in segment.segment.program.ops
-            if op.kind == "attention"
-        }
-        size = (self.threads, self.settings.parallel, self.settings.positions)
-        return max((_native.partials_bytes(*shape, *size) for shape in shapes), default=0)
 
     def run(
         self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
@@ -389,23 +362,62 @@ class CpuBackend:
         self._ropes.clear()
         self._arena = self._stream = self._step = None
 
-    def stream_stats(self) -> StreamStats | None:
-        """What streaming has done so far; None where nothing is streamed."""
-        if self._stream is None:
-            return None
-        stream = self._stream
-        return StreamStats(
-            counts(stream.counters),
-            counts(self._reader.row_counters),
-            stream.used_bytes,
-            stream.waited_s,
-            stream.full_s,
-            stream.fetching_s,
-        )
+    def export(
+        self, activations: Activations, names: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
+        """See Backend. The hidden state lies in the arena, in rows of the step that was run."""
+        out = {}
+        for name in names:
+            value = activations[name]
+            if isinstance(value, HiddenState):
+                assert self._arena is not None
+                assert self._step is not None
+                value = self._arena.floats(len(self._step[0].tokens), value.width).copy()
+            out[name] = value
+        return out
 
-    def load_counts(self) -> ReadCounts:
-        """What loading of resident weights has read."""
-        return counts(self._reader.counters)
+    def import_(self, arrays: Mapping[str, NDArray[np.float32]], step: Step) -> Activations:
+        """See Backend. UsageError if the arrays are not the one hidden state of the step."""
+        self.prepare()
+        assert self._arena is not None
+        rows = len(step.tokens)
+        if len(arrays) != 1 or any(x.ndim != 2 or len(x) != rows for x in arrays.values()):
+            shapes = {name: x.shape for name, x in arrays.items()}
+            raise UsageError(f"one hidden state of {rows} rows goes in, not {shapes}")
+        self._native_step(step)
+        for name, x in arrays.items():
+            self._arena.floats(*x.shape)[:] = x
+            return {name: HiddenState(x.shape[1])}
+        return {}
+
+    def stats(self) -> BackendStats:
+        """See Backend. Where nothing is streamed it stays the same once all is loaded."""
+        if self._stats is not None:
+            return self._stats
+        stream, loading, rows = self._stream, self._reader.counters, self._reader.row_counters
+        stats = BackendStats(
+            rows=rows.wanted,
+            row_reads=rows.reads,
+            rows_from_disk=rows.from_disk,
+            loaded=loading.wanted,
+            loading_s=loading.reading_s,
+        )
+        if stream is not None:
+            tiles = stream.counters
+            return replace(
+                stats,
+                used=stream.used_bytes,
+                wanted=tiles.wanted,
+                from_disk=tiles.from_disk,
+                reads=tiles.reads,
+                reading_s=tiles.reading_s,
+                fetching_s=stream.fetching_s,
+                waited_s=stream.waited_s,
+                full_s=stream.full_s,
+            )
+        if self._arena is not None and not self.settings.streamed:
+            self._stats = stats
+        return stats
 
     def cached_bytes(self) -> int:
         """Page cache that the model's files take, whoever brought it there."""
@@ -419,18 +431,3 @@ class CpuBackend:
 
 def _key(weight: Weight, weights: WeightSource) -> object:
     return (id(weights), weight.source, weight.rows, weight.transform)
-
-
-def _check_axes(weight: Weight, unit: WeightUnit) -> None:
-    """WeightError for weights that the kernels do not know how to read."""
-    if unit.reads == "routed":
-        raise WeightError(
-            f"tensor '{weight.source}' of shape {list(weight.shape)} holds {unit.experts} experts, "
-            f"of which a router chooses some: the native kernels do not know them; use a model "
-            f"without experts"
-        )
-    if len(weight.shape) != 2:
-        raise WeightError(
-            f"tensor '{weight.source}' of shape {list(weight.shape)} is no matrix: the native "
-            f"kernels do not know it; use a model without it"
-        )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import strata._native as _native
+from strata.backends.settings import Reading
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.formats.disk_file import DiskFile
 from strata.program import Weight
@@ -28,21 +29,6 @@ def native_id(block_type: BlockType) -> int:
     """The id in csrc/kernels/kernels.h; one without kernels gets an id that no kernel knows."""
     own = _OWN_FORMATS.get(block_type.name, block_type.gguf_id)
     return -1 if own is None else own
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read: by ``threads`` at a time, and what is loaded once with reads of at most
-    ``request_bytes``.
-
-    ``direct`` reads go past the page cache where the file system can. Buffered ones leave nothing
-    in it with ``drop_behind``.
-    """
-
-    threads: int = 4
-    request_bytes: int = 2 << 20
-    direct: bool = False
-    drop_behind: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class Parameters:
     tile_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class HiddenState:
+    """Stands for the hidden state, which lies at offset 0 of the arena in rows of this width."""
+
+    width: int
+
+
 class NativeSegment:
     """A lowered Segment and its packed weights.
 
@@ -46,9 +53,15 @@ class NativeSegment:
     """
 
     def __init__(
-        self, segment: Segment, parameters: Parameters, max_tokens: int, max_out_rows: int
+        self,
+        segment: Segment,
+        parameters: Parameters,
+        max_tokens: int,
+        max_out_rows: int,
+        isa: str,
     ) -> None:
         self.segment = segment
+        self._isa = isa
         self._parameters = parameters
         self.track: Track = []
         self._max_tokens = max_tokens
@@ -63,6 +76,7 @@ class NativeSegment:
         }
         lowered = lower(segment, forms)
         self._external = program.outputs[0] if "logits" in segment.outputs else None
+        self.hidden = {segment.outputs[0]: HiddenState(program.values[program.outputs[0]].width)}
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")
         rows = {"T": max_tokens, "R": max_out_rows}
@@ -131,12 +145,18 @@ class NativeSegment:
         self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
     ) -> Mapping[str, Any]:
         """Run over a step; returns the outputs under their outer names."""
-        out = None
-        if self._external is not None:
-            width = self.segment.program.values[self._external].width
-            out = np.empty((len(step.out_rows), width), np.float32)
+        if self._external is None:
+            self._native.run(team, isa, arena, native_step, kv, self._max_tokens, None)
+            return self.hidden
+        width = self.segment.program.values[self._external].width
+        out = np.empty((len(step.out_rows), width), np.float32)
         self._native.run(team, isa, arena, native_step, kv, self._max_tokens, out)
         return {self.segment.outputs[0]: out}
+
+    @property
+    def node_times(self) -> NativeSegment:
+        """The nodes are measured here."""
+        return self
 
     def set_timing(self, on: bool) -> None:
         """Measure the time of each node from now on."""
@@ -146,6 +166,10 @@ class NativeSegment:
         """Op kind and seconds of each node since the last call. ``node_ops`` are the kinds alone,
         ``node_parts`` the Ops that each node does."""
         return list(zip(self.node_ops, self._native.take_times(), strict=False))
+
+    def multiplies(self, weight: str) -> str:
+        """What the products with a weight multiply: int8, bf16 or f32."""
+        return multiplies(str(self._parameters.matrices[weight].input_form), self._isa)
 
     def _mark(self, kind: str) -> None:
         added = int(self._native.nodes) - len(self.node_ops)
@@ -247,6 +271,13 @@ class NativeSegment:
         )
 
 
+def multiplies(input_form: str, isa: str) -> str:
+    """What products multiply whose input is ``q8``, ``bf16`` or ``f32``: int8, bf16 or f32."""
+    if input_form == "bf16":
+        return "bf16" if _native.multiply_peak(isa, "bf16", 1) else "f32"
+    return "int8" if input_form == "q8" else "f32"
+
+
 class JoinedSegments:
     """Resident Segments that run in one native call, in their order."""
 
@@ -254,6 +285,8 @@ class JoinedSegments:
         # They own what the native side points to.
         self.segments = tuple(segments)
         self.segment = segments[-1].segment
+        self.node_times = None
+        self._hidden = segments[-1].hidden
         self._max_tokens = max_tokens
         self._native = _native.Joined(tuple(s.native for s in segments))
 
@@ -272,4 +305,4 @@ class JoinedSegments:
     ) -> Mapping[str, Any]:
         """Run over a step; returns the outputs of the last Segment under their outer names."""
         self._native.run(team, isa, arena, native_step, kv, self._max_tokens)
-        return {self.segment.outputs[0]: None}
+        return self._hidden

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from strata.backends.profile import SweepSize
+from strata.backends.weights import WeightSource
 from strata.llm import LLM
 from strata.machine.machine import Machine
 from strata.machine.probe import known_machine
 from strata.machine.rates import Rates, best_read
-from strata.plan.cost_model import CostModel, Load, Streaming
+from strata.plan.cost_model import CostModel, Streaming
 from strata.plan.outline import outline
 from strata.program import Workload
 
@@ -45,14 +47,15 @@ class Forecast:
         if last.tokens != last.out_rows:
             return None
         past = last.context // _DEPTH_STEP * _DEPTH_STEP
-        load = Load(last.tokens, 1, past, last.out_rows)
-        return last.tokens / self._costs.sweep(load, self._streaming).total_s
+        size = SweepSize(last.tokens, 1, past, last.out_rows)
+        return last.tokens / self._costs.sweep(size, self._streaming).total_s
 
 
 def forecast(llm: LLM) -> Forecast | None:
     """None where the machine was never measured (`strata probe` does it), or has no kernels."""
     file, threads = llm.runtime.file, llm.threads
-    if file is None or threads is None:
+    backend = llm.runtime.backend
+    if threads is None or not backend.plans:
         return None
     machine = llm.runtime.machine or known_machine(file.paths[0])
     if machine is None or not machine.memory_read or not machine.kernels:
@@ -62,7 +65,7 @@ def forecast(llm: LLM) -> Forecast | None:
         nbytes[tensor.type.name] += tensor.nbytes
     plan = llm.plan
     costs = CostModel(
-        outline(file.path.name, llm.model, file),
+        outline(file.path.name, llm.model, file, backend.profile(llm.model, WeightSource(file))),
         Rates(machine, threads),
         "f16" if plan is None else plan.kv_type,
     )

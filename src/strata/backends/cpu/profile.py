@@ -1,0 +1,314 @@
+"""What the native backend takes and how long it computes, from a model's header alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import strata._native as _native
+from strata.backends.cpu.lower import Lowered, lower
+from strata.backends.cpu.placement import Placement
+from strata.backends.cpu.reading import native_id
+from strata.backends.cpu.tiles import ProductPart, cut, smallest_tile
+from strata.backends.kv_types import BF16, F16, KV_BLOCK, Q8_0, KVType
+from strata.backends.profile import (
+    MatrixProfile,
+    ModelProfile,
+    OpRates,
+    SegmentProfile,
+    SweepSize,
+    UnitProfile,
+)
+from strata.backends.weights import WeightError, WeightSource
+from strata.program import Model, Op, Program, Segment, Weight, WeightUnit
+from strata.quant import by_name
+
+KV_TYPES: tuple[KVType, ...] = (F16, BF16, Q8_0)
+"""As csrc/kernels/kernels.h numbers them."""
+
+PANEL = 16
+"""Rows of a matrix that are packed together, and the least that is streamed."""
+
+READ_SLACK = 3 * 4096
+"""What alignment adds to a read at both ends, and to its buffer."""
+
+READ_ENTRY = 160
+"""Where a read of a stream begins, and what becomes of it."""
+
+STORED_LINES = 136 << 10
+"""Lines of a transposed matrix that are read at a time."""
+
+HUGE_PAGE = 2 << 20
+"""Bytes of one, in which memory for reads is taken."""
+
+ROPE_STRIDE = 256
+"""Positions by which a table of rotary positions grows."""
+
+
+@dataclass(frozen=True)
+class CpuSegmentProfile(SegmentProfile):
+    """A Segment as it will be lowered."""
+
+    lowered: Lowered = field(repr=False, compare=False)
+
+    @property
+    def least_tile(self) -> int:
+        """A panel, or two of each matrix where one gates another."""
+        return max((smallest_tile(p, together=t) for p, t in self._products), default=0)
+
+    def reads(self, tile_bytes: int) -> int:
+        """See SegmentProfile."""
+        return sum(_reads(parts, tile_bytes, together) for parts, together in self._products)
+
+    @cached_property
+    def _products(self) -> tuple[tuple[tuple[ProductPart, ...], bool], ...]:
+        """The matrices of each node that multiplies, and whether its tiles have parts of all."""
+        weights = {m.name: m for m in self.matrices}
+        found = []
+        for node in self.lowered.nodes:
+            matrices = [weights[p.op.inputs[1]] for p in node.products]
+            parts = tuple(ProductPart(-(-m.rows // PANEL), panel_bytes(m)) for m in matrices)
+            if parts:
+                found.append((parts, node.glu is not None))
+        return tuple(found)
+
+    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+        """See SegmentProfile."""
+        program = self.segment.program
+
+        def rows(name: str) -> int:
+            dim = program.values[name].shape[0]
+            return dim if isinstance(dim, int) else {"T": tokens, "R": out_rows}[dim]
+
+        external = program.outputs[0] if "logits" in self.segment.outputs else None
+        return Placement(program, self.lowered, rows, external).layout.size
+
+    def seconds(self, size: SweepSize, rates: OpRates, kv_element_bytes: float) -> float:
+        """See SegmentProfile."""
+        program = self.segment.program
+        weights = {m.name: m for m in self.matrices}
+        if self.selects and not size.out_rows:
+            return 0.0
+        # Products, adds and gates that are fused cost as much by themselves as in one node.
+        seconds = rates.call_s + rates.node_s * len(self.lowered.nodes)
+        for op in program.ops:
+            rows = size.out_rows if program.values[op.output].shape[0] == "R" else size.tokens
+            if op.kind == "matmul":
+                m = weights[op.inputs[1]]
+                operations = 2.0 * rows * m.rows * m.width
+                seconds += rates.product_s(m.format, m.packed_bytes, operations)
+            elif op.kind == "attention":
+                seconds += _attention_s(op, program, size, rates, kv_element_bytes)
+            else:
+                seconds += rates.elementwise_s(4 * rows * _widths(op, program))
+        return seconds
+
+
+@dataclass(frozen=True)
+class CpuModelProfile(ModelProfile):
+    """``copies`` says that some weights are not read as the kernels want them: 8-bit floats apart
+    from their scales, or transposed, which ``turns`` says."""
+
+    segments: tuple[CpuSegmentProfile, ...]
+    copies: bool = False
+    turns: bool = False
+
+    @cached_property
+    def _arenas(self) -> dict[tuple[int, int], int]:
+        return {}
+
+    @cached_property
+    def largest_panel(self) -> int:
+        """File bytes of the largest panel that streams."""
+        panels = (_panel_file_bytes(m) for s in self.segments for m in s.matrices if not m.lookup)
+        return max(panels, default=0)
+
+    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+        """See ModelProfile."""
+        key = (tokens, out_rows)
+        if key not in self._arenas:
+            self._arenas[key] = max(s.arena_bytes(tokens, out_rows) for s in self._distinct)
+        return self._arenas[key]
+
+    def scratch_bytes(self, *, streams: bool) -> int:
+        """See ModelProfile; panels of what streams are packed in the scratch."""
+        return self._streaming_scratch if streams else self._resident_scratch
+
+    @cached_property
+    def _resident_scratch(self) -> int:
+        widths = [m.width for s in self.segments for m in s.matrices]
+        heads = [op.attrs["head_dim"] for op in self._attentions]
+        return 4 * max(
+            int(_native.matmul_scratch_floats(max(widths, default=0))),
+            int(_native.attention_scratch_floats(max(heads, default=0))),
+        )
+
+    @cached_property
+    def _streaming_scratch(self) -> int:
+        streamed = (m for s in self.segments for m in s.matrices if not m.lookup)
+        products = (
+            4 * int(_native.matmul_scratch_floats(m.width)) + _packing_bytes(m) for m in streamed
+        )
+        return max(self._resident_scratch, *products)
+
+    def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
+        """See ModelProfile."""
+        tables = sum(rope_table_bytes(n, context) for n in self.rope_frequencies)
+        return tables + partials_bytes(self._attentions, context, parallel, threads)
+
+    def loading_bytes(self, threads: int, request_bytes: int) -> int:
+        """A request a thread, or at least a panel of any matrix; in huge pages, of which a buffer
+        that is read into is made."""
+        nbytes = threads * self.request_room(request_bytes)
+        return -(-nbytes // HUGE_PAGE) * HUGE_PAGE
+
+    def request_room(self, request_bytes: int) -> int:
+        """Bytes that one thread reads into while loading."""
+        read = max(request_bytes, self.largest_panel)
+        # Weights that are put together or turned on the way need their bytes twice.
+        return (2 if self.copies else 1) * read + READ_SLACK
+
+    def streaming_bytes(self, threads: int, tile_bytes: int) -> int:
+        """Entries of the reads of a sweep, and lines that are turned."""
+        return self.reads(tile_bytes) * READ_ENTRY + (threads * STORED_LINES if self.turns else 0)
+
+    @cached_property
+    def rope_frequencies(self) -> tuple[int, ...]:
+        """Frequencies of each table of rotary positions."""
+        kinds = {
+            (op.attrs["inv_freq"], op.attrs["mscale"], op.inputs[1:]): len(op.attrs["inv_freq"])
+            for s in self.segments
+            for op in s.segment.program.ops
+            if op.kind == "rope"
+        }
+        return tuple(kinds.values())
+
+    @cached_property
+    def _attentions(self) -> tuple[Op, ...]:
+        """Every attention."""
+        ops = (op for s in self.segments for op in s.segment.program.ops)
+        return tuple(op for op in ops if op.kind == "attention")
+
+    @cached_property
+    def _distinct(self) -> tuple[CpuSegmentProfile, ...]:
+        """One Segment of each kind: layers are alike but for names."""
+        kinds: dict[tuple[object, ...], CpuSegmentProfile] = {}
+        for s in self.segments:
+            forms = tuple(_input_form(m.format) for m in s.matrices)
+            ops = tuple((op.kind, len(op.inputs)) for op in s.segment.program.ops)
+            widths = tuple(v.shape for v in s.segment.program.values.values())
+            kinds.setdefault((ops, widths, forms), s)
+        return tuple(kinds.values())
+
+
+def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
+    """The profile of a Model on this backend. Asks ``weights`` for block types, and reads none."""
+    segments = tuple(_segment(segment, weights) for segment in model.segments)
+    everything = [w for segment in model.segments for w in segment.weights]
+    turns = any(w.transform == "transpose" for w in everything)
+    copies = turns or any(weights.type(w).gguf_id is None for w in everything)
+    return CpuModelProfile(segments, model.kv, KV_TYPES, copies, turns)
+
+
+def partials_bytes(ops: tuple[Op, ...], positions: int, parallel: int, threads: int) -> int:
+    """Bytes of partial results that split attention may come to take."""
+    shapes = {
+        (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["head_dim"])
+        for op in ops
+        if op.kind == "attention"
+    }
+    size = (threads, parallel, positions)
+    return max((int(_native.partials_bytes(*shape, *size)) for shape in shapes), default=0)
+
+
+def rope_table_bytes(frequencies: int, positions: int) -> int:
+    """Bytes of cos and sin of every position. A table grows by doubling: at its last growth the one
+    before is still there."""
+    return 2 * 2 * 4 * frequencies * (positions + ROPE_STRIDE)
+
+
+def panel_bytes(m: MatrixProfile) -> int:
+    """Bytes of one packed panel."""
+    return m.packed_bytes // -(-m.rows // PANEL)
+
+
+def _panel_file_bytes(m: MatrixProfile) -> int:
+    """Bytes that one panel takes in the file."""
+    return m.file_bytes * min(PANEL, m.rows) // m.rows
+
+
+def _packing_bytes(m: MatrixProfile) -> int:
+    """Bytes of the panels that a thread packs together while the matrix streams."""
+    kind = native_id(by_name(m.format))
+    return int(_native.packing_bytes(kind, m.width)) if _native.format_info(kind) else 0
+
+
+def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
+    units = tuple(
+        UnitProfile(unit.name, unit.reads, tuple(_matrix(w, unit, weights) for w in unit.weights))
+        for unit in segment.units
+    )
+    vectors = sum(4 * w.shape[0] for w in segment.weights if len(w.shape) == 1)
+    forms = {m.name: _input_form(m.format) for unit in units for m in unit.matrices}
+    return CpuSegmentProfile(segment, units, vectors, lower(segment, forms))
+
+
+def _matrix(weight: Weight, unit: WeightUnit, weights: WeightSource) -> MatrixProfile:
+    check_axes(weight, unit)
+    kind = weights.type(weight)
+    rows, width = weight.shape
+    file_bytes = kind.tensor_nbytes(weight.shape)
+    known = _native.format_info(native_id(kind)) is not None
+    packed = int(_native.packed_bytes(native_id(kind), rows, width)) if known else file_bytes
+    source = (weight.source, weight.rows)
+    lookup = unit.reads == "rows"
+    return MatrixProfile(weight.name, source, kind.name, rows, width, file_bytes, packed, lookup)
+
+
+def check_axes(weight: Weight, unit: WeightUnit) -> None:
+    """WeightError for weights that the kernels do not know how to read."""
+    if unit.reads == "routed":
+        raise WeightError(
+            f"tensor '{weight.source}' of shape {list(weight.shape)} holds {unit.experts} experts, "
+            f"of which a router chooses some: the native kernels do not know them; use a model "
+            f"without experts"
+        )
+    if len(weight.shape) != 2:
+        raise WeightError(
+            f"tensor '{weight.source}' of shape {list(weight.shape)} is no matrix: the native "
+            f"kernels do not know it; use a model without it"
+        )
+
+
+@lru_cache(maxsize=64)
+def _input_form(format: str) -> str:
+    info = _native.format_info(native_id(by_name(format)))
+    return str(info["input_form"]) if isinstance(info, dict) else "f32"
+
+
+@lru_cache(maxsize=1024)
+def _reads(parts: tuple[ProductPart, ...], tile_bytes: int, together: bool) -> int:
+    return sum(map(len, cut(parts, tile_bytes, together=together)))
+
+
+def _attention_s(
+    op: Op, program: Program, size: SweepSize, rates: OpRates, kv_element_bytes: float
+) -> float:
+    window = op.attrs["window"]
+    seen = size.past + size.rows
+    # Keys are gone through in whole blocks, of which half of the last is in vain.
+    average = size.past + (size.rows + 1) / 2 + (KV_BLOCK / 2 if size.rows > 1 else 0)
+    if window:
+        seen, average = min(seen, window + size.rows), min(average, window)
+    width = program.values[op.inputs[0]].width
+    position = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"] * kv_element_bytes
+    operations = 4.0 * size.tokens * average * width
+    return rates.attention_s(size.sequences * position * seen, operations)
+
+
+def _widths(op: Op, program: Program) -> int:
+    """Elements read and written for each row by an Op without a matrix."""
+    read = sum(
+        program.values[name].width for name in op.inputs if program.values[name].role != "weight"
+    )
+    return read + program.values[op.output].width

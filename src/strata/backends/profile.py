@@ -1,0 +1,203 @@
+"""What a backend says of a model before anything is loaded: the bytes and seconds it will take.
+
+A planner asks for a ModelProfile and decides by it; how a backend comes to its figures is its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from strata.backends.kv_types import KVType, choose_kv_type
+from strata.program import KVLayer, Reads, Segment
+
+
+@dataclass(frozen=True)
+class SweepSize:
+    """What a sweep advances: ``sequences`` of them by ``rows`` tokens each, after ``past`` others,
+    and ``out_rows`` rows of logits from which tokens are chosen."""
+
+    sequences: int
+    rows: int
+    past: int
+    out_rows: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the sweep."""
+        return self.sequences * self.rows
+
+
+class OpRates(Protocol):
+    """What a machine reaches, as seconds of single things; see ``strata.machine.rates.Rates``."""
+
+    @property
+    def call_s(self) -> float:
+        """Seconds of a native call that has next to nothing to do."""
+
+    @property
+    def node_s(self) -> float:
+        """Seconds of opening and closing one node's work among the threads."""
+
+    def product_s(self, format: str, nbytes: int, operations: float) -> float:
+        """Seconds of a product that reads ``nbytes`` of weights and does so many operations."""
+
+    def pack_s(self, format: str, nbytes: int) -> float:
+        """Seconds of bringing bytes of a file into the kernels' form, with all threads."""
+
+    def attention_s(self, kv_bytes: float, operations: float) -> float:
+        """Seconds of attention that reads so many bytes of KV and does so many operations."""
+
+    def elementwise_s(self, nbytes: int) -> float:
+        """Seconds of an Op without a matrix that reads and writes so many bytes."""
+
+
+@dataclass(frozen=True)
+class MatrixProfile:
+    """A weight of two axes: ``file_bytes`` in the file, ``packed_bytes`` in memory. ``source`` says
+    what it is stored as: a tied head is the embedding table. ``lookup`` marks tables of which only
+    the rows of a step's tokens are read."""
+
+    name: str
+    source: tuple[str, tuple[int, int] | None]
+    format: str
+    rows: int
+    width: int
+    file_bytes: int
+    packed_bytes: int
+    lookup: bool
+
+
+@dataclass(frozen=True)
+class UnitProfile:
+    """A WeightUnit's sizes: ``packed_bytes`` in memory when it stays, ``streamed_bytes`` read from
+    the file in a sweep when it does not. Of tables only the rows of a step's tokens are read, which
+    is not counted."""
+
+    name: str
+    reads: Reads
+    matrices: tuple[MatrixProfile, ...]
+
+    @cached_property
+    def streamed_bytes(self) -> int:
+        """Bytes read from the file in a sweep when it is not resident."""
+        return 0 if self.reads == "rows" else sum(m.file_bytes for m in self.matrices)
+
+    @cached_property
+    def packed_bytes(self) -> int:
+        """Bytes of its matrices in memory."""
+        return sum(m.packed_bytes for m in self.matrices)
+
+    def pack_seconds(self, rates: OpRates) -> float:
+        """Seconds of bringing it from the file's form into that of the kernels."""
+        if self.reads == "rows":
+            return 0.0
+        return sum(rates.pack_s(m.format, m.file_bytes) for m in self.matrices)
+
+
+@dataclass(frozen=True)
+class SegmentProfile(ABC):
+    """A Segment's weights and what running it takes. ``vector_bytes`` are norms and biases, which
+    always stay in memory."""
+
+    segment: Segment
+    units: tuple[UnitProfile, ...]
+    vector_bytes: int
+
+    @cached_property
+    def matrices(self) -> tuple[MatrixProfile, ...]:
+        """Those of all units."""
+        return tuple(m for unit in self.units for m in unit.matrices)
+
+    @property
+    def name(self) -> str:
+        """The Segment's name."""
+        return self.segment.name
+
+    @cached_property
+    def selects(self) -> bool:
+        """Whether it gives logits: of selected rows, and not at all for a step that wants none."""
+        return any(op.kind == "select" for op in self.segment.program.ops)
+
+    @cached_property
+    def streamed_bytes(self) -> int:
+        """Bytes read from the file in a sweep when nothing of it is resident."""
+        return sum(unit.streamed_bytes for unit in self.units)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of its matrices in memory."""
+        return sum(unit.packed_bytes for unit in self.units)
+
+    @property
+    @abstractmethod
+    def least_tile(self) -> int:
+        """Bytes of the smallest tile that everything that streams of it can be cut into."""
+
+    @abstractmethod
+    def reads(self, tile_bytes: int) -> int:
+        """Reads that a sweep takes when it streams: one for each matrix's part of a tile."""
+
+    @abstractmethod
+    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+        """Bytes of activations that a step of so many tokens and rows of logits takes."""
+
+    @abstractmethod
+    def seconds(self, size: SweepSize, rates: OpRates, kv_element_bytes: float) -> float:
+        """Seconds of its arithmetic in a sweep, wherever the weights come from.
+        ``kv_element_bytes`` are bytes that a number of the KV takes."""
+
+
+@dataclass(frozen=True)
+class ModelProfile(ABC):
+    """The Segments of a model, and what they share."""
+
+    segments: tuple[SegmentProfile, ...]
+    kv: tuple[KVLayer, ...]
+    kv_types: tuple[KVType, ...]
+
+    @cached_property
+    def vector_bytes(self) -> int:
+        """Bytes of all norms and biases."""
+        return sum(s.vector_bytes for s in self.segments)
+
+    @cached_property
+    def units(self) -> tuple[UnitProfile, ...]:
+        """Those of all Segments, in running order."""
+        return tuple(unit for s in self.segments for unit in s.units)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes of all matrices that a sweep multiplies with, as the file has them."""
+        return sum(s.streamed_bytes for s in self.segments)
+
+    def reads(self, tile_bytes: int) -> int:
+        """Reads of a sweep in which everything streams in tiles of this size."""
+        return sum(s.reads(tile_bytes) for s in self.segments)
+
+    def kv_bytes(self, blocks: int, kv_type: str) -> int:
+        """Bytes of KV blocks."""
+        return blocks * choose_kv_type(kv_type, self.kv_types).block_nbytes(self.kv)
+
+    @abstractmethod
+    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+        """Bytes of the activations of a step; Segments take turns with them."""
+
+    @abstractmethod
+    def scratch_bytes(self, *, streams: bool) -> int:
+        """Bytes of scratch of each thread that computes; more where any matrix may stream."""
+
+    @abstractmethod
+    def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
+        """Bytes that attention over ``context`` positions of ``parallel`` sequences takes beside
+        activations and KV: tables of rotary positions, partial results."""
+
+    @abstractmethod
+    def loading_bytes(self, threads: int, request_bytes: int) -> int:
+        """Bytes that so many threads read into while they load what stays."""
+
+    @abstractmethod
+    def streaming_bytes(self, threads: int, tile_bytes: int) -> int:
+        """Bytes beside the ring while everything streams, read by so many threads."""

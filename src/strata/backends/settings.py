@@ -1,0 +1,47 @@
+"""What a backend is made for: all that a Plan decides about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MAX_TOKENS = 512
+"""Tokens of one step: as many rows as activations have memory for."""
+
+MAX_OUT_ROWS = 64
+"""Rows of logits of one call of the head."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: by ``threads`` at a time, and what is loaded once with reads of at most
+    ``request_bytes``.
+
+    ``direct`` reads go past the page cache where the file system can. Buffered ones leave nothing
+    in it with ``drop_behind``.
+    """
+
+    threads: int = 4
+    request_bytes: int = 2 << 20
+    direct: bool = False
+    drop_behind: bool = False
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """Sizes of steps, and what streams.
+
+    A step has at most ``max_tokens`` tokens, ``max_out_rows`` rows of logits at a time, and at most
+    ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
+    The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
+    buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
+    are fetched one by one. A backend that streams nothing keeps all.
+    """
+
+    max_tokens: int = MAX_TOKENS
+    max_out_rows: int = MAX_OUT_ROWS
+    parallel: int = 1
+    positions: int = 0
+    streamed: frozenset[str] = frozenset()
+    ring_bytes: int = 0
+    tile_bytes: int = 0
+    reading: Reading = field(default_factory=Reading)
