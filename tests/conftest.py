@@ -4,8 +4,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from strata.backends.registry import register
+
+if TYPE_CHECKING:
+    from strata.backends.base import Backend
+
+
+def _copying() -> type[Backend]:
+    from support.copying_backend import CopyingBackend
+
+    return CopyingBackend
+
+
+register("copying", _copying)
+
+BACKENDS = ["cpu", pytest.param("copying", marks=pytest.mark.slow)]
+"""What is tested above the backends holds on each of them."""
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a backend."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -87,5 +87,3 @@ def test_backends_that_keep_to_no_plan_say_so(smollm2_path: Path) -> None:
             assert not kind.plans
             with pytest.raises(UsageError, match="memory budget"):
                 kind.profile(model, WeightSource(file))
-
-

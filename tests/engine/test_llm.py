@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import math
 import subprocess
 import sys
@@ -11,23 +10,18 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from strata import LLM, Output, SamplingParams, StrataError, UsageError
 from strata.backends.base import Step
 
-Backend = Literal["cpu", "reference"]
 PROMPTS = ["Once upon a time", "def fibonacci(n):", "1 2 3 4", "The sea is"]
 SHORT = SamplingParams(max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2_path: Path) -> Iterator[LLM]:
-    # Either backend will do: what is tested here is above them.
-    native = importlib.util.find_spec("strata._native") is not None
-    backend: Backend = "cpu" if native else "reference"
+def llm(smollm2_path: Path, backend: str) -> Iterator[LLM]:
     with LLM(smollm2_path, backend=backend, threads=2, context=512, parallel=3) as opened:
         yield opened
         opened.engine.check_integrity()
@@ -189,8 +183,7 @@ def test_what_cannot_be_asked(llm: LLM, smollm2_path: Path) -> None:
 
 
 def test_a_closed_llm_says_so(smollm2_path: Path) -> None:
-    native = importlib.util.find_spec("strata._native") is not None
-    opened = LLM(smollm2_path, backend="cpu" if native else "reference", context=64)
+    opened = LLM(smollm2_path, context=64)
     opened.close()
     opened.close()
     with pytest.raises(UsageError, match="closed"):

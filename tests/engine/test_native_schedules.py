@@ -13,8 +13,9 @@ from time import sleep
 import numpy as np
 import pytest
 
-from strata.backends.base import KV_BLOCK
+from strata.backends.base import KV_BLOCK, NoBooks
 from strata.backends.cpu.backend import CpuBackend
+from strata.backends.registry import backend_class
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.decode import Sample, SamplingParams
@@ -51,13 +52,14 @@ JOBS = jobs(16)
 
 
 @pytest.fixture(scope="module")
-def runner(smollm2_path: Path) -> Iterator[Runner]:
+def runner(smollm2_path: Path, backend: str) -> Iterator[Runner]:
     with open_model(smollm2_path) as file:
-        yield Runner(CpuBackend(threads=2), build_model(file, CONTEXT), WeightSource(file))
+        chosen = backend_class(backend).create(2, None, BackendSettings(), NoBooks())
+        yield Runner(chosen, build_model(file, CONTEXT), WeightSource(file))
 
 
 @pytest.fixture(scope="module")
-def streaming(smollm2_path: Path) -> Iterator[Runner]:
+def streaming(smollm2_path: Path, backend: str) -> Iterator[Runner]:
     """The same weights, of which all but a few pass through a ring that holds some of them."""
     with open_model(smollm2_path) as file:
         model = build_model(file, CONTEXT)
@@ -65,7 +67,8 @@ def streaming(smollm2_path: Path) -> Iterator[Runner]:
         units = (unit.name for segment in model.segments for unit in segment.units)
         names = frozenset(units) - {*resident}
         settings = BackendSettings(streamed=names, ring_bytes=24 << 20, tile_bytes=1 << 20)
-        yield Runner(CpuBackend(threads=2, settings=settings), model, WeightSource(file))
+        chosen = backend_class(backend).create(2, None, settings, NoBooks())
+        yield Runner(chosen, model, WeightSource(file))
 
 
 def engine(runner: Runner, kv: KVSettings, parallel: int, budget: int) -> Engine:

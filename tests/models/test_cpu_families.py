@@ -12,6 +12,7 @@ from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.kv_types import F16
 from strata.backends.reference import ReferenceBackend
 from strata.formats import ModelFile, open_model
+from support.copying_backend import CopyingBackend
 from support.forward import Forward
 
 NAMES = make_tiny_models.names()
@@ -26,6 +27,9 @@ def check(file: ModelFile, golden: make_tiny_models.Golden) -> None:
     # Both round K and V to f16, some elements up here and down there: that moves the logits by
     # less than rounding all of them does. The rest is float32, as in test_goldens.
     bound = np.abs(want - exact).max() + TOLERANCE
+    copying = CopyingBackend(CpuBackend(threads=2))
+    best = Forward(file, golden.context, copying).logits(tokens, [1, len(tokens) - 1])
+    assert best.tobytes() == Forward(file, golden.context, copying.inner).logits(tokens).tobytes()
     for isa in available_isas():
         forward = Forward(file, golden.context, CpuBackend(threads=2, isa=isa))
         got = forward.logits(tokens)

@@ -26,10 +26,10 @@ def llm(smollm2_path: Path) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="session")
-def shared_server(smollm2_path: Path) -> Iterator[Running]:
+def shared_server(smollm2_path: Path, backend: str) -> Iterator[Running]:
     from support.running import load, running
 
-    with load(smollm2_path) as served, running(served, keepalive_s=0.05) as server:
+    with load(smollm2_path, backend=backend) as served, running(served, keepalive_s=0.05) as server:
         yield server
 
 

@@ -34,7 +34,7 @@ LONG: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def strict(smollm2_path: Path) -> Iterator[Running]:
+def strict(smollm2_path: Path, backend: str) -> Iterator[Running]:
     """A server with a key and small limits."""
     limits = {
         "api_key": KEY,
@@ -48,7 +48,7 @@ def strict(smollm2_path: Path) -> Iterator[Running]:
         "cors_origins": ("https://friend.example",),
     }
     with (
-        load(smollm2_path, context=2048) as served,
+        load(smollm2_path, context=2048, backend=backend) as served,
         running(served, send_buffer=8192, **limits) as server,
     ):
         yield server

@@ -48,7 +48,7 @@ class Forward:
             for segment in self.segments:
                 part = step(tokens[past : past + count], past)
                 values = self.backend.run(segment, part, kv, values)
-            rows.append(values["logits"])
+            rows.append(self.backend.export(values, ("logits",))["logits"])
             past += count
         assert past == len(tokens)
         return np.concatenate(rows)

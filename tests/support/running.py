@@ -70,7 +70,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def load(path: Path, **options: int) -> LLM:
+def load(path: Path, **options: int | str) -> LLM:
     """A model for tests."""
     return LLM(path, **{"threads": 2, "context": 1024, "parallel": 4, **options})  # type: ignore[arg-type]
 

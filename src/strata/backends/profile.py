@@ -17,12 +17,12 @@ from strata.program import KVLayer, Reads, Segment
 @dataclass(frozen=True)
 class SweepSize:
     """What a sweep advances: ``sequences`` of them by ``rows`` tokens each, after ``past`` others,
-    and ``out_rows`` rows of logits from which tokens are chosen."""
+    and ``logit_rows`` rows of logits from which tokens are chosen."""
 
     sequences: int
     rows: int
     past: int
-    out_rows: int
+    logit_rows: int
 
     @property
     def tokens(self) -> int:
@@ -141,7 +141,7 @@ class SegmentProfile(ABC):
         """Reads that a sweep takes when it streams: one for each matrix's part of a tile."""
 
     @abstractmethod
-    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+    def arena_bytes(self, tokens: int, logit_rows: int) -> int:
         """Bytes of activations that a step of so many tokens and rows of logits takes."""
 
     @abstractmethod
@@ -182,7 +182,7 @@ class ModelProfile(ABC):
         return blocks * choose_kv_type(kv_type, self.kv_types).block_nbytes(self.kv)
 
     @abstractmethod
-    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+    def arena_bytes(self, tokens: int, logit_rows: int) -> int:
         """Bytes of the activations of a step; Segments take turns with them."""
 
     @abstractmethod

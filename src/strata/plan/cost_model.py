@@ -72,7 +72,7 @@ class CostModel:
         Reading goes ahead of the work as far as the ring buffer has room: all that resident
         Segments take between two that stream is only of use for that.
         """
-        outside = constants.STEP + self._choosing_s(size.out_rows)
+        outside = constants.STEP + self._choosing_s(size.logit_rows)
         rate = streaming.bytes_s * constants.DISK_SHARE
         room = streaming.ring_bytes * constants.RING_SHARE
         ahead = total = reading = working = packing = 0.0
@@ -86,7 +86,7 @@ class CostModel:
                 streaming.segment_pack_s,
                 strict=True,
             ):
-                if s.selects and not size.out_rows:
+                if s.selects and not size.logit_rows:
                     continue
                 taken = max(seconds + pack, (nbytes - ahead) / rate)
                 ahead = min(room, ahead + rate * taken - nbytes)
@@ -112,7 +112,7 @@ class CostModel:
         """Whether weights are read faster than multiplied with, at so many rows."""
         reading = computing = 0.0
         for s in self.model.segments:
-            rows = size.out_rows if s.selects else size.tokens
+            rows = size.logit_rows if s.selects else size.tokens
             for m in s.matrices:
                 if not m.lookup:
                     kernel = self.rates.kernel(m.format)
@@ -120,6 +120,6 @@ class CostModel:
                     computing += 2.0 * rows * m.rows * m.width / kernel.prefill_ops_s
         return "memory" if reading >= computing else "compute"
 
-    def _choosing_s(self, out_rows: int) -> float:
+    def _choosing_s(self, logit_rows: int) -> float:
         per_token = constants.SAMPLE + self.model.vocabulary * constants.SAMPLE_LOGIT
-        return out_rows * per_token
+        return logit_rows * per_token

@@ -72,13 +72,13 @@ class CpuSegmentProfile(SegmentProfile):
                 found.append((parts, node.glu is not None))
         return tuple(found)
 
-    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+    def arena_bytes(self, tokens: int, logit_rows: int) -> int:
         """See SegmentProfile."""
         program = self.segment.program
 
         def rows(name: str) -> int:
             dim = program.values[name].shape[0]
-            return dim if isinstance(dim, int) else {"T": tokens, "R": out_rows}[dim]
+            return dim if isinstance(dim, int) else {"T": tokens, "R": logit_rows}[dim]
 
         external = program.outputs[0] if "logits" in self.segment.outputs else None
         return Placement(program, self.lowered, rows, external).layout.size
@@ -87,12 +87,12 @@ class CpuSegmentProfile(SegmentProfile):
         """See SegmentProfile."""
         program = self.segment.program
         weights = {m.name: m for m in self.matrices}
-        if self.selects and not size.out_rows:
+        if self.selects and not size.logit_rows:
             return 0.0
         # Products, adds and gates that are fused cost as much by themselves as in one node.
         seconds = rates.call_s + rates.node_s * len(self.lowered.nodes)
         for op in program.ops:
-            rows = size.out_rows if program.values[op.output].shape[0] == "R" else size.tokens
+            rows = size.logit_rows if program.values[op.output].shape[0] == "R" else size.tokens
             if op.kind == "matmul":
                 m = weights[op.inputs[1]]
                 operations = 2.0 * rows * m.rows * m.width
@@ -123,11 +123,11 @@ class CpuModelProfile(ModelProfile):
         panels = (_panel_file_bytes(m) for s in self.segments for m in s.matrices if not m.lookup)
         return max(panels, default=0)
 
-    def arena_bytes(self, tokens: int, out_rows: int) -> int:
+    def arena_bytes(self, tokens: int, logit_rows: int) -> int:
         """See ModelProfile."""
-        key = (tokens, out_rows)
+        key = (tokens, logit_rows)
         if key not in self._arenas:
-            self._arenas[key] = max(s.arena_bytes(tokens, out_rows) for s in self._distinct)
+            self._arenas[key] = max(s.arena_bytes(tokens, logit_rows) for s in self._distinct)
         return self._arenas[key]
 
     def scratch_bytes(self, *, streams: bool) -> int:

@@ -1,0 +1,135 @@
+"""A second backend: the native one as if its memory were another machine's.
+
+Activations and state are in memory of its own kind, and go in and out by copies that are asked for
+by name. Whoever takes what it gives for an array, or knows the native backend when he sees it,
+breaks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.base import (
+    Activations,
+    BackendStats,
+    Books,
+    KVCache,
+    LoadedSegment,
+    Step,
+)
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.kv_types import KVType
+from strata.backends.profile import ModelProfile
+from strata.backends.settings import BackendSettings
+from strata.backends.weights import WeightSource
+from strata.program import KVLayer, Model, Segment
+
+Floats = NDArray[np.float32]
+
+
+class DeviceArray:
+    """float32 [rows, width] that only its backend can look at."""
+
+    def __init__(self, host: Floats) -> None:
+        self._shape, self._data = host.shape, host.astype(np.float32).tobytes()
+
+    def fetch(self) -> Floats:
+        """A copy in host memory."""
+        return np.frombuffer(self._data, np.float32).reshape(self._shape).copy()
+
+
+@dataclass(frozen=True)
+class DeviceSegment:
+    """A Segment that the native backend has loaded."""
+
+    inner: LoadedSegment
+    node_times: None = None
+
+    @property
+    def segment(self) -> Segment:
+        return self.inner.segment
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+
+class CopyingBackend:
+    """Runs Segments one by one, with a copy of the activations in and one out."""
+
+    name = "copying"
+    plans = True
+    kv_types = CpuBackend.kv_types
+
+    def __init__(self, inner: CpuBackend) -> None:
+        self.inner = inner
+
+    @classmethod
+    def create(
+        cls, threads: int | None, device: str | None, settings: BackendSettings, books: Books
+    ) -> CopyingBackend:
+        return cls(CpuBackend.create(threads, device, settings, books))
+
+    @staticmethod
+    def profile(model: Model, weights: WeightSource) -> ModelProfile:
+        return CpuBackend.profile(model, weights)
+
+    @property
+    def numerics(self) -> str:
+        return self.inner.numerics
+
+    @property
+    def device(self) -> str:
+        return self.inner.device
+
+    @property
+    def threads(self) -> int | None:
+        return self.inner.threads
+
+    def load(self, segment: Segment, weights: WeightSource) -> LoadedSegment:
+        return DeviceSegment(self.inner.load(segment, weights))
+
+    def prepare(self) -> None:
+        self.inner.prepare()
+
+    def kv_cache(
+        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
+    ) -> KVCache:
+        return self.inner.kv_cache(layers, blocks, kv_type)
+
+    def join(self, loaded: Sequence[LoadedSegment]) -> None:
+        """Each Segment has its activations copied."""
+
+    def run(
+        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+    ) -> dict[str, DeviceArray]:
+        assert isinstance(loaded, DeviceSegment)
+        given: Activations = {}
+        if loaded.segment.program.inputs:
+            given = self.inner.import_({name: x.fetch() for name, x in inputs.items()}, step)
+        made = self.inner.run(loaded.inner, step, kv, given)
+        out = self.inner.export(made, loaded.segment.outputs)
+        if "logits" not in out:
+            # What the native backend keeps is worthless from here on.
+            self.inner.import_({n: np.full_like(x, np.nan) for n, x in out.items()}, step)
+        return {name: DeviceArray(x) for name, x in out.items()}
+
+    def export(self, activations: Activations, names: Sequence[str]) -> dict[str, Floats]:
+        return {name: activations[name].fetch() for name in names}
+
+    def import_(self, arrays: Mapping[str, Floats], step: Step) -> dict[str, DeviceArray]:
+        del step
+        return {name: DeviceArray(x) for name, x in arrays.items()}
+
+    def stats(self) -> BackendStats:
+        return self.inner.stats()
+
+    def cached_bytes(self) -> int:
+        return self.inner.cached_bytes()
+
+    def close(self) -> None:
+        self.inner.close()
