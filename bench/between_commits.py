@@ -22,6 +22,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -132,7 +133,7 @@ WORKS: dict[str, Work] = {
 
 def in_turns(count: int, measure: Callable[[str], Values]) -> list[Round]:
     """Rounds of ``measure(side)`` of both sides: A B, B A, A B, ..."""
-    rounds = []
+    rounds: list[Round] = []
     for i in range(count):
         order = SIDES if i % 2 == 0 else SIDES[::-1]
         rounds.append({side: measure(side) for side in order})
@@ -201,8 +202,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "clients": args.clients,
         "works": {},
     }
+
+    def turn(work: Work, side: str) -> Values:
+        return work(pythons[side], settings)
+
     for name in works:
-        rounds = in_turns(args.rounds, lambda side, w=WORKS[name]: w(pythons[side], settings))
+        rounds = in_turns(args.rounds, partial(turn, WORKS[name]))
         report["works"][name] = {"summary": summary(rounds), "rounds": rounds}
         for value, row in report["works"][name]["summary"].items():
             spread = f"{row['ratio']:.3f} ({row['ratio_least']:.3f}-{row['ratio_most']:.3f})"

@@ -188,7 +188,7 @@ def oracle_cases(models: Path) -> Iterator[Case]:
 def smollm2_cases(models: Path, *, whole: bool) -> Iterator[Case]:
     """The built-in model."""
     del models
-    works = ALL_WORKS if whole else ("greedy", "text")
+    works: tuple[str, ...] = ALL_WORKS if whole else ("greedy", "text")
     for kv in KV_TYPES if whole else KV_TYPES[:1]:
         yield Case("smollm2", works, kv, context=768, vocabulary=49152)
         works = ("long",)
