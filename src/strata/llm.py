@@ -4,43 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from strata.backends.kv_types import choose_kv_type
-from strata.backends.weights import WeightSource
 from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
     Delta,
     Driver,
     Engine,
     Job,
-    KVSettings,
     LoadProgress,
-    StoreSettings,
     Timings,
 )
-from strata.engine.kv_settings import check_room
-from strata.engine.runtime import LoadOptions, base_memory, make_runtime
-from strata.formats import ModelFile, open_model
-from strata.formats.fingerprint import fingerprint
+from strata.engine.loading import load
+from strata.engine.runtime import LoadOptions
 from strata.hub.references import resolve
-from strata.models import build_model
-from strata.program import Model
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
-from strata.text import Tokenizer, load_tokenizer
+from strata.text import Tokenizer
 
 if TYPE_CHECKING:
     from strata.memory import Ledger
     from strata.plan import Plan, Workload
     from strata.report.explain import Explanation
-
-DEFAULT_CONTEXT = 4096
-"""Positions for which KV is held unless asked otherwise, or as many as the model has if fewer."""
 
 DEFAULT_STORE_BYTES = 4 << 30
 """The most that a store of prefixes takes on disk unless asked otherwise."""
@@ -88,18 +76,19 @@ class LLM:
     """A model with its weights loaded and KV for ``parallel`` sequences of ``context`` positions.
 
     ``model`` is a reference: a built-in name, a .gguf file, a Hugging Face directory, or a
-    repository, which is downloaded unless it is here. ``backend`` is ``cpu`` (native kernels) or
-    ``reference`` (numpy in float32, slow). ``threads`` is for the cpu backend (None: one a core).
-    ``context`` None is DEFAULT_CONTEXT or the model's own if that is less, because KV memory grows
-    with it. ``progress`` is told of downloads and loading. Threads may share it: their calls take
-    turns, step by step, in one engine.
+    repository, which is downloaded unless it is here; a Path is taken as it is. ``backend`` is
+    ``cpu`` (native kernels) or ``reference`` (numpy in float32, slow). ``threads`` is for the cpu
+    backend (None: one a core). ``context`` None is 4096 or the model's own if that is less, because
+    KV memory grows with it. ``progress`` is told of downloads and loading. Threads may share it,
+    also beside a server: each call has the engine's steps that it needs, and the bits it would have
+    alone.
 
     ``memory`` is a budget in bytes (or text such as ``"4GB"``) for the whole process and the page
     cache it causes: weights that have no room are streamed from the file in every sweep, and
     BudgetTooSmall is raised before loading if even that does not fit. Without it the budget is what
     the machine leaves. A Plan is made for ``workload`` (whose context and concurrency are those
-    given here), in any case if ``planned``, else where memory is short; ``plan`` is executed
-    instead of one made here.
+    given here; or a function that makes it with the tokenizer), in any case if ``planned``, else
+    where memory is short; ``plan`` is executed instead of one made here.
 
     ``kv_type`` is how keys and values are kept: ``f16``, ``bf16`` or ``q8_0``. ``kv_bytes`` bounds
     the KV of all requests together, which then wait for each other or give way. The KV of earlier
@@ -120,7 +109,7 @@ class LLM:
         context: int | None = None,
         parallel: int = 1,
         memory: int | str | None = None,
-        workload: Workload | None = None,
+        workload: Workload | Callable[[Tokenizer], Workload] | None = None,
         planned: bool = False,
         plan: Plan | None = None,
         kv_type: str | None = None,
@@ -131,58 +120,35 @@ class LLM:
         serving: bool = False,
         progress: LoadProgress | None = None,
     ) -> None:
-        self.path = resolve(str(model), progress=progress)
+        self.path = model if isinstance(model, Path) else resolve(model, progress=progress)
         started = perf_counter()
-        process = base_memory(planned=planned or memory is not None)
-        self._file = open_model(self.path)
-        try:
-            self.model = _build(self._file, context)
-            self.wanted_context = self.model.context_length
-            self.backend = backend
-            limit = None if memory is None else _size(memory)
-            most_kv = None if kv_bytes is None else _size(kv_bytes)
-            options = LoadOptions(
-                limit,
-                threads,
-                context,
-                parallel,
-                workload,
-                planned,
-                kv_type,
-                most_kv,
-                serving,
-                process,
-                backend,
-            )
-            self.runtime = make_runtime(self._file, self.model, options, plan)
-            if self.runtime.context < self.model.context_length:
-                self.model = build_model(self._file, self.runtime.context)
-            kv = KVSettings(
-                type=self.plan.kv_type if self.plan else kv_type,
-                nbytes=most_kv,
-                store=_store(self._file, kv_store, kv_store_bytes),
-            )
-            kept = choose_kv_type(kv.type, self.runtime.backend.kv_types)
-            check_room(kv, kept, self.model, self.runtime.context)
-            # Building a tokenizer takes more for a while than it keeps: before there are weights.
-            with self.runtime.settling("tokenizer"):
-                stop_ids = self.tokenizer.stop_ids
-                self.tokenize("Much of it is made when it is first used.")
-            engine = Engine(
-                self.runtime.runner(self.model, WeightSource(self._file), progress),
-                context=self.runtime.context,
-                parallel=self.runtime.parallel,
-                token_budget=self.runtime.token_budget,
-                stop_ids=stop_ids,
-                kv=kv,
-                # A sweep that streams costs the same with many tokens as with few.
-                slowdown=None if self.plan and self.plan.streamed else slowdown,
-            )
-            self.driver = Driver(engine)
-            self.runtime.ready()
-        except BaseException:
-            self._file.close()
-            raise
+        loaded = load(
+            self.path,
+            LoadOptions(
+                memory=None if memory is None else _size(memory),
+                threads=threads,
+                context=context,
+                parallel=parallel,
+                workload=workload,
+                planned=planned,
+                kv_type=kv_type,
+                kv_bytes=None if kv_bytes is None else _size(kv_bytes),
+                serving=serving,
+                backend=backend,
+                kv_store=None if kv_store is None else Path(kv_store).expanduser(),
+                kv_store_bytes=_size(kv_store_bytes),
+                slowdown=slowdown,
+            ),
+            plan,
+            progress,
+        )
+        self.backend = backend
+        self._file = loaded.file
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.runtime = loaded.runtime
+        self.wanted_context = loaded.wanted_context
+        self.driver = Driver(loaded.engine)
         self.load_s = perf_counter() - started
 
     @property
@@ -221,11 +187,6 @@ class LLM:
         """Positions that a prompt and its answer share; fewer than ``wanted_context`` where memory
         is short and none was asked for."""
         return self.engine.context
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return load_tokenizer(self._file)
 
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
@@ -431,21 +392,6 @@ def _size(size: int | str) -> int:
     return parse_size(size) if isinstance(size, str) else size
 
 
-def _store(
-    file: ModelFile, directory: str | Path | None, nbytes: int | str
-) -> StoreSettings | None:
-    if directory is None:
-        return None
-    return StoreSettings(Path(directory).expanduser(), _size(nbytes), fingerprint(file))
-
-
 def _whole(run: Iterator[Chunk], count: int) -> list[Output]:
     outputs = {chunk.index: chunk.output for chunk in run if chunk.output is not None}
     return [outputs[index] for index in range(count)]
-
-
-def _build(file: ModelFile, context: int | None) -> Model:
-    model = build_model(file, context)
-    if context is None and model.context_length > DEFAULT_CONTEXT:
-        return build_model(file, DEFAULT_CONTEXT)
-    return model

@@ -6,14 +6,14 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import strata._native as _native
 from strata.backends.base import Backend
-from strata.backends.kv_types import choose_kv_type
+from strata.backends.kv_types import KVType, choose_kv_type
 from strata.backends.registry import DEFAULT, backend_class
 from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
@@ -29,6 +29,7 @@ from strata.sizes import format_size
 if TYPE_CHECKING:
     from strata.plan import Machine, Plan, Workload
     from strata.plan.plan import KVTypeName
+    from strata.text import Tokenizer
 
 _SURELY_FITS = 0.4
 """Of the free memory: a model whose weights take less is run without a Plan being made."""
@@ -51,23 +52,27 @@ print(json.dumps(to_json(probe(pathlib.Path(sys.argv[1]))[0])))
 class LoadOptions:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
-    ``parallel``; ``planned`` asks for a Plan in any case. ``kv_type`` None leaves it to the
-    backend; ``kv_bytes`` bounds the KV of all requests. ``serving`` says that they come over HTTP.
-    ``process_bytes`` is ``base_memory``, where it was asked for in time. ``backend`` is a name that
-    ``strata.backends.registry`` knows.
+    ``parallel``, or makes that with the model's tokenizer; ``planned`` asks for a Plan in any case.
+    ``kv_type`` None leaves it to the backend; ``kv_bytes`` bounds the KV of all requests, and
+    ``kv_store`` is a directory for prefixes. ``slowdown`` is that of the Engine. ``serving`` says
+    that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
+    time. ``backend`` is a name that ``strata.backends.registry`` knows.
     """
 
     memory: int | None = None
     threads: int | None = None
     context: int | None = None
     parallel: int = 1
-    workload: Workload | None = None
+    workload: Workload | Callable[[Tokenizer], Workload] | None = None
     planned: bool = False
     kv_type: str | None = None
     kv_bytes: int | None = None
     serving: bool = False
     process_bytes: int | None = None
     backend: str = DEFAULT
+    kv_store: Path | None = None
+    kv_store_bytes: int = 0
+    slowdown: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Runtime:
     parallel: int
     token_budget: int
     logit_rows: int
+    kv_type: KVType
     limited: bool = False
 
     @property
@@ -102,14 +108,6 @@ class Runtime:
     def weights_bytes(self) -> int:
         """Bytes of weights held, those that two Segments share counted once."""
         return self.ledger.owned.get("weights", 0)
-
-    @contextmanager
-    def settling(self, owner: str) -> Iterator[None]:
-        """Enters for ``owner`` what the process has come to take meanwhile."""
-        before = process_memory().total
-        yield
-        _native.give_back_memory()
-        self.ledger.take(owner, max(0, process_memory().total - before))
 
     def runner(self, model: Model, weights: WeightSource, progress: LoadProgress | None) -> Runner:
         """A Runner whose weights are loaded."""
@@ -146,7 +144,13 @@ class Runtime:
 
 
 def make_runtime(
-    file: ModelFile, model: Model, options: LoadOptions, plan: Plan | None = None
+    file: ModelFile,
+    model: Model,
+    options: LoadOptions,
+    plan: Plan | None = None,
+    *,
+    tokenizer: Tokenizer,
+    tokenizer_bytes: int,
 ) -> Runtime:
     """The backend that is asked for, by a Plan: the one given, else one made for the options.
 
@@ -158,16 +162,17 @@ def make_runtime(
     machine = None
     if plan is None and kind.plans and _needs_plan(file, options):
         machine = this_machine(file)
-        plan = _make_plan(file, model, machine, options, kind)
+        plan = _make_plan(file, model, machine, options, kind, tokenizer)
     limited = options.memory is not None
     if plan is None:
-        ledger = _ledger(None, 0)
+        ledger = _ledger(None, 0, tokenizer_bytes)
         settings = BackendSettings(positions=model.context_length, parallel=options.parallel)
         token_budget, context, parallel = TOKEN_BUDGET, model.context_length, options.parallel
         backend = kind.create(options.threads, None, settings, ledger)
     else:
         _check_plan(plan, model)
-        ledger = _ledger(plan.budget if limited else None, plan.predicted.memory.margin)
+        budget = plan.budget if limited else None
+        ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
         settings = _settings(plan, limited)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
         backend = kind.create(plan.threads, plan.isa, settings, ledger)
@@ -181,8 +186,15 @@ def make_runtime(
         parallel,
         token_budget,
         settings.max_out_rows,
+        choose_kv_type(plan.kv_type if plan else options.kv_type, backend.kv_types),
         limited,
     )
+
+
+def settled_memory() -> int:
+    """Resident bytes of this process, without what was freed."""
+    _native.give_back_memory()
+    return process_memory().total
 
 
 def base_memory(*, planned: bool) -> int:
@@ -223,7 +235,12 @@ def _needs_plan(file: ModelFile, options: LoadOptions) -> bool:
 
 
 def _make_plan(
-    file: ModelFile, model: Model, machine: Machine, options: LoadOptions, kind: type[Backend]
+    file: ModelFile,
+    model: Model,
+    machine: Machine,
+    options: LoadOptions,
+    kind: type[Backend],
+    tokenizer: Tokenizer,
 ) -> Plan:
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
@@ -231,6 +248,8 @@ def _make_plan(
     from strata.plan.planner import BudgetTooSmall
 
     workload = options.workload
+    if callable(workload):
+        workload = workload(tokenizer)
     if workload is None:
         half = (options.context or model.context_length) // 2
         usual = Workload()
@@ -289,8 +308,9 @@ def _settings(plan: Plan, limited: bool) -> BackendSettings:
     )
 
 
-def _ledger(budget: int | None, margin: int) -> Ledger:
+def _ledger(budget: int | None, margin: int, tokenizer_bytes: int) -> Ledger:
     """Books that begin with what the process takes already."""
     ledger = Ledger(budget, margin)
-    ledger.take("interpreter", process_memory().total)
+    ledger.take("interpreter", process_memory().total - tokenizer_bytes)
+    ledger.take("tokenizer", tokenizer_bytes)
     return ledger

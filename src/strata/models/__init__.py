@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from strata.formats import ModelFile
 from strata.models import gemma2, gemma3, gpt2, granite, llama, olmo2, opt, phi3, qwen2, qwen3
+from strata.models.config import read_trained_context
 from strata.models.errors import (
     ConfigError,
     MissingTensor,
@@ -16,6 +18,8 @@ from strata.models.errors import (
     UnexpectedTensor,
     UnknownArchitecture,
 )
+from strata.models.keys import Keys
+from strata.models.rope import has_factors_by_context
 from strata.program import Model
 
 Build = Callable[[ModelFile, str, int | None], Model]
@@ -67,6 +71,22 @@ def architecture(file: ModelFile) -> str:
     return str(file.metadata.get("model_type", ""))
 
 
+def trained_context(file: ModelFile) -> int:
+    """The positions that a model was made for. Raises a ModelError."""
+    return read_trained_context(Keys(file, _known(file)))
+
+
+def with_context(file: ModelFile, model: Model, context: int) -> Model:
+    """``model``, which was built from ``file``, for other positions.
+
+    What depends on the context beside its length is the choice of rope factors: only a model that
+    has such a choice is built again.
+    """
+    if not has_factors_by_context(file):
+        return replace(model, context_length=context)
+    return build_model(file, context)
+
+
 def build_model(file: ModelFile, context: int | None = None) -> Model:
     """The Model that a file describes, from its header alone.
 
@@ -74,13 +94,17 @@ def build_model(file: ModelFile, context: int | None = None) -> Model:
     chooses between long and short rope factors. Raises a ModelError or, for a context that the
     model does not have, UsageError.
     """
+    name = _known(file)
+    return FAMILIES[name](file, name, context)
+
+
+def _known(file: ModelFile) -> str:
     name = architecture(file)
-    build = FAMILIES.get(name)
-    if build is None:
+    if name not in FAMILIES:
         raise UnknownArchitecture(
             f"architecture '{name}' is not known; known: {', '.join(sorted(FAMILIES))}"
         )
-    return build(file, name, context)
+    return name
 
 
 __all__ = [
@@ -95,4 +119,6 @@ __all__ = [
     "UnknownArchitecture",
     "architecture",
     "build_model",
+    "trained_context",
+    "with_context",
 ]

@@ -81,7 +81,7 @@ def read_config(
     dim = keys.integer("head_dim", head_dim or width // heads, high=MAX_WIDTH)
     if keys.integer("value_dim", dim, high=MAX_WIDTH) != dim:
         raise ConfigError(f"'{keys.find('value_dim')[0]}' differs from the keys' {dim}")
-    trained = min(int(keys.number("context", low=1, high=1e38)), MAX_CONTEXT)
+    trained = read_trained_context(keys)
     if context is not None and not 1 <= context <= trained:
         raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
     ffn = keys.integer("ffn", ffn_ratio * width if ffn_ratio else REQUIRED, high=16 * MAX_WIDTH)
@@ -100,6 +100,11 @@ def read_config(
         tied=_tied(file, keys, tied),
         windows=(0,) * layers,
     )
+
+
+def read_trained_context(keys: Keys) -> int:
+    """The positions that the file states."""
+    return min(int(keys.number("context", low=1, high=1e38)), MAX_CONTEXT)
 
 
 def _vocabulary(file: ModelFile, keys: Keys) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from strata.formats import ModelFile
 from strata.models.config import Config
 from strata.models.errors import ConfigError
 from strata.models.keys import real, whole
@@ -239,3 +240,16 @@ def _llama3(s: _Scaling, plain: Any) -> Any:
         (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0
     )
     return plain / s.factor * (1 - blend) + plain * blend
+
+
+def has_factors_by_context(file: ModelFile) -> bool:
+    """Whether a file has rope factors of which the context decides: long ones and short ones."""
+    if file.kind == "gguf":
+        return any(name.startswith("rope_factors_") for name in file.tensors)
+    return _mentions(file.metadata, "long_factor")
+
+
+def _mentions(table: object, key: str) -> bool:
+    return isinstance(table, Mapping) and (
+        key in table or any(_mentions(value, key) for value in table.values())
+    )

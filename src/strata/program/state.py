@@ -96,7 +96,9 @@ def state_groups(state: Sequence[LayerState]) -> tuple[StateGroup, ...]:
         elif isinstance(layer, Recurrent):
             recurrent.append(number)
         elif not (layer.layer < number and isinstance(state[layer.layer], PagedKV)):
-            raise ProgramError(f"layer {number} shares state that layer {layer.layer} does not keep")
+            raise ProgramError(
+                f"layer {number} shares state that layer {layer.layer} does not keep"
+            )
     order = sorted(windows, key=lambda window: (window > 0, -window))
     groups = [StateGroup(tuple(windows[window]), window) for window in order]
     if recurrent:

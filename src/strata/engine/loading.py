@@ -1,0 +1,92 @@
+"""From a model file to an engine that is ready. What the next decision depends on comes first: the
+context, the Model, the tokenizer, the Plan, KV, and at last the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strata.backends.weights import WeightSource
+from strata.engine.engine import Engine
+from strata.engine.kv_settings import KVSettings, StoreSettings, check_room
+from strata.engine.runner import LoadProgress
+from strata.engine.runtime import LoadOptions, Runtime, base_memory, make_runtime, settled_memory
+from strata.formats import ModelFile, open_model
+from strata.formats.fingerprint import fingerprint
+from strata.machine.constants import DEFAULT_CONTEXT
+from strata.models import build_model, trained_context, with_context
+from strata.program import Model
+from strata.text import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from strata.plan import Plan
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to run. ``wanted_context`` is the context of ``engine``, or more where
+    memory was short and none was asked for."""
+
+    file: ModelFile
+    model: Model
+    wanted_context: int
+    tokenizer: Tokenizer
+    runtime: Runtime
+    engine: Engine
+
+
+def load(
+    path: Path, options: LoadOptions, plan: Plan | None = None, progress: LoadProgress | None = None
+) -> Loaded:
+    """Load the model at ``path``, by ``plan`` where there is one.
+
+    Raises BudgetTooSmall before any weight is read, and UsageError for what contradicts the model.
+    """
+    process = base_memory(planned=options.planned or options.memory is not None)
+    options = replace(options, process_bytes=process)
+    file = open_model(path)
+    try:
+        return _load(file, options, plan, progress)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _load(
+    file: ModelFile, options: LoadOptions, plan: Plan | None, progress: LoadProgress | None
+) -> Loaded:
+    wanted = options.context
+    if wanted is None:
+        wanted = min(DEFAULT_CONTEXT, trained_context(file))
+    model = build_model(file, wanted)
+    # Building a tokenizer takes more for a while than it keeps: before there are weights.
+    before = settled_memory()
+    tokenizer = load_tokenizer(file)
+    tokenizer.encode("Much of it is made when it is first used.")
+    tokenizer_bytes = max(0, settled_memory() - before)
+    runtime = make_runtime(
+        file, model, options, plan, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes
+    )
+    if runtime.context < wanted:
+        model = with_context(file, model, runtime.context)
+    kv = KVSettings(runtime.kv_type.name, options.kv_bytes, store=_store(file, options))
+    check_room(kv, runtime.kv_type, model, runtime.context)
+    engine = Engine(
+        runtime.runner(model, WeightSource(file), progress),
+        context=runtime.context,
+        parallel=runtime.parallel,
+        token_budget=runtime.token_budget,
+        stop_ids=tokenizer.stop_ids,
+        kv=kv,
+        # A sweep that streams costs the same with many tokens as with few.
+        slowdown=None if runtime.plan and runtime.plan.streamed else options.slowdown,
+    )
+    runtime.ready()
+    return Loaded(file, model, wanted, tokenizer, runtime, engine)
+
+
+def _store(file: ModelFile, options: LoadOptions) -> StoreSettings | None:
+    if options.kv_store is None:
+        return None
+    return StoreSettings(options.kv_store, options.kv_store_bytes, fingerprint(file))
