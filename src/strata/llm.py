@@ -23,7 +23,7 @@ from strata.engine.runtime import LoadOptions
 from strata.hub.references import resolve
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
-from strata.text import Tokenizer
+from strata.text import Tokenizer, chat_ids, prompt_ids
 
 if TYPE_CHECKING:
     from strata.memory import Ledger
@@ -235,10 +235,7 @@ class LLM:
         """
         one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         batch: Sequence[Any] = [prompts] if one else prompts
-        ids = [
-            self.tokenize(p, add_special=True, parse_special=True) if isinstance(p, str) else p
-            for p in batch
-        ]
+        ids = [prompt_ids(self.tokenizer, p) if isinstance(p, str) else p for p in batch]
         run = self._start(ids, params or SamplingParams(), continuing=True)
         if stream:
             return run
@@ -276,8 +273,7 @@ class LLM:
 
         ChatTemplateError if the model has none. ``stream`` as in ``generate``.
         """
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
-        ids = self.tokenize(text, parse_special=True)
+        ids = chat_ids(self.tokenizer, messages, tools)
         run = self._start([ids], params or SamplingParams(), continuing=False)
         return run if stream else _whole(run, 1)[0]
 

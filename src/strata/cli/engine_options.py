@@ -18,6 +18,7 @@ from strata.errors import UsageError
 if TYPE_CHECKING:
     from strata.llm import LLM
     from strata.plan import Workload
+    from strata.text import Tokenizer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -72,7 +73,7 @@ def open_llm(
     quiet: bool,
     parallel: int = 1,
     memory: int | None = None,
-    workload: Workload | None = None,
+    workload: Workload | Callable[[Tokenizer], Workload] | None = None,
     planned: bool = False,
     kv_type: str | None = None,
     kv_bytes: int | None = None,

@@ -31,6 +31,8 @@ from strata.errors import UsageError
 if TYPE_CHECKING:
     from strata.decode import SamplingParams
     from strata.llm import LLM, Output
+    from strata.plan import Workload
+    from strata.text import Tokenizer
 
 
 @click.command("run")
@@ -89,6 +91,10 @@ def command(
     from strata.decode import SamplingParams
 
     params = SamplingParams(**sampling)
+
+    def workload(tokenizer: Tokenizer) -> Workload:
+        return _workload(tokenizer, prompt or "", params, system=system, raw=raw)
+
     with open_llm(
         model,
         backend=backend,
@@ -99,6 +105,7 @@ def command(
         context=context,
         quiet=quiet,
         memory=memory,
+        workload=None if chatting else workload,
         planned=explain,
     ) as llm:
         if not raw and not llm.tokenizer.chat_templates:
@@ -130,10 +137,30 @@ def _answer(
 ) -> Output:
     if raw:
         return print_answer(llm.generate(prompt, params, stream=True), silent=silent)
-    messages = [{"role": "user", "content": prompt}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return print_answer(llm.chat(messages, params, stream=True), silent=silent)
+    return print_answer(llm.chat(_messages(prompt, system), params, stream=True), silent=silent)
+
+
+def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
+    asked = {"role": "user", "content": prompt}
+    return [asked] if system is None else [{"role": "system", "content": system}, asked]
+
+
+def _workload(
+    tokenizer: Tokenizer, prompt: str, params: SamplingParams, *, system: str | None, raw: bool
+) -> Workload:
+    """What the Plan is made for: this prompt, and as long an answer as may come, or a usual one."""
+    from strata.plan import Workload
+    from strata.text import chat_ids, prompt_ids
+
+    if raw or not tokenizer.chat_templates:
+        tokens = prompt_ids(tokenizer, prompt)
+    else:
+        tokens = chat_ids(tokenizer, _messages(prompt, system))
+    # A Plan has at least a token to make; without one the prompt is refused later, by its name.
+    prompt_tokens = max(len(tokens), 1)
+    if params.max_tokens is None:
+        return Workload(prompt_tokens)
+    return Workload(prompt_tokens, answer_tokens=params.max_tokens)
 
 
 def _as_json(model: str, llm: LLM, answer: Output) -> dict[str, Any]:
