@@ -9,6 +9,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <iterator>
+#include <cstring>
 #include <memory>
 #include <tuple>
 
@@ -48,14 +50,63 @@ void pack_weight(PackedWeight& w, nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_
   team.run(job);
 }
 
-using SpanTuple = std::tuple<int64_t, int64_t, int64_t, Array1<int32_t>>;
+// A block id that is not there: what it held has left the window (strata.backends.base.NO_BLOCK).
+constexpr int32_t kNoBlock = -1;
 
-std::unique_ptr<Step> make_step(Array1<int32_t> tokens, Array1<int32_t> positions,
-                                Array1<int32_t> out_rows, const std::vector<SpanTuple>& spans) {
+using Table = Array1<int32_t>;
+using SpanTuple = std::tuple<int64_t, int64_t, int64_t, std::vector<Table>, int64_t>;
+
+// Appends the part of a table that a span needs, checked: every block that a row of it can see must
+// be there.
+void add_table(std::vector<int32_t>& to, const StateStore::Group& group, const Table& table,
+               int64_t past, int64_t rows) {
+  // Of recurrent state the slot that is read, if any, and the one that is written.
+  const int64_t needed = group.recurrent ? 2 : (past + rows + kKvBlock - 1) / kKvBlock;
+  require(static_cast<int64_t>(table.size()) >= needed, "step: block table too short");
+  const int64_t first = group.window > 0 && past >= group.window ? past - group.window + 1 : 0;
+  const int64_t seen = group.recurrent ? (past == 0 ? 1 : 0) : first / kKvBlock;
+  const int32_t* blocks = table.data();
+  for (int64_t i = 0; i < needed; ++i) {
+    require(blocks[i] >= (i < seen ? kNoBlock : 0) && blocks[i] < group.blocks,
+            group.recurrent ? "step: slot out of range" : "step: KV block out of range");
+  }
+  to.insert(to.end(), blocks, blocks + needed);
+}
+
+// A slot that is written is read and written by nobody else in the step.
+void check_slots(const Step& s, int64_t group, int64_t groups) {
+  std::vector<int32_t> read, written;
+  for (size_t i = static_cast<size_t>(group); i < s.table_of.size(); i += static_cast<size_t>(groups)) {
+    read.push_back(s.table_of[i][0]);
+    written.push_back(s.table_of[i][1]);
+  }
+  std::sort(read.begin(), read.end());
+  std::sort(written.begin(), written.end());
+  std::vector<int32_t> both;
+  std::set_intersection(read.begin(), read.end(), written.begin(), written.end(),
+                        std::back_inserter(both));
+  require(both.empty() && std::adjacent_find(written.begin(), written.end()) == written.end(),
+          "step: a slot that is written is used by two spans, or read as well");
+}
+
+// The rows whose keys and values go into a branch's blocks as well as into their own.
+void inherit(StepView& view, const std::vector<int64_t>& parents, size_t span) {
+  int64_t end = view.spans[span].past;
+  for (int64_t p = parents[span]; p >= 0; p = parents[static_cast<size_t>(p)]) {
+    const Span& ancestor = view.spans[static_cast<size_t>(p)];
+    view.inherited.push_back({ancestor.row, ancestor.row + end - ancestor.past, ancestor.past, span});
+    end = ancestor.past;
+  }
+}
+
+std::unique_ptr<Step> make_step(const StateStore& store, Array1<int32_t> tokens,
+                                Array1<int32_t> positions, Array1<int32_t> logits_indices,
+                                const std::vector<SpanTuple>& spans) {
   auto s = std::make_unique<Step>();
+  s->store = store.id();
   s->tokens.assign(tokens.data(), tokens.data() + tokens.size());
   s->positions.assign(positions.data(), positions.data() + positions.size());
-  s->out_rows.assign(out_rows.data(), out_rows.data() + out_rows.size());
+  s->logits_indices.assign(logits_indices.data(), logits_indices.data() + logits_indices.size());
   const auto count = static_cast<int64_t>(s->tokens.size());
   require(s->positions.size() == s->tokens.size(), "step: a position for each token is needed");
   int32_t max_position = -1;
@@ -67,34 +118,93 @@ std::unique_ptr<Step> make_step(Array1<int32_t> tokens, Array1<int32_t> position
     require(p >= 0, "step: negative position");
     max_position = std::max(max_position, p);
   }
-  for (int32_t r : s->out_rows) require(r >= 0 && r < count, "step: row of logits out of range");
+  for (int32_t r : s->logits_indices) {
+    require(r >= 0 && r < count, "step: row of logits out of range");
+  }
+  const int64_t groups = store.groups();
+  std::vector<size_t> starts;     // of tables, which move while they are collected
+  std::vector<int64_t> parents;
   int64_t next = 0;
-  for (const auto& [row, rows, past, table] : spans) {
+  for (const auto& [row, rows, past, tables, parent] : spans) {
     require(row == next && rows > 0 && past >= 0, "step: spans must cover the rows in order");
     next = row + rows;
     require(next <= count, "step: a span ends past the last row");
-    const int64_t needed = (past + rows + kKvBlock - 1) / kKvBlock;
-    require(static_cast<int64_t>(table.size()) >= needed, "step: block table too short");
-    s->tables.emplace_back(table.data(), table.data() + needed);
-    for (int32_t b : s->tables.back()) {
-      require(b >= 0, "step: negative KV block");
-      s->max_block = std::max(s->max_block, b);
+    require(static_cast<int64_t>(tables.size()) == groups, "step: a table for each group is needed");
+    for (int64_t g = 0; g < groups; ++g) {
+      starts.push_back(s->tables.size());
+      add_table(s->tables, store.group(g), tables[static_cast<size_t>(g)], past, rows);
     }
     for (int64_t r = row; r < next; ++r) {
       require(s->positions[static_cast<size_t>(r)] == past + r - row,
               "step: positions must follow the span");
     }
+    if (parent >= 0) {
+      require(parent < static_cast<int64_t>(parents.size()), "step: a branch stands before its parent");
+      require(!store.recurrent(), "step: recurrent state has no branches");
+      const Span& from = s->view.spans[static_cast<size_t>(parent)];
+      require(from.past < past && past <= from.past + from.rows,
+              "step: a branch must follow a row of its parent");
+    }
+    parents.push_back(parent);
     s->view.spans.push_back({row, rows, past, nullptr});
+    if (parent >= 0) inherit(s->view, parents, parents.size() - 1);
   }
   require(next == count, "step: spans must cover the rows in order");
-  for (size_t i = 0; i < s->tables.size(); ++i) s->view.spans[i].table = s->tables[i].data();
+  for (size_t start : starts) s->table_of.push_back(s->tables.data() + start);
+  for (size_t i = 0; i < s->view.spans.size(); ++i) {
+    s->view.spans[i].tables = s->table_of.data() + i * static_cast<size_t>(groups);
+  }
+  if (store.recurrent()) check_slots(*s, groups - 1, groups);
   s->view.tokens_count = count;
   s->view.tokens = s->tokens.data();
   s->view.positions = s->positions.data();
-  s->view.out_rows = s->out_rows.data();
-  s->view.out_rows_count = static_cast<int64_t>(s->out_rows.size());
+  s->view.logits_indices = s->logits_indices.data();
+  s->view.logits_count = static_cast<int64_t>(s->logits_indices.size());
   s->view.max_position = max_position + 1;
   return s;
+}
+
+// (kv_heads, k_dim, v_dim, v_in_k, floats); zeros where a layer does not keep that.
+using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t>;
+// (layers, window, recurrent, blocks).
+using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, bool, int64_t>;
+
+void make_store(StateStore* self, int type, const std::vector<KeptTuple>& layers,
+                const std::vector<GroupTuple>& groups) {
+  require(type >= 0 && type < kKvTypes, "state: no such KV type");
+  std::vector<StateStore::Kept> kept;
+  for (const auto& [heads, k_dim, v_dim, v_in_k, floats] : layers) {
+    require(std::min({heads, k_dim, v_dim, floats}) >= 0, "state: negative sizes");
+    require((heads > 0) == (k_dim > 0) && (heads > 0) == (v_dim > 0) && !(heads > 0 && floats > 0),
+            "state: a layer keeps keys and values, or floats");
+    require(!v_in_k || v_dim <= k_dim, "state: values are no part of keys");
+    kept.push_back({heads, {k_dim, v_dim, v_in_k}, floats});
+  }
+  std::vector<bool> seen(kept.size(), false);
+  std::vector<StateStore::Group> made;
+  for (const auto& [numbers, window, recurrent, blocks] : groups) {
+    require(blocks > 0 && window >= 0, "state: at least one block a group");
+    require(made.empty() || !made.back().recurrent, "state: the recurrent group is the last");
+    for (int64_t i : numbers) {
+      require(i >= 0 && i < static_cast<int64_t>(kept.size()) && !seen[static_cast<size_t>(i)],
+              "state: every layer is in one group at most");
+      seen[static_cast<size_t>(i)] = true;
+      const StateStore::Kept& k = kept[static_cast<size_t>(i)];
+      require(recurrent ? k.floats > 0 : k.kv_heads > 0, "state: a layer is in a group of another kind");
+    }
+    StateStore::Group group{numbers, window, recurrent, blocks};
+    made.push_back(std::move(group));
+  }
+  new (self) StateStore(static_cast<KvType>(type), kept, std::move(made));
+}
+
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void check_size(const StateStore& store, int64_t group, size_t given) {
+  require(static_cast<int64_t>(given) == store.group(group).block_stride,
+          "state: " + std::to_string(given) + " bytes given, a block has " +
+              std::to_string(store.group(group).block_stride));
 }
 
 }  // namespace
@@ -119,30 +229,39 @@ void bind_runtime(nb::module_& m) {
       .def("pack", &pack_weight, "rows"_a, "team"_a)
       .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.bytes.size(); })
       .def_prop_ro("input_form", [](const PackedWeight& w) { return input_form(w.format); });
-  nb::class_<KvStore>(m, "KvStore")
-      .def("__init__",
-           [](KvStore* self, int type, const std::vector<std::tuple<int64_t, int64_t>>& layers,
-              int64_t blocks) {
-             std::vector<KvStore::Shape> shapes;
-             require(type >= 0 && type < kKvTypes, "KV: no such type");
-             require(blocks > 0, "KV: at least one block");
-             for (const auto& [heads, dim] : layers) {
-               require(heads > 0 && dim > 0, "KV: heads and head_dim must be positive");
-               shapes.push_back({heads, dim});
-             }
-             new (self) KvStore(static_cast<KvType>(type), shapes, blocks);
+  nb::class_<StateStore>(m, "StateStore")
+      .def("__init__", &make_store, "type"_a, "layers"_a, "groups"_a)
+      .def_prop_ro("nbytes", &StateStore::nbytes)
+      .def("block_nbytes",
+           [](StateStore& s, int64_t group) {
+             s.block(group, 0);
+             return s.group(group).block_stride;
            },
-           "type"_a, "layers"_a, "blocks"_a)
-      .def_prop_ro("nbytes", &KvStore::nbytes)
-      .def_prop_ro("blocks", &KvStore::blocks)
-      .def("block",
-           [](nb::handle_t<KvStore> self, int64_t i) {
-             auto& kv = nb::cast<KvStore&>(self);
-             require(i >= 0 && i < kv.blocks(), "KV: block out of range");
-             return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(
-                 kv.block(i), {static_cast<size_t>(kv.block_stride())}, self);
+           "group"_a)
+      .def("copy",
+           [](StateStore& s, int64_t group, int64_t source, int64_t target) {
+             const uint8_t* from = s.block(group, source);
+             uint8_t* to = s.block(group, target);
+             nb::gil_scoped_release release;
+             std::memmove(to, from, static_cast<size_t>(s.group(group).block_stride));
            },
-           "block"_a, "The bytes of a block, all layers, as a writable view.");
+           "group"_a, "source"_a, "target"_a)
+      .def("read",
+           [](StateStore& s, int64_t group, int64_t block, Bytes out) {
+             const uint8_t* from = s.block(group, block);
+             check_size(s, group, out.size());
+             nb::gil_scoped_release release;
+             std::memcpy(out.data(), from, out.size());
+           },
+           "group"_a, "block"_a, "out"_a)
+      .def("write",
+           [](StateStore& s, int64_t group, int64_t block, ConstBytes data) {
+             uint8_t* to = s.block(group, block);
+             check_size(s, group, data.size());
+             nb::gil_scoped_release release;
+             std::memcpy(to, data.data(), data.size());
+           },
+           "group"_a, "block"_a, "data"_a);
   nb::class_<RopeTable>(m, "RopeTable")
       .def(nb::init<std::vector<float>, float>(), "inv_freq"_a, "mscale"_a);
   nb::class_<Arena>(m, "Arena")
@@ -160,10 +279,10 @@ void bind_runtime(nb::module_& m) {
            "rows"_a, "width"_a,
            "The rows at its beginning, where the hidden state lies between Segments, as a view.");
   nb::class_<Step>(m, "Step").def(
-      nb::new_([](Array1<int32_t> tokens, Array1<int32_t> positions, Array1<int32_t> out_rows,
-                  const std::vector<SpanTuple>& spans) {
-        return make_step(tokens, positions, out_rows, spans);
+      nb::new_([](const StateStore& state, Array1<int32_t> tokens, Array1<int32_t> positions,
+                  Array1<int32_t> logits_indices, const std::vector<SpanTuple>& spans) {
+        return make_step(state, tokens, positions, logits_indices, spans);
       }),
-      "tokens"_a, "positions"_a, "out_rows"_a, "spans"_a);
+      "state"_a, "tokens"_a, "positions"_a, "logits_indices"_a, "spans"_a);
   m.attr("KV_BLOCK") = kKvBlock;
 }

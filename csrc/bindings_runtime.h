@@ -19,6 +19,10 @@ using Array1 = nanobind::ndarray<const T, nanobind::ndim<1>, nanobind::c_contig,
 inline void require(bool ok, const std::string& message) {
   if (!ok) throw std::invalid_argument(message);
 }
+// For most: no string is made where all is well.
+inline void require(bool ok, const char* message) {
+  if (!ok) throw std::invalid_argument(message);
+}
 
 // The thread team with the lock that keeps its jobs apart.
 struct Team {
@@ -31,12 +35,15 @@ struct Team {
   std::mutex lock;
 };
 
-// A step with its own copies of everything, so that it cannot change while it runs.
+// A step with its own copies of everything, so that it cannot change while it runs, checked against
+// the groups and blocks of one StateStore.
 struct Step {
-  std::vector<int32_t> tokens, positions, out_rows;
-  std::vector<std::vector<int32_t>> tables;
+  std::vector<int32_t> tokens, positions, logits_indices;
+  std::vector<int32_t> tables;               // of all spans and groups, one after the other
+  std::vector<const int32_t*> table_of;      // [spans][groups]
   StepView view{};
-  int32_t max_token = -1, max_block = -1;
+  int32_t max_token = -1;
+  uint64_t store = 0;
 };
 
 }  // namespace strata

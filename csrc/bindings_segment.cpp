@@ -162,19 +162,35 @@ class SegmentBuilder {
     segment_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved,
                             std::move(table)}));
   }
-  void attention(int64_t q, int64_t k, int64_t v, int64_t out, int64_t layer, int64_t heads,
-                 int64_t kv_heads, int64_t head_dim, float scale, int64_t window, float softcap) {
+  void attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v, int64_t out,
+                 int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
+                 float scale, int64_t window, float softcap) {
     require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kQueryTile,
             "attention: at most " + std::to_string(kQueryTile) + " heads may share a KV head");
-    require(at(q).width == heads * head_dim && at(out).width == heads * head_dim &&
-                at(k).width == kv_heads * head_dim && at(v).width == kv_heads * head_dim,
+    require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
+                at(out).width == heads * v_dim && (!k || at(*k).width == kv_heads * k_dim) &&
+                (!v || at(*v).width == kv_heads * v_dim) && (k || !v),
             "attention: widths differ");
     require(window >= 0 && layer >= 0, "attention: negative window or layer");
-    AttentionSpec s{f32_value(q), f32_value(k), f32_value(v), f32_value(out), layer, heads,
-                    kv_heads, head_dim, window, scale, softcap};
-    attention_.push_back({layer, kv_heads, head_dim});
-    scratch_ = std::max(scratch_, attention_scratch_floats(head_dim));
+    AttentionSpec s{f32_value(q), {}, {}, f32_value(out), layer, heads, kv_heads, k_dim, v_dim,
+                    window, scale, softcap};
+    if (k) s.k = f32_value(*k);
+    if (v) s.v = f32_value(*v);
+    attention_.push_back({layer, kv_heads, k_dim, v_dim, window, k.has_value(), v.has_value()});
+    scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
     for (auto& node : make_attention(s)) segment_.add(std::move(node));
+  }
+  void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight) {
+    const int64_t width = at(x).width;
+    const auto taps = static_cast<int64_t>(weight.size()) / width;
+    require(at(out).width == width && static_cast<int64_t>(weight.size()) == taps * width,
+            "short_conv: widths differ");
+    require(taps >= 2 && taps <= kMostTaps,
+            "short_conv: 2 to " + std::to_string(kMostTaps) + " taps, not " + std::to_string(taps));
+    require(layer >= 0 && !at(x).selected && !at(out).selected && at(x).f32 != at(out).f32,
+            "short_conv: no such layer or rows");
+    recurrent_.push_back({layer, (taps - 1) * width});
+    segment_.add(make_short_conv({f32_value(x), f32_value(out), layer, taps, floats(weight)}));
   }
 
   int64_t scratch_floats() const { return scratch_; }
@@ -183,9 +199,9 @@ class SegmentBuilder {
   std::vector<double> take_times() { return segment_.take_times(); }
 
   using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig>;
-  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
+  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, StateStore& state,
            int64_t max_rows, const std::optional<Output>& out) {
-    const Context context = check(team, isa, arena, step, kv, max_rows, out);
+    const Context context = check(team, isa, arena, step, state, max_rows, out);
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> hold(team.lock);
     segment_.run(team.team, context, stream_.get(), track_, &check_signals);
@@ -193,7 +209,7 @@ class SegmentBuilder {
 
   // What a run needs, once it is known that nothing is out of bounds.
   Context check(const Team& team, const std::string& isa, Arena& arena, const Step& step,
-                KvStore& kv, int64_t max_rows, const std::optional<Output>& out) const {
+                StateStore& state, int64_t max_rows, const std::optional<Output>& out) const {
     const KernelTable* matrix = select_kernels(isa.c_str());
     const StepKernels* kernels = step_kernels(isa);
     require(matrix != nullptr && kernels != nullptr, "no kernels for '" + isa + "' here");
@@ -205,15 +221,16 @@ class SegmentBuilder {
     require(max_positions_ < 0 || step.view.max_position <= max_positions_,
             "position " + std::to_string(step.view.max_position - 1) +
                 " is past the model's learned positions");
-    require(step.max_block < kv.blocks(), "step: KV block out of range");
-    for (const AttentionUse& a : attention_) {
-      require(a.layer < kv.layers() && kv.layer(a.layer).kv_heads == a.kv_heads &&
-                  kv.layer(a.layer).head_dim == a.head_dim,
-              "attention: the KV cache is of another shape");
+    require(step.store == state.id(), "step: made for the blocks of another state");
+    for (const AttentionUse& a : attention_) check_kept(a, state);
+    for (const auto& [layer, floats] : recurrent_) {
+      require(layer < static_cast<int64_t>(state.layers().size()) &&
+                  state.layer(layer).group >= 0 && state.layer(layer).kept.floats == floats,
+              "short_conv: the state is of another shape");
     }
     float* external = nullptr;
     for (const Value& v : values_) {
-      const int64_t rows = v.selected ? step.view.out_rows_count : step.view.tokens_count;
+      const int64_t rows = v.selected ? step.view.logits_count : step.view.tokens_count;
       if (v.f32 == Value::kExternal) {
         require(out && static_cast<int64_t>(out->shape(0)) == rows &&
                     static_cast<int64_t>(out->shape(1)) == v.width,
@@ -230,21 +247,34 @@ class SegmentBuilder {
       }
     }
     for (const auto& [x, place] : narrow_) {
-      const int64_t rows = x.selected ? step.view.out_rows_count : step.view.tokens_count;
+      const int64_t rows = x.selected ? step.view.logits_count : step.view.tokens_count;
       require(place + static_cast<int64_t>(act_row_bytes(ActKind::bf16, x.width)) * rows <=
                   static_cast<int64_t>(arena.size()),
               "arena: a value does not fit");
     }
     require(!segment_.streamed() || stream_, "segment: no stream was attached");
-    return {matrix, kernels, &arena, &step.view, &kv, external, team.team.threads()};
+    return {matrix, kernels, &arena, &step.view, &state, external, team.team.threads()};
   }
   void append_to(std::vector<Phase>& run, int number) { segment_.append_to(run, number); }
   bool streamed() const { return segment_.streamed(); }
 
  private:
   struct AttentionUse {
-    int64_t layer, kv_heads, head_dim;
+    int64_t layer, kv_heads, k_dim, v_dim, window;
+    bool keys, values;
   };
+  static void check_kept(const AttentionUse& a, const StateStore& state) {
+    const char* wrong = "attention: the KV cache is of another shape";
+    require(a.layer < static_cast<int64_t>(state.layers().size()), wrong);
+    const StateStore::Layer& layer = state.layer(a.layer);
+    const KvShape& kv = layer.kept.kv;
+    require(layer.group >= 0 && layer.kept.kv_heads == a.kv_heads && kv.k_dim == a.k_dim &&
+                kv.v_dim == a.v_dim && (!a.keys || kv.v_in_k != a.values),
+            wrong);
+    const int64_t kept = state.group_of(layer).window;
+    require(kept == 0 || (a.window > 0 && a.window <= kept),
+            "attention: positions are wanted that are not kept");
+  }
   struct StreamedProduct {
     bool glu;
     int tiles;
@@ -285,6 +315,7 @@ class SegmentBuilder {
   Segment segment_;
   std::vector<Value> values_;
   std::vector<AttentionUse> attention_;
+  std::vector<std::pair<int64_t, int64_t>> recurrent_;   // layers, and the floats that each keeps
   std::vector<std::pair<Value, int64_t>> narrow_;   // inputs as bf16, and where they lie
   std::vector<StreamedProduct> streamed_;
   std::shared_ptr<Stream> stream_;
@@ -301,11 +332,11 @@ class Joined {
       require(!s->streamed(), "joined: a streamed segment runs on its own");
     }
   }
-  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, KvStore& kv,
+  void run(Team& team, const std::string& isa, Arena& arena, const Step& step, StateStore& state,
            int64_t max_rows) {
     Context context{};
     for (const SegmentBuilder* s : segments_) {
-      context = s->check(team, isa, arena, step, kv, max_rows, {});   // the same for all
+      context = s->check(team, isa, arena, step, state, max_rows, {});   // the same for all
     }
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> hold(team.lock);
@@ -358,23 +389,28 @@ void bind_segments(nb::module_& m) {
            "tiles"_a = 0, "narrow"_a = Value::kNone)
       .def("attach", &SegmentBuilder::attach, "stream"_a, "track"_a)
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
-      .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a,
-           "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "softcap"_a)
+      .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
+           "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
+           "softcap"_a)
+      .def("short_conv", &SegmentBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a)
       .def_prop_ro("scratch_floats", &SegmentBuilder::scratch_floats)
       .def_prop_ro("nodes", &SegmentBuilder::nodes)
       .def("set_timing", &SegmentBuilder::set_timing, "on"_a)
       .def("take_times", &SegmentBuilder::take_times)
-      .def("run", &SegmentBuilder::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a,
+      .def("run", &SegmentBuilder::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "state"_a,
            "max_rows"_a, "out"_a = nb::none());
-  m.def("partials_bytes", &partials_bytes, "heads"_a, "kv_heads"_a, "head_dim"_a, "threads"_a,
+  m.def("partials_bytes", &partials_bytes, "heads"_a, "kv_heads"_a, "v_dim"_a, "threads"_a,
         "sequences"_a, "positions"_a,
         "The most that split attention takes beside the arena it was given.");
   m.def("matmul_scratch_floats", &matmul_scratch_floats, "k"_a,
         "Floats of scratch that each thread needs for a product whose rows have k columns.");
-  m.def("attention_scratch_floats", &attention_scratch_floats, "head_dim"_a,
-        "Floats of scratch that each thread needs for attention.");
+  m.def("attention_scratch_floats",
+        [](int64_t k_dim, int64_t v_dim, bool v_in_k) {
+          return attention_scratch_floats({k_dim, v_dim, v_in_k});
+        },
+        "k_dim"_a, "v_dim"_a, "v_in_k"_a, "Floats of scratch that attention takes of a thread.");
   nb::class_<Joined>(m, "Joined")
       .def(nb::init<std::vector<SegmentBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
-      .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "kv"_a, "max_rows"_a)
+      .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "state"_a, "max_rows"_a)
       .def_prop_ro("current", &Joined::current);
 }

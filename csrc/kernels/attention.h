@@ -72,16 +72,16 @@ STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
 }
 
 // One partial result: maximum, sum of weights, unnormalised output.
-STRATA_INLINE void clear_partial(float* p, int64_t head_dim) {
+STRATA_INLINE void clear_partial(float* p, int64_t v_dim) {
   p[0] = kNoKey;
   p[1] = 0.0f;
-  for (int64_t i = 2; i < partial_floats(head_dim); ++i) p[i] = 0.0f;
+  for (int64_t i = 2; i < partial_floats(v_dim); ++i) p[i] = 0.0f;
 }
 
 // Adds the partial result of a later split to `into`; both orders of magnitude are kept apart.
-STRATA_INLINE void merge_partial(float* into, const float* p, int64_t head_dim) {
+STRATA_INLINE void merge_partial(float* into, const float* p, int64_t v_dim) {
   if (p[0] == kNoKey) return;
-  const int64_t width = kv_value_stride(head_dim);
+  const int64_t width = kv_value_stride(v_dim);
   if (into[0] == kNoKey) {
     for (int64_t i = 0; i < 2 + width; ++i) into[i] = p[i];
     return;
@@ -95,9 +95,9 @@ STRATA_INLINE void merge_partial(float* into, const float* p, int64_t head_dim) 
     store(into + 2 + i, fma(load(p + 2 + i), fn, load(into + 2 + i) * fo));
 }
 
-STRATA_INLINE void write_output(const float* p, int64_t head_dim, float* out) {
+STRATA_INLINE void write_output(const float* p, int64_t v_dim, float* out) {
   const F32x16 sum = broadcast(p[1]);
-  each_vector(head_dim, [&](int64_t i, int lanes) {
+  each_vector(v_dim, [&](int64_t i, int lanes) {
     store_part(out + i, load(p + 2 + i) / sum, lanes);
   });
 }
@@ -134,7 +134,7 @@ STRATA_INLINE void soften(const AttentionArgs& a, float* s, int64_t lo, int64_t 
   const float factor = exp1(old - now);
   p[1] = p[1] * factor + sum;
   const F32x16 f = broadcast(factor);
-  for (int64_t i = 0; i < kv_value_stride(a.head_dim); i += 16)
+  for (int64_t i = 0; i < kv_value_stride(a.shape.v_dim); i += 16)
     store(p + 2 + i, load(p + 2 + i) * f);
 }
 
@@ -144,23 +144,43 @@ STRATA_INLINE void gather_queries(const AttentionArgs& a, int64_t kv_head, int64
                                   int64_t row1, float* q) {
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t r = row0; r < row1; ++r)
-    for (int64_t g = 0; g < group; ++g, q += a.head_dim)
-      scale_row(a.q + r * a.q_stride + (kv_head * group + g) * a.head_dim, a.scale, a.head_dim, q);
+    for (int64_t g = 0; g < group; ++g, q += a.shape.k_dim)
+      scale_row(a.q + r * a.q_stride + (kv_head * group + g) * a.shape.k_dim, a.scale,
+                a.shape.k_dim, q);
+}
+
+// Values that are part of the keys, of slots [first, most) and those beside them up to whole
+// vectors: out [kKvBlock][value stride].
+template <class Kv>
+static __attribute__((noinline)) void unpack_values(const Kv& kv, int64_t v_dim, int64_t first,
+                                                    int64_t most, float* out) {
+  const int64_t stride = kv_value_stride(v_dim);
+  float t[16][16] = {};
+  for (int64_t slot = first / 16 * 16; slot < most; slot += 16) {
+    for (int64_t dim = 0; dim < v_dim; dim += 16) {
+      const int64_t n = v_dim - dim < 16 ? v_dim - dim : 16;
+      for (int64_t d = 0; d < n; ++d) store(t[d], kv.keys(dim + d, slot));
+      float* to = out + slot * stride + dim;
+      for (int64_t s = 0; s < 16; ++s, to += stride)
+        for (int64_t d = 0; d < 16; ++d) to[d] = d < n ? t[d][s] : 0.0f;
+    }
+  }
 }
 
 // The partial results of one split for all query vectors; p holds one partial a vector, cleared.
+// `unpacked` has room for the values of a block where they are part of the keys.
 template <class Kv>
 static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
-                      int64_t split, const float* q, float* scores, float* p) {
+                      int64_t split, const float* q, float* scores, float* p, float* unpacked) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
-  const int64_t stride = partial_floats(a.head_dim), width = kv_value_stride(a.head_dim);
+  const int64_t stride = partial_floats(a.shape.v_dim), width = kv_value_stride(a.shape.v_dim);
   const int64_t last = a.past + row1 - 1;
   int64_t block = first_key(a, a.past + row0) / kKvBlock;
   if (block < split * kSplitBlocks) block = split * kSplitBlocks;
   int64_t end = last / kKvBlock + 1;
   if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
   for (; block < end; ++block) {
-    const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head * a.head_bytes, a.head_dim);
+    const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head * a.head_bytes, a.shape);
     const int64_t base = block * kKvBlock;
     // A few queries wait for memory: every read asks for the same place of the next block, so that
     // memory never rests while this block is worked on.
@@ -172,7 +192,7 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
       kv.fetch_keys(dim, slot, next);
       return kv.keys(dim, slot);
     };
-    product(q, a.head_dim, keys, 0, a.head_dim, vectors, kKvBlock, scores, kKvBlock);
+    product(q, a.shape.k_dim, keys, 0, a.shape.k_dim, vectors, kKvBlock, scores, kKvBlock);
     int64_t first = kKvBlock, most = 0;
     for (int64_t i = 0; i < vectors; ++i) {
       const int64_t position = a.past + row0 + i / group;
@@ -187,6 +207,14 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
+    if (a.shape.v_in_k) {
+      unpack_values(kv, a.shape.v_dim, first, most, unpacked);
+      const auto values = [unpacked, width](int64_t slot, int64_t dim) {
+        return load(unpacked + slot * width + dim);
+      };
+      product(scores, kKvBlock, values, first, most, vectors, width, p + 2, stride);
+      continue;
+    }
     const auto values = [&kv, next](int64_t slot, int64_t dim) {
       kv.fetch_values(slot, dim, next);
       return kv.values(slot, dim);
@@ -199,25 +227,26 @@ template <class Kv>
 static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                    float* scratch) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
-  const int64_t stride = partial_floats(a.head_dim);
+  const int64_t stride = partial_floats(a.shape.v_dim);
   float* q = scratch;
-  float* scores = q + kQueryTile * a.head_dim;
+  float* scores = q + kQueryTile * a.shape.k_dim;
   float* part = scores + kQueryTile * kKvBlock;
   float* all = part + kQueryTile * stride;
   gather_queries(a, kv_head, row0, row1, q);
   const int64_t first = first_key(a, a.past + row0) / (kKvBlock * kSplitBlocks);
   const int64_t last = (a.past + row1 - 1) / (kKvBlock * kSplitBlocks);
-  for (int64_t i = 0; i < vectors; ++i) clear_partial(all + i * stride, a.head_dim);
+  for (int64_t i = 0; i < vectors; ++i) clear_partial(all + i * stride, a.shape.v_dim);
   for (int64_t split = first; split <= last; ++split) {
-    for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.head_dim);
-    run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part);
+    for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.shape.v_dim);
+    run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part,
+                  part + 2 * kQueryTile * stride);
     for (int64_t i = 0; i < vectors; ++i)
-      merge_partial(all + i * stride, part + i * stride, a.head_dim);
+      merge_partial(all + i * stride, part + i * stride, a.shape.v_dim);
   }
   for (int64_t i = 0; i < vectors; ++i) {
     float* out = a.out + (row0 + i / group) * a.out_stride +
-                 (kv_head * group + i % group) * a.head_dim;
-    write_output(all + i * stride, a.head_dim, out);
+                 (kv_head * group + i % group) * a.shape.v_dim;
+    write_output(all + i * stride, a.shape.v_dim, out);
   }
 }
 
@@ -225,13 +254,14 @@ template <class Kv>
 static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                          int64_t split, int64_t splits, float* partials, float* scratch) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
-  const int64_t stride = partial_floats(a.head_dim);
+  const int64_t stride = partial_floats(a.shape.v_dim);
   float* q = scratch;
-  float* scores = q + kQueryTile * a.head_dim;
+  float* scores = q + kQueryTile * a.shape.k_dim;
   float* part = scores + kQueryTile * kKvBlock;
   gather_queries(a, kv_head, row0, row1, q);
-  for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.head_dim);
-  run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part);
+  for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.shape.v_dim);
+  run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part,
+                part + 2 * kQueryTile * stride);
   for (int64_t i = 0; i < vectors; ++i) {
     const int64_t row = row0 + i / group, head = kv_head * group + i % group;
     float* to = partials + ((row * a.heads + head) * splits + split) * stride;
@@ -241,11 +271,11 @@ static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, 
 
 static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int64_t splits,
                          const float* partials, float* scratch) {
-  const int64_t stride = partial_floats(a.head_dim);
+  const int64_t stride = partial_floats(a.shape.v_dim);
   const float* p = partials + (row * a.heads + head) * splits * stride;
-  clear_partial(scratch, a.head_dim);
-  for (int64_t s = 0; s < splits; ++s) merge_partial(scratch, p + s * stride, a.head_dim);
-  write_output(scratch, a.head_dim, a.out + row * a.out_stride + head * a.head_dim);
+  clear_partial(scratch, a.shape.v_dim);
+  for (int64_t s = 0; s < splits; ++s) merge_partial(scratch, p + s * stride, a.shape.v_dim);
+  write_output(scratch, a.shape.v_dim, a.out + row * a.out_stride + head * a.shape.v_dim);
 }
 
 template <class Kv> constexpr KvKernels kv_kernels() {
@@ -254,7 +284,8 @@ template <class Kv> constexpr KvKernels kv_kernels() {
 
 static const StepKernels* step_table() {
   static const StepKernels table = {
-      rms_norm, layer_norm, glu, activate, add_rows, scale_row, softcap_row, rope, merge_splits,
+      rms_norm, layer_norm, glu, activate, add_rows, scale_row, softcap_row, rope, short_conv,
+      merge_splits,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>()}};
   return &table;
 }

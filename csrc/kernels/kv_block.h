@@ -14,9 +14,9 @@ STRATA_INLINE F32x16 within(const F32x16& v, float most) {
 template <F32x16 (*kLoad)(const uint16_t*), void (*kStore)(uint16_t*, const F32x16&),
           bool kIsHalf>
 struct KvNarrow {
-  KvNarrow(const uint8_t* head, int64_t head_dim)
-      : k(reinterpret_cast<const uint16_t*>(head)), v(k + head_dim * kKvBlock),
-        stride(kv_value_stride(head_dim)) {}
+  KvNarrow(const uint8_t* head, const KvShape& s)
+      : k(reinterpret_cast<const uint16_t*>(head)), v(k + s.k_dim * kKvBlock),
+        stride(kv_value_stride(s.v_dim)) {}
 
   // Dimension `dim` of the keys at slot .. slot + 15.
   inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
@@ -34,15 +34,18 @@ struct KvNarrow {
     if (dim % 32 == 0) prefetch(reinterpret_cast<const uint8_t*>(v + slot * stride + dim) + away);
   }
 
-  static void store(const float* key, const float* value, int64_t head_dim, int64_t slot,
+  static void store(const float* key, const float* value, const KvShape& s, int64_t slot,
                     uint8_t* head) {
     constexpr float kMost = kIsHalf ? 65504.0f : 0x1.fep127f;
     auto* keys = reinterpret_cast<uint16_t*>(head);
-    uint16_t* values = keys + head_dim * kKvBlock + slot * kv_value_stride(head_dim);
-    each_vector(head_dim, [&](int64_t i, int lanes) {
+    each_vector(s.k_dim, [&](int64_t i, int lanes) {
       uint16_t t[16];
       kStore(t, within(load_part(key + i, lanes), kMost));
       for (int j = 0; j < lanes; ++j) keys[(i + j) * kKvBlock + slot] = t[j];
+    });
+    if (s.v_in_k) return;
+    uint16_t* values = keys + s.k_dim * kKvBlock + slot * kv_value_stride(s.v_dim);
+    each_vector(s.v_dim, [&](int64_t i, int lanes) {
       kStore(values + i, within(load_part(value + i, lanes), kMost));
     });
   }
@@ -66,11 +69,11 @@ STRATA_INLINE F32x16 broadcast_f16(uint16_t h) {
 }
 
 struct KvQ8 {
-  KvQ8(const uint8_t* head, int64_t head_dim)
+  KvQ8(const uint8_t* head, const KvShape& s)
       : k(reinterpret_cast<const int8_t*>(head)),
-        key_scales(reinterpret_cast<const uint16_t*>(k + head_dim * kKvBlock)),
-        v(reinterpret_cast<const int8_t*>(key_scales + kv_groups(head_dim) * kKvBlock)),
-        stride(kv_value_stride(head_dim)),
+        key_scales(reinterpret_cast<const uint16_t*>(k + s.k_dim * kKvBlock)),
+        v(reinterpret_cast<const int8_t*>(key_scales + kv_groups(s.k_dim) * kKvBlock)),
+        stride(kv_value_stride(s.v_dim)),
         value_scales(reinterpret_cast<const uint16_t*>(v + stride * kKvBlock)) {}
 
   inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
@@ -114,19 +117,24 @@ struct KvQ8 {
     return scale[0];
   }
 
-  static void store(const float* key, const float* value, int64_t head_dim, int64_t slot,
+  static void store(const float* key, const float* value, const KvShape& s, int64_t slot,
                     uint8_t* head) {
-    const int64_t stride = kv_value_stride(head_dim), groups = kv_groups(head_dim);
     auto* keys = reinterpret_cast<int8_t*>(head);
-    auto* key_scales = reinterpret_cast<uint16_t*>(keys + head_dim * kKvBlock);
-    auto* values = reinterpret_cast<int8_t*>(key_scales + groups * kKvBlock);
-    auto* value_scales = reinterpret_cast<uint16_t*>(values + stride * kKvBlock);
-    for (int64_t g = 0; g < groups; ++g) {
+    auto* key_scales = reinterpret_cast<uint16_t*>(keys + s.k_dim * kKvBlock);
+    for (int64_t g = 0; g < kv_groups(s.k_dim); ++g) {
       const int64_t i = g * kKvGroup;
-      const int64_t n = head_dim - i < kKvGroup ? head_dim - i : kKvGroup;
+      const int64_t n = s.k_dim - i < kKvGroup ? s.k_dim - i : kKvGroup;
       int8_t t[kKvGroup];
       key_scales[g * kKvBlock + slot] = quantise(key + i, n, t);
       for (int64_t j = 0; j < n; ++j) keys[(i + j) * kKvBlock + slot] = t[j];
+    }
+    if (s.v_in_k) return;
+    const int64_t stride = kv_value_stride(s.v_dim);
+    auto* values = reinterpret_cast<int8_t*>(key_scales + kv_groups(s.k_dim) * kKvBlock);
+    auto* value_scales = reinterpret_cast<uint16_t*>(values + stride * kKvBlock);
+    for (int64_t g = 0; g < kv_groups(s.v_dim); ++g) {
+      const int64_t i = g * kKvGroup;
+      const int64_t n = s.v_dim - i < kKvGroup ? s.v_dim - i : kKvGroup;
       value_scales[g * kKvBlock + slot] = quantise(value + i, n, values + slot * stride + i);
     }
   }

@@ -162,4 +162,14 @@ static void rope(const float* x, const float* cos, const float* sin, int64_t hal
   }
 }
 
+static void short_conv(const float* const* rows, const float* weight, int64_t stride, int64_t taps,
+                       int64_t n, float* out) {
+  each_vector(n, [&](int64_t i, int lanes) {
+    F32x16 sum = zero16();
+    for (int64_t j = 0; j < taps; ++j)
+      sum = fma(load_part(weight + j * stride + i, lanes), load_part(rows[j] + i, lanes), sum);
+    store_part(out + i, sum, lanes);
+  });
+}
+
 }  // namespace strata::STRATA_ISA

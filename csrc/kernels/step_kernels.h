@@ -18,28 +18,39 @@ enum class KvType : int32_t { f16 = 0, bf16 = 1, q8_0 = 2 };
 inline constexpr int kKvTypes = 3;
 inline constexpr int64_t kKvGroup = 32;
 
+// What is kept of a position for one KV head. With v_in_k no values are: they are the first v_dim
+// elements of the keys.
+struct KvShape {
+  int64_t k_dim, v_dim;
+  bool v_in_k;
+};
+
 // Elements from V row to V row within a block: whole vectors, so that no lane reads past its row.
-inline int64_t kv_value_stride(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+inline int64_t kv_value_stride(int64_t v_dim) { return (v_dim + 15) / 16 * 16; }
 // Scales of one position of one head, for its key or its value.
-inline int64_t kv_groups(int64_t head_dim) { return (head_dim + kKvGroup - 1) / kKvGroup; }
-// Bytes of one KV head in one block, a multiple of 64: K as [head_dim][kKvBlock], then V as
+inline int64_t kv_groups(int64_t dim) { return (dim + kKvGroup - 1) / kKvGroup; }
+// Bytes of one KV head in one block, a multiple of 64: K as [k_dim][kKvBlock], then V as
 // [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind each.
-inline int64_t kv_head_bytes(KvType type, int64_t head_dim) {
-  const int64_t elements = kKvBlock * (head_dim + kv_value_stride(head_dim));
-  if (type != KvType::q8_0) return 2 * elements;
-  return elements + 2 * 2 * kKvBlock * kv_groups(head_dim);
+inline int64_t kv_head_bytes(KvType type, const KvShape& s) {
+  int64_t elements = s.k_dim, groups = kv_groups(s.k_dim);
+  if (!s.v_in_k) {
+    elements += kv_value_stride(s.v_dim);
+    groups += kv_groups(s.v_dim);
+  }
+  return kKvBlock * (type == KvType::q8_0 ? elements + 2 * groups : 2 * elements);
 }
 
 struct AttentionArgs {
-  const float* q;          // row r, head h at q + r * q_stride + h * head_dim
+  const float* q;          // row r, head h at q + r * q_stride + h * k_dim
   int64_t q_stride;
-  float* out;              // same layout
+  float* out;              // row r, head h at out + r * out_stride + h * v_dim
   int64_t out_stride;
   const uint8_t* kv;       // the layer's part of block 0
   int64_t block_stride;    // bytes from block to block
   int64_t head_bytes;      // kv_head_bytes
   const int32_t* table;    // block ids of the sequence
-  int64_t heads, kv_heads, head_dim;
+  int64_t heads, kv_heads;
+  KvShape shape;
   int64_t past;            // position of row 0
   int64_t window;          // 0: all keys
   float scale, softcap;    // softcap 0: none
@@ -48,15 +59,18 @@ struct AttentionArgs {
 // Query rows times heads of a group that one call of `attend` may hold.
 inline constexpr int64_t kQueryTile = 48;
 // Floats of one partial result: maximum, sum, and the unnormalised output.
-inline int64_t partial_floats(int64_t head_dim) { return 2 + kv_value_stride(head_dim); }
-inline int64_t attention_scratch_floats(int64_t head_dim) {
-  return kQueryTile * (head_dim + kKvBlock + 2 * partial_floats(head_dim)) + 256;
+inline int64_t partial_floats(int64_t v_dim) { return 2 + kv_value_stride(v_dim); }
+// Values that are part of the keys are unpacked a block at a time.
+inline int64_t attention_scratch_floats(const KvShape& s) {
+  const int64_t values = s.v_in_k ? kKvBlock * kv_value_stride(s.v_dim) : 0;
+  return kQueryTile * (s.k_dim + kKvBlock + 2 * partial_floats(s.v_dim)) + values + 256;
 }
 
 // What depends on how KV is kept.
 struct KvKernels {
-  // Writes one position of one KV head: `head` is that head's part of the block.
-  void (*store)(const float* k, const float* v, int64_t head_dim, int64_t slot, uint8_t* head);
+  // Writes one position of one KV head: `head` is that head's part of the block. With v_in_k there
+  // is no v.
+  void (*store)(const float* k, const float* v, const KvShape& shape, int64_t slot, uint8_t* head);
   // Attention of rows [row0, row1) of a span for the heads of one KV head;
   // (row1 - row0) * heads / kv_heads <= kQueryTile. Writes out.
   void (*attend)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
@@ -81,6 +95,9 @@ struct StepKernels {
   // out may equal x.
   void (*rope)(const float* x, const float* cos, const float* sin, int64_t half, int64_t head_dim,
                bool interleaved, float* out);
+  // out[i] = sum over j < taps of weight[j * stride + i] * rows[j][i], from j = 0 on.
+  void (*short_conv)(const float* const* rows, const float* weight, int64_t stride, int64_t taps,
+                     int64_t n, float* out);
   // Merges the partials of one row and one head and writes out.
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,
                        const float* partials, float* scratch);

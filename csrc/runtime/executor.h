@@ -16,7 +16,14 @@ namespace strata {
 // Rows of one sequence within a step (see strata.backends.base.Span).
 struct Span {
   int64_t row, rows, past;
-  const int32_t* table;
+  const int32_t* const* tables;   // by group
+};
+
+// Rows [row0, row1) of ancestors, the first of them at `position`, whose keys and values a branch
+// has in its own blocks too: those of span number `span`.
+struct Inherited {
+  int64_t row0, row1, position;
+  size_t span;
 };
 
 // What changes from run to run.
@@ -24,9 +31,10 @@ struct StepView {
   int64_t tokens_count;
   const int32_t* tokens;
   const int32_t* positions;
-  const int32_t* out_rows;
-  int64_t out_rows_count;
+  const int32_t* logits_indices;
+  int64_t logits_count;
   std::vector<Span> spans;
+  std::vector<Inherited> inherited;
   int64_t max_position;  // largest position plus one
 };
 
@@ -35,7 +43,7 @@ struct Value {
   int64_t width;
   int64_t f32;             // kExternal: the caller's output buffer
   int64_t q8;
-  bool selected;           // has the step's out_rows instead of its tokens
+  bool selected;           // has the step's rows of logits instead of its tokens
   static constexpr int64_t kNone = -1;
   static constexpr int64_t kExternal = -2;
 };
@@ -69,13 +77,13 @@ struct Context {
   const StepKernels* step_kernels;
   Arena* arena;
   const StepView* step;
-  KvStore* kv;
+  StateStore* state;
   float* external;
   int threads;
   const std::vector<PanelView>* tile = nullptr;   // what a streamed product works on
 
   int64_t rows(const Value& v) const {
-    return v.selected ? step->out_rows_count : step->tokens_count;
+    return v.selected ? step->logits_count : step->tokens_count;
   }
   float* f32(const Value& v, int64_t row) const {
     float* base = v.f32 == Value::kExternal ? external

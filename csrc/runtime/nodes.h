@@ -85,11 +85,23 @@ struct RopeSpec {
   std::shared_ptr<RopeTable> table;
 };
 
+// Without k what `layer` keeps is read as it is; without v values are part of keys, as its shape
+// says.
 struct AttentionSpec {
-  Value q, k, v, out;
-  int64_t layer, heads, kv_heads, head_dim, window;
+  Value q;
+  std::optional<Value> k, v;
+  Value out;
+  int64_t layer, heads, kv_heads, k_dim, v_dim, window;
   float scale, softcap;
 };
+
+// A depthwise convolution along the sequence; `weight` is [taps][width].
+struct ShortConvSpec {
+  Value x, out;
+  int64_t layer, taps;
+  Floats weight;
+};
+inline constexpr int64_t kMostTaps = 64;
 
 std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out);
 std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out);
@@ -99,11 +111,12 @@ std::unique_ptr<Node> make_matmul(MatmulSpec spec);
 // Makes the bf16 rows that a product of x reads, where the instruction set wants them.
 std::unique_ptr<Node> make_narrow(Value x, int64_t narrow);
 std::unique_ptr<Node> make_rope(RopeSpec spec);
-// Store k and v, attend, merge: three nodes.
+std::unique_ptr<Node> make_short_conv(ShortConvSpec spec);
+// Store k and v (unless shared), attend, merge: up to three nodes.
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec);
 
 // The most that Arena::partials comes to for so many sequences of so many positions.
-int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t head_dim, int threads,
+int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threads,
                        int64_t sequences, int64_t positions);
 
 // Applies a row function to columns [c0, c1) of one row (whole rows for norms); c0 and c1 are

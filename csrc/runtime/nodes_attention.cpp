@@ -16,23 +16,23 @@ int64_t query_tile(int64_t heads, int64_t kv_heads) {
 constexpr int64_t kTilesPerThread = 8;
 
 const KvKernels& kernels(const Context& c) {
-  return c.step_kernels->kv[static_cast<int>(c.kv->type())];
+  return c.step_kernels->kv[static_cast<int>(c.state->type())];
 }
 
 AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& span) {
-  const KvStore::Layer& layer = c.kv->layer(s.layer);
+  const StateStore::Layer& layer = c.state->layer(s.layer);
   AttentionArgs a{};
   a.kv = layer.data;
-  a.block_stride = c.kv->block_stride();
+  a.block_stride = c.state->group_of(layer).block_stride;
   a.head_bytes = layer.head_bytes;
   a.q = c.f32(s.q, span.row);
   a.q_stride = s.q.width;
   a.out = c.f32(s.out, span.row);
   a.out_stride = s.out.width;
-  a.table = span.table;
+  a.table = span.tables[layer.group];
   a.heads = s.heads;
   a.kv_heads = s.kv_heads;
-  a.head_dim = s.head_dim;
+  a.shape = layer.kept.kv;
   a.past = span.past;
   a.window = s.window;
   a.scale = s.scale;
@@ -53,20 +53,32 @@ class StoreNode final : public Node {
   void chunk(const Context& c, int64_t index, int) override {
     const int64_t row0 = index * rows_;
     const int64_t row1 = std::min(row0 + rows_, c.step->tokens_count);
-    const KvStore::Layer& layer = c.kv->layer(s_.layer);
     for (const Span& span : c.step->spans) {
-      for (int64_t r = std::max(row0, span.row); r < std::min(row1, span.row + span.rows); ++r) {
-        const int64_t position = span.past + r - span.row;
-        uint8_t* block = layer.data + span.table[position / kKvBlock] * c.kv->block_stride();
-        for (int64_t h = 0; h < s_.kv_heads; ++h) {
-          kernels(c).store(c.f32(s_.k, r) + h * s_.head_dim, c.f32(s_.v, r) + h * s_.head_dim,
-                           s_.head_dim, position % kKvBlock, block + h * layer.head_bytes);
-        }
-      }
+      const int64_t begin = std::max(row0, span.row), end = std::min(row1, span.row + span.rows);
+      for (int64_t r = begin; r < end; ++r) put(c, span, r, span.past + r - span.row);
+    }
+    for (const Inherited& i : c.step->inherited) {
+      const Span& span = c.step->spans[i.span];
+      const int64_t begin = std::max(row0, i.row0), end = std::min(row1, i.row1);
+      for (int64_t r = begin; r < end; ++r) put(c, span, r, i.position + r - i.row0);
     }
   }
 
  private:
+  // Writes a row into a span's block, unless that has left the window.
+  void put(const Context& c, const Span& span, int64_t row, int64_t position) const {
+    const StateStore::Layer& layer = c.state->layer(s_.layer);
+    const int32_t number = span.tables[layer.group][position / kKvBlock];
+    if (number < 0) return;
+    uint8_t* block = layer.data + number * c.state->group_of(layer).block_stride;
+    const float* k = c.f32(*s_.k, row);
+    const float* v = s_.v ? c.f32(*s_.v, row) : nullptr;
+    for (int64_t h = 0; h < s_.kv_heads; ++h) {
+      kernels(c).store(k + h * s_.k_dim, v ? v + h * s_.v_dim : nullptr, layer.kept.kv,
+                       position % kKvBlock, block + h * layer.head_bytes);
+    }
+  }
+
   AttentionSpec s_;
   int64_t rows_ = 1;
 };
@@ -97,7 +109,7 @@ class AttendNode final : public Node {
     cut_->split = cut_->splits > 1 && most_rows <= tile_ &&
                   tiles * s_.kv_heads < kTilesPerThread * c.threads;
     if (cut_->split) {
-      cut_->partial_stride = most_rows * s_.heads * cut_->splits * partial_floats(s_.head_dim);
+      cut_->partial_stride = most_rows * s_.heads * cut_->splits * partial_floats(s_.v_dim);
       cut_->partials = c.arena->partials(static_cast<size_t>(cut_->partial_stride) *
                                          c.step->spans.size());
       return static_cast<int64_t>(c.step->spans.size()) * s_.kv_heads * cut_->splits;
@@ -173,20 +185,20 @@ class MergeNode final : public Node {
 
 }  // namespace
 
-int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t head_dim, int threads,
+int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threads,
                        int64_t sequences, int64_t positions) {
   const int64_t splits = ceil_div(positions, kKvBlock * kSplitBlocks);
   if (splits <= 1) return 0;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(kTilesPerThread * threads, kv_heads) - 1);
   const int64_t floats = std::min(sequences, tiles) * query_tile(heads, kv_heads) * heads *
-                         splits * partial_floats(head_dim);
+                         splits * partial_floats(v_dim);
   return static_cast<int64_t>(Arena::partials_room(static_cast<size_t>(floats)));
 }
 
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec) {
   auto cut = std::make_shared<Cut>();
   std::vector<std::unique_ptr<Node>> nodes;
-  nodes.push_back(std::make_unique<StoreNode>(spec));
+  if (spec.k) nodes.push_back(std::make_unique<StoreNode>(spec));
   nodes.push_back(std::make_unique<AttendNode>(spec, cut));
   nodes.push_back(std::make_unique<MergeNode>(spec, cut));
   return nodes;

@@ -98,9 +98,9 @@ class AddPositionsNode final : public Node {
 class SelectNode final : public Node {
  public:
   SelectNode(Value x, Value out) : x_(x), out_(out) {}
-  int64_t begin(const Context& c) override { return c.step->out_rows_count; }
+  int64_t begin(const Context& c) override { return c.step->logits_count; }
   void chunk(const Context& c, int64_t r, int) override {
-    std::memcpy(c.f32(out_, r), c.f32(x_, c.step->out_rows[r]),
+    std::memcpy(c.f32(out_, r), c.f32(x_, c.step->logits_indices[r]),
                 static_cast<size_t>(out_.width) * sizeof(float));
   }
 
@@ -132,6 +132,56 @@ class RopeNode final : public Node {
  private:
   RopeSpec s_;
   int64_t rows_ = 1;
+};
+
+// Chunks are columns of a span. The state is read from one slot and written to another, so that a
+// step which is broken off can be taken again.
+class ShortConvNode final : public Node {
+ public:
+  explicit ShortConvNode(ShortConvSpec spec) : s_(std::move(spec)) {}
+
+  int64_t begin(const Context& c) override {
+    const auto spans = static_cast<int64_t>(c.step->spans.size());
+    const int64_t even = ceil_div(s_.x.width * spans, kChunksPerThread * c.threads);
+    columns_ = std::clamp(ceil_div(even, kLine) * kLine, kLine, kColumnChunk);
+    column_chunks_ = ceil_div(s_.x.width, columns_);
+    return spans * column_chunks_;
+  }
+
+  void chunk(const Context& c, int64_t index, int) override {
+    const Span& span = c.step->spans[static_cast<size_t>(index / column_chunks_)];
+    const int64_t c0 = index % column_chunks_ * columns_;
+    const int64_t n = std::min(columns_, s_.x.width - c0);
+    const int64_t before = s_.taps - 1;
+    const StateStore::Layer& layer = c.state->layer(s_.layer);
+    const int32_t* slots = span.tables[layer.group];
+    const auto slot = [&](int32_t i) {
+      return reinterpret_cast<float*>(layer.data + i * c.state->group_of(layer).block_stride) + c0;
+    };
+    const float* source = slots[0] < 0 ? nullptr : slot(slots[0]);
+    float* target = slot(slots[1]);
+    static constexpr float kZeros[kColumnChunk] = {};   // what came before a sequence began
+    // Row i of what came before the span and then of the span itself.
+    const auto at = [&](int64_t i) -> const float* {
+      if (i >= before) return c.f32(s_.x, span.row + i - before) + c0;
+      return source == nullptr ? kZeros : source + i * s_.x.width;
+    };
+    const float* rows[kMostTaps];
+    for (int64_t r = 0; r < span.rows; ++r) {
+      for (int64_t j = 0; j < s_.taps; ++j) rows[j] = at(r + j);
+      c.step_kernels->short_conv(rows, s_.weight.data() + c0, s_.x.width, s_.taps, n,
+                                 c.f32(s_.out, span.row + r) + c0);
+    }
+    for (int64_t i = 0; i < before; ++i) {
+      std::memcpy(target + i * s_.x.width, at(span.rows + i),
+                  static_cast<size_t>(n) * sizeof(float));
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 16;   // floats of a cache line
+  ShortConvSpec s_;
+  int64_t columns_ = 0, column_chunks_ = 1;
 };
 
 }  // namespace
@@ -188,6 +238,10 @@ std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t off
 
 std::unique_ptr<Node> make_select(Value x, Value out) {
   return std::make_unique<SelectNode>(x, out);
+}
+
+std::unique_ptr<Node> make_short_conv(ShortConvSpec spec) {
+  return std::make_unique<ShortConvNode>(std::move(spec));
 }
 
 std::unique_ptr<Node> make_rope(RopeSpec spec) {

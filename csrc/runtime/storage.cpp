@@ -3,11 +3,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
+#include <string>
 
 #include "runtime/fail_points.h"
 
@@ -65,18 +67,47 @@ AlignedBytes::~AlignedBytes() {
 PackedWeight::PackedWeight(Format f, int64_t rows, int64_t width)
     : format(f), n(rows), k(width), bytes(packed_bytes(f, rows, width), false) {}
 
-KvStore::KvStore(KvType type, const std::vector<Shape>& layers, int64_t blocks)
-    : type_(type), blocks_(blocks) {
-  for (const Shape& s : layers) {
-    layers_.push_back({s.kv_heads, s.head_dim, kv_head_bytes(type, s.head_dim), nullptr});
-    block_stride_ += s.kv_heads * layers_.back().head_bytes;
+StateStore::StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups)
+    : type_(type), groups_(std::move(groups)) {
+  static std::atomic<uint64_t> next{1};
+  id_ = next.fetch_add(1);
+  for (const Kept& kept : layers) {
+    const int64_t head = kept.kv.k_dim > 0 ? kv_head_bytes(type, kept.kv) : 0;
+    layers_.push_back({kept, -1, head, nullptr});
   }
-  buffer_ = std::make_unique<AlignedBytes>(static_cast<size_t>(nbytes()), true);
-  uint8_t* data = buffer_->data();
-  for (Layer& layer : layers_) {
-    layer.data = data;
-    data += layer.kv_heads * layer.head_bytes;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    const auto bytes = [&](const Layer& layer) -> int64_t {
+      if (!group.recurrent) return layer.kept.kv_heads * layer.head_bytes;
+      return static_cast<int64_t>(
+          round_up(static_cast<size_t>(layer.kept.floats) * sizeof(float), kAlign));
+    };
+    for (int64_t i : group.layers) group.block_stride += bytes(layer(i));
+    group.buffer = std::make_unique<AlignedBytes>(
+        static_cast<size_t>(group.blocks * group.block_stride), true);
+    uint8_t* data = group.buffer->data();
+    for (int64_t i : group.layers) {
+      Layer& layer = layers_[static_cast<size_t>(i)];
+      layer.group = static_cast<int64_t>(g);
+      layer.data = data;
+      data += bytes(layer);
+    }
   }
+}
+
+int64_t StateStore::nbytes() const {
+  int64_t sum = 0;
+  for (const Group& group : groups_) sum += group.blocks * group.block_stride;
+  return sum;
+}
+
+uint8_t* StateStore::block(int64_t group, int64_t block) {
+  if (group < 0 || group >= groups() || block < 0 || block >= this->group(group).blocks) {
+    throw std::out_of_range("there is no block " + std::to_string(block) + " of group " +
+                            std::to_string(group));
+  }
+  const Group& g = this->group(group);
+  return g.buffer->data() + block * g.block_stride;
 }
 
 RopeTable::RopeTable(std::vector<float> inv_freq, float mscale)

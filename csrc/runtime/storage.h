@@ -1,4 +1,4 @@
-// Memory that the runtime holds: packed weights, KV blocks, the arena of a step, RoPE tables.
+// Memory that the runtime holds: packed weights, state of sequences, the arena of a step, RoPE tables.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -37,34 +37,55 @@ struct PackedWeight {
   AlignedBytes bytes;
 };
 
-// KV blocks; a block holds its positions of every layer, one after the other, so that it is copied,
-// written and read as one. All are zero at first: attention may multiply a slot that was never
-// written by an exact zero. Memory is touched where a block is used.
-class KvStore {
+// What layers keep of sequences, in groups with a pool of blocks each. A block of a paged group holds
+// its positions of every layer of the group, one after the other, so that it is copied, written and
+// read as one; a block of a recurrent group is a slot, which holds one sequence's state of every
+// layer. All are zero at first: attention may multiply a slot that was never written by an exact
+// zero. Memory is touched where a block is used.
+class StateStore {
  public:
+  // What a layer keeps: keys and values of a position (kv.k_dim > 0), so many floats of a sequence,
+  // or neither, where it reads another layer's.
+  struct Kept {
+    int64_t kv_heads;
+    KvShape kv;
+    int64_t floats;
+  };
   struct Layer {
-    int64_t kv_heads, head_dim, head_bytes;
-    uint8_t* data;   // in block 0
+    Kept kept;
+    int64_t group;        // -1: keeps nothing
+    int64_t head_bytes;   // of one KV head in a block
+    uint8_t* data;        // in block 0
   };
-  struct Shape {
-    int64_t kv_heads, head_dim;
+  struct Group {
+    std::vector<int64_t> layers;
+    int64_t window;       // 0: all positions are kept
+    bool recurrent;
+    int64_t blocks;
+    int64_t block_stride = 0;   // bytes
+    std::unique_ptr<AlignedBytes> buffer = nullptr;
   };
-  KvStore(KvType type, const std::vector<Shape>& layers, int64_t blocks);
-  KvStore(const KvStore&) = delete;
-  KvStore& operator=(const KvStore&) = delete;
+  StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups);
+  StateStore(const StateStore&) = delete;
+  StateStore& operator=(const StateStore&) = delete;
   KvType type() const { return type_; }
+  // Tells stores of a process apart.
+  uint64_t id() const { return id_; }
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
-  int64_t layers() const { return static_cast<int64_t>(layers_.size()); }
-  int64_t blocks() const { return blocks_; }
-  int64_t block_stride() const { return block_stride_; }   // bytes
-  int64_t nbytes() const { return blocks_ * block_stride_; }
-  uint8_t* block(int64_t i) { return buffer_->data() + i * block_stride_; }
+  const std::vector<Layer>& layers() const { return layers_; }
+  const Group& group(int64_t g) const { return groups_[static_cast<size_t>(g)]; }
+  const Group& group_of(const Layer& layer) const { return group(layer.group); }
+  int64_t groups() const { return static_cast<int64_t>(groups_.size()); }
+  bool recurrent() const { return !groups_.empty() && groups_.back().recurrent; }
+  int64_t nbytes() const;
+  // std::out_of_range for a group or a block that is not there.
+  uint8_t* block(int64_t group, int64_t block);
 
  private:
   KvType type_;
-  int64_t blocks_, block_stride_ = 0;
+  uint64_t id_;
   std::vector<Layer> layers_;
-  std::unique_ptr<AlignedBytes> buffer_;
+  std::vector<Group> groups_;
 };
 
 // cos and sin of every position seen so far, times mscale.

@@ -33,11 +33,11 @@ class Runs:
     def step(self, step: Step) -> NDArray[np.float32]:
         activations = {}
         for segment in self.segments:
-            activations = self.backend.run(segment, step, self.kv, activations)
+            activations = self.backend.run(segment, step, self.state, activations)
         return np.array(activations["logits"])
 
     def fresh(self) -> None:
-        self.kv = self.backend.kv_cache(self.model.kv, 16)
+        self.state = self.backend.state_cache(self.model.state, [16])
 
     def last_logits(self, cuts: Sequence[int]) -> NDArray[np.float32]:
         """Logits of the last token, in steps that end at ``cuts`` and at the end."""
@@ -45,7 +45,7 @@ class Runs:
         past = 0
         for end in [*cuts, len(TOKENS)]:
             positions = np.arange(past, end, dtype=np.int32)
-            span = Span(0, end - past, past, TABLE)
+            span = Span(0, end - past, past, (TABLE,))
             last = np.array([end - past - 1], np.int32)
             logits = self.step(Step(TOKENS[past:end], positions, (span,), last))
             past = end
@@ -76,11 +76,15 @@ def test_bits_do_not_depend_on_company(file: ModelFile) -> None:
     runs.fresh()
     # Sequence A advances from 100 to 150 beside B's first tokens and C's single one.
     first = np.arange(100, dtype=np.int32)
-    runs.step(Step(TOKENS[:100], first, (Span(0, 100, 0, TABLE),), np.array([99], np.int32)))
+    runs.step(Step(TOKENS[:100], first, (Span(0, 100, 0, (TABLE,)),), np.array([99], np.int32)))
     b_table, c_table = np.array([9], np.int32), np.array([12], np.int32)
     tokens = np.concatenate([TOKENS[7:20], TOKENS[100:], TOKENS[3:4]])
     positions = np.concatenate([np.arange(13), np.arange(100, 150), [0]]).astype(np.int32)
-    spans = (Span(0, 13, 0, b_table), Span(13, 50, 100, TABLE), Span(63, 1, 0, c_table))
+    spans = (
+        Span(0, 13, 0, (b_table,)),
+        Span(13, 50, 100, (TABLE,)),
+        Span(63, 1, 0, (c_table,)),
+    )
     logits = runs.step(Step(tokens, positions, spans, np.array([12, 62, 63], np.int32)))
     assert logits[1].tobytes() == alone[0].tobytes()
 
@@ -96,13 +100,16 @@ def test_bad_steps_are_refused(file: ModelFile) -> None:
     runs.fresh()
     one = np.array([0], np.int32)
     for token, position, span, row, message in [
-        (49152, 0, Span(0, 1, 0, TABLE), 0, "vocabulary"),
-        (-1, 0, Span(0, 1, 0, TABLE), 0, "negative token"),
-        (5, 1, Span(0, 1, 0, TABLE), 0, "positions must follow"),
-        (5, 64, Span(0, 1, 64, TABLE[:1]), 0, "block table too short"),
-        (5, 0, Span(0, 1, 0, TABLE + 16), 0, "KV block out of range"),
-        (5, 0, Span(0, 2, 0, TABLE), 0, "past the last row"),
-        (5, 0, Span(0, 1, 0, TABLE), 1, "row of logits"),
+        (49152, 0, Span(0, 1, 0, (TABLE,)), 0, "vocabulary"),
+        (-1, 0, Span(0, 1, 0, (TABLE,)), 0, "negative token"),
+        (5, 1, Span(0, 1, 0, (TABLE,)), 0, "positions must follow"),
+        (5, 64, Span(0, 1, 64, (TABLE[:1],)), 0, "block table too short"),
+        (5, 0, Span(0, 1, 0, (TABLE + 16,)), 0, "KV block out of range"),
+        (5, 0, Span(0, 1, 0, (TABLE - 5,)), 0, "KV block out of range"),
+        (5, 0, Span(0, 1, 0, ()), 0, "a table for each group"),
+        (5, 0, Span(0, 2, 0, (TABLE,)), 0, "past the last row"),
+        (5, 0, Span(0, 1, 0, (TABLE,), 0), 0, "before its parent"),
+        (5, 0, Span(0, 1, 0, (TABLE,)), 1, "row of logits"),
     ]:
         step = Step(one + token, one + position, (span,), one + row)
         with pytest.raises(ValueError, match=message):

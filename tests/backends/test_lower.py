@@ -31,7 +31,7 @@ def test_a_layer_becomes_few_nodes() -> None:
     def body(b: Builder, x: str) -> str:
         h = b.rms_norm(x, "norm1", 1e-5)
         q, k, v = (b.matmul(h, n) for n in ("wq", "wk", "wv"))
-        a = b.attention(q, k, v, layer=0, heads=1, kv_heads=1, head_dim=8, scale=1.0)
+        a = b.attention(q, k, v, layer=0, heads=1, kv_heads=1, k_dim=8, v_dim=8, scale=1.0)
         x = b.add(x, b.matmul(a, "wo"))
         h = b.rms_norm(x, "norm2", 1e-5)
         return b.add(x, b.matmul(b.glu(b.matmul(h, "g"), b.matmul(h, "u"), "silu"), "d"))

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from strata.backends.base import KV_BLOCK, Span, Step
-from strata.backends.null import NullBackend, NullKV
+from strata.backends.null import NullBackend, NullState
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
 from strata.program import Cost
+from support.hybrid_model import WIDTH as WIDTH_OF_HYBRID
+from support.hybrid_model import hybrid_model
 
 LAYERS, WIDTH, KV_WIDTH, FFN, VOCABULARY = 30, 576, 192, 1536, 49152
 # Multiply-adds of one token through all layers, and through the head.
@@ -20,7 +22,7 @@ LAYER_PRODUCTS = 2 * WIDTH * WIDTH + 2 * WIDTH * KV_WIDTH + 3 * WIDTH * FFN
 HEAD_PRODUCTS = VOCABULARY * WIDTH
 
 
-def step(spans: list[tuple[int, int]], out_rows: int) -> Step:
+def step(spans: list[tuple[int, int]], logit_rows: int) -> Step:
     """A step of sequences given as (past, rows)."""
     rows = sum(n for _, n in spans)
     starts = np.cumsum([0] + [n for _, n in spans])
@@ -30,10 +32,10 @@ def step(spans: list[tuple[int, int]], out_rows: int) -> Step:
         tokens=np.zeros(rows, np.int32),
         positions=np.array(positions, np.int32),
         spans=tuple(
-            Span(int(start), n, past, blocks)
+            Span(int(start), n, past, (blocks,))
             for start, (past, n) in zip(starts[:-1], spans, strict=True)
         ),
-        out_rows=np.arange(out_rows, dtype=np.int32),
+        logits_indices=np.arange(logit_rows, dtype=np.int32),
     )
 
 
@@ -43,12 +45,12 @@ def count(file: ModelFile, *steps: Step) -> tuple[NullBackend, dict[str, np.ndar
     backend = NullBackend()
     source = WeightSource(file)
     loaded = [backend.load(segment, source) for segment in model.segments]
-    kv = backend.kv_cache(model.kv, 1)
+    state = backend.state_cache(model.state, [1])
     values: dict[str, np.ndarray] = {}
     for one in steps:
         values = {}
         for segment in loaded:
-            values = backend.run(segment, one, kv, values)
+            values = backend.run(segment, one, state, values)
     return backend, values
 
 
@@ -108,6 +110,33 @@ def test_nothing_is_held(smollm2: ModelFile) -> None:
     held = sum(backend.load(s, source).nbytes for s in model.segments)
     table = smollm2.tensors["token_embd.weight"].nbytes
     assert held == smollm2.nbytes + table
-    kv = backend.kv_cache(model.kv, 4)
-    assert isinstance(kv, NullKV)
-    assert kv.nbytes == 4 * KV_BLOCK * LAYERS * 2 * KV_WIDTH * 2
+    state = backend.state_cache(model.state, [4])
+    assert isinstance(state, NullState)
+    assert state.nbytes == 4 * KV_BLOCK * LAYERS * 2 * KV_WIDTH * 2
+
+
+def test_every_kind_of_state_counts() -> None:
+    model, weights = hybrid_model()
+    backend = NullBackend()
+    state = backend.state_cache(model.state, [1, 2, 3, 4])
+    full, wide, narrow, slot = (state.block_nbytes(g) for g in range(4))
+    # Two bytes a number; rows of values are whole vectors of 16, and slots whole cache lines.
+    assert (full, wide) == (2 * 64 * (2 * (16 + 16) + 40), 2 * 64 * (16 + 16))
+    assert (narrow, slot) == (2 * 64 * (24 + 16), 4 * 3 * WIDTH_OF_HYBRID)
+    assert state.nbytes == full + 2 * wide + 3 * narrow + 4 * slot
+    loaded = [backend.load(s, weights) for s in model.segments]  # type: ignore[arg-type]
+    for segment in loaded:
+        backend.run(segment, step([(199, 1), (10, 2)], 1), state, {})
+    kept = {name: cost.kv_bytes for name, cost in backend.by_segment().items()}
+    # Positions that a sequence's rows see and those written, times numbers, times two bytes.
+    assert kept["layer.0"] == (200 + 1 + 12 + 2) * 2 * (16 + 16) * 2
+    assert kept["layer.1"] == 2 * 2 * slot
+    assert kept["layer.2"] == (70 + 1 + 12 + 2) * (24 + 16) * 2
+    assert kept["layer.4"] == (200 + 1 + 12 + 2) * 40 * 2
+    assert kept["layer.5"] == (70 + 12) * (24 + 16) * 2
+    # Rows at 199 (of which 70 are seen), 10 and 11: two heads, keys of 24 and values of 16.
+    attention = backend.costs["layer.2", "attention.4"]
+    assert attention.flops == 2 * (70 + 11 + 12) * 2 * (24 + 16)
+    (taps,) = [c for (s, op), c in backend.costs.items() if op.startswith("short_conv.")]
+    assert taps.weight_bytes == 4 * 4 * WIDTH_OF_HYBRID
+    assert taps.flops == 2 * 3 * 4 * WIDTH_OF_HYBRID

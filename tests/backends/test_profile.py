@@ -39,13 +39,13 @@ def test_every_family(name: str, tmp_path: Path) -> None:
         model = build_model(file, context)
         said = CpuBackend.profile(model, WeightSource(file))
         matrices = {m.source: m.packed_bytes for s in said.segments for m in s.matrices}
-        names = frozenset(s.name for s in said.segments)
+        names = frozenset(unit.name for unit in said.units)
         least = max(s.least_tile for s in said.segments)
         for tokens, parallel, positions in ((1, 1, 40), (16, 2, 700), (300, 40, 5000)):
             for streamed in (frozenset[str](), names):
                 settings = BackendSettings(
                     max_tokens=tokens,
-                    max_out_rows=ROWS,
+                    max_logit_rows=ROWS,
                     parallel=parallel,
                     positions=positions,
                     streamed=streamed,
@@ -76,8 +76,9 @@ def test_kv(name: str, tmp_path: Path) -> None:
         said = CpuBackend.profile(model, WeightSource(file))
     for kv_type in CpuBackend.kv_types:
         ledger = Ledger()
-        kv = CpuBackend(1, books=ledger).kv_cache(model.kv, 3, kv_type)
-        assert said.kv_bytes(3, kv_type.name) == ledger.owned["kv"] == kv.nbytes
+        blocks = tuple(range(3, 3 + len(model.groups)))
+        kv = CpuBackend(1, books=ledger).state_cache(model.state, blocks, kv_type)
+        assert said.kv_bytes(blocks, kv_type.name) == ledger.owned["kv"] == kv.nbytes
 
 
 def test_backends_that_keep_to_no_plan_say_so(smollm2_path: Path) -> None:

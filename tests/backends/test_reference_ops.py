@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from strata.backends import reference
 from strata.backends.base import KV_BLOCK, Span, Step
 from strata.backends.kv_types import BF16, F16, F32, Q8_0
-from strata.backends.reference import ReferenceBackend, ReferenceKV
+from strata.backends.reference import ReferenceBackend, ReferenceState
 from strata.backends.weights import WeightError, WeightSource
 from strata.formats import TensorInfo
-from strata.program import Builder, KVLayer, Weight
+from strata.program import Builder, PagedKV, Weight
 from strata.quant import by_name
 
 Floats = NDArray[np.float32]
@@ -129,11 +129,13 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
     q = [random(n, heads, dim) for n in lengths]
     k = [random(n, kv_heads, dim) + 0.1 for n in lengths]
     v = [random(n, kv_heads, dim)[::-1] for n in lengths]
-    kv = ReferenceKV([KVLayer(kv_heads, dim)], 5)
+    state = ReferenceState([PagedKV(kv_heads, dim, dim)], [5])
     attrs = {
         "layer": 0,
+        "heads": heads,
         "kv_heads": kv_heads,
-        "head_dim": dim,
+        "k_dim": dim,
+        "v_dim": dim,
         "scale": 0.7,
         "window": window,
         "softcap": cap,
@@ -143,7 +145,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
         spans, rows, parts = [], 0, []
         for i, (past, n) in enumerate(chunk):
             if n:
-                spans.append(Span(rows, n, past, tables[i]))
+                spans.append(Span(rows, n, past, (tables[i],)))
                 parts.append((i, slice(past, past + n)))
                 rows += n
         empty = np.zeros(0, np.int32)
@@ -152,7 +154,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
             np.concatenate([a[i][s].reshape(s.stop - s.start, -1) for i, s in parts])
             for a in (q, k, v)
         ]
-        out = reference.attention(attrs, *joined, step, kv)
+        out = reference.attention(attrs, *joined, step, state)
         for (i, _), span in zip(parts, spans, strict=True):
             found[i].append(out[span.row : span.row + span.rows])
     for i, n in enumerate(lengths):
@@ -161,15 +163,25 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
 
 
 def test_kv_blocks_hold_all_layers() -> None:
-    kv = ReferenceBackend().kv_cache([KVLayer(2, 8), KVLayer(1, 4)], 3)
-    assert kv.nbytes == 2 * 3 * KV_BLOCK * (2 * 8 + 4) * 4
-    keys, values = kv.layer(1)
+    state = ReferenceBackend().state_cache([PagedKV(2, 8, 8), PagedKV(1, 4, 4)], [3])
+    assert state.nbytes == 2 * 3 * KV_BLOCK * (2 * 8 + 4) * 4
+    keys, values = state.kv(1)
     keys[2], values[2] = 5, 7
-    assert np.count_nonzero(kv.block(2).view(np.float32)) == 2 * KV_BLOCK * 4
-    assert not kv.block(1).any()
-    kv.block(1)[:] = kv.block(2)
+
+    def block(number: int) -> Floats:
+        out = np.empty(state.block_nbytes(0), np.uint8)
+        state.read(0, number, out)
+        return out.view(np.float32)
+
+    assert np.count_nonzero(block(2)) == 2 * KV_BLOCK * 4
+    assert not block(1).any()
+    state.copy(0, 2, 1)
     assert (keys[1] == 5).all()
     assert (values[1] == 7).all()
+    state.write(0, 0, block(1).view(np.uint8))
+    assert (keys[0] == 5).all()
+    with pytest.raises(IndexError, match="no block 3"):
+        state.copy(0, 0, 3)
 
 
 def test_kv_types_by_hand() -> None:

@@ -90,7 +90,7 @@ def test_prompts_share_steps_with_decoding() -> None:
     engine.submit(prompt_of(100), SamplingParams(max_tokens=5))
     engine.step()
     assert [span.rows for span in backend.steps[-1].spans] == [1, 31]
-    assert backend.steps[-1].out_rows.tolist() == [0]
+    assert backend.steps[-1].logits_indices.tolist() == [0]
 
 
 def test_stop_tokens_end_a_request() -> None:

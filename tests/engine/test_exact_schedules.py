@@ -6,8 +6,9 @@ for the sequence: one wrong or missing position anywhere gives other tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import sleep
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,9 @@ from strata.backends.kv_types import F32
 from strata.decode import SamplingParams
 from strata.engine import Engine, KVSettings, Request, StoreSettings
 from strata.errors import UsageError
-from support.fake_model import VOCABULARY, FakeBackend, expected_tokens, fake_engine, model
+from strata.program import LayerState, state_groups
+from support.fake_model import FULL, STATES, VOCABULARY, FakeBackend, expected_tokens, fake_engine
+from support.proposers import Oracle
 
 CONTEXT = 512
 
@@ -43,7 +46,13 @@ def prompt_of(arrival: Arrival) -> list[int]:
     return PREFIXES[which][:shared] + [(kind * 5 + i) % VOCABULARY for i in range(own)]
 
 
-def run(engine: Engine, work: list[Arrival], pauses: list[int], cancelled: set[int]) -> None:
+def run(
+    engine: Engine,
+    work: list[Arrival],
+    pauses: list[int],
+    cancelled: set[int],
+    state: Sequence[LayerState] = FULL,
+) -> None:
     """Submit work with pauses of some steps between, cancel some of it, and check the answers."""
     requests: list[Request] = []
 
@@ -66,7 +75,7 @@ def run(engine: Engine, work: list[Arrival], pauses: list[int], cancelled: set[i
     assert not engine.busy
     for number, (request, arrival) in enumerate(zip(requests, work, strict=True)):
         got = [sample.token for sample in request.output]
-        want = expected_tokens(prompt_of(arrival), arrival[4])
+        want = expected_tokens(prompt_of(arrival), arrival[4], state)
         if request.cancelled:
             assert number in cancelled
             assert got == want[: len(got)]
@@ -91,7 +100,9 @@ def run(engine: Engine, work: list[Arrival], pauses: list[int], cancelled: set[i
     budget=st.sampled_from([6, 17, 64, 512]),
     spare=st.integers(0, 8),
     cache=st.booleans(),
-    slowdown=st.sampled_from([None, 1.4]),
+    prefill_budget=st.sampled_from([(), (3,), (1, 9, 40)]),
+    kept=st.sampled_from(sorted(STATES)),
+    right=st.sampled_from([None, 0.0, 0.5, 0.9, 1.0]),
 )
 def test_any_schedule_gives_the_same_tokens(
     work: list[Arrival],
@@ -101,11 +112,23 @@ def test_any_schedule_gives_the_same_tokens(
     budget: int,
     spare: int,
     cache: bool,
-    slowdown: float | None,
+    prefill_budget: tuple[int, ...],
+    kept: str,
+    right: float | None,
 ) -> None:
-    blocks = CONTEXT // KV_BLOCK + spare
-    engine = small_engine(blocks, parallel, budget, cache=cache, slowdown=slowdown)
-    run(engine, work, pauses, cancelled)
+    state = STATES[kept]
+    proposer = None if right is None else Oracle(lambda t: expected_tokens(t, 6, state), right)
+    engine = small_engine(
+        CONTEXT // KV_BLOCK + spare,
+        parallel,
+        budget,
+        cache=cache,
+        prefill_budget=prefill_budget,
+        state=state,
+        proposer=proposer,
+        draft_tokens=7,
+    )
+    run(engine, work, pauses, cancelled, state)
 
 
 def small_engine(
@@ -116,42 +139,59 @@ def small_engine(
     cache: bool = True,
     store: StoreSettings | None = None,
     backend: FakeBackend | None = None,
-    slowdown: float | None = None,
+    state: Sequence[LayerState] = FULL,
+    **options: Any,
 ) -> Engine:
-    """An engine with so many blocks, however many requests run."""
-    nbytes = blocks * F32.block_nbytes(model().kv)
+    """An engine with so many blocks in each group, and slots for all, however many requests run."""
+    groups = state_groups(state)
+    counts = [2 * parallel + 4 if group.recurrent else blocks for group in groups]
     return fake_engine(
         backend,
+        state,
         context=CONTEXT,
         parallel=parallel,
         token_budget=budget,
-        slowdown=slowdown,
-        kv=KVSettings(nbytes=nbytes, prefix_cache=cache, store=store),
+        kv=KVSettings(blocks=tuple(counts), prefix_cache=cache, store=store),
+        **options,
     )
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(work=arrivals, again=arrivals, limit=st.sampled_from([3, 12, 1000]))
+@given(
+    work=arrivals,
+    again=arrivals,
+    limit=st.sampled_from([3, 12, 1000]),
+    kept=st.sampled_from(sorted(STATES)),
+)
 def test_prefixes_from_the_disk_give_the_same_tokens(
-    tmp_path_factory: pytest.TempPathFactory, work: list[Arrival], again: list[Arrival], limit: int
+    tmp_path_factory: pytest.TempPathFactory,
+    work: list[Arrival],
+    again: list[Arrival],
+    limit: int,
+    kept: str,
 ) -> None:
+    state = STATES[kept]
     directory = tmp_path_factory.mktemp("kv")
     store = StoreSettings(directory, limit * 8192, "fake")
     for jobs in (work, again):
-        engine = small_engine(14, 3, 64, store=store)
-        run(engine, jobs, [4], set())
+        engine = small_engine(14, 3, 64, store=store, state=state)
+        run(engine, jobs, [4], set(), state)
         engine.close()
         engine.check_integrity()
 
 
 def test_a_batch_with_everything_at_once() -> None:
-    """Preemption, forks, prefix hits and eviction all happen in one run, and are seen to."""
+    """Preemption, forks, prefix hits, eviction, drafts and their branches all happen in one run,
+    and are seen to."""
     backend = FakeBackend()
-    engine = small_engine(12, 6, 64, backend=backend)
+    proposer = Oracle(lambda tokens: expected_tokens(tokens, 6), 0.6)
+    engine = small_engine(12, 6, 64, backend=backend, proposer=proposer)
     work = [(0, 200, 5, 1, 90), (0, 200, 5, 1, 90), (0, 200, 5, 1, 90), (1, 150, 9, 2, 99)] * 3
     run(engine, work, [3, 0, 0, 9], set())
     status = engine.status()
     assert status.preemptions > 0
+    assert 0 < status.draft_tokens_kept < status.draft_tokens <= proposer.proposed
+    assert any(span.parent >= 0 for step in backend.steps for span in step.spans)
     assert status.prefix_hit_tokens > 0
     assert status.prefix_hit_tokens + status.prefix_miss_tokens == sum(
         len(prompt_of(a)) for a in work
@@ -205,12 +245,14 @@ def test_answers_to_one_prompt_share_it() -> None:
     for one, other in zip(together, alone, strict=True):
         assert one.output == other.output
     assert len({tuple(s.token for s in r.output) for r in together}) == 4
-    assert [r.cached_tokens for r in together] == [0, 400, 400, 400]
+    assert [r.cached_tokens for r in together] == [0, 399, 399, 399]
 
 
 def test_kv_that_does_not_hold_a_context_is_refused() -> None:
+    nbytes = 8 * F32.block_nbytes(FULL, state_groups(FULL)[0])
+    fake_engine(context=CONTEXT, kv=KVSettings(nbytes=nbytes))
     with pytest.raises(UsageError, match="do not hold a context of 512"):
-        small_engine(7, 1, 64)
+        fake_engine(context=CONTEXT, kv=KVSettings(nbytes=nbytes - 1))
     with pytest.raises(UsageError, match="no KV type 'f16'"):
         fake_engine(kv=KVSettings(type="f16"))
 

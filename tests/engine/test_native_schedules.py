@@ -133,7 +133,7 @@ def test_a_batch_with_random_arrivals(
     blocks: int,
     cache: bool,
 ) -> None:
-    block = CpuBackend.kv_types[0].block_nbytes(runner.model.kv)
+    block = CpuBackend.kv_types[0].block_nbytes(runner.model.state, runner.model.groups[0])
     e = engine(runner, KVSettings(nbytes=blocks * block, prefix_cache=cache), parallel, budget)
     requests = run(e, JOBS, seed=budget, cancel=3)
     assert [r.output for r in requests] == alone["f16"]
@@ -143,7 +143,7 @@ def test_a_batch_with_random_arrivals(
 def test_a_batch_on_streamed_weights(
     streaming: Runner, alone: dict[str, list[list[Sample]]], budget: int, blocks: int
 ) -> None:
-    block = CpuBackend.kv_types[0].block_nbytes(streaming.model.kv)
+    block = CpuBackend.kv_types[0].block_nbytes(streaming.model.state, streaming.model.groups[0])
     e = engine(streaming, KVSettings(nbytes=blocks * block), 16, budget)
     assert [r.output for r in run(e, JOBS, seed=5, cancel=2)] == alone["f16"]
 
@@ -155,7 +155,7 @@ def test_giving_way_and_going_on(
 ) -> None:
     prompts = [SHARED[i : i + 62] for i in range(4)]
     params = SamplingParams(max_tokens=10, logprobs=2, ignore_eos=True)
-    block = CpuBackend.kv_types[0].block_nbytes(runner.model.kv)
+    block = CpuBackend.kv_types[0].block_nbytes(runner.model.state, runner.model.groups[0])
     tight = engine(
         streaming if streamed else runner, KVSettings(nbytes=5 * block, prefix_cache=cache), 4, 512
     )
@@ -181,7 +181,8 @@ def test_a_prefix_from_memory(runner: Runner, alone: dict[str, list[list[Sample]
         requests = run(e, JOBS[:4], seed=2)
         assert [r.output for r in requests] == alone["f16"][:4]
     whole = [(len(prompt) - 1) // KV_BLOCK * KV_BLOCK for prompt, _ in JOBS[:4]]
-    assert [r.cached_tokens for r in requests] == whole
+    # Who runs beside one with the same beginning goes on from where that is.
+    assert all(r.cached_tokens >= least for r, least in zip(requests, whole, strict=True))
     assert max(whole) >= 2 * KV_BLOCK
 
 
@@ -213,7 +214,8 @@ def test_answers_to_one_prompt(runner: Runner) -> None:
     together = engine(runner, KVSettings(), 3, 512)
     requests = [together.submit(prompt, p) for p in params]
     finish(together)
-    assert together.status().tokens == 100 + 3 * 5
+    # The prompt once; of the others its last token, and all know what was chosen before.
+    assert together.status().tokens == 100 + 2 + 3 * 5
     single = engine(runner, KVSettings(prefix_cache=False), 1, 512)
     for request, p in zip(requests, params, strict=True):
         one = single.submit(prompt, p)

@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from strata.backends.base import KV_BLOCK
+from strata.decode import Draft
 from strata.engine.scheduler import Advance, Scheduler
-from strata.kv import BlockPool, KnownPrefixes, KVSpace, NoPrefixes, Prefixes
+from strata.kv import BlockPool, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex
+from strata.program import StateGroup
 
-Shown = list[tuple[int, int, int, bool]]
+Shown = list[tuple[int, int, int, int]]
+FULL = (StateGroup((0,)),)
 
 
-class Fixed:
-    """A pace of so many tokens."""
+class Copies:
+    """Blocks that hold nothing."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-
-    def share(self, answers: int, prompts: int) -> int:
-        return self.tokens
+    def copy(self, group: int, source: int, target: int) -> None:
+        """Nothing to copy."""
 
 
 def scheduler(
     blocks: int = 8,
     parallel: int = 4,
     token_budget: int = 100,
-    pace: Fixed | None = None,
+    prefill_budget: Sequence[int] = (),
     known: bool = False,
+    draft_tokens: int = 0,
+    groups: Sequence[StateGroup] = FULL,
 ) -> Scheduler:
-    pool = BlockPool(blocks)
-    prefixes: Prefixes = KnownPrefixes(pool) if known else NoPrefixes()
-    space = KVSpace(pool, prefixes, lambda source, target: None)
-    return Scheduler(space, parallel=parallel, token_budget=token_budget, pace=pace)
+    pools = [BlockPool(blocks) for _ in groups]
+    index: PrefixIndex = PrefixCache(groups, pools) if known else NoPrefixCache()
+    manager = KVCacheManager(groups, pools, index, Copies(), step_rows=token_budget)
+    return Scheduler(
+        manager,
+        parallel=parallel,
+        token_budget=token_budget,
+        prefill_budget=prefill_budget,
+        draft_tokens=draft_tokens,
+    )
 
 
 def shown(plan: list[Advance]) -> Shown:
-    return [(a.id, a.past, a.rows, a.reaches) for a in plan]
+    return [(a.id, a.past, a.rows, a.needs_logits) for a in plan]
 
 
 def prompt(length: int, first: int = 0) -> list[int]:
     return [first, *range(1, length)]
 
 
+def commit(s: Scheduler, plan: list[Advance], token: int = 5) -> None:
+    """Commit, and one token more for who reached its last one."""
+    for a in plan:
+        s.commit(a, [token] if a.needs_logits else [])
+    s.check_integrity()
+
+
 def step(s: Scheduler, token: int = 5) -> Shown:
-    """Plan, commit, and one token more for who reached its last one."""
     plan = s.plan()
     s.check_integrity()
-    s.commit(plan)
-    for a in plan:
-        for id in (a.id, *a.forks) if a.reaches else ():
-            s.extend(id, token)
-    s.check_integrity()
+    commit(s, plan, token)
     return shown(plan)
 
 
@@ -57,28 +69,28 @@ def test_the_oldest_prompt_gets_half_and_the_shortest_ones_the_rest() -> None:
     for id, length in ((1, 200), (2, 90), (3, 10)):
         s.add(id, prompt(length, id))
     plan = s.plan()
-    assert shown(plan) == [(1, 0, 50, False), (2, 0, 40, False), (3, 0, 10, True)]
-    s.commit(plan)
-    assert shown(s.plan()) == [(1, 50, 50, False), (2, 40, 50, True)]
+    assert shown(plan) == [(1, 0, 50, 0), (2, 0, 40, 0), (3, 0, 10, 1)]
+    commit(s, plan)
+    assert shown(s.plan()) == [(1, 50, 50, 0), (2, 40, 49, 0), (3, 10, 1, 1)]
 
 
 def test_equal_prompts_are_served_in_order() -> None:
     s = scheduler()
     for id in (1, 2):
         s.add(id, prompt(90, id))
-    assert step(s) == [(1, 0, 90, True), (2, 0, 10, False)]
+    assert step(s) == [(1, 0, 90, 1), (2, 0, 10, 0)]
 
 
-def test_answers_come_first_and_prompts_at_a_pace() -> None:
-    s = scheduler(pace=Fixed(7), token_budget=20)
+def test_answers_come_first_and_prompts_within_their_budget() -> None:
+    s = scheduler(prefill_budget=[9, 7], token_budget=20)
     for id in (1, 2):
         s.add(id, [id])
     s.add(3, prompt(30))
-    assert step(s) == [(1, 0, 1, True), (2, 0, 1, True), (3, 0, 7, False)]
+    assert step(s) == [(1, 0, 1, 1), (2, 0, 1, 1), (3, 0, 7, 0)]
     s.remove(1)
     s.remove(2)
     # Nobody to be slowed down: the whole budget.
-    assert step(s) == [(3, 7, 20, False)]
+    assert step(s) == [(3, 7, 20, 0)]
 
 
 def test_answers_never_wait_for_the_budget() -> None:
@@ -125,11 +137,9 @@ def test_parallel_is_a_limit() -> None:
 def test_extending_asks_for_one_more() -> None:
     s = scheduler()
     s.add(1, prompt(5))
-    s.commit(s.plan())
-    assert s.plan() == []
-    s.extend(1, 9)
+    commit(s, s.plan(), 9)
     plan = s.plan()
-    assert shown(plan) == [(1, 5, 1, True)]
+    assert shown(plan) == [(1, 5, 1, 1)]
     assert plan[0].tokens == (9,)
 
 
@@ -137,7 +147,7 @@ def test_blocks_are_taken_as_they_are_needed() -> None:
     s = scheduler(token_budget=KV_BLOCK)
     s.add(1, prompt(3 * KV_BLOCK))
     for blocks in (1, 2, 3, 4):
-        assert len(s.plan()[0].table) == blocks
+        assert len(s.plan()[0].tables[0]) == blocks
         step(s)
 
 
@@ -153,7 +163,7 @@ def test_the_youngest_gives_way_and_comes_back_with_all_its_tokens() -> None:
     assert s.computed(2) == 0
     s.add(3, [1])
     s.remove(1)
-    assert step(s)[0] == (2, 0, 2 * KV_BLOCK + 1, True)
+    assert step(s)[0] == (2, 0, 2 * KV_BLOCK + 1, 1)
 
 
 def test_what_was_computed_is_found_again_after_giving_way() -> None:
@@ -169,63 +179,190 @@ def test_what_was_computed_is_found_again_after_giving_way() -> None:
 
 
 def test_one_prompt_is_computed_once_for_all_its_answers() -> None:
-    s = scheduler(token_budget=60)
+    s = scheduler(token_budget=60, known=True)
     for id in range(3):
         s.add(id, prompt(100))
     s.add(9, [9])
-    assert step(s) == [(0, 0, 59, False), (9, 0, 1, True)]
+    assert step(s) == [(0, 0, 59, 0), (9, 0, 1, 1)]
+    # What is left of the prompt is less than a block: nobody waits for that.
     plan = s.plan()
-    assert [(a.id, a.rows, a.forks) for a in plan] == [(0, 41, (1, 2)), (9, 1, ())]
-    s.commit(plan)
-    s.check_integrity()
+    assert [(a.id, a.past, a.rows) for a in plan] == [
+        (0, 59, 41),
+        (1, 59, 18),
+        (9, 1, 1),
+    ]  # fmt: skip
+    commit(s, plan)
+    plan = s.plan()
+    while any(a.needs_logits == 0 for a in plan):
+        commit(s, plan)
+        plan = s.plan()
     assert s.running == 4
-    for id in (0, 1, 2, 9):
-        s.extend(id, id)
-    tables = {a.id: a.table for a in s.plan()}
+    tables = {a.id: a.tables[0] for a in plan}
     # The full block is shared; of the other one each has its own.
     assert len({tables[id][0] for id in range(3)}) == 1
     assert len({tables[id][1] for id in range(3)}) == 3
-    s.check_integrity()
 
 
-def test_answers_beyond_the_places_wait_and_are_let_in_together() -> None:
+def test_answers_to_one_prompt_wait_for_it_and_lack_one_token_then() -> None:
+    s = scheduler(parallel=4, known=True, token_budget=500)
+    for id in range(4):
+        s.add(id, prompt(200))
+    assert step(s) == [(0, 0, 200, 1)]
+    assert step(s) == [(0, 200, 1, 1), *((id, 199, 1, 1) for id in (1, 2, 3))]
+
+
+def test_a_prompt_that_begins_as_another_waits_for_that_part() -> None:
+    s = scheduler(parallel=4, known=True, token_budget=500)
+    s.add(0, prompt(200))
+    s.add(1, [*prompt(150), *[3] * 50])
+    s.add(2, [*prompt(60), *[3] * 50])
+    assert [(id, past) for id, past, *_ in step(s)] == [(0, 0), (2, 0)]
+    assert [(id, past, rows) for id, past, rows, _ in step(s)] == [
+        (0, 200, 1),
+        (1, 150, 50),
+        (2, 110, 1),
+    ]
+
+
+def test_answers_beyond_the_places_wait_and_find_the_prompt() -> None:
     s = scheduler(parallel=2, known=True)
     for id in range(4):
         s.add(id, prompt(70))
-    plan = s.plan()
-    assert [(a.id, a.forks) for a in plan] == [(0, (1,))]
-    s.commit(plan)
+    assert step(s) == [(0, 0, 70, 1)]
+    assert step(s) == [(0, 70, 1, 1), (1, 69, 1, 1)]
     s.remove(0)
+    assert step(s) == [(1, 70, 1, 1), (2, 69, 1, 1)]
     s.remove(1)
-    plan = s.plan()
-    assert [(a.id, a.past, a.rows, a.forks) for a in plan] == [(2, KV_BLOCK, 6, (3,))]
+    s.remove(2)
+    # Nobody has it under way any more: the full block was kept.
+    assert step(s) == [(3, KV_BLOCK, 6, 1)]
 
 
-def test_nobody_is_overtaken_by_an_equal_prompt() -> None:
-    s = scheduler(parallel=3, blocks=4)
-    s.add(1, prompt(70))
-    s.add(2, prompt(150, 2))
-    s.add(3, prompt(70))
-    assert [(a.id, a.forks) for a in s.plan()] == [(1, ())]
+def test_who_waits_for_one_that_ends_early_computes_itself() -> None:
+    s = scheduler(token_budget=60, known=True)
+    for id in range(3):
+        s.add(id, prompt(190))
+    assert step(s) == [(0, 0, 60, 0)]
+    s.remove(0)
+    assert [id for id, *_ in step(s)] == [1]
 
 
-def test_followers_find_another_leader() -> None:
-    for gone in (0, 1):
-        s = scheduler(token_budget=60)
-        for id in range(4):
-            s.add(id, prompt(100))
-        step(s)
-        s.remove(gone)
-        left = [id for id in range(4) if id != gone]
-        for _ in range(3):
-            step(s)
-        assert s.running == 3
-        assert [a.id for a in s.plan()] == left
+def test_without_the_prefix_cache_everybody_computes() -> None:
+    s = scheduler(token_budget=500)
+    for id in range(2):
+        s.add(id, prompt(100))
+    assert step(s) == [(0, 0, 100, 1), (1, 0, 100, 1)]
+
+
+def guess(*tokens: int, parents: tuple[int, ...] | None = None) -> Draft:
+    return Draft(tokens, parents)
+
+
+def test_a_draft_is_kept_as_far_as_it_was_chosen() -> None:
+    s = scheduler(draft_tokens=4)
+    s.add(1, prompt(10))
+    commit(s, s.plan(), 50)
+    for chosen, kept in (([51, 52, 53], 2), ([60], 0), ([51, 52, 53, 54, 55], 4)):
+        past = s.computed(1)
+        (a,) = s.plan(lambda id, most: guess(51, 52, 53, 54))
+        assert (a.past, a.rows, a.needs_logits) == (past, 5, 5)
+        s.commit(a, chosen)
         s.check_integrity()
-    s = scheduler()
-    s.add(0, prompt(100))
-    s.add(1, prompt(100))
-    s.remove(0)
+        assert s.computed(1) == past + 1 + kept
+        (a,) = s.plan()
+        assert a.tokens == (chosen[-1],)
+
+
+def test_a_branch_that_was_chosen_becomes_the_sequence() -> None:
+    s = scheduler(draft_tokens=8)
+    s.add(1, prompt(KV_BLOCK - 2))
+    commit(s, s.plan(), 50)
+    # 51 52 53 and 51 62 63, across the edge of a block
+    tree = guess(51, 52, 62, 53, 63, parents=(-1, 0, 0, 1, 2))
+    (a,) = s.plan(lambda id, most: tree)
+    assert a.draft.tokens == (51, 52, 53, 62, 63)
+    assert a.draft.chains() == [(0, 1, 2), (3, 4)]
+    (branch,) = a.branches
+    assert not set(branch[0]) & set(a.tables[0])
+    s.check_integrity()
+    s.commit(a, [51, 62, 63, 70])
+    s.check_integrity()
+    (a,) = s.plan()
+    assert (a.tokens, a.past, a.tables) == ((70,), KV_BLOCK + 2, branch)
     s.remove(1)
-    s.add(2, prompt(100))
-    assert [a.id for a in s.plan()] == [2]
+    s.check_integrity()
+
+
+def test_a_draft_pushes_nobody_out_and_shrinks() -> None:
+    s = scheduler(blocks=4, draft_tokens=8, token_budget=500)
+    for id in (1, 2):
+        s.add(id, prompt(KV_BLOCK - 1, id))
+    while s.computed(1) < 2 * KV_BLOCK - 1:
+        step(s)
+    tree = guess(51, 61, parents=(-1, -1))
+    plan = s.plan(lambda id, most: tree)
+    assert [a.draft.tokens for a in plan] == [(), ()]
+    assert s.preemptions == 0
+
+
+def test_a_plan_with_drafts_that_is_not_committed_holds_nothing() -> None:
+    s = scheduler(draft_tokens=8)
+    s.add(1, prompt(10))
+    commit(s, s.plan())
+    tree = guess(51, 61, parents=(-1, -1))
+    first = s.plan(lambda id, most: tree)
+    assert len(first[0].branches) == 1
+    s.check_integrity()
+    assert s.plan()[0].branches == ()
+    s.check_integrity()
+    s.plan(lambda id, most: tree)
+    s.remove(1)
+    s.check_integrity()
+
+
+def test_drafts_share_what_the_step_has_left() -> None:
+    s = scheduler(draft_tokens=5, token_budget=10)
+    for id in range(3):
+        s.add(id, [id])
+    commit(s, s.plan())
+    asked: list[int] = []
+
+    def propose(id: int, most: int) -> Draft:
+        asked.append(most)
+        return Draft((1,) * 20)
+
+    plan = s.plan(propose)
+    assert asked == [5, 2]
+    assert [a.rows for a in plan] == [6, 3, 1]
+
+
+def test_windows_give_blocks_back_and_are_admitted_by_what_they_hold() -> None:
+    groups = (StateGroup((0,)), StateGroup((1,), window=100))
+    s = scheduler(blocks=12, token_budget=64, groups=groups)
+    s.add(1, prompt(600))
+    for _ in range(9):
+        step(s)
+    full, window = s.plan()[0].tables
+    assert full.count(-1) == 0
+    assert window.count(-1) == len(window) - 3
+    assert set(window[:-3]) == {-1}
+
+
+def test_recurrent_state_is_computed_again_behind_what_was_kept() -> None:
+    groups = (StateGroup((0,)), StateGroup((1,), recurrent=True))
+    s = scheduler(blocks=8, draft_tokens=4, groups=groups)
+    s.add(1, prompt(10))
+    commit(s, s.plan(), 50)
+    (a,) = s.plan(lambda id, most: guess(51, 52, 53, parents=(-1, 0, -1)))
+    assert a.draft.tokens == (51, 52)
+    source, target = a.tables[1]
+    assert source != target
+    s.commit(a, [51, 60])
+    (a,) = s.plan(lambda id, most: guess(1))
+    assert (a.past, a.tokens, a.draft.tokens) == (10, (50, 51, 60), ())
+    assert a.tables[1][0] == source
+    s.commit(a, [61])
+    (a,) = s.plan(lambda id, most: guess(62))
+    s.commit(a, [62, 63])
+    assert s.computed(1) == 15
+    s.check_integrity()

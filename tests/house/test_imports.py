@@ -19,7 +19,7 @@ LEVELS = {
     "synth": 5,
     "models": 4,
     "decode": 4,
-    "kv": 4,
+    "kv": 3,
     "plan": 4,
     "machine": 3,
     "memory": 3,

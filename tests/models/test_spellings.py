@@ -64,11 +64,11 @@ def test_layer_types_or_a_pattern() -> None:
     listed = huggingface("gemma3")
     pattern = huggingface("gemma3", layer_types=DROP, sliding_window_pattern=2)
     assert build_model(pattern) == build_model(listed)
-    assert [layer.window for layer in build_model(listed).kv] == [8, 0, 8]
+    assert [layer.window for layer in build_model(listed).state] == [8, 0, 8]
     usual = build_model(huggingface("gemma3", layer_types=DROP))
-    assert [layer.window for layer in usual.kv] == [8, 8, 8]
+    assert [layer.window for layer in usual.state] == [8, 8, 8]
     in_gguf = build_model(gguf("gemma3", **{"attention.sliding_window_pattern": 2}))
-    assert in_gguf.kv == build_model(listed).kv
+    assert in_gguf.state == build_model(listed).state
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_layer_types_or_a_pattern() -> None:
 )
 def test_windows_of_qwen2(changed: dict[str, Any], expected: list[int]) -> None:
     model = build_model(huggingface("qwen2_window_yarn", **changed))
-    assert [layer.window for layer in model.kv] == expected
+    assert [layer.window for layer in model.state] == expected
 
 
 def test_a_llama_has_no_window_and_a_mistral_has() -> None:
     llama = build_model(huggingface("llama", sliding_window=8))
-    assert [layer.window for layer in llama.kv] == [0, 0]
+    assert [layer.window for layer in llama.state] == [0, 0]
     mistral = build_model(huggingface("mistral_window", sliding_window=None))
-    assert [layer.window for layer in mistral.kv] == [0, 0]
+    assert [layer.window for layer in mistral.state] == [0, 0]
 
 
 def test_gemma2_without_caps_says_null() -> None:

@@ -10,11 +10,12 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.kv_types import KVType
 from strata.backends.reference import ReferenceBackend
-from strata.program import KVLayer
+from strata.program import PagedKV, Recurrent, Shared, state_groups
 from strata.program.ops import ACTIVATIONS
 from support.small_programs import Floats, Lab
 
@@ -153,12 +154,13 @@ def attention_lab(
             layer=0,
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=head_dim,
+            k_dim=head_dim,
+            v_dim=head_dim,
             scale=head_dim**-0.5,
             window=window,
             softcap=softcap,
         ),
-        [KVLayer(kv_heads, head_dim, window)],
+        [PagedKV(kv_heads, head_dim, head_dim, window)],
     )
 
 
@@ -222,15 +224,39 @@ def test_attention_over_other_kv_types(
 
 @pytest.mark.parametrize("kv_type", CpuBackend.kv_types, ids=lambda t: t.name)
 def test_bytes_of_a_kv_block(kv_type: KVType) -> None:
-    layers = [KVLayer(3, 64), KVLayer(1, 7), KVLayer(2, 80)]
-    kv = CpuBackend(threads=1).kv_cache(layers, 3, kv_type)
-    assert kv.nbytes == 3 * kv_type.block_nbytes(layers)
-    kv.block(1)[:] = 255
-    assert not kv.block(0).any()
-    assert not kv.block(2).any()
-    assert kv.block(1).all()
-    with pytest.raises(ValueError, match="out of range"):
-        kv.block(3)
+    layers = [
+        PagedKV(3, 64, 64),
+        PagedKV(1, 7, 7, window=5),
+        PagedKV(2, 80, 80),
+        PagedKV(1, 40, 24),
+        PagedKV(2, 96, 64, v_in_k=True),
+        Recurrent(((3, 5), (2,))),
+        Shared(0),
+    ]
+    groups = state_groups(layers)
+    state = CpuBackend(threads=1).state_cache(layers, (3, 4, 5), kv_type)
+    sizes = [kv_type.block_nbytes(layers, group) for group in groups]
+    assert [state.block_nbytes(g) for g in range(3)] == sizes
+    assert state.nbytes == 3 * sizes[0] + 4 * sizes[1] + 5 * sizes[2]
+    # Reading 68 of 17 floats, whole cache lines.
+    assert sizes[2] == 128
+
+    def block(group: int, number: int) -> NDArray[np.uint8]:
+        out = np.empty(sizes[group], np.uint8)
+        state.read(group, number, out)
+        return out
+
+    for group, size in enumerate(sizes):
+        data = draw(1, size).view(np.uint8).reshape(-1)[:size]
+        state.write(group, 1, data)
+        state.copy(group, 1, 2)
+        assert not block(group, 0).any()
+        assert block(group, 1).tobytes() == block(group, 2).tobytes() == data.tobytes()
+    for group, number in [(0, 3), (0, -1), (1, 4), (2, 5), (3, 0), (-1, 0)]:
+        with pytest.raises(IndexError, match="there is no block"):
+            state.copy(group, number, 0)
+    with pytest.raises(ValueError, match="bytes given"):
+        state.read(0, 0, np.empty(sizes[0] - 1, np.uint8))
 
 
 @pytest.mark.parametrize("isa", ISAS)

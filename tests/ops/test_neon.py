@@ -52,9 +52,9 @@ def inputs() -> bytes:
 def test_neon_has_the_bits_of_the_plain_kernels(tmp_path: Path) -> None:
     build = tmp_path / "build"
     target = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
+    target.append(f"-DCMAKE_CXX_COMPILER={COMPILER}")
     for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(build), "-DSTRATA_KERNELS_ONLY=ON"]
-        + [*target, f"-DCMAKE_CXX_COMPILER={COMPILER}"],
+        ["cmake", "-S", str(ROOT), "-B", str(build), "-DSTRATA_KERNELS_ONLY=ON", *target],
         ["cmake", "--build", str(build), "--parallel", str(os.cpu_count())],
     ):
         done = subprocess.run(command, capture_output=True, text=True)

@@ -120,7 +120,7 @@ def test_attention_grows_with_the_context_and_not_beyond_a_window() -> None:
 
 def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     m = model("llama-3.1-8b")
-    sizes = Sizes(8, 64, 1, 16, 1024, 1, "f16", 64 * MB, 1 << 20, 5, 0)
+    sizes = Sizes(8, 64, 1, (16,), 1024, 1, "f16", 64 * MB, 1 << 20, 5, 0)
     fixed = fixed_shares(m, sizes)
     assert fixed.kv == 32 * 2 * 1024 * 2 * 1024
     assert fixed.ring == 64 * MB
@@ -134,7 +134,7 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     packed = fixed.activations - fixed_shares(m, replace(sizes, ring_bytes=0)).activations
     assert packed == 8 * 2 * 16 * 14336 // 256 * 210
     # Five requests with what alignment adds come to one huge page more.
-    loads = fixed_shares(m, replace(sizes, ring_bytes=0, kv_blocks=0, request_bytes=16 << 20))
+    loads = fixed_shares(m, replace(sizes, ring_bytes=0, kv_blocks=(0,), request_bytes=16 << 20))
     others = loads.kv + loads.logits + loads.activations
     assert loads.staging == 5 * (16 << 20) + (2 << 20) - others
     # Two norms a layer, the last one, and each layer's factors of rotary frequencies.

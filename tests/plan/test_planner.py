@@ -72,7 +72,7 @@ def check(model: Outline, host: Machine, limits: Limits, work: Workload, p: Plan
         later = shares.ring + shares.kv + shares.activations + shares.logits
         assert shares.staging + later >= p.io_threads * p.request_bytes
     assert p.max_tokens >= work.concurrency
-    assert p.kv_blocks * 64 >= p.parallel * p.context
+    assert p.kv_blocks[0] * 64 >= p.parallel * p.context
     assert p.context >= min(model.context, work.prompt_tokens + 1)
     assert p.threads == (limits.threads or host.cores)
     assert min(p.predicted.ttft_s, p.predicted.decode_tok_s) > 0
@@ -180,9 +180,9 @@ def test_a_server_has_memory_of_its_own() -> None:
 
 def test_kv_of_all_requests_is_bounded_and_has_room_for_one() -> None:
     m, host, work = model("llama-3.1-8b"), machine("server"), Workload(concurrency=8, context=1024)
-    block = m.kv_bytes(1, "f16")
+    block = m.kv_bytes((1,), "f16")
     p = plan(m, host, Limits(20 * GB, kv_bytes=20 * block + 1), work)
-    assert (p.kv_blocks, p.predicted.memory.kv) == (20, 20 * block)
+    assert (p.kv_blocks, p.predicted.memory.kv) == ((20,), 20 * block)
     with pytest.raises(UsageError, match="do not hold a context of 1024 positions"):
         plan(m, host, Limits(20 * GB, kv_bytes=16 * block - 1), work)
     # A context that nobody asked for is as long as there is room.

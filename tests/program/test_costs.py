@@ -7,10 +7,10 @@ import pytest
 from strata.program import Builder, Cost, Segment, Weight, Workload, op_cost, program_cost
 
 # 3 tokens, 2 rows of logits, 100 positions attended, 2 bytes an element of KV.
-LOAD = Workload(tokens=3, out_rows=2, context=100)
+LOAD = Workload(tokens=3, logit_rows=2, context=100)
 # An 8 x 8 matrix in a format of 5 bits a weight, a norm of floats, a table of 10 rows of 4 bytes.
-STORED = {"matrix": 40, "norm": 32, "table": 40}
-SHAPES = {"matrix": (8, 8), "norm": (8,), "table": (10, 8)}
+STORED = {"matrix": 40, "norm": 32, "table": 40, "taps": 96}
+SHAPES = {"matrix": (8, 8), "norm": (8,), "table": (10, 8), "taps": (8, 3)}
 
 
 def costs(make: object) -> Cost:
@@ -37,17 +37,32 @@ def costs(make: object) -> Cost:
         # written, each 2 * 8 elements of 2 bytes.
         (
             lambda b: b.attention(
-                "x", "x", "x", layer=0, heads=2, kv_heads=2, head_dim=4, scale=1.0
+                "x", "x", "x", layer=0, heads=2, kv_heads=2, k_dim=4, v_dim=4, scale=1.0
             ),
             Cost(9600, 0, 384, 103 * 32),
         ),
         # A window of 10 keys.
         (
             lambda b: b.attention(
-                "x", "x", "x", layer=0, heads=2, kv_heads=2, head_dim=4, scale=1.0, window=10
+                "x", "x", "x", layer=0, heads=2, kv_heads=2, k_dim=4, v_dim=4, scale=1.0, window=10
             ),
             Cost(960, 0, 384, 13 * 32),
         ),
+        # 2 heads with keys of 4 and values of 2, which are part of them: 2 * 3 rows * 100 keys *
+        # 2 * (4 + 2); q and k in and 4 floats a row out; keys of 2 * 4 elements of 2 bytes.
+        (
+            lambda b: b.attention(
+                "x", "x", layer=0, heads=2, kv_heads=2, k_dim=4, v_dim=2, scale=1.0
+            ),
+            Cost(7200, 0, 240, 103 * 16),
+        ),
+        # What another layer keeps is read and not written.
+        (
+            lambda b: b.attention("x", layer=0, heads=2, kv_heads=1, k_dim=4, v_dim=2, scale=1.0),
+            Cost(7200, 0, 144, 100 * 12),
+        ),
+        # 2 * 3 rows * 8 * 3 taps; two rows of 8 floats of state read and written.
+        (lambda b: b.short_conv("x", "taps", layer=0), Cost(144, 96, 192, 128)),
     ],
 )
 def test_one_op(make: object, expected: Cost) -> None:

@@ -19,6 +19,8 @@ WEIGHTS = {
     "factors": (2,),
     "cube": (4, 8, 8),
     "narrow": (10, 4),
+    "taps": (8, 4),
+    "one_tap": (8, 1),
 }
 
 
@@ -35,9 +37,9 @@ def shape(b: Builder, value: str) -> tuple[object, ...]:
     return b.build(out=value).program.values[value].shape
 
 
-def attention(b: Builder, q: str, k: str, v: str, **changed: int) -> str:
-    settings = {"layer": 0, "heads": 2, "kv_heads": 2, "head_dim": 4} | changed
-    return b.attention(q, k, v, scale=0.5, **settings)
+def attention(b: Builder, *operands: str, **changed: int) -> str:
+    settings = {"layer": 0, "heads": 2, "kv_heads": 2, "k_dim": 4, "v_dim": 4} | changed
+    return b.attention(*operands, scale=0.5, **settings)
 
 
 SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
@@ -55,6 +57,16 @@ SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
     ),
     (lambda b: attention(b, "x", "x", "x"), ("T", 8)),
     (lambda b: attention(b, b.matmul("x", "tall"), "x", "x", heads=6), ("T", 24)),
+    (
+        lambda b: attention(
+            b, b.matmul("x", "tall"), "x", "x", heads=3, kv_heads=1, k_dim=8, v_dim=8
+        ),
+        ("T", 24),
+    ),
+    (lambda b: attention(b, "x", "x", b.matmul("x", "tall"), v_dim=12), ("T", 24)),
+    (lambda b: attention(b, "x", "x", v_dim=3), ("T", 6)),
+    (lambda b: attention(b, "x", v_dim=12), ("T", 24)),
+    (lambda b: b.short_conv("x", "taps", layer=0), ("T", 8)),
     (lambda b: b.glu("x", "x", "silu"), ("T", 8)),
     (lambda b: b.activation("x", "relu2"), ("T", 8)),
     (lambda b: b.add("x", "x"), ("T", 8)),
@@ -93,9 +105,24 @@ ERRORS: list[tuple[Callable[[Builder], object], str]] = [
     (lambda b: b.rope("x", head_dim=3, inv_freq=[1], style="neox"), "does not fit 'x'"),
     (lambda b: b.rope("x", head_dim=4, inv_freq=[1] * 3, style="neox"), "rope of 6 of 4"),
     (lambda b: b.rope("x", head_dim=4, inv_freq=[1], style="gptj"), "unknown rope style 'gptj'"),
-    (lambda b: attention(b, "x", "x", "x", heads=3), "3 and 2 heads of 4"),
-    (lambda b: attention(b, "x", "x", "x", kv_heads=1), "2 and 1 heads of 4"),
-    (lambda b: attention(b, "x", "x", b.matmul("x", "tall")), "heads of 4"),
+    (
+        lambda b: attention(b, "x", "x", "x", heads=3),
+        "3 and 2 heads with keys of 4 and values of 4",
+    ),
+    (lambda b: attention(b, "x", "x", "x", kv_heads=1), "2 and 1 heads with keys of 4"),
+    (lambda b: attention(b, "x", "x", b.matmul("x", "tall")), "values of 4"),
+    (lambda b: attention(b, "x", b.select("x"), "x"), "heads with keys of 4"),
+    (lambda b: attention(b, "x", "x", v_dim=5), "values of 5 are no part of keys of 4"),
+    (lambda b: attention(b, "x", k_dim=8), "2 and 2 heads with keys of 8"),
+    (
+        lambda b: b.attention(
+            "x", v="x", layer=0, heads=2, kv_heads=2, k_dim=4, v_dim=4, scale=1.0
+        ),
+        "values without keys",
+    ),
+    (lambda b: b.short_conv("x", "norm", layer=0), "has no taps for each"),
+    (lambda b: b.short_conv("x", "tall", layer=0), "has no taps for each"),
+    (lambda b: b.short_conv("x", "one_tap", layer=0), "keeps nothing"),
     (lambda b: b.add("x", "y"), "'y' is used before it is made"),
     (lambda b: b.build(out="x"), "'out' is not computed here"),
     (lambda b: b.build(out="nothing"), "'out' is not computed here"),

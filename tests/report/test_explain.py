@@ -69,7 +69,7 @@ def test_everything_resident(smollm2_path: Path) -> None:
 
 def step(tokens: int) -> Step:
     ids = np.arange(tokens, dtype=np.int32)
-    return Step(ids, ids, (Span(0, tokens, 0, np.zeros(1, np.int32)),), ids[-1:])
+    return Step(ids, ids, (Span(0, tokens, 0, (np.zeros(1, np.int32),)),), ids[-1:])
 
 
 def test_sweeps_add_up_by_kind_and_forget_what_failed() -> None:

@@ -17,8 +17,8 @@ from strata.backends.base import (
     Activations,
     BackendStats,
     Books,
-    KVCache,
     LoadedSegment,
+    StateCache,
     Step,
 )
 from strata.backends.cpu.backend import CpuBackend
@@ -26,7 +26,7 @@ from strata.backends.kv_types import KVType
 from strata.backends.profile import ModelProfile
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
-from strata.program import KVLayer, Model, Segment
+from strata.program import LayerState, Model, Segment
 
 Floats = NDArray[np.float32]
 
@@ -56,6 +56,26 @@ class DeviceSegment:
     @property
     def nbytes(self) -> int:
         return self.inner.nbytes
+
+
+class DeviceState:
+    """State that is no array of the host's: it is copied, read and written, and nothing else."""
+
+    def __init__(self, inner: StateCache) -> None:
+        self.inner = inner
+        self.groups, self.blocks, self.nbytes = inner.groups, inner.blocks, inner.nbytes
+
+    def block_nbytes(self, group: int) -> int:
+        return self.inner.block_nbytes(group)
+
+    def copy(self, group: int, source: int, target: int) -> None:
+        self.inner.copy(group, source, target)
+
+    def read(self, group: int, block: int, out: NDArray[np.uint8]) -> None:
+        self.inner.read(group, block, out)
+
+    def write(self, group: int, block: int, data: NDArray[np.uint8]) -> None:
+        self.inner.write(group, block, data.copy())
 
 
 class CopyingBackend:
@@ -96,22 +116,23 @@ class CopyingBackend:
     def prepare(self) -> None:
         self.inner.prepare()
 
-    def kv_cache(
-        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
-    ) -> KVCache:
-        return self.inner.kv_cache(layers, blocks, kv_type)
+    def state_cache(
+        self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None
+    ) -> DeviceState:
+        return DeviceState(self.inner.state_cache(state, blocks, kv_type))
 
     def join(self, loaded: Sequence[LoadedSegment]) -> None:
         """Each Segment has its activations copied."""
 
     def run(
-        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+        self, loaded: LoadedSegment, step: Step, state: StateCache, inputs: Activations
     ) -> dict[str, DeviceArray]:
         assert isinstance(loaded, DeviceSegment)
+        assert isinstance(state, DeviceState)
         given: Activations = {}
         if loaded.segment.program.inputs:
             given = self.inner.import_({name: x.fetch() for name, x in inputs.items()}, step)
-        made = self.inner.run(loaded.inner, step, kv, given)
+        made = self.inner.run(loaded.inner, step, state.inner, given)
         out = self.inner.export(made, loaded.segment.outputs)
         if "logits" not in out:
             # What the native backend keeps is worthless from here on.

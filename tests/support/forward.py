@@ -14,15 +14,18 @@ from strata.formats import ModelFile
 from strata.models import build_model
 
 
-def step(tokens: Sequence[int], past: int = 0, table: Sequence[int] | None = None) -> Step:
-    """One sequence's step whose every row gives logits; blocks in order unless listed."""
+def step(
+    tokens: Sequence[int], past: int = 0, table: Sequence[int] | None = None, groups: int = 1
+) -> Step:
+    """One sequence's step whose every row gives logits; blocks in order unless listed, the same in
+    every group of layers."""
     count = len(tokens)
     blocks = range(-(-(past + count) // KV_BLOCK)) if table is None else table
     return Step(
         tokens=np.array(tokens, np.int32),
         positions=np.arange(past, past + count, dtype=np.int32),
-        spans=(Span(0, count, past, np.array(blocks, np.int32)),),
-        out_rows=np.arange(count, dtype=np.int32),
+        spans=(Span(0, count, past, (np.array(blocks, np.int32),) * groups),),
+        logits_indices=np.arange(count, dtype=np.int32),
     )
 
 
@@ -41,13 +44,15 @@ class Forward:
         self, tokens: Sequence[int], chunks: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
         """float32 [tokens, vocabulary]; ``chunks`` cuts the tokens into steps."""
-        kv = self.backend.kv_cache(self.model.kv, -(-len(tokens) // KV_BLOCK))
+        groups = len(self.model.groups)
+        blocks = (-(-len(tokens) // KV_BLOCK),) * groups
+        state = self.backend.state_cache(self.model.state, blocks)
         rows, past = [], 0
         for count in chunks or [len(tokens)]:
             values: Activations = {}
             for segment in self.segments:
-                part = step(tokens[past : past + count], past)
-                values = self.backend.run(segment, part, kv, values)
+                part = step(tokens[past : past + count], past, groups=groups)
+                values = self.backend.run(segment, part, state, values)
             rows.append(self.backend.export(values, ("logits",))["logits"])
             past += count
         assert past == len(tokens)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, Backend, KVCache, Span, Step
+from strata.backends.base import KV_BLOCK, NO_BLOCK, Backend, Span, StateCache, Step
 from strata.backends.kv_types import KVType
-from strata.program import Builder, KVLayer, Segment, Weight
+from strata.program import Builder, LayerState, Segment, Weight, state_groups
 from strata.quant import BlockType, by_name
 
 Floats = NDArray[np.float32]
@@ -43,7 +43,9 @@ class Lab:
     ``body(builder, x) -> y`` sees x [T, width]; y goes out through ``select`` and nothing else.
     """
 
-    def __init__(self, x: Floats, arrays: dict[str, Floats], body, layers: Sequence[KVLayer] = ()):  # type: ignore[no-untyped-def]
+    def __init__(
+        self, x: Floats, arrays: dict[str, Floats], body, state: Sequence[LayerState] = ()
+    ):  # type: ignore[no-untyped-def]
         self.x = x
         self.weights = MemoryWeights({"x": x, **arrays})
         first = Builder("embed", self.weights)
@@ -54,7 +56,7 @@ class Lab:
         width = self.layer.program.values[y].width
         last = Builder("head", self.weights, {"x": ("T", width)})
         self.head = last.build(logits=last.select("x"))
-        self.kv_layers = list(layers)
+        self.state = tuple(state)
 
     def load(self, backend: Backend, kv_type: KVType | None = None) -> Loaded:
         return Loaded(self, backend, kv_type)
@@ -71,21 +73,37 @@ class Loaded:
         self.lab, self.backend = lab, backend
         self.segments = [backend.load(s, lab.weights) for s in (lab.embed, lab.layer, lab.head)]  # type: ignore[arg-type]
         self.blocks = -(-len(lab.x) // KV_BLOCK)
-        self.kv: KVCache = backend.kv_cache(lab.kv_layers, 2 * self.blocks, kv_type)
-        # Blocks out of order: nothing may rely on them being neighbours.
-        self.table = np.random.default_rng(1).permutation(2 * self.blocks).astype(np.int32)
+        self.groups = state_groups(lab.state)
+        groups = len(self.groups)
+        self.state: StateCache = backend.state_cache(
+            lab.state, (2 * self.blocks,) * groups, kv_type
+        )
+        # Blocks out of order, another one in each group: nothing may rely on neighbours.
+        order = np.random.default_rng(1)
+        self.tables = tuple(
+            order.permutation(2 * self.blocks).astype(np.int32)[: self.blocks]
+            for _ in range(groups)
+        )
+
+    def _tables(self, number: int) -> tuple[NDArray[np.int32], ...]:
+        """Those of step ``number``: of recurrent state two slots in turn."""
+        slots = np.array([(number - 1) % 2 if number else NO_BLOCK, number % 2], np.int32)
+        return tuple(
+            slots if group.recurrent else table
+            for group, table in zip(self.groups, self.tables, strict=True)
+        )
 
     def step(self, step: Step) -> Floats:
         activations = {}
         for segment in self.segments:
-            activations = self.backend.run(segment, step, self.kv, activations)
+            activations = self.backend.run(segment, step, self.state, activations)
         return np.array(activations["logits"])
 
     def rows(self, cuts: Sequence[int] = ()) -> Floats:
         out, past = [], 0
-        for end in [*cuts, len(self.lab.x)]:
+        for number, end in enumerate([*cuts, len(self.lab.x)]):
             rows = np.arange(past, end, dtype=np.int32)
-            span = Span(0, end - past, past, self.table[: self.blocks])
+            span = Span(0, end - past, past, self._tables(number))
             logits = np.arange(end - past, dtype=np.int32)
             out += [self.step(Step(rows, rows, (span,), part)) for part in chunks(logits, 64)]
             past = end

@@ -37,8 +37,26 @@ def content(tokens: Sequence[int], nbytes: int = NBYTES) -> list[Buffer]:
     return out
 
 
-def save(where: PrefixStore, word: str) -> None:
-    where.save(chain(word), content(chain(word)))
+def save(where: PrefixStore, word: str, first: int = 0) -> None:
+    """Keep the blocks of a chain from number ``first`` on."""
+    data = content(chain(word))
+
+    def get(number: int, out: Buffer) -> None:
+        out[:] = data[number]
+
+    where.save(chain(word), first, len(word) - first, get)
+
+
+def load(where: PrefixStore, keys: Sequence[bytes]) -> list[Buffer]:
+    """The blocks of ``keys`` that come back, from the first."""
+    buffers: list[Buffer] = []
+
+    def put(number: int, data: Buffer) -> None:
+        assert number == len(buffers)
+        buffers.append(data.copy())
+
+    assert where.load(keys, put) == len(buffers)
+    return buffers
 
 
 def loaded(where: PrefixStore, word: str) -> int:
@@ -46,11 +64,10 @@ def loaded(where: PrefixStore, word: str) -> int:
     tokens = chain(word)
     keys = block_keys(where.identity, tokens)
     found = where.find(keys)
-    buffers = [np.zeros(NBYTES, np.uint8) for _ in keys[:found]]
-    count = where.load(keys[:found], buffers)
-    for buffer, right in zip(buffers[:count], content(tokens), strict=False):
+    buffers = load(where, keys[:found])
+    for buffer, right in zip(buffers, content(tokens), strict=False):
         assert buffer.tobytes() == right.tobytes()
-    return count
+    return len(buffers)
 
 
 def random_word(generator: np.random.Generator) -> str:

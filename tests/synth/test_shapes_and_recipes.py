@@ -58,7 +58,7 @@ def test_both_headers_describe_the_same_model(name: str) -> None:
     shape = SHAPES[name]
     gguf, huggingface = (build_model(describe(shape, recipe)) for recipe in ("Q4_K_M", None))
     assert (gguf.vocab_size, gguf.context_length) == (shape.vocab, shape.context)
-    assert (gguf.kv, gguf.width) == (huggingface.kv, huggingface.width)
+    assert (gguf.state, gguf.width) == (huggingface.state, huggingface.width)
     assert len(gguf.segments) == len(huggingface.segments) == shape.layers + 2
     for a, b in zip(gguf.segments, huggingface.segments, strict=True):
         assert {(w.name, w.shape) for w in b.weights} <= {(w.name, w.shape) for w in a.weights}

@@ -13,46 +13,65 @@ from strata.backends.kv_types import KV_BLOCK, KVType
 from strata.backends.profile import ModelProfile
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
-from strata.program import KVLayer, Model, Op, Segment
+from strata.program import LayerState, Model, Op, Segment, StateGroup
 
 __all__ = [
     "KV_BLOCK",
+    "NO_BLOCK",
     "NO_STATS",
     "Activations",
     "Backend",
     "BackendStats",
     "Books",
-    "KVCache",
     "LoadedSegment",
     "NodeTimes",
     "Span",
+    "StateCache",
     "Step",
 ]
+
+
+NO_BLOCK = -1
+"""Entry of a block table whose block was given back: what it held has left the window."""
 
 
 @dataclass(frozen=True)
 class Span:
     """Rows of one sequence within a step.
 
-    Rows ``row .. row + rows`` of the step are the positions ``past .. past + rows`` of a sequence
-    whose KV lies in the blocks that ``table`` lists (int32, block i holds positions
-    ``i * KV_BLOCK ..``).
+    Rows ``row .. row + rows`` of the step are the positions ``past .. past + rows`` of a sequence.
+    ``tables`` has an int32 array for each group of the model's state. Entry i of a paged group's
+    is the block of positions ``i * KV_BLOCK ..``, or NO_BLOCK below the first one that any row of
+    the span can see. A recurrent group's has two entries, slots: the state after ``past``
+    positions is read from the first (NO_BLOCK: all zeros, as a sequence begins), and that after
+    ``past + rows`` is written to the second, which is another one.
+
+    A span may branch off an earlier one of the step, whose number is ``parent``: position ``past``
+    follows the parent's row at ``past - 1``, and the rows up to that one, with those that they
+    follow in their turn, are ancestors. What ancestors keep is written into this span's tables
+    too, so that each row sees every key in the same place as in plain decoding, with the same
+    bits: the tables' blocks are its own from the one on in which the first ancestor's position
+    lies. A model with recurrent state has no branches.
     """
 
     row: int
     rows: int
     past: int
-    table: NDArray[np.int32]
+    tables: tuple[NDArray[np.int32], ...]
+    parent: int = -1
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass over the Segments: tokens of some sequences, and the rows that need logits."""
+    """One pass over the Segments: tokens of some sequences, and which rows need logits.
+
+    Spans cover the rows in order; ``positions`` are theirs.
+    """
 
     tokens: NDArray[np.int32]
     positions: NDArray[np.int32]
     spans: tuple[Span, ...]
-    out_rows: NDArray[np.int32]
+    logits_indices: NDArray[np.int32]
 
 
 class Books(Protocol):
@@ -75,19 +94,38 @@ class NoBooks:
         """Nothing is noted."""
 
 
-class KVCache(Protocol):
-    """KV blocks of all layers; a block id is valid in every layer."""
+class StateCache(Protocol):
+    """State of sequences: ``blocks[g]`` blocks of each of its ``groups``.
+
+    A block of a paged group holds KV_BLOCK positions of all of its layers, a block of a recurrent
+    one is a slot with the state of all of its layers; all are zeros at first. Blocks may be copied,
+    read and written by another thread than the one that runs steps, but for those that a step
+    writes at that moment. IndexError for a group or block that is not there.
+    """
 
     @property
-    def blocks(self) -> int:
-        """Blocks in every layer."""
+    def groups(self) -> tuple[StateGroup, ...]:
+        """Layers whose state is kept for the same time."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks of each group."""
 
     @property
     def nbytes(self) -> int:
         """Bytes held at most; memory is taken where blocks are used."""
 
-    def block(self, block: int, /) -> NDArray[np.uint8]:
-        """The bytes of one block, all layers, as a writable view."""
+    def block_nbytes(self, group: int, /) -> int:
+        """Bytes of a block of a group."""
+
+    def copy(self, group: int, source: int, target: int, /) -> None:
+        """Make block ``target`` of a group a copy of block ``source``."""
+
+    def read(self, group: int, block: int, out: NDArray[np.uint8], /) -> None:
+        """Put the bytes of a block into ``out``, ``block_nbytes`` of them."""
+
+    def write(self, group: int, block: int, data: NDArray[np.uint8], /) -> None:
+        """Give a block the bytes that ``read`` gave."""
 
 
 class NodeTimes(Protocol):
@@ -222,13 +260,13 @@ class Backend(Protocol):
     def prepare(self) -> None:
         """All Segments are loaded: take what running takes, and begin to read ahead."""
 
-    def kv_cache(
-        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
-    ) -> KVCache:
-        """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
+    def state_cache(
+        self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None
+    ) -> StateCache:
+        """Room for what layers keep of sequences: so many blocks of each of their groups."""
 
     def run(
-        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+        self, loaded: LoadedSegment, step: Step, state: StateCache, inputs: Activations
     ) -> Activations:
         """Run one Segment over a step; returns its outputs under their outer names."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.errors import UsageError
-from strata.program import KVLayer
+from strata.program import LayerState, PagedKV, Recurrent, StateGroup
 
 KV_BLOCK = 64
 """Positions in a KV block; also the unit in which attention splits its keys."""
@@ -22,21 +22,34 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class KVType:
-    """``head_nbytes(head_dim)`` is what one KV head takes in a block of the native layout;
-    ``stored`` gives what is read back of float32 rows [..., head_dim]."""
+    """How many bytes numbers take, and what is read back of float32 rows [..., head]: ``stored``.
+
+    ``element`` are the bytes of a number, ``scale`` those of what each 32 numbers of a position
+    share, if they do.
+    """
 
     name: str
-    head_nbytes: Callable[[int], int]
+    element: int
+    scale: int
     stored: Callable[[Floats], Floats]
 
-    def block_nbytes(self, layers: Iterable[KVLayer]) -> int:
-        """Bytes of one block, all layers."""
-        return sum(layer.kv_heads * self.head_nbytes(layer.head_dim) for layer in layers)
+    def head_nbytes(self, k_dim: int, v_dim: int, *, v_in_k: bool = False) -> int:
+        """Bytes of one KV head in a block of the native layout; rows of values there are whole
+        vectors of 16, and none are kept with ``v_in_k``."""
+        numbers, scales = k_dim, -(-k_dim // _GROUP)
+        if not v_in_k:
+            numbers, scales = numbers + -(-v_dim // 16) * 16, scales + -(-v_dim // _GROUP)
+        return KV_BLOCK * (self.element * numbers + self.scale * scales)
 
+    def block_nbytes(self, state: Sequence[LayerState], group: StateGroup) -> int:
+        """Bytes of one block of a group of a model's layers, or of one slot if it is recurrent."""
+        return sum(self._layer_nbytes(state[number]) for number in group.layers)
 
-def _elements(head_dim: int) -> int:
-    """Of keys and values; the rows of values are whole vectors of 16."""
-    return KV_BLOCK * (head_dim + -(-head_dim // 16) * 16)
+    def _layer_nbytes(self, layer: LayerState) -> int:
+        if isinstance(layer, PagedKV):
+            head = self.head_nbytes(layer.k_dim, layer.v_dim, v_in_k=layer.v_in_k)
+            return layer.kv_heads * head
+        return -(-4 * layer.elements // 64) * 64 if isinstance(layer, Recurrent) else 0
 
 
 def _as_f16(x: Floats) -> Floats:
@@ -63,14 +76,10 @@ def _as_q8_0(x: Floats) -> Floats:
     return out
 
 
-def _q8_0_nbytes(head_dim: int) -> int:
-    return _elements(head_dim) + 2 * 2 * KV_BLOCK * -(-head_dim // _GROUP)
-
-
-F32 = KVType("f32", lambda dim: 4 * _elements(dim), lambda x: x)
-F16 = KVType("f16", lambda dim: 2 * _elements(dim), _as_f16)
-BF16 = KVType("bf16", lambda dim: 2 * _elements(dim), _as_bf16)
-Q8_0 = KVType("q8_0", _q8_0_nbytes, _as_q8_0)
+F32 = KVType("f32", 4, 0, lambda x: x)
+F16 = KVType("f16", 2, 0, _as_f16)
+BF16 = KVType("bf16", 2, 0, _as_bf16)
+Q8_0 = KVType("q8_0", 1, 2, _as_q8_0)
 
 
 def choose_kv_type(name: str | None, types: tuple[KVType, ...]) -> KVType:

@@ -13,9 +13,8 @@ from strata.backends.base import (
     Activations,
     BackendStats,
     Books,
-    KVCache,
     LoadedSegment,
-    Span,
+    StateCache,
     Step,
 )
 from strata.backends.kv_types import BF16, F16, Q8_0, KVType
@@ -26,13 +25,16 @@ from strata.errors import UsageError
 from strata.program import (
     SIGNATURES,
     Cost,
-    KVLayer,
+    LayerState,
     Model,
     Op,
     Program,
     Segment,
+    StateGroup,
     Workload,
     op_cost,
+    state_bytes,
+    state_groups,
 )
 
 
@@ -50,23 +52,31 @@ class NullSegment:
         return sum(self.stored.values())
 
 
-@dataclass
-class NullKV:
-    """The size of a KV cache; nothing is allocated."""
+class NullState:
+    """The sizes of a StateCache; nothing is allocated, copied or read."""
 
-    layers: Sequence[KVLayer]
-    blocks: int
-    kv_type: KVType
+    def __init__(self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType) -> None:
+        self.groups: tuple[StateGroup, ...] = state_groups(state)
+        self.blocks = tuple(blocks)
+        self._sizes = [kv_type.block_nbytes(state, group) for group in self.groups]
 
     @property
     def nbytes(self) -> int:
         """Bytes that the blocks would hold."""
-        return self.blocks * self.kv_type.block_nbytes(self.layers)
+        return sum(n * size for n, size in zip(self.blocks, self._sizes, strict=True))
 
-    def block(self, block: int) -> NDArray[np.uint8]:
-        """No bytes."""
-        del block
-        return np.empty(0, np.uint8)
+    def block_nbytes(self, group: int) -> int:
+        """Bytes that a block would hold."""
+        return self._sizes[group]
+
+    def copy(self, group: int, source: int, target: int) -> None:
+        """Nothing."""
+
+    def read(self, group: int, block: int, out: NDArray[np.uint8]) -> None:
+        """Nothing."""
+
+    def write(self, group: int, block: int, data: NDArray[np.uint8]) -> None:
+        """Nothing."""
 
 
 @dataclass
@@ -108,20 +118,20 @@ class NullBackend:
         """All logits are zeros."""
         return self.name
 
-    def kv_cache(
-        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
-    ) -> NullKV:
-        """The size of ``blocks`` blocks of KV_BLOCK positions in every layer."""
-        return NullKV(layers, blocks, kv_type or self.kv_types[0])
+    def state_cache(
+        self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None
+    ) -> NullState:
+        """The sizes of so many blocks of each group."""
+        return NullState(state, blocks, kv_type or self.kv_types[0])
 
     def join(self, loaded: Sequence[LoadedSegment]) -> None:
         """Segments run one by one."""
 
     def run(
-        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+        self, loaded: LoadedSegment, step: Step, state: StateCache, inputs: Activations
     ) -> dict[str, NDArray[np.float32]]:
         """Count one Segment over a step; returns outputs of the right shapes, all zeros."""
-        del kv, inputs
+        del state, inputs
         assert isinstance(loaded, NullSegment)
         program = loaded.segment.program
         for op in program.ops:
@@ -131,7 +141,7 @@ class NullBackend:
         outputs = {}
         for outer, inner in zip(loaded.segment.outputs, program.outputs, strict=True):
             value = program.values[inner]
-            rows = len(step.out_rows) if value.shape[0] == "R" else len(step.tokens)
+            rows = len(step.logits_indices) if value.shape[0] == "R" else len(step.tokens)
             outputs[outer] = np.broadcast_to(np.float32(0), (rows, value.width))
         return outputs
 
@@ -173,16 +183,19 @@ class NullBackend:
         return out
 
     def _cost(self, op: Op, program: Program, step: Step, stored: Mapping[str, int]) -> Cost:
-        if op.kind == "attention":
-            parts = [self._attention(op, program, span, stored) for span in step.spans]
-            return sum(parts, Cost())
-        load = Workload(len(step.tokens), len(step.out_rows), 0, self.kv_bytes_per_element)
-        return op_cost(op, program, load, stored)
-
-    def _attention(self, op: Op, program: Program, span: Span, stored: Mapping[str, int]) -> Cost:
-        """One sequence's share: rows attend over more keys the later they stand."""
-        load = Workload(span.rows, 0, span.past + span.rows, self.kv_bytes_per_element)
+        """Cost of an Op, with each sequence's share of the state: rows attend over more keys the
+        later they stand."""
+        load = Workload(len(step.tokens), len(step.logits_indices), 0, self.kv_bytes_per_element)
+        whole = op_cost(op, program, load, stored)
+        signature = SIGNATURES[op.kind]
+        if signature.state is None:
+            return whole
         values = [program.values[name] for name in op.inputs]
-        flops = SIGNATURES[op.kind].flops
-        exact = sum(flops(values, op.attrs, 1, span.past + i + 1) for i in range(span.rows))
-        return replace(op_cost(op, program, load, stored), flops=exact)
+        flops = kept = 0
+        for span in step.spans:
+            own = replace(load, tokens=span.rows, context=span.past + span.rows)
+            kept += state_bytes(op, program, own)
+            flops += sum(
+                signature.flops(values, op.attrs, 1, span.past + i + 1) for i in range(span.rows)
+            )
+        return replace(whole, flops=flops, kv_bytes=kept)

@@ -6,12 +6,13 @@ A planner asks for a ModelProfile and decides by it; how a backend comes to its 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from strata.backends.kv_types import KVType, choose_kv_type
-from strata.program import KVLayer, Reads, Segment
+from strata.program import LayerState, Reads, Segment, StateGroup, state_groups
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class ModelProfile(ABC):
     """The Segments of a model, and what they share."""
 
     segments: tuple[SegmentProfile, ...]
-    kv: tuple[KVLayer, ...]
+    state: tuple[LayerState, ...]
     kv_types: tuple[KVType, ...]
 
     @cached_property
@@ -177,9 +178,20 @@ class ModelProfile(ABC):
         """Reads of a sweep in which everything streams in tiles of this size."""
         return sum(s.reads(tile_bytes) for s in self.segments)
 
-    def kv_bytes(self, blocks: int, kv_type: str) -> int:
-        """Bytes of KV blocks."""
-        return blocks * choose_kv_type(kv_type, self.kv_types).block_nbytes(self.kv)
+    @cached_property
+    def groups(self) -> tuple[StateGroup, ...]:
+        """Layers whose state is kept for the same time."""
+        return state_groups(self.state)
+
+    def block_nbytes(self, kv_type: str) -> tuple[int, ...]:
+        """Bytes of a block of each group of state."""
+        kept = choose_kv_type(kv_type, self.kv_types)
+        return tuple(kept.block_nbytes(self.state, group) for group in self.groups)
+
+    def kv_bytes(self, blocks: Sequence[int], kv_type: str) -> int:
+        """Bytes of so many blocks of each group of state."""
+        sizes = self.block_nbytes(kv_type)
+        return sum(count * size for count, size in zip(blocks, sizes, strict=True))
 
     @abstractmethod
     def arena_bytes(self, tokens: int, logit_rows: int) -> int:

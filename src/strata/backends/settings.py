@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 MAX_TOKENS = 512
 """Tokens of one step: as many rows as activations have memory for."""
 
-MAX_OUT_ROWS = 64
+MAX_LOGIT_ROWS = 64
 """Rows of logits of one call of the head."""
 
 
@@ -30,7 +30,7 @@ class Reading:
 class BackendSettings:
     """Sizes of steps, and what streams.
 
-    A step has at most ``max_tokens`` tokens, ``max_out_rows`` rows of logits at a time, and at most
+    A step has at most ``max_tokens`` tokens, ``max_logit_rows`` rows of logits at a time, and
     ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
     The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
     buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
@@ -38,7 +38,7 @@ class BackendSettings:
     """
 
     max_tokens: int = MAX_TOKENS
-    max_out_rows: int = MAX_OUT_ROWS
+    max_logit_rows: int = MAX_LOGIT_ROWS
     parallel: int = 1
     positions: int = 0
     streamed: frozenset[str] = frozenset()

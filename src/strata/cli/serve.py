@@ -126,7 +126,7 @@ def command(
     OpenAI's clients use http://HOST:PORT/v1, those of Anthropic and Ollama http://HOST:PORT; a
     browser finds a page there.
     """
-    from strata.engine.engine import SLOWDOWN
+    from strata.plan.prefill import SLOWDOWN
 
     try:
         from strata.server import Settings

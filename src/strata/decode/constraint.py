@@ -18,6 +18,9 @@ class Constraint(Protocol):
     def accept(self, token: int) -> None:
         """Move on by the token that was chosen."""
 
+    def copy(self) -> Constraint:
+        """Another one at the same place."""
+
 
 class Grammar(Protocol):
     """A compiled grammar, shared by every answer that obeys it."""

@@ -123,6 +123,9 @@ class _Position:
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
 
+    def copy(self) -> Constraint:
+        return _Position(self._matcher.deep_copy(), self._size, self._ends)
+
 
 class _Vocabulary:
     """The attributes that llguidance looks for."""

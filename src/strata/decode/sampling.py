@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.decode.params import SamplingParams
+from strata.decode.proposer import Draft
 from strata.errors import StrataError, UsageError
 
 Logits = NDArray[np.float32]
@@ -100,6 +102,36 @@ class Sampler:
         if self.params.penalises:
             self._seen[token] = True
             self._counts[token] += 1
+
+    def verify(self, rows: Iterator[Logits], draft: Draft) -> list[Sample]:
+        """The next tokens along a draft: those of its tokens that are the very ones that would have
+        been chosen without it, and the one after them. Changes nothing.
+
+        ``rows`` gives the logits [vocabulary] after the last certain token and then after each of
+        the draft's; each is valid until the next one.
+        """
+        if not draft.tokens:
+            return [self.choose(next(rows))]
+        children = {
+            (draft.parent(number), token): number for number, token in enumerate(draft.tokens)
+        }
+        trial, samples, at = self._fork(), [], -1
+        for number in range(-1, len(draft.tokens)):
+            row = next(rows)
+            if number != at:
+                continue
+            samples.append(trial.choose(row))
+            trial.accept(samples[-1].token)
+            # What follows comes later, since parents come first.
+            at = children.get((at, samples[-1].token), len(draft.tokens))
+        return samples
+
+    def _fork(self) -> Sampler:
+        """Another one in the same state."""
+        other = copy(self)
+        other._seen, other._counts = self._seen.copy(), self._counts.copy()
+        other._constraint = None if self._constraint is None else self._constraint.copy()
+        return other
 
     def _adjust(self, logits: Logits) -> Logits:
         params = self.params

@@ -87,6 +87,11 @@ class StopChecker:
         self._left = limit
 
     @property
+    def left(self) -> int:
+        """Tokens that the answer may still have."""
+        return self._left
+
+    @property
     def stop_string(self) -> str | None:
         """The stop string that ended the answer, if one did."""
         return self._stops.found

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import count
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, Span, Step
-from strata.decode import Sample, Sampler, SamplingParams, StopChecker, TextStream
-from strata.engine.kv_settings import KVSettings, make_space
-from strata.engine.pace import Pace
+from strata.backends.base import Span, Step
+from strata.decode import Draft, Proposer, Sample, Sampler, SamplingParams, StopChecker, TextStream
+from strata.engine.kv_settings import KVSettings, make_memory
 from strata.engine.request import Delta, Request
 from strata.engine.runner import Runner
-from strata.engine.scheduler import Advance, NoPace, Scheduler
+from strata.engine.scheduler import Advance, Scheduler
 from strata.engine.scoring import score
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
-from strata.kv import PoolError, blocks_for
 from strata.program import Workload
+
+_log = logging.getLogger("strata.engine")
 
 TOKEN_BUDGET = 512
 """Tokens a step, by default: enough to use the weights well, few enough to keep others moving."""
@@ -28,11 +30,14 @@ TOKEN_BUDGET = 512
 QUEUE_LIMIT = 1024
 """Requests that may wait."""
 
-SLOWDOWN = 1.4
-"""What prompts may cost those being answered. Under the promised 1.5, because steps vary."""
-
 LOAD_BYTES = 16 << 20
 """KV read from the disk between two steps that others wait for: some ten milliseconds."""
+
+DRAFT_TOKENS = 8
+"""Tokens that are guessed for a request in a step, where there is a proposer."""
+
+NO_TOKEN = Sample(-1)
+"""In place of a token where there is none."""
 
 
 class EngineError(UsageError):
@@ -47,14 +52,25 @@ class QueueFull(StrataError):
     """Too many requests wait already; try again later."""
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of an advance: the tokens chosen at its end, or why none could be."""
+
+    advance: Advance
+    request: Request
+    samples: Sequence[Sample] = ()
+    error: StrataError | None = None
+
+
 class Engine:
     """Advances requests together, each independent of the others' presence.
 
-    At most ``parallel`` requests run, of up to ``context`` positions each; ``kv`` says how much KV
-    is held for all of them together. Requests for which there is no room wait their turn. While
-    some are being answered, the prompt of another is taken in pieces such that a step takes at most
-    about ``slowdown`` times as long, and as much more for each further prompt; None: pieces as
-    large as the token budget allows. One thread at a time may call.
+    At most ``parallel`` requests run, of up to ``context`` positions each; ``kv`` says how much
+    state is held for all of them together. Requests for which there is no room wait their turn.
+    While some are being answered, the prompt of another is taken in pieces, as ``prefill_budget``
+    says (see Scheduler); empty: pieces as large as the token budget allows. A ``proposer`` guesses
+    up to ``draft_tokens`` of a request ahead, which changes no answer. One thread at a time may
+    call.
     """
 
     def __init__(
@@ -66,7 +82,9 @@ class Engine:
         token_budget: int = TOKEN_BUDGET,
         stop_ids: frozenset[int] = frozenset(),
         kv: KVSettings | None = None,
-        slowdown: float | None = SLOWDOWN,
+        prefill_budget: Sequence[int] = (),
+        proposer: Proposer | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
         if not 1 <= context <= runner.model.context_length:
             raise EngineError(
@@ -81,17 +99,24 @@ class Engine:
         self.context = context
         self.token_budget = token_budget
         self._stop_ids = stop_ids
-        settings = kv or KVSettings()
-        self.kv_type, self._kv, self._space, self._keeper = make_space(
-            settings, runner, context=context, parallel=parallel
+        self._memory = make_memory(
+            kv or KVSettings(),
+            runner,
+            context=context,
+            parallel=parallel,
+            step_rows=token_budget,
+            token_s=lambda: runner.sweeps.token_s,
         )
-        self._pace = None if slowdown is None else Pace(slowdown)
+        self.kv_type = self._memory.kv_type
+        self._proposer = proposer
+        sizes = [size for _, size in self._pool_sizes()]
         self._scheduler = Scheduler(
-            self._space,
+            self._memory.manager,
             parallel=parallel,
             token_budget=token_budget,
-            pace=self._pace or NoPace(),
-            load_blocks=max(1, LOAD_BYTES * self._kv.blocks // self._kv.nbytes),
+            prefill_budget=prefill_budget,
+            draft_tokens=draft_tokens,
+            load_blocks=max(1, LOAD_BYTES // max(1, sum(sizes))),
         )
         self._requests: dict[int, Request] = {}
         self._ids = count()
@@ -99,12 +124,19 @@ class Engine:
         self._tokens = 0
         self._hits = 0
         self._misses = 0
+        self._drafted = 0
+        self._kept = 0
         self._last: Workload | None = None
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of KV held."""
-        return self._kv.nbytes
+        """Bytes of state held."""
+        return self._memory.state.nbytes
+
+    def _pool_sizes(self) -> list[tuple[int, int]]:
+        """Blocks of each group, and the bytes of one."""
+        state, pools = self._memory.state, self._memory.manager.pools
+        return [(pool.blocks, state.block_nbytes(group)) for group, pool in enumerate(pools)]
 
     @property
     def busy(self) -> bool:
@@ -118,18 +150,23 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What is held and was done, as of now."""
-        unused = self._space.unused
+        manager, sizes = self._memory.manager, self._pool_sizes()
+        unused, free = manager.unused(), [pool.free for pool in manager.pools]
+        used = (blocks - n for (blocks, _), n in zip(sizes, unused, strict=True))
         return EngineStatus(
             waiting=self._scheduler.waiting,
             running=self._scheduler.running,
-            kv_blocks=self._space.pool.blocks,
-            kv_blocks_free=unused,
+            kv_blocks=sum(blocks for blocks, _ in sizes),
+            kv_blocks_free=sum(unused),
+            kv_bytes_used=sum(n * size for n, (_, size) in zip(used, sizes, strict=True)),
             sweeps=self._sweeps,
             tokens=self._tokens,
             last=self._last,
-            kv_blocks_cached=unused - self._space.pool.free,
+            kv_blocks_cached=sum(unused) - sum(free),
             prefix_hit_tokens=self._hits,
             prefix_miss_tokens=self._misses,
+            draft_tokens=self._drafted,
+            draft_tokens_kept=self._kept,
             preemptions=self._scheduler.preemptions,
         )
 
@@ -193,42 +230,70 @@ class Engine:
             self._scheduler.remove(request.id)
 
     def step(self) -> list[Delta]:
-        """Advance some requests: plan, run, commit. Returns the tokens that were chosen.
+        """Advance some requests: plan, run, commit. Returns the tokens that were chosen, and for a
+        request of which none could be its error; that one is over then, and no other.
 
         An exception or interrupt before the commit leaves every request as it was before the step;
         one within it cancels the requests of the step.
         """
-        advances = self._scheduler.plan()
+        advances = self._scheduler.plan(None if self._proposer is None else self._propose)
         if not advances:
             return []
-        samples = self._run(advances)
+        outcomes = self._run(advances)
         try:
-            return self._commit(advances, samples)
+            return [delta for outcome in outcomes for delta in self._commit(outcome)]
         except BaseException:
-            for id in [id for a in advances for id in (a.id, *a.forks)]:
-                if id in self._requests:
-                    self.cancel(self._requests[id])
+            for outcome in outcomes:
+                self.cancel(outcome.request)
             raise
 
-    def _run(self, advances: list[Advance]) -> list[tuple[Request, Sample]]:
-        """Samples of the requests that reach their last token. Changes none of them but for when
-        it started."""
-        now = perf_counter()
-        step, reaching = self._batch(advances)
-        samples: list[tuple[Request, Sample]] = []
-        rows = (row for logits in self.runner.run(step, self._kv) for row in logits)
-        for row, requests in zip(rows, reaching, strict=True):
-            samples += [(request, request.sampler.choose(row)) for request in requests]
-        self._observe(advances, perf_counter() - now)
-        for advance in advances:
-            for id, cached in self._ids_of(advance):
-                self._start(self._requests[id], now, cached)
-        return samples
+    def _propose(self, id: int, most: int) -> Draft:
+        """Guesses for a request, no more than its answer may have beside the next token."""
+        assert self._proposer is not None
+        request = self._requests[id]
+        most = min(most, request.stop_checker.left - 1)
+        if most < 1:
+            return Draft()
+        tokens = [*request.prompt, *(sample.token for sample in request.output)]
+        return self._proposer.propose(tokens, most)
 
-    def _ids_of(self, advance: Advance) -> list[tuple[int, int]]:
-        """The requests of an advance, each with the positions that were not computed for it."""
-        past = advance.past + advance.rows
-        return [(advance.id, advance.cached), *((id, past) for id in advance.forks)]
+    def _run(self, advances: list[Advance]) -> list[_Outcome]:
+        """What comes of the advances. Changes no request but for when it started."""
+        now = perf_counter()
+        step = _batch(advances)
+        broken: list[Exception] = []
+        rows = self._rows(step, broken)
+        outcomes = []
+        for advance in advances:
+            request = self._requests[advance.id]
+            wanted = islice(rows, advance.needs_logits)
+            samples: list[Sample] = []
+            error = None
+            if advance.needs_logits:
+                try:
+                    samples = request.sampler.verify(wanted, advance.draft)
+                except Exception as reason:
+                    if broken:
+                        raise
+                    error = _as_error(reason)
+                for _ in wanted:
+                    pass
+            outcomes.append(_Outcome(advance, request, samples, error))
+        # The step has run when there is no row left.
+        assert next(rows, None) is None
+        for outcome in outcomes:
+            self._start(outcome.request, now, outcome.advance.cached)
+        self._count(advances)
+        return outcomes
+
+    def _rows(self, step: Step, broken: list[Exception]) -> Iterator[NDArray[np.float32]]:
+        """Rows of logits. What breaks the step off, and not only a request, is entered."""
+        try:
+            for logits in self.runner.run(step, self._memory.state):
+                yield from logits
+        except Exception as error:
+            broken.append(error)
+            raise
 
     def _start(self, request: Request, now: float, cached: int) -> None:
         if request.started is None:
@@ -237,65 +302,37 @@ class Engine:
             self._hits += cached
             self._misses += len(request.prompt) - cached
 
-    def _batch(self, advances: list[Advance]) -> tuple[Step, list[list[Request]]]:
-        """The step, and for each of its rows of logits the requests that choose from it."""
-        tokens: list[int] = []
-        positions: list[NDArray[np.int32]] = []
-        spans: list[Span] = []
-        out_rows: list[int] = []
-        reaching: list[list[Request]] = []
-        for a in advances:
-            spans.append(Span(len(tokens), a.rows, a.past, np.array(a.table, np.int32)))
-            tokens += a.tokens
-            positions.append(np.arange(a.past, a.past + a.rows, dtype=np.int32))
-            if a.reaches:
-                out_rows.append(len(tokens) - 1)
-                reaching.append([self._requests[id] for id in (a.id, *a.forks)])
-        step = Step(
-            np.array(tokens, np.int32),
-            np.concatenate(positions),
-            tuple(spans),
-            np.array(out_rows, np.int32),
-        )
-        return step, reaching
-
-    def _commit(
-        self, advances: list[Advance], samples: list[tuple[Request, Sample]]
-    ) -> list[Delta]:
-        self._scheduler.commit(advances)
-        self._count(advances)
+    def _commit(self, outcome: _Outcome) -> list[Delta]:
+        """Record an advance and its tokens, as far as its answer goes."""
+        request, deltas = outcome.request, []
         now = perf_counter()
-        deltas = []
-        for request, sample in samples:
+        for sample in outcome.samples:
             request.sampler.accept(sample.token)
             request.output.append(sample)
             request.first_token = now if request.first_token is None else request.first_token
             request.last_token = now
             text, request.finish_reason = request.stop_checker.push(sample.token)
             deltas.append(Delta(request, sample, text, request.finish_reason))
-        for delta in deltas:
-            if delta.finish_reason is None:
-                self._scheduler.extend(delta.request.id, delta.sample.token)
-            else:
-                del self._requests[delta.request.id]
-                self._scheduler.remove(delta.request.id, keep=True)
+            if request.finish_reason is not None:
+                break
+        self._scheduler.commit(outcome.advance, [delta.sample.token for delta in deltas])
+        self._drafted += len(outcome.advance.draft.tokens)
+        self._kept += max(0, len(deltas) - 1)
+        if outcome.error is not None:
+            self.cancel(request)
+            return [Delta(request, NO_TOKEN, "", None, outcome.error)]
+        if request.finish_reason is not None:
+            del self._requests[request.id]
+            self._scheduler.remove(request.id, keep=True)
         return deltas
 
-    def _observe(self, advances: list[Advance], seconds: float) -> None:
-        tokens = sum(a.rows for a in advances)
-        if tokens >= KV_BLOCK or self._scheduler.token_s is None:
-            self._scheduler.token_s = seconds / tokens
-        if self._pace is not None:
-            answers = sum(a.reaches and a.rows == 1 for a in advances)
-            self._pace.observe(answers, tokens - answers, seconds)
-
     def _count(self, advances: list[Advance]) -> None:
-        out_rows = sum(a.reaches for a in advances)
+        logit_rows = sum(a.needs_logits for a in advances)
         tokens = sum(a.rows for a in advances)
         attended = sum(a.rows * a.past + a.rows * (a.rows + 1) // 2 for a in advances)
         self._sweeps += 1
         self._tokens += tokens
-        self._last = Workload(tokens, out_rows, attended // tokens)
+        self._last = Workload(tokens, logit_rows, attended // tokens)
 
     def logprobs(self, tokens: Sequence[int], first: int) -> NDArray[np.float64]:
         """Log-probabilities of ``tokens[first + 1:]``, each given all tokens before it.
@@ -304,23 +341,68 @@ class Engine:
         """
         self._check(tokens)
         self.limit(tokens[:-1], SamplingParams(max_tokens=1))
-        needed = blocks_for(len(tokens) - 1)
-        table = self._space.take(needed)
-        if table is None:
-            raise PoolError(f"{needed} KV blocks are wanted, but {self._space.available} are free")
-        try:
-            return score(self.runner, self._kv, table, tokens, first, self.token_budget)
-        finally:
-            self._space.pool.release(table)
+        return score(
+            self.runner,
+            self._memory.state,
+            self._memory.manager,
+            tokens,
+            first,
+            self.token_budget,
+        )
 
     def forget_prefixes(self) -> None:
         """Forget what could be found again in memory: the next prompt is computed."""
-        self._space.forget()
+        self._memory.manager.forget()
 
     def close(self) -> None:
         """Finish what is being written to the store of prefixes. The engine is of no use after."""
-        self._keeper.close()
+        self._memory.offload.close()
 
     def check_integrity(self) -> None:
         """Raise PoolError unless every KV block is free or held by those that should."""
         self._scheduler.check_integrity()
+
+
+def _batch(advances: Sequence[Advance]) -> Step:
+    """The step of all advances: for each a span of its tokens and of the first chain of its draft,
+    and one for each further chain, which branches off another."""
+    tokens: list[int] = []
+    positions: list[NDArray[np.int32]] = []
+    spans: list[Span] = []
+    logits_indices: list[int] = []
+
+    def add(part: Sequence[int], past: int, tables: Sequence[Sequence[int]], parent: int) -> None:
+        arrays = tuple(np.array(table, np.int32) for table in tables)
+        spans.append(Span(len(tokens), len(part), past, arrays, parent))
+        tokens.extend(part)
+        positions.append(np.arange(past, past + len(part), dtype=np.int32))
+
+    for a in advances:
+        draft, root = a.draft, len(spans)
+        chains = draft.chains() if draft.tokens else []
+        guessed = [draft.tokens[n] for n in chains[0]] if chains else []
+        add([*a.tokens, *guessed], a.past, a.tables, -1)
+        # Where each token of the draft lies: span and position.
+        place = {
+            n: (root, a.past + len(a.tokens) + i) for i, n in enumerate(chains[0] if chains else ())
+        }
+        place[-1] = (root, a.past + len(a.tokens) - 1)
+        for chain, tables in zip(chains[1:], a.branches, strict=True):
+            parent, before = place[draft.parent(chain[0])]
+            place |= {n: (len(spans), before + 1 + i) for i, n in enumerate(chain)}
+            add([draft.tokens[n] for n in chain], before + 1, tables, parent)
+        if a.needs_logits:
+            logits_indices += range(len(tokens) - a.needs_logits, len(tokens))
+    return Step(
+        np.array(tokens, np.int32),
+        np.concatenate(positions),
+        tuple(spans),
+        np.array(logits_indices, np.int32),
+    )
+
+
+def _as_error(reason: Exception) -> StrataError:
+    if isinstance(reason, StrataError):
+        return reason
+    _log.error("a token could not be chosen", exc_info=reason)
+    return StrataError(f"a token could not be chosen: {type(reason).__name__}: {reason}")

@@ -1,26 +1,27 @@
-"""How much KV an engine holds, of which type, and where prefixes are kept."""
+"""How much state an engine holds, how keys and values are kept, and where prefixes are kept."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from strata.backends.base import KV_BLOCK, KVCache
+from strata.backends.base import KV_BLOCK, StateCache
 from strata.backends.kv_types import KVType, choose_kv_type
 from strata.engine.runner import Runner
 from strata.errors import UsageError
 from strata.kv import (
     BlockPool,
-    Keeper,
-    KnownPrefixes,
-    KVSpace,
-    NoKeeper,
-    NoPrefixes,
-    blocks_for,
+    KVCacheManager,
+    NoOffload,
+    NoPrefixCache,
+    Offload,
+    PrefixCache,
+    pool_blocks,
 )
 from strata.kv.store import PrefixStore
-from strata.kv.store_keeper import StoreKeeper
+from strata.kv.store_offload import StoreOffload
 from strata.program import Model
 from strata.sizes import format_size
 
@@ -40,68 +41,107 @@ class StoreSettings:
 
 @dataclass(frozen=True)
 class KVSettings:
-    """``type`` None is the backend's choice; ``nbytes`` None is as much as all parallel requests
-    can need. ``prefix_cache`` finds prefixes again while their blocks are not needed otherwise;
-    ``store`` keeps them on disk as well."""
+    """``type`` None is the backend's choice. ``blocks`` says how many blocks each group of state
+    has, as a Plan does; None is as many as all parallel requests can need, in ``nbytes`` at most
+    where that is given. ``prefix_cache`` finds prefixes again while their blocks are not needed
+    otherwise; ``store`` keeps them on disk as well."""
 
     type: str | None = None
+    blocks: tuple[int, ...] | None = None
     nbytes: int | None = None
     prefix_cache: bool = True
     store: StoreSettings | None = None
 
 
-def check_room(settings: KVSettings, kv_type: KVType, model: Model, context: int) -> None:
-    """UsageError if ``settings`` leave no room for one request of ``context`` positions."""
-    needed = blocks_for(context) * kv_type.block_nbytes(model.kv)
-    if settings.nbytes is not None and settings.nbytes < needed:
+def state_blocks(
+    settings: KVSettings,
+    kv_type: KVType,
+    model: Model,
+    *,
+    context: int,
+    parallel: int,
+    step_rows: int,
+) -> tuple[int, ...]:
+    """Blocks of each group of a model's state; UsageError if ``settings`` leave no room for one
+    request of ``context`` positions."""
+    groups = model.groups
+    sizes = [kv_type.block_nbytes(model.state, group) for group in groups]
+    if settings.blocks is not None:
+        return settings.blocks
+    blocks = pool_blocks(
+        groups, sizes, context=context, parallel=parallel, step_rows=step_rows,
+        nbytes=settings.nbytes,
+    )  # fmt: skip
+    if blocks is None:
+        one = pool_blocks(groups, sizes, context=context, parallel=1, step_rows=step_rows)
+        assert one is not None
+        assert settings.nbytes is not None
+        needed = sum(count * size for count, size in zip(one, sizes, strict=True))
         raise UsageError(
             f"{format_size(settings.nbytes)} of KV do not hold a context of {context} positions "
             f"as {kv_type.name}, which takes {format_size(needed)}: give more, or ask for a "
             "smaller context"
         )
+    return blocks
 
 
-def make_space(
-    settings: KVSettings, runner: Runner, *, context: int, parallel: int
-) -> tuple[KVType, KVCache, KVSpace, Keeper]:
-    """The KV type and memory, who hands its blocks out, and who keeps full ones.
+@dataclass(frozen=True)
+class SequenceMemory:
+    """The memory of sequences' state, who hands its blocks out, and who keeps full ones."""
 
-    UsageError if ``settings`` leave no room for one request of ``context`` positions.
-    """
+    kv_type: KVType
+    state: StateCache
+    manager: KVCacheManager
+    offload: Offload
+
+
+def make_memory(
+    settings: KVSettings,
+    runner: Runner,
+    *,
+    context: int,
+    parallel: int,
+    step_rows: int,
+    token_s: Callable[[], float | None],
+) -> SequenceMemory:
+    """Memory for ``parallel`` requests of ``context`` positions; UsageError if ``settings`` leave
+    no room for one. ``token_s`` says what computing a token takes, as far as known."""
+    model = runner.model
     kv_type = choose_kv_type(settings.type, runner.backend.kv_types)
-    block_nbytes = kv_type.block_nbytes(runner.model.kv)
-    blocks = parallel * blocks_for(context)
-    if settings.nbytes is not None:
-        blocks = min(blocks, settings.nbytes // block_nbytes)
-    check_room(settings, kv_type, runner.model, context)
+    blocks = state_blocks(
+        settings, kv_type, model, context=context, parallel=parallel, step_rows=step_rows
+    )
     if settings.store is not None and not settings.prefix_cache:
         raise UsageError("a store of prefixes needs the prefix cache")
-    kv = runner.kv_cache(blocks, kv_type)
-    pool = BlockPool(blocks)
-    keeper = _keeper(settings.store, runner, kv_type, kv, pool)
-    prefixes = KnownPrefixes(pool) if settings.prefix_cache else NoPrefixes()
+    state = runner.state_cache(blocks, kv_type)
+    groups, pools = model.groups, [BlockPool(count) for count in blocks]
+    index = PrefixCache(groups, pools) if settings.prefix_cache else NoPrefixCache()
+    offload: Offload = NoOffload()
+    if settings.store is not None:
+        stores = _stores(settings.store, runner, kv_type, state)
+        offload = StoreOffload(groups, stores, state, pools, token_s)
+    manager = KVCacheManager(groups, pools, index, state, offload, step_rows=step_rows)
+    return SequenceMemory(kv_type, state, manager, offload)
 
-    def copy(source: int, target: int) -> None:
-        kv.block(target)[:] = kv.block(source)
 
-    return kv_type, kv, KVSpace(pool, prefixes, copy, keeper), keeper
-
-
-def _keeper(
-    settings: StoreSettings | None, runner: Runner, kv_type: KVType, kv: KVCache, pool: BlockPool
-) -> Keeper:
-    if settings is None:
-        return NoKeeper()
-    # Everything that the bits of KV depend on; the Programs hold what the header says of RoPE.
+def _stores(
+    settings: StoreSettings, runner: Runner, kv_type: KVType, state: StateCache
+) -> list[PrefixStore]:
+    """One store for each group of state. The identity of each is everything that the bits depend
+    on; the Programs hold what the header says of RoPE."""
     model = runner.model
-    parts = (
-        settings.model,
-        model.segments,
-        model.kv,
-        runner.backend.numerics,
-        kv_type.name,
-        KV_BLOCK,
-    )
-    identity = hashlib.sha256(repr(parts).encode()).digest()
-    store = PrefixStore(settings.directory, identity, kv.block(0).nbytes, settings.nbytes)
-    return StoreKeeper(store, kv, pool)
+    stores = []
+    for number, group in enumerate(model.groups):
+        parts = (
+            settings.model,
+            model.segments,
+            model.state,
+            group,
+            runner.backend.numerics,
+            kv_type.name,
+            KV_BLOCK,
+        )
+        identity = hashlib.sha256(repr(parts).encode()).digest()
+        size = state.block_nbytes(number)
+        stores.append(PrefixStore(settings.directory, identity, size, settings.nbytes))
+    return stores

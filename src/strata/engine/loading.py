@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from strata.backends.weights import WeightSource
 from strata.engine.engine import Engine
-from strata.engine.kv_settings import KVSettings, StoreSettings, check_room
+from strata.engine.kv_settings import KVSettings, StoreSettings, state_blocks
 from strata.engine.runner import LoadProgress
 from strata.engine.runtime import LoadOptions, Runtime, base_memory, make_runtime, settled_memory
 from strata.formats import ModelFile, open_model
@@ -43,7 +43,7 @@ def load(
 
     Raises BudgetTooSmall before any weight is read, and UsageError for what contradicts the model.
     """
-    process = base_memory(planned=options.planned or options.memory is not None)
+    process = base_memory(planned=options.wants_plan)
     options = replace(options, process_bytes=process)
     file = open_model(path)
     try:
@@ -70,17 +70,29 @@ def _load(
     )
     if runtime.context < wanted:
         model = with_context(file, model, runtime.context)
-    kv = KVSettings(runtime.kv_type.name, options.kv_bytes, store=_store(file, options))
-    check_room(kv, runtime.kv_type, model, runtime.context)
+    kv = KVSettings(
+        type=runtime.kv_type.name,
+        blocks=None if runtime.plan is None else runtime.plan.kv_blocks,
+        nbytes=options.kv_bytes,
+        store=_store(file, options),
+    )
+    # Before the weights are loaded: there may be no room.
+    blocks = state_blocks(
+        kv,
+        runtime.kv_type,
+        model,
+        context=runtime.context,
+        parallel=runtime.parallel,
+        step_rows=runtime.token_budget,
+    )
     engine = Engine(
         runtime.runner(model, WeightSource(file), progress),
         context=runtime.context,
         parallel=runtime.parallel,
         token_budget=runtime.token_budget,
         stop_ids=tokenizer.stop_ids,
-        kv=kv,
-        # A sweep that streams costs the same with many tokens as with few.
-        slowdown=None if runtime.plan and runtime.plan.streamed else options.slowdown,
+        kv=replace(kv, blocks=blocks),
+        prefill_budget=() if runtime.plan is None else runtime.plan.prefill_budget,
     )
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import Activations, Backend, KVCache, LoadedSegment, Step
+from strata.backends.base import Activations, Backend, LoadedSegment, StateCache, Step
 from strata.backends.kv_types import KVType
 from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
@@ -32,9 +32,9 @@ LoadProgress = Callable[[str, int, int | None], None]
 class Runner:
     """A Model with its weights in a backend's form.
 
-    The last Segment is the head: it selects ``out_rows`` and gives ``logits``. It is run on slices
-    of ``logit_rows`` rows, and not at all for a step that wants none. ``sweeps`` adds up what
-    sweeps did, with what the backend says of its reading.
+    The last Segment is the head: it selects ``logits_indices`` and gives ``logits``. It is run on
+    slices of ``logit_rows`` rows, and not at all for a step that wants none. ``sweeps`` adds up
+    what sweeps did, with what the backend says of its reading.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Runner:
             for name, stored in self._stored.items()
         ]
 
-    def kv_cache(self, blocks: int, kv_type: KVType | None = None) -> KVCache:
-        """KV for ``blocks`` blocks in every layer."""
-        return self.backend.kv_cache(self.model.kv, blocks, kv_type)
+    def state_cache(self, blocks: Sequence[int], kv_type: KVType | None = None) -> StateCache:
+        """State of sequences, with so many blocks in each group."""
+        return self.backend.state_cache(self.model.state, blocks, kv_type)
 
     def cost(self, load: Workload) -> Cost:
         """FLOPs and bytes of one step, from the Programs and the weights' block formats."""
@@ -112,21 +112,22 @@ class Runner:
     def count(self, step: Step, kv_bytes_per_element: float) -> Mapping[tuple[str, str], Cost]:
         """What each Op of a step computes and moves, by (Segment, output of the Op)."""
         null = NullBackend(kv_bytes_per_element)
-        kv = null.kv_cache(self.model.kv, 1)
+        state = null.state_cache(self.model.state, (1,) * len(self.model.groups))
         for segment in self.model.segments:
-            null.run(NullSegment(segment, self._stored[segment.name]), step, kv, {})
+            null.run(NullSegment(segment, self._stored[segment.name]), step, state, {})
         return null.costs
 
     def calls(self, step: Step) -> int:
         """Calls of the backend that a step takes."""
-        heads = -(-len(step.out_rows) // self._logit_rows)
+        heads = -(-len(step.logits_indices) // self._logit_rows)
         return heads + (1 if self._joins(step) else len(self._loaded) - 1)
 
     def _joins(self, step: Step) -> bool:
         return self._joined is not None and len(step.tokens) <= JOINED_TOKENS
 
-    def run(self, step: Step, kv: KVCache) -> Iterator[NDArray[np.float32]]:
-        """Run a step; yields logits, a few rows [rows, vocabulary] at a time, as ``out_rows`` says.
+    def run(self, step: Step, state: StateCache) -> Iterator[NDArray[np.float32]]:
+        """Run a step; yields logits, a few rows [rows, vocabulary] at a time, in the order of
+        ``logits_indices``.
 
         The step has run when the iterator is exhausted. Each array is valid until the next one.
         """
@@ -137,25 +138,26 @@ class Runner:
         try:
             if self._joined is not None and self._joins(step):
                 self._running_joined = True
-                activations = self.backend.run(self._joined, step, kv, activations)
+                activations = self.backend.run(self._joined, step, state, activations)
                 self._running_joined = False
             else:
                 for self._segment, loaded in enumerate(body):
-                    activations = self.backend.run(loaded, step, kv, activations)
+                    activations = self.backend.run(loaded, step, state, activations)
                     self.sweeps.done(self._segment + 1)
             self._segment = len(body)
-            yield from self._run_head(head, step, kv, activations)
+            yield from self._run_head(head, step, state, activations)
             completed = True
         finally:
             self._segment, self._running_joined = None, False
             self.sweeps.end(completed=completed)
 
     def _run_head(
-        self, head: LoadedSegment, step: Step, kv: KVCache, activations: Activations
+        self, head: LoadedSegment, step: Step, state: StateCache, activations: Activations
     ) -> Iterator[NDArray[np.float32]]:
-        for start in range(0, len(step.out_rows), self._logit_rows):
+        for start in range(0, len(step.logits_indices), self._logit_rows):
             part = step
-            if len(step.out_rows) > self._logit_rows:
-                part = replace(step, out_rows=step.out_rows[start : start + self._logit_rows])
-            made = self.backend.run(head, part, kv, activations)
+            if len(step.logits_indices) > self._logit_rows:
+                wanted = step.logits_indices[start : start + self._logit_rows]
+                part = replace(step, logits_indices=wanted)
+            made = self.backend.run(head, part, state, activations)
             yield self.backend.export(made, _LOGITS)["logits"]

@@ -54,7 +54,8 @@ class LoadOptions:
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
     ``parallel``, or makes that with the model's tokenizer; ``planned`` asks for a Plan in any case.
     ``kv_type`` None leaves it to the backend; ``kv_bytes`` bounds the KV of all requests, and
-    ``kv_store`` is a directory for prefixes. ``slowdown`` is that of the Engine. ``serving`` says
+    ``kv_store`` is a directory for prefixes. ``slowdown`` bounds what a prompt costs those who
+    read answers meanwhile, which takes a Plan too. ``serving`` says
     that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
     time. ``backend`` is a name that ``strata.backends.registry`` knows.
     """
@@ -73,6 +74,11 @@ class LoadOptions:
     kv_store: Path | None = None
     kv_store_bytes: int = 0
     slowdown: float | None = None
+
+    @property
+    def wants_plan(self) -> bool:
+        """Whether a Plan is made in any case."""
+        return self.planned or self.memory is not None or self.slowdown is not None
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def make_runtime(
         context,
         parallel,
         token_budget,
-        settings.max_out_rows,
+        settings.max_logit_rows,
         choose_kv_type(plan.kv_type if plan else options.kv_type, backend.kv_types),
         limited,
     )
@@ -229,7 +235,7 @@ def this_machine(file: ModelFile) -> Machine:
 
 
 def _needs_plan(file: ModelFile, options: LoadOptions) -> bool:
-    if options.memory is not None or options.planned:
+    if options.wants_plan:
         return True
     return file.nbytes > _SURELY_FITS * memory_available()
 
@@ -269,7 +275,12 @@ def _make_plan(
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(sizes, workload))
     limits = Limits(
-        options.memory, options.threads, cast("KVTypeName", kv_type), options.kv_bytes, process
+        memory=options.memory,
+        threads=options.threads,
+        kv_type=cast("KVTypeName", kv_type),
+        kv_bytes=options.kv_bytes,
+        slowdown=options.slowdown,
+        process_bytes=process,
     )
     try:
         return plan(sizes, machine, limits, workload)
@@ -293,7 +304,7 @@ def _check_plan(plan: Plan, model: Model) -> None:
 def _settings(plan: Plan, limited: bool) -> BackendSettings:
     return BackendSettings(
         max_tokens=plan.max_tokens,
-        max_out_rows=plan.logit_rows,
+        max_logit_rows=plan.logit_rows,
         parallel=plan.parallel,
         positions=plan.context,
         streamed=frozenset(plan.streamed),

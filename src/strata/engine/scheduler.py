@@ -2,53 +2,42 @@
 
 There are no phases: a sequence has tokens, of which the first so many are computed, and is advanced
 towards all of them. Those that lack one token go first, all of them in every step; what is left of
-the step's tokens goes to those that lack more, as many as the pace allows beside the others.
+the step's tokens goes to those that lack more, as many as the prefill budget allows beside the
+others, and then to tokens that a proposer guessed.
 
-A sequence is let in, first come first served, when there are KV blocks for the tokens it has. Its
-answer may outgrow what is free: then the youngest sequence gives its blocks up and waits to be let
-in again, ahead of all that have not begun.
+A sequence is admitted, first come first served, when there are blocks of every group for the tokens
+it has. Its answer may outgrow what is free: then the youngest sequence is preempted and waits to be
+admitted again, ahead of all that have not begun. One that begins as another does which is being
+computed waits for that, and goes on from its blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from strata.kv import KVSpace, SequenceKV, blocks_for
+from strata.decode import NO_DRAFT, Draft
+from strata.kv import BlockTable, Branch, KVCacheManager, SequenceState
 
-
-class Pace(Protocol):
-    """How many tokens a step may spend on those that lack several."""
-
-    def share(self, answers: int, prompts: int) -> int:
-        """Tokens for so many of them beside ``answers`` that advance by one; 0 only now and then,
-        and not at all without answers."""
-
-
-class NoPace:
-    """As many as there is room for."""
-
-    def share(self, answers: int, prompts: int) -> int:
-        """No bound."""
-        return 1 << 30
+Propose = Callable[[int, int], Draft]
+"""``propose(id, most)``: up to ``most`` tokens that may follow those of a sequence."""
 
 
 @dataclass
-class Running:
-    """A sequence and its KV; one that waits has none.
+class Scheduled:
+    """A sequence, its tokens and its state; one that waits has none.
 
-    ``cached`` positions were not computed but found when it was let in; ``loadable`` blocks are yet
-    to be loaded. ``leader`` has the same prompt and runs already: its KV will do for both.
+    ``cached`` positions were not computed but found when it was admitted; blocks up to number
+    ``load_end`` are being loaded, where that is not 0. ``branches`` are those of the draft that is
+    being verified.
     """
 
     id: int
     tokens: list[int]
-    kv: SequenceKV = field(default_factory=SequenceKV)
+    kv: SequenceState
     cached: int = 0
-    loadable: int = 0
-    leader: int | None = None
-    begun: bool = False
+    load_end: int = 0
+    branches: list[Branch] = field(default_factory=list)
 
     @property
     def missing(self) -> int:
@@ -58,51 +47,58 @@ class Running:
 
 @dataclass(frozen=True)
 class Advance:
-    """Compute ``tokens`` at positions ``past ..`` of a sequence; ``reaches`` its last one or not.
+    """Compute ``tokens`` at positions ``past ..`` of a sequence, and then those of ``draft``, which
+    may follow them. The last ``needs_logits`` of these rows want logits.
 
-    ``forks`` are sequences with the same tokens that go on from there as well.
+    ``tables`` has the block table of each group; each further chain of the draft has tables of its
+    own, in the order of its chains.
     """
 
     id: int
     past: int
     tokens: tuple[int, ...]
-    reaches: bool
-    table: tuple[int, ...]
+    needs_logits: int
+    tables: tuple[BlockTable, ...]
     cached: int = 0
-    forks: tuple[int, ...] = ()
+    draft: Draft = NO_DRAFT
+    branches: tuple[tuple[BlockTable, ...], ...] = ()
 
     @property
     def rows(self) -> int:
-        """Positions to compute."""
-        return len(self.tokens)
+        """Rows to compute."""
+        return len(self.tokens) + len(self.draft.tokens)
 
 
 class Scheduler:
-    """Sequences that wait and sequences that run, at most ``parallel``.
+    """Sequences that wait and sequences that run, at most ``parallel``, in steps of up to
+    ``token_budget`` tokens.
 
-    No more than ``load_blocks`` blocks are loaded in a step that others wait for. ``token_s`` is
-    what computing a token takes, as far as known, and ``preemptions`` counts who had to give way.
+    ``prefill_budget`` says how many tokens of a prompt a step may have beside sequences that lack
+    one token: beside 1, beside 2 or 3, beside 4 to 7 and so on; further prompts add as many each.
+    Empty: as many as there is room for. A draft has at most ``draft_tokens``. No more than
+    ``load_blocks`` blocks are loaded in a step that others wait for. ``preemptions`` counts who had
+    to give way.
     """
 
     def __init__(
         self,
-        space: KVSpace,
+        manager: KVCacheManager,
         *,
         parallel: int,
         token_budget: int,
-        pace: Pace | None = None,
+        prefill_budget: Sequence[int] = (),
+        draft_tokens: int = 0,
         load_blocks: int = 8,
     ) -> None:
-        self._space = space
+        self._manager = manager
         self._parallel = parallel
         self._token_budget = token_budget
-        self._pace = pace or NoPace()
+        self._prefill_budget = tuple(prefill_budget)
+        self._draft_tokens = draft_tokens
         self._load_blocks = load_blocks
-        self._waiting: list[Running] = []
-        self._running: dict[int, Running] = {}
-        self._leaders: dict[tuple[int, ...], int] = {}
+        self._waiting: list[Scheduled] = []
+        self._running: dict[int, Scheduled] = {}
         self.preemptions = 0
-        self.token_s: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -115,168 +111,238 @@ class Scheduler:
         return len(self._running)
 
     def computed(self, id: int) -> int:
-        """Positions in KV of a sequence; 0 unless it runs."""
+        """Positions computed of a sequence; 0 unless it runs."""
         found = self._running.get(id)
         return 0 if found is None else found.kv.length
 
     def add(self, id: int, tokens: Sequence[int]) -> None:
-        """Queue a sequence; ids grow. One with the tokens of another that has not come to its last
-        one yet will share its KV."""
-        prompt = tuple(tokens)
-        leader = self._leaders.setdefault(prompt, id)
-        self._waiting.append(Running(id, list(prompt), leader=None if leader == id else leader))
+        """Queue a sequence; ids grow."""
+        self._waiting.append(Scheduled(id, list(tokens), self._manager.new()))
 
-    def extend(self, id: int, token: int) -> None:
-        """Append a token to a running sequence."""
-        self._running[id].tokens.append(token)
-
-    def plan(self) -> list[Advance]:
+    def plan(self, propose: Propose | None = None) -> list[Advance]:
         """The advances of the next step; empty when there is nothing to do. A plan that is not
         committed is made again."""
+        for s in self._running.values():
+            self._drop_branches(s)
         self._admit()
         self._load()
         planned = []
         for s, rows in self._share_out():
-            # The oldest comes first, so that who has to give way was not planned yet.
-            if s.id in self._running and self._make_room(s, rows):
+            # The oldest comes first, so that who is preempted was not planned yet.
+            if s.id in self._running and self._reserve(s, rows):
                 planned.append((s, rows))
-        places = self._parallel - len(self._running)
+        left = self._token_budget - sum(rows for _, rows in planned)
         advances = []
         for s, rows in planned:
-            advances.append(self._advance(s, rows, places))
-            places -= len(advances[-1].forks)
+            draft = NO_DRAFT
+            if propose is not None and s.missing == 1 and left > 0:
+                draft = self._guess(s, propose, min(left, self._draft_tokens))
+                left -= len(draft.tokens)
+            advances.append(self._advance(s, rows, draft))
         return advances
 
-    def commit(self, advances: Iterable[Advance]) -> None:
-        """Record that ``advances`` were computed."""
-        for advance in advances:
-            s = self._running[advance.id]
-            self._space.advance(s.kv, s.tokens, advance.rows)
-            if advance.reaches and not s.begun:
-                s.begun = True
-                self._split(s, advance.forks)
+    def commit(self, advance: Advance, chosen: Sequence[int]) -> None:
+        """Record that an advance was computed, and the tokens chosen at its end: those of its draft
+        that are kept, and the one after them."""
+        s = self._running[advance.id]
+        kept = self._kept(s, advance, chosen) if advance.draft.tokens else 0
+        s.tokens += chosen
+        rows = len(advance.tokens) + kept
+        if rows < advance.rows and self._manager.recurrent:
+            # The state behind the last kept row is nowhere: these rows are computed anew.
+            rows = 0
+        self._manager.commit(s.kv, s.tokens, rows)
+        self._drop_branches(s)
+
+    def _kept(self, s: Scheduled, advance: Advance, chosen: Sequence[int]) -> int:
+        """Tokens of a draft that were chosen; the branch on which they lie becomes the
+        sequence's."""
+        children = {
+            (advance.draft.parent(n), token): n for n, token in enumerate(advance.draft.tokens)
+        }
+        at, kept = -1, 0
+        for token in chosen[:-1]:
+            at, kept = children[at, token], kept + 1
+        for branch, chain in zip(list(s.branches), advance.draft.chains()[1:], strict=True):
+            if at in chain:
+                s.branches.remove(branch)
+                self._manager.adopt(s.kv, branch)
+                break
+        return kept
 
     def remove(self, id: int, *, keep: bool = False) -> None:
         """Forget a sequence, waiting or running, and let go of its blocks; ``keep`` saves what is
         full of them first, where there is a place for that. Unknown ones are ignored."""
         s = self._running.pop(id, None)
         if s is None:
-            s = next((w for w in self._waiting if w.id == id), None)
-            if s is None:
-                return
-            self._waiting.remove(s)
+            self._waiting = [w for w in self._waiting if w.id != id]
+            return
+        self._drop_branches(s)
         if keep:
-            self._space.save(s.kv, s.tokens)
-        self._space.release(s.kv)
-        if not s.begun and s.leader is None:
-            self._pass_on(s)
+            self._manager.save(s.kv, s.tokens)
+        self._manager.release(s.kv)
 
     def check_integrity(self) -> None:
-        """Raise PoolError unless the pool's books agree with who holds what."""
-        self._space.check_integrity([s.kv.table for s in self._running.values()])
+        """Raise PoolError unless the pools' books agree with who holds what."""
+        held = [s.kv.tables for s in self._running.values()]
+        branches = [b.tables for s in self._running.values() for b in s.branches]
+        self._manager.check_integrity([*held, *branches])
+
+    # Admitting. ---------------------------------------------------------------------------------
 
     def _admit(self) -> None:
+        held_back = 0
         for s in list(self._waiting):
-            if len(self._running) == self._parallel:
+            if len(self._running) == self._parallel or held_back == self._parallel:
                 return
-            if s.leader is None:
-                if not self._let_in(s):
-                    return
-                self._waiting.remove(s)
-                self._running[s.id] = s
+            if self._comes_soon(s):
+                held_back += 1
+                continue
+            if not self._has_room(s):
+                return
+            self._waiting.remove(s)
+            self._running[s.id] = s
 
-    def _let_in(self, s: Running) -> bool:
-        """Give a sequence the KV that is known, if there is room for all of its tokens."""
-        kv = self._space.begin(s.tokens)
+    def _comes_soon(self, s: Scheduled) -> bool:
+        """Whether a running sequence is about to compute a block or more of what this one needs."""
+        for r in self._running.values():
+            common = self._common(s, r)
+            if r.kv.length < common and self._manager.saves(r.kv.length, common):
+                return True
+        return False
+
+    def _common(self, s: Scheduled, r: Scheduled) -> int:
+        """Positions that two sequences have in common, without the last token of ``s``."""
+        if not self._manager.shares or s.tokens[0] != r.tokens[0]:
+            return 0
+        most = min(len(s.tokens) - 1, len(r.tokens))
+        if s.tokens[:most] == r.tokens[:most]:
+            return most
+        pairs = zip(s.tokens[:most], r.tokens, strict=False)
+        return next(n for n, (mine, other) in enumerate(pairs) if mine != other)
+
+    def _has_room(self, s: Scheduled) -> bool:
+        """Give a sequence the state that is known, if there is room for all of its tokens."""
+        kv = self._known(s)
         # One block more than needed, or the first token of an answer would push somebody out.
-        needed = blocks_for(len(s.tokens)) - len(kv.table) + 1
-        promised = sum(
-            max(0, blocks_for(len(r.tokens)) - len(r.kv.table)) for r in self._running.values()
-        )
-        if self._running and needed + promised > self._space.available:
-            self._space.release(kv)
+        missing = self._missing_blocks(kv, len(s.tokens) + self._manager.block)
+        for r in self._running.values():
+            more = self._missing_blocks(r.kv, len(r.tokens))
+            missing = [a + b for a, b in zip(missing, more, strict=True)]
+        if self._running and any(
+            more > there for more, there in zip(missing, self._manager.available(), strict=True)
+        ):
+            self._manager.release(kv)
             return False
         s.kv = kv
         s.cached = kv.length
-        s.loadable = self._space.loadable(kv, s.tokens)
+        end = self._manager.loadable(kv, s.tokens)
+        s.load_end = end if end > kv.length // self._manager.block else 0
         return True
+
+    def _missing_blocks(self, kv: SequenceState, length: int) -> list[int]:
+        """Blocks of each group that a sequence lacks to come to ``length`` positions."""
+        needed, held = self._manager.needed(length), self._manager.held(kv)
+        return [max(0, n - h) for n, h in zip(needed, held, strict=True)]
+
+    def _known(self, s: Scheduled) -> SequenceState:
+        """State from the prefix cache or, where it is further, from a running sequence."""
+        kv = self._manager.match_prefix(s.tokens)
+        for r in self._running.values():
+            length = min(self._common(s, r), r.kv.length)
+            if length > kv.length and self._manager.can_share(r.kv, length):
+                self._manager.release(kv)
+                kv = self._manager.fork(r.kv, length)
+        return kv
 
     def _load(self) -> None:
         for s in self._running.values():
-            if s.loadable:
-                alone = all(r.loadable for r in self._running.values())
-                wanted = s.loadable if alone else min(s.loadable, self._load_blocks)
-                loaded = self._space.load(s.kv, s.tokens, wanted)
-                s.cached = s.kv.length
-                s.loadable = s.loadable - loaded if loaded == wanted else 0
+            if s.load_end:
+                alone = all(r.load_end for r in self._running.values())
+                count = s.load_end if alone else self._load_blocks
+                if self._manager.load(s.kv, s.tokens, s.load_end, count):
+                    s.cached, s.load_end = s.kv.length, 0
                 return
 
-    def _share_out(self) -> list[tuple[Running, int]]:
+    # Sharing out. -------------------------------------------------------------------------------
+
+    def _share_out(self) -> list[tuple[Scheduled, int]]:
         """Who advances by how many tokens, by age."""
-        ready = [s for _, s in sorted(self._running.items()) if s.missing and not s.loadable]
+        ready = [s for _, s in sorted(self._running.items()) if s.missing and not s.load_end]
         rows = {s.id: 1 for s in ready if s.missing == 1}
         several = [s for s in ready if s.missing > 1]
         left = self._token_budget - len(rows)
-        if rows and several:
-            left = min(left, self._pace.share(len(rows), len(several)))
+        if rows and several and self._prefill_budget:
+            place = min(len(rows).bit_length(), len(self._prefill_budget)) - 1
+            left = min(left, self._prefill_budget[place] * len(several))
+        limits = {s.id: self._manager.step_limit(s.kv, len(s.tokens)) for s in several}
         if several and left:
             # Half to the oldest, so that it gets on; the rest to who is done with the least.
-            rows[several[0].id] = min(several[0].missing, -(-left // 2))
-            left -= rows[several[0].id]
+            first = several[0]
+            rows[first.id] = min(first.missing, -(-left // 2), limits[first.id])
+            left -= rows[first.id]
         for s in sorted(several, key=lambda s: (s.missing - rows.get(s.id, 0), s.id)):
             had = rows.get(s.id, 0)
-            if more := min(s.missing - had, left):
+            if more := min(s.missing - had, left, limits[s.id] - had):
                 rows[s.id] = had + more
                 left -= more
         return [(s, rows[s.id]) for s in ready if rows.get(s.id)]
 
-    def _make_room(self, s: Running, rows: int) -> bool:
+    def _guess(self, s: Scheduled, propose: Propose, most: int) -> Draft:
+        """A draft for which there is room without anybody giving way; a part of it, or none."""
+        draft = propose(s.id, most).first(most).in_chains
+        if self._manager.recurrent:
+            draft = draft.chain
+        chains = draft.chains()
+        if not chains or not self._manager.reserve(s.kv, 1 + len(chains[0])):
+            return NO_DRAFT
+        for chain in chains[1:]:
+            branch = self._manager.branch(s.kv, 1 + self._depth(draft, chain[-1]))
+            if branch is None:
+                self._drop_branches(s)
+                return draft.chain
+            s.branches.append(branch)
+        return draft
+
+    @staticmethod
+    def _depth(draft: Draft, number: int) -> int:
+        """How many tokens of a draft lead to one of them, itself included."""
+        depth = 0
+        while number >= 0:
+            number, depth = draft.parent(number), depth + 1
+        return depth
+
+    def _reserve(self, s: Scheduled, rows: int) -> bool:
         """Blocks for what is planned, if need be those of the youngest; False if that is itself."""
-        while not self._space.make_room(s.kv, rows):
+        while not self._manager.reserve(s.kv, rows):
             youngest = self._running[max(self._running)]
             self._preempt(youngest)
             if youngest is s:
                 return False
         return True
 
-    def _preempt(self, s: Running) -> None:
+    def _preempt(self, s: Scheduled) -> None:
         self.preemptions += 1
-        self._space.give_up(s.kv, s.tokens, self.token_s)
+        self._manager.preempt(s.kv, s.tokens)
+        s.load_end = 0
         del self._running[s.id]
         self._waiting.append(s)
         self._waiting.sort(key=lambda w: w.id)
 
-    def _advance(self, s: Running, rows: int, places: int) -> Advance:
+    def _advance(self, s: Scheduled, rows: int, draft: Draft) -> Advance:
         past = s.kv.length
-        reaches = rows == s.missing
-        forks = self._followers(s, places) if reaches and not s.begun else ()
+        needs_logits = 1 + len(draft.tokens) if rows == s.missing else 0
+        tables = tuple(list(table) for table in s.kv.tables)
+        branches = tuple(
+            tuple(
+                table[: branch.first] + own
+                for table, own in zip(tables, branch.tables, strict=True)
+            )
+            for branch in s.branches
+        )
         tokens = tuple(s.tokens[past : past + rows])
-        return Advance(s.id, past, tokens, reaches, tuple(s.kv.table), s.cached, forks)
+        return Advance(s.id, past, tokens, needs_logits, tables, s.cached, draft, branches)
 
-    def _followers(self, s: Running, places: int) -> tuple[int, ...]:
-        """Those that go on from where ``s`` gets to; nobody who came earlier is overtaken."""
-        out: list[int] = []
-        for w in self._waiting:
-            if len(out) == places or w.leader is None:
-                break
-            if w.leader == s.id:
-                out.append(w.id)
-        return tuple(out)
-
-    def _split(self, s: Running, forks: tuple[int, ...]) -> None:
-        """``forks`` go on with the KV of ``s``."""
-        for w in [w for w in self._waiting if w.id in forks]:
-            self._waiting.remove(w)
-            w.kv = self._space.fork(s.kv)
-            w.leader, w.cached, w.begun = None, w.kv.length, True
-            self._running[w.id] = w
-        self._pass_on(s)
-
-    def _pass_on(self, s: Running) -> None:
-        """``s`` leads no longer: the first of those that still follow it takes its place."""
-        followers = [w for w in self._waiting if w.leader == s.id]
-        del self._leaders[tuple(s.tokens)]
-        for w in followers:
-            w.leader = None if w is followers[0] else followers[0].id
-        if followers:
-            self._leaders[tuple(s.tokens)] = followers[0].id
+    def _drop_branches(self, s: Scheduled) -> None:
+        while s.branches:
+            self._manager.drop(s.branches.pop())

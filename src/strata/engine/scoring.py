@@ -7,38 +7,47 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KVCache, Span, Step
+from strata.backends.base import Span, StateCache, Step
 from strata.decode import LogitsError, log_sum_exp
 from strata.engine.runner import Runner
+from strata.kv import KVCacheManager, PoolError
 
 
 def score(
     runner: Runner,
-    kv: KVCache,
-    table: Sequence[int],
+    state: StateCache,
+    manager: KVCacheManager,
     tokens: Sequence[int],
     first: int,
     token_budget: int,
 ) -> NDArray[np.float64]:
-    """Log-probabilities of ``tokens[first + 1:]``, computed in KV blocks ``table``.
+    """Log-probabilities of ``tokens[first + 1:]``, computed beside what ``manager`` holds.
 
-    The last token is predicted and not computed. Softmax is in float64.
+    The last token is predicted and not computed. Softmax is in float64. PoolError if too few blocks
+    are free.
     """
-    blocks = np.array(table, np.int32)
     out: list[float] = []
-    for past in range(0, len(tokens) - 1, token_budget):
-        rows = min(token_budget, len(tokens) - 1 - past)
-        out_rows = np.arange(max(first - past, 0), rows, dtype=np.int32)
-        step = Step(
-            np.array(tokens[past : past + rows], np.int32),
-            np.arange(past, past + rows, dtype=np.int32),
-            (Span(0, rows, past, blocks),),
-            out_rows,
-        )
-        for logits in runner.run(step, kv):
-            for row in logits:
-                logit = float(row[tokens[first + 1 + len(out)]])
-                out.append(logit - log_sum_exp(row))
+    kv = manager.new()
+    try:
+        while kv.length < len(tokens) - 1:
+            past = kv.length
+            rows = min(token_budget, len(tokens) - 1 - past)
+            if not manager.reserve(kv, rows):
+                raise PoolError("the text does not fit the KV blocks that are free")
+            tables = tuple(np.array(table, np.int32) for table in kv.tables)
+            step = Step(
+                np.array(tokens[past : past + rows], np.int32),
+                np.arange(past, past + rows, dtype=np.int32),
+                (Span(0, rows, past, tables),),
+                np.arange(max(first - past, 0), rows, dtype=np.int32),
+            )
+            for logits in runner.run(step, state):
+                for row in logits:
+                    logit = float(row[tokens[first + 1 + len(out)]])
+                    out.append(logit - log_sum_exp(row))
+            manager.commit(kv, tokens, rows, known=False)
+    finally:
+        manager.release(kv)
     scored = np.array(out)
     if not np.isfinite(scored).all():
         raise LogitsError("the model gave logits that are not numbers; its weights are damaged")

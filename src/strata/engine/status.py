@@ -15,7 +15,8 @@ class EngineStatus:
     ``kv_blocks_cached`` of the free blocks hold prefixes that can be found again, or are being
     written to the store, until their place is needed. Of the prompts that were let in,
     ``prefix_hit_tokens`` were found so and ``prefix_miss_tokens`` were not. ``preemptions`` counts
-    how often a request gave up its blocks.
+    how often a request gave up its blocks. Of ``draft_tokens`` guessed ahead ``draft_tokens_kept``
+    were right. Blocks are those of all groups; ``kv_bytes_used`` are the bytes that requests hold.
     """
 
     waiting: int
@@ -29,6 +30,9 @@ class EngineStatus:
     prefix_hit_tokens: int = 0
     prefix_miss_tokens: int = 0
     preemptions: int = 0
+    kv_bytes_used: int = 0
+    draft_tokens: int = 0
+    draft_tokens_kept: int = 0
 
     @property
     def kv_blocks_used(self) -> int:

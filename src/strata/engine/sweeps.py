@@ -51,6 +51,12 @@ class Sweeps:
         self._began = 0.0
         self._before = NO_STATS
 
+    @property
+    def token_s(self) -> float | None:
+        """Seconds that computing a token of a prompt takes; None while none was."""
+        total = self.prefill if self.prefill.tokens else self.decode
+        return total.seconds / total.tokens if total.tokens else None
+
     def begin(self, step: Step) -> None:
         """A sweep begins."""
         self._step, self._began, self._before = step, perf_counter(), self._stats()
@@ -73,7 +79,9 @@ class Sweeps:
             self.listener(None)
         if step is None or not completed:
             return
-        total = self.decode if len(step.tokens) == len(step.spans) else self.prefill
+        # Whoever only decodes wants logits of every row, those that were guessed among them.
+        decodes = len(step.tokens) == len(step.logits_indices)
+        total = self.decode if decodes else self.prefill
         total.sweeps += 1
         total.tokens += len(step.tokens)
         total.seconds += perf_counter() - self._began

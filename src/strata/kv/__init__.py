@@ -1,21 +1,29 @@
-"""Where the keys and values of sequences live: blocks of positions, handed out by number."""
+"""Where the state of sequences lives: blocks of positions and slots, handed out by number."""
 
 from __future__ import annotations
 
-from strata.kv.keeper import Keeper, NoKeeper
+from strata.kv.manager import BlockCopier, KVCacheManager, window_blocks
+from strata.kv.offload import NoOffload, Offload, Run
 from strata.kv.pool import BlockPool, PoolError
-from strata.kv.prefix import KnownPrefixes, NoPrefixes, Prefixes
-from strata.kv.space import KVSpace, SequenceKV, blocks_for
+from strata.kv.prefix import NoPrefixCache, PrefixCache, PrefixIndex
+from strata.kv.sequence import BlockTable, Branch, SequenceState, blocks_for
+from strata.kv.sizing import pool_blocks
 
 __all__ = [
+    "BlockCopier",
     "BlockPool",
-    "KVSpace",
-    "Keeper",
-    "KnownPrefixes",
-    "NoKeeper",
-    "NoPrefixes",
+    "BlockTable",
+    "Branch",
+    "KVCacheManager",
+    "NoOffload",
+    "NoPrefixCache",
+    "Offload",
     "PoolError",
-    "Prefixes",
-    "SequenceKV",
+    "PrefixCache",
+    "PrefixIndex",
+    "Run",
+    "SequenceState",
     "blocks_for",
+    "pool_blocks",
+    "window_blocks",
 ]

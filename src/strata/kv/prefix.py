@@ -1,73 +1,122 @@
-"""Full KV blocks found again by the tokens that led to them."""
+"""Full blocks found again by the tokens that led to them.
+
+A tree of blocks of tokens (SGLang's radix cache with edges of one block): a node stands for a
+block's tokens after all those before them, and holds, for each group of state, the block that keeps
+them, or none. A prefix is found as far as every group can serve it: all of its blocks where all
+positions are kept, those within the window at its end where older ones are forgotten, and the slot
+with the state at its end where there is recurrent state.
+"""
 
 from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
-from strata.backends.base import KV_BLOCK
+from strata.backends.base import KV_BLOCK, NO_BLOCK
 from strata.kv.pool import BlockPool
+from strata.program import StateGroup
 
 ROOT = 0
 """The node that every sequence begins at."""
 
 
-class Prefixes(Protocol):
-    """Remembers full blocks. A node stands for a block's tokens after all those before them."""
+@dataclass
+class Match:
+    """A known beginning: its nodes, and for each group the block of every node or NO_BLOCK. Of a
+    recurrent group only the last node's slot. All of them are held once more, for the caller."""
 
-    def match(self, tokens: Sequence[int], most: int) -> tuple[list[int], list[int]]:
-        """Nodes and blocks of the longest known beginning of ``tokens``, at most ``most`` blocks.
+    nodes: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
 
-        The blocks are held once more, for the caller.
-        """
 
-    def add(self, parent: int, tokens: Sequence[int], block: int) -> tuple[int, int]:
-        """Remember a full block that the caller holds; its node, and the block to use from now on.
+class PrefixIndex(Protocol):
+    """Remembers full blocks. Implementations: PrefixCache, and NoPrefixCache, which it must equal
+    in all but speed."""
 
-        That is another one with the same content if there is one: ``block`` is then let go of, and
-        the other held in its place.
-        """
+    @property
+    def finds(self) -> bool:
+        """Whether anything is ever found."""
+
+    def match(self, tokens: Sequence[int], most: int) -> Match:
+        """The longest known beginning of ``tokens``, at most ``most`` blocks."""
+
+    def add(
+        self, parent: int, tokens: Sequence[int], blocks: Sequence[int]
+    ) -> tuple[int, list[int]]:
+        """Remember the full blocks of all groups that the caller holds for a node's tokens; the
+        node, and the blocks to use from now on. Where others have the same content already,
+        the caller's are let go of and those are held in their place."""
+
+    def attach(self, node: int, group: int, slot: int) -> None:
+        """Remember the state at a node's end, in a slot that the caller holds."""
+
+    def slot(self, node: int, group: int) -> int:
+        """The slot with the state at a node's end, NO_BLOCK if it is not known."""
+
+    def pin(self, node: int) -> None:
+        """A sequence has come to a node: it stays, with those before it, whatever it holds."""
+
+    def unpin(self, node: int) -> None:
+        """A sequence that had come to a node has gone on, or is no more."""
 
     def touch(self, nodes: Sequence[int]) -> None:
         """Nodes of one sequence, first to last, were in use until now."""
 
-    def evict(self, count: int) -> int:
-        """Forget up to ``count`` blocks that nobody else holds, the longest unused first."""
+    def evict(self, group: int, count: int) -> int:
+        """Forget up to ``count`` blocks of a group that nobody else holds, the longest unused
+        first; how many that was."""
 
-    def evictable(self, others: Mapping[int, int] | None = None) -> int:
+    def evictable(self, group: int, others: Mapping[int, int] | None = None) -> int:
         """Blocks that ``evict`` could free, were it not for the holds of ``others``, by block."""
 
-    def blocks(self) -> list[int]:
-        """Blocks that are held here."""
+    def blocks(self, group: int) -> list[int]:
+        """Blocks of a group that are held here."""
 
 
-class NoPrefixes:
+class NoPrefixCache:
     """Remembers nothing: every prompt is computed. The plain one that the other must equal."""
 
-    def match(self, tokens: Sequence[int], most: int) -> tuple[list[int], list[int]]:
-        """Nothing is known."""
-        return [], []
+    finds = False
 
-    def add(self, parent: int, tokens: Sequence[int], block: int) -> tuple[int, int]:
-        """The block stays the caller's alone."""
-        return ROOT, block
+    def match(self, tokens: Sequence[int], most: int) -> Match:
+        """Nothing is known."""
+        return Match()
+
+    def add(
+        self, parent: int, tokens: Sequence[int], blocks: Sequence[int]
+    ) -> tuple[int, list[int]]:
+        """The blocks stay the caller's alone."""
+        return ROOT, list(blocks)
+
+    def attach(self, node: int, group: int, slot: int) -> None:
+        """The slot stays the caller's alone."""
+
+    def slot(self, node: int, group: int) -> int:
+        """None is known."""
+        return NO_BLOCK
+
+    def pin(self, node: int) -> None:
+        """Nothing to note."""
+
+    def unpin(self, node: int) -> None:
+        """Nothing to note."""
 
     def touch(self, nodes: Sequence[int]) -> None:
         """Nothing to note."""
 
-    def evict(self, count: int) -> int:
+    def evict(self, group: int, count: int) -> int:
         """Nothing to free."""
         return 0
 
-    def evictable(self, others: Mapping[int, int] | None = None) -> int:
+    def evictable(self, group: int, others: Mapping[int, int] | None = None) -> int:
         """None."""
         return 0
 
-    def blocks(self) -> list[int]:
+    def blocks(self, group: int) -> list[int]:
         """None."""
         return []
 
@@ -75,25 +124,32 @@ class NoPrefixes:
 @dataclass
 class _Node:
     key: tuple[int, bytes]
-    block: int
+    blocks: list[int]
+    children: int = 0
+    pins: int = 0
 
 
-class KnownPrefixes:
-    """A hash table from a node and the next block's tokens to the next node.
+class PrefixCache:
+    """Tokens themselves are the key of a node, so that what is found was compared, not only hashed.
 
-    Tokens themselves are the key, so that what is found was compared, not only hashed. The least
-    recently used blocks are forgotten first; as a block was in use whenever one after it was,
-    nothing is forgotten before what follows it, and all that is kept can be found.
+    Each group forgets by itself, the least recently used block first. Where all positions are kept,
+    a block was in use whenever one after it was, so nothing is forgotten before what follows it;
+    of a window, what lies furthest back goes first. A node is gone when it holds nothing, no
+    sequence is there, and nothing follows it.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
+    finds = True
+
+    def __init__(self, groups: Sequence[StateGroup], pools: Sequence[BlockPool]) -> None:
+        self._groups, self._pools = tuple(groups), tuple(pools)
         self._ids = count(ROOT + 1)
         self._found: dict[tuple[int, bytes], int] = {}
-        self._nodes: OrderedDict[int, _Node] = OrderedDict()
+        self._nodes: dict[int, _Node] = {}
+        # Of each group the nodes that hold a block of it, the longest unused first.
+        self._order: list[OrderedDict[int, None]] = [OrderedDict() for _ in self._groups]
 
-    def match(self, tokens: Sequence[int], most: int) -> tuple[list[int], list[int]]:
-        """See Prefixes."""
+    def match(self, tokens: Sequence[int], most: int) -> Match:
+        """See PrefixIndex."""
         nodes: list[int] = []
         parent = ROOT
         for start in range(0, most * KV_BLOCK, KV_BLOCK):
@@ -102,50 +158,135 @@ class KnownPrefixes:
                 break
             nodes.append(node)
             parent = node
-        blocks = [self._nodes[node].block for node in nodes]
-        self._pool.share(blocks)
+        nodes = nodes[: self._served(nodes)]
+        found = Match(nodes)
+        for number, group in enumerate(self._groups):
+            first = self._first_needed(group, len(nodes))
+            table = [
+                self._nodes[node].blocks[number] if i >= first else NO_BLOCK
+                for i, node in enumerate(nodes)
+            ]
+            self._pools[number].share([block for block in table if block != NO_BLOCK])
+            found.tables.append(table[-1:] if group.recurrent else table)
         self.touch(nodes)
-        return nodes, blocks
+        return found
 
-    def add(self, parent: int, tokens: Sequence[int], block: int) -> tuple[int, int]:
-        """See Prefixes."""
+    def _served(self, nodes: Sequence[int]) -> int:
+        """The most of ``nodes``, from the first, that every group can serve."""
+        # For each group the run of nodes before each place that hold a block.
+        runs: list[list[int]] = []
+        for number in range(len(self._groups)):
+            run = [0]
+            for node in nodes:
+                held = self._nodes[node].blocks[number] != NO_BLOCK
+                run.append(run[-1] + 1 if held else 0)
+            runs.append(run)
+        for length in range(len(nodes), 0, -1):
+            if all(
+                length - self._first_needed(group, length) <= run[length]
+                for group, run in zip(self._groups, runs, strict=True)
+            ):
+                return length
+        return 0
+
+    @staticmethod
+    def _first_needed(group: StateGroup, blocks: int) -> int:
+        """The first of so many blocks that a group needs to go on behind them."""
+        if group.recurrent:
+            return max(0, blocks - 1)
+        return min(blocks, group.first_seen(blocks * KV_BLOCK) // KV_BLOCK)
+
+    def add(
+        self, parent: int, tokens: Sequence[int], blocks: Sequence[int]
+    ) -> tuple[int, list[int]]:
+        """See PrefixIndex."""
         key = (parent, _packed(tokens))
-        node = self._found.get(key)
-        if node is None:
-            node = next(self._ids)
-            self._pool.share([block])
-            self._found[key] = node
-            self._nodes[node] = _Node(key, block)
-            return node, block
-        known = self._nodes[node].block
-        self._pool.share([known])
-        self._pool.release([block])
-        return node, known
+        number = self._found.get(key)
+        if number is None:
+            number = next(self._ids)
+            self._found[key] = number
+            self._nodes[number] = _Node(key, [NO_BLOCK] * len(self._groups))
+            if parent != ROOT:
+                self._nodes[parent].children += 1
+        node, use = self._nodes[number], list(blocks)
+        for group, block in enumerate(blocks):
+            known = node.blocks[group]
+            if block == NO_BLOCK or known == block:
+                continue
+            if known == NO_BLOCK:
+                self._hold(number, group, block)
+            else:
+                self._pools[group].share([known])
+                self._pools[group].release([block])
+                use[group] = known
+        return number, use
+
+    def attach(self, node: int, group: int, slot: int) -> None:
+        """See PrefixIndex."""
+        if self._nodes[node].blocks[group] == NO_BLOCK:
+            self._hold(node, group, slot)
+
+    def slot(self, node: int, group: int) -> int:
+        """See PrefixIndex."""
+        return self._nodes[node].blocks[group]
+
+    def _hold(self, node: int, group: int, block: int) -> None:
+        self._pools[group].share([block])
+        self._nodes[node].blocks[group] = block
+        self._order[group][node] = None
+
+    def pin(self, node: int) -> None:
+        """See PrefixIndex."""
+        if node != ROOT:
+            self._nodes[node].pins += 1
+
+    def unpin(self, node: int) -> None:
+        """See PrefixIndex."""
+        if node != ROOT:
+            self._nodes[node].pins -= 1
+            self._prune(node)
 
     def touch(self, nodes: Sequence[int]) -> None:
-        """See Prefixes."""
-        for node in reversed(nodes):
-            self._nodes.move_to_end(node)
+        """See PrefixIndex."""
+        for group, order in zip(self._groups, self._order, strict=True):
+            keeps_all = not group.window and not group.recurrent
+            for node in reversed(nodes) if keeps_all else nodes:
+                if node in order:
+                    order.move_to_end(node)
 
-    def evict(self, count: int) -> int:
-        """See Prefixes."""
-        unused = (n for n, node in self._nodes.items() if self._pool.references(node.block) == 1)
+    def evict(self, group: int, count: int) -> int:
+        """See PrefixIndex."""
+        pool, order = self._pools[group], self._order[group]
+        unused = (n for n in order if pool.references(self._nodes[n].blocks[group]) == 1)
         chosen = [node for _, node in zip(range(count), unused, strict=False)]
         for number in chosen:
-            node = self._nodes.pop(number)
-            del self._found[node.key]
-            self._pool.release([node.block])
+            node = self._nodes[number]
+            pool.release([node.blocks[group]])
+            node.blocks[group] = NO_BLOCK
+            del order[number]
+            self._prune(number)
         return len(chosen)
 
-    def evictable(self, others: Mapping[int, int] | None = None) -> int:
-        """See Prefixes."""
-        held, references = others or {}, self._pool.references
-        blocks = (node.block for node in self._nodes.values())
+    def _prune(self, number: int) -> None:
+        """Take out a node that holds nothing and leads nowhere, and those before it likewise."""
+        while number != ROOT:
+            node = self._nodes[number]
+            if node.children or node.pins or any(b != NO_BLOCK for b in node.blocks):
+                return
+            del self._nodes[number], self._found[node.key]
+            number = node.key[0]
+            if number != ROOT:
+                self._nodes[number].children -= 1
+
+    def evictable(self, group: int, others: Mapping[int, int] | None = None) -> int:
+        """See PrefixIndex."""
+        held, references = others or {}, self._pools[group].references
+        blocks = self.blocks(group)
         return sum(references(block) == 1 + held.get(block, 0) for block in blocks)
 
-    def blocks(self) -> list[int]:
-        """See Prefixes."""
-        return [node.block for node in self._nodes.values()]
+    def blocks(self, group: int) -> list[int]:
+        """See PrefixIndex."""
+        return [self._nodes[node].blocks[group] for node in self._order[group]]
 
 
 def _packed(tokens: Sequence[int]) -> bytes:

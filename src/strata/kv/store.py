@@ -27,7 +27,7 @@ import secrets
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,6 @@ _HEAD = struct.Struct("<8sIIQ32s32s")
 _DIGEST = 32
 _PAGE = 4096
 _PER_BLOCK = 4 * KV_BLOCK + _DIGEST
-_MOST_VECTORS = 512
-"""Buffers of one read or write; systems allow 1024."""
 _MOST_BLOCKS = 1 << 14
 """Blocks of one file: a million positions."""
 
@@ -119,8 +117,15 @@ class PrefixStore:
                     return count
         return len(keys)
 
-    def load(self, keys: Sequence[bytes], buffers: Sequence[Buffer]) -> int:
-        """Fill ``buffers`` with the blocks of ``keys``; how many, from the first, are right."""
+    def kept(self, keys: Sequence[bytes]) -> list[bool]:
+        """Of each of ``keys`` whether it is there."""
+        with self._lock:
+            self._look()
+            return [key in self._where for key in keys]
+
+    def load(self, keys: Sequence[bytes], put: Callable[[int, Buffer], None]) -> int:
+        """Hand the blocks of ``keys`` to ``put``, each with its number among them, after its digest
+        was compared; how many, from the first, are right. A buffer is valid until the next one."""
         done = 0
         used: list[Path] = []
         while done < len(keys):
@@ -134,32 +139,38 @@ class PrefixStore:
                 if key != known:
                     break
                 count += 1
+            handed = done
             try:
-                right = self._read(entry, at, buffers[done : done + count])
+                for buffer in self._read(entry, at, count):
+                    put(handed, buffer)
+                    handed += 1
             except (OSError, StoreError) as error:
                 self._drop(entry.path, error)
+                done = handed
                 break
-            done += right
-            if right < count:
-                self._drop(entry.path, StoreError(f"block {at + right} is damaged"))
-                break
+            done = handed
             used.append(entry.path)
         _touch(used)
         return done
 
-    def save(self, tokens: Sequence[int], buffers: Sequence[Buffer]) -> None:
-        """Keep the blocks of ``tokens``, of which those that are there already are left out."""
-        keys = block_keys(self.identity, tokens)
+    def save(
+        self, tokens: Sequence[int], first: int, count: int, get: Callable[[int, Buffer], None]
+    ) -> None:
+        """Keep ``count`` blocks of ``tokens`` from number ``first`` on, of which those that are
+        there already are left out. ``get`` fills a buffer with the block of a number."""
+        every = block_keys(self.identity, tokens)
+        keys = every[first : first + count]
         known = self.find(keys)
         keys = keys[: known + _MOST_BLOCKS]
         with self._lock:
             found = [self._where[key][0] for key in keys[:known] if key in self._where]
             names = dict.fromkeys(found)
         if known < len(keys):
-            parent = keys[known - 1] if known else self.identity
+            begin, end = first + known, first + len(keys)
+            parent = every[begin - 1] if begin else self.identity
             try:
-                new = tokens[known * KV_BLOCK : len(keys) * KV_BLOCK]
-                self._write(parent, keys[known:], new, buffers[known : len(keys)])
+                new = tokens[begin * KV_BLOCK : end * KV_BLOCK]
+                self._write(parent, keys[known:], new, get, begin)
                 names[_name(keys[-1])] = None
                 self._failing = False
             except OSError as error:
@@ -241,35 +252,33 @@ class PrefixStore:
         digests = [rest[start + i * _DIGEST : start + (i + 1) * _DIGEST] for i in range(count)]
         return _Entry(path, tuple(keys), tuple(digests), data)
 
-    def _read(self, entry: _Entry, first: int, buffers: Sequence[Buffer]) -> int:
-        """Fill ``buffers`` with the blocks from number ``first`` of a file; how many, from the
-        start, have the digest that they should."""
-        offset = entry.data + first * self._block_nbytes
+    def _read(self, entry: _Entry, first: int, count: int) -> Iterator[Buffer]:
+        """``count`` blocks from number ``first`` of a file, in one buffer, one after the other;
+        StoreError at one that has not the digest it should."""
+        buffer = np.empty(self._block_nbytes, np.uint8)
         with _opened(entry.path) as fd:
-            for part in _vectors(buffers):
-                _exactly(os.preadv, fd, part, offset)
-                offset += sum(len(b) for b in part)
-            _uncache(fd)
-        for number, buffer in enumerate(buffers, first):
-            if hashlib.sha256(buffer.data).digest() != entry.digests[number]:
-                return number - first
-        return len(buffers)
+            try:
+                for number in range(first, first + count):
+                    _exactly(os.preadv, fd, buffer, entry.data + number * self._block_nbytes)
+                    if hashlib.sha256(buffer.data).digest() != entry.digests[number]:
+                        raise StoreError(f"block {number} is damaged")
+                    yield buffer
+            finally:
+                _uncache(fd)
 
     def _write(
         self,
         parent: bytes,
         keys: Sequence[bytes],
         tokens: Sequence[int],
-        buffers: Sequence[Buffer],
+        get: Callable[[int, Buffer], None],
+        first: int,
     ) -> None:
         count = len(keys)
         size = _data_offset(count) + count * self._block_nbytes
         if not self._make_room(size):
             return
         head = _HEAD.pack(_MAGIC, VERSION, count, self._block_nbytes, self.identity, parent)
-        digests = [hashlib.sha256(buffer.data).digest() for buffer in buffers]
-        head += _packed(tokens) + b"".join(digests)
-        head += hashlib.sha256(head).digest()
         path = self._own / _name(keys[-1])
         temporary = self._own / f"{secrets.token_hex(8)}.tmp"
         fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -277,11 +286,16 @@ class PrefixStore:
             # Held as long as this process lives: who finds it free may delete the file.
             fcntl.flock(fd, fcntl.LOCK_EX)
             os.ftruncate(fd, size)  # others see at once what it will take
-            _exactly(os.pwritev, fd, [np.frombuffer(head, np.uint8)], 0)
-            offset = _data_offset(count)
-            for part in _vectors(buffers):
-                _exactly(os.pwritev, fd, part, offset)
-                offset += sum(len(b) for b in part)
+            # One block at a time: what is kept must not take memory beside itself.
+            buffer, digests = np.empty(self._block_nbytes, np.uint8), []
+            for number in range(count):
+                get(first + number, buffer)
+                digests.append(hashlib.sha256(buffer.data).digest())
+                at = _data_offset(count) + number * self._block_nbytes
+                _exactly(os.pwritev, fd, buffer, at)
+            head += _packed(tokens) + b"".join(digests)
+            head += hashlib.sha256(head).digest()
+            _exactly(os.pwritev, fd, np.frombuffer(head, np.uint8), 0)
             os.fsync(fd)
             _uncache(fd)
             os.rename(temporary, path)
@@ -335,24 +349,16 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _vectors(buffers: Sequence[Buffer]) -> Iterator[list[Buffer]]:
-    for start in range(0, len(buffers), _MOST_VECTORS):
-        yield list(buffers[start : start + _MOST_VECTORS])
-
-
-def _exactly(move: object, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+def _exactly(move: object, fd: int, buffer: Buffer, offset: int) -> None:
     """``os.preadv`` or ``os.pwritev`` until all bytes are moved, which may take several calls."""
     assert callable(move)
-    views = [buffer.data for buffer in buffers]
-    while views:
-        moved: int = move(fd, views, offset)
+    view = buffer.data
+    while view:
+        moved: int = move(fd, [view], offset)
         if moved == 0:
             raise StoreError("shorter than its header says")
         offset += moved
-        while views and moved >= len(views[0]):
-            moved -= len(views.pop(0))
-        if moved:
-            views[0] = views[0][moved:]
+        view = view[moved:]
 
 
 def _uncache(fd: int) -> None:

@@ -24,7 +24,7 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.cpu.reading import native_id
 from strata.backends.kv_types import KV_BLOCK
 from strata.machine.machine import AttentionRate, Cache, KernelRate, ReadRate
-from strata.program import Builder, KVLayer, Weight
+from strata.program import Builder, PagedKV, Weight
 from strata.quant import ALL, BlockType
 
 # A matrix of a model of a few billion parameters; every format's blocks divide its width.
@@ -199,20 +199,22 @@ def attention(threads: int, isa: str, available: int) -> tuple[AttentionRate, fl
         layer=0,
         heads=_HEADS,
         kv_heads=_HEADS,
-        head_dim=_HEAD_DIM,
+        k_dim=_HEAD_DIM,
+        v_dim=_HEAD_DIM,
         scale=_HEAD_DIM**-0.5,
     )
     segment = builder.build(x=mixed)
     backend = CpuBackend(threads, isa)
     loaded = backend.load(segment, _NO_SOURCE)
-    kv = backend.kv_cache([KVLayer(_HEADS, _HEAD_DIM)], sequences * _POSITIONS // 64)
-    tables = [np.arange(8 * s, 8 * s + 8, dtype=np.int32) for s in range(sequences)]
+    kept = PagedKV(_HEADS, _HEAD_DIM, _HEAD_DIM)
+    state = backend.state_cache((kept,), (sequences * _POSITIONS // KV_BLOCK,))
+    tables = [(np.arange(8 * s, 8 * s + 8, dtype=np.int32),) for s in range(sequences)]
 
     def time(step: Step, tries: int = 1) -> float:
         times = []
         for _ in range(tries):
             start = perf_counter()
-            backend.run(loaded, step, kv, {})
+            backend.run(loaded, step, state, {})
             times.append(perf_counter() - start)
         return median(times)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import strata._native as _native
-from strata.backends.base import KV_BLOCK, Span, Step
+from strata.backends.base import Span, Step
 from strata.backends.cpu.backend import CpuBackend
 from strata.program import Builder, Segment, Weight
 
@@ -94,16 +94,16 @@ def _idle(threads: int, isa: str) -> Callable[[int], float]:
     """Seconds of a call of so many nodes, each with some microseconds of work a thread."""
     backend = CpuBackend(threads, isa)
     rows = np.arange(threads, dtype=np.int32)
-    span = Span(0, threads, 0, np.zeros(-(-threads // KV_BLOCK), np.int32))
+    span = Span(0, threads, 0, ())
     step = Step(rows, rows, (span,), np.zeros(0, np.int32))
-    kv = backend.kv_cache([], 1)
+    state = backend.state_cache((), ())
 
     def seconds(nodes: int) -> float:
         loaded = backend.load(_scalings(nodes), _NO_WEIGHTS)
         times = []
         for _ in range(30):
             start = perf_counter()
-            backend.run(loaded, step, kv, {})
+            backend.run(loaded, step, state, {})
             times.append(perf_counter() - start)
         return median(times)
 

@@ -10,7 +10,7 @@ from strata.models.config import Config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Part, Tensor
-from strata.program import Builder, KVLayer, Model
+from strata.program import Builder, Model, PagedKV
 from strata.program.model import Transform
 from strata.program.program import Shape
 
@@ -162,7 +162,8 @@ def attention(
         layer=i,
         heads=c.heads,
         kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
+        k_dim=c.head_dim,
+        v_dim=c.head_dim,
         scale=1 / math.sqrt(c.head_dim) if scale is None else scale,
         window=c.windows[i],
         softcap=softcap,
@@ -215,7 +216,7 @@ def assemble(
     return Model(
         architecture=c.architecture,
         segments=tuple(segments),
-        kv=tuple(KVLayer(c.kv_heads, c.head_dim, window) for window in c.windows),
+        state=tuple(PagedKV(c.kv_heads, c.head_dim, c.head_dim, window) for window in c.windows),
         vocab_size=c.vocab,
         width=c.width,
         context_length=c.context,

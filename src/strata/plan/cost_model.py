@@ -12,6 +12,7 @@ from strata.machine import constants
 from strata.machine.rates import Rates
 from strata.plan.outline import Outline
 from strata.plan.plan import Bound
+from strata.program import PagedKV
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class CostModel:
         self.model = model
         self.rates = rates
         # A block of all layers is what attention reads for each 64 positions of a sequence.
-        elements = sum(2 * layer.kv_heads * layer.head_dim for layer in model.kv) * KV_BLOCK
-        self._kv_element_bytes = model.kv_bytes(1, kv_type) / elements if elements else 0.0
+        paged = [layer for layer in model.state if isinstance(layer, PagedKV)]
+        elements = sum(layer.elements for layer in paged) * KV_BLOCK
+        blocks = [0 if group.recurrent else 1 for group in model.groups]
+        self._kv_element_bytes = model.kv_bytes(blocks, kv_type) / elements if elements else 0.0
         self.pack_s = {unit.name: unit.pack_seconds(rates) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import UnitProfile
+from strata.kv import pool_blocks
 from strata.machine import constants
 from strata.plan.outline import Outline
 from strata.plan.plan import MemoryShares, Workload
@@ -26,7 +26,7 @@ class Sizes:
     threads: int
     max_tokens: int
     logit_rows: int
-    kv_blocks: int
+    kv_blocks: tuple[int, ...]
     context: int
     parallel: int
     kv_type: str = "f16"
@@ -54,8 +54,15 @@ def peak_bytes(
     """The largest resident size of a process that does ``workload`` once, and takes ``process``
     bytes before: of what is reserved, KV and tables are touched as far as there are tokens."""
     positions = min(sizes.context, workload.prompt_tokens + workload.answer_tokens)
-    blocks = sizes.parallel * -(-positions // KV_BLOCK)
-    blocks = min(blocks, sizes.kv_blocks)
+    touched_blocks = pool_blocks(
+        model.groups,
+        model.profile.block_nbytes(sizes.kv_type),
+        context=positions,
+        parallel=sizes.parallel,
+        step_rows=sizes.max_tokens,
+    )
+    assert touched_blocks is not None
+    blocks = tuple(map(min, touched_blocks, sizes.kv_blocks))
     used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process)
     shares = memory_shares(model, used, resident)
     owned = shares.total - shares.margin

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from strata.backends.profile import ModelProfile, SegmentProfile, UnitProfile
 from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
-from strata.program import KVLayer, Model
+from strata.program import LayerState, Model, StateGroup
 from strata.text.huggingface import count_merges
 
 
@@ -32,11 +33,6 @@ class Outline:
         return self.profile.units
 
     @property
-    def kv(self) -> tuple[KVLayer, ...]:
-        """What each layer keeps of a position."""
-        return self.profile.kv
-
-    @property
     def vector_bytes(self) -> int:
         """Bytes of all norms and biases."""
         return self.profile.vector_bytes
@@ -50,8 +46,18 @@ class Outline:
         """Reads of a sweep in which everything streams in tiles of this size."""
         return self.profile.reads(tile_bytes)
 
-    def kv_bytes(self, blocks: int, kv_type: str) -> int:
-        """Bytes of KV blocks."""
+    @property
+    def state(self) -> tuple[LayerState, ...]:
+        """What each layer keeps of a sequence."""
+        return self.profile.state
+
+    @property
+    def groups(self) -> tuple[StateGroup, ...]:
+        """Layers whose state is kept for the same time."""
+        return self.profile.groups
+
+    def kv_bytes(self, blocks: Sequence[int], kv_type: str) -> int:
+        """Bytes of so many blocks of each group of state."""
         return self.profile.kv_bytes(blocks, kv_type)
 
 

@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 KVTypeName = Literal["f16", "bf16", "q8_0"]
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Limits:
     ``kv_type`` is wanted and never chosen, because the answer depends on it. ``kv_bytes`` bounds
     the KV of all requests together; None leaves each room for a whole context. ``process_bytes``
     is what the process takes that will run the Plan, before it opens the model; None for a usual
-    one."""
+    one. ``slowdown`` bounds how many times as long a sweep may take because a prompt comes in
+    beside answers; None for no bound."""
 
     memory: int | None = None
     threads: int | None = None
     kv_type: KVTypeName = "f16"
     kv_bytes: int | None = None
+    slowdown: float | None = None
     process_bytes: int | None = None
 
 
@@ -139,8 +141,10 @@ class Plan:
     ``ring_bytes`` is 0.
 
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
-    time. KV is held in ``kv_blocks`` blocks of ``kv_type`` for ``parallel`` sequences of
-    ``context`` positions.
+    time. ``parallel`` sequences of ``context`` positions run together; ``kv_blocks`` are the blocks
+    of each group of their state, with keys and values of ``kv_type``. Of prompts a sweep takes at
+    most ``prefill_budget`` tokens beside 1 sequence that decodes, beside 2, beside 4 and so on, as
+    much again for each further prompt; as many as there is room for where that is empty.
 
     ``budget`` is what ``predicted.memory.total`` was held under.
     """
@@ -156,7 +160,8 @@ class Plan:
     io_threads: int
     max_tokens: int
     logit_rows: int
-    kv_blocks: int
+    kv_blocks: tuple[int, ...]
+    prefill_budget: tuple[int, ...]
     kv_type: KVTypeName
     context: int
     parallel: int

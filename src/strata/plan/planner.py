@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import SweepSize, UnitProfile
 from strata.errors import UsageError
 from strata.machine import constants
@@ -26,7 +25,9 @@ from strata.plan.memory_model import (
 )
 from strata.plan.outline import Outline
 from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
+from strata.plan.prefill import prefill_budget
 from strata.plan.reasons import explain
+from strata.plan.state_room import StateRoom
 from strata.sizes import format_size
 
 
@@ -69,9 +70,8 @@ class Planner:
         self.model, self.machine, self.workload = model, machine, workload
         self.threads = limits.threads or machine.cores
         self._kv_type: KVTypeName = limits.kv_type
-        self._most_blocks: int | None = None
-        if limits.kv_bytes is not None and model.kv:
-            self._most_blocks = limits.kv_bytes // model.kv_bytes(1, limits.kv_type)
+        self._slowdown = limits.slowdown
+        self._room = StateRoom(model, limits.kv_type, workload.concurrency, limits.kv_bytes)
         self._process = limits.process_bytes or constants.PROCESS
         self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
         # Where all is resident, and what is read has to wait beside what stays.
@@ -79,7 +79,7 @@ class Planner:
         self._all = frozenset(unit.name for unit in model.units)
         self._fill_orders = fill_orders(model)
         _check(model, workload)
-        self._check_kv(limits.kv_bytes)
+        self._room.check(self._least_context(), self._fewest_tokens)
 
     def plan(self, memory: int | None) -> Plan:
         """The Plan for a budget; None is what the machine leaves."""
@@ -100,7 +100,7 @@ class Planner:
         """The smallest budget in which the model runs, in whole megabytes."""
         context = self._least_context()
         totals = [fixed_shares(self.model, sizes).total for sizes, _, _ in self._sizes(context)]
-        opening = peak_while_opening(self.model, self._resident_sizes(context, 1))
+        opening = peak_while_opening(self.model, self._resident_sizes(context, self._fewest_tokens))
         least = max(min(totals), opening)
         # Rounded up, and by one more for the rounding of the margin's share.
         return (least // constants.MB + 2) * constants.MB
@@ -110,7 +110,7 @@ class Planner:
         return (self._everything(self._default_context()) // constants.MB + 2) * constants.MB
 
     def _everything(self, context: int) -> int:
-        sizes = self._resident_sizes(context, self._token_choices()[-1])
+        sizes = self._resident_sizes(context, self._token_choices(context)[-1])
         return memory_shares(self.model, sizes, self._all).total
 
     def _too_small(self, budget: int) -> BudgetTooSmall:
@@ -127,13 +127,16 @@ class Planner:
         )
 
     def _best(self, budget: int, context: int) -> Candidate | None:
-        if peak_while_opening(self.model, self._resident_sizes(context, 1)) > budget:
+        if (
+            peak_while_opening(self.model, self._resident_sizes(context, self._fewest_tokens))
+            > budget
+        ):
             return None
         candidates = self._candidates(budget, context)
         return min(candidates, key=lambda c: (_slowness(c.prediction), c.reserved), default=None)
 
     def _candidates(self, budget: int, context: int) -> Iterator[Candidate]:
-        for tokens in self._token_choices():
+        for tokens in self._token_choices(context):
             sizes = self._resident_sizes(context, tokens)
             if memory_shares(self.model, sizes, self._all).total <= budget:
                 yield self._candidate(sizes, 0, self._loading, self._all)
@@ -154,7 +157,7 @@ class Planner:
         for wanted in constants.TILES:
             tile = max(wanted, least_tile)
             read = best_read(self.machine, max(wanted, smallest), large=True)
-            for tokens in self._token_choices():
+            for tokens in self._token_choices(context):
                 sizes = replace(
                     self._resident_sizes(context, tokens),
                     ring_bytes=constants.RING_TILES * tile,
@@ -173,12 +176,13 @@ class Planner:
 
     def _resident_sizes(self, context: int, tokens: int) -> Sizes:
         w = self.workload
-        blocks = w.concurrency * -(-context // KV_BLOCK)
+        blocks = self._room.blocks(context, tokens)
+        assert blocks is not None, "only contexts that have room are tried"
         return Sizes(
             threads=self.threads,
             max_tokens=tokens,
             logit_rows=min(w.concurrency * w.logit_rows, constants.LOGIT_ROWS),
-            kv_blocks=blocks if self._most_blocks is None else min(blocks, self._most_blocks),
+            kv_blocks=blocks,
             context=context,
             parallel=w.concurrency,
             kv_type=self._kv_type,
@@ -188,14 +192,20 @@ class Planner:
             io_threads=self._io_threads(self._loading),
         )
 
-    def _token_choices(self) -> list[int]:
-        """Tokens of a sweep: doubling, from one for each sequence to all prompts at once."""
+    @property
+    def _fewest_tokens(self) -> int:
+        """Tokens of the smallest sweep."""
+        return max(self.workload.concurrency, 16)
+
+    def _token_choices(self, context: int) -> list[int]:
+        """Tokens of a sweep: doubling, from one for each sequence to all prompts at once, as far
+        as windows of keys have room for so many more."""
         w = self.workload
         most = max(w.concurrency, min(w.prompt_tokens * w.concurrency, constants.MAX_TOKENS))
-        choices = [max(w.concurrency, 16)]
+        choices = [self._fewest_tokens]
         while choices[-1] < most:
             choices.append(min(2 * choices[-1], max(most, 16)))
-        return choices
+        return [tokens for tokens in choices if self._room.blocks(context, tokens) is not None]
 
     def _candidate(
         self, sizes: Sizes, tile: int, read: DiskRate, resident: frozenset[str]
@@ -265,8 +275,7 @@ class Planner:
         if w.context is not None:
             return w.context
         default = min(constants.DEFAULT_CONTEXT, self.model.context)
-        if self._most_blocks is not None:
-            default = min(default, self._most_blocks * KV_BLOCK)
+        default = self._room.longest(default, self._fewest_tokens)
         return max(default, self._least_context())
 
     def _least_context(self) -> int:
@@ -277,18 +286,23 @@ class Planner:
         return min(self.model.context, w.prompt_tokens + w.answer_tokens)
 
     def _kv_bytes(self, context: int) -> int:
-        return self.model.kv_bytes(self._resident_sizes(context, 1).kv_blocks, self._kv_type)
+        blocks = self._resident_sizes(context, self._fewest_tokens).kv_blocks
+        return self.model.kv_bytes(blocks, self._kv_type)
 
-    def _check_kv(self, given: int | None) -> None:
-        context = self._least_context()
-        needed = -(-context // KV_BLOCK)
-        if given is not None and self._most_blocks is not None and self._most_blocks < needed:
-            raise UsageError(
-                f"{format_size(given)} of KV do not hold a context of {context} positions as "
-                f"{self._kv_type}, which takes "
-                f"{format_size(self.model.kv_bytes(needed, self._kv_type))}: give more, or ask for "
-                f"a smaller context"
-            )
+    def _prefill_budget(self, best: Candidate) -> tuple[int, ...]:
+        """Tokens of prompts beside answers; none where that is not bounded, or where a sweep costs
+        the same with many tokens as with few because it streams."""
+        if self._slowdown is None or best.prediction.sweep_bytes:
+            return ()
+        w = self.workload
+        return prefill_budget(
+            self._costs,
+            self._costs.streaming(best.resident, best.read.bytes_s, 0),
+            slowdown=self._slowdown,
+            parallel=w.concurrency,
+            past=w.prompt_tokens + w.answer_tokens // 2,
+            most=best.sizes.max_tokens,
+        )
 
     def _write(self, best: Candidate, budget: int, *, given: bool) -> Plan:
         order = [unit.name for unit in self.model.units]
@@ -306,6 +320,7 @@ class Planner:
             max_tokens=sizes.max_tokens,
             logit_rows=sizes.logit_rows,
             kv_blocks=sizes.kv_blocks,
+            prefill_budget=self._prefill_budget(best),
             kv_type=self._kv_type,
             context=sizes.context,
             parallel=sizes.parallel,

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from strata.program.builder import Builder
-from strata.program.cost import Cost, Workload, op_cost, program_cost
-from strata.program.model import KVLayer, Model, Segment, Weight, WeightUnit
+from strata.program.cost import Cost, Workload, op_cost, program_cost, state_bytes
+from strata.program.model import Model, Segment, Weight, WeightUnit
 from strata.program.ops import SIGNATURES, Op, Reads, Signature, reads
 from strata.program.program import Program, ProgramError, Value
+from strata.program.state import (
+    LayerState,
+    PagedKV,
+    Recurrent,
+    Shared,
+    StateGroup,
+    state_groups,
+)
 
 __all__ = [
     "SIGNATURES",
     "Builder",
     "Cost",
-    "KVLayer",
+    "LayerState",
     "Model",
     "Op",
+    "PagedKV",
     "Program",
     "ProgramError",
     "Reads",
+    "Recurrent",
     "Segment",
+    "Shared",
     "Signature",
+    "StateGroup",
     "Value",
     "Weight",
     "WeightUnit",
@@ -27,4 +39,6 @@ __all__ = [
     "op_cost",
     "program_cost",
     "reads",
+    "state_bytes",
+    "state_groups",
 ]

@@ -123,29 +123,41 @@ class Builder:
     def attention(
         self,
         q: str,
-        k: str,
-        v: str,
+        k: str | None = None,
+        v: str | None = None,
         *,
         layer: int,
         heads: int,
         kv_heads: int,
-        head_dim: int,
+        k_dim: int,
+        v_dim: int,
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
     ) -> str:
-        """Append k and v to the layer's KV cache, then causal attention."""
+        """Append k and v to the layer's KV, then causal attention.
+
+        Without ``v`` values are the first ``v_dim`` elements of keys; without ``k`` and ``v`` what
+        layer ``layer`` keeps is read as it is.
+        """
+        if k is None and v is not None:
+            raise ProgramError(f"segment '{self.name}': attention has values without keys")
         return self._emit(
             "attention",
-            [q, k, v],
+            [q, *(x for x in (k, v) if x is not None)],
             layer=layer,
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=head_dim,
+            k_dim=k_dim,
+            v_dim=v_dim,
             scale=scale,
             window=window,
             softcap=softcap,
         )
+
+    def short_conv(self, x: str, weight: str, *, layer: int) -> str:
+        """Depthwise causal convolution along the sequence; ``weight`` is [width, taps]."""
+        return self._emit("short_conv", [x, self._weight(weight)], layer=layer)
 
     def glu(self, gate: str, up: str, function: str) -> str:
         """act(gate) * up."""

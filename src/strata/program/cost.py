@@ -16,14 +16,15 @@ class Workload:
     """The sizes of one step: its tokens, rows of logits, and positions attended per token."""
 
     tokens: int
-    out_rows: int
+    logit_rows: int
     context: int
     kv_bytes_per_element: float = 2.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs and bytes: weights read, activations read and written, KV read and written."""
+    """FLOPs and bytes: weights read, activations read and written, and state (``kv_bytes``: keys
+    and values, or what recurrent layers keep) read and written."""
 
     flops: int = 0
     weight_bytes: int = 0
@@ -45,7 +46,7 @@ class Cost:
 
 
 def _rows(value: Value, load: Workload) -> int:
-    return load.out_rows if value.shape[0] == "R" else load.tokens
+    return load.logit_rows if value.shape[0] == "R" else load.tokens
 
 
 def op_cost(op: Op, program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:
@@ -66,14 +67,24 @@ def op_cost(op: Op, program: Program, load: Workload, stored: Mapping[str, int])
             weight_bytes += rows * stored[value.name] // int(value.shape[0])
         else:
             weight_bytes += stored[value.name]
-    kv_bytes = 0
-    if op.kind == "attention":
-        window = op.attrs["window"]
-        keys = min(load.context, window) if window else load.context
-        position = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"] * load.kv_bytes_per_element
-        # Rows of one sequence share the keys they read: at least one pass, and one write a row.
-        kv_bytes = int(position * (keys + rows))
-    return Cost(flops, weight_bytes, activation_bytes, kv_bytes)
+    return Cost(flops, weight_bytes, activation_bytes, state_bytes(op, program, load))
+
+
+def state_bytes(op: Op, program: Program, load: Workload) -> int:
+    """Bytes of state that one Op reads and writes when the step's tokens are of one sequence."""
+    signature = SIGNATURES[op.kind]
+    if signature.state is None:
+        return 0
+    values = [program.values[name] for name in op.inputs]
+    kept = signature.kept(values, op.attrs)
+    if signature.state == "recurrent":
+        return 2 * FLOAT_BYTES * kept
+    window = op.attrs["window"]
+    keys = min(load.context, window) if window else load.context
+    # Rows of one sequence share the keys they read: at least one pass, and one write a row where
+    # the layer keeps its own.
+    written = load.tokens if len(values) > 1 else 0
+    return int(kept * load.kv_bytes_per_element * (keys + written))
 
 
 def program_cost(program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:

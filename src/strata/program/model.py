@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from strata.program.ops import Reads, reads
+from strata.program.ops import Reads, float_operands, reads
 from strata.program.program import Program
+from strata.program.state import LayerState, StateGroup, state_groups
 
 Transform = Literal["none", "transpose", "add_one"]
 
@@ -69,7 +70,8 @@ class Segment:
     def units(self) -> tuple[WeightUnit, ...]:
         """The matrices in the order of their first use, grouped by ``unit_of`` and how they are
         read. Of a weight that is read in two ways all is read."""
-        weights = {w.name: w for w in self.weights if len(w.shape) > 1}
+        vectors = float_operands(self.program)
+        weights = {w.name: w for w in self.weights if len(w.shape) > 1 and w.name not in vectors}
         how: dict[str, Reads] = {}
         for op in self.program.ops:
             for name, read in reads(op).items():
@@ -87,21 +89,20 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class KVLayer:
-    """KV state of one attention layer; ``window`` > 0 means older positions are never read."""
-
-    kv_heads: int
-    head_dim: int
-    window: int = 0
-
-
-@dataclass(frozen=True)
 class Model:
-    """Segments in running order (embed, layers, head) and the sizes that others plan with."""
+    """Segments in running order (embed, layers, head) and the sizes that others plan with.
+
+    ``state[i]`` is what layer i keeps of a sequence; the attribute ``layer`` of Ops is its number.
+    """
 
     architecture: str
     segments: tuple[Segment, ...]
-    kv: tuple[KVLayer, ...]
+    state: tuple[LayerState, ...]
     vocab_size: int
     width: int
     context_length: int
+
+    @cached_property
+    def groups(self) -> tuple[StateGroup, ...]:
+        """Layers whose state is kept for the same time."""
+        return state_groups(self.state)

@@ -1,8 +1,8 @@
 """The Ops: for each kind its operands, attributes, shape rule and arithmetic.
 
 The semantics of every kind are defined by one obvious function in ``strata.backends.reference``.
-Batch inputs (``tokens``, ``positions``, ``out_rows``) and KV state are not operands: they belong to
-the step, and the Ops that need them say so in their signature.
+Batch inputs (``tokens``, ``positions``, ``logits_indices``) and the state of sequences are not
+operands: they belong to the step, and the Ops that need them say so in their signature.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from strata.program.program import ProgramError, Shape, Value
+from strata.program.program import Program, ProgramError, Shape, Value
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 
@@ -32,6 +32,8 @@ positions name; or, ``routed``, those entries of its first axis (experts) that a
 
 ShapeRule = Callable[[list[Value], Mapping[str, Any]], Shape]
 FlopsRule = Callable[[list[Value], Mapping[str, Any], int, int], int]
+KeptRule = Callable[[list[Value], Mapping[str, Any]], int]
+StateKind = Literal["kv", "recurrent"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Signature:
     names. ``shape`` gives the output's shape or raises ProgramError. ``flops`` counts floating
     point operations for (operands, attrs, rows, context positions attended per row). ``reads`` says
     how weights among the operands are read, where that is not ``all``.
+
+    ``state`` says which state of its layer the Op touches: ``kv``, which it reads for every
+    position that it sees, ``recurrent``, which it reads and writes once a step, or none. ``kept``
+    counts the numbers of it: a position's, or a sequence's. ``as_floats`` are weights of two axes
+    that are no factors of a product, but read as plain float32 arrays.
     """
 
     operands: tuple[str, ...]
@@ -50,6 +57,9 @@ class Signature:
     flops: FlopsRule
     from_step: tuple[str, ...] = ()
     reads: Mapping[str, Reads] = field(default_factory=dict)
+    state: StateKind | None = None
+    kept: KeptRule = lambda values, attrs: 0
+    as_floats: tuple[str, ...] = ()
 
 
 def _fail(message: str) -> ProgramError:
@@ -131,19 +141,38 @@ def _rope(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 
 
 def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
-    q, k, v = values
-    heads, kv_heads, dim = attrs["heads"], attrs["kv_heads"], attrs["head_dim"]
+    q, *kept = values
+    heads, kv_heads, k_dim, v_dim = (attrs[n] for n in ("heads", "kv_heads", "k_dim", "v_dim"))
+    widths = [kv_heads * k_dim, kv_heads * v_dim][: len(kept)]
     if (
         heads % kv_heads
-        or q.width != heads * dim
-        or k.width != kv_heads * dim
-        or k.shape != v.shape
+        or q.width != heads * k_dim
+        or [x.width for x in kept] != widths
+        or any(_rows(x) != _rows(q) for x in kept)
     ):
+        operands = ", ".join(f"{n} {x.shape}" for n, x in zip("qkv", values, strict=False))
         raise _fail(
-            f"attention: q {q.shape}, k {k.shape}, v {v.shape} are not "
-            f"{heads} and {kv_heads} heads of {dim}"
+            f"attention: {operands} are not {heads} and {kv_heads} heads with keys of {k_dim} "
+            f"and values of {v_dim}"
         )
-    return q.shape
+    if len(kept) == 1 and v_dim > k_dim:
+        raise _fail(f"attention: values of {v_dim} are no part of keys of {k_dim}")
+    return (*_rows(q), heads * v_dim)
+
+
+def _attention_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
+    per_head = attrs["k_dim"] + (0 if len(values) == 2 else attrs["v_dim"])
+    return int(attrs["kv_heads"] * per_head)
+
+
+def _short_conv(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    del attrs
+    x, weight = values
+    if len(weight.shape) != 2 or weight.shape[0] != x.width:
+        raise _fail(f"short_conv: '{weight.name}' {weight.shape} has no taps for each of {x.shape}")
+    if weight.width < 2:
+        raise _fail(f"short_conv: '{weight.name}' {weight.shape} has one tap and keeps nothing")
+    return x.shape
 
 
 def _select(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
@@ -170,7 +199,7 @@ def _matmul_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, cont
 def _attention_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
     window = attrs["window"]
     keys = min(context, window) if window else context
-    return 4 * rows * keys * values[0].width
+    return int(2 * rows * keys * attrs["heads"] * (attrs["k_dim"] + attrs["v_dim"]))
 
 
 SIGNATURES: Mapping[str, Signature] = {
@@ -208,13 +237,28 @@ SIGNATURES: Mapping[str, Signature] = {
         ("positions",),
     ),
     # append k, v to the layer's KV, then causal attention of each row over its own sequence;
-    # scores = softcap(q.k * scale), keys older than `window` positions are not seen (0: all are)
+    # scores = softcap(q.k * scale), keys older than `window` positions are not seen (0: all are).
+    # Without v the value is the first v_dim elements of each key; without k and v nothing is
+    # appended: `layer` is the one that keeps what is read, and has appended already
     "attention": Signature(
-        ("q", "k", "v"),
-        ("layer", "heads", "kv_heads", "head_dim", "scale", "window", "softcap"),
+        ("q", "k?", "v?"),
+        ("layer", "heads", "kv_heads", "k_dim", "v_dim", "scale", "window", "softcap"),
         _attention,
         _attention_flops,
-        ("positions", "kv"),
+        ("positions",),
+        state="kv",
+        kept=_attention_kept,
+    ),
+    # out[t, c] = sum over j of weight[c, j] * x[t - (taps - 1) + j, c]; x is 0 before the sequence
+    # begins, and the layer's state is the last taps - 1 rows of x
+    "short_conv": Signature(
+        ("x", "weight"),
+        ("layer",),
+        _short_conv,
+        lambda v, a, r, c: 2 * r * v[0].width * v[1].width,
+        state="recurrent",
+        kept=lambda v, a: (v[1].width - 1) * v[0].width,
+        as_floats=("weight",),
     ),
     # out = act(gate) * up
     "glu": Signature(("gate", "up"), ("function",), _activation, _per_element(6)),
@@ -224,8 +268,8 @@ SIGNATURES: Mapping[str, Signature] = {
     "scale": Signature(("x",), ("factor",), _unary, _per_element(1)),
     # out = cap * tanh(x / cap)
     "softcap": Signature(("x",), ("cap",), _unary, _per_element(6)),
-    # out = x[out_rows]: only rows whose logits are wanted go on
-    "select": Signature(("x",), (), _select, lambda v, a, r, c: 0, ("out_rows",)),
+    # out = x[logits_indices]: only rows whose logits are wanted go on
+    "select": Signature(("x",), (), _select, lambda v, a, r, c: 0, ("logits_indices",)),
 }
 
 
@@ -236,6 +280,17 @@ def reads(op: Op) -> dict[str, Reads]:
     # Optional operands come last, and may be missing.
     pairs = zip(names, op.inputs, strict=False)
     return {value: signature.reads.get(name, "all") for name, value in pairs}
+
+
+def float_operands(program: Program) -> frozenset[str]:
+    """Names of a Program's weights that its Ops read as plain float32 arrays, whatever their
+    shape."""
+    return frozenset(
+        name
+        for op in program.ops
+        for operand, name in zip(SIGNATURES[op.kind].operands, op.inputs, strict=False)
+        if operand in SIGNATURES[op.kind].as_floats
+    )
 
 
 def infer_shape(op: Op, values: list[Value]) -> Shape:

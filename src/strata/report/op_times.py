@@ -13,7 +13,7 @@ from strata.decode import SamplingParams
 from strata.engine.engine import Engine
 from strata.errors import UsageError
 from strata.machine.roofline import Roofline
-from strata.program import Cost, Op, Segment
+from strata.program import Cost, Op, PagedKV, Segment
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,13 @@ def time_ops(
 class _Clock:
     def __init__(self, engine: Engine, timed: Sequence[_TimedSegment], roofline: Roofline) -> None:
         self._engine, self._timed, self._roofline = engine, timed, roofline
-        layers = engine.runner.model.kv
-        elements = KV_BLOCK * sum(2 * layer.kv_heads * layer.head_dim for layer in layers)
-        self._kv_bytes = engine.kv_bytes / (engine.status().kv_blocks * max(elements, 1))
+        model = engine.runner.model
+        paged = [layer for layer in model.state if isinstance(layer, PagedKV)]
+        elements = KV_BLOCK * sum(layer.elements for layer in paged)
+        nbytes = sum(
+            engine.kv_type.block_nbytes(model.state, g) for g in model.groups if not g.recurrent
+        )
+        self._kv_bytes = nbytes / max(elements, 1)
 
     def prefill(self, ids: Sequence[int]) -> StepTimes:
         self._engine.forget_prefixes()
@@ -176,7 +180,7 @@ class _Clock:
                 group = (head, kind, _label(kind, ops))
                 groups.setdefault(group, []).append(self._node(segment, ops, spent, costs))
         # The head does not run in steps that want no logits.
-        wanted = sum(len(step.out_rows) > 0 for step in steps)
+        wanted = sum(len(step.logits_indices) > 0 for step in steps)
         runs = {False: len(steps), True: wanted}
         found = [
             OpTime(
@@ -234,8 +238,7 @@ def _label(kind: str, ops: Iterable[Op]) -> str:
 
 
 def _step(past: int, rows: int, reaches: bool) -> Step:
-    """The step of one sequence, for counting: its blocks are nowhere."""
+    """The step of one sequence, for counting: it has no blocks."""
     positions = np.arange(past, past + rows, dtype=np.int32)
-    table = np.zeros(-(-(past + rows) // KV_BLOCK), np.int32)
-    out_rows = np.array([rows - 1] if reaches else [], np.int32)
-    return Step(np.zeros(rows, np.int32), positions, (Span(0, rows, past, table),), out_rows)
+    logits_indices = np.array([rows - 1] if reaches else [], np.int32)
+    return Step(np.zeros(rows, np.int32), positions, (Span(0, rows, past, ()),), logits_indices)

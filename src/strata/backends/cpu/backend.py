@@ -18,9 +18,9 @@ from strata.backends.base import (
     Activations,
     BackendStats,
     Books,
-    KVCache,
     LoadedSegment,
     NoBooks,
+    StateCache,
     Step,
 )
 from strata.backends.cpu.profile import (
@@ -38,11 +38,13 @@ from strata.backends.cpu.segment import (
     Parameters,
     Track,
 )
+from strata.backends.cpu.state import NativeState
 from strata.backends.kv_types import KVType
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.errors import UsageError
-from strata.program import KVLayer, Model, Segment, Weight
+from strata.program import LayerState, Model, Segment, Weight, state_groups
+from strata.program.ops import float_operands
 from strata.quant import by_name
 from strata.quant.grids import grid
 
@@ -151,7 +153,7 @@ class CpuBackend:
     is streamed. Large memory is entered in ``books`` before it is allocated.
 
     A sweep begins with the Segment that was loaded first and goes through all in their order; the
-    last one, the head, runs once for every ``max_out_rows`` rows of logits, or not at all.
+    last one, the head, runs once for every ``max_logit_rows`` rows of logits, or not at all.
     """
 
     name = "cpu"
@@ -181,7 +183,8 @@ class CpuBackend:
             weakref.WeakValueDictionary()
         )
         self._ropes: dict[tuple[bytes, float], _native.RopeTable] = {}
-        self._step: tuple[Step, _native.Step] | None = None
+        self._step: tuple[Step, NativeState, _native.Step] | None = None
+        self._rows = 0
         self._stats: BackendStats | None = None
         for name in _CODEBOOKS:
             _native.set_grid(native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
@@ -206,12 +209,13 @@ class CpuBackend:
     @_all_or_nothing
     def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
         """Load a Segment's weights, or find where they will be streamed from, and lower it."""
+        vectors = float_operands(segment.program)
         units = {w.name: unit for unit in segment.units for w in unit.weights}
         matrices: dict[str, Any] = {}
         floats: dict[str, NDArray[np.float32]] = {}
         loads: list[WeightLoad] = []
         for weight in segment.weights:
-            if len(weight.shape) == 1:
+            if len(weight.shape) == 1 or weight.name in vectors:
                 floats[weight.name] = np.ascontiguousarray(weights.floats(weight)).reshape(-1)
                 self._books.take("weights", floats[weight.name].nbytes)
                 continue
@@ -231,7 +235,7 @@ class CpuBackend:
             segment,
             Parameters(matrices, floats, self._rope, self.settings.tile_bytes),
             self.settings.max_tokens,
-            self.settings.max_out_rows,
+            self.settings.max_logit_rows,
             self.isa,
         )
         self._segments.append(native)
@@ -269,14 +273,14 @@ class CpuBackend:
         return f"{self.name} {self.isa} {_kernels_digest()}"
 
     @_all_or_nothing
-    def kv_cache(
-        self, layers: Sequence[KVLayer], blocks: int, kv_type: KVType | None = None
-    ) -> KVCache:
-        """KV for ``blocks`` blocks of KV_BLOCK positions in every layer."""
+    def state_cache(
+        self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None
+    ) -> NativeState:
+        """Room for what layers keep of sequences: so many blocks of each of their groups."""
         kept = kv_type or self.kv_types[0]
-        self._books.take("kv", blocks * kept.block_nbytes(layers))
-        shapes = [(k.kv_heads, k.head_dim) for k in layers]
-        return _native.KvStore(self.kv_types.index(kept), shapes, blocks)
+        for group, count in zip(state_groups(state), blocks, strict=True):
+            self._books.take("kv", count * kept.block_nbytes(state, group))
+        return NativeState(state, blocks, self.kv_types.index(kept))
 
     @_all_or_nothing
     def prepare(self) -> None:
@@ -290,7 +294,7 @@ class CpuBackend:
             ops, self.settings.positions, self.settings.parallel, self.threads
         )
         self._books.take("activations", arena + 4 * scratch * self.threads + partials)
-        self._books.take("logits", 4 * self.settings.max_out_rows * self._segments[-1].external)
+        self._books.take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
         tracks = [s.track for s in self._segments if s.track]
         allocated = _native.Arena(arena, self.threads, scratch)
         if tracks:
@@ -310,7 +314,7 @@ class CpuBackend:
         return stream
 
     def run(
-        self, loaded: LoadedSegment, step: Step, kv: KVCache, inputs: Activations
+        self, loaded: LoadedSegment, step: Step, state: StateCache, inputs: Activations
     ) -> Mapping[str, Any]:
         """Run one Segment over a step of at most ``max_tokens`` tokens.
 
@@ -319,15 +323,17 @@ class CpuBackend:
         WeightReadError if streamed weights cannot be read; the next sweep tries anew.
         """
         assert isinstance(loaded, (NativeSegment, JoinedSegments))
-        assert isinstance(kv, _native.KvStore)
+        assert isinstance(state, NativeState)
         self.prepare()
         assert self._arena is not None
         first = loaded.segments[0] if isinstance(loaded, JoinedSegments) else loaded
         if self._stream is not None and first is self._segments[0]:
-            self._begin_sweep(self._stream, len(step.out_rows))
+            self._begin_sweep(self._stream, len(step.logits_indices))
         # No context manager here: a token of a small model has no time for thirty of them.
+        self._rows = len(step.tokens)
         try:
-            return loaded.run(self._team, self.isa, self._arena, self._native_step(step), kv, step)
+            native = self._native_step(step, state)
+            return loaded.run(self._team, self.isa, self._arena, native, state.native, step)
         except _native.ReadError as error:
             raise WeightReadError(str(error)) from None
 
@@ -338,20 +344,22 @@ class CpuBackend:
             return None
         return JoinedSegments(segments, self.settings.max_tokens)
 
-    def _begin_sweep(self, stream: _native.Stream, out_rows: int) -> None:
+    def _begin_sweep(self, stream: _native.Stream, logit_rows: int) -> None:
         order = list(range(sum(bool(s.track) for s in self._segments)))
         if self._segments[-1].track:
             head = order.pop()
-            order += [head] * -(-out_rows // self.settings.max_out_rows)
+            order += [head] * -(-logit_rows // self.settings.max_logit_rows)
         if order:
             stream.begin_sweep(order)
 
-    def _native_step(self, step: Step) -> _native.Step:
-        if self._step is None or self._step[0] is not step:
-            spans = [(s.row, s.rows, s.past, s.table) for s in step.spans]
-            native = _native.Step(step.tokens, step.positions, step.out_rows, spans)
-            self._step = (step, native)
-        return self._step[1]
+    def _native_step(self, step: Step, state: NativeState) -> _native.Step:
+        if self._step is None or self._step[0] is not step or self._step[1] is not state:
+            spans = [(s.row, s.rows, s.past, s.tables, s.parent) for s in step.spans]
+            native = _native.Step(
+                state.native, step.tokens, step.positions, step.logits_indices, spans
+            )
+            self._step = (step, state, native)
+        return self._step[2]
 
     def close(self) -> None:
         """Let go of all Segments, of the arena and of the ring; no Segment can be run afterwards.
@@ -371,8 +379,7 @@ class CpuBackend:
             value = activations[name]
             if isinstance(value, HiddenState):
                 assert self._arena is not None
-                assert self._step is not None
-                value = self._arena.floats(len(self._step[0].tokens), value.width).copy()
+                value = self._arena.floats(self._rows, value.width).copy()
             out[name] = value
         return out
 
@@ -384,7 +391,7 @@ class CpuBackend:
         if len(arrays) != 1 or any(x.ndim != 2 or len(x) != rows for x in arrays.values()):
             shapes = {name: x.shape for name, x in arrays.items()}
             raise UsageError(f"one hidden state of {rows} rows goes in, not {shapes}")
-        self._native_step(step)
+        self._rows = rows
         for name, x in arrays.items():
             self._arena.floats(*x.shape)[:] = x
             return {name: HiddenState(x.shape[1])}

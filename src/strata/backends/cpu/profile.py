@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from math import prod
 
 import strata._native as _native
 from strata.backends.cpu.lower import Lowered, lower
@@ -20,7 +21,8 @@ from strata.backends.profile import (
     UnitProfile,
 )
 from strata.backends.weights import WeightError, WeightSource
-from strata.program import Model, Op, Program, Segment, Weight, WeightUnit
+from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
+from strata.program.ops import float_operands
 from strata.quant import by_name
 
 KV_TYPES: tuple[KVType, ...] = (F16, BF16, Q8_0)
@@ -97,7 +99,7 @@ class CpuSegmentProfile(SegmentProfile):
                 m = weights[op.inputs[1]]
                 operations = 2.0 * rows * m.rows * m.width
                 seconds += rates.product_s(m.format, m.packed_bytes, operations)
-            elif op.kind == "attention":
+            elif SIGNATURES[op.kind].state == "kv":
                 seconds += _attention_s(op, program, size, rates, kv_element_bytes)
             else:
                 seconds += rates.elementwise_s(4 * rows * _widths(op, program))
@@ -137,11 +139,11 @@ class CpuModelProfile(ModelProfile):
     @cached_property
     def _resident_scratch(self) -> int:
         widths = [m.width for s in self.segments for m in s.matrices]
-        heads = [op.attrs["head_dim"] for op in self._attentions]
-        return 4 * max(
-            int(_native.matmul_scratch_floats(max(widths, default=0))),
-            int(_native.attention_scratch_floats(max(heads, default=0))),
-        )
+        shapes = {
+            (op.attrs["k_dim"], op.attrs["v_dim"], len(op.inputs) == 2) for op in self._attentions
+        }
+        attention = (int(_native.attention_scratch_floats(*shape)) for shape in shapes)
+        return 4 * max(int(_native.matmul_scratch_floats(max(widths, default=0))), *attention, 0)
 
     @cached_property
     def _streaming_scratch(self) -> int:
@@ -187,7 +189,7 @@ class CpuModelProfile(ModelProfile):
     def _attentions(self) -> tuple[Op, ...]:
         """Every attention."""
         ops = (op for s in self.segments for op in s.segment.program.ops)
-        return tuple(op for op in ops if op.kind == "attention")
+        return tuple(op for op in ops if SIGNATURES[op.kind].state == "kv")
 
     @cached_property
     def _distinct(self) -> tuple[CpuSegmentProfile, ...]:
@@ -207,15 +209,15 @@ def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
     everything = [w for segment in model.segments for w in segment.weights]
     turns = any(w.transform == "transpose" for w in everything)
     copies = turns or any(weights.type(w).gguf_id is None for w in everything)
-    return CpuModelProfile(segments, model.kv, KV_TYPES, copies, turns)
+    return CpuModelProfile(segments, model.state, KV_TYPES, copies, turns)
 
 
 def partials_bytes(ops: tuple[Op, ...], positions: int, parallel: int, threads: int) -> int:
     """Bytes of partial results that split attention may come to take."""
     shapes = {
-        (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["head_dim"])
+        (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["v_dim"])
         for op in ops
-        if op.kind == "attention"
+        if SIGNATURES[op.kind].state == "kv"
     }
     size = (threads, parallel, positions)
     return max((int(_native.partials_bytes(*shape, *size)) for shape in shapes), default=0)
@@ -248,7 +250,10 @@ def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
         UnitProfile(unit.name, unit.reads, tuple(_matrix(w, unit, weights) for w in unit.weights))
         for unit in segment.units
     )
-    vectors = sum(4 * w.shape[0] for w in segment.weights if len(w.shape) == 1)
+    floats = float_operands(segment.program)
+    vectors = sum(
+        4 * prod(w.shape) for w in segment.weights if len(w.shape) == 1 or w.name in floats
+    )
     forms = {m.name: _input_form(m.format) for unit in units for m in unit.matrices}
     return CpuSegmentProfile(segment, units, vectors, lower(segment, forms))
 
@@ -300,9 +305,10 @@ def _attention_s(
     average = size.past + (size.rows + 1) / 2 + (KV_BLOCK / 2 if size.rows > 1 else 0)
     if window:
         seen, average = min(seen, window + size.rows), min(average, window)
-    width = program.values[op.inputs[0]].width
-    position = 2 * op.attrs["kv_heads"] * op.attrs["head_dim"] * kv_element_bytes
-    operations = 4.0 * size.tokens * average * width
+    values = [program.values[name] for name in op.inputs]
+    position = SIGNATURES[op.kind].kept(values, op.attrs) * kv_element_bytes
+    per_key = op.attrs["heads"] * (op.attrs["k_dim"] + op.attrs["v_dim"])
+    operations = 2.0 * size.tokens * average * per_key
     return rates.attention_s(size.sequences * position * seen, operations)
 
 

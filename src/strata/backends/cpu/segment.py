@@ -57,7 +57,7 @@ class NativeSegment:
         segment: Segment,
         parameters: Parameters,
         max_tokens: int,
-        max_out_rows: int,
+        max_logit_rows: int,
         isa: str,
     ) -> None:
         self.segment = segment
@@ -79,7 +79,7 @@ class NativeSegment:
         self.hidden = {segment.outputs[0]: HiddenState(program.values[program.outputs[0]].width)}
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")
-        rows = {"T": max_tokens, "R": max_out_rows}
+        rows = {"T": max_tokens, "R": max_logit_rows}
 
         def row_count(name: str) -> int:
             # No method: that would tie the Segment to itself, and its weights would outlive it.
@@ -142,15 +142,21 @@ class NativeSegment:
         return int(self._native.scratch_floats)
 
     def run(
-        self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
+        self,
+        team: Any,
+        isa: str,
+        arena: Any,
+        native_step: Any,
+        state: _native.StateStore,
+        step: Step,
     ) -> Mapping[str, Any]:
         """Run over a step; returns the outputs under their outer names."""
         if self._external is None:
-            self._native.run(team, isa, arena, native_step, kv, self._max_tokens, None)
+            self._native.run(team, isa, arena, native_step, state, self._max_tokens, None)
             return self.hidden
         width = self.segment.program.values[self._external].width
-        out = np.empty((len(step.out_rows), width), np.float32)
-        self._native.run(team, isa, arena, native_step, kv, self._max_tokens, out)
+        out = np.empty((len(step.logits_indices), width), np.float32)
+        self._native.run(team, isa, arena, native_step, state, self._max_tokens, out)
         return {self.segment.outputs[0]: out}
 
     @property
@@ -204,9 +210,20 @@ class NativeSegment:
         elif op.kind == "rope":
             self._build_rope(op)
         elif op.kind == "attention":
-            a = op.attrs
-            q, k, v = (self._ids[name] for name in op.inputs)
-            self._native.attention(q, k, v, self._ids[op.output], **a)
+            q, *kv = (self._ids[name] for name in op.inputs)
+            k, v = (*kv, None, None)[:2]
+            self._native.attention(q, k, v, self._ids[op.output], **op.attrs)
+        elif op.kind == "short_conv":
+            x, weight = op.inputs
+            by_tap = (
+                self._parameters.floats[weight].reshape(self.segment.program.values[x].width, -1).T
+            )
+            self._native.short_conv(
+                self._ids[x],
+                self._ids[op.output],
+                op.attrs["layer"],
+                np.ascontiguousarray(by_tap).reshape(-1),
+            )
         else:
             raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
         self._mark(op.kind)
@@ -301,8 +318,14 @@ class JoinedSegments:
         return int(self._native.current)
 
     def run(
-        self, team: Any, isa: str, arena: Any, native_step: Any, kv: _native.KvStore, step: Step
+        self,
+        team: Any,
+        isa: str,
+        arena: Any,
+        native_step: Any,
+        state: _native.StateStore,
+        step: Step,
     ) -> Mapping[str, Any]:
         """Run over a step; returns the outputs of the last Segment under their outer names."""
-        self._native.run(team, isa, arena, native_step, kv, self._max_tokens)
+        self._native.run(team, isa, arena, native_step, state, self._max_tokens)
         return self._hidden

@@ -44,10 +44,10 @@ class Forecast:
 
     def output_tok_s(self, last: Workload) -> float | None:
         """Tokens a second of sweeps like ``last``; None if that did not give one for each token."""
-        if last.tokens != last.out_rows:
+        if last.tokens != last.logit_rows:
             return None
         past = last.context // _DEPTH_STEP * _DEPTH_STEP
-        size = SweepSize(last.tokens, 1, past, last.out_rows)
+        size = SweepSize(last.tokens, 1, past, last.logit_rows)
         return last.tokens / self._costs.sweep(size, self._streaming).total_s
 
 

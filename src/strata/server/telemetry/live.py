@@ -128,7 +128,7 @@ def _host(llm: LLM, status: EngineStatus) -> dict[str, Any]:
     for owner, size in llm.ledger.owned.items():
         parts[_PARTS.get(owner, "interpreter_bytes")] += size
     kv_bytes = llm.engine.kv_bytes
-    used = kv_bytes // max(status.kv_blocks, 1) * status.kv_blocks_used
+    used = status.kv_bytes_used
     return {
         "name": "host",
         "weights_bytes": parts["weights_bytes"],

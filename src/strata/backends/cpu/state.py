@@ -1,0 +1,55 @@
+"""What layers keep of sequences, in native memory: a buffer of blocks for each group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+import strata._native as _native
+from strata.program import LayerState, PagedKV, Recurrent, StateGroup, state_groups
+
+
+class NativeState:
+    """A StateCache; ``native`` is what nodes work with. ``kv_type`` is the native number of one."""
+
+    def __init__(self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: int) -> None:
+        self.groups: tuple[StateGroup, ...] = state_groups(state)
+        self.blocks = tuple(blocks)
+        self.native = _native.StateStore(
+            kv_type,
+            [_kept(layer) for layer in state],
+            [
+                (group.layers, group.window, group.recurrent, count)
+                for group, count in zip(self.groups, self.blocks, strict=True)
+            ],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held at most; memory is taken where blocks are used."""
+        return int(self.native.nbytes)
+
+    def block_nbytes(self, group: int) -> int:
+        """Bytes of a block of a group."""
+        return int(self.native.block_nbytes(group))
+
+    def copy(self, group: int, source: int, target: int) -> None:
+        """See StateCache."""
+        self.native.copy(group, source, target)
+
+    def read(self, group: int, block: int, out: NDArray[np.uint8]) -> None:
+        """See StateCache."""
+        self.native.read(group, block, out)
+
+    def write(self, group: int, block: int, data: NDArray[np.uint8]) -> None:
+        """See StateCache."""
+        self.native.write(group, block, data)
+
+
+def _kept(layer: LayerState) -> tuple[int, int, int, bool, int]:
+    """(kv_heads, k_dim, v_dim, v_in_k, floats), zeros for what a layer does not keep."""
+    if isinstance(layer, PagedKV):
+        return layer.kv_heads, layer.k_dim, layer.v_dim, layer.v_in_k, 0
+    return 0, 0, 0, False, layer.elements if isinstance(layer, Recurrent) else 0

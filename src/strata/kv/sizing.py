@@ -1,0 +1,52 @@
+"""How many blocks the pool of each group has: enough for all, or what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strata.kv.manager import window_blocks
+from strata.kv.sequence import blocks_for
+from strata.program import StateGroup
+
+SNAPSHOT_ROWS = 512
+"""Positions from one kept state of recurrent layers to the next, while a prompt is computed."""
+
+
+def pool_blocks(
+    groups: Sequence[StateGroup],
+    block_nbytes: Sequence[int],
+    *,
+    context: int,
+    parallel: int,
+    step_rows: int,
+    nbytes: int | None = None,
+) -> tuple[int, ...] | None:
+    """Blocks of each group for ``parallel`` sequences of ``context`` positions, in steps of up to
+    ``step_rows`` rows; ``block_nbytes`` is what one takes. Within ``nbytes`` as many as fit beside
+    what a single sequence needs, in the same proportion; None if not even that fits."""
+    least = [_least(group, context, step_rows) for group in groups]
+    most = [_most(group, context, parallel, step_rows) for group in groups]
+    if nbytes is None:
+        return tuple(most)
+    needed = sum(n * size for n, size in zip(least, block_nbytes, strict=True))
+    wanted = sum(n * size for n, size in zip(most, block_nbytes, strict=True))
+    if nbytes < needed:
+        return None
+    if nbytes >= wanted:
+        return tuple(most)
+    spare, whole = nbytes - needed, wanted - needed
+    return tuple(low + (high - low) * spare // whole for low, high in zip(least, most, strict=True))
+
+
+def _least(group: StateGroup, context: int, step_rows: int) -> int:
+    if group.recurrent:
+        return 2
+    every = blocks_for(context)
+    return min(every, window_blocks(group, step_rows)) if group.window else every
+
+
+def _most(group: StateGroup, context: int, parallel: int, step_rows: int) -> int:
+    each = _least(group, context, step_rows)
+    if group.recurrent:
+        each += -(-context // SNAPSHOT_ROWS)
+    return parallel * each

@@ -1,0 +1,195 @@
+"""Brings full blocks to a store in the background, and back when they are wanted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from strata.backends.base import KV_BLOCK, StateCache
+from strata.kv.offload import Run
+from strata.kv.pool import BlockPool
+from strata.kv.store import Buffer, PrefixStore, block_keys
+from strata.program import StateGroup
+
+_log = logging.getLogger("strata.kv")
+
+_CLOSE_S = 30.0
+"""For which ``close`` waits: a disk that takes longer to write what is pending is stuck."""
+
+_FIRST_BYTES_S = 500e6
+"""Taken for the speed of the disk until it is measured."""
+
+
+@dataclass
+class _Work:
+    """What waits to be kept: tokens and the runs of their blocks."""
+
+    tokens: list[int] = field(default_factory=list)
+    runs: tuple[Run, ...] = ()
+
+    def blocks(self, group: int) -> list[int]:
+        return [block for run in self.runs if run.group == group for block in run.blocks]
+
+
+class StoreOffload:
+    """An Offload over one PrefixStore a group. One thread writes; all methods are the engine's
+    thread's.
+
+    Blocks that wait to be written are held and cannot change meanwhile. Of each group they are at
+    most a quarter of the pool, or those of one sequence: what would exceed that is not kept.
+    ``token_s`` says what computing a token takes, None while that is not known.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[StateGroup],
+        stores: Sequence[PrefixStore],
+        state: StateCache,
+        pools: Sequence[BlockPool],
+        token_s: Callable[[], float | None],
+    ) -> None:
+        self._groups, self._stores = tuple(groups), tuple(stores)
+        self._state, self._pools = state, tuple(pools)
+        self._token_s = token_s
+        self._changed = threading.Condition()
+        self._pending: deque[_Work] = deque()
+        self._writing: _Work | None = None
+        self._done: list[_Work] = []
+        self._closed = False
+        self._block_s = sum(map(state.block_nbytes, range(len(groups)))) / _FIRST_BYTES_S
+        self._thread: threading.Thread | None = None
+
+    def find(self, tokens: Sequence[int], first: int, most: int) -> int:
+        """See Offload."""
+        if most <= first:
+            return first
+        kept: list[list[bool]] = []
+        for store in self._stores:
+            keys = block_keys(store.identity, tokens[: most * KV_BLOCK])[first:]
+            kept.append(store.kept(keys))
+        for end in range(most, first, -1):
+            if all(
+                all(row[max(begin, first) - first : end - first])
+                for row, begin in zip(kept, self._begins(end), strict=True)
+            ):
+                return end
+        return first
+
+    def _begins(self, end: int) -> list[int]:
+        """The first block of each group that going on behind block ``end`` needs."""
+        return [
+            end - 1 if group.recurrent else group.first_seen(end * KV_BLOCK) // KV_BLOCK
+            for group in self._groups
+        ]
+
+    def load(self, tokens: Sequence[int], run: Run) -> int:
+        """See Offload."""
+        store, end = self._stores[run.group], run.first + len(run.blocks)
+        keys = block_keys(store.identity, tokens[: end * KV_BLOCK])[run.first :]
+
+        def put(number: int, data: Buffer) -> None:
+            self._state.write(run.group, run.blocks[number], data)
+
+        return store.load(keys, put)
+
+    def save(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+        """See Offload."""
+        self.collect()
+        if not runs or self._closed or not self._has_room(runs):
+            return
+        for run in runs:
+            self._pools[run.group].share(run.blocks)
+        with self._changed:
+            self._pending.append(_Work(list(tokens), tuple(runs)))
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="strata-kv", daemon=True)
+            self._thread.start()
+
+    def _has_room(self, runs: Sequence[Run]) -> bool:
+        for run in runs:
+            held = len(self.blocks(run.group))
+            if held and held + len(run.blocks) > self._pools[run.group].blocks // 4:
+                return False
+        return True
+
+    def save_now(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+        """See Offload."""
+        started = perf_counter()
+        new = self._write(_Work(list(tokens), tuple(runs)))
+        if new:
+            self._block_s += 0.25 * ((perf_counter() - started) / new - self._block_s)
+
+    def _write(self, work: _Work) -> int:
+        """Keep what is not kept yet; how many blocks of positions were new."""
+        new = 0
+        for run in work.runs:
+            store = self._stores[run.group]
+            keys = block_keys(store.identity, work.tokens)[run.first :][: len(run.blocks)]
+            new = max(new, len(keys) - store.find(keys))
+
+            def get(number: int, out: Buffer, run: Run = run) -> None:
+                self._state.read(run.group, run.blocks[number - run.first], out)
+
+            store.save(work.tokens, run.first, len(run.blocks), get)
+        return new
+
+    def pays(self, blocks: int) -> bool:
+        """See Offload. Reading is taken to be as fast as writing was."""
+        token_s = self._token_s()
+        return token_s is not None and 2 * self._block_s < KV_BLOCK * token_s
+
+    def collect(self) -> None:
+        """See Offload."""
+        with self._changed:
+            done, self._done = self._done, []
+        for work in done:
+            for run in work.runs:
+                self._pools[run.group].release(run.blocks)
+
+    def give_back(self) -> bool:
+        """See Offload."""
+        with self._changed:
+            held = bool(self._pending or self._writing or self._done)
+            self._done += self._pending
+            self._pending.clear()
+            self._changed.wait_for(lambda: self._writing is None)
+        self.collect()
+        return held
+
+    def blocks(self, group: int) -> list[int]:
+        """See Offload."""
+        with self._changed:
+            every = [*self._pending, *self._done]
+            if self._writing is not None:
+                every.append(self._writing)
+            return [block for work in every for block in work.blocks(group)]
+
+    def close(self) -> None:
+        """See Offload."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+        self.collect()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closed)
+                if not self._pending:
+                    return
+                self._writing = self._pending.popleft()
+            try:
+                self._write(self._writing)
+            except Exception:
+                _log.exception("a prefix was not kept")
+            with self._changed:
+                self._done.append(self._writing)
+                self._writing = None
+                self._changed.notify_all()
