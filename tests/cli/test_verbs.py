@@ -119,7 +119,7 @@ def test_run_without_a_template_continues_the_prompt(
 
     options = ["Once upon a time", "--max-tokens", "5", *ENGINE]
     raw = strata("run", model, "--raw", *options)
-    monkeypatch.setattr("strata.llm.load_tokenizer", without_templates)
+    monkeypatch.setattr("strata.engine.loading.load_tokenizer", without_templates)
     plain = strata("run", model, *options)
     assert plain.out == raw.out
     assert "no chat template" in plain.err
