@@ -23,8 +23,6 @@ from support.forward import Forward
 from support.streaming import faults, forward, logits, settings, units
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 10)]
-SECONDS = 5.0
-"""Far less than a hang, far more than a busy machine takes."""
 
 
 @pytest.fixture
@@ -46,10 +44,8 @@ def streaming(model: ModelFile, *, direct: bool = False) -> Forward:
 
 
 def fails(run: Forward, match: str) -> None:
-    began = time.perf_counter()
     with pytest.raises(WeightReadError, match=match) as caught:
         run.logits(TOKENS)
-    assert time.perf_counter() - began < SECONDS
     assert "\n" not in str(caught.value)
 
 
@@ -145,10 +141,10 @@ def test_an_interrupt_in_the_middle_of_a_sweep(model: ModelFile) -> None:
     # Some 390 reads by 3 threads, 50 ms each on average: without an end it takes 6 s.
     with faults(delay_us=100_000):
         threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
-        began = time.perf_counter()
         with pytest.raises(KeyboardInterrupt):
             run.logits(TOKENS)
-        assert time.perf_counter() - began < 2.5
+        used = run.backend.stats().used
+    assert used < model.nbytes / 2, "it went on after the interrupt"
     assert run.logits(TOKENS).tobytes() == want.tobytes()
 
 

@@ -16,18 +16,19 @@ import pytest
 import make_tiny_models
 import strata._native as _native
 from strata import LLM, SamplingParams
-from strata.backends.cpu.backend import CpuBackend, CpuSettings
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.engine import Engine, Runner
 from strata.errors import OutOfMemoryError, StrataError, ThreadStartError
 from strata.formats import ModelFile, open_model
 from strata.memory import Ledger
 from strata.models import build_model
-from support.streaming import segments, settings
+from support.streaming import settings, units
 
 CONTEXT = 192
-PROMPT = [int(t) for t in np.random.default_rng(9).integers(0, 200, 90)]
-PARAMS = SamplingParams(max_tokens=3, logprobs=2, ignore_eos=True)
+PROMPT = [int(t) for t in np.random.default_rng(9).integers(0, 200, 66)]
+PARAMS = SamplingParams(max_tokens=2, logprobs=2, ignore_eos=True)
 ERRORS = {"allocation": OutOfMemoryError, "thread": ThreadStartError}
 
 
@@ -66,8 +67,8 @@ def held() -> tuple[int, int]:
     return threads, files
 
 
-def how(model: ModelFile, streamed: bool) -> CpuSettings:
-    return settings(segments(model) if streamed else [], ring=1 << 16, tile=1 << 13)
+def how(model: ModelFile, streamed: bool) -> BackendSettings:
+    return settings(units(model) if streamed else [], ring=1 << 17, tile=1 << 14)
 
 
 class Attempt:

@@ -1,4 +1,4 @@
-"""Opening reads headers only: files far larger than memory and vocabularies open at once."""
+"""Opening reads headers only, of files far larger than memory, and no vocabulary token by token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +19,20 @@ from support.model_bytes import entry, gguf_parts, safetensors, tensor, write_di
 
 # ru_maxrss of a process started by a large one is the large one's: the child reads VmHWM instead.
 MEASURE = """
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 from strata.formats import open_model
-imported = time.perf_counter()
+def read():
+    with open("/proc/self/io") as io:
+        return next(int(line.split()[1]) for line in io if line.startswith("rchar:"))
+before = read()
 with open_model(sys.argv[1]) as model:
-    opened = time.perf_counter()
+    opened = read() - before
     last = list(model.tensors)[-1]
     model.read(last, (0, 1))
     names = len(model.tensors)
 with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-result = {"open_s": opened - imported, "peak": peak, "tensors": names, "bytes": model.file_bytes}
+result = {"read": opened, "peak": peak, "tensors": names, "bytes": model.file_bytes}
 print(json.dumps(result))
 """
 LAYERS, ROWS, COLUMNS = 100, 2**16, 2**16  # 100 F8-sized layers of 4 GiB: 400 GiB
@@ -60,7 +61,7 @@ def sparse(path: Path, start: bytes, size: int) -> None:
 def check(measured: dict[str, float]) -> None:
     assert measured["tensors"] == LAYERS
     assert measured["bytes"] > 400e9
-    assert measured["open_s"] < 0.5
+    assert measured["read"] < 1e6
     assert measured["peak"] < 100e6
 
 
@@ -85,7 +86,7 @@ def test_a_directory_of_400_gb(tmp_path: Path) -> None:
     check(measure(directory))
 
 
-def test_a_large_vocabulary_opens_fast(tmp_path: Path) -> None:
+def test_a_large_vocabulary_is_not_walked_through(tmp_path: Path) -> None:
     count = 150_000
     metadata = {
         "tokenizer.ggml.tokens": [f"token {i}" for i in range(count)],
@@ -95,15 +96,21 @@ def test_a_large_vocabulary_opens_fast(tmp_path: Path) -> None:
     }
     path = tmp_path / "m.gguf"
     write_gguf(path, metadata, [])
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+    calls = 0
+
+    def counted(_frame: object, _event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(counted)
+    try:
         model = open_model(path)
-        times.append(time.perf_counter() - start)
+    finally:
+        sys.setprofile(None)
+    with model:
+        # Whatever is done for each of so many tokens is done out of Python.
+        assert calls < count / 10
         assert model.metadata["tokenizer.ggml.tokens"] == metadata["tokenizer.ggml.tokens"]
-        model.close()
-    # About 0.02 s when the machine is idle; the bound leaves room for a busy one.
-    assert min(times) < 0.4
 
 
 def test_threads_read_the_same_bytes(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import struct
 
 import numpy as np
 import pytest
-import strata._native as _native
 
+import strata._native as _native
 from strata.formats.gguf_values import PackedStrings
 
 

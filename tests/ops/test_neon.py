@@ -51,10 +51,14 @@ def inputs() -> bytes:
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_neon_has_the_bits_of_the_plain_kernels(tmp_path: Path) -> None:
     build = tmp_path / "build"
-    target = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
-    target.append(f"-DCMAKE_CXX_COMPILER={COMPILER}")
+    options = {
+        "STRATA_KERNELS_ONLY": "ON",
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_CXX_COMPILER": COMPILER,
+    }
     for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(build), "-DSTRATA_KERNELS_ONLY=ON", *target],
+        ["cmake", "-S", str(ROOT), "-B", str(build), *(f"-D{k}={v}" for k, v in options.items())],
         ["cmake", "--build", str(build), "--parallel", str(os.cpu_count())],
     ):
         done = subprocess.run(command, capture_output=True, text=True)

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -248,9 +247,7 @@ def test_a_client_that_does_not_send_its_request_is_let_go(strict: Running, data
     with strict.connect() as sock:
         for byte in data:
             sock.sendall(bytes([byte]))
-        started = time.monotonic()
         assert read_to_the_end(sock) == b""
-        assert time.monotonic() - started < 5
 
 
 def read_to_the_end(sock: socket.socket) -> bytes:
