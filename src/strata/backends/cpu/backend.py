@@ -131,7 +131,7 @@ def _all_or_nothing(
     """What a method entered in the books is taken out again if it then could not be had."""
 
     @wraps(method)
-    def wrapped(self: CpuBackend, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(self: CpuBackend, /, *args: P.args, **kwargs: P.kwargs) -> R:
         books = self._books
         self._books = entries = _Entries(books)
         try:
