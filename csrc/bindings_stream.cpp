@@ -17,6 +17,7 @@
 #include "bindings.h"
 #include "runtime/nodes.h"
 #include "runtime/stream.h"
+#include "runtime/weight_loader.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -167,7 +168,7 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("counters", [](const Stream& s) -> const ReadCounters& { return s.counters(); })
       .def_prop_ro("used_bytes", &Stream::used_bytes)
       .def_prop_ro("waited_s", [](const Stream& s) { return s.times().waited_s; })
-      .def_prop_ro("full_s", [](const Stream& s) { return s.times().full_s; })
+      .def_prop_ro("full_s", [](const Stream& s) { return s.times().idle_s; })
       .def_prop_ro("fetching_s", [](const Stream& s) { return s.times().fetching_s; });
   m.def("stream_memory",
         [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads) {
@@ -175,12 +176,12 @@ void bind_stream(nb::module_& m) {
           const std::vector<Track> made = make_tracks(tracks);
           int64_t most = 0;
           for (const Track& track : made) {
-            for (const Tile& tile : track) most = std::max(most, Stream::ring_bytes(tile));
+            for (const Tile& tile : track) most = std::max(most, tile_bytes(tile));
           }
           return std::make_tuple(most, Stream::scratch_bytes(made) * threads);
         },
         "tracks"_a, "threads"_a,
-        "Bytes of ring that the largest tile takes, and of staging for all threads.");
+        "Bytes of ring buffer that the largest tile takes, and of staging for all threads.");
   m.def("packing_bytes",
         [](int format, int64_t k) -> int64_t {
           const auto f = static_cast<Format>(format);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "runtime/executor.h"
-#include "runtime/weight_reader.h"
+#include "runtime/weight_place.h"
 
 namespace strata {
 

@@ -109,7 +109,7 @@ class MatmulNode final : public Node {
       product(panel0, panel1);
       return;
     }
-    // Packed into a cache, not into the ring: what came from the disk is read from memory once.
+    // Packed into a cache, not into the ring buffer: what came from the disk is read from memory once.
     uint8_t* const packed = reinterpret_cast<uint8_t*>(scratch + matmul_scratch_floats(a.k));
     const int64_t row_bytes = v.place->stored_row_bytes();
     const int64_t step = packed_together(v.place->panel_bytes());

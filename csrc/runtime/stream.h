@@ -1,38 +1,26 @@
-// Weights that are not resident: read ahead of the sweep into a ring, in the order of their use.
+// Weights that are not resident: read ahead of the sweep, in the order of their use.
 #pragma once
-#include <condition_variable>
+#include <atomic>
 #include <cstdint>
-#include <deque>
-#include <exception>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <vector>
 
-#include "runtime/executor.h"
-#include "runtime/weight_reader.h"
+#include "runtime/read_queue.h"
+#include "runtime/sweep_order.h"
+#include "runtime/tile_cache.h"
 
 namespace strata {
 
-// Panels [panel0, panel1) of part number `part` of a product.
-struct TileRange {
-  WeightPlacePtr place;
-  int part;
-  int64_t panel0, panel1;
-};
-// What one phase of a product works on, and what goes through the ring as one.
-using Tile = std::vector<TileRange>;
 // The tiles of one Segment in the order of their use.
 using Track = std::vector<Tile>;
 
-// Threads read tiles ahead, in order, into a ring of fixed size, and the one caller takes and
-// releases them in the same order. Past the end of a sweep comes the beginning of the next one.
-// No more than three quarters of the ring are on their way at a time: disks give what they were
-// asked for together at about the same time, and then the next reads need room at once.
+// Goes ahead through the order of tiles as far as the ring buffer admits them, has them read, and
+// hands them to its one caller. No more than three quarters of the ring buffer are on their way at a
+// time: disks give what they were asked for together at about the same time, and then the next
+// reads need room at once.
 class Stream {
  public:
   Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads);
-  ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
@@ -48,74 +36,29 @@ class Stream {
   void check_files() const;
 
   const std::vector<Track>& tracks() const { return tracks_; }
-  int64_t ring_bytes() const { return static_cast<int64_t>(ring_.size()); }
-  // Bytes that a thread needs beside the ring.
+  int64_t ring_bytes() const { return ring_.nbytes(); }
+  // Bytes that a thread needs beside the ring buffer.
   static int64_t scratch_bytes(const std::vector<Track>& tracks);
-  // Bytes of ring that a tile takes.
-  static int64_t ring_bytes(const Tile& tile);
 
+  // The following may be asked for by any thread.
   const ReadCounters& counters() const { return counters_; }
   // Bytes of the file whose tiles were used and released.
-  int64_t used_bytes() const;
-  struct Times {
-    double waited_s;    // the caller waited for a tile
-    double full_s;      // no thread had anything to do, because the ring was full
-    double fetching_s;  // some thread read
-  };
-  Times times() const;
+  int64_t used_bytes() const { return used_bytes_.load(); }
+  // Of these `idle_s` is how long all threads waited for room in the ring buffer.
+  ReadQueue::Times times() const { return queue_.times(); }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  // A tile in the ring, on its way there or ready.
-  struct Entry {
-    int64_t sweep;
-    int track, tile;
-    int64_t begin, end;               // in the ring
-    std::vector<PanelView> views;
-    std::vector<uint8_t*> places;     // of each range, which is one read
-    int64_t file_bytes = 0;
-    size_t claimed = 0, done = 0;
-    std::exception_ptr failure;
-  };
-
-  Entry* next_read();
-  bool place_next();
-  bool fits(int64_t bytes, int64_t* begin) const;
-  const std::vector<int>& reading_order() const {
-    return reading_sweep_ == sweep_ ? order_ : every_;
-  }
-  void advance();
-  void rewind(std::unique_lock<std::mutex>& hold);
-  void work(int thread);
-  int64_t read_bytes(const Entry& entry, size_t range) const;
-  void read_one(Entry& entry, size_t range, uint8_t* scratch);
+  void read_ahead();
 
   const std::vector<Track> tracks_;
-  const int threads_;
-  const int64_t scratch_each_;
-  AlignedBytes scratch_;
   std::vector<std::shared_ptr<const WeightFile>> files_;
-  AlignedBytes ring_;
   ReadCounters counters_;
-
-  mutable std::mutex lock_;
-  std::condition_variable ready_;     // a tile is complete, or a thread has ended
-  std::condition_variable wanted_;    // there is something to read, or all shall end
-  std::deque<std::unique_ptr<Entry>> entries_;
-  std::vector<int> order_, every_;    // tracks of the sweep that runs; of those that are expected
-  int64_t sweep_ = 0;                 // the one that runs; none does at 0
-  int64_t reading_sweep_ = 1;         // where reading has come to: a sweep, a place in its order
-  size_t position_ = 0;               // and a tile of that track
-  int tile_ = 0;
-  bool paused_ = false, stop_ = false, held_ = false;
-  std::exception_ptr failure_;        // no memory for the next piece, until the next sweep
-  int busy_ = 0, alive_ = 0, idle_ = 0;
-  int64_t under_way_ = 0;             // bytes that are being read
-  Clock::time_point idle_since_;
-  BusyClock fetching_;
-  int64_t used_bytes_ = 0;
-  double waited_s_ = 0, full_s_ = 0;
-  std::vector<std::thread> team_;
+  AlignedBytes scratch_;
+  SweepOrder order_;
+  RingBuffer ring_;
+  CachedTile* held_ = nullptr;
+  std::atomic<int64_t> used_bytes_{0};
+  ReadQueue queue_;   // the last one: its threads end before what they read into
 };
 
 }  // namespace strata

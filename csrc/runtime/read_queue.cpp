@@ -1,0 +1,144 @@
+#include "runtime/read_queue.h"
+
+#include <string>
+
+#include "runtime/fail_points.h"
+
+namespace strata {
+namespace {
+
+double seconds(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+}  // namespace
+
+ReadQueue::ReadQueue(int threads, uint8_t* scratch, int64_t scratch_each, int64_t most_bytes)
+    : threads_(threads), scratch_(scratch), scratch_each_(scratch_each), most_bytes_(most_bytes) {
+  idle_since_ = Clock::now();
+  alive_ = threads_;
+  try {
+    for (int i = 0; i < threads_; ++i) start_thread(team_, [this, i] { work(i); });
+  } catch (...) {
+    // Fewer threads do as well, but for none.
+    std::lock_guard<std::mutex> hold(lock_);
+    alive_ -= threads_ - static_cast<int>(team_.size());
+    if (team_.empty()) throw;
+  }
+}
+
+ReadQueue::~ReadQueue() {
+  {
+    std::lock_guard<std::mutex> hold(lock_);
+    stop_ = true;
+  }
+  wanted_.notify_all();
+  for (std::thread& t : team_) t.join();
+}
+
+void ReadQueue::submit(ReadBatch* batch) {
+  {
+    std::lock_guard<std::mutex> hold(lock_);
+    about_to_allocate(sizeof batch);
+    open_.push_back(batch);
+  }
+  wanted_.notify_one();
+}
+
+// A batch of which something is to be read now; nullptr when there is none, or enough under way.
+ReadBatch* ReadQueue::next() {
+  if (open_.empty()) return nullptr;
+  ReadBatch* const batch = open_.front();
+  const bool few =
+      under_way_ == 0 || under_way_ <= most_bytes_ - batch->bytes(batch->claimed_);
+  return few ? batch : nullptr;
+}
+
+void ReadQueue::work(int thread) {
+  uint8_t* const scratch = scratch_ + thread * scratch_each_;
+  std::unique_lock<std::mutex> hold(lock_);
+  while (!stop_) {
+    ReadBatch* const batch = next();
+    if (batch == nullptr) {
+      if (++idle_ == alive_) idle_since_ = Clock::now();
+      wanted_.wait(hold);
+      if (idle_-- == alive_) idle_s_ += seconds(Clock::now() - idle_since_);
+      continue;
+    }
+    const size_t read = batch->claimed_++;
+    if (batch->claimed_ == batch->reads()) open_.pop_front();
+    const int64_t bytes = batch->bytes(read);
+    ++busy_;
+    under_way_ += bytes;
+    // Whoever takes something up wakes the next one, as long as there is more.
+    if (idle_ > 0 && next() != nullptr) wanted_.notify_one();
+    hold.unlock();
+    fetching_.enter();
+    std::exception_ptr failure;
+    bool dies = false;
+    try {
+      batch->read(read, scratch);
+    } catch (const ReadError&) {
+      failure = std::current_exception();
+    } catch (const std::exception& e) {
+      failure = std::make_exception_ptr(ReadError(
+          std::string("a thread that read weights ended: ") + e.what() + "; load the model again"));
+      dies = true;
+    }
+    fetching_.leave();
+    hold.lock();
+    --busy_;
+    under_way_ -= bytes;
+    ++batch->done_;
+    if (failure) {
+      batch->failure_ = failure;
+      failed_ = true;
+      // What is left of it is of no use.
+      std::erase(open_, batch);
+    }
+    if (failure || batch->done_ == batch->reads() || busy_ == 0) ready_.notify_all();
+    if (dies) break;
+  }
+  --alive_;
+  ready_.notify_all();
+  wanted_.notify_all();
+}
+
+void ReadQueue::wait(const ReadBatch& batch, const Check& check) {
+  std::unique_lock<std::mutex> hold(lock_);
+  const Clock::time_point start = Clock::now();
+  for (;;) {
+    if (batch.failure_) std::rethrow_exception(batch.failure_);
+    if (batch.done_ == batch.reads()) break;
+    if (alive_ == 0) {
+      throw ReadError("no thread that reads weights is left; load the model again");
+    }
+    if (ready_.wait_for(hold, kCheckEvery) == std::cv_status::timeout) {
+      hold.unlock();
+      check();
+      hold.lock();
+    }
+  }
+  waited_s_ += seconds(Clock::now() - start);
+}
+
+void ReadQueue::drop() {
+  std::unique_lock<std::mutex> hold(lock_);
+  open_.clear();
+  ready_.wait(hold, [&] { return busy_ == 0; });
+  failed_ = false;
+}
+
+bool ReadQueue::failed() const {
+  std::lock_guard<std::mutex> hold(lock_);
+  return failed_;
+}
+
+ReadQueue::Times ReadQueue::times() const {
+  std::lock_guard<std::mutex> hold(lock_);
+  double idle = idle_s_;
+  if (alive_ > 0 && idle_ == alive_) idle += seconds(Clock::now() - idle_since_);
+  return {waited_s_, idle, fetching_.seconds()};
+}
+
+}  // namespace strata

@@ -1,0 +1,90 @@
+// Reads that several threads do ahead of whoever waits for them.
+#pragma once
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "runtime/weight_file.h"
+
+namespace strata {
+
+// Called about every kCheckEvery while a caller waits; throws to end the wait.
+using Check = std::function<void()>;
+inline constexpr std::chrono::milliseconds kCheckEvery{50};
+
+// Reads that are asked for, and waited for, together: those of one tile, or of all that is loaded.
+class ReadBatch {
+ public:
+  ReadBatch() = default;
+  virtual ~ReadBatch() = default;
+  ReadBatch(const ReadBatch&) = delete;
+  ReadBatch& operator=(const ReadBatch&) = delete;
+
+  virtual size_t reads() const = 0;
+  virtual int64_t bytes(size_t read) const = 0;   // that it takes from the file
+  // Does one of them, on a thread of the queue and with that thread's scratch.
+  virtual void read(size_t read, uint8_t* scratch) = 0;
+
+ private:
+  friend class ReadQueue;
+  size_t claimed_ = 0, done_ = 0;   // under the queue's lock
+  std::exception_ptr failure_;
+};
+
+// Threads that read batches in the order in which they were submitted. As many reads are under way
+// as there are threads, but no more than `most_bytes` of them.
+class ReadQueue {
+ public:
+  // `scratch` is that of thread 0; each has `scratch_each` bytes.
+  ReadQueue(int threads, uint8_t* scratch, int64_t scratch_each, int64_t most_bytes);
+  // Ends when the reads that are under way have.
+  ~ReadQueue();
+  ReadQueue(const ReadQueue&) = delete;
+  ReadQueue& operator=(const ReadQueue&) = delete;
+
+  // The batch stays where it is until it was waited for without an error, or all were dropped.
+  void submit(ReadBatch* batch);
+  // Waits until all of a batch is read. ReadError if some of it cannot be.
+  void wait(const ReadBatch& batch, const Check& check);
+  // Forgets all batches, once the reads that are under way have ended.
+  void drop();
+  // Whether a read failed since batches were dropped.
+  bool failed() const;
+
+  struct Times {
+    double waited_s;    // somebody waited for a batch
+    double idle_s;      // no thread had anything to do
+    double fetching_s;  // some thread read
+  };
+  Times times() const;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  ReadBatch* next();
+  void work(int thread);
+
+  const int threads_;
+  uint8_t* const scratch_;
+  const int64_t scratch_each_, most_bytes_;
+
+  mutable std::mutex lock_;
+  std::condition_variable ready_;     // a batch is complete, or all is quiet, or a thread has ended
+  std::condition_variable wanted_;    // there is something to read, or all shall end
+  std::deque<ReadBatch*> open_;       // of which something is still to be taken up
+  bool stop_ = false, failed_ = false;
+  int busy_ = 0, alive_ = 0, idle_ = 0;
+  int64_t under_way_ = 0;             // bytes that are being read
+  Clock::time_point idle_since_;
+  BusyClock fetching_;
+  double waited_s_ = 0, idle_s_ = 0;
+  std::vector<std::thread> team_;
+};
+
+}  // namespace strata

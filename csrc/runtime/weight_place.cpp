@@ -1,0 +1,164 @@
+#include "runtime/weight_place.h"
+
+#include <cstring>
+
+namespace strata {
+namespace {
+
+constexpr int64_t kPage = WeightFile::kBufferAlign;
+// Transposed weights are read in whole stored rows, this many bytes at a time.
+constexpr int64_t kColumnsRead = 128 << 10;
+constexpr int64_t kScaledBlock = 128;
+constexpr int64_t kScaledBytes = kScaledBlock + sizeof(float);
+
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+int64_t WeightPlace::row_bytes() const {
+  const FormatInfo& info = *format_info(format);
+  return k / info.elements * info.bytes;
+}
+
+int64_t WeightPlace::panel_bytes() const {
+  return static_cast<int64_t>(packed_bytes(format, kPanel, k));
+}
+
+int64_t WeightPlace::file_bytes(int64_t panel0, int64_t panel1) const {
+  const int64_t rows = std::min(panel1 * kPanel, n) - panel0 * kPanel;
+  return rows * stored_row_bytes();
+}
+
+int64_t WeightPlace::end() const {
+  switch (storage) {
+    case Storage::rows: return offset + n * row_bytes();
+    case Storage::scaled: return offset + n * k;
+    case Storage::columns: return offset + stored_width * row_bytes();
+  }
+  return 0;
+}
+
+int64_t WeightPlace::panels_at_once(int64_t request_bytes) const {
+  int64_t room = request_bytes;
+  if (storage == Storage::columns) room -= kColumnsRead;
+  // Bytes of the file and, beside them, the same with their scales put in.
+  if (storage == Storage::scaled) room /= 2;
+  return std::clamp<int64_t>(room / (kPanel * row_bytes()), 1, panels(n));
+}
+
+int64_t WeightPlace::lines_bytes() const {
+  return WeightFile::span(std::max(kColumnsRead, stored_width * row_bytes() / k));
+}
+
+int64_t WeightPlace::staging(int64_t panels_at_once) const {
+  const int64_t rows = std::min(panels_at_once * kPanel, n);
+  const int64_t bytes = rows * row_bytes();
+  switch (storage) {
+    case Storage::rows: return WeightFile::span(bytes);
+    case Storage::scaled: return WeightFile::span(rows * k) + bytes;
+    case Storage::columns: return lines_bytes() + bytes;
+  }
+  return 0;
+}
+
+void WeightPlace::gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
+                         ReadCounters& counters) const {
+  const int64_t element = row_bytes() / k;
+  const int64_t stored = stored_width * element;
+  const int64_t at_once = std::max<int64_t>(1, kColumnsRead / stored);
+  for (int64_t i0 = 0; i0 < k; i0 += at_once) {
+    const int64_t count = std::min(at_once, k - i0);
+    const uint8_t* from = file->read(offset + i0 * stored, count * stored, lines, counters);
+    from += (first_column + row0) * element;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(out + (r * k + i0 + i) * element, from + i * stored + r * element,
+                    static_cast<size_t>(element));
+      }
+    }
+  }
+}
+
+void WeightPlace::put_scales(const uint8_t* codes, int64_t row0, int64_t rows,
+                             uint8_t* out) const {
+  const int64_t blocks = k / kScaledBlock;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* scales = factors.data() + (row0 + r) / factor_rows * factor_stride;
+    for (int64_t b = 0; b < blocks; ++b) {
+      uint8_t* block = out + (r * blocks + b) * kScaledBytes;
+      std::memcpy(block, scales + (factor_stride > 1 ? b : 0), sizeof(float));
+      std::memcpy(block + sizeof(float), codes + r * k + b * kScaledBlock, kScaledBlock);
+    }
+  }
+}
+
+// The bytes of some rows in the form that `pack` takes.
+const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, uint8_t* staging,
+                                    ReadCounters& counters) const {
+  if (storage == Storage::rows) {
+    return file->read(offset + row0 * row_bytes(), rows * row_bytes(), staging, counters);
+  }
+  if (storage == Storage::scaled) {
+    uint8_t* out = staging + WeightFile::span(rows * k);
+    put_scales(file->read(offset + row0 * k, rows * k, staging, counters), row0, rows, out);
+    return out;
+  }
+  uint8_t* out = staging + lines_bytes();
+  gather(row0, rows, staging, out, counters);
+  return out;
+}
+
+void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint8_t* staging,
+                              ReadCounters& counters) const {
+  const int64_t row0 = panel0 * kPanel;
+  const int64_t rows = std::min(panel1 * kPanel, n) - row0;
+  const uint8_t* source = rows_of(row0, rows, staging, counters);
+  // Panels are independent of each other: these rows are a matrix of their own.
+  pack(usual_kernels(), format, source, rows, k, out, 0, panel1 - panel0);
+}
+
+int64_t WeightPlace::slot_bytes(int64_t panel0, int64_t panel1) const {
+  return round_up(file_bytes(panel0, panel1), kPage) + kPage;
+}
+
+int64_t WeightPlace::scratch_bytes() const {
+  return storage == Storage::columns ? lines_bytes() : 0;
+}
+
+const uint8_t* WeightPlace::read_rows(int64_t panel0, int64_t panel1, uint8_t* slot,
+                                      uint8_t* scratch, ReadCounters& counters) const {
+  const int64_t row0 = panel0 * kPanel;
+  const int64_t rows = std::min(panel1 * kPanel, n) - row0;
+  if (storage == Storage::columns) {
+    gather(row0, rows, scratch, slot, counters);
+    return slot;
+  }
+  const int64_t row = stored_row_bytes();
+  return file->read(offset + row0 * row, rows * row, slot, counters);
+}
+
+void WeightPlace::pack_panels(const uint8_t* rows, int64_t panel0, int64_t panel1,
+                              uint8_t* out) const {
+  const int64_t row0 = panel0 * kPanel;
+  const int64_t count = std::min(panel1 * kPanel, n) - row0;
+  if (storage == Storage::scaled) {
+    put_scales(rows, row0, count, out);
+  } else {
+    pack(usual_kernels(), format, rows, count, k, out, 0, panel1 - panel0);
+  }
+}
+
+void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row, float* out,
+              ReadCounters& counters) {
+  // A panel of one row: through the same code as a whole table, and so to the same bits.
+  AlignedBytes buffer(static_cast<size_t>(WeightFile::span(place.row_bytes())), false,
+                      WeightFile::kBufferAlign);
+  AlignedBytes panel(packed_bytes(place.format, 1, place.k), false);
+  const uint8_t* source = place.file->read(place.offset + row * place.row_bytes(),
+                                           place.row_bytes(), buffer.data(), counters);
+  pack(place.format, source, 1, place.k, panel.data(), 0, 1);
+  kernels.unpack_row(place.format, panel.data(), 1, place.k, 0, out);
+}
+
+}  // namespace strata
