@@ -212,4 +212,4 @@ class ModelProfile(ABC):
 
     @abstractmethod
     def streaming_bytes(self, threads: int, tile_bytes: int) -> int:
-        """Bytes beside the ring while everything streams, read by so many threads."""
+        """Bytes beside the ring buffer while everything streams, read by so many threads."""

@@ -58,7 +58,7 @@ DEFAULT_KV_SHARE = 0.2
 """Positions unless asked otherwise, as long as their KV takes no more than this of the budget."""
 
 RING_TILES = 15
-"""Tiles that the ring has room for: three quarters of them on their way, the others in use, ready,
+"""Tiles that the ring buffer has room for: three quarters on their way, the others in use, ready,
 and lost where it wraps."""
 
 READERS = 16
@@ -108,4 +108,4 @@ DISK_SHARE = 0.96
 """Of the probed bandwidth that a sweep keeps up."""
 
 RING_SHARE = 0.45
-"""Of the ring that is filled ahead: the rest is in use, or lost where it wraps."""
+"""Of the ring buffer that is filled ahead: the rest is in use, or lost where it wraps."""

@@ -103,7 +103,7 @@ def best_read(machine: Machine, largest_request: int, *, large: bool = False) ->
 
 
 def kept_up(machine: Machine, read: DiskRate, ring_bytes: int, each_bytes: float) -> float:
-    """Bytes a second that come into a ring of this size by such reads of about ``each_bytes``.
+    """Bytes a second that come into a ring buffer of this size by reads of about ``each_bytes``.
     Between two of them a thread has to wake up, and the disk works on what the others have asked
     for."""
     if not ring_bytes:

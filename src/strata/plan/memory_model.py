@@ -38,7 +38,7 @@ class Sizes:
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of the largest tile for which the ring is made; 0 where nothing streams."""
+        """Bytes of the largest tile for which the ring buffer is made; 0 where nothing streams."""
         return self.ring_bytes // constants.RING_TILES
 
 

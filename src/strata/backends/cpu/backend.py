@@ -362,7 +362,7 @@ class CpuBackend:
         return self._step[2]
 
     def close(self) -> None:
-        """Let go of all Segments, of the arena and of the ring; no Segment can be run afterwards.
+        """Let go of all Segments, the arena and the ring buffer; no Segment can be run afterwards.
 
         Memory is free once nobody else holds the Segments either.
         """
