@@ -239,6 +239,7 @@ def test_the_head_stays_where_layers_hide_what_they_read_in_its_place() -> None:
     tight = planner.everything() - head.packed_bytes // 2
     p = planner.plan(tight)
     assert "head" in p.resident
+    assert next(c for c in p.choices if c.name == "weights").reason.startswith("the head, and")
     assert 0 < sum(any(u.name in p.streamed for u in s.units) for s in layers) < len(layers)
 
 

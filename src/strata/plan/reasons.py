@@ -61,7 +61,12 @@ def _weights(model: Outline, resident: frozenset[str], prediction: Prediction) -
     value = f"{count} of {total} units stay, {format_size(streamed)} stream in every sweep"
     if not count:
         return Choice("weights", value, "none fits beside what must be there")
-    return Choice("weights", value, "what fits stays, spread evenly so that the disk is never idle")
+    why = "what fits stays, spread evenly so that the disk is never idle"
+    head = {unit.name for s in model.segments if s.selects for unit in s.units}
+    if head <= resident:
+        # By itself it would be read with too little beside it.
+        why = f"the head, and of the rest {why}"
+    return Choice("weights", value, why)
 
 
 def _reading(machine: Machine, sizes: Sizes, read: DiskRate) -> Choice:
