@@ -247,7 +247,8 @@ def test_what_a_router_chooses_from_gives_way_to_what_every_sweep_reads() -> Non
     m = model("llama-3.2-1b")
     routed = replace(m.segments[1].units[0], reads="routed")
     changed = replace(m.segments[1], units=(routed, *m.segments[1].units[1:]))
-    m = replace(m, segments=(m.segments[0], changed, *m.segments[2:]))
+    segments = (m.segments[0], changed, *m.segments[2:])
+    m = replace(m, profile=replace(m.profile, segments=segments))
     for order in fill_orders(m):
         assert [u.reads for u in order[-2:]] == ["routed", "rows"]
         assert {u.reads for u in order[:-2]} == {"all"}
