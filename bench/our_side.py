@@ -17,7 +17,7 @@ import numpy as np
 from machine import Bandwidth
 from strata import LLM, SamplingParams
 from strata.backends.cpu.backend import choose_isa
-from strata.program import Workload
+from strata.program import StepSize
 
 BATCH_PROMPT = 16
 # Several KV blocks a sequence: with one each, the last sequence waits for the room to grow.
@@ -42,7 +42,7 @@ def run(model: str, work: str, threads: int, repeat: int) -> dict[str, Any]:
             spread = found.prefill_tok_s if prompt else found.decode_tok_s
             assert spread is not None
             samples.append(spread.median)
-        cost = llm.engine.runner.cost(Workload(1, 1, depth + gen // 2 + 1))
+        cost = llm.engine.runner.cost(StepSize(1, 1, depth + gen // 2 + 1))
         return {
             "samples": samples,
             "bytes": cost.weight_bytes + cost.kv_bytes,
@@ -73,7 +73,7 @@ def batch(model: str, sequences: int, gen: int, *, threads: int, repeat: int) ->
             if made != sequences * gen:
                 raise SystemExit(f"not all of {sequences} sequences went on together")
             samples.append(made / seconds)
-        cost = llm.engine.runner.cost(Workload(1, 1, BATCH_PROMPT + gen // 2))
+        cost = llm.engine.runner.cost(StepSize(1, 1, BATCH_PROMPT + gen // 2))
         return {
             "samples": samples,
             "bytes": cost.weight_bytes / sequences + cost.kv_bytes,

@@ -10,7 +10,7 @@ from strata.decode import SamplingParams, log_softmax
 from strata.engine import Engine, EngineError, QueueFull, Request
 from strata.engine.engine import QUEUE_LIMIT
 from strata.kv import PoolError
-from strata.program import Workload
+from strata.program import StepSize
 from support.fake_model import FakeBackend, expected_tokens, fake_engine, history_hash, logits_of
 
 
@@ -256,7 +256,7 @@ def test_status_counts_what_is_held_and_what_was_done() -> None:
     assert (status.waiting, status.running, status.sweeps) == (1, 2, 1)
     assert (status.tokens, engine.computed(request)) == (64, 63)
     attended = 63 * 64 // 2 + 1
-    assert status.last == Workload(64, 1, attended // 64)
+    assert status.last == StepSize(64, 1, attended // 64)
     assert status.kv_blocks_used == 2
     while engine.busy:
         engine.step()

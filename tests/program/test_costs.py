@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from strata.program import Builder, Cost, Segment, Weight, Workload, op_cost, program_cost
+from strata.program import Builder, Cost, Segment, StepSize, Weight, op_cost, program_cost
 
 # 3 tokens, 2 rows of logits, 100 positions attended, 2 bytes an element of KV.
-LOAD = Workload(tokens=3, logit_rows=2, context=100)
+LOAD = StepSize(tokens=3, logit_rows=2, context=100)
 # An 8 x 8 matrix in a format of 5 bits a weight, a norm of floats, a table of 10 rows of 4 bytes.
 STORED = {"matrix": 40, "norm": 32, "table": 40, "taps": 96}
 SHAPES = {"matrix": (8, 8), "norm": (8,), "table": (10, 8), "taps": (8, 3)}

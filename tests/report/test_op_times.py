@@ -15,7 +15,7 @@ from strata.backends.cpu.backend import available_isas
 from strata.backends.cpu.segment import multiplies
 from strata.errors import UsageError
 from strata.machine.roofline import Roofline, measure_overhead, measure_roofline
-from strata.program import Workload
+from strata.program import StepSize
 from strata.report.op_times import DECODED, StepTimes, context_for_ops, time_ops
 
 # One byte and one operation a second, so that a limit in seconds says which of the two it counts.
@@ -47,11 +47,11 @@ def test_operations_and_bytes_are_those_of_the_programs(
     prefill, decode = times
     # Positions 0 to 39 see 1 to 40 keys, 20.5 in the mean: two costs, because it takes whole ones.
     cost = llm.engine.runner.cost
-    low, high = cost(Workload(40, 1, 20)), cost(Workload(40, 1, 21))
+    low, high = cost(StepSize(40, 1, 20)), cost(StepSize(40, 1, 21))
     assert sum(op.flops for op in prefill.ops) == (low.flops + high.flops) // 2
-    whole = cost(Workload(40, 1, 40))
+    whole = cost(StepSize(40, 1, 40))
     assert sum(op.bytes for op in prefill.ops) == whole.bytes
-    decoded = [cost(Workload(1, 1, 10 + i)) for i in range(DECODED)]
+    decoded = [cost(StepSize(1, 1, 10 + i)) for i in range(DECODED)]
     flops = sum(c.flops for c in decoded) // DECODED
     assert sum(op.flops for op in decode.ops) == pytest.approx(flops, abs=len(decode.ops))
 

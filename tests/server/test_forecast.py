@@ -10,7 +10,7 @@ pytest.importorskip("fastapi", reason="the extra strata[server] is not installed
 
 from strata.llm import LLM
 from strata.machine.probe import load_machine
-from strata.program import Workload
+from strata.program import StepSize
 from strata.server.telemetry import forecast as module
 from strata.server.telemetry.forecast import Forecast, forecast
 
@@ -27,7 +27,7 @@ def expected(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> Forecast:
 
 
 def speed(expected: Forecast, tokens: int, context: int) -> float:
-    found = expected.output_tok_s(Workload(tokens, tokens, context))
+    found = expected.output_tok_s(StepSize(tokens, tokens, context))
     assert found is not None
     return found
 
@@ -45,7 +45,7 @@ def test_no_speed_exceeds_the_memory(expected: Forecast, llm: LLM) -> None:
 
 
 def test_a_sweep_that_reads_a_prompt_has_none(expected: Forecast) -> None:
-    assert expected.output_tok_s(Workload(40, 1, 20)) is None
+    assert expected.output_tok_s(StepSize(40, 1, 20)) is None
 
 
 def test_an_unknown_machine_has_none(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

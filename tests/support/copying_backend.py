@@ -59,7 +59,8 @@ class DeviceSegment:
 
 
 class DeviceState:
-    """State that is no array of the host's: it is copied, read and written, and nothing else."""
+    """State that is no array of the host's: it is copied, read and written, and nothing else.
+    Outside of the device its bytes are others."""
 
     def __init__(self, inner: StateCache) -> None:
         self.inner = inner
@@ -73,9 +74,10 @@ class DeviceState:
 
     def read(self, group: int, block: int, out: NDArray[np.uint8]) -> None:
         self.inner.read(group, block, out)
+        np.invert(out, out=out)
 
     def write(self, group: int, block: int, data: NDArray[np.uint8]) -> None:
-        self.inner.write(group, block, data.copy())
+        self.inner.write(group, block, np.invert(data))
 
 
 class CopyingBackend:
@@ -100,7 +102,8 @@ class CopyingBackend:
 
     @property
     def numerics(self) -> str:
-        return self.inner.numerics
+        """Blocks are of no use to the native backend, nor its to us."""
+        return f"{self.name} {self.inner.numerics}"
 
     @property
     def device(self) -> str:

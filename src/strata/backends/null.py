@@ -31,7 +31,7 @@ from strata.program import (
     Program,
     Segment,
     StateGroup,
-    Workload,
+    StepSize,
     op_cost,
     state_bytes,
     state_groups,
@@ -185,15 +185,15 @@ class NullBackend:
     def _cost(self, op: Op, program: Program, step: Step, stored: Mapping[str, int]) -> Cost:
         """Cost of an Op, with each sequence's share of the state: rows attend over more keys the
         later they stand."""
-        load = Workload(len(step.tokens), len(step.logits_indices), 0, self.kv_bytes_per_element)
-        whole = op_cost(op, program, load, stored)
+        size = StepSize(len(step.tokens), len(step.logits_indices), 0, self.kv_bytes_per_element)
+        whole = op_cost(op, program, size, stored)
         signature = SIGNATURES[op.kind]
         if signature.state is None:
             return whole
         values = [program.values[name] for name in op.inputs]
         flops = kept = 0
         for span in step.spans:
-            own = replace(load, tokens=span.rows, context=span.past + span.rows)
+            own = replace(size, tokens=span.rows, context=span.past + span.rows)
             kept += state_bytes(op, program, own)
             flops += sum(
                 signature.flops(values, op.attrs, 1, span.past + i + 1) for i in range(span.rows)

@@ -64,16 +64,14 @@ def command(
     """
     if prompt + gen == 0:
         raise UsageError("nothing to measure: both --prompt and --gen are 0")
-    from strata.plan import Workload as Planned
-    from strata.program import Workload
+    from strata.plan import Workload
+    from strata.program import StepSize
     from strata.report import context_for_measurement
 
     context = context_for_measurement(prompt=prompt, gen=gen, depth=depth)
     if ops:
-        from strata.report.op_times import context_for_ops
+        from strata.report.op_times import check_times_ops, context_for_ops
 
-        if backend != "cpu":
-            raise UsageError("--ops measures native kernels: leave --backend out")
         context = max(context, context_for_ops(depth=depth))
     with open_llm(
         model,
@@ -83,9 +81,11 @@ def command(
         context=context,
         quiet=quiet,
         memory=memory,
-        workload=Planned(max(prompt, 1), answer_tokens=gen),
+        workload=Workload(max(prompt, 1), answer_tokens=gen),
         planned=explain,
     ) as llm:
+        if ops:
+            check_times_ops(llm.engine)
         result = llm.measure(
             prompt=prompt,
             gen=gen,
@@ -93,7 +93,7 @@ def command(
             repeat=repeat,
             progress=None if quiet or not sys.stderr.isatty() else _show_progress,
         )
-        weight_bytes = llm.engine.runner.cost(Workload(1, 1, depth + 1)).weight_bytes
+        weight_bytes = llm.engine.runner.cost(StepSize(1, 1, depth + 1)).weight_bytes
         decode = result.decode_tok_s
         report = {
             "model": model,

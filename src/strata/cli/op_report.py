@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def op_report(llm: LLM, *, prompt: int, depth: int, repeat: int) -> dict[str, Any]:
     """Times of Ops in prefill (None without a prompt) and decode, the machine's limits, and what a
-    step pays besides Ops. The backend must be cpu."""
+    step pays besides Ops. The backend must measure its nodes."""
     from strata.machine.roofline import measure_overhead, measure_roofline
     from strata.report.op_times import time_ops
 

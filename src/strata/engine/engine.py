@@ -20,7 +20,7 @@ from strata.engine.scheduler import Advance, Scheduler
 from strata.engine.scoring import score
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
-from strata.program import Workload
+from strata.program import StepSize
 
 _log = logging.getLogger("strata.engine")
 
@@ -126,7 +126,7 @@ class Engine:
         self._misses = 0
         self._drafted = 0
         self._kept = 0
-        self._last: Workload | None = None
+        self._last: StepSize | None = None
 
     @property
     def kv_bytes(self) -> int:
@@ -332,7 +332,7 @@ class Engine:
         attended = sum(a.rows * a.past + a.rows * (a.rows + 1) // 2 for a in advances)
         self._sweeps += 1
         self._tokens += tokens
-        self._last = Workload(tokens, logit_rows, attended // tokens)
+        self._last = StepSize(tokens, logit_rows, attended // tokens)
 
     def logprobs(self, tokens: Sequence[int], first: int) -> NDArray[np.float64]:
         """Log-probabilities of ``tokens[first + 1:]``, each given all tokens before it.

@@ -14,7 +14,7 @@ from strata.backends.null import NullBackend, NullSegment
 from strata.backends.weights import WeightSource
 from strata.engine.sweeps import Sweeps
 from strata.errors import StrataError
-from strata.program import Cost, Model, Workload, program_cost
+from strata.program import Cost, Model, StepSize, program_cost
 from strata.quant import BlockType
 
 LOGIT_ROWS = 64
@@ -93,11 +93,11 @@ class Runner:
         """State of sequences, with so many blocks in each group."""
         return self.backend.state_cache(self.model.state, blocks, kv_type)
 
-    def cost(self, load: Workload) -> Cost:
+    def cost(self, size: StepSize) -> Cost:
         """FLOPs and bytes of one step, from the Programs and the weights' block formats."""
         total = Cost()
         for segment in self.model.segments:
-            total += program_cost(segment.program, load, self._stored[segment.name])
+            total += program_cost(segment.program, size, self._stored[segment.name])
         return total
 
     @property

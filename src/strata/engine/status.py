@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from strata.program import Workload
+from strata.program import StepSize
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EngineStatus:
     kv_blocks_free: int
     sweeps: int
     tokens: int
-    last: Workload | None
+    last: StepSize | None
     kv_blocks_cached: int = 0
     prefix_hit_tokens: int = 0
     prefix_miss_tokens: int = 0

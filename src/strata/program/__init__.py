@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from strata.program.builder import Builder
-from strata.program.cost import Cost, Workload, op_cost, program_cost, state_bytes
+from strata.program.cost import Cost, StepSize, op_cost, program_cost, state_bytes
 from strata.program.model import Model, Segment, Weight, WeightUnit
 from strata.program.ops import SIGNATURES, Op, Reads, Signature, reads
 from strata.program.program import Program, ProgramError, Value
@@ -32,10 +32,10 @@ __all__ = [
     "Shared",
     "Signature",
     "StateGroup",
+    "StepSize",
     "Value",
     "Weight",
     "WeightUnit",
-    "Workload",
     "op_cost",
     "program_cost",
     "reads",

@@ -12,7 +12,7 @@ FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Workload:
+class StepSize:
     """The sizes of one step: its tokens, rows of logits, and positions attended per token."""
 
     tokens: int
@@ -45,19 +45,19 @@ class Cost:
         return self.weight_bytes + self.activation_bytes + self.kv_bytes
 
 
-def _rows(value: Value, load: Workload) -> int:
-    return load.logit_rows if value.shape[0] == "R" else load.tokens
+def _rows(value: Value, size: StepSize) -> int:
+    return size.logit_rows if value.shape[0] == "R" else size.tokens
 
 
-def op_cost(op: Op, program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:
+def op_cost(op: Op, program: Program, size: StepSize, stored: Mapping[str, int]) -> Cost:
     """Cost of one Op. ``stored`` gives the bytes that each weight takes in its block format.
 
     Of a table that is looked up one row a token is read, not the whole of it.
     """
     values = [program.values[name] for name in op.inputs]
     out = program.values[op.output]
-    rows = _rows(out, load)
-    flops = SIGNATURES[op.kind].flops(values, op.attrs, rows, load.context)
+    rows = _rows(out, size)
+    flops = SIGNATURES[op.kind].flops(values, op.attrs, rows, size.context)
     how = reads(op)
     weight_bytes, activation_bytes = 0, FLOAT_BYTES * rows * out.width
     for value in values:
@@ -67,10 +67,10 @@ def op_cost(op: Op, program: Program, load: Workload, stored: Mapping[str, int])
             weight_bytes += rows * stored[value.name] // int(value.shape[0])
         else:
             weight_bytes += stored[value.name]
-    return Cost(flops, weight_bytes, activation_bytes, state_bytes(op, program, load))
+    return Cost(flops, weight_bytes, activation_bytes, state_bytes(op, program, size))
 
 
-def state_bytes(op: Op, program: Program, load: Workload) -> int:
+def state_bytes(op: Op, program: Program, size: StepSize) -> int:
     """Bytes of state that one Op reads and writes when the step's tokens are of one sequence."""
     signature = SIGNATURES[op.kind]
     if signature.state is None:
@@ -80,16 +80,16 @@ def state_bytes(op: Op, program: Program, load: Workload) -> int:
     if signature.state == "recurrent":
         return 2 * FLOAT_BYTES * kept
     window = op.attrs["window"]
-    keys = min(load.context, window) if window else load.context
+    keys = min(size.context, window) if window else size.context
     # Rows of one sequence share the keys they read: at least one pass, and one write a row where
     # the layer keeps its own.
-    written = load.tokens if len(values) > 1 else 0
-    return int(kept * load.kv_bytes_per_element * (keys + written))
+    written = size.tokens if len(values) > 1 else 0
+    return int(kept * size.kv_bytes_per_element * (keys + written))
 
 
-def program_cost(program: Program, load: Workload, stored: Mapping[str, int]) -> Cost:
+def program_cost(program: Program, size: StepSize, stored: Mapping[str, int]) -> Cost:
     """Sum over a Program's Ops."""
     total = Cost()
     for op in program.ops:
-        total += op_cost(op, program, load, stored)
+        total += op_cost(op, program, size, stored)
     return total

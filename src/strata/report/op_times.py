@@ -78,6 +78,15 @@ def context_for_ops(*, depth: int) -> int:
     return max(depth, 1) + DECODED + 1
 
 
+def check_times_ops(engine: Engine) -> None:
+    """UsageError unless the backend measures its nodes."""
+    if any(segment.node_times is None for segment in engine.runner.loaded):
+        raise UsageError(
+            f"the {engine.runner.backend.name} backend does not measure times of single Ops; the "
+            "cpu backend does"
+        )
+
+
 def time_ops(
     engine: Engine, roofline: Roofline, *, prompt: int, depth: int, repeat: int
 ) -> tuple[StepTimes | None, StepTimes]:
@@ -87,13 +96,9 @@ def time_ops(
     fastest is reported, and its step and Op times belong together. UsageError if the backend does
     not measure its nodes.
     """
+    check_times_ops(engine)
     loaded = engine.runner.loaded
     timed = [_TimedSegment(s.segment, s.node_times) for s in loaded if s.node_times is not None]
-    if len(timed) < len(loaded):
-        raise UsageError(
-            f"the {engine.runner.backend.name} backend does not measure times of single Ops; the "
-            "cpu backend does"
-        )
     clock = _Clock(engine, timed, roofline)
     vocabulary = engine.runner.model.vocab_size
     ids = np.random.default_rng(0).integers(0, vocabulary, max(prompt, depth, 1)).tolist()

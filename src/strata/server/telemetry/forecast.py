@@ -13,7 +13,7 @@ from strata.machine.probe import known_machine
 from strata.machine.rates import Rates, best_read
 from strata.plan.cost_model import CostModel, Streaming
 from strata.plan.outline import outline
-from strata.program import Workload
+from strata.program import StepSize
 
 _DEPTH_STEP = 64
 """Positions by which the depth is rounded, because the cost model remembers what it was asked."""
@@ -42,7 +42,7 @@ class Forecast:
             rates.kernel(format).prefill_ops_s * rates.share,
         )
 
-    def output_tok_s(self, last: Workload) -> float | None:
+    def output_tok_s(self, last: StepSize) -> float | None:
         """Tokens a second of sweeps like ``last``; None if that did not give one for each token."""
         if last.tokens != last.logit_rows:
             return None
