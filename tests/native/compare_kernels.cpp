@@ -187,6 +187,11 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("add", "", [&](const StepKernels& s, float* out) { s.add(a.data(), b.data(), n, out); });
   both("scale", "", [&](const StepKernels& s, float* out) { s.scale(a.data(), 0.3f, n, out); });
   both("softcap", "", [&](const StepKernels& s, float* out) { s.softcap(a.data(), 30, n, out); });
+  const float* rows[] = {b.data(), a.data(), w.data()};
+  const std::vector<float> taps = draw(3 * n, 9);
+  both("short_conv", "", [&](const StepKernels& s, float* out) {
+    s.short_conv(rows, taps.data(), n, 3, n, out);
+  });
   for (const bool interleaved : {false, true}) {
     if (n < 2) continue;
     both("rope", interleaved ? "interleaved" : "", [&](const StepKernels& s, float* out) {
@@ -197,28 +202,31 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
 
 // Keys and values of a sequence longer than a split, then attention of its last rows.
 void compare_attention(const StepKernels& plain, const StepKernels& other, int type,
-                       int64_t head_dim, int64_t window, float softcap) {
+                       const KvShape& shape, int64_t window, float softcap) {
   constexpr int64_t kHeads = 6, kKvHeads = 2, kRows = 3, kPast = 600;
   constexpr int64_t kSplits = (kPast + kRows + kKvBlock * kSplitBlocks - 1) /
                               (kKvBlock * kSplitBlocks);
   constexpr int64_t kBlocks = (kPast + kRows + kKvBlock - 1) / kKvBlock;
-  const int64_t head_bytes = kv_head_bytes(static_cast<KvType>(type), head_dim);
-  const std::string what = "KV type " + std::to_string(type) + ", head_dim " +
-                           std::to_string(head_dim) + ", window " + std::to_string(window);
+  const int64_t head_bytes = kv_head_bytes(static_cast<KvType>(type), shape);
+  const std::string what = "KV type " + std::to_string(type) + ", keys of " +
+                           std::to_string(shape.k_dim) + ", values of " +
+                           std::to_string(shape.v_dim) + (shape.v_in_k ? " in keys" : "") +
+                           ", window " + std::to_string(window);
   std::vector<int32_t> table;
   for (int64_t i = 0; i < kBlocks; ++i) table.push_back(static_cast<int32_t>(i * 7 % kBlocks));
-  const std::vector<float> q = draw(kRows * kHeads * head_dim, 6);
-  const std::vector<float> k = draw((kPast + kRows) * kKvHeads * head_dim, 7);
-  const std::vector<float> v = draw((kPast + kRows) * kKvHeads * head_dim, 8);
+  const std::vector<float> q = draw(kRows * kHeads * shape.k_dim, 6);
+  const std::vector<float> k = draw((kPast + kRows) * kKvHeads * shape.k_dim, 7);
+  const std::vector<float> v = draw((kPast + kRows) * kKvHeads * shape.v_dim, 8);
   const auto kv_bytes = static_cast<size_t>(kBlocks * kKvHeads * head_bytes);
-  const auto out_bytes = static_cast<size_t>(kRows * kHeads * head_dim) * sizeof(float);
+  const auto out_bytes = static_cast<size_t>(kRows * kHeads * shape.v_dim) * sizeof(float);
   const auto partials_bytes =
-      static_cast<size_t>(kRows * kHeads * kSplits * partial_floats(head_dim)) * sizeof(float);
+      static_cast<size_t>(kRows * kHeads * kSplits * partial_floats(shape.v_dim)) * sizeof(float);
   const auto run = [&](const StepKernels& s, Room& kv, Room& out, Room& merged) {
     std::memset(kv.bytes(), 0, kv.size());
     AttentionArgs a{};
     a.q = q.data();
-    a.q_stride = a.out_stride = kHeads * head_dim;
+    a.q_stride = kHeads * shape.k_dim;
+    a.out_stride = kHeads * shape.v_dim;
     a.out = out.floats();
     a.kv = kv.bytes();
     a.block_stride = kKvHeads * head_bytes;
@@ -226,7 +234,7 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     a.table = table.data();
     a.heads = kHeads;
     a.kv_heads = kKvHeads;
-    a.head_dim = head_dim;
+    a.shape = shape;
     a.past = kPast;
     a.window = window;
     a.scale = 0.125f;
@@ -235,12 +243,13 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     for (int64_t p = 0; p < kPast + kRows; ++p) {
       uint8_t* block = kv.bytes() + table[static_cast<size_t>(p / kKvBlock)] * a.block_stride;
       for (int64_t h = 0; h < kKvHeads; ++h) {
-        const int64_t at = (p * kKvHeads + h) * head_dim;
-        kernels.store(k.data() + at, v.data() + at, head_dim, p % kKvBlock,
+        const int64_t head = p * kKvHeads + h;
+        kernels.store(k.data() + head * shape.k_dim,
+                      shape.v_in_k ? nullptr : v.data() + head * shape.v_dim, shape, p % kKvBlock,
                       block + h * head_bytes);
       }
     }
-    Room scratch(static_cast<size_t>(attention_scratch_floats(head_dim)) * sizeof(float));
+    Room scratch(static_cast<size_t>(attention_scratch_floats(shape)) * sizeof(float));
     Room partials(partials_bytes);
     for (int64_t h = 0; h < kKvHeads; ++h) {
       kernels.attend(a, h, 0, kRows, scratch.floats());
@@ -305,9 +314,11 @@ int main(int argc, char** argv) {
     compare_rows(*step_kernels_scalar(), *other_step, n);
   }
   for (int type = 0; type < kKvTypes; ++type) {
-    for (const int64_t head_dim : {16, 24, 64, 80}) {
-      compare_attention(*step_kernels_scalar(), *other_step, type, head_dim, 0, 0);
-      compare_attention(*step_kernels_scalar(), *other_step, type, head_dim, 37, 20);
+    for (const KvShape& shape : {KvShape{16, 16, false}, KvShape{24, 24, false},
+                                 KvShape{64, 64, false}, KvShape{80, 80, false},
+                                 KvShape{24, 40, false}, KvShape{72, 33, true}}) {
+      compare_attention(*step_kernels_scalar(), *other_step, type, shape, 0, 0);
+      compare_attention(*step_kernels_scalar(), *other_step, type, shape, 37, 20);
     }
   }
   std::printf("%lld comparisons, all bits the same\n", static_cast<long long>(g_compared));
