@@ -77,6 +77,10 @@ LOADING_REQUEST = 1 << 20
 """Bytes of the largest read while a model is loaded that stays in memory."""
 
 MAX_TOKENS = 4096
+RESIDENT_TOKENS = 512
+"""Tokens of a sweep at most, and of one over weights that are in memory: more would only take memory
+for activations there."""
+
 LOGIT_ROWS = 64
 
 # Times, in seconds. -----------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class Planner:
         return (self._everything(self._default_context()) // constants.MB + 2) * constants.MB
 
     def _everything(self, context: int) -> int:
-        sizes = self._resident_sizes(context, self._token_choices(context)[-1])
+        sizes = self._resident_sizes(context, self._token_choices(context, resident=True)[-1])
         return memory_shares(self.model, sizes, self._all).total
 
     def _too_small(self, budget: int) -> BudgetTooSmall:
@@ -136,7 +136,7 @@ class Planner:
         return min(candidates, key=lambda c: (_slowness(c.prediction), c.reserved), default=None)
 
     def _candidates(self, budget: int, context: int) -> Iterator[Candidate]:
-        for tokens in self._token_choices(context):
+        for tokens in self._token_choices(context, resident=True):
             sizes = self._resident_sizes(context, tokens)
             if memory_shares(self.model, sizes, self._all).total <= budget:
                 yield self._candidate(sizes, 0, self._loading, self._all)
@@ -197,11 +197,13 @@ class Planner:
         """Tokens of the smallest sweep."""
         return max(self.workload.concurrency, 16)
 
-    def _token_choices(self, context: int) -> list[int]:
+    def _token_choices(self, context: int, *, resident: bool = False) -> list[int]:
         """Tokens of a sweep: doubling, from one for each sequence to all prompts at once, as far
-        as windows of keys have room for so many more."""
+        as windows of keys have room for so many more. Weights that are ``resident`` are used well
+        by fewer."""
         w = self.workload
-        most = max(w.concurrency, min(w.prompt_tokens * w.concurrency, constants.MAX_TOKENS))
+        most = constants.RESIDENT_TOKENS if resident else constants.MAX_TOKENS
+        most = max(w.concurrency, min(w.prompt_tokens * w.concurrency, most))
         choices = [self._fewest_tokens]
         while choices[-1] < most:
             choices.append(min(2 * choices[-1], max(most, 16)))
