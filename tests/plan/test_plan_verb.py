@@ -43,6 +43,20 @@ def test_json_is_the_plan_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert 10**9 in budgets
 
 
+def test_windows_have_their_line_and_their_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", "gemma-3-4b:Q4_K_M", *LAPTOP, "--memory", "4GB", "--context", "32768"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    (line,) = (line for line in out.splitlines() if line.startswith("context"))
+    assert "32768 positions for 1, " in line
+    assert line.endswith("as given; windows save 3.69 GB")
+    assert main([*arguments, "--json"]) == 0
+    plan = from_json(Plan, json.loads(capsys.readouterr().out)["plan"])
+    full, windowed = plan.kv_blocks
+    assert full == 512 > 16 * windowed
+    assert plan.predicted.memory.kv < 1e9
+
+
 def test_a_file_on_this_machine(
     smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from strata.backends.cpu.profile import panel_bytes
 from strata.errors import UsageError
+from strata.kv import window_blocks
 from strata.plan import (
     BudgetTooSmall,
     Limits,
@@ -27,6 +28,7 @@ from strata.plan import (
 )
 from strata.plan.budgets import budget_table
 from strata.plan.planner import Planner, fill, fill_orders
+from strata.sizes import format_size
 from support.described import machine, model
 
 MACHINES = ("laptop", "raspberry_pi", "server")
@@ -188,6 +190,29 @@ def test_kv_of_all_requests_is_bounded_and_has_room_for_one() -> None:
     # A context that nobody asked for is as long as there is room.
     p = plan(m, host, Limits(20 * GB, kv_bytes=20 * block), Workload(concurrency=2))
     assert p.context == 20 * 64
+
+
+def test_windowed_layers_keep_what_they_see() -> None:
+    m, host = model("gemma-3-4b"), machine("laptop")
+    p = plan(m, host, Limits(8 * GB), Workload(context=32768))
+    assert p.context == 32768
+    every, window = p.kv_blocks
+    assert (every, window) == (512, window_blocks(m.groups[1], p.max_tokens))
+    assert p.predicted.memory.kv == m.kv_bytes(p.kv_blocks, "f16") < 1e9
+    # Without windows it would be that of 34 layers, each with keys and values of 4 heads.
+    without = m.kv_bytes((every, every), "f16")
+    assert without == 34 * 2 * 4 * 256 * 2 * 32768
+    assert without == pytest.approx(4.6e9, rel=0.01)
+    (context,) = (c for c in p.choices if c.name == "context")
+    saved = format_size(without - p.predicted.memory.kv)
+    assert context.reason == f"as given; windows save {saved}"
+    # Where a bound shares the blocks out nothing is said, nor where there are no windows.
+    work = Workload(concurrency=4, context=8192)
+    bounded = plan(m, host, Limits(8 * GB, kv_bytes=GB), work)
+    unwindowed = plan(model("llama-3.1-8b"), host, Limits(8 * GB), work)
+    for other in (bounded, unwindowed):
+        (context,) = (c for c in other.choices if c.name == "context")
+        assert context.reason == "as given"
 
 
 def test_a_gate_and_what_it_gates_go_through_the_ring_two_panels_of_each() -> None:

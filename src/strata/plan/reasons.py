@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from strata.kv import pool_blocks
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.plan.memory_model import Sizes
 from strata.plan.outline import Outline
 from strata.plan.plan import Choice, Prediction, Workload
+from strata.program import StateGroup
 from strata.sizes import format_size
 
 
@@ -93,13 +98,41 @@ def _context(model: Outline, workload: Workload, sizes: Sizes, prediction: Predi
     context = sizes.context
     kv = format_size(prediction.memory.kv)
     value = f"{context} positions for {workload.concurrency}, {kv} of {sizes.kv_type} KV"
+    reason = _why_context(model, workload, context)
+    if saved := _saved_by_windows(model, sizes):
+        reason += f"; windows save {format_size(saved)}"
+    return Choice("context", value, reason)
+
+
+def _saved_by_windows(model: Outline, sizes: Sizes) -> int:
+    """Bytes of KV that would be held beside this if windowed layers kept all positions; 0 where
+    it is less than all requests can need, because a bound shares it out."""
+
+    def needed(groups: Sequence[StateGroup]) -> int:
+        blocks = pool_blocks(
+            groups,
+            model.profile.block_nbytes(sizes.kv_type),
+            context=sizes.context,
+            parallel=sizes.parallel,
+            step_rows=sizes.max_tokens,
+        )
+        assert blocks is not None, "nothing bounds it"
+        return model.kv_bytes(blocks, sizes.kv_type)
+
+    held = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
+    if held < needed(model.groups):
+        return 0
+    return needed([replace(group, window=0) for group in model.groups]) - held
+
+
+def _why_context(model: Outline, workload: Workload, context: int) -> str:
     if workload.context is not None:
-        return Choice("context", value, "as given")
+        return "as given"
     if context >= constants.DEFAULT_CONTEXT:
-        return Choice("context", value, "the usual length")
+        return "the usual length"
     if context == model.context:
-        return Choice("context", value, "as much as the model has")
+        return "as much as the model has"
     if context == workload.prompt_tokens + workload.answer_tokens:
-        return Choice("context", value, "a prompt and its answer; more would take from the weights")
+        return "a prompt and its answer; more would take from the weights"
     share = f"{constants.DEFAULT_KV_SHARE:.0%}"
-    return Choice("context", value, f"as much as {share} of the budget holds")
+    return f"as much as {share} of the budget holds"
