@@ -88,7 +88,8 @@ class LLM:
     BudgetTooSmall is raised before loading if even that does not fit. Without it the budget is what
     the machine leaves. A Plan is made for ``workload`` (whose context and concurrency are those
     given here; or a function that makes it with the tokenizer), in any case if ``planned``, else
-    where memory is short; ``plan`` is executed instead of one made here.
+    where memory is short. ``plan`` is executed instead of one made here, as it stands: its budget
+    is held, and its context, threads and all else it has count and not those given here.
 
     ``kv_type`` is how keys and values are kept: ``f16``, ``bf16`` or ``q8_0``. ``kv_bytes`` bounds
     the KV of all requests together, which then wait for each other or give way. The KV of earlier

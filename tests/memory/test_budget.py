@@ -93,7 +93,7 @@ def test_what_the_plan_forgot_is_refused_before_it_is_allocated(smollm2_path: Pa
     data = to_json(plan)
     # As if KV were free: there is no room for so much of it.
     budget = process_memory().total + 250 * 10**6
-    data |= {"context": 8192, "budget": budget, "kv_blocks": 128}
+    data |= {"context": 8192, "budget": budget, "kv_blocks": [128]}
     with pytest.raises(LedgerError, match=r"kv would take 189 MB"):
         LLM(smollm2_path, plan=from_json(Plan, data), memory=budget, context=8192)
 

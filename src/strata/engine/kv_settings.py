@@ -18,6 +18,7 @@ from strata.kv import (
     NoPrefixCache,
     Offload,
     PrefixCache,
+    least_blocks,
     pool_blocks,
 )
 from strata.kv.store import PrefixStore
@@ -67,6 +68,12 @@ def state_blocks(
     groups = model.groups
     sizes = [kv_type.block_nbytes(model.state, group) for group in groups]
     if settings.blocks is not None:
+        least = least_blocks(groups, context=context, step_rows=step_rows)
+        if any(has < n for has, n in zip(settings.blocks, least, strict=True)):
+            raise UsageError(
+                f"KV blocks {settings.blocks} do not hold a context of {context} positions, which "
+                f"takes {least}: give more, or ask for a smaller context"
+            )
         return settings.blocks
     blocks = pool_blocks(
         groups, sizes, context=context, parallel=parallel, step_rows=step_rows,

@@ -56,7 +56,7 @@ def load(
 def _load(
     file: ModelFile, options: LoadOptions, plan: Plan | None, progress: LoadProgress | None
 ) -> Loaded:
-    wanted = options.context
+    wanted = options.context if plan is None else plan.context
     if wanted is None:
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
     model = build_model(file, wanted)

@@ -85,7 +85,8 @@ class LoadOptions:
 class Runtime:
     """A backend made as a Plan has it, and the books of its memory.
 
-    ``limited`` says that a budget was given: then it is held, and the page cache is part of it.
+    ``limited`` says that a budget was given, by itself or in a Plan: then it is held, and the page
+    cache is part of it.
     """
 
     backend: Backend
@@ -166,10 +167,10 @@ def make_runtime(
     if not kind.plans and (plan is not None or options.memory is not None):
         raise UsageError(f"the {kind.name} backend keeps to no memory budget; the cpu backend does")
     machine = None
+    limited = options.memory is not None or plan is not None
     if plan is None and kind.plans and _needs_plan(file, options):
         machine = this_machine(file)
         plan = _make_plan(file, model, machine, options, kind, tokenizer)
-    limited = options.memory is not None
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
         settings = BackendSettings(positions=model.context_length, parallel=options.parallel)
@@ -296,8 +297,16 @@ def _make_plan(
 
 
 def _check_plan(plan: Plan, model: Model) -> None:
+    from strata.plan.plan import FORMAT_VERSION
+
+    if plan.version != FORMAT_VERSION:
+        raise UsageError(
+            f"this plan has format version {plan.version}, and only version {FORMAT_VERSION} is "
+            "known: make it anew"
+        )
     names = [unit.name for segment in model.segments for unit in segment.units]
-    if sorted((*plan.resident, *plan.streamed)) != sorted(names):
+    units = sorted((*plan.resident, *plan.streamed))
+    if units != sorted(names) or len(plan.kv_blocks) != len(model.groups):
         raise UsageError(f"this plan was made for another model: {plan.model}")
 
 

@@ -24,7 +24,7 @@ def pool_blocks(
     """Blocks of each group for ``parallel`` sequences of ``context`` positions, in steps of up to
     ``step_rows`` rows; ``block_nbytes`` is what one takes. Within ``nbytes`` as many as fit beside
     what a single sequence needs, in the same proportion; None if not even that fits."""
-    least = [_least(group, context, step_rows) for group in groups]
+    least = least_blocks(groups, context=context, step_rows=step_rows)
     most = [_most(group, context, parallel, step_rows) for group in groups]
     if nbytes is None:
         return tuple(most)
@@ -36,6 +36,12 @@ def pool_blocks(
         return tuple(most)
     spare, whole = nbytes - needed, wanted - needed
     return tuple(low + (high - low) * spare // whole for low, high in zip(least, most, strict=True))
+
+
+def least_blocks(groups: Sequence[StateGroup], *, context: int, step_rows: int) -> tuple[int, ...]:
+    """Blocks of each group without which not even one sequence of ``context`` positions runs, in
+    steps of up to ``step_rows`` rows."""
+    return tuple(_least(group, context, step_rows) for group in groups)
 
 
 def _least(group: StateGroup, context: int, step_rows: int) -> int:

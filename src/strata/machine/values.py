@@ -30,8 +30,9 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[T], data: Any, where: str = "") -> T:
     """The ``kind`` that ``to_json`` made ``data`` of.
 
-    Fields with a default may be missing. Raises ValueFileError for a field that is missing,
-    unknown, of another type or not finite; ``where`` names the place in messages.
+    Fields with a default may be missing. A field ``version`` says what the others mean: its default
+    is the only one that can be read. Raises ValueFileError for another version, and for a field
+    that is missing, unknown, of another type or not finite; ``where`` names the place in messages.
     """
     return cast(T, _read(kind, data, where or kind.__name__))
 
@@ -73,6 +74,13 @@ def _read_fields(kind: type[Any], data: Any, where: str) -> Any:
     if not isinstance(data, Mapping):
         raise _wrong(where, data, "an object")
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    if "version" in fields and "version" in data:
+        found, known = data["version"], fields["version"].default
+        if found != known:
+            raise ValueFileError(
+                f"{where} has format version {found!r}, and only version {known} is known: "
+                "make it anew"
+            )
     if unknown := sorted(set(data) - set(fields), key=str):
         raise ValueFileError(f"{where}: there is no field {unknown[0]!r}")
     required = (n for n, f in fields.items() if f.default is dataclasses.MISSING)
