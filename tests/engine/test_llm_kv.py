@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from strata import LLM, SamplingParams, UsageError
+from strata.backends.kv_types import KV_TYPES
+from strata.backends.settings import KVTypeName
 
 PROMPT = [40 + i % 3000 for i in range(200)]
 PARAMS = SamplingParams(max_tokens=5, logprobs=1, ignore_eos=True)
@@ -45,3 +48,7 @@ def test_kv_memory_is_bounded(smollm2_path: Path) -> None:
 def test_unknown_kv_types_are_refused(smollm2_path: Path) -> None:
     with pytest.raises(UsageError, match="no KV type 'q4_0' here; there are: f16, bf16, q8_0"):
         LLM(smollm2_path, context=64, kv_type="q4_0")
+
+
+def test_every_kv_type_has_its_name() -> None:
+    assert get_args(KVTypeName) == tuple(kv_type.name for kv_type in KV_TYPES)

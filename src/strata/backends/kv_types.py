@@ -81,6 +81,9 @@ F16 = KVType("f16", 2, 0, _as_f16)
 BF16 = KVType("bf16", 2, 0, _as_bf16)
 Q8_0 = KVType("q8_0", 1, 2, _as_q8_0)
 
+KV_TYPES: tuple[KVType, ...] = (F16, BF16, Q8_0)
+"""Those that every backend has, as csrc/kernels/step_kernels.h numbers them."""
+
 
 def choose_kv_type(name: str | None, types: tuple[KVType, ...]) -> KVType:
     """The one of ``types`` that is asked for, the first of them for None; UsageError if none."""

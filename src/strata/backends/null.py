@@ -17,7 +17,7 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
-from strata.backends.kv_types import BF16, F16, Q8_0, KVType
+from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.profile import ModelProfile
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
@@ -90,7 +90,7 @@ class NullBackend:
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
     name: str = "null"
     plans: bool = False
-    kv_types: tuple[KVType, ...] = (F16, BF16, Q8_0)
+    kv_types: tuple[KVType, ...] = KV_TYPES
     device: str = "none"
     threads: int | None = None
 

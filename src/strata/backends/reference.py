@@ -24,7 +24,7 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
-from strata.backends.kv_types import BF16, F16, F32, Q8_0, KVType
+from strata.backends.kv_types import F32, KV_TYPES, KVType
 from strata.backends.profile import ModelProfile
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
@@ -145,7 +145,7 @@ class ReferenceBackend:
     numerics = "numpy"
     device = "numpy"
     threads = None
-    kv_types = (F32, F16, BF16, Q8_0)
+    kv_types = (F32, *KV_TYPES)
 
     def __init__(self, kv_type: KVType = F32, books: Books | None = None) -> None:
         self._kv_type = kv_type

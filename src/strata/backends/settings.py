@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+KVTypeName = Literal["f16", "bf16", "q8_0"]
+"""How keys and values may be kept; `kv_types.py` has a row for each."""
 
 MAX_TOKENS = 512
 """Tokens of one step: as many rows as activations have memory for."""

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from strata.backends.registry import DEFAULT, backend_names
+from strata.backends.settings import KVTypeName
 from strata.cli.console import progress_bars, remark
 from strata.cli.options import SIZE, threads_option
 from strata.errors import UsageError
@@ -33,7 +34,7 @@ _backend_option = click.option(
 
 _kv_type_option = click.option(
     "--kv-type",
-    type=click.Choice(["f16", "bf16", "q8_0"]),
+    type=click.Choice(get_args(KVTypeName)),
     help="How keys and values are kept (default: f16); q8_0 takes about half.",
 )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from strata.backends.settings import KVTypeName
 from strata.cli.console import print_json, print_table, progress_bars, remark
 from strata.cli.options import (
     SIZE,
@@ -21,7 +22,6 @@ from strata.sizes import format_size
 if TYPE_CHECKING:
     from strata.formats import ModelFile
     from strata.plan import Machine, Plan
-    from strata.plan.plan import KVTypeName
 
 
 @click.command("plan")
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--kv-type",
-    type=click.Choice(("f16", "bf16", "q8_0")),
+    type=click.Choice(get_args(KVTypeName)),
     default="f16",
     show_default=True,
     help="How keys and values are kept.",

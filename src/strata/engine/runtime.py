@@ -27,8 +27,8 @@ from strata.program import Model
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
+    from strata.backends.settings import KVTypeName
     from strata.plan import Machine, Plan, Workload
-    from strata.plan.plan import KVTypeName
     from strata.text import Tokenizer
 
 _SURELY_FITS = 0.4

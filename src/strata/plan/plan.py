@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from strata.backends.settings import KVTypeName
 from strata.machine.machine import ReadMode
 
-KVTypeName = Literal["f16", "bf16", "q8_0"]
 Bound = Literal["disk", "memory", "compute"]
 
 FORMAT_VERSION = 3

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from strata.backends.profile import SweepSize, UnitProfile
+from strata.backends.settings import KVTypeName
 from strata.errors import UsageError
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
@@ -24,7 +25,7 @@ from strata.plan.memory_model import (
     sources,
 )
 from strata.plan.outline import Outline
-from strata.plan.plan import KVTypeName, Limits, Plan, Prediction, Workload
+from strata.plan.plan import Limits, Plan, Prediction, Workload
 from strata.plan.prefill import prefill_budget
 from strata.plan.reasons import explain
 from strata.plan.state_room import StateRoom

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from strata.backends.kv_types import KV_BLOCK
+from strata.backends.settings import KVTypeName
 from strata.errors import UsageError
 from strata.kv import pool_blocks
 from strata.plan.outline import Outline
-from strata.plan.plan import KVTypeName
 from strata.sizes import format_size
 
 

@@ -24,7 +24,6 @@ from strata.backends.base import (
     Step,
 )
 from strata.backends.cpu.profile import (
-    KV_TYPES,
     CpuModelProfile,
     check_axes,
     partials_bytes,
@@ -39,7 +38,7 @@ from strata.backends.cpu.segment import (
     Track,
 )
 from strata.backends.cpu.state import NativeState
-from strata.backends.kv_types import KVType
+from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.errors import UsageError

@@ -11,7 +11,7 @@ from strata.backends.cpu.lower import Lowered, lower
 from strata.backends.cpu.placement import Placement
 from strata.backends.cpu.reading import native_id
 from strata.backends.cpu.tiles import ProductPart, cut, smallest_tile
-from strata.backends.kv_types import BF16, F16, KV_BLOCK, Q8_0, KVType
+from strata.backends.kv_types import KV_BLOCK, KV_TYPES
 from strata.backends.profile import (
     MatrixProfile,
     ModelProfile,
@@ -24,9 +24,6 @@ from strata.backends.weights import WeightError, WeightSource
 from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
 from strata.program.ops import float_operands
 from strata.quant import by_name
-
-KV_TYPES: tuple[KVType, ...] = (F16, BF16, Q8_0)
-"""As csrc/kernels/kernels.h numbers them."""
 
 PANEL = 16
 """Rows of a matrix that are packed together, and the least that is streamed."""
