@@ -55,7 +55,11 @@ EXAMPLES = [
     Example("a pre-tokenizer", r"'deepseek-llm'", 1),
     Example("an endpoint", r"/v1/completions\b", 1, "openai"),
     Example("a tool-call format", r"\bparsers[./]mistral\b", 2, "mistral"),
-    Example("a KV type", r"'q8_0'|\b(KvQ8|KvType::q8_0|Q8_0 = KVType)\b", 6),
+    Example(
+        "a KV type",
+        r"'q8_0'|\bkv_types import .*\bQ8_0\b|\b(KvQ8|KvType::q8_0|Q8_0 = KVType)\b",
+        6,
+    ),
     # The oracle, and the one that only tests have.
     Example(
         "a backend",

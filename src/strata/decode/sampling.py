@@ -75,9 +75,10 @@ class Sampler:
                 f"but the vocabulary ends at {vocab_size - 1}"
             )
         self._constraint = params.grammar.start() if params.grammar else None
-        self._seen = np.zeros(vocab_size if params.penalises else 0, np.bool_)
-        self._counts = np.zeros(vocab_size if params.penalises else 0, np.int32)
-        if params.penalises:
+        self._penalises = params.penalises
+        self._seen = np.zeros(vocab_size if self._penalises else 0, np.bool_)
+        self._counts = np.zeros(vocab_size if self._penalises else 0, np.int32)
+        if self._penalises:
             self._seen[np.asarray(prompt, np.int64)] = True
 
     def choose(self, logits: Logits) -> Sample:
@@ -99,7 +100,7 @@ class Sampler:
         self._chosen += 1
         if self._constraint is not None:
             self._constraint.accept(token)
-        if self.params.penalises:
+        if self._penalises:
             self._seen[token] = True
             self._counts[token] += 1
 
@@ -135,7 +136,7 @@ class Sampler:
 
     def _adjust(self, logits: Logits) -> Logits:
         params = self.params
-        if not params.penalises and not len(self._bias) and self._constraint is None:
+        if not self._penalises and not len(self._bias) and self._constraint is None:
             return logits
         out: Logits = logits.copy()
         out[self._bias_ids] += self._bias

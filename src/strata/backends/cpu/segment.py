@@ -49,7 +49,8 @@ class NativeSegment:
     """A lowered Segment and its packed weights.
 
     The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
-    are written to an array of the caller's. ``track`` are the tiles of streamed weights.
+    are written to an array of the caller's, of width ``external`` (0: there are none). ``track``
+    are the tiles of streamed weights.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class NativeSegment:
         }
         lowered = lower(segment, forms)
         self._external = program.outputs[0] if "logits" in segment.outputs else None
+        self.external = 0 if self._external is None else program.values[self._external].width
         self.hidden = {segment.outputs[0]: HiddenState(program.values[program.outputs[0]].width)}
         if len(program.outputs) != 1 or len(program.inputs) > 1:
             raise ProgramError(f"segment '{segment.name}': one activation in and one out")
@@ -121,12 +123,6 @@ class NativeSegment:
         packed = sum(int(w.nbytes) for w in matrices if isinstance(w, _native.PackedWeight))
         return packed + sum(f.nbytes for f in self._parameters.floats.values())
 
-    @property
-    def external(self) -> int:
-        """Width of the output that goes into an array of the caller's; 0 if there is none."""
-        name = self._external
-        return 0 if name is None else self.segment.program.values[name].width
-
     def attach(self, stream: _native.Stream, number: int) -> None:
         """Take streamed weights from the stream's track ``number``, which is this ``track``."""
         self._native.attach(stream, number)
@@ -154,8 +150,7 @@ class NativeSegment:
         if self._external is None:
             self._native.run(team, isa, arena, native_step, state, self._max_tokens, None)
             return self.hidden
-        width = self.segment.program.values[self._external].width
-        out = np.empty((len(step.logits_indices), width), np.float32)
+        out = np.empty((len(step.logits_indices), self.external), np.float32)
         self._native.run(team, isa, arena, native_step, state, self._max_tokens, out)
         return {self.segment.outputs[0]: out}
 
