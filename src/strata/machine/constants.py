@@ -78,8 +78,8 @@ LOADING_REQUEST = 1 << 20
 
 MAX_TOKENS = 4096
 RESIDENT_TOKENS = 512
-"""Tokens of a sweep at most, and of one over weights that are in memory: more would only take memory
-for activations there."""
+"""Tokens of a sweep at most, and of one over weights that are in memory: more would only take
+memory for activations there."""
 
 LOGIT_ROWS = 64
 
