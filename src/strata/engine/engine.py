@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, islice
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,7 @@ class QueueFull(StrataError):
     """Too many requests wait already; try again later."""
 
 
-@dataclass(frozen=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """What came of an advance: the tokens chosen at its end, or why none could be."""
 
     advance: Advance
@@ -276,7 +275,8 @@ class Engine:
                     if broken:
                         raise
                     error = _as_error(reason)
-                for _ in wanted:
+                # Rows of a draft that nobody looked at, since its request failed.
+                for _ in wanted if advance.draft.tokens else ():
                     pass
             outcomes.append(_Outcome(advance, request, samples, error))
         # The step has run when there is no row left.
@@ -327,9 +327,12 @@ class Engine:
         return deltas
 
     def _count(self, advances: list[Advance]) -> None:
-        logit_rows = sum(a.needs_logits for a in advances)
-        tokens = sum(a.rows for a in advances)
-        attended = sum(a.rows * a.past + a.rows * (a.rows + 1) // 2 for a in advances)
+        logit_rows = tokens = attended = 0
+        for a in advances:
+            rows = a.rows
+            tokens += rows
+            logit_rows += a.needs_logits
+            attended += rows * a.past + rows * (rows + 1) // 2
         self._sweeps += 1
         self._tokens += tokens
         self._last = StepSize(tokens, logit_rows, attended // tokens)
@@ -367,7 +370,7 @@ def _batch(advances: Sequence[Advance]) -> Step:
     """The step of all advances: for each a span of its tokens and of the first chain of its draft,
     and one for each further chain, which branches off another."""
     tokens: list[int] = []
-    positions: list[NDArray[np.int32]] = []
+    positions: list[int] = []
     spans: list[Span] = []
     logits_indices: list[int] = []
 
@@ -375,27 +378,24 @@ def _batch(advances: Sequence[Advance]) -> Step:
         arrays = tuple(np.array(table, np.int32) for table in tables)
         spans.append(Span(len(tokens), len(part), past, arrays, parent))
         tokens.extend(part)
-        positions.append(np.arange(past, past + len(part), dtype=np.int32))
+        positions.extend(range(past, past + len(part)))
 
     for a in advances:
         draft, root = a.draft, len(spans)
-        chains = draft.chains() if draft.tokens else []
-        guessed = [draft.tokens[n] for n in chains[0]] if chains else []
-        add([*a.tokens, *guessed], a.past, a.tables, -1)
-        # Where each token of the draft lies: span and position.
-        place = {
-            n: (root, a.past + len(a.tokens) + i) for i, n in enumerate(chains[0] if chains else ())
-        }
-        place[-1] = (root, a.past + len(a.tokens) - 1)
-        for chain, tables in zip(chains[1:], a.branches, strict=True):
-            parent, before = place[draft.parent(chain[0])]
-            place |= {n: (len(spans), before + 1 + i) for i, n in enumerate(chain)}
-            add([draft.tokens[n] for n in chain], before + 1, tables, parent)
+        first, *others = draft.chains() if draft.tokens else [()]
+        add([*a.tokens, *(draft.tokens[n] for n in first)], a.past, a.tables, -1)
+        if others:
+            # Where each token of the draft lies: span and position.
+            place = {n: (root, a.past + len(a.tokens) + i) for i, n in enumerate((-1, *first), -1)}
+            for chain, tables in zip(others, a.branches, strict=True):
+                parent, before = place[draft.parent(chain[0])]
+                place |= {n: (len(spans), before + 1 + i) for i, n in enumerate(chain)}
+                add([draft.tokens[n] for n in chain], before + 1, tables, parent)
         if a.needs_logits:
             logits_indices += range(len(tokens) - a.needs_logits, len(tokens))
     return Step(
         np.array(tokens, np.int32),
-        np.concatenate(positions),
+        np.array(positions, np.int32),
         tuple(spans),
         np.array(logits_indices, np.int32),
     )

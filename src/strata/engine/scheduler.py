@@ -123,8 +123,10 @@ class Scheduler:
         """The advances of the next step; empty when there is nothing to do. A plan that is not
         committed is made again."""
         for s in self._running.values():
-            self._drop_branches(s)
-        self._admit()
+            if s.branches:
+                self._drop_branches(s)
+        if self._waiting:
+            self._admit()
         self._load()
         planned = []
         for s, rows in self._share_out():
@@ -135,7 +137,7 @@ class Scheduler:
         advances = []
         for s, rows in planned:
             draft = NO_DRAFT
-            if propose is not None and s.missing == 1 and left > 0:
+            if propose is not None and left > 0 and s.missing == 1:
                 draft = self._guess(s, propose, min(left, self._draft_tokens))
                 left -= len(draft.tokens)
             advances.append(self._advance(s, rows, draft))
@@ -152,7 +154,8 @@ class Scheduler:
             # The state behind the last kept row is nowhere: these rows are computed anew.
             rows = 0
         self._manager.commit(s.kv, s.tokens, rows)
-        self._drop_branches(s)
+        if s.branches:
+            self._drop_branches(s)
 
     def _kept(self, s: Scheduled, advance: Advance, chosen: Sequence[int]) -> int:
         """Tokens of a draft that were chosen; the branch on which they lie becomes the
@@ -332,13 +335,15 @@ class Scheduler:
     def _advance(self, s: Scheduled, rows: int, draft: Draft) -> Advance:
         past = s.kv.length
         needs_logits = 1 + len(draft.tokens) if rows == s.missing else 0
-        tables = tuple(list(table) for table in s.kv.tables)
+        tables = tuple([list(table) for table in s.kv.tables])
         branches = tuple(
-            tuple(
-                table[: branch.first] + own
-                for table, own in zip(tables, branch.tables, strict=True)
-            )
-            for branch in s.branches
+            [
+                tuple(
+                    table[: branch.first] + own
+                    for table, own in zip(tables, branch.tables, strict=True)
+                )
+                for branch in s.branches
+            ]
         )
         tokens = tuple(s.tokens[past : past + rows])
         return Advance(s.id, past, tokens, needs_logits, tables, s.cached, draft, branches)

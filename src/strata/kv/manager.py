@@ -193,33 +193,35 @@ class KVCacheManager:
         """Blocks of its own for ``rows`` positions more; False, and nothing done, if there are too
         few."""
         wanted, copied = [], []
-        for number, (group, table) in enumerate(zip(self.groups, kv.tables, strict=True)):
-            if group.recurrent:
+        at = kv.length // KV_BLOCK
+        end = blocks_for(kv.length + rows)
+        for number, table in enumerate(kv.tables):
+            if number == self._recurrent:
                 wanted.append(int(table[1] == NO_BLOCK))
                 copied.append(False)
                 continue
-            last = kv.length // KV_BLOCK
-            shared = last < len(table) and self.pools[number].references(table[last]) > 1
-            wanted.append(max(0, blocks_for(kv.length + rows) - len(table)) + shared)
+            shared = at < len(table) and self.pools[number].references(table[at]) > 1
+            wanted.append(max(0, end - len(table)) + shared)
             copied.append(shared)
+        if not any(wanted):
+            # Nearly every token of an answer.
+            return True
         taken = self._take_all(wanted)
         if taken is None:
             return False
         try:
             for number, blocks in enumerate(taken):
                 if copied[number]:
-                    source = kv.tables[number][kv.length // KV_BLOCK]
-                    self._state.copy(number, source, blocks[0])
+                    self._state.copy(number, kv.tables[number][at], blocks[0])
         except BaseException:
             self._release_all(taken)
             raise
-        for number, (group, blocks) in enumerate(zip(self.groups, taken, strict=True)):
+        for number, blocks in enumerate(taken):
             table = kv.tables[number]
             if copied[number]:
-                last = kv.length // KV_BLOCK
-                self.pools[number].release([table[last]])
-                table[last] = blocks.pop(0)
-            if group.recurrent:
+                self.pools[number].release([table[at]])
+                table[at] = blocks.pop(0)
+            if number == self._recurrent:
                 table[1:] = blocks or table[1:]
             else:
                 table += blocks
@@ -235,7 +237,7 @@ class KVCacheManager:
         kv.length += rows
         if self._recurrent is not None:
             self._turn(kv.tables[self._recurrent], self._recurrent)
-        if known:
+        if known and len(kv.nodes) < kv.length // KV_BLOCK:
             self._remember(kv, tokens)
         for number, group in enumerate(self.groups):
             if group.window:
