@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from strata.backends.base import KV_BLOCK
 from strata.decode import Draft
 from strata.engine.scheduler import Advance, Scheduler
@@ -252,6 +254,26 @@ def test_without_the_prefix_cache_everybody_computes() -> None:
     for id in range(2):
         s.add(id, prompt(100))
     assert step(s) == [(0, 0, 100, 1), (1, 0, 100, 1)]
+
+
+def test_an_interrupt_while_somebody_is_admitted_leaves_it_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    s = scheduler(token_budget=500, known=True)
+    s.add(0, prompt(200))
+    step(s)
+    s.add(1, prompt(150))
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(KVCacheManager, "loadable", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            s.plan()
+    s.check_integrity()
+    assert (s.running, s.waiting) == (1, 1)
+    assert step(s)[1] == (1, 149, 1, 1)
 
 
 def guess(*tokens: int, parents: tuple[int, ...] | None = None) -> Draft:

@@ -253,3 +253,61 @@ def test_every_group_comes_back_or_none(tmp_path: Path) -> None:
             assert int(memory.data[2, slot, 0]) == 109
         manager.release(kv)
         k.close()
+
+
+def test_an_interrupt_while_loading_leaves_a_sequence_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [i % 97 for i in range(10 * KV_BLOCK + 5)]
+    manager, k, _ = several(tmp_path)
+    kv = manager.match_prefix(tokens)
+    while kv.length < len(tokens):
+        rows = min(512, len(tokens) - kv.length, manager.step_limit(kv, len(tokens)))
+        assert manager.reserve(kv, rows)
+        manager.commit(kv, tokens, rows)
+    manager.save(kv, tokens)
+    k.close()
+
+    def interrupted(tokens: Sequence[int], run: Run) -> int:
+        if run.group == broken:
+            raise KeyboardInterrupt
+        return load(tokens, run)
+
+    for broken in range(3):
+        manager, k, _ = several(tmp_path)
+        load = k.load
+        monkeypatch.setattr(k, "load", interrupted)
+        kv = manager.match_prefix(tokens)
+        end = manager.loadable(kv, tokens)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                manager.load(kv, tokens, end, end)
+            manager.check_integrity([kv.tables])
+            assert manager.held(kv)[:2] == [0, 0]
+        monkeypatch.setattr(k, "load", load)
+        assert manager.load(kv, tokens, end, end)
+        assert (kv.length, manager.held(kv)) == (10 * KV_BLOCK, [10, 2, 1])
+        manager.release(kv)
+        k.close()
+
+
+def test_an_interrupt_while_blocks_are_taken_takes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, k, _ = several(tmp_path, blocks=4)
+    taken = manager.take(1, 4)
+    assert taken is not None
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    kv = manager.new()
+    with monkeypatch.context() as m:
+        m.setattr(k, "give_back", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            manager.reserve(kv, 70)
+    manager.pools[1].release(taken)
+    manager.check_integrity([kv.tables])
+    assert manager.reserve(kv, 70)
+    manager.check_integrity([kv.tables])
+    k.close()

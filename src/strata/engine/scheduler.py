@@ -227,21 +227,29 @@ class Scheduler:
     def _has_room(self, s: Scheduled) -> bool:
         """Give a sequence the state that is known, if there is room for all of its tokens."""
         kv = self._known(s)
+        admitted = False
+        try:
+            if self._running and not self._fits(kv, len(s.tokens)):
+                return False
+            # Looks at a disk, and may be interrupted there.
+            end = self._manager.loadable(kv, s.tokens)
+            admitted = True
+        finally:
+            if not admitted:
+                self._manager.release(kv)
+        s.kv = kv
+        s.cached = kv.length
+        s.load_end = end if end > kv.length // self._manager.block else 0
+        return True
+
+    def _fits(self, kv: SequenceState, length: int) -> bool:
+        """Whether there are blocks for ``length`` positions beside what runs."""
         # One block more than needed, or the first token of an answer would push somebody out.
-        missing = self._missing_blocks(kv, len(s.tokens) + self._manager.block)
+        missing = self._missing_blocks(kv, length + self._manager.block)
         for r in self._running.values():
             more = self._missing_blocks(r.kv, len(r.tokens))
             missing = [a + b for a, b in zip(missing, more, strict=True)]
-        if self._running and any(
-            more > there for more, there in zip(missing, self._manager.available(), strict=True)
-        ):
-            self._manager.release(kv)
-            return False
-        s.kv = kv
-        s.cached = kv.length
-        end = self._manager.loadable(kv, s.tokens)
-        s.load_end = end if end > kv.length // self._manager.block else 0
-        return True
+        return all(a <= b for a, b in zip(missing, self._manager.available(), strict=True))
 
     def _missing_blocks(self, kv: SequenceState, length: int) -> list[int]:
         """Blocks of each group that a sequence lacks to come to ``length`` positions."""

@@ -405,31 +405,45 @@ class KVCacheManager:
         return loaded
 
     def _finish_loading(self, kv: SequenceState, tokens: Sequence[int], end: int) -> None:
-        before, complete = self._full(kv), True
+        complete = False
+        try:
+            if end > self._full(kv):
+                complete = self._load_others(kv, tokens, end)
+        finally:
+            kv.loaded = 0
+            if not complete:
+                self._give_back_ahead(kv)
+        if complete:
+            self.commit(kv, tokens, end * KV_BLOCK - kv.length)
+
+    def _load_others(self, kv: SequenceState, tokens: Sequence[int], end: int) -> bool:
+        """Load what going on behind block ``end`` needs of windows and recurrent state; whether
+        all of it came."""
+        before = self._full(kv)
         for number, group in enumerate(self.groups):
-            if not complete or end == before:
-                break
+            table = kv.tables[number]
             if group.recurrent:
-                table = kv.tables[number]
-                spare = self.take(number, 1) if table[1] == NO_BLOCK else [table[1]]
-                complete = spare is not None
-                if spare is not None:
+                if table[1] == NO_BLOCK:
+                    spare = self.take(number, 1)
+                    if spare is None:
+                        return False
                     table[1] = spare[0]
-                    complete = self._offload.load(tokens, Run(number, end - 1, (spare[0],))) == 1
+                if self._offload.load(tokens, Run(number, end - 1, (table[1],))) < 1:
+                    return False
             elif group.window:
                 first = max(before, group.first_seen(end * KV_BLOCK) // KV_BLOCK)
-                kv.tables[number] += [NO_BLOCK] * (first - before)
-                run = Run(number, first, ())
-                complete = self._load(kv, tokens, run, end - first) == end - first
-        kv.loaded = 0
-        if complete and end > before:
-            self.commit(kv, tokens, end * KV_BLOCK - kv.length)
-            return
+                table += [NO_BLOCK] * (first - before)
+                if self._load(kv, tokens, Run(number, first, ()), end - first) < end - first:
+                    return False
+        return True
+
+    def _give_back_ahead(self, kv: SequenceState) -> None:
+        """Let go of the blocks beyond ``length``, which ends with a block."""
+        before = self._full(kv)
         for number, group in enumerate(self.groups):
             if not group.recurrent:
                 table = kv.tables[number]
-                beyond = [block for block in table[before:] if block != NO_BLOCK]
-                self.pools[number].release(beyond)
+                self.pools[number].release([b for b in table[before:] if b != NO_BLOCK])
                 del table[before:]
 
     # Blocks. ------------------------------------------------------------------------------------
@@ -447,13 +461,19 @@ class KVCacheManager:
     def _take_all(self, counts: Sequence[int]) -> list[list[int]] | None:
         """So many blocks of each group, or none of any."""
         taken: list[list[int]] = []
-        for group, count in enumerate(counts):
-            blocks = self.take(group, count)
-            if blocks is None:
+        complete = False
+        try:
+            for group, count in enumerate(counts):
+                # May wait for a disk, and be interrupted there.
+                blocks = self.take(group, count)
+                if blocks is None:
+                    return None
+                taken.append(blocks)
+            complete = True
+            return taken
+        finally:
+            if not complete:
                 self._release_all(taken)
-                return None
-            taken.append(blocks)
-        return taken
 
     def _release_all(self, blocks: Sequence[Sequence[int]]) -> None:
         for pool, released in zip(self.pools, blocks, strict=False):
