@@ -256,6 +256,20 @@ def test_without_the_prefix_cache_everybody_computes() -> None:
     assert step(s) == [(0, 0, 100, 1), (1, 0, 100, 1)]
 
 
+def test_who_waits_for_recurrent_state_finds_it() -> None:
+    groups = (StateGroup((0,)), StateGroup((1,), recurrent=True))
+    s = scheduler(blocks=60, token_budget=400, known=True, groups=groups)
+    s.add(0, prompt(900))
+    s.add(1, [*prompt(700), *[3] * 50])
+    s.add(2, [*prompt(500), *[3] * 50])
+    # There will be states at 512 and 896 positions: for one it is worth waiting, for one not.
+    waited = {}
+    for number in range(8):
+        for id, past, *_ in step(s):
+            waited.setdefault(id, (number, past))
+    assert waited == {0: (0, 0), 1: (4, 512), 2: (0, 0)}
+
+
 def test_an_interrupt_while_somebody_is_admitted_leaves_it_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

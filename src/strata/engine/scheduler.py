@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from strata.decode import NO_DRAFT, Draft
 from strata.kv import BlockTable, Branch, KVCacheManager, SequenceState
 
+_COMPARED = 64
+"""Tokens compared at once."""
+
 Propose = Callable[[int, int], Draft]
 """``propose(id, most)``: up to ``most`` tokens that may follow those of a sequence."""
 
@@ -29,7 +32,7 @@ class Scheduled:
 
     ``cached`` positions were not computed but found when it was admitted; blocks up to number
     ``load_end`` are being loaded, where that is not 0. ``branches`` are those of the draft that is
-    being verified.
+    being verified. ``common`` says how many positions were found to be those of others, by id.
     """
 
     id: int
@@ -38,6 +41,7 @@ class Scheduled:
     cached: int = 0
     load_end: int = 0
     branches: list[Branch] = field(default_factory=list)
+    common: dict[int, int] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
@@ -210,19 +214,26 @@ class Scheduler:
         """Whether a running sequence is about to compute a block or more of what this one needs."""
         for r in self._running.values():
             common = self._common(s, r)
-            if r.kv.length < common and self._manager.saves(r.kv.length, common):
+            if self._manager.saves(r.kv.length, len(r.tokens), common):
                 return True
         return False
 
     def _common(self, s: Scheduled, r: Scheduled) -> int:
         """Positions that two sequences have in common, without the last token of ``s``."""
-        if not self._manager.shares or s.tokens[0] != r.tokens[0]:
+        if not self._manager.shares:
             return 0
         most = min(len(s.tokens) - 1, len(r.tokens))
-        if s.tokens[:most] == r.tokens[:most]:
-            return most
-        pairs = zip(s.tokens[:most], r.tokens, strict=False)
-        return next(n for n, (mine, other) in enumerate(pairs) if mine != other)
+        # Goes on where it was left: asked in every step while ``s`` waits.
+        at = r.common.get(s.id, 0)
+        while at < most:
+            mine = s.tokens[at : min(at + _COMPARED, most)]
+            other = r.tokens[at : at + len(mine)]
+            if mine != other:
+                at += next(n for n, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
+                break
+            at += len(mine)
+        r.common[s.id] = at
+        return at
 
     def _has_room(self, s: Scheduled) -> bool:
         """Give a sequence the state that is known, if there is room for all of its tokens."""

@@ -69,11 +69,13 @@ class KVCacheManager:
         """Whether sequences find what others computed."""
         return self._index.finds
 
-    def saves(self, length: int, common: int) -> bool:
-        """Whether waiting until a sequence that has ``length`` positions has ``common`` saves
-        computing a block or more of them."""
+    def saves(self, length: int, total: int, common: int) -> bool:
+        """Whether a sequence that has ``length`` positions and goes on to ``total`` will leave a
+        block or more of the first ``common`` to be found that are not there yet."""
         if self.recurrent:
-            common = common // KV_BLOCK * KV_BLOCK
+            # Only where a step ends is there a state to go on from.
+            last = (total - 1) // KV_BLOCK * KV_BLOCK
+            common = last if last <= common else common // self._snapshot_rows * self._snapshot_rows
         return common - length >= KV_BLOCK
 
     # What there is. -----------------------------------------------------------------------------
