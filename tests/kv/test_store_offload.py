@@ -255,8 +255,9 @@ def test_every_group_comes_back_or_none(tmp_path: Path) -> None:
         k.close()
 
 
+@pytest.mark.parametrize("broken", range(3))
 def test_an_interrupt_while_loading_leaves_a_sequence_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
     tokens = [i % 97 for i in range(10 * KV_BLOCK + 5)]
     manager, k, _ = several(tmp_path)
@@ -273,22 +274,21 @@ def test_an_interrupt_while_loading_leaves_a_sequence_as_it_was(
             raise KeyboardInterrupt
         return load(tokens, run)
 
-    for broken in range(3):
-        manager, k, _ = several(tmp_path)
-        load = k.load
-        monkeypatch.setattr(k, "load", interrupted)
-        kv = manager.match_prefix(tokens)
-        end = manager.loadable(kv, tokens)
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                manager.load(kv, tokens, end, end)
-            manager.check_integrity([kv.tables])
-            assert manager.held(kv)[:2] == [0, 0]
-        monkeypatch.setattr(k, "load", load)
-        assert manager.load(kv, tokens, end, end)
-        assert (kv.length, manager.held(kv)) == (10 * KV_BLOCK, [10, 2, 1])
-        manager.release(kv)
-        k.close()
+    manager, k, _ = several(tmp_path)
+    load = k.load
+    monkeypatch.setattr(k, "load", interrupted)
+    kv = manager.match_prefix(tokens)
+    end = manager.loadable(kv, tokens)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            manager.load(kv, tokens, end, end)
+        manager.check_integrity([kv.tables])
+        assert manager.held(kv)[:2] == [0, 0]
+    monkeypatch.setattr(k, "load", load)
+    assert manager.load(kv, tokens, end, end)
+    assert (kv.length, manager.held(kv)) == (10 * KV_BLOCK, [10, 2, 1])
+    manager.release(kv)
+    k.close()
 
 
 def test_an_interrupt_while_blocks_are_taken_takes_none(

@@ -30,6 +30,10 @@ class BlockPool:
         """How many times a block is held."""
         return self._references[block]
 
+    def held_once(self, blocks: Iterable[int]) -> int:
+        """How many of ``blocks`` nobody holds but one."""
+        return [self._references[block] for block in blocks].count(1)
+
     def allocate(self, count: int) -> list[int]:
         """``count`` free blocks, held once; PoolError, and nothing taken, if there are fewer."""
         if count > len(self._free):

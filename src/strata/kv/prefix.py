@@ -145,8 +145,8 @@ class PrefixCache:
         self._ids = count(ROOT + 1)
         self._found: dict[tuple[int, bytes], int] = {}
         self._nodes: dict[int, _Node] = {}
-        # Of each group the nodes that hold a block of it, the longest unused first.
-        self._order: list[OrderedDict[int, None]] = [OrderedDict() for _ in self._groups]
+        # Of each group the nodes that hold a block of it and that block, the longest unused first.
+        self._order: list[OrderedDict[int, int]] = [OrderedDict() for _ in self._groups]
 
     def match(self, tokens: Sequence[int], most: int) -> Match:
         """See PrefixIndex."""
@@ -233,7 +233,7 @@ class PrefixCache:
     def _hold(self, node: int, group: int, block: int) -> None:
         self._pools[group].share([block])
         self._nodes[node].blocks[group] = block
-        self._order[group][node] = None
+        self._order[group][node] = block
 
     def pin(self, node: int) -> None:
         """See PrefixIndex."""
@@ -257,13 +257,11 @@ class PrefixCache:
     def evict(self, group: int, count: int) -> int:
         """See PrefixIndex."""
         pool, order = self._pools[group], self._order[group]
-        unused = (n for n in order if pool.references(self._nodes[n].blocks[group]) == 1)
+        unused = (node for node, block in order.items() if pool.references(block) == 1)
         chosen = [node for _, node in zip(range(count), unused, strict=False)]
         for number in chosen:
-            node = self._nodes[number]
-            pool.release([node.blocks[group]])
-            node.blocks[group] = NO_BLOCK
-            del order[number]
+            self._nodes[number].blocks[group] = NO_BLOCK
+            pool.release([order.pop(number)])
             self._prune(number)
         return len(chosen)
 
@@ -280,13 +278,14 @@ class PrefixCache:
 
     def evictable(self, group: int, others: Mapping[int, int] | None = None) -> int:
         """See PrefixIndex."""
-        held, references = others or {}, self._pools[group].references
-        blocks = self.blocks(group)
-        return sum(references(block) == 1 + held.get(block, 0) for block in blocks)
+        pool, blocks = self._pools[group], self._order[group].values()
+        if not others:
+            return pool.held_once(blocks)
+        return sum(pool.references(block) == 1 + others.get(block, 0) for block in blocks)
 
     def blocks(self, group: int) -> list[int]:
         """See PrefixIndex."""
-        return [self._nodes[node].blocks[group] for node in self._order[group]]
+        return list(self._order[group].values())
 
 
 def _packed(tokens: Sequence[int]) -> bytes:
