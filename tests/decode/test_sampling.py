@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strata.decode import LogitsError, Sampler, SamplingParams, log_softmax, sampling
+from strata.decode import Draft, LogitsError, Sampler, SamplingParams, log_softmax, sampling
 from strata.errors import UsageError
 
 Floats = NDArray[np.float32]
@@ -311,3 +311,14 @@ def test_a_share_finds_its_weight() -> None:
         at = sampling._invert(weights, u)
         assert weights[at] > 0
         assert cumulative[at - 1] - 1e-9 <= u * cumulative[-1] <= cumulative[at] + 1e-9
+
+
+def test_logits_behind_the_end_of_an_answer_do_not_break_it() -> None:
+    """A draft may go on where its answer ends: what is damaged there concerns nobody."""
+    good, damaged = np.zeros(8, np.float32), np.full(8, np.nan, np.float32)
+    good[3] = 1
+    sampler = Sampler(SamplingParams(temperature=0), [1], 8)
+    (sample,) = sampler.verify(iter([good, damaged]), Draft((3,)))
+    assert sample.token == 3
+    with pytest.raises(LogitsError):
+        sampler.verify(iter([damaged, good]), Draft((3,)))

@@ -121,8 +121,14 @@ class Sampler:
             row = next(rows)
             if number != at:
                 continue
-            samples.append(trial.choose(row))
-            trial.accept(samples[-1].token)
+            try:
+                samples.append(trial.choose(row))
+                trial.accept(samples[-1].token)
+            except Exception:
+                # The answer may end before this token; if not, it fails without a draft too.
+                if not samples:
+                    raise
+                break
             # What follows comes later, since parents come first.
             at = children.get((at, samples[-1].token), len(draft.tokens))
         return samples
