@@ -274,6 +274,22 @@ def test_a_window_holds_no_more_than_it_sees_and_a_step() -> None:
     assert m.held(kv)[0] == blocks_for(2000)
 
 
+@pytest.mark.parametrize("window", [1, 20, 65, 150])
+def test_a_sequence_can_be_shared_up_to_its_last_token_and_its_last_full_block(window: int) -> None:
+    m, contents = manager((FULL, StateGroup((1,), window)))
+    kv, tokens = m.new(), list(range(400))
+    while kv.length < len(tokens):
+        assert m.reserve(kv, 1)
+        compute(contents, m.groups, kv.tables, tokens, kv.length, kv.length + 1)
+        m.commit(kv, tokens, 1)
+        for length in (kv.length, kv.length - 1, kv.length // KV_BLOCK * KV_BLOCK):
+            assert m.can_share(kv, length)
+        other = m.fork(kv, kv.length - 1)
+        assert other.length == kv.length - 1
+        check(contents, m.groups, other, tokens)
+        m.release(other)
+
+
 def test_the_window_at_the_end_of_a_prefix_is_forgotten_last() -> None:
     groups = (FULL, SMALL)
     m, contents = manager(groups)
