@@ -300,7 +300,7 @@ def test_a_draft_is_kept_as_far_as_it_was_chosen() -> None:
     commit(s, s.plan(), 50)
     for chosen, kept in (([51, 52, 53], 2), ([60], 0), ([51, 52, 53, 54, 55], 4)):
         past = s.computed(1)
-        (a,) = s.plan(lambda id, most: guess(51, 52, 53, 54))
+        (a,) = s.plan(lambda id, tokens, most: guess(51, 52, 53, 54))
         assert (a.past, a.rows, a.needs_logits) == (past, 5, 5)
         s.commit(a, chosen)
         s.check_integrity()
@@ -315,7 +315,7 @@ def test_a_branch_that_was_chosen_becomes_the_sequence() -> None:
     commit(s, s.plan(), 50)
     # 51 52 53 and 51 62 63, across the edge of a block
     tree = guess(51, 52, 62, 53, 63, parents=(-1, 0, 0, 1, 2))
-    (a,) = s.plan(lambda id, most: tree)
+    (a,) = s.plan(lambda id, tokens, most: tree)
     assert a.draft.tokens == (51, 52, 53, 62, 63)
     assert a.draft.chains() == [(0, 1, 2), (3, 4)]
     (branch,) = a.branches
@@ -336,7 +336,7 @@ def test_a_draft_pushes_nobody_out_and_shrinks() -> None:
     while s.computed(1) < 2 * KV_BLOCK - 1:
         step(s)
     tree = guess(51, 61, parents=(-1, -1))
-    plan = s.plan(lambda id, most: tree)
+    plan = s.plan(lambda id, tokens, most: tree)
     assert [a.draft.tokens for a in plan] == [(), ()]
     assert s.preemptions == 0
 
@@ -346,12 +346,16 @@ def test_a_plan_with_drafts_that_is_not_committed_holds_nothing() -> None:
     s.add(1, prompt(10))
     commit(s, s.plan())
     tree = guess(51, 61, parents=(-1, -1))
-    first = s.plan(lambda id, most: tree)
+    first = s.plan(lambda id, tokens, most: tree)
     assert len(first[0].branches) == 1
     s.check_integrity()
+    s.commit(first[0], [9])
+    # What was not chosen is given back at once, not with the next plan.
+    assert s._manager.unused() == [7]
+    s.plan(lambda id, tokens, most: tree)
     assert s.plan()[0].branches == ()
     s.check_integrity()
-    s.plan(lambda id, most: tree)
+    s.plan(lambda id, tokens, most: tree)
     s.remove(1)
     s.check_integrity()
 
@@ -363,7 +367,7 @@ def test_drafts_share_what_the_step_has_left() -> None:
     commit(s, s.plan())
     asked: list[int] = []
 
-    def propose(id: int, most: int) -> Draft:
+    def propose(id: int, tokens: Sequence[int], most: int) -> Draft:
         asked.append(most)
         return Draft((1,) * 20)
 
@@ -389,16 +393,16 @@ def test_recurrent_state_is_computed_again_behind_what_was_kept() -> None:
     s = scheduler(blocks=8, draft_tokens=4, groups=groups)
     s.add(1, prompt(10))
     commit(s, s.plan(), 50)
-    (a,) = s.plan(lambda id, most: guess(51, 52, 53, parents=(-1, 0, -1)))
+    (a,) = s.plan(lambda id, tokens, most: guess(51, 52, 53, parents=(-1, 0, -1)))
     assert a.draft.tokens == (51, 52)
     source, target = a.tables[1]
     assert source != target
     s.commit(a, [51, 60])
-    (a,) = s.plan(lambda id, most: guess(1))
+    (a,) = s.plan(lambda id, tokens, most: guess(1))
     assert (a.past, a.tokens, a.draft.tokens) == (10, (50, 51, 60), ())
     assert a.tables[1][0] == source
     s.commit(a, [61])
-    (a,) = s.plan(lambda id, most: guess(62))
+    (a,) = s.plan(lambda id, tokens, most: guess(62))
     s.commit(a, [62, 63])
     assert s.computed(1) == 15
     s.check_integrity()

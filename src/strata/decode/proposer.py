@@ -85,4 +85,5 @@ class Proposer(Protocol):
     """Guesses how requests go on. Called between steps, in the engine's thread."""
 
     def propose(self, tokens: Sequence[int], most: int) -> Draft:
-        """Up to ``most`` tokens that may follow ``tokens``, prompt and answer so far."""
+        """Up to ``most`` tokens that may follow ``tokens``, prompt and answer so far, which are not
+        to be changed."""

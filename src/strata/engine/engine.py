@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import Span, Step
-from strata.decode import Draft, Proposer, Sample, Sampler, SamplingParams, StopChecker, TextStream
+from strata.decode import (
+    NO_DRAFT,
+    Draft,
+    Proposer,
+    Sample,
+    Sampler,
+    SamplingParams,
+    StopChecker,
+    TextStream,
+)
 from strata.engine.kv_settings import KVSettings, make_memory
 from strata.engine.request import Delta, Request
 from strata.engine.runner import Runner
@@ -246,15 +255,11 @@ class Engine:
                 self.cancel(outcome.request)
             raise
 
-    def _propose(self, id: int, most: int) -> Draft:
+    def _propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
         """Guesses for a request, no more than its answer may have beside the next token."""
         assert self._proposer is not None
-        request = self._requests[id]
-        most = min(most, request.stop_checker.left - 1)
-        if most < 1:
-            return Draft()
-        tokens = [*request.prompt, *(sample.token for sample in request.output)]
-        return self._proposer.propose(tokens, most)
+        most = min(most, self._requests[id].stop_checker.left - 1)
+        return self._proposer.propose(tokens, most) if most > 0 else NO_DRAFT
 
     def _run(self, advances: list[Advance]) -> list[_Outcome]:
         """What comes of the advances. Changes no request but for when it started."""
@@ -280,7 +285,8 @@ class Engine:
                     pass
             outcomes.append(_Outcome(advance, request, samples, error))
         # The step has run when there is no row left.
-        assert next(rows, None) is None
+        more = next(rows, None)
+        assert more is None
         for outcome in outcomes:
             self._start(outcome.request, now, outcome.advance.cached)
         self._count(advances)

@@ -22,8 +22,8 @@ from strata.kv import BlockTable, Branch, KVCacheManager, SequenceState
 _COMPARED = 64
 """Tokens compared at once."""
 
-Propose = Callable[[int, int], Draft]
-"""``propose(id, most)``: up to ``most`` tokens that may follow those of a sequence."""
+Propose = Callable[[int, Sequence[int], int], Draft]
+"""``propose(id, tokens, most)``: up to ``most`` tokens that may follow those of a sequence."""
 
 
 @dataclass
@@ -312,7 +312,7 @@ class Scheduler:
 
     def _guess(self, s: Scheduled, propose: Propose, most: int) -> Draft:
         """A draft for which there is room without anybody giving way; a part of it, or none."""
-        draft = propose(s.id, most).first(most).in_chains
+        draft = propose(s.id, s.tokens, most).first(most).in_chains
         if self._manager.recurrent:
             draft = draft.chain
         chains = draft.chains()
