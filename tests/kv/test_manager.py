@@ -109,10 +109,10 @@ class ManagerMachine(RuleBasedStateMachine):
     def begin(self, groups: tuple[StateGroup, ...], finds: bool) -> None:
         self.groups = groups
         self.pools = [BlockPool(BLOCKS) for _ in groups]
-        index: PrefixIndex = PrefixCache(groups, self.pools) if finds else NoPrefixCache()
+        self.index = PrefixCache(groups, self.pools) if finds else NoPrefixCache()
         self.contents = Contents(groups)
         self.manager = KVCacheManager(
-            groups, self.pools, index, self.contents, step_rows=STEP, snapshot_rows=128
+            groups, self.pools, self.index, self.contents, step_rows=STEP, snapshot_rows=128
         )
         self.running: list[Running] = []
 
@@ -218,6 +218,10 @@ class ManagerMachine(RuleBasedStateMachine):
         if hasattr(self, "running"):
             self.manager.forget()
             assert [pool.free for pool in self.pools] == [BLOCKS] * len(self.pools)
+            if isinstance(self.index, PrefixCache):
+                # A node that stays would be memory lost with every prompt.
+                assert not self.index._nodes
+                assert not self.index._found
 
 
 TestManager = ManagerMachine.TestCase
@@ -256,6 +260,33 @@ def test_a_prefix_is_found_again_across_all_groups(groups: tuple[StateGroup, ...
         most = blocks_for(group.window) + 1 if group.window else 1000 // KV_BLOCK
         assert held <= (1 if group.recurrent else most)
     m.release(kv)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("groups", KINDS, ids=str)
+def test_a_fork_outlives_its_origin_and_leaves_nothing(
+    groups: tuple[StateGroup, ...], first: int
+) -> None:
+    m, contents = manager(groups)
+    tokens = list(range(6 * KV_BLOCK))
+    kv = run(m, contents, tokens)
+    both = [kv, m.fork(kv)]
+    m.release(both.pop(first))
+    m.forget()
+    (left,) = both
+    longer = [*tokens, *[7] * 200]
+    while left.length < len(longer):
+        rows = min(STEP, len(longer) - left.length, m.step_limit(left, len(longer)))
+        assert m.reserve(left, rows)
+        compute(contents, groups, left.tables, longer, left.length, left.length + rows)
+        m.commit(left, longer, rows)
+        m.forget()
+        check(contents, groups, left, longer)
+    m.release(left)
+    m.forget()
+    assert [pool.free for pool in m.pools] == [40] * len(groups)
+    assert isinstance(m._index, PrefixCache)
+    assert not m._index._nodes
 
 
 def test_a_window_holds_no_more_than_it_sees_and_a_step() -> None:
