@@ -23,6 +23,7 @@ from strata.engine import Engine, KVSettings, Runner
 from strata.errors import UsageError
 from strata.formats import open_model
 from strata.models import build_model
+from support.fake_model import fake_engine
 from support.hybrid_model import STATE, hybrid_model
 from support.proposers import Oracle
 
@@ -221,3 +222,22 @@ def test_drafts_that_make_no_sense_are_refused() -> None:
     for tokens, parents in (((1, 2), (0, -1)), ((1, 2), (-1,)), ((1, 1), (-1, -1)), ((1,), (-2,))):
         with pytest.raises(UsageError, match="draft"):
             Draft(tokens, parents)
+
+
+def test_no_more_is_guessed_than_an_answer_may_have() -> None:
+    """Guesses behind its last token would want blocks behind the context."""
+    asked: list[int] = []
+
+    class Asked:
+        def propose(self, tokens: Sequence[int], most: int) -> Draft:
+            asked.append(most)
+            assert len(tokens) + most < 128
+            return Draft((0,) * most)
+
+    engine = fake_engine(context=128, proposer=Asked(), draft_tokens=4)
+    engine.submit([1] * 120, SamplingParams(ignore_eos=True))
+    while engine.busy:
+        engine.step()
+    assert asked
+    assert max(asked) == 4
+    assert min(asked) == 1

@@ -168,6 +168,17 @@ def test_the_youngest_gives_way_and_comes_back_with_all_its_tokens() -> None:
     assert step(s)[0] == (2, 0, 2 * KV_BLOCK + 1, 1)
 
 
+def test_who_gave_way_comes_before_those_who_have_not_begun() -> None:
+    s = scheduler(blocks=4, parallel=2, token_budget=500)
+    for id in (1, 2, 3):
+        s.add(id, prompt(KV_BLOCK - 1, id))
+    while not s.preemptions:
+        assert 3 not in [id for id, *_ in step(s)]
+    s.remove(1)
+    # Only one of the two fits.
+    assert [id for id, *_ in step(s)] == [2]
+
+
 def test_what_was_computed_is_found_again_after_giving_way() -> None:
     s = scheduler(blocks=5, token_budget=500, known=True)
     for id in (1, 2):

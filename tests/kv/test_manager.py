@@ -331,6 +331,15 @@ def test_the_window_at_the_end_of_a_prefix_is_forgotten_last() -> None:
     assert kv.length == 1000 // KV_BLOCK * KV_BLOCK
 
 
+def test_where_all_positions_are_kept_the_end_of_a_prefix_is_forgotten_first() -> None:
+    m, contents = manager((FULL,), blocks=8)
+    tokens = list(range(5 * KV_BLOCK))
+    m.release(run(m, contents, tokens))
+    assert m.take(0, 3 + 1) is not None
+    kv = m.match_prefix([*tokens, 7])
+    assert kv.length == 4 * KV_BLOCK
+
+
 def test_a_pool_for_a_budget_keeps_the_proportion() -> None:
     groups = (FULL, WIDE, RECURRENT)
     sizes = (1000, 100, 10)
