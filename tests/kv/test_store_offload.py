@@ -311,3 +311,15 @@ def test_an_interrupt_while_blocks_are_taken_takes_none(
     assert manager.reserve(kv, 70)
     manager.check_integrity([kv.tables])
     k.close()
+
+
+def test_nothing_is_found_that_a_window_or_a_state_is_missing_of(tmp_path: Path) -> None:
+    tokens = [i % 97 for i in range(10 * KV_BLOCK + 5)]
+    _, k, _ = several(tmp_path)
+    # Behind block 10 a window of 100 sees blocks 8 and 9.
+    k.save_now(tokens, [Run(0, 0, tuple(range(10))), Run(1, 9, (0,)), Run(2, 9, (0,))])
+    assert k.find(tokens, 0, 10) == 0
+    k.save_now(tokens, [Run(1, 8, (1,))])
+    assert k.find(tokens, 0, 10) == 10
+    assert k.find(tokens, 0, 9) == 0
+    k.close()

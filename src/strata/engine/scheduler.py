@@ -346,7 +346,6 @@ class Scheduler:
     def _preempt(self, s: Scheduled) -> None:
         self.preemptions += 1
         self._manager.preempt(s.kv, s.tokens)
-        s.load_end = 0
         del self._running[s.id]
         self._waiting.append(s)
         self._waiting.sort(key=lambda w: w.id)
