@@ -67,6 +67,7 @@ def test_a_conversation_counts_its_template(smollm2_path: Path) -> None:
     assert peak <= predicted <= 1.05 * peak
 
 
+@pytest.mark.slow
 def test_the_answer_that_is_asked_for_has_room(smollm2_path: Path) -> None:
     """Where memory is short the context shrinks, but not below what was asked for."""
     short = run(smollm2_path, "Hi", "--raw", "--max-tokens", "3", "--memory", "115MB")
