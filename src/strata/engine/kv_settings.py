@@ -19,12 +19,12 @@ from strata.kv import (
     Offload,
     PrefixCache,
     least_blocks,
+    no_room,
     pool_blocks,
 )
 from strata.kv.store import PrefixStore
 from strata.kv.store_offload import StoreOffload
 from strata.program import Model
-from strata.sizes import format_size
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,22 @@ def state_blocks(
             )
         return settings.blocks
     blocks = pool_blocks(
-        groups, sizes, context=context, parallel=parallel, step_rows=step_rows,
+        groups,
+        sizes,
+        context=context,
+        parallel=parallel,
+        step_rows=step_rows,
         nbytes=settings.nbytes,
-    )  # fmt: skip
+    )
     if blocks is None:
-        one = pool_blocks(groups, sizes, context=context, parallel=1, step_rows=step_rows)
-        assert one is not None
         assert settings.nbytes is not None
-        needed = sum(count * size for count, size in zip(one, sizes, strict=True))
-        raise UsageError(
-            f"{format_size(settings.nbytes)} of KV do not hold a context of {context} positions "
-            f"as {kv_type.name}, which takes {format_size(needed)}: give more, or ask for a "
-            "smaller context"
+        raise no_room(
+            groups,
+            sizes,
+            context=context,
+            step_rows=step_rows,
+            nbytes=settings.nbytes,
+            kv_type=kv_type.name,
         )
     return blocks
 

@@ -7,7 +7,7 @@ from strata.kv.offload import NoOffload, Offload, Run
 from strata.kv.pool import BlockPool, PoolError
 from strata.kv.prefix import NoPrefixCache, PrefixCache, PrefixIndex
 from strata.kv.sequence import BlockTable, Branch, SequenceState, blocks_for
-from strata.kv.sizing import least_blocks, pool_blocks
+from strata.kv.sizing import least_blocks, no_room, pool_blocks
 
 __all__ = [
     "BlockCopier",
@@ -25,6 +25,7 @@ __all__ = [
     "SequenceState",
     "blocks_for",
     "least_blocks",
+    "no_room",
     "pool_blocks",
     "window_blocks",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from strata.errors import UsageError
 from strata.kv.manager import window_blocks
 from strata.kv.sequence import blocks_for
 from strata.program import StateGroup
+from strata.sizes import format_size
 
 SNAPSHOT_ROWS = 512
 """Positions from one kept state of recurrent layers to the next, while a prompt is computed."""
@@ -42,6 +44,24 @@ def least_blocks(groups: Sequence[StateGroup], *, context: int, step_rows: int) 
     """Blocks of each group without which not even one sequence of ``context`` positions runs, in
     steps of up to ``step_rows`` rows."""
     return tuple(_least(group, context, step_rows) for group in groups)
+
+
+def no_room(
+    groups: Sequence[StateGroup],
+    block_nbytes: Sequence[int],
+    *,
+    context: int,
+    step_rows: int,
+    nbytes: int,
+    kv_type: str,
+) -> UsageError:
+    """What to say where ``nbytes`` hold no sequence of ``context`` positions."""
+    least = least_blocks(groups, context=context, step_rows=step_rows)
+    needed = sum(count * size for count, size in zip(least, block_nbytes, strict=True))
+    return UsageError(
+        f"{format_size(nbytes)} of KV do not hold a context of {context} positions as {kv_type}, "
+        f"which takes {format_size(needed)}: give more, or ask for a smaller context"
+    )
 
 
 def _least(group: StateGroup, context: int, step_rows: int) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.backends.settings import KVTypeName
-from strata.errors import UsageError
-from strata.kv import pool_blocks
+from strata.kv import no_room, pool_blocks
 from strata.plan.outline import Outline
-from strata.sizes import format_size
 
 
 class StateRoom:
@@ -50,13 +48,11 @@ class StateRoom:
         """UsageError if the bound holds no sequence of ``context`` positions."""
         if self._nbytes is None or self.blocks(context, step_rows) is not None:
             return
-        one = pool_blocks(
-            self._model.groups, self._sizes, context=context, parallel=1, step_rows=step_rows
-        )
-        assert one is not None
-        needed = self._model.kv_bytes(one, self._kv_type)
-        raise UsageError(
-            f"{format_size(self._nbytes)} of KV do not hold a context of {context} positions as "
-            f"{self._kv_type}, which takes {format_size(needed)}: give more, or ask for a smaller "
-            "context"
+        raise no_room(
+            self._model.groups,
+            self._sizes,
+            context=context,
+            step_rows=step_rows,
+            nbytes=self._nbytes,
+            kv_type=self._kv_type,
         )
