@@ -91,7 +91,7 @@ def run(
     assert (status.running, status.waiting) == (0, 0)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     work=arrivals,
     pauses=st.lists(st.integers(0, 30), min_size=1, max_size=10),

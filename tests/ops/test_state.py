@@ -85,8 +85,20 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_type", CpuBackend.kv_types, ids=lambda t: t.name)
+# On the usual kernels every KV type, on the others the first; the rest of the pairs are long tests.
+PAIRS = [
+    pytest.param(
+        isa,
+        kv_type,
+        id=f"{isa}-{kv_type.name}",
+        marks=() if isa == USUAL or kv_type is CpuBackend.kv_types[0] else pytest.mark.slow,
+    )
+    for isa in ISAS
+    for kv_type in CpuBackend.kv_types
+]
+
+
+@pytest.mark.parametrize(("isa", "kv_type"), PAIRS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_keys_and_values_of_any_shape(
     isa: str, shape: tuple[int, int, PagedKV], kv_type: KVType

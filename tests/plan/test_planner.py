@@ -97,7 +97,7 @@ def test_a_table_of_budgets(machine_name: str, shape: str, recipe: str | None) -
     assert table[-1].predicted.bound != "disk"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     which=st.sampled_from(MODELS),
     host=st.sampled_from(MACHINES),
