@@ -21,14 +21,25 @@ from strata.errors import StrataError, UsageError
 
 @contextmanager
 def _ending_well() -> Iterator[None]:
-    """SIGTERM ends the command well at any time. The server, once it runs, has its own handler."""
+    """SIGTERM ends the command well at any time, a second one at once. The server, once it runs,
+    has its own handler."""
+    asked = False
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal asked
+        if asked:
+            os._exit(0)
+        asked = True
         sys.exit(0)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except Exception:
+        if not asked:
+            raise
+        # What a library made of it on the way up.
+        sys.exit(0)
     finally:
         signal.signal(signal.SIGTERM, before)
 

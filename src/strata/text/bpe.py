@@ -13,6 +13,7 @@ import numpy as np
 
 import strata._native as _native
 from strata.text.pretokenizers import PreTokenizer
+from strata.text.signals import held_back
 from strata.text.special import SpecialTokens
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ class BpeEncoder:
         with self._building:
             built: tokenizers.Tokenizer | None = self.__dict__.get("_engine")
             if built is None:
-                built = self._build()
+                with held_back():
+                    built = self._build()
                 self._vocabulary, self._merges = {}, ()
                 # Set before the lock is let go: whoever waits for it finds nothing to build from.
                 self.__dict__["_engine"] = built
