@@ -16,17 +16,27 @@ from strata.text.signals import held_back
 
 def test_the_handler_runs_after_the_block() -> None:
     ended = False
-    with pytest.raises(KeyboardInterrupt), held_back():
-        signal.raise_signal(signal.SIGINT)
-        ended = True
+
+    def block() -> None:
+        nonlocal ended
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            ended = True
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert ended
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_of_the_block_gives_way_to_the_signal() -> None:
-    with pytest.raises(KeyboardInterrupt) as raised, held_back():
-        signal.raise_signal(signal.SIGINT)
-        raise ValueError
+    def block() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            raise ValueError
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        block()
     assert isinstance(raised.value.__context__, ValueError)
 
 
