@@ -84,6 +84,12 @@ def bench(python: str, model: object, s: Settings, *options: object) -> dict[str
     return {**speeds, "peak_bytes": float(done.peak_bytes)}
 
 
+def probe(python: str, *place: object) -> None:
+    """Measure the machine, of which only one side's rates are remembered; otherwise it would be
+    done in the process that is measured."""
+    run([python, "-m", "strata", "probe", *place, "--refresh", "--quiet"])
+
+
 def decode(python: str, s: Settings) -> Values:
     """Tokens after nothing."""
     return bench(python, s.model, s, "--prompt", 0, "--gen", 64)
@@ -109,12 +115,14 @@ def sequences(python: str, s: Settings) -> Values:
 
 def streaming(python: str, s: Settings) -> Values:
     """A model larger than its budget, of which the page cache has nothing."""
+    probe(python, s.streamed)
     forget(s.streamed)
     return bench(python, s.streamed, s, "--prompt", 128, "--gen", 8, "--memory", s.memory)
 
 
 def server(python: str, s: Settings) -> Values:
     """Clients that stream answers from `strata serve`."""
+    probe(python)
     args = argparse.Namespace(
         **{"threads": s.threads, "context": 2048, "strata_options": ""},
         **{"words": LENGTHS, "requests": s.requests, "gen": 64},

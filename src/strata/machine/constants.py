@@ -95,6 +95,9 @@ SAMPLE = 3e-5
 SAMPLE_LOGIT = 1e-9
 """Choosing a token, and for each logit."""
 
+SERVED_TOKEN = 2e-4
+"""Telling a client of a token: its text, JSON, a socket."""
+
 ELEMENTWISE_BYTES = 36e9
 """Bytes a second and thread of norms, activations, rotations and the like."""
 

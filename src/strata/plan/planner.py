@@ -303,7 +303,8 @@ class Planner:
             self._costs.streaming(best.resident, best.read.bytes_s, 0),
             slowdown=self._slowdown,
             parallel=w.concurrency,
-            past=w.prompt_tokens + w.answer_tokens // 2,
+            answer_past=w.prompt_tokens + w.answer_tokens // 2,
+            prompt_past=w.prompt_tokens // 2,
             most=best.sizes.max_tokens,
         )
 

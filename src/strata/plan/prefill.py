@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from strata.backends.profile import SweepSize
+from strata.machine import constants
 from strata.plan.cost_model import CostModel, Streaming
 
 SLOWDOWN = 1.4
@@ -16,21 +17,26 @@ def prefill_budget(
     *,
     slowdown: float,
     parallel: int,
-    past: int,
+    answer_past: int,
+    prompt_past: int,
     most: int,
 ) -> tuple[int, ...]:
     """Tokens of a prompt beside 1 sequence that decodes, beside 2, 4, 8 and so on up to
     ``parallel``, with which a sweep takes at most ``slowdown`` times as long as without them.
 
-    All of them are ``past`` positions deep. At least one token, and no more than ``most``.
+    Each answer is ``answer_past`` positions deep, and the prompt ``prompt_past``. At least one
+    token, and no more than ``most``.
     """
 
     def seconds(decodes: int, tokens: int) -> float:
         # Products go by rows, whoever's they are; attention goes by sequences and their depths.
         rows = costs.sweep(SweepSize(decodes + tokens, 1, 0, decodes), streaming).total_s
-        answers = _attention(costs, streaming, SweepSize(decodes, 1, past, decodes))
-        prompt = _attention(costs, streaming, SweepSize(1, tokens, past, 0)) if tokens else 0.0
-        return rows + answers + prompt
+        answers = _attention(costs, streaming, SweepSize(decodes, 1, answer_past, decodes))
+        told = decodes * constants.SERVED_TOKEN
+        if not tokens:
+            return rows + answers + told
+        prompt = _attention(costs, streaming, SweepSize(1, tokens, prompt_past, 0))
+        return rows + answers + prompt + told
 
     budgets = []
     decodes = 1
