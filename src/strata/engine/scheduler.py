@@ -78,7 +78,8 @@ class Scheduler:
     ``token_budget`` tokens.
 
     ``prefill_budget`` says how many tokens of a prompt a step may have beside sequences that lack
-    one token: beside 1, beside 2 or 3, beside 4 to 7 and so on; further prompts add as many each.
+    one token: beside 1, beside 2, 4, 8 and so on, and what lies between by its place there; further
+    prompts add as many each, and count as sequences beside.
     Empty: as many as there is room for. A draft has at most ``draft_tokens``. No more than
     ``load_blocks`` blocks are loaded in a step that others wait for. ``preemptions`` counts who had
     to give way.
@@ -295,8 +296,7 @@ class Scheduler:
         several = [s for s in ready if s.missing > 1]
         left = self._token_budget - len(rows)
         if rows and several and self._prefill_budget:
-            place = min(len(rows).bit_length(), len(self._prefill_budget)) - 1
-            left = min(left, self._prefill_budget[place] * len(several))
+            left = min(left, self._beside(len(rows), len(several)))
         limits = {s.id: self._manager.step_limit(s.kv, len(s.tokens)) for s in several}
         if several and left:
             # Half to the oldest, so that it gets on; the rest to who is done with the least.
@@ -309,6 +309,17 @@ class Scheduler:
                 rows[s.id] = had + more
                 left -= more
         return [(s, rows[s.id]) for s in ready if rows.get(s.id)]
+
+    def _beside(self, decodes: int, prompts: int) -> int:
+        """Tokens of so many prompts beside so many that decode."""
+        # Prompts will be answers soon, so what one may cost is counted by the step of them all:
+        # where many wait, few are being answered, and hurrying serves everybody.
+        count = decodes + prompts - 1
+        place = count.bit_length() - 1
+        if place + 1 >= len(self._prefill_budget):
+            return self._prefill_budget[-1] * prompts
+        low, high = self._prefill_budget[place : place + 2]
+        return (low + ((high - low) * (count - (1 << place)) >> place)) * prompts
 
     def _guess(self, s: Scheduled, propose: Propose, most: int) -> Draft:
         """A draft for which there is room without anybody giving way; a part of it, or none."""
