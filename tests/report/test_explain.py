@@ -42,7 +42,7 @@ def explained(path: Path, megabytes: int | None) -> tuple[list[str], dict[str, o
 def tight() -> int:
     """A budget in which something has to be streamed, in a process as large as that of these
     tests."""
-    return 100 + process_memory().total // 10**6
+    return 75 + process_memory().total // 10**6
 
 
 def test_streaming(smollm2_path: Path) -> None:
