@@ -95,6 +95,28 @@ def test_answers_come_first_and_prompts_within_their_budget() -> None:
     assert step(s) == [(3, 7, 20, 0)]
 
 
+@pytest.mark.parametrize(
+    ("answers", "prompts", "tokens"),
+    # Between two that are known by its place, a prompt counting as one more beside the others.
+    [
+        (1, 1, 10),
+        (2, 1, 20),
+        (3, 1, 25),
+        (4, 1, 30),
+        (7, 1, 30),
+        (1, 2, 40),
+        (2, 2, 50),
+        (1, 4, 120),
+    ],
+)
+def test_a_budget_is_by_all_that_are_there(answers: int, prompts: int, tokens: int) -> None:
+    s = scheduler(64, 8, 200, prefill_budget=(10, 20, 30))
+    for id in range(answers + prompts):
+        s.add(id, [id] if id < answers else prompt(300, id))
+    rows = step(s)
+    assert sum(n for id, _, n, _ in rows if id >= answers) == tokens
+
+
 def test_answers_never_wait_for_the_budget() -> None:
     s = scheduler(parallel=4, token_budget=4)
     for id in range(3):
