@@ -169,14 +169,21 @@ class ModelProfile(ABC):
         """Those of all Segments, in running order."""
         return tuple(unit for s in self.segments for unit in s.units)
 
-    @property
+    @cached_property
     def streamed_bytes(self) -> int:
         """Bytes of all matrices that a sweep multiplies with, as the file has them."""
         return sum(s.streamed_bytes for s in self.segments)
 
     def reads(self, tile_bytes: int) -> int:
         """Reads of a sweep in which everything streams in tiles of this size."""
-        return sum(s.reads(tile_bytes) for s in self.segments)
+        # A planner asks again and again for few sizes.
+        if tile_bytes not in self._reads:
+            self._reads[tile_bytes] = sum(s.reads(tile_bytes) for s in self.segments)
+        return self._reads[tile_bytes]
+
+    @cached_property
+    def _reads(self) -> dict[int, int]:
+        return {}
 
     @cached_property
     def groups(self) -> tuple[StateGroup, ...]:
