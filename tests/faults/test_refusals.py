@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
@@ -102,9 +102,13 @@ def refused(kind: str, error: StrataError) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads by Linux's /proc")
-@pytest.mark.parametrize("always", [False, True])
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("kind", list(ERRORS))
+@pytest.mark.parametrize(
+    ("kind", "streamed", "always"),
+    [
+        pytest.param(*case, marks=() if case[1] else pytest.mark.slow)
+        for case in product(ERRORS, (False, True), (False, True))
+    ],
+)
 def test_nothing_is_lost(model: ModelFile, kind: str, streamed: bool, always: bool) -> None:
     want = Attempt(model, streamed).answer()
     before = held()
@@ -128,9 +132,13 @@ def test_nothing_is_lost(model: ModelFile, kind: str, streamed: bool, always: bo
     assert n > 1
 
 
-@pytest.mark.parametrize("always", [False, True])
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("kind", list(ERRORS))
+@pytest.mark.parametrize(
+    ("kind", "streamed", "always"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[:2] == ("allocation", True) else ())
+        for case in product(ERRORS, (False, True), (False, True))
+    ],
+)
 def test_a_step_that_is_refused_is_taken_again(
     model: ModelFile, kind: str, streamed: bool, always: bool
 ) -> None:
