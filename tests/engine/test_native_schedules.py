@@ -123,7 +123,12 @@ def run(e: Engine, work: list[Job], seed: int, cancel: int = 0) -> list[Request]
 
 @pytest.mark.parametrize(
     ("budget", "parallel", "blocks", "cache"),
-    [(512, 16, 80, True), (61, 16, 80, False), (40, 16, 11, True), (100, 5, 7, False)],
+    [
+        pytest.param(512, 16, 80, True, marks=pytest.mark.slow),
+        (61, 16, 80, False),
+        (40, 16, 11, True),
+        pytest.param(100, 5, 7, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_batch_with_random_arrivals(
     runner: Runner,
@@ -139,7 +144,9 @@ def test_a_batch_with_random_arrivals(
     assert [r.output for r in requests] == alone["f16"]
 
 
-@pytest.mark.parametrize(("budget", "blocks"), [(512, 80), (40, 11)])
+@pytest.mark.parametrize(
+    ("budget", "blocks"), [pytest.param(512, 80, marks=pytest.mark.slow), (40, 11)]
+)
 def test_a_batch_on_streamed_weights(
     streaming: Runner, alone: dict[str, list[list[Sample]]], budget: int, blocks: int
 ) -> None:

@@ -40,7 +40,9 @@ def unlimited(smollm2_path: Path) -> Any:
 
 
 # From what Python, numpy and a tokenizer take and little more to room for everything.
-@pytest.mark.parametrize("megabytes", [None, 150, 180, 260])
+@pytest.mark.parametrize(
+    "megabytes", [None, 150, *(pytest.param(mb, marks=pytest.mark.slow) for mb in (180, 260))]
+)
 def test_peak_and_answer(smollm2_path: Path, unlimited: Any, megabytes: int | None) -> None:
     got = run(smollm2_path, -1 if megabytes is None else megabytes * 10**6)
     assert got["tokens"] == unlimited["tokens"]
