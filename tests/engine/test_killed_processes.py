@@ -29,14 +29,14 @@ with LLM(sys.argv[1], threads=1, context=512, kv_store=sys.argv[2], kv_store_byt
 
 
 @pytest.mark.slow
-def test_kill_at_random_moments_fifty_times(smollm2_path: Path, tmp_path: Path) -> None:
+def test_kill_at_random_moments_a_hundred_times(smollm2_path: Path, tmp_path: Path) -> None:
     with LLM(smollm2_path, threads=2, context=512) as llm:
         right = [llm.generate(prompt, PARAMS).logprobs for prompt in PROMPTS]
     random = np.random.default_rng(0)
     command = [sys.executable, "-c", PROGRAM, str(smollm2_path), str(tmp_path)]
     paths = os.pathsep.join(sys.path)
     found = 0
-    for number in range(50):
+    for number in range(100):
         environment = {**os.environ, "PYTHONPATH": paths}
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
             assert process.stdout is not None

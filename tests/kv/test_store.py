@@ -7,17 +7,20 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from strata.backends.base import KV_BLOCK
-from strata.kv.store import VERSION, PrefixStore, StoreError, block_keys
+from strata.kv.store import VERSION, PrefixStore, block_keys
+from strata.kv.store_directory import StoreDirectory, StoreError
 from support.store_chains import (
     IDENTITY,
     NBYTES,
@@ -37,7 +40,7 @@ END = DIGESTS + 32 * 3 + 32
 
 
 def files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*/*.kv"))
+    return sorted(directory.glob("*.kv"))
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def test_one_part_of_a_chain_that_is_gone_ends_it(tmp_path: Path) -> None:
     s = store(tmp_path)
     for word in ("a", "ab", "abc"):
         save(s, word)
-    middle = tmp_path / IDENTITY.hex()[:32] / f"{block_keys(IDENTITY, chain('ab'))[-1].hex()}.kv"
+    (middle,) = tmp_path.glob(f"*-{block_keys(IDENTITY, chain('ab'))[-1].hex()}-*.kv")
     middle.unlink()
     assert loaded(store(tmp_path), "abc") == 1
     save(s, "abc")
@@ -142,9 +145,9 @@ def test_a_file_that_is_damaged_while_it_is_known_is_dropped(full: Path) -> None
         assert loaded(s, "abc") == 3
 
 
-def sealed(header: bytes) -> bytes:
+def sealed(directory: Path, header: bytes) -> bytes:
     """A header with the digest it should have."""
-    return header + hashlib.sha256(header).digest()
+    return header + StoreDirectory(directory, 1).digest(header)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_headers_that_are_whole_and_wrong(
 ) -> None:
     (path,) = files(full)
     data = path.read_bytes()
-    path.write_bytes(sealed(change(data[: END - 32])) + data[END:])
+    path.write_bytes(sealed(full, change(data[: END - 32])) + data[END:])
     assert loaded(store(full), "abc") == 0
     assert not path.exists()
 
@@ -176,7 +179,8 @@ def test_another_models_file_is_not_taken(full: Path) -> None:
     theirs = store(full, identity=other)
     assert theirs.find(block_keys(other, chain("abc"))) == 0
     (path,) = files(full)
-    moved = full / other.hex()[:32] / path.name
+    key = block_keys(IDENTITY, chain("abc"))[-1]
+    moved = full / StoreDirectory(full, 1).name(other, key)
     moved.write_bytes(path.read_bytes())
     assert store(full, identity=other).find(block_keys(other, chain("abc"))) == 0
     assert not moved.exists()
@@ -184,25 +188,8 @@ def test_another_models_file_is_not_taken(full: Path) -> None:
 
 
 def test_blocks_of_another_size_are_not_taken(full: Path) -> None:
-    s = PrefixStore(full, IDENTITY, NBYTES + 1, 1 << 30)
+    s = PrefixStore(StoreDirectory(full, 1 << 30), IDENTITY, NBYTES + 1)
     assert s.find(block_keys(IDENTITY, chain("abc"))) == 0
-
-
-def test_links_are_not_followed(full: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    (path,) = files(full)
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "file"
-    path.rename(elsewhere)
-    path.symlink_to(elsewhere)
-    assert loaded(store(full), "abc") == 0
-    assert elsewhere.exists()
-
-
-def test_other_files_are_left_alone(full: Path) -> None:
-    own = files(full)[0].parent
-    for name in ("notes.txt", "x.kv.bak"):
-        (own / name).write_text("mine")
-    assert loaded(store(full), "abc") == 3
-    assert sorted(f.name for f in own.iterdir() if f.suffix != ".kv") == ["notes.txt", "x.kv.bak"]
 
 
 def test_nobody_else_may_read_it(full: Path) -> None:
@@ -257,12 +244,20 @@ def test_processes_share_a_directory(tmp_path: Path) -> None:
     assert loaded(one, "abc") == 0
 
 
-def test_what_was_begun_and_abandoned_is_deleted(tmp_path: Path) -> None:
-    own = tmp_path / IDENTITY.hex()[:32]
-    own.mkdir()
-    abandoned, alive = own / "1.tmp", own / "2.tmp"
-    for path in (abandoned, alive):
-        path.write_bytes(b"half")
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_begun_and_abandoned_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = StoreDirectory(tmp_path, 1)
+    for _ in range(2):
+        with suppress(KeyboardInterrupt), monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", interrupt)
+            with directory.new("x", 4):
+                raise KeyboardInterrupt
+    abandoned, alive = sorted(tmp_path.glob("*.tmp"))
     with open(alive, "rb") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         store(tmp_path)
@@ -286,7 +281,7 @@ def test_a_full_disk_costs_what_was_to_be_kept_and_nothing_else(
 ) -> None:
     s = store(full)
 
-    def fail(*_: object) -> int:
+    def fail(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -296,7 +291,7 @@ def test_a_full_disk_costs_what_was_to_be_kept_and_nothing_else(
     # Said once, however many requests there are.
     assert caplog.text.count("No space left") == 1
     assert loaded(s, "abcd") == 3
-    assert [f.suffix for f in files(full)[0].parent.iterdir()] == [".kv"]
+    assert sorted(f.suffix for f in full.iterdir()) == ["", ".kv"]
     save(s, "abcd")
     assert loaded(s, "abcd") == 4
 
@@ -317,19 +312,22 @@ def test_writes_and_reads_may_come_in_pieces(full: Path, monkeypatch: pytest.Mon
     assert loaded(store(full), "abcdef") == 6
 
 
-def test_a_directory_that_goes_away_is_survived(full: Path) -> None:
+def test_a_directory_that_goes_away_is_survived(
+    full: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     s = store(full)
     assert loaded(s, "abc") == 3
-    for path in (*files(full), files(full)[0].parent):
-        path.unlink() if path.is_file() else path.rmdir()
-    assert loaded(s, "abc") == 0
-    save(s, "abc")
-    assert loaded(s, "abc") == 0
+    shutil.rmtree(full)
+    for _ in range(2):
+        assert loaded(s, "abc") == 0
+        save(s, "abc")
+    assert len(caplog.records) == 1
+    assert "KV is not kept" in caplog.text
 
 
 def test_a_directory_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be made a KV store"):
         store(tmp_path / "file")
 
 
@@ -351,7 +349,7 @@ def check_after_kills(tmp_path: Path, kills: int) -> None:
         generator = np.random.default_rng(seed)
         # `loaded` compares every byte with what it should be.
         found += sum(loaded(s, random_word(generator)) for _ in range(20))
-        assert not list(tmp_path.glob("*/*.tmp"))
+        assert not list(tmp_path.glob("*.tmp"))
         assert sum(f.stat().st_size for f in files(tmp_path)) <= 40 * 8192
     assert found > 0
 
@@ -361,5 +359,5 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kill_at_random_moments_fifty_times(tmp_path: Path) -> None:
-    check_after_kills(tmp_path, 50)
+def test_kill_at_random_moments_a_hundred_times(tmp_path: Path) -> None:
+    check_after_kills(tmp_path, 100)

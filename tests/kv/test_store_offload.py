@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from strata.backends.base import KV_BLOCK
 from strata.kv import BlockPool, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex, Run
 from strata.kv.store import Buffer, PrefixStore
+from strata.kv.store_directory import StoreDirectory
 from strata.kv.store_offload import StoreOffload
 from strata.program import StateGroup
 from support.store_chains import NBYTES, chain, content, loaded, store
@@ -204,7 +205,8 @@ GROUPS = (StateGroup((0,)), StateGroup((1,), window=100), StateGroup((2,), recur
 def several(directory: Path, blocks: int = 40) -> tuple[KVCacheManager, StoreOffload, Memory]:
     """A manager of three groups, each with a store of its own, and nothing in memory to find."""
     memory, pools = Memory(blocks, 3), [BlockPool(blocks) for _ in GROUPS]
-    stores = [PrefixStore(directory, bytes([number]) * 32, NBYTES, 1 << 30) for number in range(3)]
+    own = StoreDirectory(directory, 1 << 30)
+    stores = [PrefixStore(own, bytes([number]) * 32, NBYTES) for number in range(3)]
     k = StoreOffload(GROUPS, stores, memory, pools, lambda: None)  # type: ignore[arg-type]
     index = PrefixCache(GROUPS, pools)
     return KVCacheManager(GROUPS, pools, index, memory, k, step_rows=512), k, memory
@@ -237,7 +239,7 @@ def test_every_group_comes_back_or_none(tmp_path: Path) -> None:
         end = manager.loadable(kv, tokens)
         assert end == 10
         if damage:
-            for path in (tmp_path / (bytes([1]) * 32).hex()[:32]).iterdir():
+            for path in tmp_path.glob("01010101*.kv"):
                 path.write_bytes(path.read_bytes()[:-1] + b"?")
         while not manager.load(kv, tokens, end, 3):
             assert kv.length == 0

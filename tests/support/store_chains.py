@@ -14,13 +14,14 @@ import numpy as np
 
 from strata.backends.base import KV_BLOCK
 from strata.kv.store import Buffer, PrefixStore, block_keys
+from strata.kv.store_directory import StoreDirectory
 
 NBYTES = 700
 IDENTITY = hashlib.sha256(b"model").digest()
 
 
 def store(directory: Path, limit: int = 1 << 30, identity: bytes = IDENTITY) -> PrefixStore:
-    return PrefixStore(directory, identity, NBYTES, limit)
+    return PrefixStore(StoreDirectory(directory, limit), identity, NBYTES)
 
 
 def chain(word: str) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from strata.backends.base import KV_BLOCK, StateCache
 from strata.backends.kv_types import KVType, choose_kv_type
@@ -23,20 +22,20 @@ from strata.kv import (
     pool_blocks,
 )
 from strata.kv.store import PrefixStore
+from strata.kv.store_directory import StoreDirectory
 from strata.kv.store_offload import StoreOffload
 from strata.program import Model
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """A directory of prefixes that outlives the process, and the most bytes it may take.
+    """A directory of prefixes that outlives the process.
 
     ``model`` tells models apart by their content (``strata.formats.fingerprint``). What people
     wrote can be read from the directory by those who may read it, as from any log of prompts.
     """
 
-    directory: Path
-    nbytes: int
+    directory: StoreDirectory
     model: str
 
 
@@ -154,5 +153,5 @@ def _stores(
         )
         identity = hashlib.sha256(repr(parts).encode()).digest()
         size = state.block_nbytes(number)
-        stores.append(PrefixStore(settings.directory, identity, size, settings.nbytes))
+        stores.append(PrefixStore(settings.directory, identity, size))
     return stores
