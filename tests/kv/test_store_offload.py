@@ -79,7 +79,7 @@ def offload(
     slow: Slow, blocks: int = 40, token_s: float | None = None
 ) -> tuple[StoreOffload, BlockPool, Memory]:
     memory, pool = Memory(blocks), BlockPool(blocks)
-    made = StoreOffload(FULL, [slow], memory, [pool], lambda: token_s)  # type: ignore[list-item, arg-type]
+    made = StoreOffload(FULL, [slow], memory, [pool], lambda: token_s, lambda: True)  # type: ignore[list-item, arg-type]
     return made, pool, memory
 
 
@@ -207,7 +207,7 @@ def several(directory: Path, blocks: int = 40) -> tuple[KVCacheManager, StoreOff
     memory, pools = Memory(blocks, 3), [BlockPool(blocks) for _ in GROUPS]
     own = StoreDirectory(directory, 1 << 30)
     stores = [PrefixStore(own, bytes([number]) * 32, NBYTES) for number in range(3)]
-    k = StoreOffload(GROUPS, stores, memory, pools, lambda: None)  # type: ignore[arg-type]
+    k = StoreOffload(GROUPS, stores, memory, pools, lambda: None, lambda: True)  # type: ignore[arg-type]
     index = PrefixCache(GROUPS, pools)
     return KVCacheManager(GROUPS, pools, index, memory, k, step_rows=512), k, memory
 

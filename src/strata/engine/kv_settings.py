@@ -31,12 +31,14 @@ from strata.program import Model
 class StoreSettings:
     """A directory of prefixes that outlives the process.
 
-    ``model`` tells models apart by their content (``strata.formats.fingerprint``). What people
-    wrote can be read from the directory by those who may read it, as from any log of prompts.
+    ``model`` tells models apart by their content (``strata.formats.fingerprint``), and
+    ``unchanged`` says whether its files are still what that was made of. What people wrote can be
+    read from the directory by those who may read it, as from any log of prompts.
     """
 
     directory: StoreDirectory
     model: str
+    unchanged: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def make_memory(
     offload: Offload = NoOffload()
     if settings.store is not None:
         stores = _stores(settings.store, runner, kv_type, state)
-        offload = StoreOffload(groups, stores, state, pools, token_s)
+        offload = StoreOffload(groups, stores, state, pools, token_s, settings.store.unchanged)
     manager = KVCacheManager(groups, pools, index, state, offload, step_rows=step_rows)
     return SequenceMemory(kv_type, state, manager, offload)
 

@@ -14,6 +14,8 @@ from strata.engine.runner import LoadProgress
 from strata.engine.runtime import LoadOptions, Runtime, base_memory, make_runtime, settled_memory
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
+from strata.hub.digests import FileDigests
+from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT
 from strata.models import build_model, trained_context, with_context
 from strata.program import Model
@@ -56,6 +58,10 @@ def load(
 def _load(
     file: ModelFile, options: LoadOptions, plan: Plan | None, progress: LoadProgress | None
 ) -> Loaded:
+    # It may be refused, and takes no time.
+    directory = (
+        StoreDirectory(options.kv_store, options.kv_store_bytes) if options.kv_store else None
+    )
     wanted = options.context if plan is None else plan.context
     if wanted is None:
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
@@ -74,7 +80,6 @@ def _load(
         type=runtime.kv_type.name,
         blocks=None if runtime.plan is None else runtime.plan.kv_blocks,
         nbytes=options.kv_bytes,
-        store=_store(file, options),
     )
     # Before the weights are loaded: there may be no room.
     blocks = state_blocks(
@@ -85,6 +90,9 @@ def _load(
         parallel=runtime.parallel,
         step_rows=runtime.token_budget,
     )
+    if directory is not None:
+        identity = fingerprint(file, FileDigests(), progress, drop_cached=runtime.limited)
+        kv = replace(kv, store=StoreSettings(directory, identity, file.unchanged))
     engine = Engine(
         runtime.runner(model, WeightSource(file), progress),
         context=runtime.context,
@@ -96,9 +104,3 @@ def _load(
     )
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
-
-
-def _store(file: ModelFile, options: LoadOptions) -> StoreSettings | None:
-    if options.kv_store is None:
-        return None
-    return StoreSettings(options.kv_store, options.kv_store_bytes, fingerprint(file))

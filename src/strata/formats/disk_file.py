@@ -25,6 +25,7 @@ class FileIdentity:
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int
 
 
 class DiskFile:
@@ -44,9 +45,8 @@ class DiskFile:
             raise FileUnreadableError(f"{path} cannot be opened: {error.strerror}") from None
         except ValueError as error:
             raise FileUnreadableError(f"{shown(str(path))} is not a path: {error}") from None
-        seen = os.fstat(self._fd)
-        self.identity = FileIdentity(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
-        self.size = seen.st_size
+        self.identity = _identity(self._fd)
+        self.size = self.identity.size
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Exactly `nbytes` bytes from `offset`; ShortReadError if the file has become shorter."""
@@ -74,13 +74,23 @@ class DiskFile:
                 )
             done += got
 
-    def forget_cached(self) -> None:
-        """Give back the page cache that the file takes, where the system lets us."""
+    def unchanged(self) -> bool:
+        """Whether nobody has written to the file since it was opened, and it is open."""
+        return self._fd >= 0 and _identity(self._fd) == self.identity
+
+    def forget_cached(self, offset: int = 0, nbytes: int = 0) -> None:
+        """Give back the page cache that the file, or a part of it, takes, where the system lets
+        us; 0 bytes are all that follow."""
         if self._fd >= 0 and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Give the descriptor back; safe to call twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _identity(fd: int) -> FileIdentity:
+    seen = os.fstat(fd)
+    return FileIdentity(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)

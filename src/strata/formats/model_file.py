@@ -86,6 +86,11 @@ class ModelFile:
         return tuple(self._files)
 
     @property
+    def files(self) -> tuple[DiskFile, ...]:
+        """The opened files that hold tensors, in order."""
+        return tuple(self._files.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors as `read` gives them."""
         return sum(info.nbytes for info in self.tensors.values())
@@ -136,6 +141,10 @@ class ModelFile:
         scale = np.empty(source.scale.nbytes, dtype=np.uint8)
         self._file(source.scale).readinto(source.scale.offset, scale.data)
         return Stored(self._file(source.weight), source.weight.offset, source.factors(scale))
+
+    def unchanged(self) -> bool:
+        """Whether nobody has written to the files since they were opened, and they are open."""
+        return all(file.unchanged() for file in self._files.values())
 
     def forget_cached(self) -> None:
         """Give back the page cache that the files take, where the system lets us."""

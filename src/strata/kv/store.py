@@ -302,4 +302,3 @@ def _exactly(move: object, fd: int, buffer: Buffer, offset: int) -> None:
             raise StoreError("shorter than its header says")
         offset += moved
         view = view[moved:]
-

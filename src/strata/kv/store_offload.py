@@ -41,7 +41,9 @@ class StoreOffload:
 
     Blocks that wait to be written are held and cannot change meanwhile. Of each group they are at
     most a quarter of the pool, or those of one sequence: what would exceed that is not kept.
-    ``token_s`` says what computing a token takes, None while that is not known.
+    ``token_s`` says what computing a token takes, None while that is not known. ``unchanged`` says
+    whether the model is still the one that the stores are named after: KV is neither kept nor
+    given once it is not.
     """
 
     def __init__(
@@ -51,10 +53,13 @@ class StoreOffload:
         state: StateCache,
         pools: Sequence[BlockPool],
         token_s: Callable[[], float | None],
+        unchanged: Callable[[], bool],
     ) -> None:
         self._groups, self._stores = tuple(groups), tuple(stores)
         self._state, self._pools = state, tuple(pools)
         self._token_s = token_s
+        self._unchanged = unchanged
+        self._stale = False
         self._changed = threading.Condition()
         self._pending: deque[_Work] = deque()
         self._writing: _Work | None = None
@@ -65,7 +70,7 @@ class StoreOffload:
 
     def find(self, tokens: Sequence[int], first: int, most: int) -> int:
         """See Offload."""
-        if most <= first:
+        if most <= first or self._is_stale():
             return first
         kept: list[list[bool]] = []
         for store in self._stores:
@@ -127,6 +132,8 @@ class StoreOffload:
     def _write(self, work: _Work) -> int:
         """Keep what is not kept yet; how many blocks of positions were new."""
         new = 0
+        if self._is_stale():
+            return new
         for run in work.runs:
             store = self._stores[run.group]
             keys = block_keys(store.identity, work.tokens)[run.first :][: len(run.blocks)]
@@ -137,6 +144,12 @@ class StoreOffload:
 
             store.save(work.tokens, run.first, len(run.blocks), get)
         return new
+
+    def _is_stale(self) -> bool:
+        if not self._stale and not self._unchanged():
+            self._stale = True
+            _log.warning("the model's files were changed: KV is no longer kept, nor found, on disk")
+        return self._stale
 
     def pays(self, blocks: int) -> bool:
         """See Offload. Reading is taken to be as fast as writing was."""
