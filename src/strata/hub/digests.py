@@ -33,9 +33,11 @@ class FileDigests:
     def recall(self, file: DiskFile) -> bytes | None:
         """See DigestMemory."""
         try:
-            with open(self._path(file), encoding="utf-8") as f:
-                seen = os.fstat(f.fileno())
-                if seen.st_uid != os.geteuid() or seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            fd = os.open(self._path(file), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(fd, encoding="utf-8") as f:
+                seen = os.fstat(fd)
+                ours = stat.S_ISREG(seen.st_mode) and seen.st_uid == os.geteuid()
+                if not ours or seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                     return None
                 data = json.loads(f.read(4096))
             if data["file"] != list(astuple(file.identity)) or data["samples"] != _samples(file):

@@ -1,6 +1,6 @@
-"""A directory of the store's own: what may be deleted there is known, and nothing else is touched.
+"""A directory of the store's own: what may be deleted there is known; nothing else is touched.
 
-It holds a file that marks it and keeps a random secret of this directory, ``strata-kv-store``, and::
+It holds a file that marks it and keeps a random secret, ``strata-kv-store``, and::
 
     <model 32>-<key 64>-<tag 16>.kv       KV that is kept
     <random 32>-<tag 16>.tmp              what is being written       (all in hexadecimal digits)
