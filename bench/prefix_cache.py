@@ -31,7 +31,7 @@ def first_token(llm: LLM, prompt: list[int]) -> tuple[float, Output]:
 
 def forget_files(directory: Path) -> None:
     """Have the page cache let go of the store's files."""
-    for path in directory.glob("*/*"):
+    for path in directory.glob("*.kv"):
         fd = os.open(path, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
@@ -82,7 +82,7 @@ def main() -> None:
                 answers.append(answer)
         with opened(name) as llm:
             first_token(llm, prefix)
-        stored = sum(path.stat().st_size for path in Path(name).glob("*/*"))
+        stored = sum(path.stat().st_size for path in Path(name).glob("*.kv"))
         for own, answer in zip(owns, answers, strict=True):
             if arguments.drop_caches:
                 forget_files(Path(name))

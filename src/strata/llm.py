@@ -94,7 +94,8 @@ class LLM:
     ``kv_type`` is how keys and values are kept: ``f16``, ``bf16`` or ``q8_0``. ``kv_bytes`` bounds
     the KV of all requests together, which then wait for each other or give way. The KV of earlier
     prompts is kept in memory while there is room, so that a common beginning is computed once;
-    ``kv_store``, a directory of at most ``kv_store_bytes``, keeps it for later processes too.
+    ``kv_store``, a directory of its own of at most ``kv_store_bytes``, keeps it for later processes
+    too; what others have made is never touched, and refused.
 
     ``slowdown`` bounds how much longer a step may take because a prompt comes in beside answers
     that somebody reads; None, for batches that nobody watches, has the most tokens a second.

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -128,7 +129,7 @@ def test_what_comes_later_is_passed_over(
     things: dict[str, str], replaced: list[tuple[int, str]], words: list[str]
 ) -> None:
     """Other things come to lie beside the store's files, and in their places."""
-    with places() as (inside, outside):
+    with places() as (inside, outside), patch.object(os, "fsync"):  # a busy disk takes minutes
         s = store(inside, limit=5 * ENTRY)
         for word in ("a", "ab", "ba", "bb"):
             save(s, word)

@@ -41,8 +41,8 @@ _kv_type_option = click.option(
 _kv_store_option = click.option(
     "--kv-store",
     type=click.Path(file_okay=False, path_type=Path),
-    help="A directory for the KV of prompts, so that a prefix is not computed again after a "
-    "restart. What people wrote can be read from it. 'default': kv in Strata's own folder.",
+    help="A directory of its own for the KV of prompts, so that a prefix is not computed again "
+    "after a restart. What people wrote can be read from it. 'default': kv in Strata's own folder.",
 )
 
 _kv_store_size_option = click.option(

@@ -103,7 +103,7 @@ def _content_digests(
     digests = {n: hashlib.sha256(f.size.to_bytes(8, "little")) for n, f in files.items()}
     total = sum(file.size for file in files.values())
     done = 0
-    pool = ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0))))
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
     try:
         made = pool.map(lambda p: _piece_digest(files[p[0]], p[1], drop_cached), pieces)
         for (number, start), digest in zip(pieces, made, strict=True):
