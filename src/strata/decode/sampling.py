@@ -118,11 +118,11 @@ class Sampler:
         }
         trial, samples, at = self._fork(), [], -1
         for number in range(-1, len(draft.tokens)):
-            row = next(rows)
             if number != at:
+                next(rows)
                 continue
             try:
-                samples.append(trial.choose(row))
+                samples.append(trial.choose(next(rows)))
                 trial.accept(samples[-1].token)
             except Exception:
                 # The answer may end before this token; if not, it fails without a draft too.

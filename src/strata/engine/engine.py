@@ -297,6 +297,7 @@ class Engine:
         try:
             for logits in self.runner.run(step, self._memory.state):
                 yield from logits
+                del logits
         except Exception as error:
             broken.append(error)
             raise

@@ -129,7 +129,8 @@ class Runner:
         """Run a step; yields logits, a few rows [rows, vocabulary] at a time, in the order of
         ``logits_indices``.
 
-        The step has run when the iterator is exhausted. Each array is valid until the next one.
+        The step has run when the iterator is exhausted. Each array is valid until the next one, and
+        there is room for one: let go of it before the next one is asked for.
         """
         *body, head = self._loaded
         activations: Activations = {}
@@ -160,4 +161,7 @@ class Runner:
                 wanted = step.logits_indices[start : start + self._logit_rows]
                 part = replace(step, logits_indices=wanted)
             made = self.backend.run(head, part, state, activations)
-            yield self.backend.export(made, _LOGITS)["logits"]
+            rows = [self.backend.export(made, _LOGITS)["logits"]]
+            # No reference stays here: who takes the rows lets them go before the next are made.
+            del made
+            yield rows.pop()

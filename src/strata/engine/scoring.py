@@ -13,6 +13,11 @@ from strata.engine.runner import Runner
 from strata.kv import KVCacheManager, PoolError
 
 
+def _log_probabilities(logits: NDArray[np.float32], tokens: Sequence[int]) -> list[float]:
+    """Of each token by its row of logits [tokens, vocabulary]."""
+    return [float(row[token]) - log_sum_exp(row) for row, token in zip(logits, tokens, strict=True)]
+
+
 def score(
     runner: Runner,
     state: StateCache,
@@ -42,9 +47,10 @@ def score(
                 np.arange(max(first - past, 0), rows, dtype=np.int32),
             )
             for logits in runner.run(step, state):
-                for row in logits:
-                    logit = float(row[tokens[first + 1 + len(out)]])
-                    out.append(logit - log_sum_exp(row))
+                at = first + 1 + len(out)
+                out += _log_probabilities(logits, tokens[at : at + len(logits)])
+                # Or it would be there beside the next rows, for which the Plan has no room.
+                del logits
             manager.commit(kv, tokens, rows, known=False)
     finally:
         manager.release(kv)
