@@ -46,7 +46,7 @@ class ShortReadError(FormatError):
 
 
 class HeaderTooLargeError(FormatError):
-    """The header is larger than any real model's."""
+    """A header, or a file beside the weights, is larger than any real model's."""
 
 
 class DuplicateTensorError(FormatError):

@@ -12,7 +12,6 @@ from strata.formats.errors import (
     ConfigMissingError,
     DuplicateTensorError,
     FileMissingError,
-    HeaderTooLargeError,
     IndexPathError,
     IndexTensorError,
     JsonTypeError,
@@ -21,27 +20,13 @@ from strata.formats.errors import (
     WeightsMissingError,
     shown,
 )
-from strata.formats.json_text import parse_object
+from strata.formats.side_files import read_object
 from strata.formats.tensor_info import TensorInfo
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_MAX_JSON_BYTES = 100_000_000
 _LONGEST_NAME = 200
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of bounded size."""
-    file = DiskFile(path)
-    try:
-        if file.size > _MAX_JSON_BYTES:
-            raise HeaderTooLargeError(
-                f"{path} has {file.size} bytes; at most {_MAX_JSON_BYTES} are read"
-            )
-        return parse_object(file.read(0, file.size), str(path))
-    finally:
-        file.close()
 
 
 def open_directory(
@@ -53,7 +38,7 @@ def open_directory(
     with `resources`.
     """
     try:
-        config = read_json(directory / CONFIG)
+        config = read_object(directory / CONFIG)
     except FileMissingError:
         raise ConfigMissingError(
             f"{directory} has no {CONFIG}: give the directory of a Hugging Face model, or the path "
@@ -100,7 +85,7 @@ def _single(directory: Path) -> str:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise JsonTypeError(f"{path}: weight_map is missing or not an object")
     for tensor, name in weight_map.items():

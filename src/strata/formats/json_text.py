@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 from strata.formats.errors import (
+    HeaderTooLargeError,
     JsonDepthError,
     JsonDuplicateKeyError,
     JsonNumberError,
@@ -19,14 +21,23 @@ from strata.formats.errors import (
 _LONGEST_NUMBER = 64
 
 
-def parse_object(raw: bytes, where: str) -> dict[str, Any]:
-    """The JSON object that `raw` is; `where` opens the message of the error."""
+def parse_object(raw: bytes, where: str, most_values: int | None = None) -> dict[str, Any]:
+    """The JSON object that `raw` is; `where` opens the message of the error.
+
+    More than `most_values` values are refused before any of them is made.
+    """
+    if most_values is not None:
+        # Marks within strings count as well: that only makes the bound a little tighter.
+        values = 1 + sum(raw.count(mark) for mark in (b",", b"[", b"{"))
+        if values > most_values:
+            raise HeaderTooLargeError(
+                f"{where}: the JSON has about {values} values; at most {most_values} are read"
+            )
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
-            keys = [key for key, _ in items]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = Counter(key for key, _ in items).most_common(1)[0][0]
             raise JsonDuplicateKeyError(f"{where}: the key {shown(twice)} appears twice")
         return found
 

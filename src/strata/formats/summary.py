@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from strata.formats.errors import FormatError
 from strata.formats.model_file import ModelFile
-
-# A template or configuration beside the weights is a text of some kilobytes.
-_SIDECAR_LIMIT = 16 * 1024 * 1024
+from strata.formats.side_files import read_object
 
 
 @dataclass(frozen=True)
@@ -132,13 +130,10 @@ def _huggingface_facts(model: ModelFile) -> dict[str, Any]:
 
 
 def _json_object(path: Path | None) -> dict[str, Any]:
-    if path is None or path.stat().st_size > _SIDECAR_LIMIT:
-        return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        return {} if path is None else read_object(path)
+    except FormatError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 import strata._native as _native
+from strata.text.pipeline import failures_named
 from strata.text.pretokenizers import PreTokenizer
 from strata.text.signals import held_back
 from strata.text.special import SpecialTokens
@@ -142,7 +143,9 @@ class BpeEncoder:
         yield text[start:]
 
     def _merge(self, text: str) -> list[int]:
-        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+        engine = self._engine
+        with failures_named("the vocabulary"):
+            ids: list[int] = engine.encode(text, add_special_tokens=False).ids
         if self._stand_ins and max(ids, default=0) >= self._first_stand_in:
             ids = [known for id in ids for known in self._replace_stand_in(id)]
         return ids
@@ -156,7 +159,7 @@ class BpeEncoder:
         with self._building:
             built: tokenizers.Tokenizer | None = self.__dict__.get("_engine")
             if built is None:
-                with held_back():
+                with held_back(), failures_named("the vocabulary"):
                     built = self._build()
                 self._vocabulary, self._merges = {}, ()
                 # Set before the lock is let go: whoever waits for it finds nothing to build from.

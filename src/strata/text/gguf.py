@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from strata.formats.errors import shown
 from strata.text.bpe import BpeEncoder, letters_to_bytes
 from strata.text.errors import TokenizerError
+from strata.text.gguf_keys import TokenizerKeys
 from strata.text.pretokenizers import pre_tokenizer
 from strata.text.sentencepiece import SPACE, SentencePieceEncoder
 from strata.text.tokenizer import Encoder, Tokenizer
@@ -16,7 +18,6 @@ from strata.text.vocabulary import (
     Vocabulary,
     read_vocabulary,
     special_tokens,
-    string_array,
     token_text,
 )
 
@@ -64,95 +65,90 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
 
     Raises TokenizerError for a model or pre-tokenizer that is not known, or malformed arrays.
     """
-    model = metadata.get("tokenizer.ggml.model")
-    build = _MODELS.get(str(model))
-    if model is None or build is None:
-        what = "no tokenizer.ggml.model" if model is None else f"tokenizer model {model!r}"
+    keys = TokenizerKeys(metadata)
+    model = keys.text("model")
+    if model not in _MODELS:
+        what = f"tokenizer model {shown(model)}" if model else "no tokenizer.ggml.model"
         raise TokenizerError(f"the file has {what}; known are: {', '.join(_MODELS)}")
-    return build(metadata)
+    return _MODELS[model](keys)
 
 
-def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = metadata.get(f"tokenizer.ggml.{key}")
-    return default if value is None else bool(value)
+def _from_gpt2(keys: TokenizerKeys) -> Tokenizer:
+    vocabulary = read_vocabulary(keys, {"bos": 11, "eos": 11})  # Falcon's
+    return _bpe(keys, vocabulary, keys.text("pre"))
 
 
-def _from_gpt2(metadata: Mapping[str, Any]) -> Tokenizer:
-    vocabulary = read_vocabulary(metadata, {"bos": 11, "eos": 11})  # Falcon's
-    return _bpe(metadata, vocabulary, str(metadata.get("tokenizer.ggml.pre", "")))
+def _from_gemma4(keys: TokenizerKeys) -> Tokenizer:
+    return _bpe(keys, read_vocabulary(keys, {}), "gemma4")
 
 
-def _from_gemma4(metadata: Mapping[str, Any]) -> Tokenizer:
-    return _bpe(metadata, read_vocabulary(metadata, {}), "gemma4")
-
-
-def _bpe(metadata: Mapping[str, Any], vocabulary: Vocabulary, pre: str) -> Tokenizer:
+def _bpe(keys: TokenizerKeys, vocabulary: Vocabulary, pre: str) -> Tokenizer:
     family = pre_tokenizer(pre)
     encoder = BpeEncoder(
         vocabulary.ids,
-        string_array(metadata, "tokenizer.ggml.merges"),
+        keys.strings("merges"),
         family,
-        special_tokens(vocabulary, metadata),
+        special_tokens(vocabulary, keys),
         escape_spaces=not family.byte_level,
     )
     return _assemble(
-        metadata,
+        keys,
         vocabulary,
         encoder,
         byte_level=family.byte_level,
-        add_bos=family.add_bos or _flag(metadata, "add_bos_token", False)
+        add_bos=family.add_bos or keys.flag("add_bos_token", False)
         if family.newline_runs
-        else _flag(metadata, "add_bos_token", family.add_bos),
+        else keys.flag("add_bos_token", family.add_bos),
         add_eos=False,
-        strips_leading_space=_flag(metadata, "add_space_prefix", False),
+        strips_leading_space=keys.flag("add_space_prefix", False),
     )
 
 
-def _from_llama(metadata: Mapping[str, Any]) -> Tokenizer:
-    vocabulary = read_vocabulary(metadata, {"bos": 1, "eos": 2, "unk": 0})
-    add_space_prefix = _flag(metadata, "add_space_prefix", True)
+def _from_llama(keys: TokenizerKeys) -> Tokenizer:
+    vocabulary = read_vocabulary(keys, {"bos": 1, "eos": 2, "unk": 0})
+    add_space_prefix = keys.flag("add_space_prefix", True)
     encoder = SentencePieceEncoder(
         vocabulary.ids,
         vocabulary.scores,
-        special_tokens(vocabulary, metadata),
+        special_tokens(vocabulary, keys),
         add_space_prefix,
         vocabulary.special.get("unk"),
     )
     return _assemble(
-        metadata,
+        keys,
         vocabulary,
         encoder,
         byte_level=False,
-        add_bos=_flag(metadata, "add_bos_token", True),
+        add_bos=keys.flag("add_bos_token", True),
         add_eos=False,
         strips_leading_space=add_space_prefix,
     )
 
 
-def _from_t5(metadata: Mapping[str, Any]) -> Tokenizer:
-    vocabulary = read_vocabulary(metadata, {"eos": 1, "unk": 2, "pad": 0})
+def _from_t5(keys: TokenizerKeys) -> Tokenizer:
+    vocabulary = read_vocabulary(keys, {"eos": 1, "unk": 2, "pad": 0})
     unknown = vocabulary.special.get("unk")
     if unknown is None:
         raise TokenizerError("a unigram vocabulary needs tokenizer.ggml.unknown_token_id")
     choosable = int(Kind.NORMAL | Kind.USER_DEFINED | Kind.UNUSED)
-    table = metadata.get("tokenizer.ggml.precompiled_charsmap")
-    add_space_prefix = _flag(metadata, "add_space_prefix", False)
+    table = keys.table("precompiled_charsmap")
+    add_space_prefix = keys.flag("add_space_prefix", False)
     encoder = UnigramEncoder(
         {t: id for t, id in vocabulary.ids.items() if vocabulary.has(id, choosable)},
         vocabulary.scores,
         {id for id, kind in enumerate(vocabulary.kinds) if kind & Kind.USER_DEFINED},
-        special_tokens(vocabulary, metadata),
-        None if table is None else CharacterMap(bytes(bytearray(table))),
+        special_tokens(vocabulary, keys),
+        None if table is None else CharacterMap(table),
         add_space_prefix,
-        _flag(metadata, "remove_extra_whitespaces", False),
+        keys.flag("remove_extra_whitespaces", False),
         unknown,
     )
     return _assemble(
-        metadata,
+        keys,
         vocabulary,
         encoder,
         byte_level=False,
-        add_bos=_flag(metadata, "add_bos_token", False),
+        add_bos=keys.flag("add_bos_token", False),
         add_eos=True,
         strips_leading_space=add_space_prefix,
     )
@@ -167,7 +163,7 @@ _MODELS = {
 
 
 def _assemble(
-    metadata: Mapping[str, Any],
+    keys: TokenizerKeys,
     vocabulary: Vocabulary,
     encoder: Encoder,
     *,
@@ -177,7 +173,7 @@ def _assemble(
     strips_leading_space: bool,
 ) -> Tokenizer:
     bos, eos = vocabulary.special.get("bos"), vocabulary.special.get("eos")
-    add_eos = _flag(metadata, "add_eos_token", add_eos)
+    add_eos = keys.flag("add_eos_token", add_eos)
     return Tokenizer(
         encoder=encoder,
         pieces=GgufPieces(vocabulary, byte_level),
@@ -192,20 +188,5 @@ def _assemble(
             for name, id in vocabulary.special.items()
             if not name.startswith("fim_")
         },
-        chat_templates=_chat_templates(metadata),
+        chat_templates=keys.chat_templates(),
     )
-
-
-def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """`tokenizer.chat_template` is the default; `tokenizer.chat_template.NAME` are named ones."""
-    key = "tokenizer.chat_template"
-    templates = {"default": metadata[key]} if key in metadata else {}
-    templates.update(
-        (name.removeprefix(key + "."), text)
-        for name, text in metadata.items()
-        if name.startswith(key + ".")
-    )
-    for name, text in templates.items():
-        if not isinstance(text, str):
-            raise TokenizerError(f"the chat template {name!r} of the file is not a string")
-    return templates

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strata.formats.json_text import parse_object
+from strata.formats.errors import shown
+from strata.formats.side_files import check_size, read_object_if_there, read_template
 from strata.text.bpe import letters_to_bytes
 from strata.text.errors import TokenizerError
+from strata.text.pipeline import check_pipeline, failures_named
 from strata.text.sentencepiece import SPACE
 from strata.text.tokenizer import Tokenizer
 
@@ -29,6 +31,8 @@ _NAMED = (
     "mask_token",
 )
 _JSON_MARKS = re.compile(rb'\[|\]|"(?:[^"\\]|\\.)*"')
+_MAX_TEMPLATES = 64
+_MAX_SURROUNDING = 64
 _TEMPLATE_DIRECTORIES = ("additional_chat_templates", "chat_templates")
 
 
@@ -41,9 +45,21 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     """
     path = Path(path)
     engine = _open_engine(path / "tokenizer.json")
-    config = _read_json(path / "tokenizer_config.json")
-    names = _special_names({**_read_json(path / "special_tokens_map.json"), **config})
-    _add_missing_tokens(engine, config, names)
+    config = read_object_if_there(path / "tokenizer_config.json")
+    stated = {**read_object_if_there(path / "special_tokens_map.json"), **config}
+    names = _special_names(stated)
+    with failures_named(str(path / "tokenizer.json")):
+        _add_missing_tokens(engine, config, names)
+        check_pipeline(engine, str(path / "tokenizer.json"))
+        return _assemble(path, engine, config, names)
+
+
+def _assemble(
+    path: Path,
+    engine: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> Tokenizer:
 
     bos, eos = (engine.token_to_id(names[n]) if n in names else None for n in _NAMED[:2])
     if engine.post_processor is not None:
@@ -57,7 +73,7 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
         pieces=pieces,
         bos_id=bos,
         eos_id=eos,
-        stop_ids=_stop_ids(path, eos),
+        stop_ids=_stop_ids(path, eos, len(pieces)),
         prefix_ids=prefix,
         suffix_ids=suffix,
         strips_leading_space=pieces.strips_leading_space,
@@ -73,6 +89,7 @@ def count_merges(path: Path) -> tuple[int, bool] | None:
     file = Path(path) / "tokenizer.json"
     if not file.is_file() or not file.stat().st_size:
         return None
+    check_size(file)
     # Mapped: a buffer of that size would teach the allocator to keep what is freed.
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
         return _count_merges(text)
@@ -111,7 +128,7 @@ class HuggingFaceEncoder:
         self._lock = threading.Lock()  # the switch below belongs to the engine, not to a call
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        with self._lock:
+        with self._lock, failures_named("tokenizer.json"):
             self._engine.encode_special_tokens = not parse_special
             ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
         return ids
@@ -188,17 +205,12 @@ def _open_engine(path: Path) -> tokenizers.Tokenizer:
             f"{path} is missing; a model directory needs it (transformers writes it with "
             "save_pretrained of a fast tokenizer)"
         )
-    try:
+    check_size(path)
+    with failures_named(str(path)):
         engine = tokenizers.Tokenizer.from_file(str(path))
         engine.no_truncation()
         engine.no_padding()
-    except Exception as error:  # the library raises nothing more precise
-        raise TokenizerError(f"{path}: {error}") from error
     return engine
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return parse_object(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
 def _special_names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -247,17 +259,25 @@ def _surroundings(engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     outer: list[int] = engine.encode("a", add_special_tokens=True).ids
     for start in range(len(outer) - len(inner) + 1):
         if outer[start : start + len(inner)] == inner:
+            if len(outer) - len(inner) > _MAX_SURROUNDING:
+                raise TokenizerError(
+                    f"tokenizer.json: its post-processor adds {len(outer) - len(inner)} tokens; at "
+                    f"most {_MAX_SURROUNDING} are added"
+                )
             return outer[:start], outer[start + len(inner) :]
     raise TokenizerError("tokenizer.json: its post-processor changes the text's own tokens")
 
 
-def _stop_ids(path: Path, eos: int | None) -> frozenset[int]:
-    """The end-of-sequence token and every id that the model's settings call one."""
+def _stop_ids(path: Path, eos: int | None, vocabulary: int) -> frozenset[int]:
+    """The end-of-sequence token and every id that the model's settings call one. Ids outside the
+    vocabulary, as files write for "none", do not count."""
     stops = set() if eos is None else {eos}
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(path / name).get("eos_token_id")
-        for id in value if isinstance(value, list) else [value]:
-            if isinstance(id, int) and not isinstance(id, bool) and id >= 0:
+        value = read_object_if_there(path / name).get("eos_token_id")
+        for id in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(id, int) or isinstance(id, bool):
+                raise TokenizerError(f"{path / name}: eos_token_id is {shown(value)}: no token id")
+            if 0 <= id < vocabulary:
                 stops.add(id)
     return frozenset(stops)
 
@@ -266,10 +286,15 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """Files win over tokenizer_config.json, where templates are one string or a list of names."""
     templates: dict[str, str] = {}
     for directory in _TEMPLATE_DIRECTORIES:
-        for file in sorted((path / directory).glob("*.jinja")):
-            templates[file.stem] = _read_text(file)
+        files = sorted((path / directory).glob("*.jinja"))
+        if len(files) > _MAX_TEMPLATES:
+            raise TokenizerError(
+                f"{path / directory} has {len(files)} chat templates; at most {_MAX_TEMPLATES} are "
+                "read"
+            )
+        templates.update((file.stem, read_template(file)) for file in files)
     if (path / "chat_template.jinja").is_file():
-        templates["default"] = _read_text(path / "chat_template.jinja")
+        templates["default"] = read_template(path / "chat_template.jinja")
     if templates:
         return templates
     stored = config.get("chat_template")
@@ -282,10 +307,3 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
             raise TokenizerError("tokenizer_config.json: chat_template is not a list of templates")
         templates[entry["name"]] = entry["template"]
     return templates
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 (byte {error.start})") from error

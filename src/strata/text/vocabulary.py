@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 from itertools import repeat
-from typing import Any
 
-import numpy as np
-
-from strata.formats.gguf_values import PackedStrings
 from strata.text.errors import TokenizerError
+from strata.text.gguf_keys import TokenizerKeys
 from strata.text.special import SpecialToken, SpecialTokens
 
 
@@ -152,21 +149,21 @@ class Vocabulary:
         return bool(self.kinds[id] & kinds)
 
 
-def read_vocabulary(metadata: Mapping[str, Any], defaults: Mapping[str, int]) -> Vocabulary:
+def read_vocabulary(keys: TokenizerKeys, defaults: Mapping[str, int]) -> Vocabulary:
     """Read and check `tokenizer.ggml.*`; `defaults` are the special ids when a file has no key."""
-    tokens = string_array(metadata, "tokenizer.ggml.tokens")
+    tokens = keys.strings("tokens")
     if not tokens:
         raise TokenizerError("tokenizer.ggml.tokens is empty")
     count = len(tokens)
-    types = _numbers(metadata, "tokenizer.ggml.token_type", count, _FILE_NORMAL)
+    types = keys.numbers("token_type", count, _FILE_NORMAL)
     kinds = bytearray(map(_FILE_KINDS.get, types, repeat(Kind.UNDEFINED)))
-    scores = _numbers(metadata, "tokenizer.ggml.scores", count, 0.0)
+    scores = keys.numbers("scores", count, 0.0)
     vocabulary = Vocabulary(
         tokens,
         kinds,
         scores,
         _ids_by_text(tokens),
-        _special_ids(metadata, kinds, defaults),
+        _special_ids(keys, kinds, defaults),
     )
     _mark_by_name(vocabulary)
     return vocabulary
@@ -188,57 +185,23 @@ def _empty_name(id: int) -> str:
     return f"[EMPTY_{id}]"
 
 
-def string_array(metadata: Mapping[str, Any], key: str) -> Sequence[str]:
-    """An array of strings, or an error that names the key."""
-    values = metadata.get(key)
-    if values is None:
-        raise TokenizerError(f"the file has no {key}: it holds no usable vocabulary")
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise TokenizerError(f"{key} must be an array of strings, not {type(values).__name__}")
-    if isinstance(values, PackedStrings):
-        return values
-    texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-    if not all(isinstance(text, str) for text in texts):
-        raise TokenizerError(f"{key} must be an array of strings")
-    return texts
-
-
-def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) -> list[Any]:
-    values = metadata.get(key)
-    if values is None:
-        return [default] * count
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise TokenizerError(f"{key} must be an array of numbers, not {type(values).__name__}")
-    of_numbers = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
-    numbers = values.tolist() if hasattr(values, "tolist") else list(values)
-    if len(numbers) < count:
-        raise TokenizerError(f"{key} has {len(numbers)} entries for {count} tokens")
-    if not of_numbers and not all(isinstance(number, (int, float)) for number in numbers):
-        raise TokenizerError(f"{key} must be an array of numbers")
-    return numbers[:count]
-
-
 def _special_ids(
-    metadata: Mapping[str, Any], kinds: Sequence[int], defaults: Mapping[str, int]
+    keys: TokenizerKeys, kinds: Sequence[int], defaults: Mapping[str, int]
 ) -> dict[str, int]:
     count = len(kinds)
     # A default that is an ordinary word in this vocabulary would end texts at that word.
-    untyped = "tokenizer.ggml.token_type" not in metadata
+    untyped = not keys.has("token_type")
     found = {
         name: id
         for name, id in defaults.items()
         if id < count and (untyped or kinds[id] & (_CONTROL | _UNKNOWN))
     }
-    for keys in (_ID_KEYS, _OLD_ID_KEYS):
-        for name, key in keys.items():
-            id = metadata.get(f"tokenizer.ggml.{key}")
-            if id is None:
-                continue
-            if isinstance(id, bool) or not hasattr(id, "__index__"):
-                raise TokenizerError(f"tokenizer.ggml.{key} must be a token id, not {id!r}")
-            # Files write -1 or 2**32-1 for "none": ids outside the vocabulary do not count.
-            if 0 <= int(id) < count:
-                found[name] = int(id)
+    for table in (_ID_KEYS, _OLD_ID_KEYS):
+        for name, key in table.items():
+            id = keys.id(key)
+            # Ids outside the vocabulary stand for "none".
+            if id is not None and 0 <= id < count:
+                found[name] = id
     return found
 
 
@@ -291,11 +254,11 @@ def _unstop(vocabulary: Vocabulary, text: str, kind: int) -> None:
         vocabulary.kinds[id] = kind
 
 
-def special_tokens(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> SpecialTokens:
+def special_tokens(vocabulary: Vocabulary, keys: TokenizerKeys) -> SpecialTokens:
     """The tokens recognised in text; what spaces they eat is known by the model's name only."""
-    name = str(metadata.get("general.name", "")).lower()
-    pre = str(metadata.get("tokenizer.ggml.pre", ""))
-    architecture = str(metadata.get("general.architecture", ""))
+    name = keys.general("name").lower()
+    pre = keys.text("pre")
+    architecture = keys.general("architecture")
     eats_left, eats_right, keeps_right = set[str](), False, set[str]()
     if any(part in pre for part in ("jina-v2-de", "jina-v2-es", "jina-v2-code")) or any(
         part in architecture for part in ("nomic-bert-moe", "jina-bert-v3")
