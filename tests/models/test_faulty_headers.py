@@ -23,6 +23,10 @@ from strata.quant import by_name
 from support.headers import gguf, huggingface
 
 DROP = ...
+NAN = float("nan")
+ORIGINAL = "original_max_position_embeddings"
+YARN = {"rope_type": "yarn", "factor": 4.0}
+GGUF_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +130,46 @@ def test_absurd_value_is_refused(kind: str, key: str, value: Any) -> None:
         (huggingface("gemma3", layer_types=["full_attention", "x", "y"]), "'layer_types'"),
         (gguf("gemma3", **{"attention.sliding_window_pattern": [True]}), "lists 1 layers"),
         (huggingface("gemma3", use_bidirectional_attention=True), "bidirectional"),
+        (huggingface("gemma3", layer_types=[["full_attention"]] * 3), "'layer_types'"),
+        (gguf("gemma3", **{"attention.sliding_window_pattern": ["a"] * 3}), "true or false"),
+        (huggingface("llama", rope_parameters={**YARN, "beta_fast": 0}), "beta_fast' is 0"),
+        (huggingface("llama", rope_parameters={**YARN, "beta_slow": 0}), "beta_slow' is 0"),
+        (huggingface("llama", rope_parameters={**YARN, "rope_theta": 1.0}), "rope_theta' is 1"),
+        (huggingface("llama", rope_parameters={**YARN, ORIGINAL: 0}), f"{ORIGINAL}' is 0"),
+        (huggingface("llama", rope_parameters={**YARN, "factor": NAN}), "factor' is nan"),
+        (
+            huggingface(
+                "llama",
+                rope_parameters={
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 4.0,
+                    "high_freq_factor": 4.0,
+                },
+            ),
+            "high_freq_factor is 4",
+        ),
+        (
+            huggingface(
+                "phi3_long",
+                original_max_position_embeddings=1,
+                rope_parameters={"rope_type": "longrope", "long_factor": [1.0] * 8},
+            ),
+            "original context of 2",
+        ),
+        (
+            huggingface(
+                "phi3_long", rope_parameters={"rope_type": "longrope", "long_factor": [0.0] * 8}
+            ),
+            "long_factor' is 0",
+        ),
+        (gguf("llama", **{**GGUF_YARN, "rope.scaling.yarn_beta_fast": 0.0}), "beta_fast' is 0"),
+        (gguf("llama", **{**GGUF_YARN, "rope.scaling.factor": 1e-300}), "factor' is 1e-300"),
+        (gguf("llama", **{**GGUF_YARN, "rope.freq_base": 1.0}), "freq_base' is 1"),
+        (
+            gguf("llama", **{**GGUF_YARN, "rope.scaling.original_context_length": 0}),
+            "original_context_length' is 0",
+        ),
         (huggingface("gpt2", scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx"),
         (gguf("gpt2", **{"attention.head_count_kv": 2}), "2 key heads for 4"),
         (huggingface("gpt2", activation_function="relu"), "'activation_function' is 'relu'"),

@@ -19,6 +19,8 @@ from strata.formats.errors import (
 
 # Converting digits to a number takes quadratic time in their count; 2^64 has 20 digits.
 _LONGEST_NUMBER = 64
+# Whoever walks through a value may do so by recursion.
+_MAX_DEPTH = 64
 
 
 def parse_object(raw: bytes, where: str, most_values: int | None = None) -> dict[str, Any]:
@@ -70,4 +72,20 @@ def parse_object(raw: bytes, where: str, most_values: int | None = None) -> dict
         raise JsonDepthError(f"{where}: the JSON is nested too deeply to be a real file") from None
     if not isinstance(value, dict):
         raise JsonTypeError(f"{where}: the JSON is a {type(value).__name__}, not an object")
+    if _deeper_than(_MAX_DEPTH, value):
+        raise JsonDepthError(f"{where}: the JSON is nested too deeply to be a real file")
     return value
+
+
+def _deeper_than(depth: int, value: Any) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models import gemma2, gemma3, gpt2, granite, llama, olmo2, opt, phi3, qwen2, qwen3
 from strata.models.config import read_trained_context
 from strata.models.errors import (
@@ -18,7 +19,7 @@ from strata.models.errors import (
     UnexpectedTensor,
     UnknownArchitecture,
 )
-from strata.models.keys import Keys
+from strata.models.keys import Keys, architecture
 from strata.models.rope import has_factors_by_context
 from strata.program import Model
 
@@ -61,16 +62,6 @@ FAMILIES: Mapping[str, Build] = {
 }
 
 
-def architecture(file: ModelFile) -> str:
-    """The name under which the file's architecture is looked up."""
-    if file.kind == "gguf":
-        return str(file.metadata.get("general.architecture", ""))
-    names = file.metadata.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
-    return str(file.metadata.get("model_type", ""))
-
-
 def trained_context(file: ModelFile) -> int:
     """The positions that a model was made for. Raises a ModelError."""
     return read_trained_context(Keys(file, _known(file)))
@@ -102,7 +93,7 @@ def _known(file: ModelFile) -> str:
     name = architecture(file)
     if name not in FAMILIES:
         raise UnknownArchitecture(
-            f"architecture '{name}' is not known; known: {', '.join(sorted(FAMILIES))}"
+            f"architecture {shown(name)} is not known; known: {', '.join(sorted(FAMILIES))}"
         )
     return name
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from strata.errors import UsageError
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models.errors import ConfigError, MissingTensor, TensorShape
-from strata.models.keys import REQUIRED, Keys
+from strata.models.keys import REQUIRED, Keys, quantization_method
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
@@ -122,14 +123,11 @@ def _vocabulary(file: ModelFile, keys: Keys) -> int:
 
 
 def _check_quantization(file: ModelFile) -> None:
-    stated = file.metadata.get("quantization_config") if file.kind == "huggingface" else None
-    if stated is None:
-        return
-    method = stated.get("quant_method") if isinstance(stated, dict) else stated
-    if method not in _READABLE:
+    method = quantization_method(file)
+    if method is not None and method not in _READABLE:
         raise ConfigError(
-            f"'quantization_config.quant_method' is {method!r}: only {', '.join(_READABLE)} are "
-            f"read; use the unquantised model or a GGUF of it"
+            f"'quantization_config.quant_method' is {shown(method)}: only "
+            f"{', '.join(_READABLE)} are read; use the unquantised model or a GGUF of it"
         )
 
 

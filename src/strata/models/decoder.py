@@ -246,18 +246,13 @@ def with_windows(c: Config, window: int, pattern: int) -> Config:
 
     Every ``pattern``-th layer sees all keys; 0 means that none does, 1 that all do.
     """
-    key, listed = c.keys.find("layer_types")
+    listed = c.keys.texts("layer_types", c.layers, _LAYER_TYPES)
     if listed is not None:
-        if not isinstance(listed, list) or len(listed) != c.layers or set(listed) - _LAYER_TYPES:
-            known = ", ".join(sorted(_LAYER_TYPES))
-            raise ConfigError(f"'{key}': a list of {c.layers} is expected, each one of {known}")
         sliding = [kind == "sliding_attention" for kind in listed]
         return replace(c, windows=tuple(window if s else 0 for s in sliding))
-    key, listed = c.keys.find("window_pattern")
-    if isinstance(listed, list):
-        if len(listed) != c.layers:
-            raise ConfigError(f"'{key}' lists {len(listed)} layers; the model has {c.layers}")
-        return replace(c, windows=tuple(window if s else 0 for s in listed))
+    flags = c.keys.flags("window_pattern", c.layers)
+    if flags is not None:
+        return replace(c, windows=tuple(window if s else 0 for s in flags))
     period = c.keys.integer("window_pattern", pattern, low=0)
     full = [period > 0 and (i + 1) % period == 0 for i in range(c.layers)]
     return replace(c, windows=tuple(0 if f else window for f in full))

@@ -7,6 +7,7 @@ files store projections as [in, out] (Conv1D); GGUF files have them turned.
 from __future__ import annotations
 
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models import decoder
 from strata.models.config import Config, read_config
 from strata.models.errors import ConfigError
@@ -72,7 +73,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         ("add_cross_attention", False),
     ):
         if c.keys.raw(key) not in (None, usual):
-            raise ConfigError(f"'{key}' is {c.keys.raw(key)!r}: only {usual} is built")
+            raise ConfigError(f"'{key}' is {shown(c.keys.raw(key))}: only {usual} is built")
     if c.kv_heads != c.heads:
         raise ConfigError(f"{c.kv_heads} key heads for {c.heads} query heads: GPT-2 has as many")
     decoder.check_activation(c, "gelu_new", "gelu_pytorch_tanh")

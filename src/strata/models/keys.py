@@ -7,12 +7,13 @@ as the configuration classes of transformers write it, old and new spellings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models.errors import ConfigError
 
 # canonical name -> (GGUF key without the architecture, config.json keys from newest to oldest)
@@ -109,8 +110,30 @@ class Keys:
         return any(key in self._metadata for key in names)
 
     def raw(self, key: str) -> Any:
-        """A value under the file's own key, None where absent."""
+        """A value under the file's own key, None where absent; whoever asks checks it."""
         return self._metadata.get(key)
+
+    def texts(self, name: str, count: int, known: Collection[str]) -> list[str] | None:
+        """A list of ``count`` strings, each one of ``known``; None where absent."""
+        key, value = self.find(name)
+        if value is None:
+            return None
+        fits = isinstance(value, list) and len(value) == count
+        if not fits or not all(isinstance(v, str) and v in known for v in value):
+            words = ", ".join(sorted(known))
+            raise ConfigError(f"'{key}': a list of {count} is expected, each one of {words}")
+        return list(value)
+
+    def flags(self, name: str, count: int) -> list[bool] | None:
+        """A list of ``count`` truth values; None where absent or where it is a number."""
+        key, value = self.find(name)
+        if not isinstance(value, list):
+            return None
+        if len(value) != count:
+            raise ConfigError(f"'{key}' lists {len(value)} layers; the model has {count}")
+        if any(v not in (0, 1) for v in value):
+            raise ConfigError(f"'{key}': a list of true or false is expected")
+        return [bool(v) for v in value]
 
     def integer(
         self, name: str, default: int = REQUIRED, *, low: int = 1, high: int = 1 << 31
@@ -136,7 +159,7 @@ class Keys:
         if value is None:
             return self._or(key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"'{key}' is {value!r}: true or false is expected")
+            raise ConfigError(f"'{key}' is {shown(value)}: true or false is expected")
         return value
 
     def text(self, name: str, default: str = REQUIRED) -> str:
@@ -145,7 +168,7 @@ class Keys:
         if value is None:
             return self._or(key, default)
         if not isinstance(value, str):
-            raise ConfigError(f"'{key}' is {value!r}: a string is expected")
+            raise ConfigError(f"'{key}' is {shown(value)}: a string is expected")
         return value
 
     @staticmethod
@@ -155,20 +178,49 @@ class Keys:
         return default
 
 
+def architecture(file: ModelFile) -> str:
+    """The name under which the file's architecture is looked up, empty where there is none."""
+    if file.kind == "gguf":
+        name = file.metadata.get("general.architecture")
+    else:
+        names = file.metadata.get("architectures")
+        name = names[0] if isinstance(names, list) and names else None
+        if not isinstance(name, str):
+            name = file.metadata.get("model_type")
+    return name if isinstance(name, str) else ""
+
+
+def quantization_method(file: ModelFile) -> object:
+    """What config.json says of how its weights were quantised, None where it says nothing."""
+    stated = file.metadata.get("quantization_config") if file.kind == "huggingface" else None
+    return stated.get("quant_method") or "" if isinstance(stated, Mapping) else stated
+
+
+def mentions(file: ModelFile, key: str) -> bool:
+    """Whether config.json has a key, at whatever depth."""
+    return file.kind == "huggingface" and _mentions(file.metadata, key)
+
+
+def _mentions(table: object, key: str) -> bool:
+    return isinstance(table, Mapping) and (
+        key in table or any(_mentions(value, key) for value in table.values())
+    )
+
+
 def whole(key: str, value: Any, low: int, high: int) -> int:
     """``value`` as an int in ``low .. high``, or ConfigError that names ``key``."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value != int(value):
-        raise ConfigError(f"'{key}' is {value!r}: a whole number is expected")
+        raise ConfigError(f"'{key}' is {shown(value)}: a whole number is expected")
     if not low <= value <= high:
-        raise ConfigError(f"'{key}' is {value}: from {low} to {high} is expected")
+        raise ConfigError(f"'{key}' is {shown(value)}: from {low} to {high} is expected")
     return int(value)
 
 
 def real(key: str, value: Any, low: float, high: float) -> float:
     """``value`` as a finite float in ``low .. high``, or ConfigError that names ``key``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"'{key}' is {value!r}: a number is expected")
+        raise ConfigError(f"'{key}' is {shown(value)}: a number is expected")
     if not low <= value <= high:
-        raise ConfigError(f"'{key}' is {value}: from {low:g} to {high:g} is expected")
+        raise ConfigError(f"'{key}' is {shown(value)}: from {low:g} to {high:g} is expected")
     return float(value)

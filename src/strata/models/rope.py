@@ -16,12 +16,17 @@ from typing import Any, Literal
 import numpy as np
 
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models.config import Config
 from strata.models.errors import ConfigError
-from strata.models.keys import real, whole
+from strata.models.keys import mentions, real, whole
 
 Style = Literal["neox", "interleaved"]
-_LEAST_BASE, _MOST_BASE = 1e-3, 1e12
+# Frequencies are powers of the base, so it is more than 1.
+_LEAST_BASE, _MOST_BASE = 1.5, 1e12
+_LEAST_FACTOR, _MOST_FACTOR = 1e-3, 1e6
+# Turns of a dimension over the original context: YaRN divides by them.
+_LEAST_TURNS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,12 @@ def read_local_rope(c: Config, style: Style, *, base: float | None = None) -> Ro
 
 
 def _reduce(scaling: _Scaling, style: Style, factors: str | None) -> Rope:
-    inv_freq, mscale = _frequencies(scaling)
+    with np.errstate(all="ignore"):
+        inv_freq, mscale = _frequencies(scaling)
+    if not (np.isfinite(inv_freq.astype(np.float32)).all() and math.isfinite(mscale)):
+        raise ConfigError(
+            f"rope scaling '{scaling.kind}': its settings give frequencies that are not numbers"
+        )
     # float32 is what every implementation multiplies positions with.
     return Rope(tuple(float(f) for f in inv_freq.astype(np.float32)), style, mscale, factors)
 
@@ -92,7 +102,11 @@ def _reduce(scaling: _Scaling, style: Style, factors: str | None) -> Rope:
 def _from_gguf(c: Config, base: float) -> _Scaling:
     keys = c.keys
     # llama.cpp reads a factor without a type as linear; older files have the other key.
-    factor = keys.number("rope_factor", keys.number("rope_factor_old", 0.0, high=1e6), high=1e6)
+    old = keys.number("rope_factor_old", 0.0, high=_MOST_FACTOR)
+    factor = keys.number("rope_factor", old, high=_MOST_FACTOR)
+    if 0 < factor < _LEAST_FACTOR:
+        key = keys.find("rope_factor")[0]
+        raise ConfigError(f"'{key}' is {factor}: at least {_LEAST_FACTOR} is expected, or 0")
     kind = keys.text("rope_type", "linear" if factor else "none")
     scaling = _Scaling(
         {"none": "default"}.get(kind, kind),
@@ -100,8 +114,8 @@ def _from_gguf(c: Config, base: float) -> _Scaling:
         keys.integer("rope_dim", c.head_dim, high=c.head_dim),
         factor=factor or 1.0,
         original_context=keys.integer("rope_original_context", c.trained_context),
-        beta_fast=keys.number("rope_beta_fast", 32.0, high=1e6),
-        beta_slow=keys.number("rope_beta_slow", 1.0, high=1e6),
+        beta_fast=keys.number("rope_beta_fast", 32.0, low=_LEAST_TURNS, high=1e6),
+        beta_slow=keys.number("rope_beta_slow", 1.0, low=_LEAST_TURNS, high=1e6),
     )
     magnitude = keys.number("rope_attention_factor", 1.0, high=1e3)
     if kind == "yarn":
@@ -123,7 +137,7 @@ def _table(c: Config, layer_type: str) -> tuple[str, Mapping[str, Any]]:
         key = "rope_scaling"
         table = c.keys.raw(key)
     if table is not None and not isinstance(table, Mapping):
-        raise ConfigError(f"'{key}' is {table!r}: an object is expected")
+        raise ConfigError(f"'{key}' is {shown(table)}: an object is expected")
     return key, table or {}
 
 
@@ -133,7 +147,7 @@ def _kind(table: Mapping[str, Any]) -> str:
     if kind in ("su", "yarn") and table.get("long_factor"):
         return "longrope"
     # 'dynamic' differs from 'default' only beyond the trained context, where Strata never goes.
-    return "default" if kind == "dynamic" else str(kind)
+    return "default" if kind == "dynamic" else kind if isinstance(kind, str) else shown(kind)
 
 
 def _from_config(c: Config, base: float) -> _Scaling:
@@ -159,10 +173,10 @@ def _from_config(c: Config, base: float) -> _Scaling:
         kind,
         theta,
         int(c.head_dim * partial),
-        factor=number("factor", c.trained_context / original, 1e-3),
+        factor=number("factor", c.trained_context / original, _LEAST_FACTOR),
         original_context=original,
-        beta_fast=number("beta_fast", 32.0),
-        beta_slow=number("beta_slow", 1.0),
+        beta_fast=number("beta_fast", 32.0, _LEAST_TURNS),
+        beta_slow=number("beta_slow", 1.0, _LEAST_TURNS),
         low_freq_factor=number("low_freq_factor", 1.0),
         high_freq_factor=number("high_freq_factor", 4.0),
         truncate=bool(values.get("truncate", True)),
@@ -208,6 +222,8 @@ def _frequencies(s: _Scaling) -> tuple[np.ndarray[Any, np.dtype[np.float64]], fl
     elif s.kind == "longrope":
         # A GGUF file keeps the factors as a weight; its 'factor', if any, scales all positions.
         frequencies = plain / (np.array(s.frequency_factors) if s.frequency_factors else s.factor)
+        if s.original_context < 2:
+            raise ConfigError("rope scaling 'longrope': an original context of 2 or more is needed")
         growth = math.log(s.factor) / math.log(s.original_context) if s.factor > 1 else 0.0
         usual = math.sqrt(1.0 + growth)
     else:
@@ -235,6 +251,11 @@ def _yarn(s: _Scaling, plain: Any) -> Any:
 
 def _llama3(s: _Scaling, plain: Any) -> Any:
     """Long wavelengths are divided by the factor, short ones kept, those between blended."""
+    if s.high_freq_factor <= s.low_freq_factor:
+        raise ConfigError(
+            f"rope scaling 'llama3': high_freq_factor is {s.high_freq_factor}, no more than "
+            f"low_freq_factor, {s.low_freq_factor}"
+        )
     turns = s.original_context * plain / (2 * math.pi)
     blend = np.clip(
         (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0
@@ -246,10 +267,4 @@ def has_factors_by_context(file: ModelFile) -> bool:
     """Whether a file has rope factors of which the context decides: long ones and short ones."""
     if file.kind == "gguf":
         return any(name.startswith("rope_factors_") for name in file.tensors)
-    return _mentions(file.metadata, "long_factor")
-
-
-def _mentions(table: object, key: str) -> bool:
-    return isinstance(table, Mapping) and (
-        key in table or any(_mentions(value, key) for value in table.values())
-    )
+    return mentions(file, "long_factor")

@@ -10,6 +10,7 @@ from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import LayerState, Model, StateGroup
 from strata.text.huggingface import count_merges
+from strata.text.load import gguf_sizes
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> 
 def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:
     """From the metadata, or from a tokenizer.json that is here. For one that is not, twice as many
     merges as tokens are assumed, as the largest tokenizers have them."""
-    if file.kind == "gguf" and "tokenizer.ggml.tokens" in file.metadata:
-        tokens = len(file.metadata["tokenizer.ggml.tokens"])
-        merges = len(file.metadata.get("tokenizer.ggml.merges", ()))
+    counted = gguf_sizes(file)
+    if counted is not None:
+        tokens, merges = counted
         return TokenizerOutline("bpe" if merges else "sentencepiece", tokens, merges)
     tokens = model.vocab_size
     if file.kind == "gguf":

@@ -107,10 +107,12 @@ class TokenizerKeys:
 
     def sizes(self) -> tuple[int, int] | None:
         """How many tokens and merges there are; None where the file has no tokens."""
-        tokens, merges = (self._metadata.get(_PREFIX + key) for key in ("tokens", "merges"))
-        if not hasattr(tokens, "__len__"):
-            return None
-        return len(tokens), len(merges) if hasattr(merges, "__len__") else 0
+        tokens, merges = self._length("tokens"), self._length("merges")
+        return None if tokens is None else (tokens, merges or 0)
+
+    def _length(self, key: str) -> int | None:
+        value = self._metadata.get(_PREFIX + key)
+        return len(value) if isinstance(value, (Sequence, np.ndarray)) else None
 
     def chat_templates(self) -> dict[str, str]:
         """`tokenizer.chat_template` is the default; `tokenizer.chat_template.NAME` are named."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from strata.text.gguf import tokenizer_from_gguf
+from strata.text.gguf_keys import TokenizerKeys
 from strata.text.huggingface import tokenizer_from_directory
 from strata.text.tokenizer import Tokenizer
 
@@ -17,3 +18,8 @@ def load_tokenizer(model_file: ModelFile) -> Tokenizer:
     if model_file.kind == "gguf":
         return tokenizer_from_gguf(model_file.metadata)
     return tokenizer_from_directory(model_file.path)
+
+
+def gguf_sizes(model_file: ModelFile) -> tuple[int, int] | None:
+    """Tokens and merges that a GGUF file lists; None for one without a vocabulary, or no GGUF."""
+    return TokenizerKeys(model_file.metadata).sizes() if model_file.kind == "gguf" else None
