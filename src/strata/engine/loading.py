@@ -19,6 +19,7 @@ from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT
 from strata.models import build_model, trained_context, with_context
 from strata.program import Model
+from strata.sizes import format_size
 from strata.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def load(
     """
     process = base_memory(planned=options.wants_plan)
     options = replace(options, process_bytes=process)
-    file = open_model(path)
+    file = open_model(path, _room(options))
     try:
         return _load(file, options, plan, progress)
     except BaseException:
@@ -67,6 +68,7 @@ def _load(
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
     model = build_model(file, wanted)
     # Building a tokenizer takes more for a while than it keeps: before there are weights.
+    _check_tokenizer(file, model, options)
     before = settled_memory()
     tokenizer = load_tokenizer(file)
     tokenizer.encode("Much of it is made when it is first used.")
@@ -104,3 +106,36 @@ def _load(
     )
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
+
+
+def _room(options: LoadOptions) -> int | None:
+    """Bytes of the budget that the process has not taken, None where there is no budget."""
+    if options.memory is None:
+        return None
+    return max(0, options.memory - (options.process_bytes or 0))
+
+
+def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> None:
+    """BudgetTooSmall if the budget does not even do for building the tokenizer: it is built before
+    there is a Plan, which is made for what it makes of a text."""
+    room = _room(options)
+    if room is None:
+        return
+    from strata.plan import BudgetTooSmall
+    from strata.plan.outline import tokenizer_outline
+    from strata.plan.tokenizer_memory import tokenizer_building_bytes
+
+    outline = tokenizer_outline(model, file)
+    needed = tokenizer_building_bytes(outline)
+    if file.kind == "huggingface" and (path := file.sidecar("tokenizer.json")) is not None:
+        # However few its tokens: the text, and the strings made of it.
+        needed = max(needed, 2 * path.stat().st_size)
+    if needed > room:
+        assert options.memory is not None
+        raise BudgetTooSmall(
+            f"{format_size(options.memory)} are too little for {file.path.name}: to build its "
+            f"tokenizer, of {outline.tokens} tokens and {outline.merges} merges, takes "
+            f"{format_size(needed)} for a while, and the program itself "
+            f"{format_size(options.memory - room)}",
+            options.memory - room + needed,
+        )

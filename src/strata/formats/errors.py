@@ -14,7 +14,7 @@ class FormatError(StrataError):
 
 def shown(name: object, limit: int = 100) -> str:
     """A name from a file, quoted and escaped so that it cannot disturb a terminal, and cut."""
-    text = repr(name)
+    text = " ".join(repr(name).split("\n"))  # an array is written in lines
     return text if len(text) <= limit else text[:limit] + "..."
 
 

@@ -48,12 +48,14 @@ class GgufHeader:
     tensors: dict[str, TensorInfo]
 
 
-def read_header(file: DiskFile) -> GgufHeader:
+def read_header(file: DiskFile, room: int | None = None) -> GgufHeader:
     """Read and check everything before the tensor data; the data itself is not touched.
+
+    ``room`` are bytes that this may take, None for all that any model needs.
 
     Raises a FormatError of the kind that fits the fault.
     """
-    cursor = Cursor(file)
+    cursor = Cursor(file, room)
     version = _version(cursor)
     tensor_count = cursor.u64("the number of tensors")
     key_count = cursor.u64("the number of keys")

@@ -23,14 +23,14 @@ _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 
 
 def open_gguf(
-    path: Path, resources: ExitStack
+    path: Path, resources: ExitStack, room: int | None = None
 ) -> tuple[list[DiskFile], Metadata, dict[str, TensorInfo]]:
     """Open the model that `path` is, or is a part of.
 
     Returns the files in order, the metadata of the first and the tensors of all; the files are
     closed with `resources`.
     """
-    file, header = _open_part(path, resources)
+    file, header = _open_part(path, resources, room)
     count = _split_number(header, "split.count", path)
     if count is None or count <= 1:
         return [file], header.metadata, header.tensors
@@ -51,22 +51,24 @@ def open_gguf(
         if part.name == path.name:
             part_file, part_header = file, header
         else:
-            part_file, part_header = _open_sibling(part, count, resources)
+            part_file, part_header = _open_sibling(part, count, resources, room)
         _check_part(part_header, number, count, part)
         files.append(part_file)
         headers.append(part_header)
     return files, headers[0].metadata, _merge(headers, files)
 
 
-def _open_part(path: Path, resources: ExitStack) -> tuple[DiskFile, GgufHeader]:
+def _open_part(path: Path, resources: ExitStack, room: int | None) -> tuple[DiskFile, GgufHeader]:
     file = DiskFile(path)
     resources.callback(file.close)
-    return file, read_header(file)
+    return file, read_header(file, room)
 
 
-def _open_sibling(path: Path, count: int, resources: ExitStack) -> tuple[DiskFile, GgufHeader]:
+def _open_sibling(
+    path: Path, count: int, resources: ExitStack, room: int | None
+) -> tuple[DiskFile, GgufHeader]:
     try:
-        return _open_part(path, resources)
+        return _open_part(path, resources, room)
     except FileMissingError:
         raise SplitPartMissingError(
             f"{path} is missing: the model has {count} parts and all must be in one directory"

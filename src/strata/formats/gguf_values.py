@@ -129,8 +129,10 @@ class Metadata(Mapping[str, Any]):
 class Cursor:
     """Walks through a header, loading the file in growing steps and never past its end."""
 
-    def __init__(self, file: DiskFile) -> None:
+    def __init__(self, file: DiskFile, room: int | None = None) -> None:
         self.file = file
+        # The buffer grows by doubling, and arrays are copied out of it.
+        self._most = MAX_HEADER_BYTES if room is None else min(MAX_HEADER_BYTES, room // 4)
         self.position = 0
         self._buffer = bytearray()
 
@@ -148,10 +150,13 @@ class Cursor:
                 f"{self.where()}: the file ends inside {what}: it was cut off; download or copy it "
                 "again"
             )
-        if end > MAX_HEADER_BYTES:
+        if end > self._most:
+            why = "this is not a language model"
+            if self._most < MAX_HEADER_BYTES:
+                why = "the memory budget has no room for more; give it more memory"
             raise HeaderTooLargeError(
-                f"{self.where()}: {what} would make the header larger than "
-                f"{MAX_HEADER_BYTES >> 20} MiB: this is not a language model"
+                f"{self.where()}: {what} would make the header larger than {self._most} bytes: "
+                f"{why}"
             )
         if end > len(self._buffer):
             have = len(self._buffer)

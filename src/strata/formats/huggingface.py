@@ -30,7 +30,7 @@ _LONGEST_NAME = 200
 
 
 def open_directory(
-    directory: Path, resources: ExitStack
+    directory: Path, resources: ExitStack, room: int | None = None
 ) -> tuple[list[DiskFile], dict[str, Any], dict[str, TensorInfo]]:
     """Open the model in a directory.
 
@@ -38,7 +38,7 @@ def open_directory(
     with `resources`.
     """
     try:
-        config = read_object(directory / CONFIG)
+        config = read_object(directory / CONFIG, room)
     except FileMissingError:
         raise ConfigMissingError(
             f"{directory} has no {CONFIG}: give the directory of a Hugging Face model, or the path "
@@ -46,7 +46,7 @@ def open_directory(
         ) from None
     weight_map = None
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
-        weight_map = _read_index(directory / INDEX)
+        weight_map = _read_index(directory / INDEX, room)
         names = sorted(set(weight_map.values()))
     else:
         names = [_single(directory)]
@@ -84,8 +84,8 @@ def _single(directory: Path) -> str:
     return found[0]
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    weight_map = read_object(path).get("weight_map")
+def _read_index(path: Path, room: int | None) -> dict[str, str]:
+    weight_map = read_object(path, room).get("weight_map")
     if not isinstance(weight_map, dict):
         raise JsonTypeError(f"{path}: weight_map is missing or not an object")
     for tensor, name in weight_map.items():

@@ -57,24 +57,28 @@ class ModelFile:
     directory: Path
     metadata: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    room: int | None = None
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, room: int | None = None) -> None:
         """Open `path`, a .gguf file (any part of a split model) or a directory.
 
+        `room` are the bytes that headers and files beside the weights may take each while they are
+        read, None where no budget says.
         Raises a FormatError of the kind that fits what is wrong.
         """
         self.path = Path(path)
+        self.room = room
         with ExitStack() as resources:
             if os.path.isdir(self.path):  # False, not an error, for a path that cannot be
                 self.kind = "huggingface"
                 self.directory = self.path
-                files, self.metadata, stored = open_directory(self.path, resources)
+                files, self.metadata, stored = open_directory(self.path, resources, room)
                 tensors, self._fp8 = present(stored, self.metadata, str(self.path))
             else:
                 self.kind = "gguf"
                 self.directory = self.path.parent
                 _check_suffix(self.path)
-                files, self.metadata, tensors = open_gguf(self.path, resources)
+                files, self.metadata, tensors = open_gguf(self.path, resources, room)
                 self._fp8 = {}
             self._files = {file.path: file for file in files}
             self._resources = resources.pop_all()
@@ -187,9 +191,10 @@ class ModelFile:
         self.close()
 
 
-def open_model(path: str | Path) -> ModelFile:
-    """Open a GGUF file, one part of a split GGUF model, or a Hugging Face directory."""
-    return ModelFile(path)
+def open_model(path: str | Path, room: int | None = None) -> ModelFile:
+    """Open a GGUF file, one part of a split GGUF model, or a Hugging Face directory. `room` is that
+    of `ModelFile`."""
+    return ModelFile(path, room)
 
 
 def _check_suffix(path: Path) -> None:

@@ -24,6 +24,9 @@ class Bound:
     values: int = 0
 
 
+# The bytes, their characters, and the strings made of them; a value without its characters.
+_TEXT_COPIES = 4
+_VALUE_BYTES = 150
 _SETTINGS = Bound(2_000_000, 100_000)
 BOUNDS = {
     "config.json": _SETTINGS,
@@ -43,15 +46,20 @@ def check_size(path: Path, bound: Bound | None = None) -> None:
     _check_size(path, path.stat().st_size, bound or BOUNDS[path.name])
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of one of the names in ``BOUNDS``. Raises a FormatError."""
+def read_object(path: Path, room: int | None = None) -> dict[str, Any]:
+    """The JSON object in a file of one of the names in ``BOUNDS``; ``room`` are the bytes that
+    reading it may take, where a budget says. Raises a FormatError."""
     bound = BOUNDS[path.name]
+    if room is not None:
+        bound = Bound(
+            min(bound.nbytes, room // _TEXT_COPIES), min(bound.values, room // _VALUE_BYTES)
+        )
     return parse_object(_read(path, bound), str(path), most_values=bound.values)
 
 
-def read_object_if_there(path: Path) -> dict[str, Any]:
+def read_object_if_there(path: Path, room: int | None = None) -> dict[str, Any]:
     """The same, and an empty object where there is no such file."""
-    return read_object(path) if path.is_file() else {}
+    return read_object(path, room) if path.is_file() else {}
 
 
 def read_template(path: Path) -> str:
@@ -75,6 +83,6 @@ def _read(path: Path, bound: Bound) -> bytes:
 def _check_size(path: Path, size: int, bound: Bound) -> None:
     if size > bound.nbytes:
         raise HeaderTooLargeError(
-            f"{path} has {size} bytes; at most {bound.nbytes} are read: no model's is as large, "
-            "download it again"
+            f"{path} has {size} bytes; at most {bound.nbytes} are read: this is no file of a "
+            "model, or one for which the memory budget has no room"
         )

@@ -9,8 +9,11 @@ from strata.backends.profile import ModelProfile, SegmentProfile, UnitProfile
 from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import LayerState, Model, StateGroup
-from strata.text.huggingface import count_merges
+from strata.text.huggingface import count_merges, count_values
 from strata.text.load import gguf_sizes
+
+_FAR_MORE = 2
+_FEW_VALUES = 20_000
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,14 @@ class Outline:
 
 def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> Outline:
     """The Outline of a Model that was built from ``file``, by what its backend says of it."""
-    return Outline(name, profile, model.vocab_size, model.context_length, _tokenizer(model, file))
+    return Outline(
+        name, profile, model.vocab_size, model.context_length, tokenizer_outline(model, file)
+    )
 
 
-def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:
-    """From the metadata, or from a tokenizer.json that is here. For one that is not, twice as many
+def tokenizer_outline(model: Model, file: ModelFile) -> TokenizerOutline:
+    """From the metadata, or from a tokenizer.json that is here, whose tokens are the model's unless
+    there are far more of them. For one that is not, twice as many
     merges as tokens are assumed, as the largest tokenizers have them."""
     counted = gguf_sizes(file)
     if counted is not None:
@@ -77,5 +83,10 @@ def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:
     tokens = model.vocab_size
     if file.kind == "gguf":
         return TokenizerOutline("bpe", tokens, 2 * tokens)
-    merges_here, pairs = count_merges(file.path) or (2 * tokens, True)
+    counted = count_merges(file.path)
+    merges_here, pairs = counted or (2 * tokens, True)
+    if counted is not None:
+        beside = count_values(file.path) - merges_here * (1 + pairs)
+        # Added tokens have some values each.
+        tokens = beside if beside > _FAR_MORE * tokens + _FEW_VALUES else tokens
     return TokenizerOutline("json pairs" if pairs else "json", tokens, merges_here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import mmap
 import re
@@ -30,14 +31,17 @@ _NAMED = (
     "cls_token",
     "mask_token",
 )
+_CHARACTER_MAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"')
 _JSON_MARKS = re.compile(rb'\[|\]|"(?:[^"\\]|\\.)*"')
 _MAX_TEMPLATES = 64
+_TOGETHER = 1 << 16
 _MAX_SURROUNDING = 64
 _TEMPLATE_DIRECTORIES = ("additional_chat_templates", "chat_templates")
 
 
-def tokenizer_from_directory(path: Path) -> Tokenizer:
-    """Build the tokenizer of a model directory.
+def tokenizer_from_directory(path: Path, room: int | None = None) -> Tokenizer:
+    """Build the tokenizer of a model directory. `room` bounds the bytes that reading one of its
+    small files may take.
 
     Reads tokenizer.json, and where present tokenizer_config.json, special_tokens_map.json,
     generation_config.json, config.json, chat_template.jinja and named templates beside it.
@@ -45,8 +49,8 @@ def tokenizer_from_directory(path: Path) -> Tokenizer:
     """
     path = Path(path)
     engine = _open_engine(path / "tokenizer.json")
-    config = read_object_if_there(path / "tokenizer_config.json")
-    stated = {**read_object_if_there(path / "special_tokens_map.json"), **config}
+    config = read_object_if_there(path / "tokenizer_config.json", room)
+    stated = {**read_object_if_there(path / "special_tokens_map.json", room), **config}
     names = _special_names(stated)
     with failures_named(str(path / "tokenizer.json")):
         _add_missing_tokens(engine, config, names)
@@ -114,6 +118,13 @@ def _count_merges(text: mmap.mmap) -> tuple[int, bool]:
             strings += 1
     # Newer files write each merge as a list of two, older ones as one text.
     return pairs or strings, pairs > 0
+
+
+def count_values(path: Path) -> int:
+    """About how many values the tokenizer.json of a model directory has, without reading it whole:
+    hardly fewer than it has tokens and parts of merges together."""
+    with (Path(path) / "tokenizer.json").open("rb") as file:
+        return sum(part.count(b",") for part in iter(lambda: file.read(_TOGETHER), b""))
 
 
 class HuggingFaceEncoder:
@@ -206,11 +217,32 @@ def _open_engine(path: Path) -> tokenizers.Tokenizer:
             "save_pretrained of a fast tokenizer)"
         )
     check_size(path)
+    _check_character_maps(path)
     with failures_named(str(path)):
         engine = tokenizers.Tokenizer.from_file(str(path))
         engine.no_truncation()
         engine.no_padding()
     return engine
+
+
+def _check_character_maps(path: Path) -> None:
+    """The library makes room for as many entries as a map says that it has, and where the system
+    refuses it the whole process ends."""
+    if not path.stat().st_size:
+        return
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        for match in _CHARACTER_MAP.finditer(text):
+            start = match.end()
+            head = text[start : start + 8]
+            length = (text.find(b'"', start) - start) * 3 // 4
+            try:
+                said = int.from_bytes(base64.b64decode(head)[:4], "little")
+            except ValueError:
+                continue  # no base64: the library says so
+            if said > length:
+                raise TokenizerError(
+                    f"{path}: a character map of {length} bytes says that it has {said}"
+                )
 
 
 def _special_names(config: Mapping[str, Any]) -> dict[str, str]:

@@ -17,7 +17,7 @@ def load_tokenizer(model_file: ModelFile) -> Tokenizer:
     """From the metadata of a GGUF file or the files of a Hugging Face directory."""
     if model_file.kind == "gguf":
         return tokenizer_from_gguf(model_file.metadata)
-    return tokenizer_from_directory(model_file.path)
+    return tokenizer_from_directory(model_file.path, model_file.room)
 
 
 def gguf_sizes(model_file: ModelFile) -> tuple[int, int] | None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from strata.formats.errors import shown
 from strata.text.errors import TokenizerError
 
 
@@ -381,7 +382,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     family = _FAMILIES.get(_ALIASES.get(name, name))
     if family is None:
         raise TokenizerError(
-            f"tokenizer.ggml.pre: unknown pre-tokenizer {name!r}; "
+            f"tokenizer.ggml.pre: unknown pre-tokenizer {shown(name)}; "
             f"known are: {', '.join(known_pre_tokenizers())}"
         )
     return family
