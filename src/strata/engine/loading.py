@@ -16,7 +16,7 @@ from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
 from strata.kv.store_directory import StoreDirectory
-from strata.machine.constants import DEFAULT_CONTEXT
+from strata.machine.constants import DEFAULT_CONTEXT, MB
 from strata.models import build_model, trained_context, with_context
 from strata.program import Model
 from strata.sizes import format_size
@@ -24,6 +24,9 @@ from strata.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from strata.plan import Plan
+
+
+_HEADER_ROOM = 64 * MB
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def load(
     """
     process = base_memory(planned=options.wants_plan)
     options = replace(options, process_bytes=process)
-    file = open_model(path, _room(options))
+    file = open_model(path, _header_room(options))
     try:
         return _load(file, options, plan, progress)
     except BaseException:
@@ -115,6 +118,13 @@ def _room(options: LoadOptions) -> int | None:
     return max(0, options.memory - (options.process_bytes or 0))
 
 
+def _header_room(options: LoadOptions) -> int | None:
+    """Bytes that reading a header may take. A budget in which no model runs is refused with the
+    smallest that does, for which the header is needed."""
+    room = _room(options)
+    return None if room is None else max(room, _HEADER_ROOM)
+
+
 def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> None:
     """BudgetTooSmall if the budget does not even do for building the tokenizer: it is built before
     there is a Plan, which is made for what it makes of a text."""
@@ -132,10 +142,10 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
         needed = max(needed, 2 * path.stat().st_size)
     if needed > room:
         assert options.memory is not None
+        smallest = (options.process_bytes or 0) + needed
         raise BudgetTooSmall(
             f"{format_size(options.memory)} are too little for {file.path.name}: to build its "
             f"tokenizer, of {outline.tokens} tokens and {outline.merges} merges, takes "
-            f"{format_size(needed)} for a while, and the program itself "
-            f"{format_size(options.memory - room)}",
-            options.memory - room + needed,
+            f"{format_size(needed)} for a while, so that it needs {-(-smallest // MB)}MB at least",
+            smallest,
         )

@@ -74,8 +74,8 @@ def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> 
 
 def tokenizer_outline(model: Model, file: ModelFile) -> TokenizerOutline:
     """From the metadata, or from a tokenizer.json that is here, whose tokens are the model's unless
-    there are far more of them. For one that is not, twice as many
-    merges as tokens are assumed, as the largest tokenizers have them."""
+    there are far more of them. For one that is not, twice as many merges as tokens are assumed, as
+    the largest tokenizers have them."""
     counted = gguf_sizes(file)
     if counted is not None:
         tokens, merges = counted
