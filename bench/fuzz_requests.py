@@ -1,0 +1,367 @@
+"""Attacks on every field of every endpoint: each ends in an answer or in an error of the client's.
+
+A server with a tiny model is asked by several clients at once. Every request begins as one that
+uses all fields of its endpoint in the form of that protocol; then values, keys or bytes of its body
+are changed. What ends in a 500, in no answer within 10 seconds, in a closed connection, in a body
+that is no JSON or in an answer of the server's own failing is not allowed.
+
+`python bench/fuzz_requests.py --requests 20000 --json out.json`; `--only N` sends one again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import http.client
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from fuzz_files import RAW, STRINGS, Seeds, change, change_bytes
+from machine import describe
+
+SECONDS = 10.0
+CLIENTS = 6
+_MOST_TOLD = 600
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+SCHEMAS: list[Any] = [
+    {"type": "integer", "multipleOf": 7},
+    {"type": "string", "pattern": "(a+)+$", "maxLength": 3},
+    {"$ref": "#"},
+    {"$ref": "https://example.org/x"},
+    {"anyOf": [SCHEMA] * 20},
+    {"enum": [1, "a", None]},
+    {"type": "array", "items": SCHEMA, "minItems": 2**31},
+    {"properties": {"\ud800": {}}},
+    {"const": "\x1b[2J"},
+    {"type": ["string", "null"], "format": "date-time"},
+    True,
+    [],
+]
+FUNCTION = {"name": "look", "description": "looks", "parameters": SCHEMA}
+SAMPLING = {
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 5,
+    "min_p": 0.01,
+    "seed": 3,
+    "stop": ["zz"],
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+}
+CALLS = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}]
+OPENAI = {
+    **SAMPLING,
+    "n": 1,
+    "stream": False,
+    "stream_options": {"include_usage": True},
+    "logit_bias": {"5": 1.5},
+    "max_tokens": 3,
+    "repetition_penalty": 1.1,
+    "ignore_eos": False,
+}
+POSTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        **OPENAI,
+        "messages": [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}], "name": "me"},
+            {"role": "assistant", "content": None, "tool_calls": CALLS},
+            {"role": "tool", "tool_call_id": "1", "content": "done"},
+            {"role": "user", "content": "Hi"},
+        ],
+        "max_completion_tokens": 3,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "tool_choice": "auto",
+        "reasoning_effort": "low",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "grammar": 'root ::= "a"',
+        "regex": "a+",
+    },
+    "/v1/completions": {
+        **OPENAI,
+        "prompt": ["Hi", "there"],
+        "logprobs": 2,
+        "echo": False,
+        "suffix": None,
+        "best_of": 1,
+        "grammar": 'root ::= "a"',
+    },
+    "/v1/messages": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {"a": 1}}],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "1", "content": "done"}],
+            },
+        ],
+        "system": [{"type": "text", "text": "Be short."}],
+        "tools": [{"name": "look", "description": "looks", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "auto", "name": "look"},
+        "thinking": {"type": "disabled"},
+        "max_tokens": 3,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        "stop_sequences": ["zz"],
+        "stream": False,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+    },
+    "/api/chat": {
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {
+                "role": "assistant",
+                "content": "",
+                "thinking": "so",
+                "tool_calls": [{"function": {"name": "look", "arguments": {"a": 1}}}],
+            },
+            {"role": "tool", "content": "done", "tool_name": "look"},
+        ],
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "stream": False,
+        "options": {**SAMPLING, "num_predict": 3, "repeat_penalty": 1.1},
+        "format": SCHEMA,
+        "think": False,
+        "logprobs": True,
+        "top_logprobs": 2,
+    },
+    "/api/generate": {
+        "prompt": "Hi",
+        "system": "Be short.",
+        "suffix": None,
+        "template": None,
+        "raw": False,
+        "images": [],
+        "context": [1, 2],
+        "stream": False,
+        "options": {**SAMPLING, "num_predict": 3, "repeat_penalty": 1.1},
+        "format": "json",
+        "think": False,
+    },
+    "/api/show": {"name": "x"},
+    "/tokenize": {"content": "Hi there", "add_special": True, "parse_special": True},
+    "/detokenize": {"tokens": [1, 2, 3]},
+}
+POSTS["/v1/messages/count_tokens"] = {
+    key: POSTS["/v1/messages"][key] for key in ("messages", "system", "tools", "tool_choice")
+}
+GETS = ("/v1/models", "/v1/models/", "/api/tags", "/api/ps", "/api/version", "/health", "/metrics")
+# Two of them at once are an error of their own, so mostly there is one.
+_FORMS = ("response_format", "grammar", "regex", "format", "output_config", "tools")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request."""
+
+    method: str
+    path: str
+    body: bytes | None
+    kind: str = "application/json"
+
+
+def request(number: int, model: str) -> Asked:
+    """The request of that number."""
+    rng = random.Random(number)
+    if rng.random() < 0.03:
+        path = rng.choice(GETS)
+        path += quote(rng.choice(STRINGS)[:2000], errors="replace") if path.endswith("/") else ""
+        return Asked(rng.choice(("GET", "GET", "HEAD", "POST", "DELETE")), path, None)
+    path = rng.choice(list(POSTS))
+    body = {"model": model, **copy.deepcopy(POSTS[path])}
+    forms = [key for key in _FORMS if key in body]
+    kept = rng.choice([*forms, None])
+    for key in forms:
+        if key != kept and rng.random() < 0.9:
+            del body[key]
+    body["stream"] = rng.random() < 0.3
+    for key in list(body):
+        if key not in ("model", "messages", "prompt", "content", "tokens") and rng.random() < 0.3:
+            del body[key]
+    if rng.random() < 0.1:
+        _put_schema(body, rng)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 4))):
+        change(body, rng)
+    # In the form that is short and that a client may choose: surrogates are escapes.
+    raw = json.dumps(body).encode()
+    how = rng.random()
+    if how < 0.1:
+        raw = change_bytes(raw, rng)
+    elif how < 0.12:
+        raw = rng.choice(RAW).encode("utf-8", "replace")
+    kind = "application/json" if rng.random() < 0.95 else rng.choice(("", "text/plain", "\u00e9/x"))
+    return Asked("POST", path, raw, kind)
+
+
+def _put_schema(body: dict[str, Any], rng: random.Random) -> None:
+    schema = rng.choice(SCHEMAS)
+    if "response_format" in body:
+        body["response_format"]["json_schema"] = {"name": "a", "schema": schema}
+    elif "output_config" in body:
+        body["output_config"]["format"]["schema"] = schema
+    elif "format" in body:
+        body["format"] = schema
+    elif body.get("tools") and "function" in body["tools"][0]:
+        body["tools"][0]["function"]["parameters"] = schema
+        body["tool_choice"] = "required"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``wrong`` says why it was not allowed, empty where it was."""
+
+    status: int
+    seconds: float
+    wrong: str
+
+
+def ask(url: str, asked: Asked) -> Answered:
+    """Send a request on a connection of its own and look at what comes back."""
+    parts = urlsplit(url)
+    started = time.perf_counter()
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=SECONDS)
+    status, wrong = 0, ""
+    try:
+        headers = {"Content-Type": asked.kind.encode("utf-8")} if asked.body is not None else {}
+        connection.request(asked.method, asked.path, asked.body, headers)
+        response = connection.getresponse()
+        status, kind = response.status, response.headers.get_content_type()
+        body = response.read()
+        wrong = _wrong(status, kind, body, asked.method)
+    except TimeoutError:
+        wrong = f"no answer within {SECONDS:g} s"
+    except (OSError, http.client.HTTPException) as error:
+        wrong = f"disconnected: {type(error).__name__}: {error}"
+    finally:
+        connection.close()
+    seconds = time.perf_counter() - started
+    if not wrong and seconds > SECONDS:
+        wrong = f"took {seconds:.1f} s"
+    return Answered(status, seconds, wrong)
+
+
+def _wrong(status: int, kind: str, body: bytes, method: str) -> str:
+    if status >= 500 and status != 503:
+        return f"status {status}: {body[:_MOST_TOLD]!r}"
+    if method == "HEAD" or kind == "text/plain":
+        return ""
+    if kind == "application/json":
+        try:
+            json.loads(body)
+        except ValueError:
+            return f"status {status}: no JSON: {body[:_MOST_TOLD]!r}"
+        return "" if status < 400 or b"error" in body else f"status {status} without an error"
+    for line in body.decode("utf-8", "replace").splitlines():
+        text = line.removeprefix("data:").strip()
+        if text.startswith("{") and "internal" in text and "error" in text:
+            return f"failed on its way: {text[:_MOST_TOLD]}"
+    return ""
+
+
+@contextmanager
+def served(model: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server with the model, its address and its process."""
+    command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "1"]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([*command, "--context", "128"], stderr=log, text=True)
+        try:
+            until = time.monotonic() + 60
+            while True:
+                log.seek(0)
+                lines = [line for line in log if line.startswith("listening at http://")]
+                if lines:
+                    break
+                if process.poll() is not None or time.monotonic() > until:
+                    log.seek(0)
+                    sys.exit(f"no server: {log.read()}")
+                time.sleep(0.05)
+            yield lines[0].split()[2], process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _resident(process: subprocess.Popen[str]) -> tuple[int, int]:
+    """Bytes of a process now and at most."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    found = {line.split(":")[0]: line.split()[1] for line in status.splitlines() if "kB" in line}
+    return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
+
+
+def main() -> None:
+    """Send the requests and tell what they ended in; exit code 1 if any was not allowed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first request")
+    parser.add_argument("--minutes", type=float, default=60.0, help="none are sent after so many")
+    parser.add_argument("--only", type=int, help="this request alone")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    numbers = range(args.first, args.first + args.requests)
+    if args.only is not None:
+        numbers = range(args.only, args.only + 1)
+    with tempfile.TemporaryDirectory() as directory:
+        model = Seeds(Path(directory)).directories["llama"]
+        with served(model) as (url, process):
+            listed = http.client.HTTPConnection(urlsplit(url).netloc)
+            listed.request("GET", "/v1/models")
+            name = json.loads(listed.getresponse().read())["data"][0]["id"]
+            before = _resident(process)[0]
+
+            until = time.monotonic() + 60 * args.minutes
+
+            def one(number: int) -> tuple[int, Answered] | None:
+                if time.monotonic() > until:
+                    return None
+                asked = request(number, name)
+                answered = ask(url, asked)
+                if answered.wrong or args.only is not None:
+                    print(f"request {number}: {asked.path} {answered.wrong}", flush=True)
+                if args.only is not None:
+                    print((asked.body or b"").decode("utf-8", "replace"), answered, flush=True)
+                return number, answered
+
+            with ThreadPoolExecutor(CLIENTS) as clients:
+                answers = dict(filter(None, clients.map(one, numbers)))
+            alive = process.poll() is None
+            after, most = _resident(process) if alive else (0, 0)
+    wrong = {n: a for n, a in answers.items() if a.wrong}
+    told = {
+        "machine": describe(),
+        "requests": len(answers),
+        "statuses": dict(sorted(Counter(a.status for a in answers.values()).items())),
+        "not_allowed": [
+            {"request": n, "path": request(n, name).path, "why": a.wrong} for n, a in wrong.items()
+        ],
+        "longest_s": max(a.seconds for a in answers.values()),
+        "server_alive": alive,
+        "server_bytes": {"before": before, "after": after, "most": most},
+    }
+    if args.json:
+        args.json.write_text(json.dumps(told, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in told.items() if k not in ("machine", "not_allowed")}))
+    sys.exit(bool(wrong) or not alive)
+
+
+if __name__ == "__main__":
+    main()
