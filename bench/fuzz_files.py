@@ -169,7 +169,7 @@ def nasty(rng: random.Random) -> Any:
     if kind == 6:
         return [rng.choice(NUMBERS + STRINGS) for _ in range(rng.choice((1, 2, 8, 1000)))]
     deep: Any = 0
-    for _ in range(rng.choice((10, 70, 500))):
+    for _ in range(rng.choice((10, 70, 200))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}
     return deep
 
@@ -201,7 +201,7 @@ def change(value: dict[str, Any], rng: random.Random) -> None:
         other, there = rng.choice(places)
         try:
             where[key] = copy.deepcopy(other[there])
-        except (KeyError, IndexError):
+        except (KeyError, IndexError, RecursionError):
             where[key] = None
     else:
         where[key] = nasty(rng)

@@ -282,7 +282,7 @@ def _wrong(status: int, kind: str, body: bytes, method: str) -> str:
 def served(model: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server with the model, its address and its process."""
     command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "1"]
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.NamedTemporaryFile("w+", prefix="serve-log") as log:
         process = subprocess.Popen([*command, "--context", "128"], stderr=log, text=True)
         try:
             until = time.monotonic() + 60
