@@ -1,5 +1,5 @@
 // Strings of a vocabulary as they lie in a file: stepped over, made into Python's a run at a time,
-// and cut in two where they are merges.
+// and cut in two where they are merges. And what a JSON text can become, before it is parsed.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -91,6 +91,37 @@ Pairs split_pairs(const Texts& texts) {
   return pairs;
 }
 
+// What a JSON text can become: values, nesting, and bytes of its widest character in Python.
+nb::typed<nb::tuple, size_t, size_t, size_t> measure_json(const nb::bytes& text) {
+  const auto* at = reinterpret_cast<const unsigned char*>(text.c_str());
+  const auto* const end = at + text.size();
+  size_t values = 1, depth = 0, deepest = 0;
+  unsigned char widest = 0;
+  bool quoted = false, wide_escape = false, pair_escape = false;
+  for (; at < end; ++at) {
+    const unsigned char byte = *at;
+    if (byte > widest) widest = byte;
+    if (byte == '"') {
+      quoted = !quoted;
+    } else if (quoted) {
+      if (byte != '\\') continue;
+      if (++at == end) break;
+      if (*at != 'u') continue;
+      wide_escape = true;
+      pair_escape |= end - at > 1 && (at[1] | 0x20) == 'd';
+    } else if (byte == '[' || byte == '{') {
+      ++values;
+      if (++depth > deepest) deepest = depth;
+    } else if (byte == ']' || byte == '}') {
+      if (depth > 0) --depth;
+    } else if (byte == ',' || byte == ':') {
+      ++values;
+    }
+  }
+  const bool four = widest >= 0xF0 || pair_escape, two = widest >= 0xC4 || wide_escape;
+  return nb::make_tuple(values, deepest, size_t{four ? 4u : two ? 2u : 1u});
+}
+
 }  // namespace
 }  // namespace strata
 
@@ -106,4 +137,7 @@ void bind_text(nb::module_& m) {
   m.def("split_pairs", &strata::split_pairs, "texts"_a,
         "Each text in two at its first space, the first character apart; those without are left "
         "out.");
+  m.def("measure_json", &strata::measure_json, "text"_a,
+        "Of a JSON text, without parsing it: the most values and keys that it can have, how deep "
+        "they are nested, and bytes of its widest character in Python (1, 2 or 4).");
 }

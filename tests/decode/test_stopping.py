@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import sys
+from collections.abc import Callable
+from types import FrameType, ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strata.decode import SamplingParams, StopChecker, StopStrings
+from strata.decode import SamplingParams, StopChecker, StopStrings, stopping
 from strata.errors import UsageError
 
 
@@ -111,3 +115,38 @@ def test_without_text() -> None:
     assert silent.push(65) == ("", "length")
     with pytest.raises(UsageError, match="stop strings"):
         StopChecker(SamplingParams(stop="x"), frozenset(), 2, None)
+
+
+def lines_run(work: Callable[[], object], *modules: ModuleType) -> int:
+    """How many lines of these modules ``work`` runs: what it costs, on any machine."""
+    files = {module.__file__ for module in modules}
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    def enter(frame: FrameType, event: str, arg: object) -> Any:
+        return trace if frame.f_code.co_filename in files else None
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("fill", ["a" * 4000, "ab" * 2000, "aab" * 1500])
+def test_long_stop_strings_cost_as_much_as_the_text_is_long(fill: str) -> None:
+    stops = [fill + "x", fill[1:] + "yy", "b" * 50_000]
+
+    def push_all() -> None:
+        cutter = StopStrings(stops)
+        for at in range(0, len(fill) - 4, 4):
+            cutter.push(fill[at : at + 4])
+            cutter.push("")
+
+    assert lines_run(push_all, stopping) < 40 * len(stops) * len(fill)

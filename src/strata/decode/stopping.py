@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -25,12 +27,14 @@ class StopStrings:
     """Cuts a text at the first stop string, however the text arrives.
 
     Of several that match, the one that ends first counts, as if characters came one at a time; of
-    those that end together, the longest. Text that may yet become a stop string is held back.
+    those that end together, the longest. Text that may yet become a stop string is held back. Time
+    is linear in the text, for each stop string, whatever their lengths.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
+        self._stops = [_Progress(stop) for stop in stops]
+        self._held: deque[str] = deque()
+        self._held_length = 0
         self.found: str | None = None
 
     def push(self, text: str) -> str:
@@ -39,28 +43,77 @@ class StopStrings:
             return ""
         if not self._stops:
             return text
-        text = self._held + text
-        ends = [(at + len(s), -len(s), s) for s in self._stops if (at := text.find(s)) >= 0]
+        ends = [(end, -len(p.stop), p.stop) for p in self._stops if (end := p.push(text))]
         if ends:
             end, _, self.found = min(ends)
-            self._held = ""
-            return text[: end - len(self.found)]
-        held = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+            shown = self._release(text, self._held_length + end - len(self.found))
+            self._held.clear()
+            self._held_length = 0
+            return shown
+        held = max(p.length for p in self._stops)
+        return self._release(text, self._held_length + len(text) - held)
 
     def finish(self) -> str:
         """What was held back, when the text ends without a stop string."""
-        held, self._held = self._held, ""
-        return held
+        return self._release("", self._held_length)
+
+    def _release(self, text: str, length: int) -> str:
+        """Add ``text`` to what is held, and take the first ``length`` characters of all."""
+        if text:
+            self._held.append(text)
+            self._held_length += len(text)
+        self._held_length -= length
+        parts = []
+        while length > 0:
+            part = self._held.popleft()
+            if len(part) > length:
+                self._held.appendleft(part[length:])
+                part = part[:length]
+            length -= len(part)
+            parts.append(part)
+        return "".join(parts)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` with which ``stop`` begins."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+class _Progress:
+    """How much of one stop string the end of a text is (Knuth, Morris and Pratt 1977).
+
+    ``length`` is that of the longest end of the text with which ``stop`` begins. The table of the
+    stop string's own borders is made as far as the text has ever come in it.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.length = 0
+        self._borders = array("i", [0])  # of the first 1, 2, 3 ... characters
+
+    def push(self, text: str) -> int:
+        """Add text; after how many of its characters the stop string is there first, or 0."""
+        stop, borders, length = self.stop, self._borders, self.length
+        at = 0
+        while at < len(text):
+            if length == 0:
+                at = text.find(stop[0], at)
+                if at < 0:
+                    break
+            while length and text[at] != stop[length]:
+                length = borders[length - 1]
+            at += 1
+            if text[at - 1] == stop[length]:
+                length += 1
+                if length == len(stop):
+                    return at
+                if length > len(borders):
+                    self._add_border()
+        self.length = length
+        return 0
+
+    def _add_border(self) -> None:
+        stop, borders = self.stop, self._borders
+        last = stop[len(borders)]
+        length = borders[-1]
+        while length and last != stop[length]:
+            length = borders[length - 1]
+        borders.append(length + (last == stop[length]))
 
 
 class StopChecker:
