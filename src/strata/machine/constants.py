@@ -24,6 +24,9 @@ STARTED = 2_500_000
 SERVER = 39 * MB
 """Libraries of HTTP and metrics, the page, and a queue full of connections and requests."""
 
+REQUESTS = 24 * MB
+"""Requests beside KV: large bodies, and what is made of them until there are tokens."""
+
 GRAMMARS = 6 * MB
 GRAMMAR_TOKEN = 490
 """From the first JSON schema on: the library, and for each token of the vocabulary."""

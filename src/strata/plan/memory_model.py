@@ -81,6 +81,11 @@ def server_bytes(model: Outline, workload: Workload) -> int:
     return constants.SERVER + grammars
 
 
+def admitted_bytes(workload: Workload) -> int:
+    """What requests over HTTP may take beside KV, all together: a server admits no more."""
+    return constants.REQUESTS if workload.serving else 0
+
+
 def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> MemoryShares:
     """Who owns how many bytes at most."""
     fixed = fixed_shares(model, sizes)

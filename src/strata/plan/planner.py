@@ -16,6 +16,7 @@ from strata.plan.cost_model import CostModel
 from strata.plan.memory_model import (
     Sizes,
     added_bytes,
+    admitted_bytes,
     fixed_shares,
     memory_shares,
     peak_bytes,
@@ -187,7 +188,7 @@ class Planner:
             context=context,
             parallel=w.concurrency,
             kv_type=self._kv_type,
-            server_bytes=server_bytes(self.model, w),
+            server_bytes=server_bytes(self.model, w) + admitted_bytes(w),
             process_bytes=max(self._process, constants.PROCESS + constants.PROCESS_SLACK),
             request_bytes=self._loading.request_bytes,
             io_threads=self._io_threads(self._loading),

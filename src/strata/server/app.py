@@ -48,7 +48,12 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(StrataError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    app.add_middleware(
+        Guard,
+        settings=service.settings,
+        metrics=service.metrics,
+        admission=service.admission,
+    )
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

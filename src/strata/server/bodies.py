@@ -12,7 +12,8 @@ from strata.decode.params import LARGEST_SEED
 from strata.server.parsers import Tool
 
 Text = Annotated[str, Field(min_length=1)]
-Stops = Annotated[list[Text], Field(max_length=64)]
+Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+Stops = Annotated[list[Stop], Field(max_length=64, fail_fast=True)]
 Seed = Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +50,7 @@ class Sampling(Drawing):
 
     min_p: Share | None = None
     seed: Seed | None = None
-    stop: Text | Stops | None = None
+    stop: Stop | Stops | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
 
@@ -75,7 +76,7 @@ class ToolDefinition(Lenient):
     function: FunctionDefinition
 
 
-Tools = Annotated[list[ToolDefinition], Field(max_length=128)]
+Tools = Annotated[list[ToolDefinition], Field(max_length=128, fail_fast=True)]
 
 
 def tools_of(tools: Tools | None) -> list[Tool]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hmac
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from strata.server.admission import UNCOUNTED, Admission, Share
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
+from strata.server.reading import SHARE
 from strata.server.replies import CLIENT_GONE, Reply
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
@@ -35,14 +35,23 @@ class TooLarge(ApiError):
         super().__init__(413, f"the request body is larger than {limit} bytes")
 
 
+class Ambiguous(ApiError):
+    """A body whose length is told in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "a request has Content-Length or Transfer-Encoding, not both")
+
+
 class Guard:
     """ASGI middleware; see the module. It also counts requests and catches what went wrong."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, admission: Admission
+    ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
-        self._bodies = _Bodies(settings)
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,8 +68,9 @@ class Guard:
 
         try:
             self._check(scope)
-            with self._bodies.bounded(receive) as bounded:
-                await self._app(_as_json(scope), bounded, watched)
+            with self._admission.request() as share:
+                scope[SHARE] = share
+                await self._app(_as_json(scope), self._bounded(receive, share), watched)
         except Exception as error:
             if not isinstance(error, ApiError):
                 _log.exception("%s %s failed", scope["method"], scope["path"])
@@ -85,9 +95,29 @@ class Guard:
                 raise ApiError(403, "pages of this origin may not call (see --cors-origin)")
         if self._settings.api_key is not None and not _is_open(scope):
             self._check_key(headers)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # Whoever stands before this server may have gone by the other one (RFC 9112, 6.3).
+            raise Ambiguous()
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._settings.body_bytes:
             raise TooLarge(self._settings.body_bytes)
+
+    def _bounded(self, receive: Receive, share: Share) -> Receive:
+        """``receive`` that raises ApiError where the body is too long, or all are together."""
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            length = len(message.get("body", b""))
+            before, size = size, size + length
+            if size > self._settings.body_bytes:
+                raise TooLarge(self._settings.body_bytes)
+            if size > UNCOUNTED:
+                share.add(length if before > UNCOUNTED else size)
+            return message
+
+        return bounded
 
     def _check_key(self, headers: Headers) -> None:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -100,40 +130,13 @@ class Guard:
             )
 
 
-class _Bodies:
-    """Bytes of the request bodies that are under way."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._held = 0
-
-    @contextmanager
-    def bounded(self, receive: Receive) -> Iterator[Receive]:
-        """``receive`` that raises ApiError at a limit, of this body or of all together."""
-        size = 0
-
-        async def bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            length = len(message.get("body", b""))
-            size += length
-            self._held += length
-            if size > self._settings.body_bytes:
-                raise TooLarge(self._settings.body_bytes)
-            if self._held > self._settings.bodies_bytes:
-                raise ApiError(503, "too many large requests at once; try again later")
-            return message
-
-        try:
-            yield bounded
-        finally:
-            self._held -= size
-
-
 def error_reply(path: str, error: Exception) -> Reply:
     """The response for an error under ``path``."""
     api = as_api_error(error)
-    return Reply(error_body(path, api), api.status, error_headers(api))
+    headers = error_headers(api)
+    if isinstance(api, Ambiguous):
+        headers["connection"] = "close"
+    return Reply(error_body(path, api), api.status, headers)
 
 
 def _is_open(scope: Scope) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from strata.errors import UsageError
 from strata.server.document import OpenAIError, documented
 from strata.server.errors import ShuttingDown
+from strata.server.reading import bounded_route
 from strata.server.replies import Reply
 from strata.server.service import Service
 
@@ -35,7 +36,7 @@ class Tokens(BaseModel):
 class DetokenizeRequest(BaseModel):
     """Tokens to text."""
 
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 
 
 class Text(BaseModel):
@@ -52,7 +53,7 @@ class Health(BaseModel):
 
 def router(service: Service) -> APIRouter:
     """All these endpoints."""
-    routes = APIRouter(tags=["Strata"])
+    routes = APIRouter(tags=["Strata"], route_class=bounded_route(service, ids=True))
     errors = documented(OpenAIError)
 
     @routes.post("/tokenize", response_model=Tokens, responses=errors)

@@ -15,6 +15,8 @@ from strata.decode.params import LARGEST_SEED
 from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
 from strata.llm import LLM
+from strata.machine import constants
+from strata.server.admission import Admission
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
 from strata.server.settings import Settings
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from strata.decode.grammar import GrammarCompiler
 
 T = TypeVar("T")
+
+_UNPLANNED = 256 << 20
+"""Bytes of all requests together where no budget is set."""
 
 _TEXT_THREADS = 2
 """Threads for tokenizing and templates, which would hold up everybody in the event loop."""
@@ -39,6 +44,8 @@ class Service:
         self.metrics = Metrics()
         self.bridge = Bridge(llm.driver, queue=settings.queue, observer=self.metrics)
         self.metrics.watch(llm, self.bridge)
+        planned = constants.REQUESTS if llm.ledger.budget is not None else _UNPLANNED
+        self.admission = Admission(llm.ledger, settings.requests_bytes or planned)
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
         # Built before several threads use it.
         tokenizer = llm.tokenizer

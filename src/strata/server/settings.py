@@ -20,7 +20,9 @@ class Settings:
     - ``cors_origins``: web origins whose pages may call; ``*`` is all.
     - ``grace_s``: seconds that running requests have when the server is stopped.
     - ``queue``: requests that may wait or run; ``connections``: clients at once.
-    - ``body_bytes``: the largest request body; ``bodies_bytes``: all that are under way.
+    - ``body_bytes``: the largest request body; ``values`` and ``depth``: JSON values and keys in
+      one, and how deep they may be nested; ``requests_bytes``: of memory that all requests may take
+      beside KV (None: what a Plan sets aside, much without one).
     - ``choices``: the largest ``n`` (and prompts in one call).
     - ``request_s``: within which a client must have sent its request; ``stall_s``: for which one
       may leave its answer unread.
@@ -37,7 +39,9 @@ class Settings:
     queue: int = 256
     connections: int = 512
     body_bytes: int = 8 << 20
-    bodies_bytes: int = 32 << 20
+    values: int = 32_768
+    depth: int = 64
+    requests_bytes: int | None = None
     choices: int = 32
     request_s: float = 60.0
     stall_s: float = 60.0

@@ -23,15 +23,18 @@ class Block(Lenient):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    content: str | Blocks | None = None
     is_error: bool | None = None
+
+
+Blocks = Annotated[list[Block], Field(fail_fast=True)]
 
 
 class Message(Lenient):
     """One turn."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Blocks
 
 
 class ToolDefinition(Lenient):
@@ -59,9 +62,9 @@ class CountRequest(Lenient):
     """``POST /v1/messages/count_tokens``."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
-    system: str | list[Block] | None = None
-    tools: Annotated[list[ToolDefinition], Field(max_length=128)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    system: str | Blocks | None = None
+    tools: Annotated[list[ToolDefinition], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: ToolChoiceParam | None = None
     thinking: ThinkingParam | None = None
 

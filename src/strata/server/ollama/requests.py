@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -50,8 +50,8 @@ class Message(Lenient):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: list[str] | None = None
-    tool_calls: list[ToolCall] | None = None
+    images: Annotated[list[str], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_name: str | None = None
 
 
@@ -70,7 +70,7 @@ class Common(Lenient):
 class ChatRequest(Common):
     """``POST /api/chat``."""
 
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
     tools: Tools | None = None
 
 
@@ -82,8 +82,8 @@ class GenerateRequest(Common):
     suffix: str | None = None
     template: str | None = None
     raw: bool | None = None
-    images: list[str] | None = None
-    context: list[int] | None = None
+    images: Annotated[list[str], Field(fail_fast=True)] | None = None
+    context: Annotated[list[int], Field(fail_fast=True)] | None = None
 
 
 class ShowRequest(Lenient):

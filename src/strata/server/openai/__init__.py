@@ -5,12 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from strata.server.openai import chat, completions, models
+from strata.server.reading import bounded_route
 from strata.server.service import Service
 
 
 def router(service: Service) -> APIRouter:
     """All its endpoints."""
-    routes = APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], route_class=bounded_route(service, ids=True))
     for module in (models, chat, completions):
         module.add_routes(routes, service)
     return routes

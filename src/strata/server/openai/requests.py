@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from strata.server.bodies import (
     Count,
@@ -17,6 +17,17 @@ from strata.server.bodies import (
 )
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
+MOST_BIASES = 4096
+
+
+def _not_too_many(biases: Any) -> Any:
+    # Before each of them is looked at: every wrong one would be an error of its own.
+    if isinstance(biases, dict) and len(biases) > MOST_BIASES:
+        raise ValueError(f"at most {MOST_BIASES} tokens may have a bias, not {len(biases)}")
+    return biases
+
+
+Biases = Annotated[dict[Annotated[int, Field(ge=0)], Bias], BeforeValidator(_not_too_many)]
 
 
 class StreamOptions(Lenient):
@@ -33,7 +44,7 @@ class Common(Sampling):
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: dict[Annotated[int, Field(ge=0)], Bias] | None = None
+    logit_bias: Biases | None = None
     max_tokens: Count | None = None
     repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
@@ -67,9 +78,9 @@ class Message(Lenient):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: Annotated[list[MessageToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -97,7 +108,7 @@ class ResponseFormat(Lenient):
 class ChatRequest(Common):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -113,9 +124,11 @@ class CompletionRequest(Common):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[list[int]], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[int], Field(min_length=1, fail_fast=True)]
+        | Annotated[
+            list[Annotated[list[int], Field(fail_fast=True)]], Field(min_length=1, fail_fast=True)
+        ]
     )
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
