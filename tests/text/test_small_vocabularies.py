@@ -11,7 +11,7 @@ import pytest
 
 from strata.text import TokenizerError, tokenizer_from_gguf
 from strata.text.bpe import BYTE_LETTERS
-from strata.text.pretokenizers import known_pre_tokenizers, pre_tokenizer
+from strata.text.pretokenizers import known_pre_tokenizers
 from support.small_vocabularies import (
     BYTE,
     CONTROL,
@@ -262,28 +262,3 @@ def test_byte_tokens() -> None:
     tokenizer = tokenizer_from_gguf(data)
     assert tokenizer.token_bytes(1) == b"A"
     assert tokenizer.encode("é") == [2, 0, 0]  # no token for either byte: unknown
-
-
-@pytest.mark.parametrize(
-    "name", [n for n in known_pre_tokenizers() if pre_tokenizer(n).cuts_after_words]
-)
-def test_a_long_text_is_encoded_in_parts_as_whole(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    letters = [BYTE_LETTERS[byte] for byte in b"abz \n\r\t'!1"]
-    # Whatever the words leave together would be merged, across words too.
-    pairs = [(a, b) for a in letters for b in letters]
-    tokens = dict.fromkeys([*BYTE_LETTERS, *(a + b for a, b in pairs)], (NORMAL, 0.0))
-    merges = [f"{a} {b}" for a, b in pairs]
-    random.Random(0).shuffle(merges)
-    tokenizer = tokenizer_from_gguf(metadata("gpt2", tokens, merges=merges, pre=name))
-    source = random.Random(name)
-    cuts = 0
-    for _ in range(200):
-        text = "".join(source.choices("aabz \n\n\r\t'!1sé\u3000ß中\u0301", k=source.randint(1, 60)))
-        whole = tokenizer.encode(text)
-        with monkeypatch.context() as patch:
-            patch.setattr("strata.text.bpe._PART", 1)
-            cuts += len(list(tokenizer._encoder._parts(text))) - 1  # type: ignore[attr-defined]
-            assert tokenizer.encode(text) == whole, text
-    assert cuts > 100

@@ -31,8 +31,10 @@ def _byte_letters() -> list[str]:
 
 
 BYTE_LETTERS = _byte_letters()
-_PART = 1 << 15
-_WORD_END = re.compile("(?<=[a-z])[ \n]")
+_LINE_OR_RUN = re.compile("\n+|[^\n]+")
+LIBRARY_BYTE = 160
+"""Bytes that the library takes for each byte that it encodes at a time."""
+
 _NO_TOKEN = "\0no token\0"
 # Merges that are cut in two at a time.
 _TOGETHER = 1024
@@ -99,48 +101,35 @@ class BpeEncoder:
         self._vocabulary = vocabulary
         self._merges = merges
         self._family = family
+        self._cuts = family.cuts
         self._special = special
         self._escape_spaces = escape_spaces
         self._first_stand_in = 1 + max(vocabulary.values())
         self._stand_ins: list[list[int]] = []
         self._building = threading.Lock()
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        ids: list[int] = []
+    def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
         for part in self._special.partition(text, parse_special):
             if isinstance(part, int):
-                ids.append(part)
+                yield (part,)
             else:
-                ids += self._encode_text(part)
-        return ids
+                for piece in self._cuts.parts(part):
+                    yield from self._encode_text(piece)
 
-    def _encode_text(self, text: str) -> list[int]:
+    def working_bytes(self, text: str) -> int:
+        return LIBRARY_BYTE * self._cuts.longest(text)
+
+    def _encode_text(self, text: str) -> Iterator[Sequence[int]]:
         if self._escape_spaces:
             text = text.replace(" ", "\u2581")
-        ids: list[int] = []
         if not self._family.newline_runs:
-            for part in self._parts(text):
-                ids += self._merge(part)
-            return ids
-        for line in re.split("(\n+)", text):
-            if not line:
-                continue
+            yield self._merge(text)
+            return
+        for match in _LINE_OR_RUN.finditer(text):
+            line = match[0]
             whole = self._engine.token_to_id(line) if line[0] == "\n" else None
-            if whole is None or whole >= self._first_stand_in:
-                ids += self._merge(line)
-            else:
-                ids.append(whole)
-        return ids
-
-    def _parts(self, text: str) -> Iterator[str]:
-        """The text, cut where that changes nothing: the library takes some 150 bytes for each byte
-        that it encodes at a time."""
-        start = 0
-        if self._family.cuts_after_words:
-            while cut := _WORD_END.search(text, start + _PART):
-                yield text[start : cut.start()]
-                start = cut.start()
-        yield text[start:]
+            known = whole is not None and whole < self._first_stand_in
+            yield (whole,) if known and whole is not None else self._merge(line)
 
     def _merge(self, text: str) -> list[int]:
         engine = self._engine

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from strata.formats.errors import shown
+from strata.text.cutting import Cuts
 from strata.text.errors import TokenizerError
 
 
@@ -37,17 +38,32 @@ class PreTokenizer:
     newline_runs: bool = False  # a run of newlines that is a token is taken whole (gemma 4)
 
     @property
-    def cuts_after_words(self) -> bool:
-        """Whether a text may be cut between a letter of a-z and a space or newline, and the words
-        of both parts are those of the whole.
-
-        True of patterns of which it can be seen: every character is in some match, no match has
-        such a letter right before a space or newline, and to look ahead they look behind spaces,
-        never behind a letter. So a match ends there with or without the rest, and the next one
-        begins there. Digits that are set apart before change nothing about that.
-        """
+    def cuts(self) -> Cuts:
+        """Where a text may be cut, as can be seen of the patterns."""
         *before, last = self.patterns
-        return last in _WHOLE_TEXT and all(p in _DIGITS for p in before)
+        if last == _THREES_FROM_END:
+            # Nothing cuts between words.
+            return Cuts(lines=False)
+        lines = not self.byte_level
+        return Cuts(
+            words=not lines and last != _JOINED_WORDS,
+            punctuation=not lines,
+            anywhere=last in _WHOLE_TEXT and all(p in _DIGITS for p in before),
+            few_letters=r"\p{L}" not in "".join(self.patterns) and last != _BLOOM,
+            digits=0 if lines else self._digits(),
+        )
+
+    def _digits(self) -> int:
+        """How many digits of a long number are taken at a time from its beginning on; 0: all, or
+        not from there."""
+        alternatives = [f"|{pattern}|" for pattern in self.patterns]
+        if self.patterns[0] == _DIGITS_FROM_END:
+            return 0
+        if any(r"|\p{N}|" in pattern for pattern in alternatives):
+            return 1
+        if any(r"|\p{N}{1,3}|" in p or "|[0-9][0-9][0-9]|" in p for p in alternatives):
+            return 3
+        return 0
 
 
 def _ranges(hexadecimal: str) -> str:
@@ -147,8 +163,18 @@ _ASIAN_SCRIPTS = _ranges(
 # Groups of three counted from the end of the number; the first group takes what stands before it.
 _DIGITS_FROM_END = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3}"
 
+_THREES_FROM_END = r"(?=(?:[0-9]{3})+(?![0-9]))"
+
 _BLOOM = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+"
 _LINES = r"[^\n]+|\n+"
+_JOINED_WORDS = _words(
+    _CONTRACTION,
+    r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
+    r"\p{N}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+    r"\s*[\r\n]",
+    _SPACES,
+)
 
 _gpt2 = PreTokenizer((_GPT2,))
 _digits_gpt2 = PreTokenizer((r"\p{N}", _GPT2))
@@ -248,18 +274,7 @@ _FAMILIES: dict[str, PreTokenizer] = {
             ),
         )
     ),
-    "exaone-moe": PreTokenizer(
-        (
-            _words(
-                _CONTRACTION,
-                r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
-                r"\p{N}",
-                r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
-                r"\s*[\r\n]",
-                _SPACES,
-            ),
-        )
-    ),
+    "exaone-moe": PreTokenizer((_JOINED_WORDS,)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": _gpt4o,
     "minimax-m2": _gpt4o,
@@ -319,7 +334,7 @@ _FAMILIES: dict[str, PreTokenizer] = {
     "bloom": _bloom,
     "gpt3-finnish": _bloom,
     "viking": PreTokenizer((_BLOOM, r"\p{N}")),
-    "superbpe": PreTokenizer((r"\p{N}+", r"(?=(?:[0-9]{3})+(?![0-9]))")),
+    "superbpe": PreTokenizer((r"\p{N}+", _THREES_FROM_END)),
     "chameleon": PreTokenizer(
         (
             "<sentinel:[0-9]+>",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 
@@ -11,7 +11,12 @@ from strata.text.errors import TokenizerError
 from strata.text.special import SpecialTokens
 
 SPACE = "\u2581"
-_CACHED_WORDS = 1 << 15
+_CACHED_WORDS = 1 << 14
+_CACHED_LENGTH = 24
+"""Words of so many characters at most are kept: others hardly come again, and take more memory."""
+
+_CHARACTER_BYTES = 500
+"""Bytes that a character of a word takes while it is merged."""
 
 
 class SentencePieceEncoder:
@@ -35,20 +40,24 @@ class SentencePieceEncoder:
         self._unknown_id = unknown_id
         self._word_ids = lru_cache(_CACHED_WORDS)(self._merge_word)
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        ids: list[int] = []
+    def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
         after_special = True
         for part in self._special.partition(text, parse_special):
             if isinstance(part, int):
-                ids.append(part)
+                yield (part,)
                 after_special = True
                 continue
             if self._add_space_prefix and after_special:
                 part = " " + part
             after_special = False
-            for word in self._words.findall(part.replace(" ", SPACE)):
-                ids += self._word_ids(word)
-        return ids
+            for match in self._words.finditer(part.replace(" ", SPACE)):
+                word = match[0]
+                short = len(word) <= _CACHED_LENGTH
+                yield self._word_ids(word) if short else self._merge_word(word)
+
+    def working_bytes(self, text: str) -> int:
+        words = self._words.finditer(text.replace(" ", SPACE))
+        return _CHARACTER_BYTES * max((m.end() - m.start() for m in words), default=0)
 
     @cached_property
     def _words(self) -> re.Pattern[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from strata.errors import UsageError
@@ -17,7 +18,11 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 class Encoder(Protocol):
     """Text to ids, without the tokens that surround a prompt."""
 
-    def encode(self, text: str, parse_special: bool) -> list[int]: ...
+    def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
+        """Ids of one part after another, cut where that changes nothing."""
+
+    def working_bytes(self, text: str) -> int:
+        """What encoding ``text`` takes at most, beside the text and its ids."""
 
 
 class Pieces(Protocol):
@@ -81,10 +86,27 @@ class Tokenizer:
         ordinary text. User-defined tokens are always recognised. Lone surrogates, which no UTF-8
         text holds, are read as U+FFFD.
         """
+        parts = self.encode_parts(text, add_special=add_special, parse_special=parse_special)
+        return list(chain.from_iterable(parts))
+
+    def encode_parts(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> Iterator[Sequence[int]]:
+        """The ids of ``encode`` as they come, some at a time, so that long texts need not be held
+        with all their ids, and can be given up."""
         if not text.isascii():
             text = _LONE_SURROGATE.sub("\ufffd", text)
-        ids = self._encoder.encode(text, parse_special) if text else []
-        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+        if add_special:
+            yield self._prefix
+        if text:
+            yield from self._encoder.encode_parts(text, parse_special)
+        if add_special:
+            yield self._suffix
+
+    def working_bytes(self, text: str) -> int:
+        """Memory that encoding ``text`` takes at most, beside the text and its ids: of its longest
+        stretch that cannot be cut."""
+        return self._encoder.working_bytes(text)
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """Raw bytes of one token; empty for control tokens unless `special`.

@@ -7,13 +7,16 @@ map, a double-array trie over UTF-8 (Kanda et al. 2018) with its replacements be
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from strata.text.errors import TokenizerError
 from strata.text.sentencepiece import SPACE
 from strata.text.special import SpecialTokens
 
 _UNKNOWN_PENALTY = 10.0
+_TOGETHER = 1 << 12
+_POSITION_BYTES = 160
+"""Bytes that a position takes while the best way through is looked for."""
 
 
 class CharacterMap:
@@ -92,11 +95,16 @@ class UnigramEncoder:
         self._merge_spaces = merge_spaces
         self._unknown_id = unknown_id
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        ids: list[int] = []
+    def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
         for part in self._special.partition(text, parse_special):
-            ids += [part] if isinstance(part, int) else self._segment(self._normalise(part))
-        return ids
+            if isinstance(part, int):
+                yield (part,)
+            else:
+                yield from self._segment(self._normalise(part))
+
+    def working_bytes(self, text: str) -> int:
+        # Every position may be one that tokens reach across.
+        return _POSITION_BYTES * len(text.encode("utf-8", "replace"))
 
     def _normalise(self, text: str) -> bytes:
         data, out = text.encode(), bytearray()
@@ -131,14 +139,22 @@ class UnigramEncoder:
         length = _utf8_length(data[start])
         return length, data[start : start + length]
 
-    def _segment(self, data: bytes) -> list[int]:
+    def _segment(self, data: bytes) -> Iterator[list[int]]:
         end = len(data)
         worst = float("-inf")
-        best: list[tuple[float, int, int]] = [(worst, self._unknown_id, 0)] * (end + 1)
-        best[0] = (0.0, self._unknown_id, 0)
-        start = 0
+        # Of the positions from `first` on: the best score, and the token and place it comes from.
+        best: list[tuple[float, int, int]] = [(0.0, self._unknown_id, 0)]
+        first = start = reach = 0
+        unknown_before = False
         while start < end:
-            score = best[start][0]
+            score = best[start - first][0]
+            if reach == start and start - first >= _TOGETHER:
+                # No token reaches across: what comes before is decided.
+                ids = self._trace(best, first, unknown_before)
+                yield ids
+                if ids:
+                    unknown_before = ids[-1] == self._unknown_id
+                first, best = start, [(score, self._unknown_id, start)]
             width = min(_utf8_length(data[start]), end - start)
             single = False
             for stop in range(start + 1, min(end, start + self._longest) + 1):
@@ -146,17 +162,37 @@ class UnigramEncoder:
                 if token is None:
                     continue
                 single = single or stop - start == width
-                if score + token[0] > best[stop][0]:
-                    best[stop] = (score + token[0], token[1], start)
-            if not single and score + self._unknown_score > best[start + width][0]:
-                best[start + width] = (score + self._unknown_score, self._unknown_id, start)
+                self._offer(best, stop - first, (score + token[0], token[1], start))
+                reach = max(reach, stop)
+            if not single:
+                unknown = (score + self._unknown_score, self._unknown_id, start)
+                self._offer(best, start + width - first, unknown)
+                reach = max(reach, start + width)
+            best += [(worst, self._unknown_id, start)] * (start + width - first + 1 - len(best))
             start += width
+        yield self._trace(best[: end - first + 1], first, unknown_before)
+
+    def _offer(
+        self, best: list[tuple[float, int, int]], at: int, way: tuple[float, int, int]
+    ) -> None:
+        nowhere = (float("-inf"), self._unknown_id, 0)
+        best += [nowhere] * (at + 1 - len(best))
+        if way[0] > best[at][0]:
+            best[at] = way
+
+    def _trace(
+        self, best: list[tuple[float, int, int]], first: int, unknown_before: bool
+    ) -> list[int]:
+        """The tokens of the best way through, runs of unknown ones as one."""
         ids: list[int] = []
-        while end > 0:
-            _, id, start = best[end]
+        end = first + len(best) - 1
+        while end > first:
+            _, id, start = best[end - first]
             if id != self._unknown_id or not ids or ids[-1] != id:
                 ids.append(id)
             end = start
+        if unknown_before and ids and ids[-1] == self._unknown_id:
+            ids.pop()
         return ids[::-1]
 
 
