@@ -7,6 +7,7 @@ import json
 import socket
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,53 @@ def test_the_budget_is_the_last_word() -> None:
     assert admission.try_take(40)
     assert not admission.try_take(20)
     assert admission.held == 40
+
+
+def test_texts_that_surely_do_not_fit_are_not_encoded_whole(
+    strict: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = strict.service.llm.tokenizer
+    encoded = 0
+    merge = tokenizer._encoder._merge  # type: ignore[attr-defined]
+
+    def counting(text: str) -> list[int]:
+        nonlocal encoded
+        encoded += len(text)
+        ids: list[int] = merge(text)
+        return ids
+
+    monkeypatch.setattr(tokenizer._encoder, "_merge", counting)
+    # Short enough to be of the context's longest tokens, and of many more than the context.
+    for text in ("1" * 40_000, "many short words " * 2_000):
+        messages = [{"role": "user", "content": text}]
+        for path in PATHS:
+            encoded = 0
+            answer = post(strict, path, json.dumps({**CHAT, "messages": messages}).encode())
+            assert answer.status_code == 400
+            assert "does not fit" in answer.text
+            assert encoded < 20_000
+        # Counting them is another matter.
+        counted = post(
+            strict, "/v1/messages/count_tokens", json.dumps({**CHAT, "messages": messages}).encode()
+        )
+        assert counted.json()["input_tokens"] > 1024
+
+
+def test_a_stretch_that_cannot_be_cut_is_told_its_bound(strict: Running) -> None:
+    with monkeypatched_capacity(strict, 6 << 20):
+        answer = post(strict, "/tokenize", json.dumps({"content": "A" * 50_000}).encode())
+        assert answer.status_code == 413
+        assert "cannot be cut" in answer.text
+        assert "6.29 MB for all requests" in answer.text
+        short = post(strict, "/tokenize", json.dumps({"content": "A cat. " * 7_000}).encode())
+        assert short.json()["count"] == len(short.json()["tokens"]) > 20_000
+
+
+@contextmanager
+def monkeypatched_capacity(server: Running, nbytes: int) -> Iterator[None]:
+    admission = server.service.admission
+    before, admission.capacity = admission.capacity, nbytes
+    try:
+        yield
+    finally:
+        admission.capacity = before

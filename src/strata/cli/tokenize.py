@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from array import array
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -52,15 +54,21 @@ def command(
         path = resolve(model, progress=progress)
     with open_model(path) as opened:
         tokenizer = load_tokenizer(opened)
-    ids = tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
-    # A token may hold half a character: its bytes are shown as \xNN.
-    shown = [
-        tokenizer.token_bytes(i, special=True).decode("utf-8", "backslashreplace") for i in ids
-    ]
+    # A long text has many tokens: they are printed as they come, and not held.
+    parts = tokenizer.encode_parts(text, add_special=add_special, parse_special=parse_special)
+    ids = chain.from_iterable(parts)
+
+    def shown(id: int) -> str:
+        # A token may hold half a character: its bytes are shown as \xNN.
+        return tokenizer.token_bytes(id, special=True).decode("utf-8", "backslashreplace")
+
     if as_json:
-        print_json({"ids": ids, **({"pieces": shown} if pieces else {})})
+        held = array("i", ids)
+        print_json({"ids": held.tolist(), **({"pieces": list(map(shown, held))} if pieces else {})})
     elif pieces:
-        for id, piece in zip(ids, shown, strict=True):
-            click.echo(f"{id:>7}  {printable(piece)}")
+        for id in ids:
+            click.echo(f"{id:>7}  {printable(shown(id))}")
     else:
-        click.echo(" ".join(map(str, ids)))
+        for number, id in enumerate(ids):
+            click.echo(f" {id}" if number else str(id), nl=False)
+        click.echo()

@@ -124,20 +124,27 @@ class Share:
 
     async def raise_to(self, measure: Measure) -> None:
         """As much as a whole body needs; ApiError if that is never there, or not soon."""
-        cost, admission = measure.cost, self._admission
-        if cost > admission.capacity:
-            raise ApiError(
-                413,
+        cost = measure.cost
+        if cost > UNCOUNTED:
+            await self.take(
+                cost - self._held,
                 f"the request has {measure.nbytes} bytes and {measure.values} JSON values, which "
-                f"may take {format_size(cost)} of memory; there are "
-                f"{format_size(admission.capacity)} for all requests together",
+                f"may take {format_size(cost)} of memory",
             )
-        more = cost - self._held
-        if cost <= UNCOUNTED or more <= 0:
+
+    async def take(self, nbytes: int, what: str) -> None:
+        """So much more, once others have ended; ApiError, that says ``what`` is too much, if that
+        is never there, or not soon."""
+        if nbytes <= 0:
             return
-        if not await admission.take(more):
+        capacity = self._admission.capacity
+        if self._held + nbytes > capacity:
+            raise ApiError(
+                413, f"{what}; there are {format_size(capacity)} for all requests together"
+            )
+        if not await self._admission.take(nbytes):
             raise ApiError(503, "other requests take the memory that this one needs; try again")
-        self._held += more
+        self._held += nbytes
 
     def give_back(self) -> None:
         """All of it."""

@@ -20,7 +20,8 @@ ToolChoice = Literal["auto", "none", "required"]
 @dataclass(frozen=True)
 class Conversation:
     """What any chat protocol asks for. Messages are as chat templates expect them: ``content`` is
-    text, arguments of ``tool_calls`` are objects. ``tool`` is the one that must be called."""
+    text, arguments of ``tool_calls`` are objects. ``tool`` is the one that must be called.
+    ``counted``: only its tokens are, which need not fit the context."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -30,6 +31,7 @@ class Conversation:
     tool: str | None = None
     continue_last: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    counted: bool = False
 
 
 def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
@@ -61,7 +63,7 @@ async def start_chat(service: Service, wanted: Conversation) -> Answers:
 
 async def count_tokens(service: Service, wanted: Conversation) -> int:
     """Tokens of a conversation's prompt."""
-    return len((await _prepare(service, wanted))[0])
+    return len((await _prepare(service, replace(wanted, counted=True)))[0])
 
 
 async def _prepare(
@@ -103,6 +105,7 @@ async def _prompt(
         tools=tools,
         continue_final_message=wanted.continue_last,
         variables=wanted.variables,
+        counted=wanted.counted,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
+from strata.sizes import format_size
 
 if TYPE_CHECKING:
     from strata.decode.grammar import GrammarCompiler
@@ -78,17 +80,51 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._texts, work)
 
     async def encode(
-        self, text: str, *, add_special: bool = False, parse_special: bool = True
+        self, text: str, *, add_special: bool = False, counted: bool = False
     ) -> list[int]:
-        """Token ids; ContextExceeded without any work for a text that cannot fit the context."""
+        """Token ids of a prompt; ContextExceeded as soon as it is known not to fit the context,
+        unless it is only ``counted``."""
+        most = None if counted else self.llm.context
+        ids = await self.tokenize(text, add_special=add_special, most=most)
+        return ids.tolist()
+
+    async def tokenize(
+        self,
+        text: str,
+        *,
+        add_special: bool = False,
+        parse_special: bool = True,
+        most: int | None = None,
+    ) -> array[int]:
+        """Token ids of any text, ``most`` at most; ContextExceeded without any work for one that
+        surely has more than the context, ApiError for one that takes more memory to encode than
+        there is."""
         if len(text) > self._most_characters:
             raise ContextExceeded(
                 f"a text of {len(text)} characters does not fit a context of "
                 f"{self.llm.context} tokens"
             )
-        return await self.off_loop(
-            lambda: self.llm.tokenize(text, add_special=add_special, parse_special=parse_special)
-        )
+        tokenizer = self.llm.tokenizer
+
+        def encode() -> array[int]:
+            ids = array("i")
+            for part in tokenizer.encode_parts(
+                text, add_special=add_special, parse_special=parse_special
+            ):
+                ids.extend(part)
+                if most is not None and len(ids) > most:
+                    raise ContextExceeded(
+                        f"a prompt of more than {most} tokens does not fit a context of {most}"
+                    )
+            return ids
+
+        working = await self.off_loop(lambda: tokenizer.working_bytes(text))
+        with self.admission.request() as share:
+            await share.take(
+                working,
+                f"a stretch of the text that cannot be cut takes {format_size(working)} to encode",
+            )
+            return await self.off_loop(encode)
 
     async def chat_prompt(
         self,
@@ -97,8 +133,10 @@ class Service:
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
+        counted: bool = False,
     ) -> list[int]:
-        """Token ids of a conversation by the model's template."""
+        """Token ids of a conversation by the model's template; as many as there are if they are
+        only ``counted``."""
         reserved = {"messages", "add_generation_prompt", "documents", "chat_template"}
         if variables and reserved & set(variables):
             raise UsageError("chat_template_kwargs may not set what the server itself sets")
@@ -111,7 +149,7 @@ class Service:
                 **(variables or {}),
             )
         )
-        return await self.encode(text)
+        return await self.encode(text, counted=counted)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
