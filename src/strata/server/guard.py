@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strata.server.admission import UNCOUNTED, Admission, Share
+from strata.server.crowd import Crowd
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
 from strata.server.reading import SHARE
 from strata.server.replies import CLIENT_GONE, Reply
@@ -22,6 +23,9 @@ from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
 
 _log = logging.getLogger("strata.server")
+
+CROWD = "strata.crowd"
+"""Where the server leaves its Crowd in the state of every request."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:@/\[\]]*))(?::\d*)?")
@@ -35,11 +39,8 @@ class TooLarge(ApiError):
         super().__init__(413, f"the request body is larger than {limit} bytes")
 
 
-class Ambiguous(ApiError):
-    """A body whose length is told in two ways."""
-
-    def __init__(self) -> None:
-        super().__init__(400, "a request has Content-Length or Transfer-Encoding, not both")
+class Closing(ApiError):
+    """An error after which the connection is closed."""
 
 
 class Guard:
@@ -82,6 +83,9 @@ class Guard:
             self._metrics.requests.labels(endpoint, str(status)).inc()
 
     def _check(self, scope: Scope) -> None:
+        crowd: Crowd | None = scope.get("state", {}).get(CROWD)
+        if crowd is not None and crowd.full and scope["path"] != "/health":
+            raise Closing(503, f"{crowd.limit} clients are served already; try again later")
         headers = Headers(scope=scope)
         host = headers.get("host")
         if self._settings.loopback and host is not None:
@@ -97,7 +101,7 @@ class Guard:
             self._check_key(headers)
         if "transfer-encoding" in headers and "content-length" in headers:
             # Whoever stands before this server may have gone by the other one (RFC 9112, 6.3).
-            raise Ambiguous()
+            raise Closing(400, "a request has Content-Length or Transfer-Encoding, not both")
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._settings.body_bytes:
             raise TooLarge(self._settings.body_bytes)
@@ -134,7 +138,7 @@ def error_reply(path: str, error: Exception) -> Reply:
     """The response for an error under ``path``."""
     api = as_api_error(error)
     headers = error_headers(api)
-    if isinstance(api, Ambiguous):
+    if isinstance(api, Closing):
         headers["connection"] = "close"
     return Reply(error_body(path, api), api.status, headers)
 

@@ -18,6 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from strata.errors import StrataError
 from strata.server.app import create_app
+from strata.server.crowd import Crowd
+from strata.server.guard import CROWD
 from strata.server.service import Service
 from strata.server.settings import Settings
 
@@ -66,12 +68,16 @@ class Server(uvicorn.Server):
         self, service: Service, sock: socket.socket, ready: Callable[[str], None] | None = None
     ) -> None:
         settings = service.settings
+        self._crowd = Crowd(settings.connections)
         super().__init__(
             uvicorn.Config(
                 create_app(service),
                 loop="asyncio",
                 # Any factory of protocols will do for uvicorn, whatever its annotation says.
-                http=cast("type[asyncio.Protocol]", partial(_Protocol, settings=settings)),
+                http=cast(
+                    "type[asyncio.Protocol]",
+                    partial(_Protocol, settings=settings, crowd=self._crowd),
+                ),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -79,7 +85,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=settings.connections,
                 timeout_keep_alive=_IDLE_S,
                 timeout_graceful_shutdown=cast(int, settings.grace_s + _LAST_WORDS_S),
                 h11_max_incomplete_event_size=_HEADER_BYTES,
@@ -101,12 +106,24 @@ class Server(uvicorn.Server):
         return ended
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # Without a socket: those who connect are accepted here.
+        await super().startup([])
+        config = self.config
+        self.lifespan.state[CROWD] = self._crowd
+
+        def connection() -> asyncio.Protocol:
+            make = cast("Callable[..., asyncio.Protocol]", config.http_protocol_class)
+            return make(
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        self._accepting = asyncio.create_task(self._crowd.accept(self._sock, connection))
         host, port = self._sock.getsockname()[:2]
         if self._ready:
             self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._accepting.cancel()
         bridge = self._service.bridge
         bridge.closing = True
         asyncio.get_running_loop().call_later(self._service.settings.grace_s, bridge.cut_off)
@@ -135,28 +152,47 @@ class Server(uvicorn.Server):
 class _Protocol(H11Protocol):
     """Ends connections whose client does not send its request, or does not read its answer."""
 
-    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: Settings, crowd: Crowd, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings
+        self._crowd = crowd
+        self._silent = True
         self._sending: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_request()
+        self._crowd.came(self)
+        self._expect_request(min(self._settings.hello_s, self._settings.request_s))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.left(self)
         self._stop_sending_timer()
         self._stop_reading_timer()
         super().connection_lost(exc)
 
+    def let_go(self) -> None:
+        """See Connection."""
+        self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
+        if self._silent:
+            self._silent = False
+            self._stop_sending_timer()
         super().data_received(data)
         cycle = self.cycle
         if cycle is None or cycle.response_complete or cycle.more_body:
-            self._expect_request()
+            self._expect_request(self._settings.request_s)
+            self._crowd.waits(self)
         else:
             self._stop_sending_timer()
+            self._crowd.asked(self)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._crowd.waits(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -167,9 +203,9 @@ class _Protocol(H11Protocol):
         super().resume_writing()
         self._stop_reading_timer()
 
-    def _expect_request(self) -> None:
+    def _expect_request(self, within_s: float) -> None:
         if self._sending is None:
-            self._sending = self.loop.call_later(self._settings.request_s, self.transport.abort)
+            self._sending = self.loop.call_later(within_s, self.transport.abort)
 
     def _stop_sending_timer(self) -> None:
         if self._sending is not None:

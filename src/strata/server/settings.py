@@ -24,8 +24,8 @@ class Settings:
       one, and how deep they may be nested; ``requests_bytes``: of memory that all requests may take
       beside KV (None: what a Plan sets aside, much without one).
     - ``choices``: the largest ``n`` (and prompts in one call).
-    - ``request_s``: within which a client must have sent its request; ``stall_s``: for which one
-      may leave its answer unread.
+    - ``hello_s``: within which a client must have begun to send, and ``request_s``: have sent its
+      request; ``stall_s``: for which one may leave its answer unread.
     - ``keepalive_s``: silence after which a stream shows that it lives; ``live_s``: between
       pictures of the machine.
     """
@@ -43,6 +43,7 @@ class Settings:
     depth: int = 64
     requests_bytes: int | None = None
     choices: int = 32
+    hello_s: float = 5.0
     request_s: float = 60.0
     stall_s: float = 60.0
     keepalive_s: float = 5.0
