@@ -82,8 +82,9 @@ def server_bytes(model: Outline, workload: Workload) -> int:
 
 
 def admitted_bytes(workload: Workload) -> int:
-    """What requests over HTTP may take beside KV, all together: a server admits no more."""
-    return constants.REQUESTS if workload.serving else 0
+    """What requests over HTTP may take beside KV, all together: a server admits no more. With a
+    share for what allocators keep of it."""
+    return constants.REQUESTS + constants.REQUESTS // 3 if workload.serving else 0
 
 
 def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> MemoryShares:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import strata._native as _native
@@ -62,6 +63,11 @@ class Admission:
         self._ledger = ledger
         self._patience_s = patience_s
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def largest_body(self) -> int:
+        """Bytes of a body that may be served if it is simple."""
+        return self.capacity // Measure(1, 0, 0, 1).cost
 
     @contextmanager
     def request(self) -> Iterator[Share]:
@@ -116,8 +122,12 @@ class Share:
         self._admission = admission
         self._held = 0
 
+    def arrived(self, nbytes: int) -> None:
+        """Bytes of a body, which are held in parts and then as one; ApiError without room."""
+        self.add(2 * nbytes)
+
     def add(self, nbytes: int) -> None:
-        """More at once, as a body arrives; ApiError if there is no room."""
+        """So much more at once; ApiError if there is no room."""
         if not self._admission.try_take(nbytes):
             raise ApiError(503, "too many large requests at once; try again later")
         self._held += nbytes
@@ -146,8 +156,22 @@ class Share:
             raise ApiError(503, "other requests take the memory that this one needs; try again")
         self._held += nbytes
 
+    @asynccontextmanager
+    async def lent(self, nbytes: int, what: str) -> AsyncIterator[None]:
+        """``take`` for a while."""
+        await self.take(nbytes, what)
+        try:
+            yield
+        finally:
+            self._held -= nbytes
+            self._admission.give(nbytes)
+
     def give_back(self) -> None:
         """All of it."""
         held, self._held = self._held, 0
         if held:
             self._admission.give(held)
+
+
+SHARE: ContextVar[Share] = ContextVar("share")
+"""Of the request that is served."""

@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from strata.server.admission import UNCOUNTED, Admission, Share
+from strata.server.admission import SHARE, UNCOUNTED, Admission, Share
 from strata.server.crowd import Crowd
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
-from strata.server.reading import SHARE
 from strata.server.replies import CLIENT_GONE, Reply
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
@@ -53,6 +52,7 @@ class Guard:
         self._settings = settings
         self._metrics = metrics
         self._admission = admission
+        self._largest = min(settings.body_bytes, admission.largest_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,7 +70,7 @@ class Guard:
         try:
             self._check(scope)
             with self._admission.request() as share:
-                scope[SHARE] = share
+                SHARE.set(share)
                 await self._app(_as_json(scope), self._bounded(receive, share), watched)
         except Exception as error:
             if not isinstance(error, ApiError):
@@ -103,8 +103,8 @@ class Guard:
             # Whoever stands before this server may have gone by the other one (RFC 9112, 6.3).
             raise Closing(400, "a request has Content-Length or Transfer-Encoding, not both")
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) > self._settings.body_bytes:
-            raise TooLarge(self._settings.body_bytes)
+        if length.isascii() and length.isdigit() and int(length) > self._largest:
+            raise TooLarge(self._largest)
 
     def _bounded(self, receive: Receive, share: Share) -> Receive:
         """``receive`` that raises ApiError where the body is too long, or all are together."""
@@ -115,10 +115,10 @@ class Guard:
             message = await receive()
             length = len(message.get("body", b""))
             before, size = size, size + length
-            if size > self._settings.body_bytes:
-                raise TooLarge(self._settings.body_bytes)
+            if size > self._largest:
+                raise TooLarge(self._largest)
             if size > UNCOUNTED:
-                share.add(length if before > UNCOUNTED else size)
+                share.arrived(length if before > UNCOUNTED else size)
             return message
 
         return bounded

@@ -5,14 +5,15 @@ from __future__ import annotations
 from array import array
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from strata.errors import UsageError
+from strata.server.admission import SHARE
 from strata.server.document import OpenAIError, documented
 from strata.server.errors import ShuttingDown
-from strata.server.reading import SHARE, bounded_route
+from strata.server.reading import bounded_route
 from strata.server.replies import Reply
 from strata.server.service import Service
 
@@ -72,12 +73,12 @@ def router(service: Service) -> APIRouter:
     errors = documented(OpenAIError)
 
     @routes.post("/tokenize", response_model=Tokens, responses=errors)
-    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+    async def tokenize(body: TokenizeRequest) -> Response:
         """Token ids of a text."""
         tokens = await service.tokenize(
             body.content, add_special=body.add_special, parse_special=body.parse_special
         )
-        request.scope[SHARE].add(len(tokens) * _TOKEN_BYTES)
+        SHARE.get().add(len(tokens) * _TOKEN_BYTES)
         return Response(_tokens_json(tokens), media_type=Reply.media_type)
 
     @routes.post("/detokenize", response_model=Text, responses=errors)

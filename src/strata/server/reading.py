@@ -15,13 +15,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.responses import Response
 
-from strata.server.admission import Measure, Share
+from strata.server.admission import SHARE, Measure
 from strata.server.errors import ApiError
 from strata.server.invalid import as_invalid
 from strata.server.service import Service
-
-SHARE = "strata.share"
-"""Where the guard leaves a request's Share in its scope."""
 
 _ERRORS = 64
 """Of one body that are looked at."""
@@ -74,8 +71,7 @@ class _Bounded(Request):
                 f"the request body is nested {measure.depth} deep; "
                 f"at most {settings.depth} can be read here",
             )
-        share: Share = self.scope[SHARE]
-        await share.raise_to(measure)
+        await SHARE.get().raise_to(measure)
         return await self._service.off_loop(lambda: _parse(model, body))
 
 

@@ -17,7 +17,7 @@ from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
 from strata.llm import LLM
 from strata.machine import constants
-from strata.server.admission import Admission
+from strata.server.admission import SHARE, Admission
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
 from strata.server.settings import Settings
@@ -119,11 +119,8 @@ class Service:
             return ids
 
         working = await self.off_loop(lambda: tokenizer.working_bytes(text))
-        with self.admission.request() as share:
-            await share.take(
-                working,
-                f"a stretch of the text that cannot be cut takes {format_size(working)} to encode",
-            )
+        what = f"a stretch of the text that cannot be cut takes {format_size(working)} to encode"
+        async with SHARE.get().lent(working, what):
             return await self.off_loop(encode)
 
     async def chat_prompt(
