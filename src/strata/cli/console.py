@@ -23,8 +23,8 @@ def print_json(value: Any) -> None:
 
 
 def remark(message: str) -> None:
-    """Print a line that is not part of the result."""
-    click.echo(message, err=True)
+    """Print lines that are not part of the result."""
+    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
 
 
 def counted(number: int, noun: str) -> str:
@@ -57,7 +57,7 @@ def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
             drawn.append(_bars())
             drawn[0].start()
         if label not in tasks:
-            tasks[label] = drawn[0].add_task(label, total=total)
+            tasks[label] = drawn[0].add_task(printable(label), total=total)
         drawn[0].update(tasks[label], completed=done, total=total)
 
     try:

@@ -10,17 +10,20 @@ from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import LayerState, Model, StateGroup
 from strata.text.huggingface import count_merges
+from strata.text.load import has_foreign_template
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A model's sizes: what its backend says of it, and what any backend has beside that."""
+    """A model's sizes: what its backend says of it, and what any backend has beside that.
+    ``foreign_template``: it has a chat template that is not known to be harmless."""
 
     name: str
     profile: ModelProfile
     vocabulary: int
     context: int
     tokenizer: TokenizerOutline
+    foreign_template: bool = False
 
     @property
     def segments(self) -> tuple[SegmentProfile, ...]:
@@ -63,7 +66,14 @@ class Outline:
 
 def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> Outline:
     """The Outline of a Model that was built from ``file``, by what its backend says of it."""
-    return Outline(name, profile, model.vocab_size, model.context_length, _tokenizer(model, file))
+    return Outline(
+        name,
+        profile,
+        model.vocab_size,
+        model.context_length,
+        _tokenizer(model, file),
+        has_foreign_template(file),
+    )
 
 
 def _tokenizer(model: Model, file: ModelFile) -> TokenizerOutline:

@@ -7,23 +7,39 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from importlib.util import find_spec
+from time import monotonic
+from typing import Any, TypeVar
 
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
+from strata.decode.grammar import GrammarCompiler, GrammarsBusy
 from strata.decode.params import LARGEST_SEED
 from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
+from strata.guard import limits
 from strata.llm import LLM
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
 
-if TYPE_CHECKING:
-    from strata.decode.grammar import GrammarCompiler
-
 T = TypeVar("T")
+
+_RESERVED = frozenset(
+    (
+        *("messages", "tools", "documents", "chat_template", "self"),
+        *("add_generation_prompt", "continue_final_message"),
+    )
+)
+"""Variables of chat templates that no request may set."""
+
+_GRAMMAR_THREADS = 2
+"""Threads that wait for grammars to be compiled."""
+
+_GRAMMAR_WAIT_S = 10.0
+_GRAMMAR_RETRY_S = 0.05
+"""How long a request waits while other grammars are in use, and how often it looks."""
 
 _TEXT_THREADS = 2
 """Threads for tokenizing and templates, which would hold up everybody in the event loop."""
@@ -40,6 +56,7 @@ class Service:
         self.bridge = Bridge(llm.driver, queue=settings.queue, observer=self.metrics)
         self.metrics.watch(llm, self.bridge)
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
+        self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
         # Built before several threads use it.
         tokenizer = llm.tokenizer
         tokenizer.encode("a b")
@@ -49,6 +66,7 @@ class Service:
     def close(self) -> bool:
         """End the threads; False if the engine's is still in a step."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.bridge.close(timeout_s=5.0)
 
     @property
@@ -92,9 +110,10 @@ class Service:
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation by the model's template."""
-        reserved = {"messages", "add_generation_prompt", "documents", "chat_template"}
-        if variables and reserved & set(variables):
-            raise UsageError("chat_template_kwargs may not set what the server itself sets")
+        if taken := _RESERVED & set(variables or ()):
+            raise UsageError(
+                f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
+            )
         text = await self.off_loop(
             lambda: self.llm.tokenizer.apply_chat_template(
                 messages,
@@ -109,18 +128,25 @@ class Service:
     @cached_property
     def grammars(self) -> GrammarCompiler:
         """Compiles grammars; ApiError if the package for it is not installed."""
-        try:
-            from strata.decode.grammar import GrammarCompiler
-        except ImportError:
-            raise ApiError(
-                400, "grammars need the package llguidance: install strata[server]"
-            ) from None
-        return GrammarCompiler(self.llm.tokenizer)
+        if find_spec("llguidance") is None:
+            raise ApiError(400, "grammars need the package llguidance: install strata[server]")
+        return GrammarCompiler(self.llm.tokenizer, min(limits.GRAMMARS, self.llm.runtime.parallel))
 
     async def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """A grammar of JSON that is valid under ``schema``."""
         compiler = self.grammars
-        return await self.off_loop(lambda: compiler.json_schema(schema))
+        return await self.compiled(lambda: compiler.json_schema(schema))
+
+    async def compiled(self, work: Callable[[], Grammar]) -> Grammar:
+        """The grammar that ``work`` compiles; waits for a while where others are in use."""
+        end = monotonic() + _GRAMMAR_WAIT_S
+        while True:
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._compilers, work)
+            except GrammarsBusy:
+                if monotonic() > end:
+                    raise
+            await asyncio.sleep(_GRAMMAR_RETRY_S)
 
     def run(
         self,

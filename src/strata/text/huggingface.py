@@ -284,6 +284,14 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return templates
 
 
+def has_templates(path: Path) -> bool:
+    """Whether there seem to be chat templates beside a model."""
+    files = [path / "chat_template.jinja", *(path / name for name in _TEMPLATE_DIRECTORIES)]
+    if any(file.exists() for file in files):
+        return True
+    return "chat_template" in _read_json(path / "tokenizer_config.json")
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
