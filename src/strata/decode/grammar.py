@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from hashlib import sha256
 from itertools import count
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, Protocol
 from weakref import WeakSet, finalize
 
@@ -66,6 +66,7 @@ class GrammarCompiler:
         self._number = next(_numbers)
         self._made: OrderedDict[bytes, _Compiled] = OrderedDict()
         self._compiling = 0
+        self._under_way: dict[int, Ward] = {}
         self._lock = RLock()
         finalize(self, nursery().forget, self._number)
 
@@ -113,16 +114,24 @@ class GrammarCompiler:
                 return made.grammar()
             self._make_room()
             self._compiling += 1
+        thread = get_ident()
         try:
-            made = _Compiled(self._ward(), asked, self._tokenizer)
+            ward = self._under_way[thread] = self._ward()
+            made = _Compiled(ward, asked, self._tokenizer)
         except GuardError as error:
             raise GrammarError(f"the grammar is not usable: {error}") from None
         finally:
             with self._lock:
+                self._under_way.pop(thread, None)
                 self._compiling -= 1
         with self._lock:
             self._made[key] = made
             return made.grammar()
+
+    def abandon(self, thread: int) -> None:
+        """End what is compiled in that thread, which gets a GrammarError."""
+        if (ward := self._under_way.get(thread)) is not None:
+            ward.end()
 
     def _ward(self) -> Ward:
         return nursery().open(

@@ -41,7 +41,7 @@ def render(source: str, variables: Mapping[str, Any], most: int = sys.maxsize) -
     except TemplateError as error:
         reason = f"failed: {error.message}"
     except RecursionError:
-        reason = "is nested, or calls itself, too deeply"
+        reason = "is nested or calls itself too deeply"
     except MemoryError:
         reason = "takes more memory than a chat template may"
     except SyntaxError as error:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
+from threading import Lock, get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ _RESERVED = frozenset(
 _GRAMMAR_THREADS = 2
 """Threads that wait for grammars to be compiled."""
 
-_GRAMMAR_WAIT_S = 10.0
+_GRAMMAR_WAIT_S = 60.0
 _GRAMMAR_RETRY_S = 0.05
 """How long a request waits while other grammars are in use, and how often it looks."""
 
@@ -138,11 +139,16 @@ class Service:
         return await self.compiled(lambda: compiler.json_schema(schema))
 
     async def compiled(self, work: Callable[[], Grammar]) -> Grammar:
-        """The grammar that ``work`` compiles; waits for a while where others are in use."""
+        """The grammar that ``work`` compiles; waits for a while where others are in use. Who is
+        cancelled ends it."""
         end = monotonic() + _GRAMMAR_WAIT_S
         while True:
+            job = _Compilation(self.grammars, work)
             try:
-                return await asyncio.get_running_loop().run_in_executor(self._compilers, work)
+                return await asyncio.get_running_loop().run_in_executor(self._compilers, job.run)
+            except asyncio.CancelledError:
+                job.cancel()
+                raise
             except GrammarsBusy:
                 if monotonic() > end:
                     raise
@@ -187,3 +193,28 @@ class Service:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         seed = None if params.seed is None else (params.seed + choice) & LARGEST_SEED
         return replace(params, max_tokens=limit, seed=seed)
+
+
+class _Compilation:
+    """A grammar that is compiled in another thread, and may be given up."""
+
+    def __init__(self, compiler: GrammarCompiler, work: Callable[[], Grammar]) -> None:
+        self._compiler = compiler
+        self._work = work
+        self._thread: int | None = None
+        self._lock = Lock()
+
+    def run(self) -> Grammar:
+        """In the other thread."""
+        self._thread = get_ident()
+        try:
+            return self._work()
+        finally:
+            with self._lock:
+                self._thread = None
+
+    def cancel(self) -> None:
+        """Nobody waits for it any longer."""
+        with self._lock:
+            if self._thread is not None:
+                self._compiler.abandon(self._thread)
