@@ -1,7 +1,8 @@
-"""Grammars and variables that are meant to hurt: who sends them is told so, others notice little."""
+"""Grammars and variables that are meant to hurt: who sends them is told so; others are served."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -69,16 +70,14 @@ def test_endless_schemas_are_refused_and_stop_nobody(http: Any) -> None:
     [nested(100), nested(150), {"const": "\ud800"}, {"pattern": "("}, {"enum": []}, {"$ref": "#"}],
 )
 def test_odd_schemas_are_answered_or_refused(http: Any, schema: Any) -> None:
-    import json
-
     answer = http.post("/v1/chat/completions", content=json.dumps(with_schema(schema)))
     assert answer.status_code in (200, 400), answer.text
 
 
-@pytest.mark.parametrize("grammar", ["start: " + "(" * 5000, "\ud800", "root ::= root", "start: /(/"])
+@pytest.mark.parametrize(
+    "grammar", ["start: " + "(" * 5000, "\ud800", "root ::= root", "start: /(/"]
+)
 def test_odd_grammars_are_answered_or_refused(http: Any, grammar: str) -> None:
-    import json
-
     answer = http.post("/v1/chat/completions", content=json.dumps({**CHAT, "grammar": grammar}))
     assert answer.status_code in (200, 400), answer.text
 

@@ -123,7 +123,8 @@ def test_nothing_outside_can_be_reached(source: str) -> None:
         "{{ ['x'] * 99999 | map('center', 10**6) | list }}",
         f"{{{{ {_RANGES} | map('center', 99999) | join }}}}",
         "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}"
-        "{% set ns.a = (" + "'x' ~ i," * 3000 + "ns.a) %}" "{% endfor %}{{ ns.a }}",
+        "{% set ns.a = (" + "'x' ~ i," * 3000 + "ns.a) %}"
+        "{% endfor %}{{ ns.a }}",
         "{{ range(99999) | map('multiply') | sum }}",
         "{% for i in range(99999) %}{% for j in range(99999) %}"
         "{% if range(99999) | sum %}{% endif %}{% endfor %}{% endfor %}",

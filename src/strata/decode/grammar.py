@@ -182,7 +182,9 @@ class _Compiled:
         answer = self._receive(limits.COMPILE_S, most=1 << 16)
         if answer[:1] != b"+":
             ward.end()
-            raise GrammarError(f"the grammar is not usable: {answer[1:].decode('utf-8', 'replace')}")
+            raise GrammarError(
+                f"the grammar is not usable: {answer[1:].decode('utf-8', 'replace')}"
+            )
 
     @property
     def alive(self) -> bool:

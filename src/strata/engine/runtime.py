@@ -213,8 +213,8 @@ def base_memory(*, planned: bool) -> int:
     import tokenizers  # noqa: F401
 
     if planned:
-        import strata.machine.probe
-        import strata.text.sandbox  # noqa: F401
+        import strata.guard.templates
+        import strata.machine.probe  # noqa: F401
 
         gc.collect()
     _native.give_back_memory()

@@ -10,7 +10,7 @@ import json
 import socket
 import struct
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import llguidance
 
@@ -110,7 +110,7 @@ def _compile(
 
 def _source(kind: str, text: str, layout: dict[str, Any]) -> str:
     if kind == "json_schema":
-        return llguidance.LLMatcher.grammar_from_json_schema(text, layout)
+        return llguidance.LLMatcher.grammar_from_json_schema(text, cast(Any, layout))
     if kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(text)
     if kind == "any":

@@ -68,9 +68,7 @@ def peak_bytes(
     assert touched_blocks is not None
     blocks = tuple(map(min, touched_blocks, sizes.kv_blocks))
     # Guarded processes are others.
-    used = replace(
-        sizes, context=positions, kv_blocks=blocks, process_bytes=process, guard_bytes=0
-    )
+    used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process, guard_bytes=0)
     shares = memory_shares(model, used, resident)
     owned = shares.total - shares.margin
     # Small things find room in what building the tokenizer left.

@@ -20,9 +20,7 @@ _OPEN_END = "STRATA_OPEN_END_OF_FINAL_MESSAGE "
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 # SHA-256 of the templates of built-in models, which do no more than go through the messages.
-_KNOWN = frozenset(
-    ["872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"]
-)
+_KNOWN = frozenset(["872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"])
 
 
 def is_foreign(source: str) -> bool:
