@@ -27,6 +27,9 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTH
 _START_S = 60.0
 """For the nursery's own work: starting, a vocabulary."""
 
+_END_S = 2.0
+"""For ending the wards."""
+
 Tokens = Callable[[], bytes]
 
 
@@ -178,8 +181,12 @@ class Nursery:
         if sock is not None:
             sock.close()
         if process is not None:
-            process.kill()
-            process.wait()
+            # It ends its wards first.
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def _ask(
         self,

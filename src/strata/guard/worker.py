@@ -27,6 +27,8 @@ def main(fd: int) -> NoReturn:
             _obey(control, wards, vocabularies)
     for pid in wards:
         os.kill(pid, signal.SIGKILL)
+    for pid in wards:
+        os.waitpid(pid, 0)
     os._exit(0)
 
 
