@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from strata.guard import limits, nursery
+from strata.guard import limits
+from strata.guard.nursery import nursery
 from support.running import NAMES, Running, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from strata.errors import UsageError
-from strata.guard import limits, nursery
+from strata.guard import limits
+from strata.guard.nursery import nursery
 from strata.memory import peak_bytes
 from strata.text import ChatTemplate, ChatTemplateError
 

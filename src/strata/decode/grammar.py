@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from strata.decode.constraint import Constraint
 from strata.decode.schemas import LAYOUT, closed
 from strata.errors import StrataError, UsageError
-from strata.guard import GuardError, Ward, limits, nursery
+from strata.guard import limits
+from strata.guard.errors import GuardError
+from strata.guard.nursery import Ward, nursery
 from strata.guard.wire import COMMAND, VOCABULARY
 
 # A byte that no UTF-8 text holds sets the names of special tokens apart from text.

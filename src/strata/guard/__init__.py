@@ -4,10 +4,3 @@ A process of its own, the *nursery*, has the libraries loaded and forks a *ward*
 is worked on: a chat template, a compiled grammar. A ward has limits of memory and of processor time
 for each job, and is ended by itself without a trace in anybody else.
 """
-
-from __future__ import annotations
-
-from strata.guard.errors import GuardError
-from strata.guard.nursery import Nursery, Ward, nursery
-
-__all__ = ["GuardError", "Nursery", "Ward", "nursery"]

@@ -1,9 +1,7 @@
-"""Rendering a chat template: what a ward for templates does, and this process for known ones."""
+"""Rendering a chat template: in a ward, and in this process if it is known."""
 
 from __future__ import annotations
 
-import json
-import socket
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,7 +10,6 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from strata.guard import limits, wire
 from strata.guard.sandbox import ChatEnvironment
 
 _MESSAGE = 400
@@ -56,33 +53,3 @@ def render(source: str, variables: Mapping[str, Any], most: int = sys.maxsize) -
 @lru_cache(maxsize=4)
 def _compiled(source: str) -> jinja2.Template:
     return ChatEnvironment().from_string(source)
-
-
-def serve(sock: socket.socket) -> None:
-    """Render what is asked for, until nobody asks."""
-    while True:
-        try:
-            payload = wire.receive(sock, most=1 << 31, prepare=_prepare)
-        except wire.FrameError:
-            return
-        # For taking the job apart.
-        limits.allow_time(limits.TEMPLATE_S)
-        wire.send(sock, _answer(payload))
-
-
-def _prepare(size: int) -> None:
-    limits.allow_memory(limits.template_bytes(size))
-
-
-def _answer(payload: bytearray) -> bytes:
-    try:
-        most = limits.template_characters(len(payload))
-        asked = json.loads(payload.decode("utf-8", "surrogatepass"))
-        del payload
-        limits.allow_time(asked["seconds"])
-        text = render(asked["source"], asked["variables"], most)
-        return b"+" + text.encode("utf-8", "surrogatepass")
-    except TemplateFailure as failure:
-        return b"-" + str(failure).encode("utf-8", "surrogatepass")
-    except MemoryError:
-        return b"-the chat template takes more memory than a chat template may"

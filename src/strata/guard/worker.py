@@ -40,7 +40,7 @@ def _obey(control: socket.socket, wards: set[int], vocabularies: dict[int, Any])
             tokens = wire.receive(control, most=1 << 32)
             answer: dict[str, Any] = {}
             try:
-                from strata.guard.grammars import make_vocabulary
+                from strata.guard.grammar_ward import make_vocabulary
 
                 vocabularies[command["number"]] = make_vocabulary(tokens)
             except BaseException as error:
@@ -53,7 +53,7 @@ def _obey(control: socket.socket, wards: set[int], vocabularies: dict[int, Any])
         case "open":
             assert fd is not None
             if command["kind"] == "template":
-                import strata.guard.templates  # noqa: F401
+                import strata.guard.template_ward  # noqa: F401
             # Wards share what is there: it is not touched by collecting.
             gc.freeze()
             pid = os.fork()
@@ -78,13 +78,13 @@ def _ward(fd: int, command: dict[str, Any], vocabularies: dict[int, Any]) -> NoR
         with socket.socket(fileno=fd) as sock:
             sock.settimeout(None)
             if command["kind"] == "template":
-                from strata.guard import templates
+                from strata.guard import template_ward
 
-                templates.serve(sock)
+                template_ward.serve(sock)
             else:
-                from strata.guard import grammars
+                from strata.guard import grammar_ward
 
-                grammars.serve(sock, vocabularies[command["number"]])
+                grammar_ward.serve(sock, vocabularies[command["number"]])
         status = 0
     finally:
         os._exit(status)

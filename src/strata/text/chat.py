@@ -12,7 +12,7 @@ from strata.errors import UsageError
 from strata.text.errors import ChatTemplateError
 
 if TYPE_CHECKING:
-    from strata.guard import Ward
+    from strata.guard.nursery import Ward
 
 # Stands for the end of the message that is to be continued, while the template runs.
 _OPEN_END = "STRATA_OPEN_END_OF_FINAL_MESSAGE "
@@ -93,7 +93,9 @@ class ChatTemplate:
             raise ChatTemplateError(str(failure)) from None
 
     def _run_guarded(self, variables: Mapping[str, Any]) -> str:
-        from strata.guard import GuardError, limits, nursery
+        from strata.guard import limits
+        from strata.guard.errors import GuardError
+        from strata.guard.nursery import nursery
 
         try:
             asked = json.dumps(
