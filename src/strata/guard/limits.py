@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import resource
 import signal
 from pathlib import Path
@@ -54,9 +53,6 @@ def confine(nbytes: int) -> None:
     """Let this process take ``nbytes`` more memory than it has, and nothing of the disk."""
     global _held_at_first
     _held_at_first = _data_bytes()
-    with contextlib.suppress(OSError):
-        os.nice(10)
-    _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, 0)
     allow_memory(nbytes)
 
