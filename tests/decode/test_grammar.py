@@ -219,3 +219,10 @@ def test_hard_expressions_end_in_bounds(expression: str) -> None:
         for _ in range(40):
             allowed = np.flatnonzero(position.allowed())
             position.accept(int(allowed[-1]))
+
+
+def test_a_grammar_that_is_slow_all_the_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MASKS_S", 0)
+    monkeypatch.setattr(limits, "MASK_EACH_S", 1e-7)
+    with pytest.raises(GrammarError, match="ms for a token"):
+        COMPILER.regex("slow").start().allowed()

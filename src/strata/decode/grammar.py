@@ -106,6 +106,8 @@ class GrammarCompiler:
                 "layout": dict(LAYOUT),
                 "compile_s": limits.COMPILE_S,
                 "mask_s": limits.MASK_S,
+                "masks_s": limits.MASKS_S,
+                "mask_each_s": limits.MASK_EACH_S,
             }
         ).encode()
         key = sha256(asked).digest()

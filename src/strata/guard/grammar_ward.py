@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 from collections import deque
+from time import process_time
 from typing import Any, cast
 
 import llguidance
@@ -75,6 +76,7 @@ def serve(sock: socket.socket, made: tuple[_Vocabulary, llguidance.LLTokenizer])
         if root is None:
             return
         positions: dict[int, llguidance.LLMatcher] = {}
+        until = process_time() + asked["masks_s"]
         while True:
             command, number, argument = COMMAND.unpack(encoder.command())
             limits.allow_time(asked["mask_s"])
@@ -86,7 +88,13 @@ def serve(sock: socket.socket, made: tuple[_Vocabulary, llguidance.LLTokenizer])
             else:
                 source = root if command == b"n" else positions[argument]
                 positions[number] = source.deep_copy()
-            wire.send(sock, _mask(positions[number]))
+            mask = _mask(positions[number])
+            until += asked["mask_each_s"]
+            if process_time() > until:
+                # Each is quick enough, and all together hold up everybody.
+                wire.send(sock, f"-{1e3 * asked['mask_each_s']:g} ms for a token".encode())
+                return
+            wire.send(sock, mask)
     except wire.FrameError:
         return
 

@@ -29,6 +29,11 @@ COMPILE_S = 1.0
 MASK_S = 0.1
 """Processor time for compiling a grammar, and for a step of it."""
 
+MASKS_S = 0.5
+MASK_EACH_S = 0.005
+"""Processor time for all steps of a grammar, and more for each: a step of the engine waits for
+those of all its requests."""
+
 GRAMMARS = 4
 """Compiled grammars that there may be at once."""
 
