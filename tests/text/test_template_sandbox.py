@@ -189,6 +189,20 @@ def test_what_was_ended_is_started_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert nursery().pid != pid
 
 
+def test_an_interrupted_rendering_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render([{"content": "first"}]) == "first"
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("strata.guard.nursery.Ward.receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"content": "second"}])
+    assert template.render([{"content": "third"}]) == "third"
+
+
 def test_errors_are_short() -> None:
     with pytest.raises(ChatTemplateError) as info:
         ChatTemplate("{{ raise_exception('x' * 100000) }}").render(_CHAT)

@@ -67,6 +67,10 @@ class Ward:
                     "memory, or its library failed"
                 )
             raise GuardError(reason) from None
+        except BaseException:
+            # What is left of the answer would be taken for the next one.
+            self.end()
+            raise
 
 
 class Nursery:
@@ -77,7 +81,7 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
         self._known: set[int] = set()
-        self._ended: deque[int] = deque()
+        self._later: deque[dict[str, Any]] = deque()
         self._asking = False
 
     def open(self, kind: str, *, nbytes: int, vocabulary: tuple[int, Tokens] | None = None) -> Ward:
@@ -92,7 +96,7 @@ class Nursery:
                         self.close()
                 raise GuardError("the guarded process cannot be started")
         finally:
-            self._end_all()
+            self._say_later()
 
     def _open(self, kind: str, nbytes: int, vocabulary: tuple[int, Tokens] | None) -> Ward:
         sock = self.start()
@@ -113,28 +117,28 @@ class Nursery:
             raise
 
     def forget(self, number: int) -> None:
-        """A vocabulary is not needed any longer."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._sock is not None and number in self._known:
-                self._known.discard(number)
-                wire.send(self._sock, json.dumps({"do": "forget", "number": number}).encode())
+        """A vocabulary is not needed any longer. Also called when its owner is collected."""
+        self._later.append({"do": "forget", "number": number})
+        self._say_later()
 
     def end(self, sock: socket.socket, pid: int) -> None:
         """End a ward. Also called when one is collected, which may be in the middle of anything."""
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         sock.close()
-        self._ended.append(pid)
-        self._end_all()
+        self._later.append({"do": "end", "pid": pid})
+        self._say_later()
 
-    def _end_all(self) -> None:
+    def _say_later(self) -> None:
         # Who has the lock, or is asking in this very thread, does it afterwards.
-        while self._ended and not self._asking and self._lock.acquire(blocking=False):
+        while self._later and not self._asking and self._lock.acquire(blocking=False):
             try:
                 if self._asking:
                     return
-                while self._ended:
-                    command = {"do": "end", "pid": self._ended.popleft()}
+                while self._later:
+                    command = self._later.popleft()
+                    if command["do"] == "forget":
+                        self._known.discard(command["number"])
                     if self._sock is not None:
                         with contextlib.suppress(OSError):
                             wire.send(self._sock, json.dumps(command).encode())
@@ -177,7 +181,7 @@ class Nursery:
             sock, self._sock = self._sock, None
             self._known.clear()
             # They end with the nursery; the next one has other numbers.
-            self._ended.clear()
+            self._later.clear()
         if sock is not None:
             sock.close()
         if process is not None:
@@ -203,6 +207,10 @@ class Nursery:
             if then is not None:
                 wire.send(sock, then)
             answer: dict[str, Any] = json.loads(wire.receive(sock, most=1 << 16, seconds=_START_S))
+        except BaseException:
+            # An answer that comes later would be taken for that of the next question.
+            self.close()
+            raise
         finally:
             self._asking = False
         if "error" in answer:

@@ -119,6 +119,11 @@ class ChatTemplate:
                 )
             except GuardError as error:
                 raise ChatTemplateError(f"the chat template was ended: {error}") from None
+            except BaseException:
+                # Nobody may be given the answer to this.
+                if self._ward is not None:
+                    self._ward.end()
+                raise
         text = answer[1:].decode("utf-8", "surrogatepass")
         if answer[:1] != b"+":
             raise ChatTemplateError(text)
