@@ -15,7 +15,7 @@ import click
 import pytest
 
 from strata.cli import main, verbs
-from strata.cli.console import print_json, remark
+from strata.cli.console import print_json, print_table, remark
 from strata.cli.options import json_option
 from strata.errors import StrataError, UsageError
 
@@ -214,6 +214,15 @@ def test_nothing_said_commands_the_terminal(run: Callable[..., tuple[int, str, s
         assert "\\x1b[2J" in err
     _, _, err = run(lambda: remark(f"first\n{hostile}"))
     assert [line.isprintable() for line in err.splitlines()] == [True, True]
+    _, out, _ = run(lambda: print_table(("NAME",), [[hostile]]))
+    assert [line.isprintable() for line in out.splitlines()] == [True, True]
+
+
+def test_no_record_commands_the_terminal() -> None:
+    script = "import logging; from strata.cli.console import log_in_print; log_in_print(); "
+    script += "logging.getLogger('x').error('%s failed', '\\x1b[2J')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "\\x1b[2J failed\n"
 
 
 def test_a_template_cannot_command_the_terminal(run: Callable[..., tuple[int, str, str]]) -> None:

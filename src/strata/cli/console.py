@@ -39,6 +39,19 @@ def printable(text: str) -> str:
     )
 
 
+def log_in_print() -> None:
+    """Log records that nobody else takes go to standard error: requests and files are quoted in
+    them, which may hold what a terminal obeys."""
+    import logging
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return "\n".join(map(printable, super().format(record).split("\n")))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Printable())
+
+
 @contextmanager
 def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
     """A Progress that draws one bar a label on standard error; None when ``silent``.
@@ -91,6 +104,7 @@ def _bars() -> Bars:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows`` under ``header`` in aligned columns, plain enough to be cut by other tools."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
