@@ -19,6 +19,7 @@ from strata.decode.params import LARGEST_SEED
 from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
 from strata.guard import limits
+from strata.guard.nursery import nursery
 from strata.llm import LLM
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
@@ -43,7 +44,7 @@ _GRAMMAR_RETRY_S = 0.05
 """How long a request waits while other grammars are in use, and how often it looks."""
 
 _TEXT_THREADS = 2
-"""Threads for tokenizing and templates, which would hold up everybody in the event loop."""
+"""Threads for tokenizing, which would hold up everybody in the event loop."""
 
 
 class Service:
@@ -57,7 +58,12 @@ class Service:
         self.bridge = Bridge(llm.driver, queue=settings.queue, observer=self.metrics)
         self.metrics.watch(llm, self.bridge)
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
+        # A template that takes long holds up chats only, and they have to do with it.
+        self._renderer = ThreadPoolExecutor(1, "strata-template")
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
+        if any(template.foreign for template in llm.tokenizer.chat_templates.values()):
+            # Ready before the first chat.
+            nursery().start()
         # Built before several threads use it.
         tokenizer = llm.tokenizer
         tokenizer.encode("a b")
@@ -67,6 +73,7 @@ class Service:
     def close(self) -> bool:
         """End the threads; False if the engine's is still in a step."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        self._renderer.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.bridge.close(timeout_s=5.0)
 
@@ -115,14 +122,15 @@ class Service:
             raise UsageError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
             )
-        text = await self.off_loop(
+        text = await asyncio.get_running_loop().run_in_executor(
+            self._renderer,
             lambda: self.llm.tokenizer.apply_chat_template(
                 messages,
                 tools=tools,
                 add_generation_prompt=not continue_final_message,
                 continue_final_message=continue_final_message,
                 **(variables or {}),
-            )
+            ),
         )
         return await self.encode(text)
 
