@@ -21,7 +21,7 @@ def main(fd: int) -> NoReturn:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         # What is computed for others comes first.
-        os.nice(10)
+        os.nice(5)
     wards: set[int] = set()
     vocabularies: dict[int, Any] = {}
     with contextlib.suppress(wire.FrameError, OSError):
