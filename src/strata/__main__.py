@@ -23,6 +23,8 @@ def run() -> None:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             continue
+    if guarded := sys.modules.get("strata.guard.nursery"):
+        guarded.nursery().close()
     os._exit(code)
 
 

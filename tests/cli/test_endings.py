@@ -15,7 +15,7 @@ import click
 import pytest
 
 from strata.cli import main, verbs
-from strata.cli.console import print_json, remark
+from strata.cli.console import print_json, print_table, remark
 from strata.cli.options import json_option
 from strata.errors import StrataError, UsageError
 
@@ -195,3 +195,39 @@ def test_closed_streams_are_no_failure(closed: str) -> None:
     assert process.returncode == 0
     assert process.stderr == b""
     assert (process.stdout == b"") == (">&-" in closed.split())
+
+
+def test_nothing_said_commands_the_terminal(run: Callable[..., tuple[int, str, str]]) -> None:
+    hostile = "\x1b]0;x\x07 \x1b[2J \x9b1m \u202e\x08 end"
+    errors = (
+        StrataError(f"tensor {hostile}"),
+        UsageError(f"no model {hostile}"),
+        OSError(errno.ENOENT, "no such file", hostile),
+        ValueError(hostile),
+        click.UsageError(hostile),
+    )
+    for error in errors:
+        _, out, err = run(raising(error))
+        assert out == ""
+        assert err.endswith("\n")
+        assert err[:-1].isprintable()
+        assert "\\x1b[2J" in err
+    _, _, err = run(lambda: remark(f"first\n{hostile}"))
+    assert [line.isprintable() for line in err.splitlines()] == [True, True]
+    _, out, _ = run(lambda: print_table(("NAME",), [[hostile]]))
+    assert [line.isprintable() for line in out.splitlines()] == [True, True]
+
+
+def test_no_record_commands_the_terminal() -> None:
+    script = "import logging; from strata.cli.console import log_in_print; log_in_print(); "
+    script += "logging.getLogger('x').error('%s failed', '\\x1b[2J')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "\\x1b[2J failed\n"
+
+
+def test_a_template_cannot_command_the_terminal(run: Callable[..., tuple[int, str, str]]) -> None:
+    from strata.text import ChatTemplate
+
+    template = ChatTemplate("{{ raise_exception('\x1b[2J' ~ messages[0].content) }}")
+    _, _, err = run(lambda: template.render([{"role": "user", "content": "\x1b[31m"}]))
+    assert err == "strata: error: the chat template failed: \\x1b[2J\\x1b[31m\n"

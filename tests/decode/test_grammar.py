@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from strata.decode import Sampler, SamplingParams
 from strata.errors import UsageError
+from strata.guard import limits
+from strata.memory import peak_bytes
 
 pytest.importorskip("llguidance", reason="llguidance, which compiles grammars, is not installed")
 
-from strata.decode.grammar import GrammarCompiler, GrammarError, TokenGrammar
+from strata.decode.grammar import (
+    GrammarCompiler,
+    GrammarError,
+    GrammarsBusy,
+    TokenGrammar,
+    _Position,
+)
 
 TEXTS = [b"", b"", *(bytes([byte]) for byte in range(32, 127)), "é".encode()[:1], "é".encode()[1:]]
 END, OTHER = 0, 1
@@ -119,3 +130,99 @@ def test_what_cannot_be_compiled_is_named() -> None:
             COMPILER.grammar(text)
     with pytest.raises(UsageError, match="ignore_eos"):
         SamplingParams(grammar=COMPILER.regex("a"), ignore_eos=True)
+
+
+def test_grammars_that_never_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COMPILE_S", 0.2)
+    other = COMPILER.regex("abc")
+    position = other.start()
+    before = peak_bytes()
+    for number in (99999989, 99999971):
+        with pytest.raises(GrammarError, match="processor time or 6 MiB of memory"):
+            COMPILER.json_schema({"type": "integer", "multipleOf": number})
+    assert peak_bytes() - before < 20e6
+    # Others have noticed nothing.
+    position.accept(TEXTS.index(b"a"))
+    assert np.flatnonzero(position.allowed()).tolist() == [TEXTS.index(b"b")]
+
+
+def test_a_grammar_that_grows_later_ends_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = COMPILER.regex("ab").start()
+    loud = COMPILER.regex("cd").start()
+    assert loud.allowed().any()
+    assert isinstance(loud, _Position)
+    # As if it took forever from here on.
+    os.kill(loud._compiled._ward.pid, signal.SIGSTOP)
+    monkeypatch.setattr(limits, "MASK_S", 0.02)
+    loud.accept(TEXTS.index(b"c"))
+    with pytest.raises(GrammarError, match="takes too much"):
+        loud.allowed()
+    with pytest.raises(GrammarError):
+        loud.accept(TEXTS.index(b"d"))
+    quiet.accept(TEXTS.index(b"a"))
+    assert np.flatnonzero(quiet.allowed()).tolist() == [TEXTS.index(b"b")]
+    # And the same grammar may be asked for again.
+    assert COMPILER.regex("cd").start().allowed().any()
+
+
+def test_what_the_library_does_not_survive_is_an_error() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(100):
+        deep = {"type": "array", "items": deep}
+    for schema in (deep, {"enum": ["\ud800"]}, {"pattern": "\ud800"}, {"const": "x" * 10**6}):
+        with suppress(GrammarError):
+            COMPILER.json_schema(schema)
+    for _ in range(100_000):
+        deep = {"items": deep}
+    with pytest.raises(GrammarError, match="deep"):
+        COMPILER.json_schema(deep)
+    with pytest.raises(GrammarError, match="not usable"):
+        COMPILER.regex("(" * 100_000)
+    for text in ("\ud800", "start: " + "(" * 50_000, 'start: "a"' + " | start" * 50_000):
+        with suppress(GrammarError):
+            COMPILER.grammar(text)
+    assert COMPILER.regex("ab").start().allowed().any()
+
+
+def test_no_more_grammars_than_there_may_be() -> None:
+    compiler = GrammarCompiler(Vocabulary(), most=2)
+    first, second = compiler.regex("a"), compiler.regex("b")
+    assert compiler.regex("a")._compiled is first._compiled
+    with pytest.raises(GrammarsBusy, match="2 other grammars"):
+        compiler.regex("c")
+    position = second.start()
+    del second
+    with pytest.raises(GrammarsBusy):
+        compiler.regex("c")
+    del position
+    third = compiler.regex("c")
+    assert third.start().allowed()[TEXTS.index(b"c")]
+    assert first.start().allowed()[TEXTS.index(b"a")]
+
+
+def test_copies_go_their_own_way() -> None:
+    position = COMPILER.regex("abc|axy").start()
+    position.accept(TEXTS.index(b"a"))
+    other = position.copy()
+    other.accept(TEXTS.index(b"x"))
+    position.accept(TEXTS.index(b"b"))
+    assert np.flatnonzero(other.allowed()).tolist() == [TEXTS.index(b"y")]
+    assert np.flatnonzero(position.allowed()).tolist() == [TEXTS.index(b"c")]
+
+
+@pytest.mark.parametrize(
+    "expression", ["(a{1,999}){1,999}", "(.*a){20}.{900}b", "(.*){9}a.{999}", "((a?){30}){30}b"]
+)
+def test_hard_expressions_end_in_bounds(expression: str) -> None:
+    with suppress(GrammarError):
+        position = COMPILER.regex(expression).start()
+        for _ in range(40):
+            allowed = np.flatnonzero(position.allowed())
+            position.accept(int(allowed[-1]))
+
+
+def test_a_grammar_that_is_slow_all_the_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MASKS_S", 0)
+    monkeypatch.setattr(limits, "MASK_EACH_S", 1e-7)
+    with pytest.raises(GrammarError, match="ms for a token"):
+        COMPILER.regex("slow").start().allowed()

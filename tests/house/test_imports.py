@@ -29,6 +29,7 @@ LEVELS = {
     "text": 1,
     "formats": 1,
     "quant": 1,
+    "guard": 0,
     "errors": 0,
     "sizes": 0,
     "_native": 0,
@@ -38,6 +39,7 @@ NEIGHBOURS = {
     ("formats", "quant"),
     ("text", "formats"),
     ("sizes", "errors"),
+    ("guard", "errors"),
     ("cli", "server"),
     ("machine", "memory"),
 }

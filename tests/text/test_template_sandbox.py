@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from strata.errors import UsageError
+from strata.guard import limits
+from strata.guard.nursery import nursery
 from strata.memory import peak_bytes
-from strata.text import ChatTemplate, ChatTemplateError, bounds
+from strata.text import ChatTemplate, ChatTemplateError
 
 _CHAT = [{"role": "user", "content": "hi"}]
+_RANGES = "range(99999) | map('string') | list"
 _DOUBLE = "{% set ns = namespace(s='xxxxxxxx') %}{% for i in range(60) %}"
 
 
@@ -108,14 +114,37 @@ def test_nothing_outside_can_be_reached(source: str) -> None:
         "{{ ('x ' * 10**6) | wordwrap(1, wrapstring='y' * 10**6) }}",
         "{% set ns = namespace(n=9) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}"
         "{% endfor %}{{ ns.n }}",
+        "{{ '%*.*f' % (10**9, 10**9, 1.0) }}",
+        "{{ ('x'.encode() * 10**9) | length }}",
+        "{{ 10**9 * 'x'.encode() }}",
+        "{{ 'x\\nx' | indent(width=10**9, first=true) }}",
+        "{{ ('x' * 10**6) | replace(old='x', new='y' * 10**6) }}",
+        "{{ ('x' * 10**6) | join(d='y' * 10**6) }}",
+        "{{ [[1, 2]] * 10**6 | join(attribute=0, d='y' * 10**6) }}",
+        "{{ ['x'] * 99999 | map('center', 10**6) | list }}",
+        f"{{{{ {_RANGES} | map('center', 99999) | join }}}}",
+        "{% set ns = namespace(a=[]) %}{% for i in range(99999) %}"
+        "{% set ns.a = (" + "'x' ~ i," * 3000 + "ns.a) %}"
+        "{% endfor %}{{ ns.a }}",
+        "{{ range(99999) | map('multiply') | sum }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}"
+        "{% if range(99999) | sum %}{% endif %}{% endfor %}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ " + "(" * 500 + "1" + ")" * 500 + " }}",
+        "{{ " + "[" * 5000 + "1" + "]" * 5000 + " }}",
+        "{% if true %}" * 300 + "{% endif %}" * 300,
+        "{{ " + "-" * 20000 + "1 }}",
+        "{% raw",
     ],
 )
-def test_explosions_end_before_they_are_large(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "MAX_STEPS", 300_000)
+def test_explosions_end(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TEMPLATE_S", 0.2)
     before = forget_peak()
-    with pytest.raises(ChatTemplateError):
+    with pytest.raises(ChatTemplateError, match="chat template"):
         ChatTemplate(source).render(_CHAT)
-    assert peak_bytes() - before < 200e6
+    assert peak_bytes() - before < 30e6
+    # A ward that was ended takes nothing with it.
+    assert ChatTemplate("{{ messages[0].content }}").render(_CHAT) == "hi"
 
 
 def forget_peak() -> int:
@@ -123,6 +152,71 @@ def forget_peak() -> int:
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_a_ward_is_held_to_its_memory() -> None:
+    template = ChatTemplate("{{ 'x' * n }}")
+    template.render(_CHAT, n=1)
+    assert template._ward is not None
+    status = Path(f"/proc/{template._ward.pid}/status")
+    peaks = []
+    for n in (10**5, 10**7, 10**8, 10**9):
+        with suppress(ChatTemplateError):
+            template.render(_CHAT, n=n)
+        if template._ward.end.alive:
+            words = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+            peaks.append(int(words.split()[1]) * 1024)
+    assert peaks
+    assert max(peaks) < limits.TEMPLATE_BYTES + 30e6
+
+
+def test_what_was_ended_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TEMPLATE_S", 0.1)
+    template = ChatTemplate(
+        "{% for i in range(messages[0].n) %}{% for j in range(messages[0].n) %}"
+        "{% endfor %}{% endfor %}done"
+    )
+    for _ in range(2):
+        with pytest.raises(ChatTemplateError, match=r"0\.1 s of processor time or 16 MiB"):
+            template.render([{"role": "user", "n": 99999}])
+        assert template.render([{"role": "user", "n": 1}]) == "done"
+    # Also the nursery itself.
+    pid = nursery().pid
+    assert pid is not None
+    os.kill(pid, 9)
+    assert ChatTemplate("{{ 1 }}").render(_CHAT) == "1"
+    assert nursery().pid != pid
+
+
+def test_an_interrupted_rendering_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert template.render([{"content": "first"}]) == "first"
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("strata.guard.nursery.Ward.receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"content": "second"}])
+    assert template.render([{"content": "third"}]) == "third"
+
+
+def test_errors_are_short() -> None:
+    with pytest.raises(ChatTemplateError) as info:
+        ChatTemplate("{{ raise_exception('x' * 100000) }}").render(_CHAT)
+    assert len(str(info.value)) < 1000
+
+
+def test_deep_messages_and_odd_variables() -> None:
+    deep: object = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(UsageError, match="deep"):
+        ChatTemplate("{{ 1 }}").render([{"role": "user", "content": deep}])
+    assert ChatTemplate("{{ self }}").render(_CHAT, **{"self": 1, "a b": 2}) is not None
+    assert ChatTemplate("{{ messages[0].content }}").render([{"content": "\ud800"}]) == "\ud800"
 
 
 def test_ordinary_numbers_are_within_the_bounds() -> None:

@@ -23,8 +23,8 @@ def print_json(value: Any) -> None:
 
 
 def remark(message: str) -> None:
-    """Print a line that is not part of the result."""
-    click.echo(message, err=True)
+    """Print lines that are not part of the result."""
+    click.echo("\n".join(map(printable, message.split("\n"))), err=True)
 
 
 def counted(number: int, noun: str) -> str:
@@ -37,6 +37,19 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def log_in_print() -> None:
+    """Log records that nobody else takes go to standard error: requests and files are quoted in
+    them, which may hold what a terminal obeys."""
+    import logging
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return "\n".join(map(printable, super().format(record).split("\n")))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Printable())
 
 
 @contextmanager
@@ -57,7 +70,7 @@ def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
             drawn.append(_bars())
             drawn[0].start()
         if label not in tasks:
-            tasks[label] = drawn[0].add_task(label, total=total)
+            tasks[label] = drawn[0].add_task(printable(label), total=total)
         drawn[0].update(tasks[label], completed=done, total=total)
 
     try:
@@ -91,6 +104,7 @@ def _bars() -> Bars:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print ``rows`` under ``header`` in aligned columns, plain enough to be cut by other tools."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -12,7 +12,7 @@ import click
 
 from strata.backends.registry import DEFAULT, backend_names
 from strata.backends.settings import KVTypeName
-from strata.cli.console import progress_bars, remark
+from strata.cli.console import log_in_print, printable, progress_bars, remark
 from strata.cli.options import SIZE, threads_option
 from strata.errors import UsageError
 
@@ -91,9 +91,10 @@ def open_llm(
     from strata.hub.references import resolve
     from strata.llm import LLM
 
+    log_in_print()
     with progress_bars(silent=quiet) as bars:
         path = resolve(model, progress=bars)
-    with _spinner(f"loading {model}", silent=quiet) as progress:
+    with _spinner(f"loading {printable(model)}", silent=quiet) as progress:
         llm = LLM(
             path,
             backend=backend,

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import click
 
-from strata.cli.console import print_json
+from strata.cli.console import print_json, printable
 from strata.errors import StrataError, UsageError
 
 FAILED = 1
@@ -70,7 +70,8 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    # Names and texts of files are in it, which may hold what a terminal obeys.
+    return printable(" ".join(message.split()))
 
 
 def _forget_stdout() -> None:

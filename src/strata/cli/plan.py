@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from strata.backends.settings import KVTypeName
-from strata.cli.console import print_json, print_table, progress_bars, remark
+from strata.cli.console import print_json, print_table, printable, progress_bars, remark
 from strata.cli.options import (
     SIZE,
     json_option,
@@ -128,7 +128,7 @@ def _this_machine(file: ModelFile, silent: bool) -> Machine:
 
 def _print(plan: Plan, table: tuple[Plan, ...]) -> None:
     p = plan.predicted
-    click.echo(f"{plan.model} on {plan.threads} threads in {format_size(plan.budget)}")
+    click.echo(f"{printable(plan.model)} on {plan.threads} threads in {format_size(plan.budget)}")
     click.echo()
     rows = [(c.name, c.value, c.reason) for c in plan.choices]
     print_table(("CHOICE", "", "WHY"), rows)

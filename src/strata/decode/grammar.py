@@ -1,26 +1,37 @@
-"""Grammars by llguidance: JSON schemas, regular expressions, and context-free grammars.
+"""Grammars: JSON schemas, regular expressions, and context-free grammars.
 
-It walks a vocabulary's bytes beside an Earley parser, so that a mask takes well under a
-millisecond: https://github.com/guidance-ai/llguidance
+What is foreign is done by ``strata.guard``: each compiled grammar is in a process of its own, with
+bounds of time and memory, and so are all answers that obey it. Where the next mask is asked for as
+soon as a token is chosen, it is computed beside the engine's step.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from hashlib import sha256
+from itertools import count
+from threading import RLock, get_ident
 from typing import Any, Protocol
+from weakref import WeakSet, finalize
 
-import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.decode.constraint import Constraint
 from strata.decode.schemas import LAYOUT, closed
-from strata.errors import UsageError
+from strata.errors import StrataError, UsageError
+from strata.guard import limits
+from strata.guard.errors import GuardError
+from strata.guard.nursery import Ward, nursery
+from strata.guard.wire import COMMAND, VOCABULARY
 
 # A byte that no UTF-8 text holds sets the names of special tokens apart from text.
 _SPECIAL = b"\xff"
+
+_numbers = count()
 
 
 class GrammarTokenizer(Protocol):
@@ -36,23 +47,30 @@ class GrammarTokenizer(Protocol):
 
 
 class GrammarError(UsageError):
-    """A schema, expression or grammar that does not parse or that is not supported."""
+    """A schema, expression or grammar that does not parse, that is not supported, or that takes
+    more than a grammar may."""
+
+
+class GrammarsBusy(StrataError):
+    """As many other grammars as there may be are in use; try again later."""
 
 
 class GrammarCompiler:
-    """Makes grammars over one vocabulary. Compiling may take a second for a hard one."""
+    """Makes grammars over one vocabulary, at most ``most`` at once; those that nobody uses any
+    longer are kept until there is another one. Compiling may take a second for a hard one. Any
+    thread may call."""
 
-    def __init__(self, tokenizer: GrammarTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    @cached_property
-    def _vocabulary(self) -> llguidance.LLTokenizer:
-        if not self._tokenizer.stop_ids:
+    def __init__(self, tokenizer: GrammarTokenizer, most: int = limits.GRAMMARS) -> None:
+        if not tokenizer.stop_ids:
             raise GrammarError("this model has no end token, which an answer by a grammar needs")
-        return llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer)),
-            eos_token=sorted(self._tokenizer.stop_ids),
-        )
+        self._tokenizer = tokenizer
+        self._most = most
+        self._number = next(_numbers)
+        self._made: OrderedDict[bytes, _Compiled] = OrderedDict()
+        self._compiling = 0
+        self._under_way: dict[int, Ward] = {}
+        self._lock = RLock()
+        finalize(self, nursery().forget, self._number)
 
     def json_object(self) -> TokenGrammar:
         """Any JSON object."""
@@ -61,86 +79,247 @@ class GrammarCompiler:
     def json_schema(self, schema: Mapping[str, Any]) -> TokenGrammar:
         """JSON on one line that is valid under ``schema``, as ``strata.decode.schemas`` reads it;
         a keyword that is not supported is an error."""
-        text = json.dumps(closed(schema))
-        layout: Any = dict(LAYOUT)
-        return self._compile(llguidance.LLMatcher.grammar_from_json_schema(text, layout))
+        try:
+            text = json.dumps(closed(schema))
+        except RecursionError:
+            raise GrammarError("the schema is nested too deeply") from None
+        return self._compile("json_schema", text)
 
     def regex(self, expression: str) -> TokenGrammar:
         """Text that ``expression`` (Rust's syntax, no look-around) matches as a whole."""
-        return self._compile(llguidance.LLMatcher.grammar_from_regex(expression))
+        return self._compile("regex", expression)
 
     def grammar(self, text: str) -> TokenGrammar:
         """A grammar in llguidance's dialect of Lark, or in llama.cpp's GBNF."""
-        from llguidance import gbnf_to_lark
-
-        try:
-            lark = gbnf_to_lark.any_to_lark(text)
-        except Exception as error:
-            # Some of its errors have no type of their own.
-            raise GrammarError(f"the grammar is not usable: {error}") from None
-        return self.lark(lark)
+        return self._compile("any", text)
 
     def lark(self, text: str) -> TokenGrammar:
         """A grammar in llguidance's dialect of Lark."""
-        return self._compile(llguidance.LLMatcher.grammar_from_lark(text))
+        return self._compile("lark", text)
 
-    def _compile(self, source: str) -> TokenGrammar:
-        matcher = llguidance.LLMatcher(self._vocabulary, source, log_level=0)
-        if matcher.is_error():
-            reason = " ".join(matcher.get_error().split("<state>")[0].split())
-            raise GrammarError(f"the grammar is not usable: {reason[:400]}")
-        return TokenGrammar(matcher, self._tokenizer)
+    def _compile(self, kind: str, text: str) -> TokenGrammar:
+        """GrammarError for a grammar that is not usable, GrammarsBusy where there is no room."""
+        asked = json.dumps(
+            {
+                "kind": kind,
+                "text": text,
+                "layout": dict(LAYOUT),
+                "compile_s": limits.COMPILE_S,
+                "mask_s": limits.MASK_S,
+                "masks_s": limits.MASKS_S,
+                "mask_each_s": limits.MASK_EACH_S,
+            }
+        ).encode()
+        key = sha256(asked).digest()
+        with self._lock:
+            made = self._made.get(key)
+            if made is not None and made.alive:
+                self._made.move_to_end(key)
+                return made.grammar()
+            self._make_room()
+            self._compiling += 1
+        thread = get_ident()
+        try:
+            ward = self._under_way[thread] = self._ward()
+            made = _Compiled(ward, asked, self._tokenizer)
+        except GuardError as error:
+            raise GrammarError(f"the grammar is not usable: {error}") from None
+        finally:
+            with self._lock:
+                self._under_way.pop(thread, None)
+                self._compiling -= 1
+        with self._lock:
+            self._made[key] = made
+            return made.grammar()
+
+    def abandon(self, thread: int) -> None:
+        """End what is compiled in that thread, which gets a GrammarError."""
+        if (ward := self._under_way.get(thread)) is not None:
+            ward.end()
+
+    def _ward(self) -> Ward:
+        return nursery().open(
+            "grammar",
+            nbytes=limits.GRAMMAR_BYTES,
+            vocabulary=(self._number, lambda: _vocabulary(self._tokenizer)),
+        )
+
+    def _make_room(self) -> None:
+        for collect in (False, True):
+            if collect:
+                # What failed may be held by a cycle with its traceback.
+                gc.collect()
+            for key, made in list(self._made.items()):
+                if not made.alive:
+                    del self._made[key]
+            for key, made in list(self._made.items()):
+                if len(self._made) + self._compiling < self._most:
+                    return
+                if not made.used:
+                    made.end()
+                    del self._made[key]
+            if len(self._made) + self._compiling < self._most:
+                return
+        raise GrammarsBusy(
+            f"{self._most} other grammars are in use, as many as there may be; try again later"
+        )
+
+
+class _Compiled:
+    """A grammar in its process."""
+
+    def __init__(self, ward: Ward, asked: bytes, tokenizer: GrammarTokenizer) -> None:
+        self.size = tokenizer.vocab_size
+        self.ends = sorted(tokenizer.stop_ids)
+        self._ward = ward
+        self._encode = tokenizer.encode
+        self._users: WeakSet[TokenGrammar] = WeakSet()
+        self._numbers = count()
+        self._lock = RLock()
+        self._dropped: deque[tuple[int, list[int]]] = deque()
+        # Answers come in the order of the questions.
+        self._asked = 0
+        self._answered = 0
+        self._answers: dict[int, bytearray] = {}
+        self._unwanted: set[int] = set()
+        ward.send(asked)
+        answer = self._receive(limits.COMPILE_S, most=1 << 16)
+        if answer[:1] != b"+":
+            ward.end()
+            raise GrammarError(
+                f"the grammar is not usable: {answer[1:].decode('utf-8', 'replace')}"
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return bool(self._ward.end.alive)
+
+    @property
+    def used(self) -> bool:
+        """Whether anybody may still ask."""
+        return bool(self._users)
+
+    def end(self) -> None:
+        """End the process."""
+        self._ward.end()
+
+    def grammar(self) -> TokenGrammar:
+        """For one more who uses it."""
+        made = TokenGrammar(self)
+        self._users.add(made)
+        return made
+
+    def new_number(self) -> int:
+        """Of a position."""
+        return next(self._numbers)
+
+    def ask(self, command: bytes, position: int, argument: int = 0) -> int:
+        """Do something to a position; the number under which its mask will come."""
+        with self._lock:
+            while self._dropped:
+                dropped, waited = self._dropped.popleft()
+                self._tell(b"d", dropped, 0)
+                for number in waited:
+                    self._answers.pop(number, None)
+                    self._unwanted.add(number)
+            self._tell(command, position, argument)
+            self._asked += 1
+            return self._asked
+
+    def answer(self, number: int) -> bytearray:
+        """The answer of that number, once; GrammarError if the grammar took too much."""
+        with self._lock:
+            while self._answered < number:
+                try:
+                    came = self._receive(limits.MASK_S, most=self.size // 8 + 1024)
+                except GuardError as error:
+                    raise GrammarError(f"the grammar takes too much: {error}") from None
+                self._answered += 1
+                if self._answered in self._unwanted:
+                    self._unwanted.discard(self._answered)
+                else:
+                    self._answers[self._answered] = came
+            return self._answers.pop(number)
+
+    def drop(self, position: int, waited: list[int]) -> None:
+        """A position is not used any longer, nor are the answers it waited for. Called when it is
+        collected, which may be in the middle of anything."""
+        self._dropped.append((position, waited))
+
+    def _tell(self, command: bytes, position: int, argument: int) -> None:
+        try:
+            self._ward.send(COMMAND.pack(command, position, argument))
+        except GuardError as error:
+            raise GrammarError(f"the grammar was ended: {error}") from None
+
+    def _receive(self, seconds: float, *, most: int) -> bytearray:
+        """The next answer; meanwhile texts that the grammar forces are encoded."""
+        most = max(most, 1 + limits.FORCED_BYTES)
+        while True:
+            came = self._ward.receive(seconds=seconds, most=most, memory=limits.GRAMMAR_BYTES)
+            if came[:1] != b"?":
+                return came
+            ids = self._encode(came[1:].decode("utf-8", "replace"))
+            self._ward.send(b"i" + np.array(ids, "<u4").tobytes())
 
 
 class TokenGrammar:
     """See ``strata.decode.constraint.Grammar``."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokenizer: GrammarTokenizer) -> None:
-        self._matcher = matcher
-        self._size = tokenizer.vocab_size
-        self._ends = sorted(tokenizer.stop_ids)
+    def __init__(self, compiled: _Compiled) -> None:
+        self._compiled = compiled
 
     def start(self) -> Constraint:
         """The beginning of an answer."""
-        return _Position(self._matcher.deep_copy(), self._size, self._ends)
+        return _Position(self, self._compiled, b"n")
 
 
 class _Position:
-    def __init__(self, matcher: llguidance.LLMatcher, size: int, ends: Sequence[int]) -> None:
-        self._matcher = matcher
-        self._size = size
-        self._ends = ends
+    def __init__(
+        self, grammar: TokenGrammar, compiled: _Compiled, command: bytes, other: int = 0
+    ) -> None:
+        self._grammar = grammar  # which is used as long as this is there
+        self._compiled = compiled
+        self._number = compiled.new_number()
+        self._waits = [compiled.ask(command, self._number, other)]
+        self._mask = bytearray()
+        finalize(self, compiled.drop, self._number, self._waits)
 
     def allowed(self) -> NDArray[np.bool_]:
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(bits, count=self._size, bitorder="little").astype(np.bool_)
-        if self._matcher.is_error() or not allowed.any():
-            # A grammar that outgrows the parser's limits ends its own answer and harms no other.
-            allowed[:] = False
-            allowed[self._ends] = True
+        compiled = self._compiled
+        while self._waits:
+            self._mask = compiled.answer(self._waits[0])
+            del self._waits[0]
+        state, size = self._mask[:1], compiled.size
+        if state == b"-":
+            reason = self._mask[1:].decode()
+            raise GrammarError(f"the grammar takes too much: {reason}")
+        allowed = np.zeros(size, np.bool_)
+        if state == b"+":
+            bits = np.frombuffer(self._mask, np.uint8, offset=1)
+            allowed = np.unpackbits(bits, count=size, bitorder="little").astype(np.bool_)
+        if not allowed.any():
+            # From a dead end an answer can only end.
+            allowed[compiled.ends] = True
         return allowed
 
     def accept(self, token: int) -> None:
-        self._matcher.consume_token(token)
+        # The mask is computed while the model is.
+        self._waits.append(self._compiled.ask(b"a", self._number, token))
 
     def copy(self) -> Constraint:
-        return _Position(self._matcher.deep_copy(), self._size, self._ends)
+        return _Position(self._grammar, self._compiled, b"c", self._number)
 
 
-class _Vocabulary:
-    """The attributes that llguidance looks for."""
-
-    def __init__(self, tokenizer: GrammarTokenizer) -> None:
-        ids = range(tokenizer.vocab_size)
-        texts = [tokenizer.token_bytes(id) for id in ids]
-        self.special_token_ids = [id for id in ids if not texts[id]]
-        self.tokens = [
-            text or _SPECIAL + tokenizer.token_bytes(id, special=True)
-            for id, text in enumerate(texts)
-        ]
-        self.eos_token_id = min(tokenizer.stop_ids)
-        self.bos_token_id = tokenizer.bos_id
-        self._encode = tokenizer.encode
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+def _vocabulary(tokenizer: GrammarTokenizer) -> bytes:
+    """A vocabulary as ``strata.guard.wire.VOCABULARY`` says."""
+    texts = [tokenizer.token_bytes(id) for id in range(tokenizer.vocab_size)]
+    specials = [id for id, text in enumerate(texts) if not text]
+    for id in specials:
+        texts[id] = _SPECIAL + tokenizer.token_bytes(id, special=True)
+    ends = sorted(tokenizer.stop_ids)
+    bos = -1 if tokenizer.bos_id is None else tokenizer.bos_id
+    head = VOCABULARY.pack(len(texts), bos, len(specials), len(ends))
+    numbers = np.array([*specials, *ends, *map(len, texts)], "<u4")
+    return b"".join([head, numbers.tobytes(), *texts])

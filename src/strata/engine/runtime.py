@@ -180,6 +180,8 @@ def make_runtime(
         _check_plan(plan, model)
         budget = plan.budget if limited else None
         ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
+        # Of processes of their own, which take it when they are asked for something.
+        ledger.take("guard", plan.predicted.memory.guard)
         settings = _settings(plan, limited)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
         backend = kind.create(plan.threads, plan.isa, settings, ledger)
@@ -211,8 +213,8 @@ def base_memory(*, planned: bool) -> int:
     import tokenizers  # noqa: F401
 
     if planned:
-        import strata.machine.probe
-        import strata.text.sandbox  # noqa: F401
+        import strata.guard.templates
+        import strata.machine.probe  # noqa: F401
 
         gc.collect()
     _native.give_back_memory()

@@ -27,7 +27,13 @@ SERVER = 39 * MB
 REQUESTS = 24 * MB
 """Requests beside KV: large bodies, and what is made of them until there are tokens."""
 
-GRAMMARS = 6 * MB
+GUARD = 18 * MB
+"""The process in which templates and grammars are rendered and compiled: an interpreter, jinja2."""
+
+WARD = 5 * MB
+"""What a process that it forks copies of it, beside what that may take by itself."""
+
+GRAMMARS = 8 * MB
 GRAMMAR_TOKEN = 490
 """From the first JSON schema on: the library, and for each token of the vocabulary."""
 

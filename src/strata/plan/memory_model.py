@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from strata.backends.profile import UnitProfile
+from strata.guard import limits
 from strata.kv import pool_blocks
 from strata.machine import constants
 from strata.plan.outline import Outline
@@ -17,8 +18,9 @@ from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_byt
 class Sizes:
     """What is chosen before weights find their place: threads, steps and streaming.
 
-    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``process_bytes`` by
-    everything that is there before the model is opened. ``ring_bytes``
+    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``guard_bytes`` by
+    processes for templates and grammars; ``process_bytes`` by everything that is there before the
+    model is opened. ``ring_bytes``
     is that of a run that streams, and 0 for one in which everything is resident: then
     ``request_bytes`` and ``io_threads`` are those of loading.
     """
@@ -34,6 +36,7 @@ class Sizes:
     request_bytes: int = 0
     io_threads: int = 0
     server_bytes: int = 0
+    guard_bytes: int = 0
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
 
     @property
@@ -64,7 +67,8 @@ def peak_bytes(
     )
     assert touched_blocks is not None
     blocks = tuple(map(min, touched_blocks, sizes.kv_blocks))
-    used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process)
+    # Guarded processes are others.
+    used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process, guard_bytes=0)
     shares = memory_shares(model, used, resident)
     owned = shares.total - shares.margin
     # Small things find room in what building the tokenizer left.
@@ -74,11 +78,23 @@ def peak_bytes(
 
 
 def server_bytes(model: Outline, workload: Workload) -> int:
-    """What answering over HTTP takes, with grammars that any request may ask for."""
-    if not workload.serving:
+    """What answering over HTTP takes."""
+    return constants.SERVER if workload.serving else 0
+
+
+def guard_bytes(model: Outline, workload: Workload) -> int:
+    """What guarded processes may take: for a template that is not known to be harmless, and for
+    grammars that any request over HTTP may ask for."""
+    if not (workload.serving or model.foreign_template):
         return 0
-    grammars = constants.GRAMMARS + model.vocabulary * constants.GRAMMAR_TOKEN
-    return constants.SERVER + grammars
+    total = constants.GUARD
+    if model.foreign_template:
+        total += limits.TEMPLATE_BYTES + constants.WARD
+    if workload.serving:
+        total += constants.GRAMMARS + model.vocabulary * constants.GRAMMAR_TOKEN
+        wards = min(limits.GRAMMARS, workload.concurrency)
+        total += wards * (limits.GRAMMAR_BYTES + constants.WARD)
+    return total
 
 
 def admitted_bytes(workload: Workload) -> int:
@@ -127,6 +143,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         logits=logits,
         margin=0,
         server=sizes.server_bytes,
+        guard=sizes.guard_bytes,
     )
     return _with_margin(base, model.vector_bytes)
 

@@ -10,7 +10,7 @@ from strata.formats import ModelFile
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import LayerState, Model, StateGroup
 from strata.text.huggingface import count_merges, count_values
-from strata.text.load import gguf_sizes
+from strata.text.load import gguf_sizes, has_foreign_template
 
 _FAR_MORE = 2
 _FEW_VALUES = 20_000
@@ -18,13 +18,15 @@ _FEW_VALUES = 20_000
 
 @dataclass(frozen=True)
 class Outline:
-    """A model's sizes: what its backend says of it, and what any backend has beside that."""
+    """A model's sizes: what its backend says of it, and what any backend has beside that.
+    ``foreign_template``: it has a chat template that is not known to be harmless."""
 
     name: str
     profile: ModelProfile
     vocabulary: int
     context: int
     tokenizer: TokenizerOutline
+    foreign_template: bool = False
 
     @property
     def segments(self) -> tuple[SegmentProfile, ...]:
@@ -68,7 +70,12 @@ class Outline:
 def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> Outline:
     """The Outline of a Model that was built from ``file``, by what its backend says of it."""
     return Outline(
-        name, profile, model.vocab_size, model.context_length, tokenizer_outline(model, file)
+        name,
+        profile,
+        model.vocab_size,
+        model.context_length,
+        tokenizer_outline(model, file),
+        has_foreign_template(file),
     )
 
 

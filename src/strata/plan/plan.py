@@ -67,7 +67,8 @@ class MemoryShares:
     ``resident`` are the weights that stay: matrices of resident units, and all vectors (norms,
     biases). ``ring`` and ``staging`` serve the streamed ones: tiles ready for the
     kernels, and bytes as the file has them on the way there. ``server`` is what answering over HTTP
-    takes: its libraries, connections and requests. ``margin`` is owned by nobody: what
+    takes: its libraries, connections and requests; ``guard`` what processes for templates and
+    grammars may. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
     """
 
@@ -81,6 +82,7 @@ class MemoryShares:
     logits: int
     margin: int
     server: int = 0
+    guard: int = 0
 
     @property
     def total(self) -> int:
@@ -96,6 +98,7 @@ class MemoryShares:
             + self.logits
             + self.margin
             + self.server
+            + self.guard
         )
 
 

@@ -121,6 +121,9 @@ async def _with_call(service: Service, wanted: Conversation, form: ToolFormat) -
         ids = tokenizer.encode(name, parse_special=True)
         return ids[0] if len(ids) == 1 and not tokenizer.token_bytes(ids[0]) else None
 
-    source = form.grammar(tools, token_id)
+    try:
+        source = form.grammar(tools, token_id)
+    except RecursionError:
+        raise UsageError("the parameters of a tool are nested too deeply") from None
     compiler = service.grammars
-    return replace(wanted.params, grammar=await service.off_loop(lambda: compiler.lark(source)))
+    return replace(wanted.params, grammar=await service.compiled(lambda: compiler.lark(source)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from strata.decode.grammar import GrammarsBusy
 from strata.engine import ContextExceeded, QueueFull
 from strata.errors import StrataError, UsageError
 from strata.text import ChatTemplateError
@@ -33,6 +34,8 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, QueueFull):
         return ApiError(429, str(error), code="queue_full")
+    if isinstance(error, GrammarsBusy):
+        return ApiError(429, str(error), code="grammars_busy")
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), code="shutting_down")
     if isinstance(error, ContextExceeded):

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.responses import Response
@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from strata.errors import StrataError
 from strata.server.bridge import AsyncRun
+
+T = TypeVar("T")
 
 EVENT_STREAM = "text/event-stream"
 LINES = "application/x-ndjson"
@@ -83,6 +85,18 @@ class StreamReply(Response):
             body = part.encode("utf-8", "replace")
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns; ClientGone, and ``work`` is cancelled, if the client goes away."""
+    task = asyncio.ensure_future(work)
+
+    async def wait() -> None:
+        await task
+
+    if not await _first(wait(), _wait_for_end(request.receive)):
+        raise ClientGone("the client went away")
+    return task.result()
 
 
 async def unless_gone(request: Request, run: AsyncRun, work: Coroutine[Any, Any, None]) -> None:

@@ -8,13 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from importlib.util import find_spec
+from threading import Lock, get_ident
+from time import monotonic
+from typing import Any, TypeVar
 
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
+from strata.decode.grammar import GrammarCompiler, GrammarsBusy
 from strata.decode.params import LARGEST_SEED
 from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
+from strata.guard import limits
+from strata.guard.nursery import nursery
 from strata.llm import LLM
 from strata.machine import constants
 from strata.server.admission import SHARE, Admission
@@ -24,16 +30,27 @@ from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
 from strata.sizes import format_size
 
-if TYPE_CHECKING:
-    from strata.decode.grammar import GrammarCompiler
-
 T = TypeVar("T")
 
 _UNPLANNED = 256 << 20
 """Bytes of all requests together where no budget is set."""
+_RESERVED = frozenset(
+    (
+        *("messages", "tools", "documents", "chat_template", "self"),
+        *("add_generation_prompt", "continue_final_message"),
+    )
+)
+"""Variables of chat templates that no request may set."""
+
+_GRAMMAR_THREADS = 2
+"""Threads that wait for grammars to be compiled."""
+
+_GRAMMAR_WAIT_S = 60.0
+_GRAMMAR_RETRY_S = 0.05
+"""How long a request waits while other grammars are in use, and how often it looks."""
 
 _TEXT_THREADS = 2
-"""Threads for tokenizing and templates, which would hold up everybody in the event loop."""
+"""Threads for tokenizing, which would hold up everybody in the event loop."""
 
 
 class Service:
@@ -49,6 +66,12 @@ class Service:
         planned = constants.REQUESTS if llm.ledger.budget is not None else _UNPLANNED
         self.admission = Admission(llm.ledger, settings.requests_bytes or planned)
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
+        # A template that takes long holds up chats only, and they have to do with it.
+        self._renderer = ThreadPoolExecutor(1, "strata-template")
+        self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
+        if any(template.foreign for template in llm.tokenizer.chat_templates.values()):
+            # Ready before the first chat.
+            nursery().start()
         # Built before several threads use it.
         tokenizer = llm.tokenizer
         tokenizer.encode("a b")
@@ -58,6 +81,8 @@ class Service:
     def close(self) -> bool:
         """End the threads; False if the engine's is still in a step."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        self._renderer.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.bridge.close(timeout_s=5.0)
 
     @property
@@ -134,35 +159,49 @@ class Service:
     ) -> list[int]:
         """Token ids of a conversation by the model's template; as many as there are if they are
         only ``counted``."""
-        reserved = {"messages", "add_generation_prompt", "documents", "chat_template"}
-        if variables and reserved & set(variables):
-            raise UsageError("chat_template_kwargs may not set what the server itself sets")
-        text = await self.off_loop(
+        if taken := _RESERVED & set(variables or ()):
+            raise UsageError(
+                f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
+            )
+        text = await asyncio.get_running_loop().run_in_executor(
+            self._renderer,
             lambda: self.llm.tokenizer.apply_chat_template(
                 messages,
                 tools=tools,
                 add_generation_prompt=not continue_final_message,
                 continue_final_message=continue_final_message,
                 **(variables or {}),
-            )
+            ),
         )
         return await self.encode(text, counted=counted)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
         """Compiles grammars; ApiError if the package for it is not installed."""
-        try:
-            from strata.decode.grammar import GrammarCompiler
-        except ImportError:
-            raise ApiError(
-                400, "grammars need the package llguidance: install strata[server]"
-            ) from None
-        return GrammarCompiler(self.llm.tokenizer)
+        if find_spec("llguidance") is None:
+            raise ApiError(400, "grammars need the package llguidance: install strata[server]")
+        return GrammarCompiler(self.llm.tokenizer, min(limits.GRAMMARS, self.llm.runtime.parallel))
 
     async def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """A grammar of JSON that is valid under ``schema``."""
         compiler = self.grammars
-        return await self.off_loop(lambda: compiler.json_schema(schema))
+        return await self.compiled(lambda: compiler.json_schema(schema))
+
+    async def compiled(self, work: Callable[[], Grammar]) -> Grammar:
+        """The grammar that ``work`` compiles; waits for a while where others are in use. Who is
+        cancelled ends it."""
+        end = monotonic() + _GRAMMAR_WAIT_S
+        while True:
+            job = _Compilation(self.grammars, work)
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._compilers, job.run)
+            except asyncio.CancelledError:
+                job.cancel()
+                raise
+            except GrammarsBusy:
+                if monotonic() > end:
+                    raise
+            await asyncio.sleep(_GRAMMAR_RETRY_S)
 
     def run(
         self,
@@ -203,3 +242,28 @@ class Service:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         seed = None if params.seed is None else (params.seed + choice) & LARGEST_SEED
         return replace(params, max_tokens=limit, seed=seed)
+
+
+class _Compilation:
+    """A grammar that is compiled in another thread, and may be given up."""
+
+    def __init__(self, compiler: GrammarCompiler, work: Callable[[], Grammar]) -> None:
+        self._compiler = compiler
+        self._work = work
+        self._thread: int | None = None
+        self._lock = Lock()
+
+    def run(self) -> Grammar:
+        """In the other thread."""
+        self._thread = get_ident()
+        try:
+            return self._work()
+        finally:
+            with self._lock:
+                self._thread = None
+
+    def cancel(self) -> None:
+        """Nobody waits for it any longer."""
+        with self._lock:
+            if self._thread is not None:
+                self._compiler.abandon(self._thread)

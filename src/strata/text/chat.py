@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UsageError
 from strata.text.errors import ChatTemplateError
 
 if TYPE_CHECKING:
-    import jinja2
+    from strata.guard.nursery import Ward
 
 # Stands for the end of the message that is to be continued, while the template runs.
 _OPEN_END = "STRATA_OPEN_END_OF_FINAL_MESSAGE "
 # Names under which interfaces pass what a model thought; templates read the first or the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
+# SHA-256 of the templates of built-in models, which do no more than go through the messages.
+_KNOWN = frozenset(["872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"])
+
+
+def is_foreign(source: str) -> bool:
+    """Whether a template is not known to be harmless."""
+    return sha256(source.encode("utf-8", "surrogatepass")).hexdigest() not in _KNOWN
+
 
 class ChatTemplate:
-    """A jinja2 template with the semantics of transformers, in a sandbox with bounds.
+    """A jinja2 template with the semantics of transformers.
 
-    It is compiled at its first use. `special_tokens` (`bos_token`, `eos_token`, ...) are variables
-    of the template.
+    One that is `foreign` is rendered in a guarded process, with bounds of time and memory; others
+    are known to be harmless. `special_tokens` (`bos_token`, `eos_token`, ...) are variables of the
+    template.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
-        self._compiled: jinja2.Template | None = None
+        self.foreign = is_foreign(source)
+        self._ward: Ward | None = None
+        self._lock = Lock()
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -45,66 +60,74 @@ class ChatTemplate:
         on. Raises ChatTemplateError when the template does not parse, raises, or exceeds a bound;
         UsageError for malformed messages.
         """
-        chat = _plain_messages(messages)
+        try:
+            chat = _plain_messages(messages)
+            extra = {name: _plain(value) for name, value in kwargs.items()}
+            asked_tools = None if tools is None else _plain(list(tools))
+            given = None if documents is None else _plain(list(documents))
+        except RecursionError:
+            raise UsageError("the messages are nested too deeply") from None
         if continue_final_message:
             if add_generation_prompt:
                 raise UsageError("continue_final_message excludes add_generation_prompt")
             _open_end(chat[-1])
         variables = {
             **self._special_tokens,
-            **{name: _plain(value) for name, value in kwargs.items()},
+            **extra,
             "messages": chat,
-            "tools": None if tools is None else _plain(list(tools)),
-            "documents": None if documents is None else _plain(list(documents)),
+            "tools": asked_tools,
+            "documents": given,
             "add_generation_prompt": add_generation_prompt,
         }
         text = self._run(variables)
         return _cut_at_open_end(text) if continue_final_message else text
 
     def _run(self, variables: Mapping[str, Any]) -> str:
-        from jinja2.exceptions import TemplateError, TemplateSyntaxError
+        if self.foreign:
+            return self._run_guarded(variables)
+        from strata.guard.templates import TemplateFailure, render
 
-        from strata.text.bounds import MAX_CHARACTERS, start_counting
-
-        parts: list[str] = []
-        size = 0
         try:
-            start_counting()
-            for part in self._template().generate(**variables):
-                size += len(part)
-                if size > MAX_CHARACTERS:
-                    raise ChatTemplateError(
-                        f"the chat template wrote more than {MAX_CHARACTERS} characters"
-                    )
-                parts.append(part)
-        except TemplateSyntaxError as error:
-            raise ChatTemplateError(
-                f"the chat template does not parse: {error.message} (line {error.lineno})"
-            ) from error
-        except TemplateError as error:
-            raise ChatTemplateError(f"the chat template failed: {error.message}") from error
-        except RecursionError as error:
-            raise ChatTemplateError("the chat template calls itself too deeply") from error
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            MemoryError,
-            TypeError,
-            ValueError,
-        ) as error:
-            # Whatever a template trips over in the messages it was given.
-            raise ChatTemplateError(
-                f"the chat template failed: {type(error).__name__}: {error}"
-            ) from error
-        return "".join(parts)
+            return render(self.source, variables)
+        except TemplateFailure as failure:
+            raise ChatTemplateError(str(failure)) from None
 
-    def _template(self) -> jinja2.Template:
-        if self._compiled is None:
-            from strata.text.sandbox import ChatEnvironment
+    def _run_guarded(self, variables: Mapping[str, Any]) -> str:
+        from strata.guard import limits
+        from strata.guard.errors import GuardError
+        from strata.guard.nursery import nursery
 
-            self._compiled = ChatEnvironment().from_string(self.source)
-        return self._compiled
+        try:
+            asked = json.dumps(
+                {"source": self.source, "variables": variables, "seconds": limits.TEMPLATE_S},
+                ensure_ascii=False,
+            )
+        except RecursionError:
+            raise UsageError("the messages are nested too deeply") from None
+        payload = asked.encode("utf-8", "surrogatepass")
+        del asked
+        memory = limits.template_bytes(len(payload))
+        with self._lock:
+            try:
+                if self._ward is None or not self._ward.end.alive:
+                    self._ward = nursery().open("template", nbytes=limits.TEMPLATE_BYTES)
+                self._ward.send(payload)
+                answer = self._ward.receive(
+                    seconds=limits.TEMPLATE_S,
+                    most=4 * limits.template_characters(len(payload)),
+                    memory=memory,
+                )
+            except GuardError as error:
+                raise ChatTemplateError(f"the chat template was ended: {error}") from None
+            except BaseException:
+                # Nobody may be given the answer to this.
+                if self._ward is not None:
+                    self._ward.end()
+                raise
+        text = answer[1:].decode("utf-8", "surrogatepass")
+        if answer[:1] != b"+":
+            raise ChatTemplateError(text)
+        return text
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

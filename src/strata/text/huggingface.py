@@ -421,3 +421,11 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
             raise TokenizerError("tokenizer_config.json: chat_template is not a list of templates")
         templates[entry["name"]] = entry["template"]
     return templates
+
+
+def has_templates(path: Path) -> bool:
+    """Whether there seem to be chat templates beside a model."""
+    files = [path / "chat_template.jinja", *(path / name for name in _TEMPLATE_DIRECTORIES)]
+    if any(file.exists() for file in files):
+        return True
+    return "chat_template" in read_object_if_there(path / "tokenizer_config.json")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from strata.text.chat import is_foreign
 from strata.text.gguf import tokenizer_from_gguf
 from strata.text.gguf_keys import TokenizerKeys
-from strata.text.huggingface import tokenizer_from_directory
+from strata.text.huggingface import has_templates, tokenizer_from_directory
 from strata.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -23,3 +24,11 @@ def load_tokenizer(model_file: ModelFile) -> Tokenizer:
 def gguf_sizes(model_file: ModelFile) -> tuple[int, int] | None:
     """Tokens and merges that a GGUF file lists; None for one without a vocabulary, or no GGUF."""
     return TokenizerKeys(model_file.metadata).sizes() if model_file.kind == "gguf" else None
+
+
+def has_foreign_template(model_file: ModelFile) -> bool:
+    """Whether it has a chat template that is not known to be harmless; of a directory it is enough
+    that there is one."""
+    if model_file.kind == "gguf":
+        return any(map(is_foreign, TokenizerKeys(model_file.metadata).chat_templates().values()))
+    return has_templates(model_file.path)

@@ -16,7 +16,7 @@ from strata.server.conversation import count_tokens, start_chat
 from strata.server.document import AnthropicError, documented
 from strata.server.errors import ApiError, error_body
 from strata.server.parsers import Piece, Thought, ToolCall
-from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, to_json
+from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, to_json, while_there
 from strata.server.service import Service
 
 PATH = "/v1/messages"
@@ -71,7 +71,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def messages(body: MessagesRequest, request: Request) -> Response:
         """Answer a conversation, at once or as a stream of events."""
         service.check_model(body.model)
-        answers = await start_chat(service, await conversation(service, body))
+        answers = await while_there(request, _start(service, body))
         return await respond(request, answers, _Writer(service, answers), bool(body.stream))
 
     @routes.post(
@@ -82,6 +82,10 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         service.check_model(body.model)
         wanted = await conversation(service, body)
         return Reply({"input_tokens": await count_tokens(service, wanted)})
+
+
+async def _start(service: Service, body: MessagesRequest) -> Answers:
+    return await start_chat(service, await conversation(service, body))
 
 
 class _Writer:

@@ -27,7 +27,7 @@ from strata.server.ollama.requests import (
     variables_of,
 )
 from strata.server.parsers import Piece, Thought, ToolCall
-from strata.server.replies import LINES, Reply, to_json
+from strata.server.replies import LINES, Reply, to_json, while_there
 from strata.server.service import Service
 
 
@@ -90,7 +90,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         service.check_model(body.model)
         if not body.messages:
             return Reply(_loaded(service, _chat_fields([])))
-        answers = await start_chat(service, await conversation(service, body))
+        answers = await while_there(request, _start_chat(service, body))
         return await reply(request, answers, body, "/api/chat", _chat_fields)
 
     @routes.post("/api/generate", response_model=GenerateReply, responses=documents)
@@ -100,7 +100,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         _refuse_what_is_missing(body)
         if not body.prompt:
             return Reply(_loaded(service, _generate_fields([])))
-        answers = await _start(service, body, body.prompt)
+        answers = await while_there(request, _start(service, body, body.prompt))
         return await reply(request, answers, body, "/api/generate", _generate_fields)
 
 
@@ -111,6 +111,10 @@ def _refuse_what_is_missing(body: GenerateRequest) -> None:
         raise UsageError("suffix is not supported")
     if body.template:
         raise UsageError("template is not supported: the model's own is used, or none with raw")
+
+
+async def _start_chat(service: Service, body: ChatRequest) -> Answers:
+    return await start_chat(service, await conversation(service, body))
 
 
 async def _start(service: Service, body: GenerateRequest, prompt: str) -> Answers:

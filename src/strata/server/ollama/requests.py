@@ -117,7 +117,7 @@ async def _grammar(service: Service, body: Common) -> Grammar | None:
     if not body.format:
         return None
     if isinstance(body.format, str):
-        return await service.off_loop(service.grammars.json_object)
+        return await service.compiled(service.grammars.json_object)
     return await service.json_schema(body.format)
 
 

@@ -21,7 +21,7 @@ from strata.server.openai.requests import ChatRequest, Message, NamedTool
 from strata.server.openai.writer import OpenAIWriter
 from strata.server.parsers import Piece, Thought, ToolCall
 from strata.server.parsers.base import parse_json
-from strata.server.replies import EVENT_STREAM, to_json
+from strata.server.replies import EVENT_STREAM, to_json, while_there
 from strata.server.service import Service
 
 PATH = "/v1/chat/completions"
@@ -36,8 +36,12 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, at once or as a stream of chunks."""
         service.check_model(body.model)
-        answers = await start_chat(service, await _conversation(service, body))
+        answers = await while_there(request, _start(service, body))
         return await respond(request, answers, _Writer(service, answers, body), bool(body.stream))
+
+
+async def _start(service: Service, body: ChatRequest) -> Answers:
+    return await start_chat(service, await _conversation(service, body))
 
 
 async def _conversation(service: Service, body: ChatRequest) -> Conversation:

@@ -19,7 +19,7 @@ from strata.server.openai.replies import Completion
 from strata.server.openai.requests import CompletionRequest
 from strata.server.openai.writer import OpenAIWriter
 from strata.server.parsers import Piece
-from strata.server.replies import EVENT_STREAM
+from strata.server.replies import EVENT_STREAM, while_there
 from strata.server.service import Service
 
 PATH = "/v1/completions"
@@ -39,7 +39,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
             body,
             max_tokens=body.max_tokens or 16,
             logprobs=body.logprobs,
-            grammar=await grammar_of(service, body),
+            grammar=await while_there(request, grammar_of(service, body)),
         )
         echoes = [_text(service, prompt) if body.echo else "" for prompt in given]
         each = body.n or 1

@@ -41,12 +41,12 @@ async def grammar_of(
     compiler = service.grammars
     if body.grammar is not None:
         text = body.grammar
-        return await service.off_loop(lambda: compiler.grammar(text))
+        return await service.compiled(lambda: compiler.grammar(text))
     if body.regex is not None:
         expression = body.regex
-        return await service.off_loop(lambda: compiler.regex(expression))
+        return await service.compiled(lambda: compiler.regex(expression))
     if kind == "json_object":
-        return await service.off_loop(compiler.json_object)
+        return await service.compiled(compiler.json_object)
     if form is None or form.json_schema is None:
         raise UsageError("response_format json_schema needs a json_schema with a schema")
     return await service.json_schema(form.json_schema.definition)

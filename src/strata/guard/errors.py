@@ -1,0 +1,9 @@
+"""The error of this room."""
+
+from __future__ import annotations
+
+from strata.errors import StrataError
+
+
+class GuardError(StrataError):
+    """A guarded process was ended before it answered; the message says by which bound."""

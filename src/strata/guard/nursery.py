@@ -1,0 +1,229 @@
+"""This side of the guarded processes: starting them, talking to them, ending them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from strata.guard import limits, wire
+from strata.guard.errors import GuardError
+
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
+    "from strata.guard.worker import main; main(int(sys.argv[1]))"
+)
+# What an interpreter needs of the environment; keys and tokens stay here.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
+_START_S = 60.0
+"""For the nursery's own work: starting, a vocabulary."""
+
+_END_S = 2.0
+"""For ending the wards."""
+
+Tokens = Callable[[], bytes]
+
+
+class Ward:
+    """A forked process for one thing. For one thread at a time."""
+
+    def __init__(self, nursery: Nursery, sock: socket.socket, pid: int) -> None:
+        self._sock = sock
+        self.pid = pid
+        self.end = weakref.finalize(self, nursery.end, sock, pid)
+        """End it, at once and without waiting. Safe from any thread, and to call again."""
+
+    def send(self, payload: bytes) -> None:
+        """Ask for something; GuardError if the ward is gone."""
+        try:
+            self._sock.settimeout(_START_S)
+            wire.send(self._sock, payload)
+        except OSError:
+            self.end()
+            raise GuardError("its process is gone") from None
+
+    def receive(self, *, seconds: float, most: int, memory: int) -> bytearray:
+        """Its next answer. ``seconds`` are those of processor time that the job had, ``memory`` the
+        bytes, for the message of the GuardError that is raised when the ward did not keep to them,
+        or says more than ``most`` bytes."""
+        try:
+            return wire.receive(self._sock, most=most, seconds=seconds * limits.PATIENCE)
+        except (OSError, wire.FrameError) as error:
+            self.end()
+            if isinstance(error, wire.FrameError) and "allowed" in str(error):
+                reason = f"it makes more than {most} bytes"
+            else:
+                reason = (
+                    f"it takes more than {seconds:g} s of processor time or {memory >> 20} MiB of "
+                    "memory, or its library failed"
+                )
+            raise GuardError(reason) from None
+        except BaseException:
+            # What is left of the answer would be taken for the next one.
+            self.end()
+            raise
+
+
+class Nursery:
+    """Starts at its first use, and again when it has come to an end. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._known: set[int] = set()
+        self._later: deque[dict[str, Any]] = deque()
+        self._asking = False
+
+    def open(self, kind: str, *, nbytes: int, vocabulary: tuple[int, Tokens] | None = None) -> Ward:
+        """A ward with ``nbytes`` of memory for a ``kind`` of work; for grammars with the number of
+        a vocabulary and what makes it, which is called where the nursery does not know it yet."""
+        try:
+            with self._lock:
+                for _ in range(2):
+                    try:
+                        return self._open(kind, nbytes, vocabulary)
+                    except (OSError, wire.FrameError):
+                        self.close()
+                raise GuardError("the guarded process cannot be started")
+        finally:
+            self._say_later()
+
+    def _open(self, kind: str, nbytes: int, vocabulary: tuple[int, Tokens] | None) -> Ward:
+        sock = self.start()
+        number = None
+        if vocabulary is not None:
+            number, tokens = vocabulary
+            if number not in self._known:
+                self._ask(sock, {"do": "vocabulary", "number": number}, then=tokens())
+                self._known.add(number)
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                told = {"do": "open", "kind": kind, "nbytes": nbytes, "number": number}
+                answer = self._ask(sock, told, fd=theirs.fileno())
+            return Ward(self, ours, answer["pid"])
+        except BaseException:
+            ours.close()
+            raise
+
+    def forget(self, number: int) -> None:
+        """A vocabulary is not needed any longer. Also called when its owner is collected."""
+        self._later.append({"do": "forget", "number": number})
+        self._say_later()
+
+    def end(self, sock: socket.socket, pid: int) -> None:
+        """End a ward. Also called when one is collected, which may be in the middle of anything."""
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+        self._later.append({"do": "end", "pid": pid})
+        self._say_later()
+
+    def _say_later(self) -> None:
+        # Who has the lock, or is asking in this very thread, does it afterwards.
+        while self._later and not self._asking and self._lock.acquire(blocking=False):
+            try:
+                if self._asking:
+                    return
+                while self._later:
+                    command = self._later.popleft()
+                    if command["do"] == "forget":
+                        self._known.discard(command["number"])
+                    if self._sock is not None:
+                        with contextlib.suppress(OSError):
+                            wire.send(self._sock, json.dumps(command).encode())
+            finally:
+                self._lock.release()
+
+    def start(self) -> socket.socket:
+        """Start the process unless it runs; returns its socket."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self.close()
+            if self._sock is not None:
+                return self._sock
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+                    # An interrupt at the terminal is for the command, which ends this.
+                    start_new_session=True,
+                )
+            ours.settimeout(_START_S)
+            self._sock = ours
+            return ours
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if there is one."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def close(self) -> None:
+        """End the process with all its wards."""
+        with self._lock:
+            process, self._process = self._process, None
+            sock, self._sock = self._sock, None
+            self._known.clear()
+            # They end with the nursery; the next one has other numbers.
+            self._later.clear()
+        if sock is not None:
+            sock.close()
+        if process is not None:
+            # It ends its wards first.
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _ask(
+        self,
+        sock: socket.socket,
+        command: dict[str, Any],
+        *,
+        fd: int | None = None,
+        then: bytes | None = None,
+    ) -> dict[str, Any]:
+        self._asking = True
+        try:
+            sock.settimeout(_START_S)
+            wire.send(sock, json.dumps(command).encode(), fd)
+            if then is not None:
+                wire.send(sock, then)
+            answer: dict[str, Any] = json.loads(wire.receive(sock, most=1 << 16, seconds=_START_S))
+        except BaseException:
+            # An answer that comes later would be taken for that of the next question.
+            self.close()
+            raise
+        finally:
+            self._asking = False
+        if "error" in answer:
+            raise GuardError(answer["error"])
+        return answer
+
+
+@cache
+def nursery() -> Nursery:
+    """The one of this process; a forked process has one of its own."""
+    import atexit
+
+    made = Nursery()
+    atexit.register(made.close)
+    os.register_at_fork(after_in_child=nursery.cache_clear)
+    return made
