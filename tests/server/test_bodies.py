@@ -7,8 +7,10 @@ import json
 import socket
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strata._native as _native
+from strata.guard.limits import TEMPLATE_BYTES_EACH
 from strata.memory import Ledger
 from support.running import NAMES, Running, load, running, wait_for
 
@@ -23,7 +26,7 @@ httpx = pytest.importorskip("httpx", reason="the package httpx is not installed"
 
 from pydantic import BaseModel, ValidationError  # noqa: E402
 
-from strata.server.admission import OWNER, Admission, Measure  # noqa: E402
+from strata.server.admission import OWNER, SHARE, Admission, Measure  # noqa: E402
 from strata.server.anthropic.requests import MessagesRequest  # noqa: E402
 from strata.server.errors import ApiError  # noqa: E402
 from strata.server.ollama.requests import ChatRequest as OllamaChat  # noqa: E402
@@ -31,6 +34,7 @@ from strata.server.ollama.requests import GenerateRequest  # noqa: E402
 from strata.server.openai.requests import ChatRequest, CompletionRequest  # noqa: E402
 from strata.server.plain import DetokenizeRequest  # noqa: E402
 from strata.server.reading import _parse  # noqa: E402
+from strata.server.service import Service  # noqa: E402
 
 MODEL = NAMES[0]
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
@@ -267,6 +271,40 @@ def test_the_budget_is_the_last_word() -> None:
     assert admission.try_take(40)
     assert not admission.try_take(20)
     assert admission.held == 40
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_guarded_rendering_is_lent_what_it_takes(apart: bool) -> None:
+    ledger, body = Ledger(1 << 30, 0), json.dumps([{"content": "a" * 50_000}]).encode()
+    admission = Admission(ledger, 8 << 20)
+    seen: list[int] = []
+
+    def render(messages: Any, **options: Any) -> str:
+        seen.append(admission.held)
+        return "prompt"
+
+    async def encode(text: str, *, counted: bool) -> list[int]:
+        return [1]
+
+    async def serve() -> None:
+        with admission.request() as share, ThreadPoolExecutor(1) as threads:
+            SHARE.set(share)
+            await share.raise_to(Measure.of(body))
+            seen.append(admission.held)
+            tokenizer = SimpleNamespace(apply_chat_template=render)
+            service: Any = SimpleNamespace(
+                _renders_apart=apart,
+                _renderer=threads,
+                llm=SimpleNamespace(tokenizer=tokenizer),
+                encode=encode,
+            )
+            assert await Service.chat_prompt(service, [{}]) == [1]
+            seen.append(admission.held)
+
+    asyncio.run(serve())
+    before, within, after = seen
+    assert after == before
+    assert within - before == (apart and (TEMPLATE_BYTES_EACH + 3) * len(body))
 
 
 def test_texts_that_surely_do_not_fit_are_not_encoded_whole(

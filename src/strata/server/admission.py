@@ -121,6 +121,8 @@ class Share:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._held = 0
+        self.text_bytes = 0
+        """What the body's texts may take once, where that is large enough to count."""
 
     def arrived(self, nbytes: int) -> None:
         """Bytes of a body, which are held in parts and then as one; ApiError without room."""
@@ -136,6 +138,7 @@ class Share:
         """As much as a whole body needs; ApiError if that is never there, or not soon."""
         cost = measure.cost
         if cost > UNCOUNTED:
+            self.text_bytes = measure.nbytes * measure.width
             await self.take(
                 cost - self._held,
                 f"the request has {measure.nbytes} bytes and {measure.values} JSON values, which "

@@ -49,6 +49,9 @@ _GRAMMAR_WAIT_S = 60.0
 _GRAMMAR_RETRY_S = 0.05
 """How long a request waits while other grammars are in use, and how often it looks."""
 
+_RENDERING_COPIES = 3
+"""Of a conversation, on its way to a guarded process and back."""
+
 _TEXT_THREADS = 2
 """Threads for tokenizing, which would hold up everybody in the event loop."""
 
@@ -69,7 +72,9 @@ class Service:
         # A template that takes long holds up chats only, and they have to do with it.
         self._renderer = ThreadPoolExecutor(1, "strata-template")
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
-        if any(template.foreign for template in llm.tokenizer.chat_templates.values()):
+        templates = llm.tokenizer.chat_templates.values()
+        self._renders_apart = any(template.foreign for template in templates)
+        if self._renders_apart:
             # Ready before the first chat.
             nursery().start()
         # Built before several threads use it.
@@ -163,16 +168,22 @@ class Service:
             raise UsageError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
             )
-        text = await asyncio.get_running_loop().run_in_executor(
-            self._renderer,
-            lambda: self.llm.tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                add_generation_prompt=not continue_final_message,
-                continue_final_message=continue_final_message,
-                **(variables or {}),
-            ),
-        )
+        share = SHARE.get()
+        # Of what is copied for a guarded process, and what that takes more.
+        each = limits.TEMPLATE_BYTES_EACH + _RENDERING_COPIES if self._renders_apart else 0
+        rendering = share.text_bytes * each
+        what = f"rendering the conversation may take {format_size(rendering)} of memory"
+        async with share.lent(rendering, what):
+            text = await asyncio.get_running_loop().run_in_executor(
+                self._renderer,
+                lambda: self.llm.tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    add_generation_prompt=not continue_final_message,
+                    continue_final_message=continue_final_message,
+                    **(variables or {}),
+                ),
+            )
         return await self.encode(text, counted=counted)
 
     @cached_property
