@@ -19,6 +19,7 @@ from strata.backends.kv_types import F32
 from strata.decode import SamplingParams
 from strata.engine import Engine, KVSettings, Request, StoreSettings
 from strata.errors import UsageError
+from strata.kv.store_directory import StoreDirectory
 from strata.program import LayerState, state_groups
 from support.fake_model import FULL, STATES, VOCABULARY, FakeBackend, expected_tokens, fake_engine
 from support.proposers import Oracle
@@ -172,7 +173,7 @@ def test_prefixes_from_the_disk_give_the_same_tokens(
 ) -> None:
     state = STATES[kept]
     directory = tmp_path_factory.mktemp("kv")
-    store = StoreSettings(directory, limit * 8192, "fake")
+    store = StoreSettings(StoreDirectory(directory, limit * 8192), "fa" * 16, lambda: True)
     for jobs in (work, again):
         engine = small_engine(14, 3, 64, store=store, state=state)
         run(engine, jobs, [4], set(), state)

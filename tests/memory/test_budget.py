@@ -51,8 +51,9 @@ def test_peak_and_answer(smollm2_path: Path, unlimited: Any, megabytes: int | No
     assert sum(got["owned"].values()) <= got["budget"]
     assert got["used_bytes"] == got["sweeps"] * got["sweep_bytes"]
     if megabytes is None:
-        # Attention and feed-forward of 30 layers, the table and the head.
-        assert got["streamed"] == 62
+        # Attention and feed-forward of 30 layers, the table and the head; of the whole megabytes
+        # there may be left enough for one attention.
+        assert got["streamed"] in (61, 62)
     elif megabytes == 260:
         assert got["streamed"] == 0
     else:

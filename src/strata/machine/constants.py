@@ -18,7 +18,7 @@ library is mapped is up to the Python, the libraries and the system."""
 PROCESS_SLACK = 3 * MB
 """By how much it may be larger before more is reserved for it."""
 
-STARTED = 2_500_000
+STARTED = 3_000_000
 """What a run comes to touch of all these beyond that."""
 
 SERVER = 39 * MB
