@@ -19,7 +19,6 @@ from strata.engine import runtime as execution
 from strata.engine.sweeps import SweepProgress, Sweeps
 from strata.llm import LLM
 from strata.machine.probe import load_machine
-from strata.memory import process_memory
 
 MACHINE = Path(__file__).resolve().parent.parent / "support" / "machines" / "server.json"
 
@@ -42,7 +41,7 @@ def explained(path: Path, megabytes: int | None) -> tuple[list[str], dict[str, o
 def tight() -> int:
     """A budget in which something has to be streamed, in a process as large as that of these
     tests."""
-    return 75 + process_memory().total // 10**6
+    return 75 + execution.base_memory(planned=True) // 10**6
 
 
 def test_streaming(smollm2_path: Path) -> None:
