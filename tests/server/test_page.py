@@ -129,7 +129,7 @@ def test_a_refusal_is_told(page: Browser) -> None:
     page.one("#send").click()
     page.answered()
     page.wait(lambda: page.all(".answer .note"))
-    assert "leaves no room in a context" in page.text(".answer .note")
+    assert "does not fit a context of" in page.text(".answer .note")
     assert "400" in page.errors()[0]
 
 

@@ -11,7 +11,14 @@ from strata.backends.weights import WeightSource
 from strata.engine.engine import Engine
 from strata.engine.kv_settings import KVSettings, StoreSettings, state_blocks
 from strata.engine.runner import LoadProgress
-from strata.engine.runtime import LoadOptions, Runtime, base_memory, make_runtime, settled_memory
+from strata.engine.runtime import (
+    LoadOptions,
+    Runtime,
+    base_memory,
+    make_runtime,
+    settled_memory,
+    smallest_budget,
+)
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
@@ -142,7 +149,9 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
         needed = max(needed, 2 * path.stat().st_size)
     if needed > room:
         assert options.memory is not None
+        # Where that is not all for which there is no room, what does for all of it.
         smallest = (options.process_bytes or 0) + needed
+        smallest = max(smallest, smallest_budget(file, model, options))
         raise BudgetTooSmall(
             f"{format_size(options.memory)} are too little for {file.path.name}: to build its "
             f"tokenizer, of {outline.tokens} tokens and {outline.merges} merges, takes "

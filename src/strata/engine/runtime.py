@@ -237,6 +237,17 @@ def this_machine(file: ModelFile) -> Machine:
     return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]
 
 
+def smallest_budget(file: ModelFile, model: Model, options: LoadOptions) -> int:
+    """Bytes of the least budget in which a Plan can be made; 0 where that given is one."""
+    from strata.plan import BudgetTooSmall
+
+    try:
+        _make_plan(file, model, this_machine(file), options, backend_class(options.backend), None)
+    except BudgetTooSmall as error:
+        return error.smallest
+    return 0
+
+
 def _needs_plan(file: ModelFile, options: LoadOptions) -> bool:
     if options.wants_plan:
         return True
@@ -249,8 +260,10 @@ def _make_plan(
     machine: Machine,
     options: LoadOptions,
     kind: type[Backend],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
 ) -> Plan:
+    """The Plan for what is asked for; without a tokenizer, for a usual workload where it is said by
+    a text."""
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
     from strata.plan.memory_model import server_bytes
@@ -258,7 +271,7 @@ def _make_plan(
 
     workload = options.workload
     if callable(workload):
-        workload = workload(tokenizer)
+        workload = None if tokenizer is None else workload(tokenizer)
     if workload is None:
         half = (options.context or model.context_length) // 2
         usual = Workload()
