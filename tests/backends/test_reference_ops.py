@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from strata.backends import reference
 from strata.backends.base import KV_BLOCK, Span, Step
 from strata.backends.kv_types import BF16, F16, F32, Q8_0
-from strata.backends.reference import ReferenceBackend, ReferenceState
+from strata.backends.reference import ReferenceBackend, ReferenceState, dense
+from strata.backends.reference.attention import attention
 from strata.backends.weights import WeightError, WeightSource
 from strata.formats import TensorInfo
 from strata.program import Builder, PagedKV, Weight
@@ -35,14 +35,14 @@ def close(found: object, expected: object) -> None:
 
 def test_embed_scales_rows() -> None:
     table = random(5, 4)
-    found = reference.embed(table, np.array([3, 0, 3], np.int32), 2.0)
+    found = dense.embed(table, np.array([3, 0, 3], np.int32), 2.0)
     np.testing.assert_array_equal(found, 2 * table[[3, 0, 3]])
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_rms_norm_over_groups(groups: int) -> None:
     x, weight = random(2, 12), random(12 // groups)
-    found = reference.rms_norm(x, weight, 0.1)
+    found = dense.rms_norm(x, weight, 0.1)
     for row in range(2):
         for g in range(groups):
             part = [float(v) for v in np.split(x[row], groups)[g]]
@@ -55,15 +55,15 @@ def test_layer_norm() -> None:
     x, weight, bias = random(3, 8), random(8), random(8)[::-1]
     centred = x.astype(np.float64) - x.mean(axis=1, keepdims=True, dtype=np.float64)
     size = np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-3)
-    close(reference.layer_norm(x, weight, bias, 1e-3), centred / size * weight + bias)
-    close(reference.layer_norm(x, weight, None, 1e-3), centred / size * weight)
+    close(dense.layer_norm(x, weight, bias, 1e-3), centred / size * weight + bias)
+    close(dense.layer_norm(x, weight, None, 1e-3), centred / size * weight)
 
 
 @pytest.mark.parametrize("style", ["neox", "interleaved"])
 def test_rope_turns_pairs_as_complex_numbers(style: str) -> None:
     head_dim, inv_freq, factors = 8, [1.0, 0.3, 0.01], np.array([1.0, 2.0, 4.0], np.float32)
     x, positions = random(4, 2 * head_dim), np.array([0, 1, 7, 100], np.int32)
-    found = reference.rope(
+    found = dense.rope(
         x, positions, inv_freq, factors, head_dim=head_dim, style=style, mscale=1.5
     ).reshape(4, 2, head_dim)
     heads = x.reshape(4, 2, head_dim)
@@ -93,11 +93,11 @@ def test_rope_turns_pairs_as_complex_numbers(style: str) -> None:
 )
 def test_activations(function: str, definition: object) -> None:
     x = np.linspace(-20, 20, 401, dtype=np.float32)
-    close(reference.activate(x, function), [definition(float(v)) for v in x])  # type: ignore[operator]
+    close(dense.activate(x, function), [definition(float(v)) for v in x])  # type: ignore[operator]
 
 
 def test_silu_of_very_negative_numbers_is_zero() -> None:
-    assert reference.activate(np.array([-1000.0], np.float32), "silu")[0] == 0
+    assert dense.activate(np.array([-1000.0], np.float32), "silu")[0] == 0
 
 
 def attend(
@@ -154,7 +154,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
             np.concatenate([a[i][s].reshape(s.stop - s.start, -1) for i, s in parts])
             for a in (q, k, v)
         ]
-        out = reference.attention(attrs, *joined, step, state)
+        out = attention(attrs, *joined, step, state)
         for (i, _), span in zip(parts, spans, strict=True):
             found[i].append(out[span.row : span.row + span.rows])
     for i, n in enumerate(lengths):

@@ -63,7 +63,7 @@ EXAMPLES = [
     # The oracle, and the one that only tests have.
     Example(
         "a backend",
-        r"\bbackends[./]reference\b|'copying'",
+        r"\bbackends\.reference import\b|\bbackends/reference/backend\b|'copying'",
         2,
         "reference",
         frozenset({"backends/base.py"}),

@@ -23,6 +23,7 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
+from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
     check_axes,
@@ -34,7 +35,6 @@ from strata.backends.cpu.segment import (
     HiddenState,
     JoinedSegments,
     NativeSegment,
-    Parameters,
     Track,
 )
 from strata.backends.cpu.state import NativeState

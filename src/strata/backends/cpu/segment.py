@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.backends.base import Step
 from strata.backends.cpu.lower import Node, lower
+from strata.backends.cpu.nodes import NODES, Building, Parameters
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.program import Op, ProgramError, Segment
@@ -22,20 +22,6 @@ Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
 
 # Nodes that write the int8 form themselves; any other has a copy node behind it.
 _QUANTISES = frozenset(ROW_FUNCTIONS) | {"attention"}
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A Segment's weights, and where RoPE tables come from.
-
-    Matrices are packed (PackedWeight), streamed (WeightPlace) in tiles of ``tile_bytes``, or
-    looked up in their file (FileRows); vectors are floats.
-    """
-
-    matrices: Mapping[str, Any]
-    floats: Mapping[str, NDArray[np.float32]]
-    rope: Callable[[NDArray[np.float32], float], Any]
-    tile_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,37 +176,11 @@ class NativeSegment:
             self._build_products(node, narrow)
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
-        elif op.kind == "embed":
-            table = self._parameters.matrices[op.inputs[0]]
-            self._native.embed(table, op.attrs["scale"], self._ids[op.output])
-        elif op.kind == "add_positions":
-            self._native.add_positions(
-                self._ids[op.inputs[0]],
-                self._parameters.matrices[op.inputs[1]],
-                op.attrs["offset"],
-                self._ids[op.output],
-            )
-        elif op.kind == "select":
-            self._native.select(self._ids[op.inputs[0]], self._ids[op.output])
-        elif op.kind == "rope":
-            self._build_rope(op)
-        elif op.kind == "attention":
-            q, *kv = (self._ids[name] for name in op.inputs)
-            k, v = (*kv, None, None)[:2]
-            self._native.attention(q, k, v, self._ids[op.output], **op.attrs)
-        elif op.kind == "short_conv":
-            x, weight = op.inputs
-            by_tap = (
-                self._parameters.floats[weight].reshape(self.segment.program.values[x].width, -1).T
-            )
-            self._native.short_conv(
-                self._ids[x],
-                self._ids[op.output],
-                op.attrs["layer"],
-                np.ascontiguousarray(by_tap).reshape(-1),
-            )
         else:
-            raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
+            build = NODES.get(op.kind)
+            if build is None:
+                raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
+            build(Building(self._native, self._parameters, self._ids, self.segment.program), op)
         self._mark(op.kind)
 
     def _row_arguments(self, op: Op) -> dict[str, Any]:
@@ -269,18 +229,6 @@ class NativeSegment:
         for tile in tiles:
             self.track.append([(weights[r.part], r.part, r.first, r.end) for r in tile])
         return tiles
-
-    def _build_rope(self, op: Op) -> None:
-        frequency = np.array(op.attrs["inv_freq"], np.float32)
-        if len(op.inputs) > 1:
-            frequency = frequency / self._parameters.floats[op.inputs[1]]
-        self._native.rope(
-            self._ids[op.inputs[0]],
-            self._ids[op.output],
-            self._parameters.rope(frequency, op.attrs["mscale"]),
-            op.attrs["head_dim"],
-            op.attrs["style"] == "interleaved",
-        )
 
 
 def multiplies(input_form: str, isa: str) -> str:

@@ -1,0 +1,94 @@
+"""How each kind of Op that is no product and no function of single rows becomes native nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import strata._native as _native
+from strata.program import Op, Program
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A Segment's weights, and where RoPE tables come from.
+
+    Matrices are packed (PackedWeight), streamed (WeightPlace) in tiles of ``tile_bytes``, or
+    looked up in their file (FileRows); vectors are floats.
+    """
+
+    matrices: Mapping[str, Any]
+    floats: Mapping[str, NDArray[np.float32]]
+    rope: Callable[[NDArray[np.float32], float], Any]
+    tile_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Building:
+    """A Segment that is being built: the native one, its weights, the numbers of its values."""
+
+    native: _native.Segment
+    parameters: Parameters
+    ids: Mapping[str, int]
+    program: Program
+
+
+def embed(b: Building, op: Op) -> None:
+    """Rows of a table."""
+    table = b.parameters.matrices[op.inputs[0]]
+    b.native.embed(table, op.attrs["scale"], b.ids[op.output])
+
+
+def add_positions(b: Building, op: Op) -> None:
+    """Rows of a table of positions, added."""
+    x, table = op.inputs
+    b.native.add_positions(
+        b.ids[x], b.parameters.matrices[table], op.attrs["offset"], b.ids[op.output]
+    )
+
+
+def select(b: Building, op: Op) -> None:
+    """Rows whose logits are wanted."""
+    b.native.select(b.ids[op.inputs[0]], b.ids[op.output])
+
+
+def rope(b: Building, op: Op) -> None:
+    """Rotation by a table of cosines and sines that Ops with equal frequencies share."""
+    frequency = np.array(op.attrs["inv_freq"], np.float32)
+    if len(op.inputs) > 1:
+        frequency = frequency / b.parameters.floats[op.inputs[1]]
+    b.native.rope(
+        b.ids[op.inputs[0]],
+        b.ids[op.output],
+        b.parameters.rope(frequency, op.attrs["mscale"]),
+        op.attrs["head_dim"],
+        op.attrs["style"] == "interleaved",
+    )
+
+
+def attention(b: Building, op: Op) -> None:
+    """Storing keys and values, attention, merging of splits."""
+    q, *kv = (b.ids[name] for name in op.inputs)
+    k, v = (*kv, None, None)[:2]
+    b.native.attention(q, k, v, b.ids[op.output], **op.attrs)
+
+
+def short_conv(b: Building, op: Op) -> None:
+    """Its weight goes in as [taps][width]."""
+    x, weight = op.inputs
+    by_tap = b.parameters.floats[weight].reshape(b.program.values[x].width, -1).T
+    b.native.short_conv(
+        b.ids[x],
+        b.ids[op.output],
+        op.attrs["layer"],
+        np.ascontiguousarray(by_tap).reshape(-1),
+    )
+
+
+NODES: Mapping[str, Callable[[Building, Op], None]] = {
+    build.__name__: build for build in (embed, add_positions, select, rope, attention, short_conv)
+}
