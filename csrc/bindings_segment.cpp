@@ -72,9 +72,11 @@ class SegmentBuilder {
   using Operand = std::variant<WeightPtr, WeightPlacePtr>;
   using Part = std::tuple<Operand, int64_t, std::optional<Array1<float>>, std::optional<int64_t>>;
   void matmul(int64_t x, const std::vector<Part>& parts,
-              std::optional<std::tuple<int, int64_t>> glu, int tiles, int64_t narrow) {
+              std::optional<std::tuple<int, int64_t>> glu, int tiles, int64_t narrow,
+              int64_t groups) {
     require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
-    MatmulSpec s{at(x), {}, {}};
+    require(groups > 0 && (groups == 1 || !glu), "matmul: groups");
+    MatmulSpec s{at(x), {}, {}, groups};
     StreamedProduct product{glu.has_value(), tiles, {}};
     for (const auto& [operand, out, bias, residual] : parts) {
       const auto* packed = std::get_if<WeightPtr>(&operand);
@@ -88,7 +90,11 @@ class SegmentBuilder {
               "matmul: the input is not kept in the form that the weight needs");
       require(s.parts.empty() || format_info(s.parts[0].format)->act == kind,
               "matmul: parts want different inputs");
-      require(k == s.x.width && at(out).width == n, "matmul: shapes differ");
+      require(k * groups == s.x.width && at(out).width == n, "matmul: shapes differ");
+      require(groups == 1 || (n % (groups * kPanel) == 0 && k % kActBlock == 0),
+              "matmul: groups of " + std::to_string(n / groups) + " by " + std::to_string(k) +
+                  " are no multiples of " + std::to_string(kPanel) + " by " +
+                  std::to_string(kActBlock));
       require(at(out).selected == s.x.selected, "matmul: rows differ");
       require(!bias || static_cast<int64_t>(bias->size()) == n, "matmul: bias width");
       MatmulPart part{packed ? *packed : nullptr, format, n, f32_value(out), floats(bias), {}};
@@ -154,6 +160,23 @@ class SegmentBuilder {
     stream_ = std::move(stream);
     track_ = track;
   }
+  // Parts are (value, floats from head to head, first float, floats).
+  void heads(const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t>>& parts, int64_t out,
+             int64_t count) {
+    require(count > 0 && !parts.empty(), "heads: none");
+    HeadsSpec s{{}, f32_value(out), count};
+    int64_t width = 0;
+    for (const auto& [x, stride, start, part] : parts) {
+      require(stride >= 0 && start >= 0 && part > 0 &&
+                  (count - 1) * stride + start + part <= at(x).width,
+              "heads: past the end of a row");
+      require(at(x).selected == s.out.selected && at(x).f32 != s.out.f32, "heads: rows differ");
+      s.parts.push_back({f32_value(x), stride, start, part});
+      width += part;
+    }
+    require(width * count == s.out.width, "heads: widths differ");
+    segment_.add(make_heads(std::move(s)));
+  }
   void rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
             bool interleaved) {
     require(at(x).width == at(out).width && at(x).width % head_dim == 0 &&
@@ -165,8 +188,8 @@ class SegmentBuilder {
   void attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v, int64_t out,
                  int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
                  float scale, int64_t window, float softcap) {
-    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= kQueryTile,
-            "attention: at most " + std::to_string(kQueryTile) + " heads may share a KV head");
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
+            "attention: KV heads have as many heads each");
     require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
                 at(out).width == heads * v_dim && (!k || at(*k).width == kv_heads * k_dim) &&
                 (!v || at(*v).width == kv_heads * v_dim) && (k || !v),
@@ -386,7 +409,8 @@ void bind_segments(nb::module_& m) {
       .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
            "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
       .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none(),
-           "tiles"_a = 0, "narrow"_a = Value::kNone)
+           "tiles"_a = 0, "narrow"_a = Value::kNone, "groups"_a = 1)
+      .def("heads", &SegmentBuilder::heads, "parts"_a, "out"_a, "count"_a)
       .def("attach", &SegmentBuilder::attach, "stream"_a, "track"_a)
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,

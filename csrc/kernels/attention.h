@@ -180,7 +180,7 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   int64_t end = last / kKvBlock + 1;
   if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
   for (; block < end; ++block) {
-    const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head * a.head_bytes, a.shape);
+    const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes, a.shape);
     const int64_t base = block * kKvBlock;
     // A few queries wait for memory: every read asks for the same place of the next block, so that
     // memory never rests while this block is worked on.

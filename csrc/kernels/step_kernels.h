@@ -49,7 +49,8 @@ struct AttentionArgs {
   int64_t block_stride;    // bytes from block to block
   int64_t head_bytes;      // kv_head_bytes
   const int32_t* table;    // block ids of the sequence
-  int64_t heads, kv_heads;
+  int64_t heads, kv_heads; // `shares` of the latter are one of those that are kept
+  int64_t shares = 1;
   KvShape shape;
   int64_t past;            // position of row 0
   int64_t window;          // 0: all keys

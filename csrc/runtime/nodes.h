@@ -68,13 +68,15 @@ struct MatmulPart {
   std::optional<Value> residual;   // added last
 };
 
-// Products of one input with one to three weights; `glu` (two parts) is applied to each range of
+// Products of one input with one to three weights; with `groups` of more than one a weight has a
+// matrix for each group of columns of x, of whole panels, one behind the other; `glu` (two parts) is applied to each range of
 // columns as soon as both parts have it, while it is in the first-level cache. Parts are all packed
 // or all streamed.
 struct MatmulSpec {
   Value x;
   std::vector<MatmulPart> parts;
   std::optional<RowSpec> glu;
+  int64_t groups = 1;
   int64_t narrow = Value::kNone;   // where x lies as bf16 while the product runs
 };
 
@@ -95,6 +97,18 @@ struct AttentionSpec {
   float scale, softcap;
 };
 
+// Rows put together from heads: for each of `heads` heads its part of each x, `width` floats from
+// `start` on, with `stride` floats from head to head (0: the same for all).
+struct HeadsPart {
+  Value x;
+  int64_t stride, start, width;
+};
+struct HeadsSpec {
+  std::vector<HeadsPart> parts;
+  Value out;
+  int64_t heads;
+};
+
 // A depthwise convolution along the sequence; `weight` is [taps][width].
 struct ShortConvSpec {
   Value x, out;
@@ -110,6 +124,7 @@ std::unique_ptr<Node> make_row(RowSpec spec);
 std::unique_ptr<Node> make_matmul(MatmulSpec spec);
 // Makes the bf16 rows that a product of x reads, where the instruction set wants them.
 std::unique_ptr<Node> make_narrow(Value x, int64_t narrow);
+std::unique_ptr<Node> make_heads(HeadsSpec spec);
 std::unique_ptr<Node> make_rope(RopeSpec spec);
 std::unique_ptr<Node> make_short_conv(ShortConvSpec spec);
 // Store k and v (unless shared), attend, merge: up to three nodes.

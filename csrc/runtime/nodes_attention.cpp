@@ -7,9 +7,17 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Into how many equal parts the heads of a KV head are divided, so that `attend` may hold one.
+int64_t shares(int64_t heads, int64_t kv_heads) {
+  const int64_t group = heads / kv_heads;
+  int64_t parts = ceil_div(group, kQueryTile);
+  while (group % parts != 0) ++parts;
+  return parts;
+}
+
 // Query rows that are attended for together, as many as `attend` may hold.
 int64_t query_tile(int64_t heads, int64_t kv_heads) {
-  return std::max<int64_t>(1, kQueryTile / (heads / kv_heads));
+  return std::max<int64_t>(1, kQueryTile / (heads / (kv_heads * shares(heads, kv_heads))));
 }
 
 // With as many tiles of heads there is enough to share out.
@@ -31,7 +39,8 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.out_stride = s.out.width;
   a.table = span.tables[layer.group];
   a.heads = s.heads;
-  a.kv_heads = s.kv_heads;
+  a.shares = shares(s.heads, s.kv_heads);
+  a.kv_heads = s.kv_heads * a.shares;
   a.shape = layer.kept.kv;
   a.past = span.past;
   a.window = s.window;
@@ -98,6 +107,7 @@ class AttendNode final : public Node {
 
   int64_t begin(const Context& c) override {
     tile_ = query_tile(s_.heads, s_.kv_heads);
+    parts_ = s_.kv_heads * shares(s_.heads, s_.kv_heads);
     int64_t tiles = 0, longest = 0, most_rows = 0;
     for (const Span& span : c.step->spans) {
       tiles += ceil_div(span.rows, tile_);
@@ -107,22 +117,22 @@ class AttendNode final : public Node {
     cut_->splits = ceil_div(longest, kKvBlock * kSplitBlocks);
     // Splitting pays when sequences are long and there are too few tiles to share out.
     cut_->split = cut_->splits > 1 && most_rows <= tile_ &&
-                  tiles * s_.kv_heads < kTilesPerThread * c.threads;
+                  tiles * parts_ < kTilesPerThread * c.threads;
     if (cut_->split) {
       cut_->partial_stride = most_rows * s_.heads * cut_->splits * partial_floats(s_.v_dim);
       cut_->partials = c.arena->partials(static_cast<size_t>(cut_->partial_stride) *
                                          c.step->spans.size());
-      return static_cast<int64_t>(c.step->spans.size()) * s_.kv_heads * cut_->splits;
+      return static_cast<int64_t>(c.step->spans.size()) * parts_ * cut_->splits;
     }
-    return tiles * s_.kv_heads;
+    return tiles * parts_;
   }
 
   void chunk(const Context& c, int64_t index, int thread) override {
     float* scratch = c.arena->scratch(thread);
-    const int64_t kv_head = index % s_.kv_heads;
+    const int64_t kv_head = index % parts_;
     if (cut_->split) {
-      const int64_t split = index / s_.kv_heads % cut_->splits;
-      const int64_t which = index / (s_.kv_heads * cut_->splits);
+      const int64_t split = index / parts_ % cut_->splits;
+      const int64_t which = index / (parts_ * cut_->splits);
       const Span& span = c.step->spans[static_cast<size_t>(which)];
       float* partials = cut_->partials + which * cut_->partial_stride;
       kernels(c).attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
@@ -130,7 +140,7 @@ class AttendNode final : public Node {
       return;
     }
     // Late tiles see the most keys: first, so that the tail of the phase is short.
-    int64_t tile = index / s_.kv_heads;
+    int64_t tile = index / parts_;
     for (const Span& span : c.step->spans) {
       const int64_t tiles = ceil_div(span.rows, tile_);
       if (tile < tiles) {
@@ -146,7 +156,7 @@ class AttendNode final : public Node {
  private:
   AttentionSpec s_;
   std::shared_ptr<Cut> cut_;
-  int64_t tile_ = 1;
+  int64_t tile_ = 1, parts_ = 1;   // rows; parts of heads, each of one KV head
 };
 
 // Merges split results, and makes the int8 form that the next product reads.
@@ -189,7 +199,8 @@ int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threa
                        int64_t sequences, int64_t positions) {
   const int64_t splits = ceil_div(positions, kKvBlock * kSplitBlocks);
   if (splits <= 1) return 0;
-  const int64_t tiles = std::max<int64_t>(1, ceil_div(kTilesPerThread * threads, kv_heads) - 1);
+  const int64_t parts = kv_heads * shares(heads, kv_heads);
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(kTilesPerThread * threads, parts) - 1);
   const int64_t floats = std::min(sequences, tiles) * query_tile(heads, kv_heads) * heads *
                          splits * partial_floats(v_dim);
   return static_cast<int64_t>(Arena::partials_room(static_cast<size_t>(floats)));

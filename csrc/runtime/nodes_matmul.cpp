@@ -83,7 +83,7 @@ class MatmulNode final : public Node {
     const MatmulPart& p = s_.parts[static_cast<size_t>(v.part)];
     MatmulArgs a{};
     a.n = p.n;
-    a.k = s_.x.width;
+    a.k = s_.x.width / s_.groups;
     a.acts = kind_ == ActKind::q8 ? c.q8(s_.x, 0)
                                   : reinterpret_cast<const uint8_t*>(c.f32(s_.x, 0));
     a.act_stride = act_stride_;
@@ -94,12 +94,29 @@ class MatmulNode final : public Node {
     a.residual_stride = p.residual ? p.residual->width : 0;
     if (s_.narrow != Value::kNone && c.matrix->narrow_row != nullptr) {
       a.narrow = c.narrow(s_.narrow, s_.x, 0);
-      a.narrow_stride = static_cast<int64_t>(act_row_bytes(ActKind::bf16, a.k));
+      a.narrow_stride = static_cast<int64_t>(act_row_bytes(ActKind::bf16, s_.x.width));
     }
     const MatmulFn matmul = c.matrix->matmul(p.format);
-    const auto product = [&](int64_t p0, int64_t p1) {
+    const auto rows = [&](const MatmulArgs& args, int64_t p0, int64_t p1) {
       for (int64_t r = row0; r < row1; r += row_block_) {
-        matmul(a, r, std::min(r + row_block_, row1), p0, p1, scratch);
+        matmul(args, r, std::min(r + row_block_, row1), p0, p1, scratch);
+      }
+    };
+    const auto product = [&](int64_t p0, int64_t p1) {
+      if (s_.groups == 1) {
+        rows(a, p0, p1);
+        return;
+      }
+      const int64_t each = p.n / kPanel / s_.groups;
+      for (int64_t at = p0; at < p1;) {
+        const int64_t group = at / each;
+        const int64_t end = std::min((group + 1) * each, p1);
+        MatmulArgs part = a;
+        part.acts += group * (kind_ == ActKind::q8 ? a.k / kActBlock * sizeof(ActBlock)
+                                                   : static_cast<size_t>(a.k) * sizeof(float));
+        if (part.narrow != nullptr) part.narrow += group * a.k * sizeof(uint16_t);
+        rows(part, at, end);
+        at = end;
       }
     };
     if (v.place == nullptr) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,31 +10,34 @@ from numpy.typing import NDArray
 from strata.backends.base import KV_BLOCK, NO_BLOCK, Backend, Span, StateCache, Step
 from strata.backends.kv_types import KVType
 from strata.program import Builder, LayerState, Segment, Weight, state_groups
-from strata.quant import BlockType, by_name
+from strata.quant import BlockType, by_name, dequantize
+from strata.quant.encode import quantize
 
 Floats = NDArray[np.float32]
 
 
 class MemoryWeights:
-    """A WeightSource over float32 arrays."""
+    """A WeightSource over float32 arrays; those in ``formats`` are kept in such blocks."""
 
-    def __init__(self, arrays: dict[str, Floats]) -> None:
+    def __init__(self, arrays: dict[str, Floats], formats: Mapping[str, str] | None = None) -> None:
         self.arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}
+        self.formats = formats or {}
 
     def __call__(self, name: str) -> Weight:
         return Weight(name, self.arrays[name].shape, name)
 
     def type(self, weight: Weight) -> BlockType:
-        return by_name("F32")
+        return by_name(self.formats.get(weight.source, "F32"))
 
     def place(self, weight: Weight) -> None:
         """In no file."""
 
     def raw(self, weight: Weight) -> NDArray[np.uint8]:
-        return self.arrays[weight.source].reshape(-1).view(np.uint8)
+        matrix = self.arrays[weight.source].reshape(-1, weight.shape[-1])
+        return quantize(self.type(weight), matrix).reshape(-1)
 
     def floats(self, weight: Weight) -> Floats:
-        return self.arrays[weight.source]
+        return dequantize(self.type(weight), self.raw(weight), weight.shape)
 
 
 class Lab:
@@ -44,10 +47,15 @@ class Lab:
     """
 
     def __init__(
-        self, x: Floats, arrays: dict[str, Floats], body, state: Sequence[LayerState] = ()
+        self,
+        x: Floats,
+        arrays: dict[str, Floats],
+        body,
+        state: Sequence[LayerState] = (),
+        formats: Mapping[str, str] | None = None,
     ):  # type: ignore[no-untyped-def]
         self.x = x
-        self.weights = MemoryWeights({"x": x, **arrays})
+        self.weights = MemoryWeights({"x": x, **arrays}, formats)
         first = Builder("embed", self.weights)
         self.embed = first.build(x=first.embed("x"))
         middle = Builder("layer", self.weights, {"x": ("T", x.shape[1])})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -58,18 +59,20 @@ class WeightSource:
     def place(self, weight: Weight) -> Place | None:
         """Where a matrix is; None for one that only ``raw`` can give."""
         info = self._file.tensors[weight.source]
-        if weight.transform == "add_one" or len(weight.shape) != 2:
+        if weight.transform == "add_one" or len(weight.shape) < 2:
             return None
         stored = self._file.stored(weight.source)
-        first = 0 if weight.rows is None else weight.rows[0]
+        # Whole entries of the first axis: so many rows of the matrix that they are.
+        first = 0 if weight.rows is None else weight.rows[0] * prod(weight.shape[1:-1])
+        rows, width = weight.matrix
         if weight.transform == "transpose":
             self._check_transposable(weight)
             return Place(stored.file, stored.offset, "columns", info.shape[1], first)
         if stored.factors is not None:
-            factors = _factors_from(stored.factors, first, weight.shape[0], info.shape[0])
-            offset = stored.offset + first * weight.shape[1]
+            factors = _factors_from(stored.factors, first, rows, prod(info.shape[:-1]))
+            offset = stored.offset + first * width
             return Place(stored.file, offset, "scaled", factors=factors)
-        row = info.type.tensor_nbytes((weight.shape[1],))
+        row = info.type.tensor_nbytes((width,))
         return Place(stored.file, stored.offset + first * row)
 
     def _check_transposable(self, weight: Weight) -> None:

@@ -97,7 +97,7 @@ class Builder:
         return self._emit("layer_norm", [x, self._weight(weight), *self._optional(bias)], eps=eps)
 
     def matmul(self, x: str, weight: str, bias: str | None = None) -> str:
-        """x @ weight.T + bias."""
+        """x @ weight.T + bias; a weight of three axes has a matrix for each head of x."""
         return self._emit("matmul", [x, self._weight(weight), *self._optional(bias)])
 
     def rope(
@@ -154,6 +154,16 @@ class Builder:
             window=window,
             softcap=softcap,
         )
+
+    def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:
+        """Columns ``start .. start + width`` of each head; x itself where that is all."""
+        if start == 0 and width == head_dim:
+            return x
+        return self._emit("columns", [x], head_dim=head_dim, start=start, width=width)
+
+    def join(self, a: str, b: str, *, heads: int, shared: bool = False) -> str:
+        """Each of ``heads`` heads of a with that of b behind it, or with all of a ``shared`` b."""
+        return self._emit("join", [a, b], heads=heads, shared=shared)
 
     def short_conv(self, x: str, weight: str, *, layer: int) -> str:
         """Depthwise causal convolution along the sequence; ``weight`` is [width, taps]."""

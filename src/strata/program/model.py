@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 from strata.program.ops import Reads, float_operands, reads
@@ -29,6 +30,12 @@ class Weight:
     source: str
     rows: tuple[int, int] | None = None
     transform: Transform = "none"
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and width of the matrix that all of it is: those of several lie one behind the
+        other."""
+        return prod(self.shape[:-1]), self.shape[-1]
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ def lower(segment: Segment, forms: Mapping[str, str]) -> Lowered:
         readers.setdefault(name, []).append(len(program.ops))
     # Products of one node have their weights from one unit, which stays or streams as a whole.
     units = {w.name: unit.name for unit in segment.units for w in unit.weights}
-    kinds = {name: (form, units.get(name)) for name, form in forms.items()}
+    kinds = {
+        name: (form, units.get(name), len(program.values[name].shape))
+        for name, form in forms.items()
+    }
     nodes = _group(_fold_adds(program, readers), readers, kinds)
     return _forms(program, nodes, forms)
 
@@ -109,7 +112,7 @@ def _fold_adds(program: Program, readers: Mapping[str, list[int]]) -> list[Node]
 def _group(
     nodes: list[Node],
     readers: Mapping[str, list[int]],
-    kinds: Mapping[str, tuple[str, str | None]],
+    kinds: Mapping[str, tuple[str, str | None, int]],
 ) -> list[Node]:
     """Join neighbouring products of one input and of weights of one kind, and a glu with the two
     products it takes."""
@@ -120,6 +123,7 @@ def _group(
             last is not None
             and node.products
             and last.products
+            and kinds[node.op.inputs[1]][-1] == 2
             and last.glu is None
             and len(last.products) < MAX_PARTS
             and node.op.inputs[0] == last.op.inputs[0]

@@ -89,6 +89,31 @@ def short_conv(b: Building, op: Op) -> None:
     )
 
 
+def columns(b: Building, op: Op) -> None:
+    """A part of each head."""
+    x = op.inputs[0]
+    head_dim, start, width = (op.attrs[name] for name in ("head_dim", "start", "width"))
+    parts = [(b.ids[x], head_dim, start, width)]
+    b.native.heads(parts, b.ids[op.output], b.program.values[x].width // head_dim)
+
+
+def join(b: Building, op: Op) -> None:
+    """Heads of one behind those of the other."""
+    first, second = (b.program.values[name].width for name in op.inputs)
+    heads = op.attrs["heads"]
+    each = second if op.attrs["shared"] else second // heads
+    stride = 0 if op.attrs["shared"] else each
+    parts = [
+        (b.ids[op.inputs[0]], first // heads, 0, first // heads),
+        (b.ids[op.inputs[1]], stride, 0, each),
+    ]
+    b.native.heads(parts, b.ids[op.output], heads)
+
+
 NODES: Mapping[str, Callable[[Building, Op], None]] = {
-    build.__name__: build for build in (embed, add_positions, select, rope, attention, short_conv)
+    build.__name__: build
+    for build in (
+        *(embed, add_positions, select, rope, attention, short_conv),
+        *(columns, join),
+    )
 }

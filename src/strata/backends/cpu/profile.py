@@ -258,7 +258,7 @@ def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
 def _matrix(weight: Weight, unit: WeightUnit, weights: WeightSource) -> MatrixProfile:
     check_axes(weight, unit)
     kind = weights.type(weight)
-    rows, width = weight.shape
+    rows, width = weight.matrix
     file_bytes = kind.tensor_nbytes(weight.shape)
     known = _native.format_info(native_id(kind)) is not None
     packed = int(_native.packed_bytes(native_id(kind), rows, width)) if known else file_bytes
@@ -274,11 +274,6 @@ def check_axes(weight: Weight, unit: WeightUnit) -> None:
             f"tensor '{weight.source}' of shape {list(weight.shape)} holds {unit.experts} experts, "
             f"of which a router chooses some: the native kernels do not know them; use a model "
             f"without experts"
-        )
-    if len(weight.shape) != 2:
-        raise WeightError(
-            f"tensor '{weight.source}' of shape {list(weight.shape)} is no matrix: the native "
-            f"kernels do not know it; use a model without it"
         )
 
 

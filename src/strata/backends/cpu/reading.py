@@ -65,7 +65,7 @@ class WeightReader:
         found = source.place(weight)
         if found is None:
             return None
-        n, k = weight.shape
+        n, k = weight.matrix
         try:
             return _native.WeightPlace(
                 self._file(found.file),
@@ -87,7 +87,7 @@ class WeightReader:
 
     def allocate(self, weight: Weight, source: WeightSource) -> _native.PackedWeight:
         """Memory for a matrix in packed form, not filled."""
-        n, k = weight.shape
+        n, k = weight.matrix
         try:
             return _native.PackedWeight(native_id(source.type(weight)), n, k)
         except ValueError as error:
@@ -128,7 +128,7 @@ class WeightReader:
 
 def packed_nbytes(weight: Weight, source: WeightSource) -> int:
     """Bytes that a matrix takes in packed form."""
-    n, k = weight.shape
+    n, k = weight.matrix
     try:
         return int(_native.packed_bytes(native_id(source.type(weight)), n, k))
     except ValueError as error:

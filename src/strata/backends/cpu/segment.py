@@ -217,7 +217,10 @@ class NativeSegment:
                 self._ids[node.glu.output],
             )
         tiles = self._cut([part[0] for part in parts], together=glu is not None)
-        self._native.matmul(self._ids[node.op.inputs[0]], parts, glu, len(tiles), narrow)
+        x, weight = node.op.inputs[:2]
+        shape = self.segment.program.values[weight].shape
+        groups = int(shape[0]) if len(shape) == 3 else 1
+        self._native.matmul(self._ids[x], parts, glu, len(tiles), narrow, groups)
         self._mark("matmul")
 
     def _cut(self, weights: list[Any], *, together: bool) -> list[Tile]:

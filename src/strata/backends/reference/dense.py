@@ -35,7 +35,12 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Fl
 
 
 def matmul(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
-    """x @ weight.T + bias."""
+    """x @ weight.T + bias; with a weight [groups, n, k] each k columns by their own matrix."""
+    if weight.ndim == 3:
+        groups = x.reshape(len(x), len(weight), -1)
+        return np.ascontiguousarray(
+            np.stack([groups[:, g] @ w.T for g, w in enumerate(weight)], axis=1)
+        ).reshape(len(x), -1)
     out: Floats = x @ weight.T
     return out if bias is None else out + bias
 

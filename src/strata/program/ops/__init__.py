@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 from strata.program.ops.attention import ATTENTION
 from strata.program.ops.dense import ACTIVATIONS, DENSE
+from strata.program.ops.heads import HEADS
 from strata.program.ops.recurrent import RECURRENT
 from strata.program.ops.signature import Op, Reads, Signature
 from strata.program.program import Program, ProgramError, Shape, Value
 
-SIGNATURES: Mapping[str, Signature] = {**DENSE, **ATTENTION, **RECURRENT}
+SIGNATURES: Mapping[str, Signature] = {**DENSE, **HEADS, **ATTENTION, **RECURRENT}
 
 
 def reads(op: Op) -> dict[str, Reads]:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
-from strata.program.ops.signature import Signature, per_element, rows_of, same, table_of, unary
+from strata.program.ops.signature import (
+    Signature,
+    per_element,
+    rows_of,
+    same,
+    sizes,
+    table_of,
+    unary,
+)
 from strata.program.program import ProgramError, Shape, Value
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
@@ -38,13 +47,16 @@ def _norm(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 def _matmul(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     del attrs
     x, w, *bias = values
-    if len(w.shape) != 2 or w.width != x.width:
+    groups, *matrix = sizes(w) if len(w.shape) == 3 else (1, *sizes(w))
+    if len(matrix) != 2 or x.width != groups * w.width:
         raise ProgramError(f"'{x.name}' {x.shape} cannot be multiplied with '{w.name}' {w.shape}")
-    if bias and bias[0].shape != (w.shape[0],):
+    if groups > 1 and bias:
+        raise ProgramError(f"'{w.name}' {w.shape}: a product of several groups has no bias")
+    if bias and bias[0].shape != (matrix[0],):
         raise ProgramError(
             f"bias '{bias[0].name}' {bias[0].shape} does not fit '{w.name}' {w.shape}"
         )
-    return (*rows_of(x), w.shape[0])
+    return (*rows_of(x), groups * matrix[0])
 
 
 def _activation(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
@@ -78,10 +90,7 @@ def _select(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 
 def _matmul_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
     del attrs, context
-    n, k = values[1].shape
-    assert isinstance(n, int)
-    assert isinstance(k, int)
-    return 2 * rows * n * k
+    return 2 * rows * prod(sizes(values[1]))
 
 
 DENSE: Mapping[str, Signature] = {
@@ -107,7 +116,8 @@ DENSE: Mapping[str, Signature] = {
     "rms_norm": Signature(("x", "weight"), ("eps",), _norm, per_element(4)),
     # (x - mean) / sqrt(var + eps) * weight + bias
     "layer_norm": Signature(("x", "weight", "bias?"), ("eps",), _norm, per_element(6)),
-    # out = x @ weight.T + bias
+    # out = x @ weight.T + bias; a weight of three axes has a matrix for each group of columns (for
+    # each head), which gives as many groups of columns of the output
     "matmul": Signature(("x", "weight", "bias?"), (), _matmul, _matmul_flops),
     # rotate the first 2*len(inv_freq) dims of each head; angle = position * inv_freq / factors;
     # 'neox' pairs (i, i + n/2), 'interleaved' pairs (2i, 2i+1); cos and sin times mscale

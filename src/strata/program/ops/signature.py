@@ -60,6 +60,11 @@ def rows_of(v: Value) -> Shape:
     return v.shape[:-1]
 
 
+def sizes(weight: Value) -> tuple[int, ...]:
+    """The shape of a weight, which depends on no step."""
+    return tuple(n for n in weight.shape if isinstance(n, int))
+
+
 def same(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     """The shape that all operands have."""
     del attrs
