@@ -203,7 +203,8 @@ class SegmentBuilder {
     scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
     for (auto& node : make_attention(s)) segment_.add(std::move(node));
   }
-  void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight) {
+  void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
+                  const std::optional<Array1<float>>& bias) {
     const int64_t width = at(x).width;
     const auto taps = static_cast<int64_t>(weight.size()) / width;
     require(at(out).width == width && static_cast<int64_t>(weight.size()) == taps * width,
@@ -212,8 +213,76 @@ class SegmentBuilder {
             "short_conv: 2 to " + std::to_string(kMostTaps) + " taps, not " + std::to_string(taps));
     require(layer >= 0 && !at(x).selected && !at(out).selected && at(x).f32 != at(out).f32,
             "short_conv: no such layer or rows");
+    require(!bias || static_cast<int64_t>(bias->size()) == width, "short_conv: bias width");
     recurrent_.push_back({layer, (taps - 1) * width});
-    segment_.add(make_short_conv({f32_value(x), f32_value(out), layer, taps, floats(weight)}));
+    segment_.add(make_short_conv(
+        {f32_value(x), f32_value(out), layer, taps, floats(weight), floats(bias)}));
+  }
+  // Of heads with a state of [k_dim][v_dim]: operands and parameters as step_kernels.h has them.
+  void scan(int kind, const std::vector<int64_t>& in, int64_t out, int64_t layer, int64_t heads,
+            int64_t key_heads, int64_t k_dim, int64_t v_dim, bool tiled, bool by_key,
+            const std::vector<Array1<float>>& parameters) {
+    require(kind >= 0 && kind < kScans, "scan: no such kind");
+    const auto what = static_cast<Scan>(kind);
+    require(layer >= 0 && heads > 0 && key_heads > 0 && heads % key_heads == 0 && k_dim > 0 &&
+                k_dim <= kMostKeys && v_dim > 0 && v_dim < (int64_t{1} << 30) / (heads * k_dim),
+            "scan: impossible heads");
+    const int64_t keys = key_heads * k_dim, all = heads * k_dim, values = heads * v_dim;
+    std::vector<int64_t> widths, floats_of;
+    switch (what) {
+      case Scan::ssm_head:
+        widths = {values, heads, keys, keys};
+        floats_of = {heads, heads};
+        break;
+      case Scan::ssm_channels:
+        require(heads == 1, "scan: channels are columns of one head");
+        widths = {values, values, keys, keys};
+        floats_of = {k_dim * v_dim, v_dim};
+        break;
+      case Scan::gated_delta: widths = {keys, keys, values, by_key ? all : heads, heads}; break;
+      case Scan::wkv6:
+        widths = {all, all, values, all};
+        floats_of = {all};
+        break;
+      case Scan::wkv7: widths = {all, all, all, values, all, all}; break;
+    }
+    const bool square = what == Scan::wkv6 || what == Scan::wkv7;
+    require(!square || k_dim == v_dim, "scan: keys and values differ");
+    require(in.size() == widths.size() && parameters.size() == floats_of.size(),
+            "scan: number of operands");
+    ScanSpec s{what, {}, f32_value(out), layer, heads, key_heads, k_dim, v_dim, tiled, by_key, {}};
+    require(s.out.width == values && !s.out.selected, "scan: width of the output");
+    for (size_t i = 0; i < in.size(); ++i) {
+      s.in.push_back(f32_value(in[i]));
+      require(s.in[i].width == widths[i] && !s.in[i].selected && s.in[i].f32 != s.out.f32,
+              "scan: widths differ");
+    }
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      require(static_cast<int64_t>(parameters[i].size()) == floats_of[i], "scan: parameters");
+      s.parameters.push_back(floats(parameters[i]));
+    }
+    recurrent_.push_back({layer, heads * k_dim * v_dim});
+    segment_.add(make_scan(std::move(s)));
+  }
+  void grouped(int function, int64_t x, int64_t out, int64_t group, int64_t start, float eps,
+               float factor, const std::optional<Array1<float>>& weight) {
+    require(function >= 0 && function <= static_cast<int>(GroupFunction::decay), "group function");
+    GroupSpec s{static_cast<GroupFunction>(function), f32_value(x), f32_value(out), group, start,
+                eps, factor, floats(weight)};
+    const bool columns = s.function == GroupFunction::columns;
+    const auto given = static_cast<int64_t>(s.weight.size());
+    require(group > 0 && s.x.width % group == 0 && s.x.selected == s.out.selected,
+            "group: widths differ");
+    require(columns ? s.x.f32 != s.out.f32 && start >= 0 &&
+                          s.out.width % (s.x.width / group) == 0 &&
+                          start + s.out.width / (s.x.width / group) <= group
+                    : s.x.width == s.out.width,
+            "group: widths differ");
+    require(given == (s.function == GroupFunction::grouped_rms_norm ? s.x.width
+                      : s.function == GroupFunction::decay          ? s.x.width / group
+                                                                    : 0),
+            "group: weights");
+    segment_.add(make_group(std::move(s)));
   }
 
   int64_t scratch_floats() const { return scratch_; }
@@ -249,7 +318,7 @@ class SegmentBuilder {
     for (const auto& [layer, floats] : recurrent_) {
       require(layer < static_cast<int64_t>(state.layers().size()) &&
                   state.layer(layer).group >= 0 && state.layer(layer).kept.floats == floats,
-              "short_conv: the state is of another shape");
+              "recurrence: the state is of another shape");
     }
     float* external = nullptr;
     for (const Value& v : values_) {
@@ -315,12 +384,13 @@ class SegmentBuilder {
   RowSpec row_spec(int function, int64_t a, int64_t out, std::optional<int64_t> b,
                    const std::optional<Array1<float>>& weight,
                    const std::optional<Array1<float>>& bias, int activation, float number) {
-    require(function >= 0 && function <= static_cast<int>(RowFunction::softcap), "row function");
-    require(activation >= 0 && activation <= static_cast<int>(Activation::relu2), "activation");
+    require(function >= 0 && function <= static_cast<int>(RowFunction::mul), "row function");
+    require(activation >= 0 && activation <= static_cast<int>(Activation::sigmoid), "activation");
     RowSpec s{static_cast<RowFunction>(function), f32_value(a), {}, at(out), floats(weight),
               floats(bias), static_cast<Activation>(activation), number};
     require(s.a.width == s.out.width && s.a.selected == s.out.selected, "row: shapes differ");
-    const bool two = s.function == RowFunction::glu || s.function == RowFunction::add;
+    const bool two = s.function == RowFunction::glu || s.function == RowFunction::add ||
+                     s.function == RowFunction::mul;
     require(two == b.has_value(), "row: number of operands");
     if (b) {
       s.b = f32_value(*b);
@@ -416,7 +486,12 @@ void bind_segments(nb::module_& m) {
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
            "softcap"_a)
-      .def("short_conv", &SegmentBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a)
+      .def("short_conv", &SegmentBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
+           "bias"_a = nb::none())
+      .def("scan", &SegmentBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,
+           "key_heads"_a, "k_dim"_a, "v_dim"_a, "tiled"_a, "by_key"_a, "parameters"_a)
+      .def("grouped", &SegmentBuilder::grouped, "function"_a, "x"_a, "out"_a, "group"_a,
+           "start"_a = 0, "eps"_a = 0.0f, "factor"_a = 1.0f, "weight"_a = nb::none())
       .def_prop_ro("scratch_floats", &SegmentBuilder::scratch_floats)
       .def_prop_ro("nodes", &SegmentBuilder::nodes)
       .def("set_timing", &SegmentBuilder::set_timing, "on"_a)

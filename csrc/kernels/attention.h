@@ -3,6 +3,7 @@
 // in order (Flash-Decoding), so the bits of a row depend on its position and its keys alone.
 #pragma once
 #include "kernels/kv_block.h"
+#include "kernels/scans.h"
 
 namespace strata::STRATA_ISA {
 
@@ -284,7 +285,9 @@ template <class Kv> constexpr KvKernels kv_kernels() {
 
 static const StepKernels* step_table() {
   static const StepKernels table = {
-      rms_norm, layer_norm, glu, activate, add_rows, scale_row, softcap_row, rope, short_conv,
+      rms_norm, layer_norm, glu, activate, add_rows, mul_rows, scale_row, softcap_row, rope,
+      short_conv, grouped_rms_norm, l2_norm, decay_row,
+      {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7},
       merge_splits,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>()}};
   return &table;

@@ -110,6 +110,11 @@ template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
         return r * r;
       });
       break;
+    case Activation::sigmoid:
+      f([](const F32x16& x) {
+        return broadcast(1.0f) / (broadcast(1.0f) + exp(zero16() - x));
+      });
+      break;
   }
 }
 
@@ -128,6 +133,12 @@ static void activate(Activation a, const float* x, int64_t n, float* out) {
 static void add_rows(const float* a, const float* b, int64_t n, float* out) {
   each_vector(n, [&](int64_t i, int lanes) {
     store_part(out + i, load_part(a + i, lanes) + load_part(b + i, lanes), lanes);
+  });
+}
+
+static void mul_rows(const float* a, const float* b, int64_t n, float* out) {
+  each_vector(n, [&](int64_t i, int lanes) {
+    store_part(out + i, load_part(a + i, lanes) * load_part(b + i, lanes), lanes);
   });
 }
 
@@ -162,10 +173,10 @@ static void rope(const float* x, const float* cos, const float* sin, int64_t hal
   }
 }
 
-static void short_conv(const float* const* rows, const float* weight, int64_t stride, int64_t taps,
-                       int64_t n, float* out) {
+static void short_conv(const float* const* rows, const float* weight, const float* bias,
+                       int64_t stride, int64_t taps, int64_t n, float* out) {
   each_vector(n, [&](int64_t i, int lanes) {
-    F32x16 sum = zero16();
+    F32x16 sum = bias == nullptr ? zero16() : load_part(bias + i, lanes);
     for (int64_t j = 0; j < taps; ++j)
       sum = fma(load_part(weight + j * stride + i, lanes), load_part(rows[j] + i, lanes), sum);
     store_part(out + i, sum, lanes);

@@ -10,7 +10,7 @@ inline constexpr int64_t kKvBlock = 64;
 // that the bits do not depend on who computed which split.
 inline constexpr int64_t kSplitBlocks = 8;
 
-enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4 };
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, sigmoid = 5 };
 
 // How keys and values are kept. q8_0 is int8 with an f16 scale for each kKvGroup elements of one
 // position, so that a position is written once and never again.
@@ -82,6 +82,26 @@ struct KvKernels {
                        int64_t split, int64_t splits, float* partials, float* scratch);
 };
 
+// A recurrence over the rows of a span for the columns [column, column + lanes) of one head's state,
+// lanes <= 16. Their state is [k_dim][lanes], which lies together.
+struct ScanArgs {
+  const float* in[6];       // the span's first row
+  int64_t stride[6];
+  float* out;
+  int64_t out_stride;
+  const float* parameters[2];
+  const float* before;      // null: zeros
+  float* after;
+  int64_t rows, heads, key_heads, k_dim, v_dim;
+  bool tiled, by_key;
+  const float* at(int operand, int64_t row) const { return in[operand] + row * stride[operand]; }
+  float* row_out(int64_t row) const { return out + row * out_stride; }
+};
+// Rows that the state of a head may have.
+inline constexpr int64_t kMostKeys = 1024;
+enum class Scan : int32_t { ssm_head = 0, ssm_channels = 1, gated_delta = 2, wkv6 = 3, wkv7 = 4 };
+inline constexpr int kScans = 5;
+
 struct StepKernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   // bias may be nullptr
@@ -90,15 +110,25 @@ struct StepKernels {
   void (*glu)(Activation, const float* gate, const float* up, int64_t n, float* out);
   void (*activate)(Activation, const float* x, int64_t n, float* out);
   void (*add)(const float* a, const float* b, int64_t n, float* out);
+  void (*mul)(const float* a, const float* b, int64_t n, float* out);
   void (*scale)(const float* x, float factor, int64_t n, float* out);
   void (*softcap)(const float* x, float cap, int64_t n, float* out);
   // Rotates one head; cos and sin hold `half` values each, the dims after 2 * half are copied.
   // out may equal x.
   void (*rope)(const float* x, const float* cos, const float* sin, int64_t half, int64_t head_dim,
                bool interleaved, float* out);
-  // out[i] = sum over j < taps of weight[j * stride + i] * rows[j][i], from j = 0 on.
-  void (*short_conv)(const float* const* rows, const float* weight, int64_t stride, int64_t taps,
-                     int64_t n, float* out);
+  // out[i] = bias[i] + sum over j < taps of weight[j * stride + i] * rows[j][i], from j = 0 on;
+  // bias may be nullptr.
+  void (*short_conv)(const float* const* rows, const float* weight, const float* bias,
+                     int64_t stride, int64_t taps, int64_t n, float* out);
+  // Each group of columns has weights of its own.
+  void (*grouped_rms_norm)(const float* x, const float* weight, float eps, int64_t group, int64_t n,
+                           float* out);
+  // x / sqrt(sum of squares + eps) * factor, a group at a time.
+  void (*l2_norm)(const float* x, float eps, float factor, int64_t group, int64_t n, float* out);
+  // exp(a[i / each] * log(1 + e^x[i]))
+  void (*decay)(const float* x, const float* a, int64_t each, int64_t n, float* out);
+  void (*scan[kScans])(const ScanArgs&, int64_t head, int64_t column, int lanes);   // by Scan
   // Merges the partials of one row and one head and writes out.
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,
                        const float* partials, float* scratch);

@@ -47,7 +47,8 @@ class FileRows final : public RowTable {
 using Floats = std::vector<float>;   // a small parameter (norm weight, bias), owned by its node
 
 enum class RowFunction : int32_t {
-  copy = 0, rms_norm = 1, layer_norm = 2, glu = 3, activation = 4, add = 5, scale = 6, softcap = 7
+  copy = 0, rms_norm = 1, layer_norm = 2, glu = 3, activation = 4, add = 5, scale = 6, softcap = 7,
+  mul = 8
 };
 
 // A function of single rows: out = f(a, b). Writes whichever forms of `out` are kept.
@@ -113,9 +114,30 @@ struct HeadsSpec {
 struct ShortConvSpec {
   Value x, out;
   int64_t layer, taps;
-  Floats weight;
+  Floats weight, bias;   // bias may be empty
 };
 inline constexpr int64_t kMostTaps = 64;
+
+// A recurrence with a matrix of state [k_dim][v_dim] for each head.
+struct ScanSpec {
+  Scan kind;
+  std::vector<Value> in;
+  Value out;
+  int64_t layer, heads, key_heads, k_dim, v_dim;
+  bool tiled, by_key;
+  std::vector<Floats> parameters;
+};
+
+// What is put around recurrences: functions of single rows that RowSpec does not know.
+enum class GroupFunction : int32_t { columns = 0, grouped_rms_norm = 1, l2_norm = 2, decay = 3 };
+struct GroupSpec {
+  GroupFunction function;
+  Value x, out;
+  int64_t group;              // columns of x that belong together
+  int64_t start = 0;          // columns: of each group `count` from here
+  float eps = 0, factor = 1;
+  Floats weight;
+};
 
 std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out);
 std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out);
@@ -127,6 +149,8 @@ std::unique_ptr<Node> make_narrow(Value x, int64_t narrow);
 std::unique_ptr<Node> make_heads(HeadsSpec spec);
 std::unique_ptr<Node> make_rope(RopeSpec spec);
 std::unique_ptr<Node> make_short_conv(ShortConvSpec spec);
+std::unique_ptr<Node> make_scan(ScanSpec spec);
+std::unique_ptr<Node> make_group(GroupSpec spec);
 // Store k and v (unless shared), attend, merge: up to three nodes.
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec);
 

@@ -169,8 +169,9 @@ class ShortConvNode final : public Node {
     const float* rows[kMostTaps];
     for (int64_t r = 0; r < span.rows; ++r) {
       for (int64_t j = 0; j < s_.taps; ++j) rows[j] = at(r + j);
-      c.step_kernels->short_conv(rows, s_.weight.data() + c0, s_.x.width, s_.taps, n,
-                                 c.f32(s_.out, span.row + r) + c0);
+      c.step_kernels->short_conv(rows, s_.weight.data() + c0,
+                                 s_.bias.empty() ? nullptr : s_.bias.data() + c0, s_.x.width,
+                                 s_.taps, n, c.f32(s_.out, span.row + r) + c0);
     }
     for (int64_t i = 0; i < before; ++i) {
       std::memcpy(target + i * s_.x.width, at(span.rows + i),
@@ -217,6 +218,7 @@ void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int6
     case RowFunction::glu: k.glu(s.activation, a, c.f32(s.b, row) + c0, n, out); break;
     case RowFunction::activation: k.activate(s.activation, a, n, out); break;
     case RowFunction::add: k.add(a, c.f32(s.b, row) + c0, n, out); break;
+    case RowFunction::mul: k.mul(a, c.f32(s.b, row) + c0, n, out); break;
     case RowFunction::scale: k.scale(a, s.number, n, out); break;
     case RowFunction::softcap: k.softcap(a, s.number, n, out); break;
   }

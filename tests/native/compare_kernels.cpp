@@ -190,7 +190,7 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   const float* rows[] = {b.data(), a.data(), w.data()};
   const std::vector<float> taps = draw(3 * n, 9);
   both("short_conv", "", [&](const StepKernels& s, float* out) {
-    s.short_conv(rows, taps.data(), n, 3, n, out);
+    s.short_conv(rows, taps.data(), b.data(), n, 3, n, out);
   });
   for (const bool interleaved : {false, true}) {
     if (n < 2) continue;

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, Activations, Backend, Span, Step
+from strata.backends.base import KV_BLOCK, NO_BLOCK, Activations, Backend, Span, Step
 from strata.backends.reference import ReferenceBackend
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile
@@ -46,12 +47,25 @@ class Forward:
         """float32 [tokens, vocabulary]; ``chunks`` cuts the tokens into steps."""
         groups = len(self.model.groups)
         blocks = (-(-len(tokens) // KV_BLOCK),) * groups
+        blocks = tuple(
+            2 if group.recurrent else count
+            for group, count in zip(self.model.groups, blocks, strict=True)
+        )
         state = self.backend.state_cache(self.model.state, blocks)
+        recurrent = [group.recurrent for group in self.model.groups]
         rows, past = [], 0
-        for count in chunks or [len(tokens)]:
+        for number, count in enumerate(chunks or [len(tokens)]):
             values: Activations = {}
+            # Of a state of fixed size two slots in turn.
+            slots = np.array([1 - number % 2 if past else NO_BLOCK, number % 2], np.int32)
             for segment in self.segments:
                 part = step(tokens[past : past + count], past, groups=groups)
+                (span,) = part.spans
+                tables = tuple(
+                    slots if fixed else table
+                    for fixed, table in zip(recurrent, span.tables, strict=True)
+                )
+                part = replace(part, spans=(replace(span, tables=tables),))
                 values = self.backend.run(segment, part, state, values)
             rows.append(self.backend.export(values, ("logits",))["logits"])
             past += count

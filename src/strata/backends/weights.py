@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -16,6 +17,10 @@ from strata.formats.fp8 import BLOCK as FP8_BLOCK
 from strata.program import Weight
 from strata.quant import BlockType, by_name, dequantize
 
+_MAPS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "add_one": lambda x: x + np.float32(1),
+    "negative_exp": lambda x: -np.exp(x),
+}
 _FLOATS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
 
 
@@ -54,12 +59,12 @@ class WeightSource:
     def type(self, weight: Weight) -> BlockType:
         """Block type in which ``raw`` will give the weight."""
         stored = self._file.tensors[weight.source].type
-        return by_name("F32") if weight.transform == "add_one" else stored
+        return by_name("F32") if weight.transform in _MAPS else stored
 
     def place(self, weight: Weight) -> Place | None:
         """Where a matrix is; None for one that only ``raw`` can give."""
         info = self._file.tensors[weight.source]
-        if weight.transform == "add_one" or len(weight.shape) < 2:
+        if weight.transform in _MAPS or len(weight.shape) < 2:
             return None
         stored = self._file.stored(weight.source)
         # Whole entries of the first axis: so many rows of the matrix that they are.
@@ -92,9 +97,9 @@ class WeightSource:
             rows = stored.T if weight.rows is None else stored.T[slice(*weight.rows)]
             return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
         raw = self._file.read(info.name, weight.rows)
-        if weight.transform == "add_one":
-            shifted = dequantize(info.type, raw, weight.shape) + np.float32(1)
-            as_bytes: NDArray[np.uint8] = shifted.reshape(-1).view(np.uint8)
+        if weight.transform in _MAPS:
+            mapped = _MAPS[weight.transform](dequantize(info.type, raw, weight.shape))
+            as_bytes: NDArray[np.uint8] = mapped.reshape(-1).view(np.uint8)
             return as_bytes
         return raw
 

@@ -7,7 +7,25 @@ from dataclasses import replace
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
-from strata.models import gemma2, gemma3, gpt2, granite, llama, olmo2, opt, phi3, qwen2, qwen3
+from strata.models import (
+    falcon_h1,
+    gemma2,
+    gemma3,
+    gpt2,
+    granite,
+    granite_hybrid,
+    jamba,
+    lfm2,
+    llama,
+    mamba,
+    nemotron_h,
+    olmo2,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen35,
+)
 from strata.models.config import read_trained_context
 from strata.models.errors import (
     ConfigError,
@@ -58,6 +76,23 @@ FAMILIES: Mapping[str, Build] = {
     "gpt2": gpt2.build,
     "GPT2LMHeadModel": gpt2.build,
     "opt": opt.build,
+    "mamba": mamba.build,
+    "MambaForCausalLM": mamba.build,
+    "mamba2": mamba.build2,
+    "Mamba2ForCausalLM": mamba.build2,
+    "granitehybrid": granite_hybrid.build,
+    "GraniteMoeHybridForCausalLM": granite_hybrid.build,
+    "jamba": jamba.build,
+    "JambaForCausalLM": jamba.build,
+    "falcon-h1": falcon_h1.build,
+    "nemotron_h": nemotron_h.build,
+    "NemotronHForCausalLM": nemotron_h.build,
+    "lfm2": lfm2.build,
+    "Lfm2ForCausalLM": lfm2.build,
+    "qwen35": qwen35.build,
+    "qwen3_5_text": qwen35.build,
+    "Qwen3_5ForCausalLM": qwen35.build,
+    "Qwen3_5ForConditionalGeneration": qwen35.build,
     "OPTForCausalLM": opt.build,
 }
 

@@ -15,6 +15,7 @@ MAX_WIDTH = 1 << 20
 MAX_VOCABULARY = 1 << 24
 # "No limit" in some files is a number like 1e30 or 2^31; positions are 32-bit here.
 MAX_CONTEXT = (1 << 31) - 1
+ENDLESS = 1 << 20
 _READABLE = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
 
@@ -59,11 +60,13 @@ def read_config(
     tied: bool = False,
     head_dim: int | None = None,
     ffn_ratio: int | None = None,
+    mixed: bool = False,
 ) -> Config:
     """Read the shared hyperparameters.
 
     The rest are a family's defaults where config.json does not say: ``tied`` head, ``head_dim``
-    (else width / heads), feed-forward width as ``ffn_ratio`` times the width.
+    (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``mixed``: some layers
+    have no attention or no feed-forward, and sizes are those of the others (0 where none has any).
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
@@ -73,19 +76,20 @@ def read_config(
     _check_quantization(file)
     layers = keys.integer("layers", high=MAX_LAYERS)
     width = keys.integer("width", high=MAX_WIDTH)
-    heads = keys.integer("heads", high=MAX_WIDTH)
-    kv_heads = keys.integer("kv_heads", heads, high=MAX_WIDTH)
-    if heads % kv_heads:
+    heads = _size(keys, "heads", layers, 0 if mixed else REQUIRED, MAX_WIDTH, mixed)
+    kv_heads = _size(keys, "kv_heads", layers, heads, MAX_WIDTH, mixed)
+    if heads % max(kv_heads, 1):
         raise ConfigError(f"'{keys.find('kv_heads')[0]}' is {kv_heads}, no divisor of {heads}")
-    if keys.find("head_dim")[1] is None and head_dim is None and width % heads:
+    if keys.find("head_dim")[1] is None and head_dim is None and width % max(heads, 1):
         raise ConfigError(f"'{keys.find('heads')[0]}' is {heads}, no divisor of width {width}")
-    dim = keys.integer("head_dim", head_dim or width // heads, high=MAX_WIDTH)
+    dim = keys.integer("head_dim", head_dim or width // max(heads, 1), high=MAX_WIDTH)
     if keys.integer("value_dim", dim, high=MAX_WIDTH) != dim:
         raise ConfigError(f"'{keys.find('value_dim')[0]}' differs from the keys' {dim}")
     trained = read_trained_context(keys)
     if context is not None and not 1 <= context <= trained:
         raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
-    ffn = keys.integer("ffn", ffn_ratio * width if ffn_ratio else REQUIRED, high=16 * MAX_WIDTH)
+    usual = ffn_ratio * width if ffn_ratio else 0 if mixed else REQUIRED
+    ffn = _size(keys, "ffn", layers, usual, 16 * MAX_WIDTH, mixed)
     return Config(
         architecture=architecture,
         keys=keys,
@@ -103,9 +107,23 @@ def read_config(
     )
 
 
+def _size(keys: Keys, name: str, layers: int, default: int, high: int, mixed: bool) -> int:
+    """One size for all layers, or for all that have any."""
+    if not mixed:
+        return keys.integer(name, default, high=high)
+    found = {n for n in keys.integers(name, layers, default, high=high) if n}
+    if len(found) > 1:
+        key = keys.find(name)[0]
+        raise ConfigError(f"'{key}' differs from layer to layer: this is not supported")
+    return found.pop() if found else 0
+
+
 def read_trained_context(keys: Keys) -> int:
     """The positions that the file states."""
-    return min(int(keys.number("context", low=1, high=1e38)), MAX_CONTEXT)
+    # Configurations of pure state-space models state none: their state is of a fixed size.
+    endless = keys.kind == "huggingface" and keys.find("ssm_states")[1] is not None
+    stated = keys.number("context", ENDLESS if endless else REQUIRED, low=1, high=1e38)
+    return min(int(stated), MAX_CONTEXT)
 
 
 def _vocabulary(file: ModelFile, keys: Keys) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from strata.models.config import Config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Part, Tensor
-from strata.program import Builder, Model, PagedKV
+from strata.program import Builder, LayerState, Model, PagedKV
 from strata.program.model import Transform
 from strata.program.program import Shape
 
@@ -130,10 +130,11 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     norm_eps: float | None = None,
+    layer: int | None = None,
 ) -> str:
     """Projections, optional q and k norms (with ``norm_eps``), positions, attention, output.
 
-    ``scale`` is 1 / sqrt(head_dim) unless given. q, k and v read one value and stand together, so
+    ``scale`` is 1 / sqrt(head_dim) unless given, ``layer`` the number of its state, i. q, k and v read one value and stand together, so
     that a backend may run them as one product.
     """
     name = f"blk.{i}.attn_"
@@ -159,7 +160,7 @@ def attention(
         q,
         k,
         v,
-        layer=i,
+        layer=i if layer is None else layer,
         heads=c.heads,
         kv_heads=c.kv_heads,
         k_dim=c.head_dim,
@@ -203,8 +204,13 @@ def assemble(
     embed: Callable[[Builder], str],
     layer: Callable[[Builder, str, int], str],
     head: Callable[[Builder, str], str],
+    state: Sequence[LayerState] | None = None,
 ) -> Model:
-    """The Model: one Segment to embed, one a layer, one for the logits of the selected rows."""
+    """The Model: one Segment to embed, one a layer, one for the logits of the selected rows.
+
+    ``state`` is what layers keep, which may grow while they are built: keys and values of each
+    unless given.
+    """
     first = Builder("embed", catalog)
     segments = [first.build(x=embed(first))]
     width: dict[str, Shape] = {"x": ("T", c.width)}
@@ -216,7 +222,11 @@ def assemble(
     return Model(
         architecture=c.architecture,
         segments=tuple(segments),
-        state=tuple(PagedKV(c.kv_heads, c.head_dim, c.head_dim, window) for window in c.windows),
+        state=tuple(
+            [PagedKV(c.kv_heads, c.head_dim, c.head_dim, window) for window in c.windows]
+            if state is None
+            else state
+        ),
         vocab_size=c.vocab,
         width=c.width,
         context_length=c.context,

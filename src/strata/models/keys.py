@@ -55,6 +55,32 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "norm_before": (None, ("do_layer_norm_before",)),
     "no_last_norm": (None, ("_remove_final_layer_norm",)),
     "embedding_width": (None, ("word_embed_proj_dim",)),
+    "ssm_inner": ("ssm.inner_size", ("mamba_d_ssm",)),
+    "ssm_states": ("ssm.state_size", ("state_size", "mamba_d_state", "ssm_state_size")),
+    "ssm_taps": ("ssm.conv_kernel", ("conv_kernel", "mamba_d_conv")),
+    "ssm_heads": ("ssm.time_step_rank", ("mamba_n_heads", "mamba_num_heads", "num_heads")),
+    "ssm_head_dim": (None, ("mamba_d_head", "mamba_head_dim", "head_dim")),
+    "ssm_rank": ("ssm.time_step_rank", ("time_step_rank", "mamba_dt_rank")),
+    "ssm_groups": ("ssm.group_count", ("n_groups", "mamba_n_groups")),
+    "ssm_expand": (None, ("expand", "mamba_expand")),
+    "shared_ffn": (None, ("shared_intermediate_size",)),
+    "conv_taps": ("shortconv.l_cache", ("conv_L_cache",)),
+    "ffn_adjusted": (None, ("block_auto_adjust_ff_dim",)),
+    "ffn_multiple": (None, ("block_multiple_of",)),
+    "ffn_multiplier": (None, ("block_ffn_dim_multiplier",)),
+    "hybrid_pattern": (None, ("hybrid_override_pattern",)),
+    "attention_period": (None, ("attn_layer_period",)),
+    "attention_offset": (None, ("attn_layer_offset",)),
+    "further_layers": ("nextn_predict_layers", ()),
+    "recurrent_layers": ("attention.recurrent_layers", ()),
+    "full_interval": ("full_attention_interval", ("full_attention_interval",)),
+    "delta_inner": ("ssm.inner_size", ()),
+    "delta_k_dim": ("ssm.state_size", ("linear_key_head_dim",)),
+    "delta_v_dim": (None, ("linear_value_head_dim",)),
+    "delta_key_heads": ("ssm.group_count", ("linear_num_key_heads",)),
+    "delta_heads": ("ssm.time_step_rank", ("linear_num_value_heads",)),
+    "delta_taps": ("ssm.conv_kernel", ("linear_conv_kernel_dim",)),
+    "rope_used": ("rope.scaling.finetuned", ()),
     "rope_base": ("rope.freq_base", ("rope_theta",)),
     "rope_base_local": ("rope.freq_base_swa", ("rope_local_base_freq",)),
     "rope_dim": ("rope.dimension_count", ()),
@@ -145,6 +171,19 @@ class Keys:
                 raise ConfigError(f"'{key}' differs from layer to layer: this is not supported")
             value = value[0]
         return self._or(key, default) if value is None else whole(key, value, low, high)
+
+    def integers(
+        self, name: str, count: int, default: int = REQUIRED, *, high: int = 1 << 31
+    ) -> list[int]:
+        """``count`` whole numbers, one a layer; where the file has one it is for all. 0 says that
+        a layer has none."""
+        key, value = self.find(name)
+        if not isinstance(value, list):
+            one = self._or(key, default) if value is None else whole(key, value, 0, high)
+            return [one] * count
+        if len(value) != count:
+            raise ConfigError(f"'{key}' lists {len(value)} layers; the model has {count}")
+        return [whole(key, v, 0, high) for v in value]
 
     def number(
         self, name: str, default: float = REQUIRED, *, low: float = 0.0, high: float = 1e9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile, TensorInfo
 from strata.models.errors import (
@@ -50,6 +50,24 @@ class Tensor:
 Tensors = Mapping[str, Tensor]
 
 
+def on_layers(tensors: Tensors, layers: Iterable[int]) -> dict[str, Tensor]:
+    """The tensors of these layers alone, for models whose layers are of several kinds."""
+
+    def at(i: int, tensor: Tensor) -> Tensor:
+        part = tensor.part
+        if part is not None:
+            names = (_at(part.gguf, i), _at(part.huggingface, i))
+            part = Part(*names, part.start, part.total)
+        name = tensor.huggingface
+        return replace(tensor, huggingface=None if name is None else _at(name, i), part=part)
+
+    return {_at(name, i): at(i, tensor) for i in layers for name, tensor in tensors.items()}
+
+
+def _at(name: str, i: int) -> str:
+    return name.replace("{i}", str(i))
+
+
 class Catalog:
     """The Weights of a model by canonical name, checked against what the file holds.
 
@@ -74,7 +92,7 @@ class Catalog:
         ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
         # Before anything is missed: what is missing is often inside them.
         for name, info in file.tensors.items():
-            if len(info.shape) > 2 and not ignored.fullmatch(name):
+            if len(_squeezed(info.shape)) > 2 and not ignored.fullmatch(name):
                 raise TensorAxes(
                     f"tensor '{name}' of shape {list(info.shape)} has {len(info.shape)} axes: "
                     f"experts, convolutions and the like are not understood here; use a model "
@@ -136,8 +154,13 @@ class Catalog:
                 f"quantisation is not known here; use the unquantised model or a GGUF of it"
             )
         expected = shape[::-1] if transform == "transpose" else shape
-        if tuple(info.shape) != expected:
+        if _squeezed(info.shape) != _squeezed(expected):
             raise TensorShape(
                 f"tensor '{info.name}' has shape {list(info.shape)}, but the hyperparameters of "
                 f"this file ask for {list(expected)}"
             )
+
+
+def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """Without the axes of one entry, which some writers keep and others leave out."""
+    return tuple(n for n in shape if n != 1)

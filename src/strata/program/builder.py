@@ -165,9 +165,59 @@ class Builder:
         """Each of ``heads`` heads of a with that of b behind it, or with all of a ``shared`` b."""
         return self._emit("join", [a, b], heads=heads, shared=shared)
 
-    def short_conv(self, x: str, weight: str, *, layer: int) -> str:
+    def short_conv(self, x: str, weight: str, bias: str | None = None, *, layer: int) -> str:
         """Depthwise causal convolution along the sequence; ``weight`` is [width, taps]."""
-        return self._emit("short_conv", [x, self._weight(weight)], layer=layer)
+        operands = [x, self._weight(weight), *self._optional(bias)]
+        return self._emit("short_conv", operands, layer=layer)
+
+    def ssm_scan(
+        self,
+        *xs: str,
+        a: str,
+        d: str,
+        layer: int,
+        groups: int,
+        states: int,
+    ) -> str:
+        """Selective state spaces of Mamba-1 and -2; ``xs`` are x, dt, b and c."""
+        operands = [*xs, self._weight(a), self._weight(d)]
+        return self._emit("ssm_scan", operands, layer=layer, groups=groups, states=states)
+
+    def gated_delta(
+        self,
+        *xs: str,
+        layer: int,
+        heads: int,
+        key_heads: int,
+        tiled: bool = False,
+    ) -> str:
+        """The gated delta rule; ``xs`` are q, k, v, decay and beta."""
+        attrs = {"layer": layer, "heads": heads, "key_heads": key_heads, "tiled": tiled}
+        return self._emit("gated_delta", xs, **attrs)
+
+    def wkv6(self, *xs: str, u: str, layer: int, heads: int) -> str:
+        """RWKV-6's attention; ``xs`` are r, k, v and w."""
+        return self._emit("wkv6", [*xs, self._weight(u)], layer=layer, heads=heads)
+
+    def wkv7(self, *xs: str, layer: int, heads: int) -> str:
+        """RWKV-7's attention; ``xs`` are r, w, k, v, a and b."""
+        return self._emit("wkv7", xs, layer=layer, heads=heads)
+
+    def columns(self, x: str, start: int, count: int, group: int) -> str:
+        """Of each ``group`` of columns ``count`` from ``start`` on."""
+        return self._emit("columns", [x], group=group, start=start, count=count)
+
+    def grouped_rms_norm(self, x: str, weight: str, groups: int, eps: float) -> str:
+        """RMSNorm of each of ``groups``, which have weights of their own."""
+        return self._emit("grouped_rms_norm", [x, self._weight(weight)], groups=groups, eps=eps)
+
+    def l2_norm(self, x: str, group: int, eps: float, scale: float = 1.0) -> str:
+        """x / sqrt(sum(x^2) + eps) * scale over groups."""
+        return self._emit("l2_norm", [x], group=group, eps=eps, scale=scale)
+
+    def decay(self, x: str, a: str) -> str:
+        """exp(a * softplus(x))."""
+        return self._emit("decay", [x, self._weight(a)])
 
     def glu(self, gate: str, up: str, function: str) -> str:
         """act(gate) * up."""
@@ -180,6 +230,10 @@ class Builder:
     def add(self, a: str, b: str) -> str:
         """a + b."""
         return self._emit("add", [a, b])
+
+    def mul(self, a: str, b: str) -> str:
+        """a * b."""
+        return self._emit("mul", [a, b])
 
     def scale(self, x: str, factor: float) -> str:
         """x * factor; nothing is emitted for 1."""

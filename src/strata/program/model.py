@@ -12,7 +12,7 @@ from strata.program.ops import Reads, float_operands, reads
 from strata.program.program import Program
 from strata.program.state import LayerState, StateGroup, state_groups
 
-Transform = Literal["none", "transpose", "add_one"]
+Transform = Literal["none", "transpose", "add_one", "negative_exp"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Weight:
     ``name`` is the canonical (GGUF) name, unique in its Segment; ``shape`` is rows first.
     ``source`` names the tensor in the file, ``rows`` a part of its first axis (fused tensors), and
     ``transform`` what is done on the way in: ``transpose`` (GPT-2's Conv1D stores [in, out]) or
-    ``add_one`` (Gemma's norms in Hugging Face files store weight - 1). Both need a float tensor.
+    ``add_one`` (Gemma's norms in Hugging Face files store weight - 1) or ``negative_exp`` (decays
+    there are stored as log(-a)). All need a float tensor.
     """
 
     name: str
@@ -99,7 +100,9 @@ class Segment:
 class Model:
     """Segments in running order (embed, layers, head) and the sizes that others plan with.
 
-    ``state[i]`` is what layer i keeps of a sequence; the attribute ``layer`` of Ops is its number.
+    ``state[i]`` is what is kept of a sequence under the number i, which Ops have as their attribute
+    ``layer``: that of the layer where each keeps one thing. A layer with several (keys and values
+    beside a state, a convolution before a scan) has a number for each.
     """
 
     architecture: str

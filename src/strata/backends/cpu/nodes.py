@@ -79,13 +79,14 @@ def attention(b: Building, op: Op) -> None:
 
 def short_conv(b: Building, op: Op) -> None:
     """Its weight goes in as [taps][width]."""
-    x, weight = op.inputs
+    x, weight, *bias = op.inputs
     by_tap = b.parameters.floats[weight].reshape(b.program.values[x].width, -1).T
     b.native.short_conv(
         b.ids[x],
         b.ids[op.output],
         op.attrs["layer"],
         np.ascontiguousarray(by_tap).reshape(-1),
+        b.parameters.floats[bias[0]] if bias else None,
     )
 
 

@@ -12,14 +12,16 @@ from strata.program import Program
 ROW_FUNCTIONS = {
     name: i
     for i, name in enumerate(
-        ("copy", "rms_norm", "layer_norm", "glu", "activation", "add", "scale", "softcap")
+        ("copy", "rms_norm", "layer_norm", "glu", "activation", "add", "scale", "softcap", "mul")
     )
 }
 NONE, EXTERNAL = -1, -2
 
 # Ops that may write over an operand that nobody reads any more: each element (or row) is read
 # before it is written.
-IN_PLACE = frozenset({"rms_norm", "layer_norm", "activation", "add", "scale", "softcap", "rope"})
+IN_PLACE = frozenset(
+    {"rms_norm", "layer_norm", "activation", "add", "mul", "scale", "softcap", "rope"}
+)
 
 
 class Placement:

@@ -12,6 +12,7 @@ import strata._native as _native
 from strata.backends.base import Step
 from strata.backends.cpu.lower import Node, lower
 from strata.backends.cpu.nodes import NODES, Building, Parameters
+from strata.backends.cpu.nodes_scans import SCAN_NODES
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.program import Op, ProgramError, Segment
@@ -177,7 +178,7 @@ class NativeSegment:
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         else:
-            build = NODES.get(op.kind)
+            build = NODES.get(op.kind) or SCAN_NODES.get(op.kind)
             if build is None:
                 raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
             build(Building(self._native, self._parameters, self._ids, self.segment.program), op)
@@ -194,7 +195,7 @@ class NativeSegment:
                 "b": self._ids[op.inputs[1]],
                 "activation": ACTIVATIONS.index(op.attrs["function"]),
             }
-        if op.kind == "add":
+        if op.kind in ("add", "mul"):
             return {"b": self._ids[op.inputs[1]]}
         return {"number": op.attrs["factor" if op.kind == "scale" else "cap"]}
 

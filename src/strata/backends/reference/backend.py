@@ -25,6 +25,7 @@ from strata.backends.reference.dense import DENSE
 from strata.backends.reference.heads import HEADS
 from strata.backends.reference.recurrent import RECURRENT
 from strata.backends.reference.run import Run
+from strata.backends.reference.scans import SCANS
 from strata.backends.reference.state import Floats, ReferenceState
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
@@ -35,7 +36,7 @@ from strata.program import (
     Segment,
 )
 
-OPS: Mapping[str, Run] = {**DENSE, **HEADS, **ATTENTION, **RECURRENT}
+OPS: Mapping[str, Run] = {**DENSE, **HEADS, **ATTENTION, **RECURRENT, **SCANS}
 
 
 @dataclass

@@ -92,6 +92,9 @@ def activate(x: Floats, function: str) -> Floats:
     elif function == "gelu_tanh":
         inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
         out = np.float32(0.5) * x * (1 + np.tanh(inner))
+    elif function == "sigmoid":
+        with np.errstate(over="ignore"):
+            out = 1 / (1 + np.exp(-x))
     elif function == "relu":
         out = np.maximum(x, 0)
     else:
@@ -128,6 +131,7 @@ DENSE: Mapping[str, Run] = {
     "glu": lambda a, x, step, state: activate(x[0], a["function"]) * x[1],
     "activation": lambda a, x, step, state: activate(x[0], a["function"]),
     "add": lambda a, x, step, state: x[0] + x[1],
+    "mul": lambda a, x, step, state: x[0] * x[1],
     "scale": lambda a, x, step, state: x[0] * np.float32(a["factor"]),
     "softcap": lambda a, x, step, state: softcap(x[0], a["cap"]),
     "select": lambda a, x, step, state: x[0][step.logits_indices],

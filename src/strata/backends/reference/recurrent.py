@@ -10,12 +10,17 @@ from strata.backends.base import (
     NO_BLOCK,
     Step,
 )
-from strata.backends.reference.run import Attrs, Run
+from strata.backends.reference.run import Attrs, Run, operand
 from strata.backends.reference.state import Floats, ReferenceState
 
 
 def short_conv(
-    attrs: Attrs, x: Floats, weight: Floats, step: Step, state: ReferenceState
+    attrs: Attrs,
+    x: Floats,
+    weight: Floats,
+    bias: Floats | None,
+    step: Step,
+    state: ReferenceState,
 ) -> Floats:
     """Each column's weighted sum of its last values; the state is what came before the step."""
     number = state.group_of(attrs["layer"])
@@ -30,9 +35,9 @@ def short_conv(
         for tap in range(taps):
             out[rows] += weight[:, tap] * whole[tap : tap + span.rows]
         kept[target] = whole[span.rows :]
-    return out
+    return out if bias is None else out + bias
 
 
 RECURRENT: Mapping[str, Run] = {
-    "short_conv": lambda a, x, step, state: short_conv(a, x[0], x[1], step, state),
+    "short_conv": lambda a, x, step, state: short_conv(a, x[0], x[1], operand(x, 2), step, state),
 }

@@ -17,7 +17,7 @@ from strata.program.ops.signature import (
 )
 from strata.program.program import ProgramError, Shape, Value
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
 
 
 def _embed(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
@@ -132,6 +132,7 @@ DENSE: Mapping[str, Signature] = {
     "glu": Signature(("gate", "up"), ("function",), _activation, per_element(6)),
     "activation": Signature(("x",), ("function",), _activation, per_element(5)),
     "add": Signature(("a", "b"), (), same, per_element(1)),
+    "mul": Signature(("a", "b"), (), same, per_element(1)),
     # out = x * factor
     "scale": Signature(("x",), ("factor",), unary, per_element(1)),
     # out = cap * tanh(x / cap)

@@ -11,7 +11,7 @@ from strata.program.program import ProgramError, Shape, Value
 
 def _short_conv(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     del attrs
-    x, weight = values
+    x, weight, *bias = values
     if len(weight.shape) != 2 or weight.shape[0] != x.width:
         raise ProgramError(
             f"short_conv: '{weight.name}' {weight.shape} has no taps for each of {x.shape}"
@@ -20,14 +20,16 @@ def _short_conv(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
         raise ProgramError(
             f"short_conv: '{weight.name}' {weight.shape} has one tap and keeps nothing"
         )
+    if bias and bias[0].shape != (x.width,):
+        raise ProgramError(f"short_conv: bias '{bias[0].name}' {bias[0].shape} for {x.shape}")
     return x.shape
 
 
 RECURRENT: Mapping[str, Signature] = {
-    # out[t, c] = sum over j of weight[c, j] * x[t - (taps - 1) + j, c]; x is 0 before the sequence
-    # begins, and the layer's state is the last taps - 1 rows of x
+    # out[t, c] = bias[c] + sum over j of weight[c, j] * x[t - (taps - 1) + j, c]; x is 0 before the
+    # sequence begins, and the layer's state is the last taps - 1 rows of x
     "short_conv": Signature(
-        ("x", "weight"),
+        ("x", "weight", "bias?"),
         ("layer",),
         _short_conv,
         lambda v, a, r, c: 2 * r * v[0].width * v[1].width,

@@ -1,0 +1,164 @@
+// Recurrences with a matrix of state a head, for up to sixteen of its columns. Included once per
+// instruction set, after rows.h. Sums over the rows of the state have one fixed order.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "kernels/rows.h"
+
+namespace strata::STRATA_ISA {
+
+static inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+STRATA_INLINE F32x16 sum4(const F32x16 (&s)[4]) { return (s[0] + s[1]) + (s[2] + s[3]); }
+
+// The state that a row starts from: what was before the span, then what the row before has left.
+STRATA_INLINE const float* begin_scan(const ScanArgs& a, int lanes) {
+  if (a.before != nullptr) return a.before;
+  std::memset(a.after, 0, static_cast<size_t>(a.k_dim * lanes) * sizeof(float));
+  return a.after;
+}
+
+// in: x, dt, b, c; parameters: a and d of the heads.
+static void ssm_scan_head(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+  const int64_t group = head * s.key_heads / s.heads;
+  const float a = s.parameters[0][head];
+  const F32x16 d = broadcast(s.parameters[1][head]);
+  const float* state = begin_scan(s, lanes);
+  for (int64_t r = 0; r < s.rows; ++r) {
+    const float dt = softplus(s.at(1, r)[head]);
+    const float* b = s.at(2, r) + group * s.k_dim;
+    const float* c = s.at(3, r) + group * s.k_dim;
+    const F32x16 x = load_part(s.at(0, r) + head * s.v_dim + column, lanes);
+    const F32x16 decay = broadcast(std::exp(dt * a)), added = broadcast(dt) * x;
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      const F32x16 now = fma(load_part(state + i * lanes, lanes), decay, broadcast(b[i]) * added);
+      store_part(s.after + i * lanes, now, lanes);
+      sums[i & 3] = fma(now, broadcast(c[i]), sums[i & 3]);
+    }
+    store_part(s.row_out(r) + head * s.v_dim + column, fma(d, x, sum4(sums)), lanes);
+    state = s.after;
+  }
+}
+
+// The same where every column is a head: `a` is [k_dim][columns], dt and d have all columns.
+static void ssm_scan_channels(const ScanArgs& s, int64_t, int64_t column, int lanes) {
+  const float* a = s.parameters[0] + column;
+  const F32x16 d = load_part(s.parameters[1] + column, lanes);
+  const float* state = begin_scan(s, lanes);
+  for (int64_t r = 0; r < s.rows; ++r) {
+    float steps[16] = {};
+    for (int i = 0; i < lanes; ++i) steps[i] = softplus(s.at(1, r)[column + i]);
+    const F32x16 dt = load(steps);
+    const float* b = s.at(2, r);
+    const float* c = s.at(3, r);
+    const F32x16 x = load_part(s.at(0, r) + column, lanes);
+    const F32x16 added = dt * x;
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      const F32x16 decay = exp(dt * load_part(a + i * s.v_dim, lanes));
+      const F32x16 now = fma(load_part(state + i * lanes, lanes), decay, broadcast(b[i]) * added);
+      store_part(s.after + i * lanes, now, lanes);
+      sums[i & 3] = fma(now, broadcast(c[i]), sums[i & 3]);
+    }
+    store_part(s.row_out(r) + column, fma(d, x, sum4(sums)), lanes);
+    state = s.after;
+  }
+}
+
+// in: q, k, v, decay, beta.
+static void gated_delta(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+  const int64_t key_head = s.tiled ? head % s.key_heads : head * s.key_heads / s.heads;
+  const float* state = begin_scan(s, lanes);
+  for (int64_t r = 0; r < s.rows; ++r) {
+    const float* q = s.at(0, r) + key_head * s.k_dim;
+    const float* k = s.at(1, r) + key_head * s.k_dim;
+    const float* decay = s.at(3, r) + (s.by_key ? head * s.k_dim : head);
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      const F32x16 now =
+          load_part(state + i * lanes, lanes) * broadcast(decay[s.by_key ? i : 0]);
+      store_part(s.after + i * lanes, now, lanes);
+      sums[i & 3] = fma(now, broadcast(k[i]), sums[i & 3]);
+    }
+    const F32x16 v = load_part(s.at(2, r) + head * s.v_dim + column, lanes);
+    const F32x16 delta = broadcast(s.at(4, r)[head]) * (v - sum4(sums));
+    for (F32x16& sum : sums) sum = zero16();
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      const F32x16 now = fma(broadcast(k[i]), delta, load_part(s.after + i * lanes, lanes));
+      store_part(s.after + i * lanes, now, lanes);
+      sums[i & 3] = fma(now, broadcast(q[i]), sums[i & 3]);
+    }
+    store_part(s.row_out(r) + head * s.v_dim + column, sum4(sums), lanes);
+    state = s.after;
+  }
+}
+
+// in: r, k, v, w; parameters: u of all columns.
+static void wkv6(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+  const int64_t first = head * s.k_dim;
+  const float* u = s.parameters[0] + first;
+  const float* state = begin_scan(s, lanes);
+  for (int64_t r = 0; r < s.rows; ++r) {
+    const float* q = s.at(0, r) + first;
+    const float* k = s.at(1, r) + first;
+    const float* w = s.at(3, r) + first;
+    const F32x16 v = load_part(s.at(2, r) + first + column, lanes);
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      const F32x16 kv = broadcast(k[i]) * v, was = load_part(state + i * lanes, lanes);
+      sums[i & 3] = fma(broadcast(q[i]), fma(broadcast(u[i]), kv, was), sums[i & 3]);
+      const float decay = std::exp(-std::exp(w[i]));
+      store_part(s.after + i * lanes, fma(broadcast(decay), was, kv), lanes);
+    }
+    store_part(s.row_out(r) + first + column, sum4(sums), lanes);
+    state = s.after;
+  }
+}
+
+// in: r, w, k, v, a, b.
+static void wkv7(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+  const int64_t first = head * s.k_dim;
+  const float* state = begin_scan(s, lanes);
+  for (int64_t r = 0; r < s.rows; ++r) {
+    const float *q = s.at(0, r) + first, *w = s.at(1, r) + first, *k = s.at(2, r) + first;
+    const float *a = s.at(4, r) + first, *b = s.at(5, r) + first;
+    const F32x16 v = load_part(s.at(3, r) + first + column, lanes);
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      sums[i & 3] = fma(broadcast(a[i]), load_part(state + i * lanes, lanes), sums[i & 3]);
+    }
+    const F32x16 removed = sum4(sums);
+    for (F32x16& sum : sums) sum = zero16();
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      F32x16 now = broadcast(w[i]) * load_part(state + i * lanes, lanes);
+      now = fma(broadcast(b[i]), removed, now);
+      now = fma(broadcast(k[i]), v, now);
+      store_part(s.after + i * lanes, now, lanes);
+      sums[i & 3] = fma(now, broadcast(q[i]), sums[i & 3]);
+    }
+    store_part(s.row_out(r) + first + column, sum4(sums), lanes);
+    state = s.after;
+  }
+}
+
+static void grouped_rms_norm(const float* x, const float* weight, float eps, int64_t group,
+                             int64_t n, float* out) {
+  for (int64_t g = 0; g < n; g += group) rms_norm(x + g, weight + g, eps, group, out + g);
+}
+
+static void l2_norm(const float* x, float eps, float factor, int64_t group, int64_t n, float* out) {
+  for (int64_t g = 0; g < n; g += group) {
+    const float squares = sum_row(
+        x + g, group, [](const F32x16& v, int, const F32x16& s) { return fma(v, v, s); });
+    const F32x16 by = broadcast(factor) / sqrt(broadcast(squares + eps));
+    map_row(x + g, group, out + g, [&](const F32x16& v) { return v * by; });
+  }
+}
+
+static void decay_row(const float* x, const float* a, int64_t each, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = std::exp(a[i / each] * softplus(x[i]));
+}
+
+}  // namespace strata::STRATA_ISA

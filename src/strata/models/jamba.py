@@ -1,0 +1,60 @@
+"""Jamba (arXiv:2403.19887) without experts: Mamba-1 or attention without positions a layer."""
+
+from __future__ import annotations
+
+from strata.formats import ModelFile
+from strata.models import decoder, state_space
+from strata.models.config import read_config
+from strata.models.tensors import Catalog, Tensor, on_layers
+from strata.program import Builder, Model
+
+
+def build(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The Model of a Jamba file."""
+    c = read_config(file, architecture, context, mixed=True)
+    decoder.check_activation(c, "silu")
+    if file.kind == "gguf":
+        attends = [n > 0 for n in c.keys.integers("kv_heads", c.layers)]
+    else:
+        period, offset = (c.keys.integer(f"attention_{n}", low=0) for n in ("period", "offset"))
+        attends = [i % max(period, 1) == offset for i in range(c.layers)]
+    sizes = state_space.read_sizes(c, version=1)
+    recurrent = [i for i in range(c.layers) if not attends[i]]
+    norms = {"attn_norm": "input_layernorm", "ffn_norm": "pre_ff_layernorm"}
+    ffn = {
+        name: Tensor((t.huggingface or "").replace(".mlp.", ".feed_forward."), t.shape)
+        for name, t in decoder.gated_tensors(c).items()
+        if name.endswith("weight")
+    }
+    attention = decoder.attention_tensors(c, bias=False, out_bias=False)
+    frame = decoder.frame_tensors(c)
+    frame["output_norm.weight"] = Tensor("{p}final_layernorm.weight", (c.width,))
+    tensors = {
+        **frame,
+        **decoder.norm_tensors(c, **norms),
+        **on_layers(attention, [i for i in range(c.layers) if attends[i]]),
+        **on_layers(state_space.tensors1(c, sizes, "mamba", norms=True), recurrent),
+        **ffn,
+    }
+    catalog = Catalog(file, tensors, c.layers, harmless=decoder.harmless(c))
+    eps = decoder.rms_eps(c)
+    kept = state_space.Kept()
+
+    def layer(b: Builder, x: str, i: int) -> str:
+        h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
+        if attends[i]:
+            h = decoder.attention(b, c, catalog, h, i, rope=None, layer=kept.kv(c, i))
+        else:
+            h = state_space.mixer1(b, c, sizes, catalog, kept, h, i)
+        x = b.add(x, h)
+        h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
+        return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
+
+    return decoder.assemble(
+        c,
+        catalog,
+        embed=lambda b: b.embed("token_embd.weight"),
+        layer=layer,
+        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
+        state=kept.state,
+    )

@@ -1,0 +1,109 @@
+"""LFM2 (dense): gated short convolutions, every few layers attention (arXiv:2511.23404)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from strata.formats import ModelFile
+from strata.models import decoder
+from strata.models.config import Config, read_config
+from strata.models.rope import read_rope
+from strata.models.state_space import Kept
+from strata.models.tensors import Catalog, Part, Tensor, on_layers
+from strata.program import Builder, Model
+
+_TYPES = {"conv", "full_attention"}
+
+
+def tensors(c: Config, attends: list[bool], taps: int) -> dict[str, Tensor]:
+    """The tensors of an LFM2."""
+    stored, name = "{p}layers.{i}.conv.", "blk.{i}.shortconv."
+    convolution = {
+        f"{name}conv.weight": Tensor(f"{stored}conv.weight", (c.width, taps)),
+        f"{name}out_proj.weight": Tensor(f"{stored}out_proj.weight", (c.width, c.width)),
+    }
+    for number, part in enumerate("bcx"):
+        whole = (f"{name}in_proj.weight", f"{stored}in_proj.weight", number * c.width, 3 * c.width)
+        convolution[f"{name}in_{part}.weight"] = Tensor(
+            None, (c.width, c.width), part=Part(*whole), apart=False
+        )
+    attention = {
+        **decoder.attention_tensors(c, bias=False, out_bias=False),
+        **decoder.qk_norm_tensors(c.head_dim, c.head_dim),
+    }
+    names = {"o_proj": "out_proj", "q_norm": "q_layernorm", "k_norm": "k_layernorm"}
+    for canonical, t in attention.items():
+        found = t.huggingface or ""
+        for ours, theirs in names.items():
+            found = found.replace(f".{ours}.", f".{theirs}.")
+        attention[canonical] = replace(t, huggingface=found)
+    ffn = decoder.gated_tensors(c)
+    for part, letter in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+        key = f"blk.{{i}}.ffn_{part}.weight"
+        ffn[key] = replace(ffn[key], huggingface=f"{{p}}layers.{{i}}.feed_forward.{letter}.weight")
+    frame = decoder.frame_tensors(c)
+    # The last norm, which files name as if it came after the embedding.
+    del frame["output_norm.weight"]
+    return {
+        **frame,
+        "token_embd_norm.weight": Tensor("{p}embedding_norm.weight", (c.width,)),
+        **decoder.norm_tensors(c, attn_norm="operator_norm", ffn_norm="ffn_norm"),
+        **on_layers(attention, [i for i in range(c.layers) if attends[i]]),
+        **on_layers(convolution, [i for i in range(c.layers) if not attends[i]]),
+        **ffn,
+    }
+
+
+def build(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The Model of an LFM2 file."""
+    c = read_config(file, architecture, context, mixed=True, tied=True)
+    if file.kind == "gguf":
+        attends = [n > 0 for n in c.keys.integers("kv_heads", c.layers)]
+        window = c.keys.integer("window", 0, low=0)
+        c = replace(c, windows=(window,) * c.layers)
+    else:
+        listed = c.keys.texts("layer_types", c.layers, _TYPES)
+        attends = [kind != "conv" for kind in listed or ["full_attention"] * c.layers]
+        c = replace(c, ffn=_adjusted(c))
+    taps = c.keys.integer("conv_taps", low=2, high=64)
+    catalog = Catalog(file, tensors(c, attends, taps), c.layers, harmless=decoder.harmless(c))
+    rope = read_rope(c, "neox", base=1000000.0)
+    eps = c.keys.number("rms_eps", 1e-5, low=1e-12, high=1.0)
+    kept = Kept()
+
+    def convolution(b: Builder, x: str, i: int) -> str:
+        name = f"blk.{i}.shortconv."
+        with b.unit("conv"):
+            before, after, x = (b.matmul(x, f"{name}in_{part}.weight") for part in "bcx")
+            layer = kept.rows(taps, c.width)
+            y = b.short_conv(b.mul(before, x), f"{name}conv.weight", layer=layer)
+            return b.matmul(b.mul(after, y), f"{name}out_proj.weight")
+
+    def layer(b: Builder, x: str, i: int) -> str:
+        h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
+        if attends[i]:
+            number = kept.kv(c, i)
+            h = decoder.attention(b, c, catalog, h, i, rope=rope, norm_eps=eps, layer=number)
+        else:
+            h = convolution(b, h, i)
+        x = b.add(x, h)
+        h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
+        return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
+
+    return decoder.assemble(
+        c,
+        catalog,
+        embed=lambda b: b.embed("token_embd.weight"),
+        layer=layer,
+        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "token_embd_norm.weight", eps)),
+        state=kept.state,
+    )
+
+
+def _adjusted(c: Config) -> int:
+    """The width of the feed-forward: two thirds of what config.json says, rounded up."""
+    if not c.keys.flag("ffn_adjusted", True):
+        return c.ffn
+    multiple = c.keys.integer("ffn_multiple", 256)
+    width = int(c.keys.number("ffn_multiplier", 1.0) * int(2 * c.ffn / 3))
+    return -(-width // multiple) * multiple

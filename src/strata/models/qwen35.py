@@ -1,0 +1,222 @@
+"""Qwen3.5 (dense): three layers of the gated delta rule, then one of gated attention.
+
+Sources: the Qwen3.5 and Qwen3-Next configurations of transformers; Gated Delta Networks
+(arXiv:2412.06464). Value heads that share a key head are neighbours in Hugging Face files, and
+`key_heads` apart in GGUF files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from strata.formats import ModelFile
+from strata.models import decoder
+from strata.models.config import MAX_WIDTH, Config, read_config
+from strata.models.errors import ConfigError
+from strata.models.rope import Rope, read_rope
+from strata.models.state_space import Kept
+from strata.models.tensors import Catalog, Tensor, on_layers
+from strata.program import Builder, Model
+from strata.program.ops.scans import MOST_KEYS
+
+_TYPES = {"linear_attention", "full_attention"}
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Sizes of a delta-rule layer."""
+
+    heads: int
+    key_heads: int
+    k_dim: int
+    v_dim: int
+    taps: int
+    tiled: bool
+
+    @property
+    def keys(self) -> int:
+        """Width of all keys, which is that of all queries."""
+        return self.key_heads * self.k_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all values."""
+        return self.heads * self.v_dim
+
+
+def read_delta(c: Config) -> Delta:
+    """The sizes of a file's delta-rule layers."""
+    keys, gguf = c.keys, c.keys.kind == "gguf"
+    heads = keys.integer("delta_heads", high=MAX_WIDTH)
+    key_heads = keys.integer("delta_key_heads", high=MAX_WIDTH)
+    k_dim = keys.integer("delta_k_dim", high=MOST_KEYS)
+    if gguf:
+        v_dim, rest = divmod(keys.integer("delta_inner", high=MAX_WIDTH), heads)
+    else:
+        v_dim, rest = keys.integer("delta_v_dim", high=MAX_WIDTH), 0
+    if rest or v_dim < 1 or heads % key_heads:
+        raise ConfigError(f"'{keys.find('delta_heads')[0]}' is {heads}: it fits no keys and values")
+    taps = keys.integer("delta_taps", low=2, high=64)
+    return Delta(heads, key_heads, k_dim, v_dim, taps, gguf)
+
+
+def delta_tensors(c: Config, d: Delta) -> dict[str, Tensor]:
+    """Projections, convolution and gates of a delta-rule layer."""
+    stored = "{p}layers.{i}.linear_attn."
+    convolved = 2 * d.keys + d.values
+    return {
+        "blk.{i}.attn_qkv.weight": Tensor(f"{stored}in_proj_qkv.weight", (convolved, c.width)),
+        "blk.{i}.attn_gate.weight": Tensor(f"{stored}in_proj_z.weight", (d.values, c.width)),
+        "blk.{i}.ssm_beta.weight": Tensor(f"{stored}in_proj_b.weight", (d.heads, c.width)),
+        "blk.{i}.ssm_alpha.weight": Tensor(f"{stored}in_proj_a.weight", (d.heads, c.width)),
+        "blk.{i}.ssm_conv1d.weight": Tensor(f"{stored}conv1d.weight", (convolved, d.taps)),
+        "blk.{i}.ssm_dt.bias": Tensor(f"{stored}dt_bias", (d.heads,)),
+        "blk.{i}.ssm_a": Tensor(f"{stored}A_log", (d.heads,), transform="negative_exp"),
+        "blk.{i}.ssm_norm.weight": Tensor(f"{stored}norm.weight", (d.v_dim,)),
+        "blk.{i}.ssm_out.weight": Tensor(f"{stored}out_proj.weight", (c.width, d.values)),
+    }
+
+
+def delta(b: Builder, d: Delta, kept: Kept, x: str, i: int, eps: float) -> str:
+    """Convolution of q, k and v, the rule, a norm a head, a gate."""
+    name = f"blk.{i}.ssm_"
+    with b.unit("attention"):
+        mixed = b.matmul(x, f"blk.{i}.attn_qkv.weight")
+        z = b.matmul(x, f"blk.{i}.attn_gate.weight")
+        beta = b.activation(b.matmul(x, f"{name}beta.weight"), "sigmoid")
+        decay = b.decay(b.matmul(x, f"{name}alpha.weight", f"{name}dt.bias"), f"{name}a")
+        convolved = 2 * d.keys + d.values
+        layer = kept.rows(d.taps, convolved)
+        mixed = b.activation(b.short_conv(mixed, f"{name}conv1d.weight", layer=layer), "silu")
+        spans = ((0, d.keys), (d.keys, d.keys), (2 * d.keys, d.values))
+        q, k, v = (b.columns(mixed, start, count, convolved) for start, count in spans)
+        y = b.gated_delta(
+            b.l2_norm(q, d.k_dim, 1e-6, 1 / math.sqrt(d.k_dim)),
+            b.l2_norm(k, d.k_dim, 1e-6),
+            *(v, decay, beta),
+            layer=kept.matrices(d.heads, d.k_dim, d.v_dim),
+            heads=d.heads,
+            key_heads=d.key_heads,
+            tiled=d.tiled,
+        )
+        y = b.glu(z, b.rms_norm(y, f"{name}norm.weight", eps), "silu")
+        return b.matmul(y, f"{name}out.weight")
+
+
+def attention_tensors(c: Config) -> dict[str, Tensor]:
+    """As everywhere, but queries have a gate behind each head."""
+    bias = c.keys.flag("attention_bias", False)
+    tensors = {
+        **decoder.attention_tensors(c, bias=bias, out_bias=bias),
+        **decoder.qk_norm_tensors(c.head_dim, c.head_dim, "add_one"),
+    }
+    for kind in ("weight", "bias"):
+        name = f"blk.{{i}}.attn_q.{kind}"
+        if name in tensors:
+            rows, *rest = tensors[name].shape
+            tensors[name] = replace(tensors[name], shape=(2 * rows, *rest), part=None)
+    return tensors
+
+
+def attention(
+    b: Builder,
+    c: Config,
+    catalog: Catalog,
+    kept: Kept,
+    x: str,
+    i: int,
+    rope: Rope,
+    eps: float,
+) -> str:
+    """Attention whose output is multiplied with a gate's sigmoid."""
+    name, dim = f"blk.{i}.attn_", c.head_dim
+    with b.unit("attention"):
+        q, k, v = (
+            b.matmul(x, f"{name}{p}.weight", decoder.present(catalog, f"{name}{p}.bias"))
+            for p in "qkv"
+        )
+    gate = b.columns(q, dim, dim, 2 * dim)
+    q = b.rms_norm(b.columns(q, 0, dim, 2 * dim), f"{name}q_norm.weight", eps)
+    k = b.rms_norm(k, f"{name}k_norm.weight", eps)
+    q, k = (
+        b.rope(
+            y,
+            head_dim=dim,
+            inv_freq=rope.inv_freq,
+            style=rope.style,
+            mscale=rope.mscale,
+            factors=rope.factors,
+        )
+        for y in (q, k)
+    )
+    mixed = b.attention(
+        *(q, k, v),
+        layer=kept.kv(c, i),
+        heads=c.heads,
+        kv_heads=c.kv_heads,
+        k_dim=dim,
+        v_dim=dim,
+        scale=c.keys.number("attention_scale", 0.0) or 1 / math.sqrt(dim),
+    )
+    mixed = b.glu(gate, mixed, "sigmoid")
+    with b.unit("attention"):
+        bias = decoder.present(catalog, f"{name}output.bias")
+        return b.matmul(mixed, f"{name}output.weight", bias)
+
+
+def attends(c: Config) -> list[bool]:
+    """Which layers have attention: as the file lists them, else every fourth."""
+    listed = c.keys.texts("layer_types", c.layers, _TYPES)
+    if listed is not None:
+        return [kind == "full_attention" for kind in listed]
+    flags = c.keys.flags("recurrent_layers", c.layers)
+    if flags is not None:
+        return [not recurrent for recurrent in flags]
+    interval = c.keys.integer("full_interval", 4)
+    return [(i + 1) % interval == 0 for i in range(c.layers)]
+
+
+def build(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The Model of a dense Qwen3.5 file; blocks that predict further tokens are not used."""
+    c = read_config(file, architecture, context, head_dim=256)
+    further = c.keys.integer("further_layers", 0, low=0, high=c.layers - 1)
+    blocks = range(c.layers - further, c.layers) if file.kind == "gguf" else range(0)
+    c = replace(c, layers=c.layers - len(blocks), windows=c.windows[: c.layers - len(blocks)])
+    decoder.check_activation(c, "silu")
+    d, attending = read_delta(c), attends(c)
+    norms = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
+    full = [i for i in range(c.layers) if attending[i]]
+    ffn = decoder.gated_tensors(c)
+    tensors = {
+        **decoder.frame_tensors(c, "add_one"),
+        **decoder.norm_tensors(c, "add_one", **norms),
+        **on_layers(attention_tensors(c), full),
+        **on_layers(delta_tensors(c, d), [i for i in range(c.layers) if not attending[i]]),
+        **ffn,
+    }
+    unused = (r"mtp\..*", r"(model\.)?visual\..*", *(rf"blk\.{i}\..*" for i in blocks))
+    prefixes = ("model.", "model.language_model.", "")
+    harmless = (*decoder.harmless(c), *unused)
+    catalog = Catalog(file, tensors, c.layers, prefixes=prefixes, harmless=harmless)
+    rope, eps = read_rope(c, "neox"), decoder.rms_eps(c)
+    kept = Kept()
+
+    def layer(b: Builder, x: str, i: int) -> str:
+        h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
+        if attending[i]:
+            h = attention(b, c, catalog, kept, h, i, rope, eps)
+        else:
+            h = delta(b, d, kept, h, i, eps)
+        x = b.add(x, h)
+        h = b.rms_norm(x, f"blk.{i}.post_attention_norm.weight", eps)
+        return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
+
+    return decoder.assemble(
+        c,
+        catalog,
+        embed=lambda b: b.embed("token_embd.weight"),
+        layer=layer,
+        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
+        state=kept.state,
+    )
