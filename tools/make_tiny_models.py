@@ -32,6 +32,10 @@ Arrays = dict[str, Floats]
 # Families whose converter turns q and k so that rotated pairs are neighbours.
 _PERMUTED = ("llama", "granite")
 _GGUF_NAMES = {"mistral": "llama", "gemma3_text": "gemma3", "olmo3": "olmo2"}
+# Families of which llama.cpp's own tiny files have shown the GGUF names to be right.
+_RECURRENT = (
+    *("mamba", "mamba2", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "qwen3_5_text"),
+)
 _MERGES = [
     *("t h", "h e", "i n", "Ġ t", "a n", "e r", "o n", "Ġ a"),
     *("r e", "Ġt he", "in g", "an d", "o f", "e d", "Ġ s"),
@@ -55,7 +59,7 @@ class Golden:
     def architecture(self) -> str | None:
         """The GGUF architecture; None if there is none, or none that has all of this model."""
         kind = self.config["model_type"]
-        if kind == "opt" or self.config.get("use_sliding_window"):
+        if kind == "opt" or kind in _RECURRENT or self.config.get("use_sliding_window"):
             return None
         return _GGUF_NAMES.get(kind, kind)
 

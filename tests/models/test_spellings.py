@@ -183,12 +183,27 @@ ALIASES = {
     "granite": ["granite", "GraniteForCausalLM"],
     "gpt2": ["gpt2", "GPT2LMHeadModel"],
     "opt": ["opt", "OPTForCausalLM"],
+    "mamba": ["mamba", "MambaForCausalLM"],
+    "mamba2": ["mamba2", "Mamba2ForCausalLM"],
+    "granite_hybrid": ["granitehybrid", "GraniteMoeHybridForCausalLM"],
+    "jamba": ["jamba", "JambaForCausalLM"],
+    "nemotron_h": ["nemotron_h", "NemotronHForCausalLM"],
+    "lfm2": ["lfm2", "Lfm2ForCausalLM"],
+    "qwen35": [
+        "qwen35",
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+    ],
 }
 ALIASES["llama"].append("AquilaForCausalLM")
+GGUF_ONLY = {"falcon-h1"}
 
 
 def test_every_row_of_the_table_builds_its_family() -> None:
-    assert sorted(a for names in ALIASES.values() for a in names) == sorted(FAMILIES)
+    assert sorted(a for names in ALIASES.values() for a in names) == sorted(
+        set(FAMILIES) - GGUF_ONLY
+    )
     for golden, names in ALIASES.items():
         usual = build_model(huggingface(golden)).segments
         for name in names:

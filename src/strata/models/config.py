@@ -65,16 +65,18 @@ def read_config(
     """Read the shared hyperparameters.
 
     The rest are a family's defaults where config.json does not say: ``tied`` head, ``head_dim``
-    (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``mixed``: some layers
-    have no attention or no feed-forward, and sizes are those of the others (0 where none has any).
+    (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``mixed``: some
+    layers have no attention or no feed-forward; sizes are those of the others (0: none has any).
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
         head_dim = None
-    if keys.integer("experts", 0, low=0) > 0:
+    if keys.integer("experts", 0, low=0) > 1:
         raise ConfigError(f"'{keys.find('experts')[0]}': mixtures of experts are not built yet")
     _check_quantization(file)
-    layers = keys.integer("layers", high=MAX_LAYERS)
+    kinds = keys.find("layer_types")[1]
+    listed = len(kinds) if isinstance(kinds, list) and kinds else REQUIRED
+    layers = keys.integer("layers", listed, high=MAX_LAYERS)
     width = keys.integer("width", high=MAX_WIDTH)
     heads = _size(keys, "heads", layers, 0 if mixed else REQUIRED, MAX_WIDTH, mixed)
     kv_heads = _size(keys, "kv_heads", layers, heads, MAX_WIDTH, mixed)

@@ -134,8 +134,8 @@ def attention(
 ) -> str:
     """Projections, optional q and k norms (with ``norm_eps``), positions, attention, output.
 
-    ``scale`` is 1 / sqrt(head_dim) unless given, ``layer`` the number of its state, i. q, k and v read one value and stand together, so
-    that a backend may run them as one product.
+    ``scale`` is 1 / sqrt(head_dim) unless given, ``layer``, the number of its state, i. q, k and v
+    read one value and stand together, so that a backend may run them as one product.
     """
     name = f"blk.{i}.attn_"
     weights = [(f"{name}{p}.weight", present(catalog, f"{name}{p}.bias")) for p in "qkv"]

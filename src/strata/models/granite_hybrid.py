@@ -15,7 +15,8 @@ from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Part, Tensor, on_layers
 from strata.program import Builder, Model
 
-_TYPES = {"mamba", "attention"}
+_ATTENTION = {"attention", "full_attention"}
+_TYPES = {"mamba", "linear_attention", *_ATTENTION}
 
 
 def tensors(c: Config, s: state_space.Sizes, attends: list[bool]) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     listed = keys.texts("layer_types", c.layers, _TYPES)
     attends = [n > 0 for n in keys.integers("kv_heads", c.layers, 0)]
     if listed is not None:
-        attends = [kind == "attention" for kind in listed]
+        attends = [kind in _ATTENTION for kind in listed]
     decoder.check_activation(c, "silu")
     sizes = state_space.read_sizes(c, version=2)
     catalog = Catalog(file, tensors(c, sizes, attends), c.layers, harmless=decoder.harmless(c))

@@ -20,7 +20,6 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         attends = [i % max(period, 1) == offset for i in range(c.layers)]
     sizes = state_space.read_sizes(c, version=1)
     recurrent = [i for i in range(c.layers) if not attends[i]]
-    norms = {"attn_norm": "input_layernorm", "ffn_norm": "pre_ff_layernorm"}
     ffn = {
         name: Tensor((t.huggingface or "").replace(".mlp.", ".feed_forward."), t.shape)
         for name, t in decoder.gated_tensors(c).items()
@@ -31,7 +30,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     frame["output_norm.weight"] = Tensor("{p}final_layernorm.weight", (c.width,))
     tensors = {
         **frame,
-        **decoder.norm_tensors(c, **norms),
+        **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="pre_ff_layernorm"),
         **on_layers(attention, [i for i in range(c.layers) if attends[i]]),
         **on_layers(state_space.tensors1(c, sizes, "mamba", norms=True), recurrent),
         **ffn,

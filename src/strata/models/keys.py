@@ -41,7 +41,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
         "attention.sliding_window_pattern",
         ("sliding_window_pattern", "_sliding_window_pattern"),
     ),
-    "layer_types": (None, ("layer_types",)),
+    "layer_types": (None, ("layer_types", "layers_block_type")),
     "attention_softcap": ("attn_logit_softcapping", ("attn_logit_softcapping",)),
     "logit_softcap": ("final_logit_softcapping", ("final_logit_softcapping",)),
     "attention_scale": ("attention.scale", ("attention_multiplier",)),

@@ -30,7 +30,7 @@ def build2(file: ModelFile, architecture: str, context: int | None) -> Model:
 def _build(file: ModelFile, architecture: str, context: int | None, version: int) -> Model:
     c = read_config(file, architecture, context, mixed=True, tied=True)
     decoder.check_activation(c, "silu")
-    sizes = state_space.read_sizes(c, version=version)
+    sizes = state_space.read_sizes(c, version=version, inner=c.ffn or None)
     tensors = state_space.tensors1 if version == 1 else state_space.tensors2
     catalog = Catalog(
         file,

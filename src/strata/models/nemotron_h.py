@@ -11,11 +11,19 @@ from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 
 _LETTERS = {"M": "ssm", "*": "attention", "-": "ffn"}
+_TYPES = {
+    **{"mamba": "ssm", "linear_attention": "ssm"},
+    **{"attention": "attention", "full_attention": "attention"},
+    "mlp": "ffn",
+}
 
 
 def kinds(c: Config) -> list[str]:
     """What each layer is."""
     if c.keys.kind != "gguf":
+        listed = c.keys.texts("layer_types", c.layers, _TYPES)
+        if listed is not None:
+            return [_TYPES[kind] for kind in listed]
         pattern = c.keys.text("hybrid_pattern")
         if len(pattern) != c.layers or not set(pattern) <= set(_LETTERS):
             key = c.keys.find("hybrid_pattern")[0]

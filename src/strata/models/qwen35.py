@@ -21,6 +21,7 @@ from strata.program import Builder, Model
 from strata.program.ops.scans import MOST_KEYS
 
 _TYPES = {"linear_attention", "full_attention"}
+_NORMS = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,11 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c = replace(c, layers=c.layers - len(blocks), windows=c.windows[: c.layers - len(blocks)])
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)
-    norms = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
     full = [i for i in range(c.layers) if attending[i]]
     ffn = decoder.gated_tensors(c)
     tensors = {
         **decoder.frame_tensors(c, "add_one"),
-        **decoder.norm_tensors(c, "add_one", **norms),
+        **decoder.norm_tensors(c, "add_one", **_NORMS),
         **on_layers(attention_tensors(c), full),
         **on_layers(delta_tensors(c, d), [i for i in range(c.layers) if not attending[i]]),
         **ffn,

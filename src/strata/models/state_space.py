@@ -58,14 +58,14 @@ class Sizes:
         return self.inner + 2 * self.groups * self.states
 
 
-def read_sizes(c: Config, *, version: int) -> Sizes:
-    """The sizes of a file's mixers of Mamba-``version``."""
+def read_sizes(c: Config, *, version: int, inner: int | None = None) -> Sizes:
+    """The sizes of a file's mixers of Mamba-``version``; ``inner``: where stated."""
     keys = c.keys
     states = keys.integer("ssm_states", high=MOST_KEYS)
     taps = keys.integer("ssm_taps", low=2, high=_MOST_TAPS)
     expanded = keys.integer("ssm_expand", 2, high=64) * c.width
     if version == 1:
-        inner = keys.integer("ssm_inner", expanded, high=MAX_WIDTH)
+        inner = keys.integer("ssm_inner", inner or expanded, high=MAX_WIDTH)
         # 'auto' is a sixteenth of the width.
         auto = keys.find("ssm_rank")[1] == "auto"
         rank = -(-c.width // 16) if auto else keys.integer("ssm_rank", high=MAX_WIDTH)

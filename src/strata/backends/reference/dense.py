@@ -94,7 +94,7 @@ def activate(x: Floats, function: str) -> Floats:
         out = np.float32(0.5) * x * (1 + np.tanh(inner))
     elif function == "sigmoid":
         with np.errstate(over="ignore"):
-            out = 1 / (1 + np.exp(-x))
+            out = np.float32(1) / (1 + np.exp(-x))
     elif function == "relu":
         out = np.maximum(x, 0)
     else:
