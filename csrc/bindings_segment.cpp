@@ -264,19 +264,14 @@ class SegmentBuilder {
     recurrent_.push_back({layer, heads * k_dim * v_dim});
     segment_.add(make_scan(std::move(s)));
   }
-  void grouped(int function, int64_t x, int64_t out, int64_t group, int64_t start, float eps,
-               float factor, const std::optional<Array1<float>>& weight) {
+  void grouped(int function, int64_t x, int64_t out, int64_t group, float eps, float factor,
+               const std::optional<Array1<float>>& weight) {
     require(function >= 0 && function <= static_cast<int>(GroupFunction::decay), "group function");
-    GroupSpec s{static_cast<GroupFunction>(function), f32_value(x), f32_value(out), group, start,
-                eps, factor, floats(weight)};
-    const bool columns = s.function == GroupFunction::columns;
+    GroupSpec s{static_cast<GroupFunction>(function), f32_value(x), f32_value(out), group, eps,
+                factor, floats(weight)};
     const auto given = static_cast<int64_t>(s.weight.size());
-    require(group > 0 && s.x.width % group == 0 && s.x.selected == s.out.selected,
-            "group: widths differ");
-    require(columns ? s.x.f32 != s.out.f32 && start >= 0 &&
-                          s.out.width % (s.x.width / group) == 0 &&
-                          start + s.out.width / (s.x.width / group) <= group
-                    : s.x.width == s.out.width,
+    require(group > 0 && s.x.width % group == 0 && s.x.width == s.out.width &&
+                s.x.selected == s.out.selected,
             "group: widths differ");
     require(given == (s.function == GroupFunction::grouped_rms_norm ? s.x.width
                       : s.function == GroupFunction::decay          ? s.x.width / group
@@ -491,7 +486,7 @@ void bind_segments(nb::module_& m) {
       .def("scan", &SegmentBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,
            "key_heads"_a, "k_dim"_a, "v_dim"_a, "tiled"_a, "by_key"_a, "parameters"_a)
       .def("grouped", &SegmentBuilder::grouped, "function"_a, "x"_a, "out"_a, "group"_a,
-           "start"_a = 0, "eps"_a = 0.0f, "factor"_a = 1.0f, "weight"_a = nb::none())
+           "eps"_a = 0.0f, "factor"_a = 1.0f, "weight"_a = nb::none())
       .def_prop_ro("scratch_floats", &SegmentBuilder::scratch_floats)
       .def_prop_ro("nodes", &SegmentBuilder::nodes)
       .def("set_timing", &SegmentBuilder::set_timing, "on"_a)

@@ -129,12 +129,11 @@ struct ScanSpec {
 };
 
 // What is put around recurrences: functions of single rows that RowSpec does not know.
-enum class GroupFunction : int32_t { columns = 0, grouped_rms_norm = 1, l2_norm = 2, decay = 3 };
+enum class GroupFunction : int32_t { grouped_rms_norm = 0, l2_norm = 1, decay = 2 };
 struct GroupSpec {
   GroupFunction function;
   Value x, out;
   int64_t group;              // columns of x that belong together
-  int64_t start = 0;          // columns: of each group `count` from here
   float eps = 0, factor = 1;
   Floats weight;
 };

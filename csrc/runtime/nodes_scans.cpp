@@ -75,14 +75,6 @@ class GroupNode final : public Node {
       const float* x = c.f32(s_.x, r);
       float* out = c.f32(s_.out, r);
       switch (s_.function) {
-        case GroupFunction::columns: {
-          const int64_t groups = s_.x.width / s_.group, count = s_.out.width / groups;
-          for (int64_t g = 0; g < groups; ++g) {
-            std::memcpy(out + g * count, x + g * s_.group + s_.start,
-                        static_cast<size_t>(count) * sizeof(float));
-          }
-          break;
-        }
         case GroupFunction::grouped_rms_norm:
           k.grouped_rms_norm(x, s_.weight.data(), s_.eps, s_.group, s_.x.width, out);
           break;

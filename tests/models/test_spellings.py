@@ -197,7 +197,7 @@ ALIASES = {
     ],
 }
 ALIASES["llama"].append("AquilaForCausalLM")
-GGUF_ONLY = {"falcon-h1"}
+GGUF_ONLY = {"falcon-h1", "plamo2"}
 
 
 def test_every_row_of_the_table_builds_its_family() -> None:

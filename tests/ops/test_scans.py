@@ -41,7 +41,10 @@ class Case:
         width = starts[-1]
 
         def body(m: Any, x: str) -> str:
-            parts = [m.columns(x, a, b - a, width) for a, b in itertools.pairwise(starts)]
+            parts = [
+                m.columns(x, head_dim=width, start=a, width=b - a)
+                for a, b in itertools.pairwise(starts)
+            ]
             return self.body(m, parts)
 
         return Lab(draw(rows, width), self.arrays, body, [Recurrent((self.kept,))])
@@ -196,7 +199,6 @@ def test_functions_of_groups(isa: str, groups: int, group: int) -> None:
         lambda m, x: m.grouped_rms_norm(x, "w", groups, 1e-5),
         lambda m, x: m.l2_norm(x, group, 1e-6, 0.5),
         lambda m, x: m.decay(x, "a"),
-        lambda m, x: m.columns(x, 2, 3, group),
         lambda m, x: m.mul(x, m.activation(x, "sigmoid")),
     ]
     for body in bodies:

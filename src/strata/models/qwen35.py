@@ -91,7 +91,9 @@ def delta(b: Builder, d: Delta, kept: Kept, x: str, i: int, eps: float) -> str:
         layer = kept.rows(d.taps, convolved)
         mixed = b.activation(b.short_conv(mixed, f"{name}conv1d.weight", layer=layer), "silu")
         spans = ((0, d.keys), (d.keys, d.keys), (2 * d.keys, d.values))
-        q, k, v = (b.columns(mixed, start, count, convolved) for start, count in spans)
+        q, k, v = (
+            b.columns(mixed, head_dim=convolved, start=start, width=width) for start, width in spans
+        )
         y = b.gated_delta(
             b.l2_norm(q, d.k_dim, 1e-6, 1 / math.sqrt(d.k_dim)),
             b.l2_norm(k, d.k_dim, 1e-6),
@@ -137,8 +139,9 @@ def attention(
             b.matmul(x, f"{name}{p}.weight", decoder.present(catalog, f"{name}{p}.bias"))
             for p in "qkv"
         )
-    gate = b.columns(q, dim, dim, 2 * dim)
-    q = b.rms_norm(b.columns(q, 0, dim, 2 * dim), f"{name}q_norm.weight", eps)
+    gate = b.columns(q, head_dim=2 * dim, start=dim, width=dim)
+    q = b.columns(q, head_dim=2 * dim, start=0, width=dim)
+    q = b.rms_norm(q, f"{name}q_norm.weight", eps)
     k = b.rms_norm(k, f"{name}k_norm.weight", eps)
     q, k = (
         b.rope(

@@ -58,8 +58,11 @@ class Sizes:
         return self.inner + 2 * self.groups * self.states
 
 
-def read_sizes(c: Config, *, version: int, inner: int | None = None) -> Sizes:
-    """The sizes of a file's mixers of Mamba-``version``; ``inner``: where stated."""
+def read_sizes(
+    c: Config, *, version: int, inner: int | None = None, groups: int | None = None
+) -> Sizes:
+    """The sizes of a file's mixers of Mamba-``version``; ``inner`` and ``groups`` where the family
+    knows."""
     keys = c.keys
     states = keys.integer("ssm_states", high=MOST_KEYS)
     taps = keys.integer("ssm_taps", low=2, high=_MOST_TAPS)
@@ -74,7 +77,7 @@ def read_sizes(c: Config, *, version: int, inner: int | None = None) -> Sizes:
     if keys.kind != "gguf" and isinstance(keys.find("ssm_head_dim")[1], int):
         expanded = heads * keys.integer("ssm_head_dim", high=MAX_WIDTH)
     inner = keys.integer("ssm_inner", expanded, high=MAX_WIDTH)
-    groups = keys.integer("ssm_groups", high=MAX_WIDTH)
+    groups = groups or keys.integer("ssm_groups", high=MAX_WIDTH)
     if inner % heads or heads % groups:
         key = keys.find("ssm_heads")[0]
         raise ConfigError(f"'{key}' is {heads}: a divisor of {inner}, and {groups} groups of heads")
@@ -168,7 +171,10 @@ def mixer2(
         mixed = _convolve(b, s, catalog, kept, mixed, i, s.convolved)
         shared = s.groups * s.states
         spans = ((0, s.inner), (s.inner, shared), (s.inner + shared, shared))
-        x, bs, cs = (b.columns(mixed, start, count, s.convolved) for start, count in spans)
+        x, bs, cs = (
+            b.columns(mixed, head_dim=s.convolved, start=start, width=width)
+            for start, width in spans
+        )
         y = b.ssm_scan(
             *(x, dt, bs, cs),
             a=f"{name}a",

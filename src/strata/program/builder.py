@@ -203,10 +203,6 @@ class Builder:
         """RWKV-7's attention; ``xs`` are r, w, k, v, a and b."""
         return self._emit("wkv7", xs, layer=layer, heads=heads)
 
-    def columns(self, x: str, start: int, count: int, group: int) -> str:
-        """Of each ``group`` of columns ``count`` from ``start`` on."""
-        return self._emit("columns", [x], group=group, start=start, count=count)
-
     def grouped_rms_norm(self, x: str, weight: str, groups: int, eps: float) -> str:
         """RMSNorm of each of ``groups``, which have weights of their own."""
         return self._emit("grouped_rms_norm", [x, self._weight(weight)], groups=groups, eps=eps)

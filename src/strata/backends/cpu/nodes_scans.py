@@ -11,7 +11,7 @@ from strata.backends.cpu.nodes import Building
 from strata.program import Op
 
 KINDS = ("ssm_head", "ssm_channels", "gated_delta", "wkv6", "wkv7")
-FUNCTIONS = ("columns", "grouped_rms_norm", "l2_norm", "decay")
+FUNCTIONS = ("grouped_rms_norm", "l2_norm", "decay")
 
 
 def _scan(
@@ -94,13 +94,6 @@ def wkv7(b: Building, op: Op) -> None:
     _scan(b, op, "wkv7", heads=heads, k_dim=dim, v_dim=dim)
 
 
-def columns(b: Building, op: Op) -> None:
-    """The native node knows the count from the widths."""
-    number = FUNCTIONS.index("columns")
-    x, out = b.ids[op.inputs[0]], b.ids[op.output]
-    b.native.grouped(number, x, out, op.attrs["group"], start=op.attrs["start"])
-
-
 def grouped_rms_norm(b: Building, op: Op) -> None:
     """Groups by their width."""
     x, weight = op.inputs
@@ -131,7 +124,6 @@ SCAN_NODES: Mapping[str, Callable[[Building, Op], None]] = {
         gated_delta,
         wkv6,
         wkv7,
-        columns,
         grouped_rms_norm,
         l2_norm,
         decay,

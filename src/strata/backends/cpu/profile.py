@@ -100,6 +100,8 @@ class CpuSegmentProfile(SegmentProfile):
                 seconds += _attention_s(op, program, size, rates, kv_element_bytes)
             else:
                 seconds += rates.elementwise_s(4 * rows * _widths(op, program))
+                if SIGNATURES[op.kind].state == "recurrent":
+                    seconds += _recurrence_s(op, program, size, rates)
         return seconds
 
 
@@ -302,6 +304,16 @@ def _attention_s(
     per_key = op.attrs["heads"] * (op.attrs["k_dim"] + op.attrs["v_dim"])
     operations = 2.0 * size.tokens * average * per_key
     return rates.attention_s(size.sequences * position * seen, operations)
+
+
+def _recurrence_s(op: Op, program: Program, size: SweepSize, rates: OpRates) -> float:
+    """State is read and written once by every sequence, and is in cache for the rows between, of
+    which each goes through it: what attention does with keys is as much work a byte."""
+    signature = SIGNATURES[op.kind]
+    values = [program.values[name] for name in op.inputs]
+    nbytes = 2 * 4 * signature.kept(values, op.attrs) * size.sequences
+    operations = signature.flops(values, op.attrs, size.tokens, size.past)
+    return rates.attention_s(nbytes, operations)
 
 
 def _widths(op: Op, program: Program) -> int:

@@ -101,13 +101,6 @@ def wkv7(attrs: Attrs, x: list[Floats], step: Step, state: ReferenceState) -> Fl
     return scan(np.zeros_like(x[0]), attrs["layer"], step, state, advance)
 
 
-def columns(attrs: Attrs, x: Floats) -> Floats:
-    """Some columns of each group."""
-    groups = x.reshape(len(x), -1, attrs["group"])
-    start = attrs["start"]
-    return groups[:, :, start : start + attrs["count"]].reshape(len(x), -1)
-
-
 def grouped_rms_norm(attrs: Attrs, x: Floats, weight: Floats) -> Floats:
     """x / sqrt(mean(x^2) + eps) * weight, by group."""
     groups = x.reshape(len(x), attrs["groups"], -1)
@@ -135,7 +128,6 @@ SCANS: Mapping[str, Run] = {
     "gated_delta": gated_delta,
     "wkv6": wkv6,
     "wkv7": wkv7,
-    "columns": lambda a, x, step, state: columns(a, x[0]),
     "grouped_rms_norm": lambda a, x, step, state: grouped_rms_norm(a, x[0], x[1]),
     "l2_norm": lambda a, x, step, state: l2_norm(a, x[0]),
     "decay": lambda a, x, step, state: decay(x[0], x[1]),

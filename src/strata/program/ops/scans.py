@@ -87,14 +87,6 @@ def _wkv_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
     return int(values[0].width * values[0].width // attrs["heads"])
 
 
-def _columns(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
-    (x,) = values
-    group, start, count = (attrs[n] for n in ("group", "start", "count"))
-    if group < 1 or x.width % group or start < 0 or count < 1 or start + count > group:
-        raise _wrong("columns", values, attrs)
-    return (*rows_of(x), x.width // group * count)
-
-
 def _grouped(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     x, weight = values
     elements = 1
@@ -164,8 +156,6 @@ SCANS: Mapping[str, Signature] = {
         state="recurrent",
         kept=_wkv_kept,
     ),
-    # of each `group` of columns `count` from `start` on
-    "columns": Signature(("x",), ("group", "start", "count"), _columns, lambda v, a, r, c: 0),
     # rms_norm of each of `groups`, which have weights of their own
     "grouped_rms_norm": Signature(
         ("x", "weight"), ("groups", "eps"), _grouped, per_element(4), as_floats=("weight",)
