@@ -455,6 +455,9 @@ class KVCacheManager:
         there are too few."""
         pool = self.pools[group]
         if count > pool.free:
+            # What was kept elsewhere meanwhile can be forgotten, too: of the few slots of recurrent
+            # state the newest would go otherwise, since the older ones look as if they were held.
+            self._offload.collect()
             self._index.evict(group, count - pool.free)
         if count > pool.free and self._offload.give_back():
             self._index.evict(group, count - pool.free)

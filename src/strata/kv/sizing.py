@@ -74,5 +74,6 @@ def _least(group: StateGroup, context: int, step_rows: int) -> int:
 def _most(group: StateGroup, context: int, parallel: int, step_rows: int) -> int:
     each = _least(group, context, step_rows)
     if group.recurrent:
-        each += -(-context // SNAPSHOT_ROWS)
+        # One more is for the end of the last whole block, from where a conversation goes on.
+        each += -(-context // SNAPSHOT_ROWS) + 1
     return parallel * each
