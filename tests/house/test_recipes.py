@@ -38,7 +38,8 @@ EXAMPLES = [
     Example("a model", r"\bgranite\b(?!-)", 4, "granite"),
     Example(
         "an Op",
-        r"\bshort_conv\b",
+        # Not where a family has it.
+        r"(?<!\bb\.)\bshort_conv\b",
         9,
         read=frozenset({"csrc/kernels/simd_*.h"}),
         with_recipe="a kernel",

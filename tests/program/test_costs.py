@@ -63,6 +63,18 @@ def costs(make: object) -> Cost:
         ),
         # 2 * 3 rows * 8 * 3 taps; two rows of 8 floats of state read and written.
         (lambda b: b.short_conv("x", "taps", layer=0), Cost(144, 96, 192, 128)),
+        # A state of 8 columns of 8, read and written: 6 * 3 rows * 64; x, dt, b, c in and one out.
+        (
+            lambda b: b.ssm_scan(
+                *("x", "x", "x", "x"), a="norm", d="norm", layer=0, groups=1, states=8
+            ),
+            Cost(1152, 64, 480, 512),
+        ),
+        # Two heads of 4 by 4.
+        (
+            lambda b: b.wkv7(*("x", "x", "x", "x", "x", "x"), layer=0, heads=2),
+            Cost(864, 0, 672, 256),
+        ),
     ],
 )
 def test_one_op(make: object, expected: Cost) -> None:

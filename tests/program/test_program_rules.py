@@ -42,6 +42,14 @@ def attention(b: Builder, *operands: str, **changed: int) -> str:
     return b.attention(*operands, scale=0.5, **settings)
 
 
+def ssm_scan(b: Builder, a: str, *, states: int) -> str:
+    return b.ssm_scan("x", "x", "x", "x", a=a, d="norm", layer=0, groups=1, states=states)
+
+
+def gated_delta(b: Builder, *, heads: int, key_heads: int) -> str:
+    return b.gated_delta("x", "x", "x", "x", "x", layer=0, heads=heads, key_heads=key_heads)
+
+
 SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
     (lambda b: b.embed("table", 2.0), ("T", 8)),
     (lambda b: b.add_positions("x", "table"), ("T", 8)),
@@ -67,6 +75,16 @@ SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
     (lambda b: attention(b, "x", "x", v_dim=3), ("T", 6)),
     (lambda b: attention(b, "x", v_dim=12), ("T", 24)),
     (lambda b: b.short_conv("x", "taps", layer=0), ("T", 8)),
+    (lambda b: b.short_conv("x", "taps", "norm", layer=0), ("T", 8)),
+    (lambda b: ssm_scan(b, "norm", states=8), ("T", 8)),
+    (lambda b: ssm_scan(b, "square", states=8), ("T", 8)),
+    (lambda b: gated_delta(b, heads=8, key_heads=2), ("T", 8)),
+    (lambda b: b.wkv6("x", "x", "x", "x", u="norm", layer=0, heads=2), ("T", 8)),
+    (lambda b: b.wkv7("x", "x", "x", "x", "x", "x", layer=0, heads=4), ("T", 8)),
+    (lambda b: b.grouped_rms_norm("x", "norm", 2, 1e-5), ("T", 8)),
+    (lambda b: b.l2_norm("x", 4, 1e-6), ("T", 8)),
+    (lambda b: b.decay("x", "head_norm"), ("T", 8)),
+    (lambda b: b.mul("x", "x"), ("T", 8)),
     (lambda b: b.glu("x", "x", "silu"), ("T", 8)),
     (lambda b: b.activation("x", "relu2"), ("T", 8)),
     (lambda b: b.add("x", "x"), ("T", 8)),
@@ -123,6 +141,17 @@ ERRORS: list[tuple[Callable[[Builder], object], str]] = [
     (lambda b: b.short_conv("x", "norm", layer=0), "has no taps for each"),
     (lambda b: b.short_conv("x", "tall", layer=0), "has no taps for each"),
     (lambda b: b.short_conv("x", "one_tap", layer=0), "keeps nothing"),
+    (lambda b: b.short_conv("x", "taps", "bias24", layer=0), "short_conv: bias 'bias24'"),
+    (lambda b: ssm_scan(b, "norm", states=4), "ssm_scan: 'x'"),
+    (lambda b: ssm_scan(b, "taps", states=8), "ssm_scan: 'x'"),
+    (lambda b: ssm_scan(b, "norm", states=2048), "ssm_scan: 'x'"),
+    (lambda b: gated_delta(b, heads=8, key_heads=3), "gated_delta: 'x'"),
+    (lambda b: gated_delta(b, heads=4, key_heads=2), "gated_delta: 'x'"),
+    (lambda b: b.wkv6("x", "x", "x", "x", u="head_norm", layer=0, heads=2), "wkv6: 'x'"),
+    (lambda b: b.wkv7("x", "x", "x", "x", "x", "x", layer=0, heads=3), "wkv7: 'x'"),
+    (lambda b: b.grouped_rms_norm("x", "head_norm", 2, 1e-5), "grouped_rms_norm: 'x'"),
+    (lambda b: b.l2_norm("x", 3, 1e-6), "l2_norm: 'x'"),
+    (lambda b: b.decay("x", "odd"), "decay: 'x'"),
     (lambda b: b.add("x", "y"), "'y' is used before it is made"),
     (lambda b: b.build(out="x"), "'out' is not computed here"),
     (lambda b: b.build(out="nothing"), "'out' is not computed here"),
