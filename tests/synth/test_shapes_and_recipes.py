@@ -40,6 +40,8 @@ PARAMETERS = {
     "gemma-3-1b": 999_885_952,
     "phi-3-mini": 3_821_079_552,
     "phi-4": 14_659_507_200,
+    "lfm2-1.2b": 1_170_340_608,
+    "mamba2-2.7b": 2_702_599_680,
 }
 # Counts of formats by kind of matrix, from `llama-quantize --dry-run` on files of these shapes.
 DRY_RUNS = json.loads(

@@ -19,8 +19,17 @@ _ATTENTION = {"attention", "full_attention"}
 _TYPES = {"mamba", "linear_attention", *_ATTENTION}
 
 
-def tensors(c: Config, s: state_space.Sizes, attends: list[bool]) -> dict[str, Tensor]:
+def attending(c: Config) -> list[bool]:
+    """Which layers have attention."""
+    listed = c.keys.texts("layer_types", c.layers, _TYPES)
+    if listed is not None:
+        return [kind in _ATTENTION for kind in listed]
+    return [n > 0 for n in c.keys.integers("kv_heads", c.layers, 0)]
+
+
+def tensors(c: Config) -> dict[str, Tensor]:
     """The tensors of a Granite 4 without experts."""
+    s, attends = state_space.read_sizes(c, version=2), attending(c)
     ffn = decoder.gated_tensors(c)
     stored = "{p}layers.{i}.shared_mlp."
     if c.keys.kind != "gguf":
@@ -49,13 +58,10 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     keys, gguf = c.keys, file.kind == "gguf"
     if not gguf:
         c = replace(c, ffn=keys.integer("shared_ffn", c.ffn))
-    listed = keys.texts("layer_types", c.layers, _TYPES)
-    attends = [n > 0 for n in keys.integers("kv_heads", c.layers, 0)]
-    if listed is not None:
-        attends = [kind in _ATTENTION for kind in listed]
+    attends = attending(c)
     decoder.check_activation(c, "silu")
     sizes = state_space.read_sizes(c, version=2)
-    catalog = Catalog(file, tensors(c, sizes, attends), c.layers, harmless=decoder.harmless(c))
+    catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     # A hybrid's attention has no positions unless the file says so.
     rotates = (
         keys.flag("rope_used", True) if gguf else keys.raw("position_embedding_type") == "rope"

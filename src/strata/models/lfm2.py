@@ -15,8 +15,9 @@ from strata.program import Builder, Model
 _TYPES = {"conv", "full_attention"}
 
 
-def tensors(c: Config, attends: list[bool], taps: int) -> dict[str, Tensor]:
+def tensors(c: Config) -> dict[str, Tensor]:
     """The tensors of an LFM2."""
+    attends, taps = attending(c), read_taps(c)
     stored, name = "{p}layers.{i}.conv.", "blk.{i}.shortconv."
     convolution = {
         f"{name}conv.weight": Tensor(f"{stored}conv.weight", (c.width, taps)),
@@ -54,19 +55,29 @@ def tensors(c: Config, attends: list[bool], taps: int) -> dict[str, Tensor]:
     }
 
 
+def attending(c: Config) -> list[bool]:
+    """Which layers have attention."""
+    if c.keys.kind == "gguf":
+        return [n > 0 for n in c.keys.integers("kv_heads", c.layers)]
+    listed = c.keys.texts("layer_types", c.layers, _TYPES)
+    return [kind != "conv" for kind in listed or ["full_attention"] * c.layers]
+
+
+def read_taps(c: Config) -> int:
+    """Of the convolutions."""
+    return c.keys.integer("conv_taps", low=2, high=64)
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of an LFM2 file."""
     c = read_config(file, architecture, context, mixed=True, tied=True)
     if file.kind == "gguf":
-        attends = [n > 0 for n in c.keys.integers("kv_heads", c.layers)]
         window = c.keys.integer("window", 0, low=0)
         c = replace(c, windows=(window,) * c.layers)
     else:
-        listed = c.keys.texts("layer_types", c.layers, _TYPES)
-        attends = [kind != "conv" for kind in listed or ["full_attention"] * c.layers]
         c = replace(c, ffn=_adjusted(c))
-    taps = c.keys.integer("conv_taps", low=2, high=64)
-    catalog = Catalog(file, tensors(c, attends, taps), c.layers, harmless=decoder.harmless(c))
+    attends, taps = attending(c), read_taps(c)
+    catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     rope = read_rope(c, "neox", base=1000000.0)
     eps = c.keys.number("rms_eps", 1e-5, low=1e-12, high=1.0)
     kept = Kept()

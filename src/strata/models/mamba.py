@@ -17,6 +17,16 @@ def frame_tensors(c: Config) -> dict[str, Tensor]:
     return {**tensors, "token_embd.weight": embedding, "output_norm.weight": norm}
 
 
+def tensors2(c: Config) -> dict[str, Tensor]:
+    """The tensors of a Mamba-2."""
+    return _tensors(c, state_space.tensors2(c, state_space.read_sizes(c, version=2), "mixer"))
+
+
+def _tensors(c: Config, mixer: dict[str, Tensor]) -> dict[str, Tensor]:
+    norm = Tensor("{p}layers.{i}.norm.weight", (c.width,))
+    return {**frame_tensors(c), "blk.{i}.attn_norm.weight": norm, **mixer}
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """A Mamba."""
     return _build(file, architecture, context, 1)
@@ -34,11 +44,7 @@ def _build(file: ModelFile, architecture: str, context: int | None, version: int
     tensors = state_space.tensors1 if version == 1 else state_space.tensors2
     catalog = Catalog(
         file,
-        {
-            **frame_tensors(c),
-            "blk.{i}.attn_norm.weight": Tensor("{p}layers.{i}.norm.weight", (c.width,)),
-            **tensors(c, sizes, "mixer"),
-        },
+        _tensors(c, tensors(c, sizes, "mixer")),
         c.layers,
         prefixes=("backbone.", "model.", ""),
         harmless=decoder.harmless(c),

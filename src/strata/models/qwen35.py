@@ -181,6 +181,20 @@ def attends(c: Config) -> list[bool]:
     return [(i + 1) % interval == 0 for i in range(c.layers)]
 
 
+def tensors(c: Config) -> dict[str, Tensor]:
+    """The tensors of a dense Qwen3.5."""
+    attending = attends(c)
+    full = [i for i in range(c.layers) if attending[i]]
+    rest = [i for i in range(c.layers) if not attending[i]]
+    return {
+        **decoder.frame_tensors(c, "add_one"),
+        **decoder.norm_tensors(c, "add_one", **_NORMS),
+        **on_layers(attention_tensors(c), full),
+        **on_layers(delta_tensors(c, read_delta(c)), rest),
+        **decoder.gated_tensors(c),
+    }
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a dense Qwen3.5 file; blocks that predict further tokens are not used."""
     c = read_config(file, architecture, context, head_dim=256)
@@ -189,19 +203,10 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c = replace(c, layers=c.layers - len(blocks), windows=c.windows[: c.layers - len(blocks)])
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)
-    full = [i for i in range(c.layers) if attending[i]]
-    ffn = decoder.gated_tensors(c)
-    tensors = {
-        **decoder.frame_tensors(c, "add_one"),
-        **decoder.norm_tensors(c, "add_one", **_NORMS),
-        **on_layers(attention_tensors(c), full),
-        **on_layers(delta_tensors(c, d), [i for i in range(c.layers) if not attending[i]]),
-        **ffn,
-    }
     unused = (r"mtp\..*", r"(model\.)?visual\..*", *(rf"blk\.{i}\..*" for i in blocks))
     prefixes = ("model.", "model.language_model.", "")
     harmless = (*decoder.harmless(c), *unused)
-    catalog = Catalog(file, tensors, c.layers, prefixes=prefixes, harmless=harmless)
+    catalog = Catalog(file, tensors(c), c.layers, prefixes=prefixes, harmless=harmless)
     rope, eps = read_rope(c, "neox"), decoder.rms_eps(c)
     kept = Kept()
 

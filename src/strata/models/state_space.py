@@ -109,6 +109,7 @@ def tensors2(c: Config, s: Sizes, mixer: str, *, norm: bool = True) -> dict[str,
     """The tensors of a Mamba-2 mixer; ``norm``: of what comes out, always there."""
     name, stored = "blk.{i}.ssm_", f"{{p}}layers.{{i}}.{mixer}."
     parts = {"z": s.inner, "x": s.convolved, "dt": s.heads}
+    apart = c.keys.kind == "gguf" and s.groups > 1
     return {
         **_parts("in", f"{stored}in_proj", parts, c.width),
         f"{name}dt.bias": Tensor(f"{stored}dt_bias", (s.heads,)),
@@ -116,7 +117,7 @@ def tensors2(c: Config, s: Sizes, mixer: str, *, norm: bool = True) -> dict[str,
         f"{name}d": Tensor(f"{stored}D", (s.heads,)),
         f"{name}norm.weight": Tensor(
             f"{stored}norm.weight",
-            (s.groups, s.inner // s.groups) if c.keys.kind == "gguf" else (s.inner,),
+            (s.groups, s.inner // s.groups) if apart else (s.inner,),
             optional=not norm,
         ),
         **_around(c, s.convolved, s.inner, s.taps, stored),

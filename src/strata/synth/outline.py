@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,40 @@ import numpy as np
 from strata.errors import UsageError
 from strata.formats import TensorInfo
 from strata.formats.header_only import HeaderOnly
-from strata.models import build_model, gemma2, gemma3, llama, phi3, qwen2, qwen3
-from strata.models.config import read_config
+from strata.models import (
+    build_model,
+    gemma2,
+    gemma3,
+    granite_hybrid,
+    lfm2,
+    llama,
+    mamba,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen35,
+)
+from strata.models.config import Config, read_config
 from strata.models.tensors import Tensor
 from strata.quant import BlockType, by_name
 from strata.synth.recipes import RECIPES, Place, tensor_type
 from strata.synth.shapes import Shape
 
-_FAMILIES = {
-    "llama": (llama, "llama", "LlamaForCausalLM", "llama"),
-    "mistral": (llama, "llama", "MistralForCausalLM", "mistral"),
-    "qwen2": (qwen2, "qwen2", "Qwen2ForCausalLM", "qwen2"),
-    "qwen3": (qwen3, "qwen3", "Qwen3ForCausalLM", "qwen3"),
-    "gemma2": (gemma2, "gemma2", "Gemma2ForCausalLM", "gemma2"),
-    "gemma3": (gemma3, "gemma3", "Gemma3ForCausalLM", "gemma3_text"),
-    "phi3": (phi3, "phi3", "Phi3ForCausalLM", "phi3"),
+_FAMILIES: Mapping[str, tuple[Callable[[Config], dict[str, Tensor]], str, str, str]] = {
+    "llama": (llama.tensors, "llama", "LlamaForCausalLM", "llama"),
+    "mistral": (llama.tensors, "llama", "MistralForCausalLM", "mistral"),
+    "qwen2": (qwen2.tensors, "qwen2", "Qwen2ForCausalLM", "qwen2"),
+    "qwen3": (qwen3.tensors, "qwen3", "Qwen3ForCausalLM", "qwen3"),
+    "gemma2": (gemma2.tensors, "gemma2", "Gemma2ForCausalLM", "gemma2"),
+    "gemma3": (gemma3.tensors, "gemma3", "Gemma3ForCausalLM", "gemma3_text"),
+    "phi3": (phi3.tensors, "phi3", "Phi3ForCausalLM", "phi3"),
+    "mamba2": (mamba.tensors2, "mamba2", "Mamba2ForCausalLM", "mamba2"),
+    "granite_hybrid": (
+        *(granite_hybrid.tensors, "granitehybrid"),
+        *("GraniteMoeHybridForCausalLM", "granitemoehybrid"),
+    ),
+    "lfm2": (lfm2.tensors, "lfm2", "Lfm2ForCausalLM", "lfm2"),
+    "qwen35": (qwen35.tensors, "qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text"),
 }
 _LLAMA3_ORIGINAL = 8192
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -86,7 +105,7 @@ def config_json(shape: Shape) -> dict[str, Any]:
         }
     if shape.linear_factor:
         config["rope_scaling"] = {"rope_type": "linear", "factor": shape.linear_factor}
-    return config
+    return {**config, **shape.settings}
 
 
 def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
@@ -120,17 +139,18 @@ def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
         "general.basename": shape.name,
         "general.file_type": RECIPES[recipe][1],
         "general.quantization_version": 2,
-        **{f"{arch}.{key}": value for key, value in keys.items()},
+        **{f"{arch}.{key}": value for key, value in {**keys, **shape.keys}.items()},
     }
 
 
 def _tensors(shape: Shape) -> dict[str, Tensor]:
     """The family's own list of tensors, by canonical name with ``{i}`` for the layer."""
-    module, _, architecture, _ = _FAMILIES[shape.family]
+    family, _, architecture, _ = _FAMILIES[shape.family]
     file = HeaderOnly("huggingface", Path(shape.name), config_json(shape), {})
-    config = read_config(file, architecture, None, tied=shape.tied, head_dim=shape.head_dim)
-    tensors: dict[str, Tensor] = module.tensors(config)
-    return tensors
+    tied, mixed = shape.tied, bool(shape.keys)
+    return family(
+        read_config(file, architecture, None, tied=tied, head_dim=shape.head_dim, mixed=mixed)
+    )
 
 
 def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor, tuple[int, ...]]]:
@@ -144,8 +164,8 @@ def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor,
     done: set[str] = set()
     for canonical, i in order:
         tensor = tensors[canonical]
-        part = tensor.part if shape.family == "phi3" else None
-        if part is None:
+        part = tensor.part if shape.family == "phi3" or not tensor.apart else None
+        if part is None or not (huggingface or part.gguf):
             stored, dims = tensor.huggingface if huggingface else canonical, tensor.shape
         else:
             stored = part.huggingface if huggingface else part.gguf
@@ -153,7 +173,8 @@ def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor,
         # The table also names what GGUF files may hold besides: factors of rotary positions.
         if stored is None or (tensor.huggingface is None and part is None):
             continue
-        name = stored.replace("{p}", "model.").replace("{i}", str(i))
+        prefix = "backbone." if shape.family == "mamba2" else "model."
+        name = stored.replace("{p}", prefix).replace("{i}", str(i))
         if name not in done:
             done.add(name)
             yield name, i, tensor, dims
@@ -167,7 +188,7 @@ def gguf_tensors(shape: Shape, recipe: str) -> list[SynthTensor]:
             name,
             layer,
             shape.layers,
-            shape.heads // shape.kv_heads,
+            shape.heads // max(shape.kv_heads, 1),
             shape.tied,
             shape.layers == 80 and shape.family in ("llama", "qwen2"),
         )
@@ -189,7 +210,9 @@ def huggingface_tensors(shape: Shape) -> list[SynthTensor]:
 
 
 def _fill(name: str) -> float:
-    """Norms are ones; biases are nothing."""
+    """Norms are ones; biases are nothing; what decays does so by a factor of e a step."""
+    if name.endswith("ssm_a"):
+        return -1.0
     return 0.0 if name.endswith(".bias") else 1.0
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from strata.errors import UsageError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
+_Dense = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
+Family = _Dense | Literal["mamba2", "granite_hybrid", "lfm2", "qwen35"]
 
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a decoder-only model. ``llama3_factor`` and ``linear_factor`` are rope scalings,
-    ``window`` a sliding window (on the layers that the family gives it to), 0 for none."""
+    ``window`` a sliding window (on the layers that the family gives it to), 0 for none.
+    ``settings`` and ``keys`` are what config.json and GGUF metadata have besides, or otherwise."""
 
     name: str
     family: Family
@@ -32,6 +35,8 @@ class Shape:
     window: int = 0
     llama3_factor: float = 0.0
     linear_factor: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    keys: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def _smollm2(size: str, layers: int, width: int, ffn: int, heads: int, kv: int) -> Shape:
@@ -180,6 +185,91 @@ def _tiny(family: Family, window: int = 0, *, tied: bool = False) -> Shape:
     )
 
 
+def _hybrid(
+    name: str, family: Family, sizes: tuple[int, ...], attending: tuple[int, ...], **settings: Any
+) -> Shape:
+    """``sizes``: layers, width, ffn, heads, kv_heads, head_dim, vocab, context. The ``attending``
+    layers have attention; ``settings`` are those of config.json, with GGUF's under ``keys``."""
+    layers, width, ffn, heads, kv_heads, head_dim, vocab, context = sizes
+    keys = settings.pop("keys")
+    if attending:
+        per_layer = [kv_heads if i in attending else 0 for i in range(layers)]
+        keys = {"attention.head_count_kv": per_layer, **keys}
+    if types := settings.pop("types", None):
+        settings["layer_types"] = [types[i in attending] for i in range(layers)]
+    base = settings.pop("rope_base", 10000.0)
+    return Shape(
+        *(name, family, layers, width, ffn, heads, kv_heads, head_dim, vocab, context, base),
+        tied=True,
+        settings=settings,
+        keys=keys,
+    )
+
+
+def _ssm(inner: int, heads: int) -> dict[str, int]:
+    """GGUF keys of a Mamba-2 mixer."""
+    names = ("inner_size", "time_step_rank", "state_size", "conv_kernel", "group_count")
+    return {f"ssm.{n}": v for n, v in zip(names, (inner, heads, 128, 4, 1), strict=True)}
+
+
+RECURRENT: tuple[Shape, ...] = (
+    _hybrid(
+        *("mamba2-2.7b", "mamba2", (64, 2560, 0, 0, 0, 64, 50288, 1 << 20), ()),
+        state_size=128,
+        conv_kernel=4,
+        num_heads=80,
+        n_groups=1,
+        layer_norm_epsilon=1e-5,
+        keys=_ssm(5120, 80),
+    ),
+    _hybrid(
+        *("granite-4-h-1b", "granite_hybrid"),
+        *((40, 1536, 4096, 12, 4, 128, 100352, 131072), (5, 15, 25, 35)),
+        types=("mamba", "attention"),
+        shared_intermediate_size=4096,
+        mamba_n_heads=48,
+        mamba_d_head=64,
+        mamba_d_state=128,
+        mamba_d_conv=4,
+        mamba_n_groups=1,
+        embedding_multiplier=12.0,
+        attention_multiplier=1 / 128,
+        residual_multiplier=0.22,
+        logits_scaling=6.0,
+        position_embedding_type="nope",
+        keys={
+            **_ssm(3072, 48),
+            "embedding_scale": 12.0,
+            "attention.scale": 1 / 128,
+            "residual_scale": 0.22,
+            "logit_scale": 6.0,
+            "rope.scaling.finetuned": False,
+        },
+    ),
+    _hybrid(
+        *("lfm2-1.2b", "lfm2", (16, 2048, 8192, 32, 8, 64, 65536, 128000), (2, 5, 8, 10, 12, 14)),
+        types=("conv", "full_attention"),
+        rope_base=1e6,
+        conv_L_cache=3,
+        block_auto_adjust_ff_dim=False,
+        keys={"shortconv.l_cache": 3},
+    ),
+    _hybrid(
+        *("qwen3.5-0.8b", "qwen35", (24, 1024, 3584, 8, 2, 256, 248320, 262144)),
+        (),
+        rope_base=1e7,
+        full_attention_interval=4,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        linear_conv_kernel_dim=4,
+        partial_rotary_factor=0.25,
+        keys={**_ssm(2048, 16), "ssm.group_count": 16, "rope.dimension_count": 64},
+    ),
+)
+
+
 _ALL = (
     _smollm2("135m", 30, 576, 1536, 9, 3),
     _smollm2("360m", 32, 960, 2560, 15, 5),
@@ -219,6 +309,7 @@ _ALL = (
     _gemma3("27b", 62, 5376, 21504, 32, 16, 128),
     Shape("phi-3-mini", "phi3", 32, 3072, 8192, 32, 32, 96, 32064, 4096, 10000.0, window=2047),
     Shape("phi-4", "phi3", 40, 5120, 17920, 40, 10, 128, 100352, 16384, 250000.0),
+    *RECURRENT,
     _tiny("llama", tied=True),
     _tiny("mistral"),
     _tiny("qwen2"),
