@@ -9,7 +9,13 @@ import pytest
 
 import make_tiny_models
 from strata import LLM, SamplingParams
-from strata.backends.base import KV_BLOCK
+from strata.backends.base import KV_BLOCK, NoBooks
+from strata.backends.registry import backend_class
+from strata.backends.settings import BackendSettings
+from strata.backends.weights import WeightSource
+from strata.engine import Engine, Runner
+from strata.formats import open_model
+from strata.models import build_model
 
 NAMES = ["mamba", "mamba2", "granite_hybrid", "jamba", "lfm2", "nemotron_h", "qwen35"]
 PARAMS = SamplingParams(max_tokens=9, logprobs=2, ignore_eos=True)
@@ -66,3 +72,24 @@ def test_together_and_in_little_room_answers_are_those_alone(name: str, tmp_path
         together = llm.generate(prompts, PARAMS)
     for one, other in zip(alone, together, strict=True):
         assert (one.token_ids, one.logprobs) == (other.token_ids, other.logprobs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streamed_weights_give_the_same_bits(name: str, tmp_path: Path) -> None:
+    path = make_tiny_models.write_directory(tmp_path / "m", make_tiny_models.golden(name))
+    outputs = []
+    for streams, threads in ((False, 1), (True, 2), (True, 4)):
+        with open_model(path) as file:
+            model = build_model(file, CONTEXT)
+            layers = [s for s in model.segments if s.name.startswith("layer")]
+            units = frozenset(u.name for s in layers for u in s.units) if streams else frozenset()
+            settings = BackendSettings(streamed=units, ring_bytes=1 << 20, tile_bytes=1 << 16)
+            backend = backend_class("cpu").create(threads, None, settings, NoBooks())
+            engine = Engine(Runner(backend, model, WeightSource(file)), context=CONTEXT)
+            request = engine.submit(question(0) * 6, PARAMS)
+            while engine.busy:
+                engine.step()
+            outputs.append(request.output)
+            engine.close()
+            backend.close()
+    assert outputs[0] == outputs[1] == outputs[2]

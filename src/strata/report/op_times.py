@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -130,15 +131,15 @@ class _Clock:
         self._engine.forget_prefixes()
         self._take()
         before = self._engine.status().tokens
-        seconds, steps = self._advance(ids, 1)
+        seconds, rows = self._advance(ids, 1)
         # Times of fewer tokens than were asked for must not pass for theirs.
         assert self._engine.status().tokens - before == len(ids)
-        budget = self._engine.token_budget
+        # A step may end early, where a state of fixed size is kept.
+        ends = itertools.accumulate(rows)
         planned = [
-            _step(past, min(budget, len(ids) - past), past + budget >= len(ids))
-            for past in range(0, len(ids), budget)
+            _step(end - count, count, end >= len(ids))
+            for count, end in zip(rows, ends, strict=True)
         ]
-        assert len(planned) == steps
         return self._times(planned, len(ids), 0, seconds, 1)
 
     def decode(self, ids: Sequence[int]) -> StepTimes:
@@ -156,14 +157,16 @@ class _Clock:
         planned = [_step(len(ids) + i, 1, True) for i in range(DECODED)]
         return self._times(planned, 1, len(ids), seconds, DECODED)
 
-    def _advance(self, ids: Sequence[int], tokens: int) -> tuple[float, int]:
+    def _advance(self, ids: Sequence[int], tokens: int) -> tuple[float, list[int]]:
         request = self._engine.submit(ids, SamplingParams(max_tokens=tokens, ignore_eos=True))
-        steps, start = 0, perf_counter()
+        rows: list[int] = []
+        start = perf_counter()
         try:
             while not request.done:
+                before = self._engine.status().tokens
                 self._engine.step()
-                steps += 1
-            return perf_counter() - start, steps
+                rows.append(self._engine.status().tokens - before)
+            return perf_counter() - start, rows
         finally:
             self._engine.cancel(request)
 
