@@ -20,7 +20,7 @@ def tensors(c: Config) -> dict[str, Tensor]:
     attends, taps = attending(c), read_taps(c)
     stored, name = "{p}layers.{i}.conv.", "blk.{i}.shortconv."
     convolution = {
-        f"{name}conv.weight": Tensor(f"{stored}conv.weight", (c.width, taps)),
+        f"{name}conv.weight": Tensor(f"{stored}conv.weight", (c.width, taps), unit_axes=True),
         f"{name}out_proj.weight": Tensor(f"{stored}out_proj.weight", (c.width, c.width)),
     }
     for number, part in enumerate("bcx"):

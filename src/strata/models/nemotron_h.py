@@ -3,6 +3,8 @@ feed-forward with squared ReLU a layer."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from strata.formats import ModelFile
 from strata.models import decoder, mamba, state_space
 from strata.models.config import Config, read_config
@@ -35,6 +37,10 @@ def kinds(c: Config) -> list[str]:
     return ["ffn" if wide else "attention" if many else "ssm" for wide, many in each]
 
 
+def _renamed(name: str | None) -> str:
+    return (name or "").replace(".self_attn.", ".mixer.").replace(".mlp.", ".mixer.")
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Nemotron-H file."""
     c = read_config(file, architecture, context, mixed=True)
@@ -49,13 +55,10 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     }
     for each, own in of.items():
         mixer = {
-            name: Tensor(
-                (t.huggingface or "").replace(".self_attn.", ".mixer.").replace(".mlp.", ".mixer."),
-                t.shape,
-                t.optional,
-                t.transform,
-                t.part if file.kind == "gguf" or each == "ssm" else None,
-                t.apart,
+            name: replace(
+                t,
+                huggingface=_renamed(t.huggingface),
+                part=t.part if file.kind == "gguf" or each == "ssm" else None,
             )
             for name, t in own.items()
         }

@@ -71,7 +71,9 @@ def delta_tensors(c: Config, d: Delta) -> dict[str, Tensor]:
         "blk.{i}.attn_gate.weight": Tensor(f"{stored}in_proj_z.weight", (d.values, c.width)),
         "blk.{i}.ssm_beta.weight": Tensor(f"{stored}in_proj_b.weight", (d.heads, c.width)),
         "blk.{i}.ssm_alpha.weight": Tensor(f"{stored}in_proj_a.weight", (d.heads, c.width)),
-        "blk.{i}.ssm_conv1d.weight": Tensor(f"{stored}conv1d.weight", (convolved, d.taps)),
+        "blk.{i}.ssm_conv1d.weight": Tensor(
+            f"{stored}conv1d.weight", (convolved, d.taps), unit_axes=True
+        ),
         "blk.{i}.ssm_dt.bias": Tensor(f"{stored}dt_bias", (d.heads,)),
         "blk.{i}.ssm_a": Tensor(f"{stored}A_log", (d.heads,), transform="negative_exp"),
         "blk.{i}.ssm_norm.weight": Tensor(f"{stored}norm.weight", (d.v_dim,)),

@@ -113,12 +113,13 @@ def tensors2(c: Config, s: Sizes, mixer: str, *, norm: bool = True) -> dict[str,
     return {
         **_parts("in", f"{stored}in_proj", parts, c.width),
         f"{name}dt.bias": Tensor(f"{stored}dt_bias", (s.heads,)),
-        f"{name}a": Tensor(f"{stored}A_log", (s.heads,), transform="negative_exp"),
-        f"{name}d": Tensor(f"{stored}D", (s.heads,)),
+        f"{name}a": Tensor(f"{stored}A_log", (s.heads,), transform="negative_exp", unit_axes=True),
+        f"{name}d": Tensor(f"{stored}D", (s.heads,), unit_axes=True),
         f"{name}norm.weight": Tensor(
             f"{stored}norm.weight",
             (s.groups, s.inner // s.groups) if apart else (s.inner,),
             optional=not norm,
+            unit_axes=True,
         ),
         **_around(c, s.convolved, s.inner, s.taps, stored),
     }
@@ -204,7 +205,9 @@ def _parts(fused: str, stored: str, widths: dict[str, int], columns: int) -> dic
 
 def _around(c: Config, convolved: int, inner: int, taps: int, stored: str) -> dict[str, Tensor]:
     return {
-        "blk.{i}.ssm_conv1d.weight": Tensor(f"{stored}conv1d.weight", (convolved, taps)),
+        "blk.{i}.ssm_conv1d.weight": Tensor(
+            f"{stored}conv1d.weight", (convolved, taps), unit_axes=True
+        ),
         "blk.{i}.ssm_conv1d.bias": Tensor(f"{stored}conv1d.bias", (convolved,), optional=True),
         "blk.{i}.ssm_out.weight": Tensor(f"{stored}out_proj.weight", (c.width, inner)),
     }

@@ -36,7 +36,8 @@ class Tensor:
     names ``{i}`` stands for the layer and ``{p}`` for what the checkpoint puts before the names of
     its decoder. ``shape`` is rows first, after ``transform`` (only Hugging Face files need one).
     ``part`` says where it lies if the file fuses it with others; ``apart`` is False where its own
-    name in GGUF files is that of the fused tensor.
+    name in GGUF files is that of the fused tensor. ``unit_axes``: some writers give it axes of one
+    entry, others leave them out.
     """
 
     huggingface: str | None
@@ -45,6 +46,7 @@ class Tensor:
     transform: Transform = "none"
     part: Part | None = None
     apart: bool = True
+    unit_axes: bool = False
 
 
 Tensors = Mapping[str, Tensor]
@@ -90,9 +92,16 @@ class Catalog:
         found = [p for p in prefixes if anchor.replace("{p}", p) in file.tensors]
         self._prefix = found[0] if found else prefixes[0]
         ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
+        loose = {
+            self._stored(name, tensor.huggingface, i)
+            for name, tensor in tensors.items()
+            for i in (range(layers) if "{i}" in name else (0,))
+            if tensor.unit_axes
+        }
         # Before anything is missed: what is missing is often inside them.
         for name, info in file.tensors.items():
-            if len(_squeezed(info.shape)) > 2 and not ignored.fullmatch(name):
+            axes = len(_squeezed(info.shape) if name in loose else info.shape)
+            if axes > 2 and not ignored.fullmatch(name):
                 raise TensorAxes(
                     f"tensor '{name}' of shape {list(info.shape)} has {len(info.shape)} axes: "
                     f"experts, convolutions and the like are not understood here; use a model "
@@ -135,7 +144,7 @@ class Catalog:
         for source, shape, rows in stored:
             info = self._file.tensors.get(source)
             if info is not None:
-                self._check(info, shape, transform)
+                self._check(info, shape, transform, unit_axes=tensor.unit_axes)
                 return Weight(canonical, tensor.shape, source, rows, transform)
         if tensor.optional:
             return None
@@ -147,14 +156,17 @@ class Catalog:
         return stored.replace("{p}", self._prefix).replace("{i}", str(i))
 
     @staticmethod
-    def _check(info: TensorInfo, shape: tuple[int, ...], transform: Transform) -> None:
+    def _check(
+        info: TensorInfo, shape: tuple[int, ...], transform: Transform, *, unit_axes: bool
+    ) -> None:
         if info.type.integer:
             raise TensorType(
                 f"tensor '{info.name}' holds whole numbers ({info.type.name}), not weights: its "
                 f"quantisation is not known here; use the unquantised model or a GGUF of it"
             )
         expected = shape[::-1] if transform == "transpose" else shape
-        if _squeezed(info.shape) != _squeezed(expected):
+        alike = _squeezed(info.shape) == _squeezed(expected)
+        if tuple(info.shape) != expected and not (unit_axes and alike):
             raise TensorShape(
                 f"tensor '{info.name}' has shape {list(info.shape)}, but the hyperparameters of "
                 f"this file ask for {list(expected)}"
