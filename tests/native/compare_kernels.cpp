@@ -174,7 +174,7 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("layer_norm", "without bias", [&](const StepKernels& s, float* out) {
     s.layer_norm(a.data(), w.data(), nullptr, 1e-5f, n, out);
   });
-  for (int f = 0; f <= static_cast<int>(Activation::relu2); ++f) {
+  for (int f = 0; f <= static_cast<int>(Activation::sigmoid); ++f) {
     const auto activation = static_cast<Activation>(f);
     const std::string number = std::to_string(f);
     both("activation", number, [&](const StepKernels& s, float* out) {
@@ -192,6 +192,36 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("short_conv", "", [&](const StepKernels& s, float* out) {
     s.short_conv(rows, taps.data(), b.data(), n, 3, n, out);
   });
+  both("mul", "", [&](const StepKernels& s, float* out) { s.mul(a.data(), b.data(), n, out); });
+  both("grouped_rms_norm", "", [&](const StepKernels& s, float* out) {
+    s.grouped_rms_norm(a.data(), w.data(), 1e-5f, n, n, out);
+  });
+  both("l2_norm", "", [&](const StepKernels& s, float* out) {
+    s.l2_norm(a.data(), 1e-6f, 0.5f, n, n, out);
+  });
+  both("decay", "", [&](const StepKernels& s, float* out) {
+    s.decay(a.data(), b.data(), 1, n, out);
+  });
+  // Every recurrence over a state of four rows, whose columns are one row's; x is read as keys too.
+  for (int kind = 0; kind < kScans && n >= 16; ++kind) {
+    const std::vector<float> state = draw(4 * 16, 11);
+    std::vector<float> after(4 * 16);
+    ScanArgs scan{};
+    for (const float*& in : scan.in) in = a.data();
+    for (const float*& parameter : scan.parameters) parameter = b.data();
+    scan.before = state.data();
+    scan.after = after.data();
+    scan.rows = scan.heads = scan.key_heads = 1;
+    scan.k_dim = 4;
+    scan.v_dim = n;
+    both("scan", std::to_string(kind), [&](const StepKernels& s, float* out) {
+      std::fill(out, out + n, 0.0f);
+      scan.out = out;
+      const std::vector<float> wide = draw(4 * n, 12);
+      if (kind == static_cast<int>(Scan::ssm_channels)) scan.parameters[0] = wide.data();
+      s.scan[kind](scan, 0, 0, 16);
+    });
+  }
   for (const bool interleaved : {false, true}) {
     if (n < 2) continue;
     both("rope", interleaved ? "interleaved" : "", [&](const StepKernels& s, float* out) {
