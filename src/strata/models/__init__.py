@@ -7,7 +7,20 @@ from dataclasses import replace
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
-from strata.models import gemma2, gemma3, gpt2, granite, llama, olmo2, opt, phi3, qwen2, qwen3
+from strata.models import (
+    gemma2,
+    gemma3,
+    gpt2,
+    granite,
+    llama,
+    mixtures,
+    olmo2,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3moe,
+)
 from strata.models.config import read_trained_context
 from strata.models.errors import (
     ConfigError,
@@ -39,6 +52,10 @@ FAMILIES: Mapping[str, Build] = {
     "MistralForCausalLM": llama.build_windowed,
     "qwen2": qwen2.build,
     "Qwen2ForCausalLM": qwen2.build,
+    "MixtralForCausalLM": llama.build_windowed,
+    **mixtures.FAMILIES,
+    "qwen3moe": qwen3moe.build,
+    "Qwen3MoeForCausalLM": qwen3moe.build,
     "qwen3": qwen3.build,
     "Qwen3ForCausalLM": qwen3.build,
     "gemma2": gemma2.build,

@@ -59,17 +59,19 @@ def read_config(
     tied: bool = False,
     head_dim: int | None = None,
     ffn_ratio: int | None = None,
+    experts: bool = False,
 ) -> Config:
     """Read the shared hyperparameters.
 
     The rest are a family's defaults where config.json does not say: ``tied`` head, ``head_dim``
-    (else width / heads), feed-forward width as ``ffn_ratio`` times the width.
+    (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``experts``: whether
+    the family may have a mixture of experts.
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
         head_dim = None
-    if keys.integer("experts", 0, low=0) > 0:
-        raise ConfigError(f"'{keys.find('experts')[0]}': mixtures of experts are not built yet")
+    if not experts and keys.integer("experts", 0, low=0) > 0:
+        raise ConfigError(f"'{keys.find('experts')[0]}': this architecture has no experts here")
     _check_quantization(file)
     layers = keys.integer("layers", high=MAX_LAYERS)
     width = keys.integer("width", high=MAX_WIDTH)

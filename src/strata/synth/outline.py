@@ -12,7 +12,7 @@ import numpy as np
 from strata.errors import UsageError
 from strata.formats import TensorInfo
 from strata.formats.header_only import HeaderOnly
-from strata.models import build_model, gemma2, gemma3, llama, phi3, qwen2, qwen3
+from strata.models import build_model, gemma2, gemma3, llama, phi3, qwen2, qwen3, qwen3moe
 from strata.models.config import read_config
 from strata.models.tensors import Tensor
 from strata.quant import BlockType, by_name
@@ -26,6 +26,8 @@ _FAMILIES = {
     "qwen3": (qwen3, "qwen3", "Qwen3ForCausalLM", "qwen3"),
     "gemma2": (gemma2, "gemma2", "Gemma2ForCausalLM", "gemma2"),
     "gemma3": (gemma3, "gemma3", "Gemma3ForCausalLM", "gemma3_text"),
+    "mixtral": (llama, "llama", "MixtralForCausalLM", "mixtral"),
+    "qwen3moe": (qwen3moe, "qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
     "phi3": (phi3, "phi3", "Phi3ForCausalLM", "phi3"),
 }
 _LLAMA3_ORIGINAL = 8192
@@ -74,6 +76,13 @@ def config_json(shape: Shape) -> dict[str, Any]:
         }
     if shape.family == "gemma2":
         config |= _SOFTCAPS
+    if shape.experts:
+        config |= {
+            "num_local_experts" if shape.family == "mixtral" else "num_experts": shape.experts,
+            "num_experts_per_tok": shape.top_k,
+        }
+    if shape.family == "qwen3moe":
+        config |= {"moe_intermediate_size": shape.ffn, "norm_topk_prob": True}
     if shape.window:
         config["sliding_window"] = shape.window
     if shape.llama3_factor:
@@ -106,6 +115,10 @@ def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
         "rope.dimension_count": shape.head_dim,
         "vocab_size": shape.vocab,
     }
+    if shape.experts:
+        keys |= {"expert_count": shape.experts, "expert_used_count": shape.top_k}
+    if shape.family == "qwen3moe":
+        keys["expert_feed_forward_length"] = shape.ffn
     if shape.window:
         keys["attention.sliding_window"] = shape.window
     if shape.family == "gemma2":
@@ -128,7 +141,9 @@ def _tensors(shape: Shape) -> dict[str, Tensor]:
     """The family's own list of tensors, by canonical name with ``{i}`` for the layer."""
     module, _, architecture, _ = _FAMILIES[shape.family]
     file = HeaderOnly("huggingface", Path(shape.name), config_json(shape), {})
-    config = read_config(file, architecture, None, tied=shape.tied, head_dim=shape.head_dim)
+    config = read_config(
+        file, architecture, None, tied=shape.tied, head_dim=shape.head_dim, experts=True
+    )
     tensors: dict[str, Tensor] = module.tensors(config)
     return tensors
 
@@ -151,12 +166,17 @@ def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor,
             stored = part.huggingface if huggingface else part.gguf
             dims = (part.total, *tensor.shape[1:])
         # The table also names what GGUF files may hold besides: factors of rotary positions.
-        if stored is None or (tensor.huggingface is None and part is None):
+        if stored is None or tensor.optional or (tensor.huggingface is None and part is None):
             continue
         name = stored.replace("{p}", "model.").replace("{i}", str(i))
-        if name not in done:
-            done.add(name)
+        if name in done:
+            continue
+        done.add(name)
+        if "{e}" not in name:
             yield name, i, tensor, dims
+            continue
+        for e in range(dims[0]):
+            yield name.replace("{e}", str(e)), i, tensor, dims[1:]
 
 
 def gguf_tensors(shape: Shape, recipe: str) -> list[SynthTensor]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from strata.errors import UsageError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3moe"
+]
 
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a decoder-only model. ``llama3_factor`` and ``linear_factor`` are rope scalings,
-    ``window`` a sliding window (on the layers that the family gives it to), 0 for none."""
+    ``window`` a sliding window (on the layers that the family gives it to), 0 for none. ``experts``
+    of width ``ffn`` are in every layer, of which a token chooses ``top_k``."""
 
     name: str
     family: Family
@@ -32,6 +35,8 @@ class Shape:
     window: int = 0
     llama3_factor: float = 0.0
     linear_factor: float = 0.0
+    experts: int = 0
+    top_k: int = 0
 
 
 def _smollm2(size: str, layers: int, width: int, ffn: int, heads: int, kv: int) -> Shape:
@@ -162,6 +167,16 @@ def _gemma3(
     )
 
 
+def _qwen3moe(size: str, layers: int, width: int, ffn: int, heads: int) -> Shape:
+    dense = _qwen3(size, layers, width, ffn, heads, tied=False)
+    return replace(dense, family="qwen3moe", kv_heads=4, experts=128, top_k=8)
+
+
+def _mixtral(size: str, layers: int, width: int, ffn: int, heads: int, context: int) -> Shape:
+    dense = _mistral(f"mixtral-{size}", layers, width, ffn, 32000, context, 1e6)
+    return replace(dense, family="mixtral", heads=heads, experts=8, top_k=2)
+
+
 def _tiny(family: Family, window: int = 0, *, tied: bool = False) -> Shape:
     return Shape(
         f"tiny-{family}",
@@ -219,6 +234,12 @@ _ALL = (
     _gemma3("27b", 62, 5376, 21504, 32, 16, 128),
     Shape("phi-3-mini", "phi3", 32, 3072, 8192, 32, 32, 96, 32064, 4096, 10000.0, window=2047),
     Shape("phi-4", "phi3", 40, 5120, 17920, 40, 10, 128, 100352, 16384, 250000.0),
+    _qwen3moe("30b-a3b", 48, 2048, 768, 32),
+    _qwen3moe("235b-a22b", 94, 4096, 1536, 64),
+    _mixtral("8x7b", 32, 4096, 14336, 32, 32768),
+    _mixtral("8x22b", 56, 6144, 16384, 48, 65536),
+    replace(_tiny("mixtral"), experts=4, top_k=2),
+    replace(_tiny("qwen3moe", tied=True), experts=16, top_k=4, ffn=256),
     _tiny("llama", tied=True),
     _tiny("mistral"),
     _tiny("qwen2"),
