@@ -7,6 +7,7 @@ with them; names in Hugging Face files are those of transformers.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,9 +28,10 @@ class Row:
     ``rope`` is how GGUF files pair dimensions. ``qk_norm``: of each ``head``, or ``all`` of q and
     of k. ``ffn_norm`` is the name of the norm before the feed-forward in GGUF files. ``bias`` and
     ``out_bias`` are what Hugging Face files have. ``multipliers`` are Granite's. ``scoring`` and
-    ``renormalise`` as ``experts.read_mixture`` has them (None: as the file says); ``every``: the
+    ``renormalise`` as ``experts.read_mixture`` has them (None: as the file says);
+    ``dense_first``: the first layers may have no experts; ``every``: the
     file may say that only each so-manieth layer has experts; ``scaled``: scales beside the experts
-    of GGUF files count. ``attrs`` are further attributes of the Op.
+    of GGUF files count; ``unused`` is a pattern of tensors that files hold and nobody reads. ``attrs`` are further attributes of the Op.
     """
 
     rope: Style = "neox"
@@ -40,8 +42,10 @@ class Row:
     multipliers: bool = False
     scoring: str = "softmax"
     renormalise: bool | None = True
+    dense_first: bool = True
     every: bool = False
     scaled: bool = False
+    unused: str = r"(?!)"
     names: experts.HuggingFaceNames = field(default_factory=experts.HuggingFaceNames)
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,16 +60,16 @@ _GLM4 = Row(
 
 # By `general.architecture`.
 GGUF: Mapping[str, Row] = {
-    "bailingmoe": Row(rope="interleaved", renormalise=None),
+    "bailingmoe": Row(rope="interleaved", renormalise=None, dense_first=False),
     "bailingmoe2": Row(qk_norm="head", renormalise=None),
     "deepseek": Row(rope="interleaved", renormalise=False),
     "dots1": Row(qk_norm="head", renormalise=None),
-    "ernie4_5-moe": Row(rope="interleaved", every=True),
+    "ernie4_5-moe": Row(rope="interleaved", every=True, unused=r"blk\.\d+\.attn_output\.bias"),
     "glm4moe": _GLM4,
     "granitemoe": Row(rope="interleaved", multipliers=True),
     "minimax-m2": Row(qk_norm="all"),
     "olmoe": Row(qk_norm="all", renormalise=False),
-    "qwen3vlmoe": Row(qk_norm="head", scaled=True),
+    "qwen3vlmoe": Row(qk_norm="head"),
 }
 
 # By `architectures` of config.json.
@@ -78,6 +82,8 @@ def _mixture(c: Config, r: Row) -> experts.Mixture | None:
     m = experts.read_mixture(
         c, scoring=r.scoring, renormalise=r.renormalise, names=r.names, **r.attrs
     )
+    if m is not None and not r.dense_first:
+        return replace(m, layers=(True,) * c.layers)
     if m is None or not r.every:
         return m
     step = c.keys.integer("expert_step", 1)
@@ -100,13 +106,15 @@ def tensors(c: Config, r: Row) -> dict[str, Tensor]:
         made = decoder.qk_norm_tensors(*wide)
         # GLM-4.5-Air has none of them.
         out |= {name: replace(t, optional=r is _GLM4) for name, t in made.items()}
-    return out
+    unused = re.compile(r.unused.replace(r"\d+", r"\{i\}"))
+    return {name: tensor for name, tensor in out.items() if not unused.fullmatch(name)}
 
 
 def build(file: ModelFile, architecture: str, context: int | None, r: Row) -> Model:
     """The Model of a file whose architecture is the row ``r``."""
     c = read_config(file, architecture, context, experts=True)
-    catalog = Catalog(file, tensors(c, r), c.layers, harmless=decoder.harmless(c))
+    harmless = (*decoder.harmless(c), r.unused)
+    catalog = Catalog(file, tensors(c, r), c.layers, harmless=harmless)
     m = _mixture(c, r)
     style = r.rope if file.kind == "gguf" else "neox"
     rope = read_rope(c, style, factors=decoder.rope_factors(c, catalog))
