@@ -29,9 +29,10 @@ class Row:
     of k. ``ffn_norm`` is the name of the norm before the feed-forward in GGUF files. ``bias`` and
     ``out_bias`` are what Hugging Face files have. ``multipliers`` are Granite's. ``scoring`` and
     ``renormalise`` as ``experts.read_mixture`` has them (None: as the file says);
-    ``dense_first``: the first layers may have no experts; ``every``: the
-    file may say that only each so-manieth layer has experts; ``scaled``: scales beside the experts
-    of GGUF files count; ``unused`` is a pattern of tensors that files hold and nobody reads. ``attrs`` are further attributes of the Op.
+    ``dense_first``: the first layers may have no experts; ``every``: the file may say that only
+    each so-manieth layer has some; ``scaled``: scales beside the experts of GGUF files count;
+    ``unused`` is a pattern of tensors that files hold and nobody reads. ``attrs`` are further
+    attributes of the Op.
     """
 
     rope: Style = "neox"
@@ -78,7 +79,8 @@ HUGGING_FACE: Mapping[str, Row] = {
 }
 
 
-def _mixture(c: Config, r: Row) -> experts.Mixture | None:
+def read(c: Config, r: Row) -> experts.Mixture | None:
+    """The mixture of a file of a family."""
     m = experts.read_mixture(
         c, scoring=r.scoring, renormalise=r.renormalise, names=r.names, **r.attrs
     )
@@ -100,7 +102,7 @@ def tensors(c: Config, r: Row) -> dict[str, Tensor]:
         **decoder.rope_tensors(c),
         **decoder.norm_tensors(c, "none", **norms),
         **decoder.attention_tensors(c, bias=r.bias, out_bias=r.out_bias),
-        **experts.mixture_tensors(c, _mixture(c, r)),
+        **experts.mixture_tensors(c, read(c, r)),
     }
     if wide is not None:
         made = decoder.qk_norm_tensors(*wide)
@@ -115,7 +117,7 @@ def build(file: ModelFile, architecture: str, context: int | None, r: Row) -> Mo
     c = read_config(file, architecture, context, experts=True)
     harmless = (*decoder.harmless(c), r.unused)
     catalog = Catalog(file, tensors(c, r), c.layers, harmless=harmless)
-    m = _mixture(c, r)
+    m = read(c, r)
     style = r.rope if file.kind == "gguf" else "neox"
     rope = read_rope(c, style, factors=decoder.rope_factors(c, catalog))
     options: dict[str, Any] = {}
