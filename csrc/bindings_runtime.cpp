@@ -228,6 +228,8 @@ void bind_runtime(nb::module_& m) {
            "format"_a, "n"_a, "k"_a)
       .def("pack", &pack_weight, "rows"_a, "team"_a)
       .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.bytes.size(); })
+      .def_prop_ro("panels", [](const PackedWeight& w) { return panels(w.n); })
+      .def_prop_ro("format", [](const PackedWeight& w) { return static_cast<int>(w.format); })
       .def_prop_ro("input_form", [](const PackedWeight& w) { return input_form(w.format); });
   nb::class_<StateStore>(m, "StateStore")
       .def("__init__", &make_store, "type"_a, "layers"_a, "groups"_a)

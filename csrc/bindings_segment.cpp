@@ -280,6 +280,78 @@ class SegmentBuilder {
     segment_.add(make_group(std::move(s)));
   }
 
+  // One matrix of each expert: its operand, bias and scale.
+  using ExpertsOperand = std::tuple<Operand, std::optional<Array1<float>>,
+                                    std::optional<Array1<float>>>;
+  void experts(int64_t x, int64_t logits, int64_t out, const std::optional<ExpertsOperand>& gate,
+               const ExpertsOperand& up, const ExpertsOperand& down,
+               const std::optional<Array1<float>>& selection, int64_t ffn, int64_t top_k,
+               int scoring, bool select_logits, bool softmax_chosen, bool renormalise,
+               float least_sum, float scale, int64_t groups, int64_t groups_kept, bool group_top2,
+               int activation, int clamp, float limit, bool weigh_input,
+               const std::tuple<int, int>& tiles, int64_t narrow, int64_t work) {
+    const int64_t count = at(logits).width;
+    const int64_t width = at(x).width;
+    require(at(out).width == width && at(out).f32 != at(x).f32 && !at(x).selected &&
+                !at(logits).selected && !at(out).selected,
+            "experts: rows or widths differ");
+    require(ffn > 0 && top_k > 0 && top_k <= count && groups > 0 && count % groups == 0 &&
+                groups_kept > 0 && groups_kept <= groups,
+            "experts: so many cannot be chosen");
+    require(scoring >= 0 && scoring <= static_cast<int>(Scoring::none) && clamp >= 0 &&
+                clamp <= static_cast<int>(Clamp::oai) && activation >= 0 &&
+                activation <= static_cast<int>(Activation::relu2),
+            "experts: no such function");
+    require(work >= 0 && work % 64 == 0, "experts: no workspace");
+    require(!selection || static_cast<int64_t>(selection->size()) == count, "experts: selection");
+    const auto [inner_tiles, outer_tiles] = tiles;
+    std::vector<StreamedProduct> streamed{{gate.has_value(), inner_tiles, {}},
+                                          {false, outer_tiles, {}}};
+    const auto part = [&](const ExpertsOperand& from, int64_t n, int64_t k, size_t product) {
+      const auto& [operand, bias, scales] = from;
+      const auto* packed = std::get_if<WeightPtr>(&operand);
+      require((packed != nullptr) == (streamed[product].tiles == 0),
+              "experts: all packed or all streamed");
+      const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
+      const Format format = packed ? (*packed)->format : place->format;
+      require((packed ? (*packed)->k : place->k) == k, "experts: shapes differ");
+      // Streamed panels are those of the file: no expert may end within one.
+      require(packed ? (*packed)->n == count * panels(n) * kPanel
+                     : place->n == count * n && n % kPanel == 0,
+              "experts: shapes differ");
+      require(!bias || static_cast<int64_t>(bias->size()) == count * n, "experts: bias width");
+      require(!scales || static_cast<int64_t>(scales->size()) == count, "experts: scales");
+      if (place) streamed[product].parts.push_back(place);
+      return ExpertsPart{packed ? *packed : nullptr, format, floats(bias), floats(scales)};
+    };
+    ExpertsSpec s{at(x), f32_value(logits), f32_value(out), count, ffn, top_k, {}, {}, {},
+                  floats(selection), static_cast<Scoring>(scoring), select_logits, softmax_chosen,
+                  renormalise, weigh_input, group_top2, least_sum, scale, limit, groups,
+                  groups_kept, static_cast<Activation>(activation), static_cast<Clamp>(clamp),
+                  Value::kNone, work};
+    if (gate) s.gate = part(*gate, ffn, width, 0);
+    s.up = part(up, ffn, width, 0);
+    s.down = part(down, width, ffn, 1);
+    const ActKind act = format_info(s.up.format)->act;
+    require(act == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
+            "experts: the input is not kept in the form that the weights need");
+    require(!s.gate || format_info(s.gate->format)->act == act,
+            "experts: gate and up want different inputs");
+    scratch_ = std::max(scratch_, s.scratch_floats());
+    experts_.push_back(s);
+    if (act == ActKind::bf16) {
+      require(narrow >= 0 && narrow % 64 == 0, "experts: no place for the input as bf16");
+      s.narrow = narrow;
+      narrow_.push_back({s.x, narrow});
+      segment_.add(make_narrow(s.x, narrow));
+    }
+    ExpertNodes nodes = make_experts(std::move(s));
+    segment_.add(std::move(nodes.route));
+    add_product(std::move(nodes.gate_up), std::move(streamed[0]));
+    if (nodes.narrow) segment_.add(std::move(nodes.narrow));
+    add_product(std::move(nodes.down), std::move(streamed[1]));
+  }
+
   int64_t scratch_floats() const { return scratch_; }
   int64_t nodes() const { return segment_.nodes(); }
   void set_timing(bool on) { segment_.set_timing(on); }
@@ -339,6 +411,10 @@ class SegmentBuilder {
                   static_cast<int64_t>(arena.size()),
               "arena: a value does not fit");
     }
+    for (const ExpertsSpec& s : experts_) {
+      require(s.work + s.work_bytes(step.view.tokens_count) <= static_cast<int64_t>(arena.size()),
+              "arena: the workspace of experts does not fit");
+    }
     require(!segment_.streamed() || stream_, "segment: no stream was attached");
     return {matrix, kernels, &arena, &step.view, &state, external, team.team.threads()};
   }
@@ -368,6 +444,14 @@ class SegmentBuilder {
     std::vector<WeightPlacePtr> parts;
   };
 
+  void add_product(std::unique_ptr<Node> node, StreamedProduct product) {
+    if (product.tiles == 0) {
+      segment_.add(std::move(node));
+      return;
+    }
+    segment_.add_streamed(std::move(node), product.tiles);
+    streamed_.push_back(std::move(product));
+  }
   const Value& at(int64_t id) const {
     require(id >= 0 && id < static_cast<int64_t>(values_.size()), "no such value");
     return values_[static_cast<size_t>(id)];
@@ -405,6 +489,7 @@ class SegmentBuilder {
   std::vector<AttentionUse> attention_;
   std::vector<std::pair<int64_t, int64_t>> recurrent_;   // layers, and the floats that each keeps
   std::vector<std::pair<Value, int64_t>> narrow_;   // inputs as bf16, and where they lie
+  std::vector<ExpertsSpec> experts_;
   std::vector<StreamedProduct> streamed_;
   std::shared_ptr<Stream> stream_;
   int track_ = -1;
@@ -487,6 +572,11 @@ void bind_segments(nb::module_& m) {
            "key_heads"_a, "k_dim"_a, "v_dim"_a, "tiled"_a, "by_key"_a, "parameters"_a)
       .def("grouped", &SegmentBuilder::grouped, "function"_a, "x"_a, "out"_a, "group"_a,
            "eps"_a = 0.0f, "factor"_a = 1.0f, "weight"_a = nb::none())
+      .def("experts", &SegmentBuilder::experts, "x"_a, "logits"_a, "out"_a, "gate"_a.none(),
+           "up"_a, "down"_a, "selection"_a.none(), "ffn"_a, "top_k"_a, "scoring"_a,
+           "select_logits"_a, "softmax_chosen"_a, "renormalise"_a, "least_sum"_a, "scale"_a,
+           "groups"_a, "groups_kept"_a, "group_top2"_a, "activation"_a, "clamp"_a, "limit"_a,
+           "weigh_input"_a, "tiles"_a, "narrow"_a, "work"_a)
       .def_prop_ro("scratch_floats", &SegmentBuilder::scratch_floats)
       .def_prop_ro("nodes", &SegmentBuilder::nodes)
       .def("set_timing", &SegmentBuilder::set_timing, "on"_a)
@@ -503,6 +593,10 @@ void bind_segments(nb::module_& m) {
           return attention_scratch_floats({k_dim, v_dim, v_in_k});
         },
         "k_dim"_a, "v_dim"_a, "v_in_k"_a, "Floats of scratch that attention takes of a thread.");
+  m.def("experts_work", &experts_work, "experts"_a, "ffn"_a, "top_k"_a, "down"_a, "rows"_a,
+        "Bytes of workspace for experts whose down product has this format.");
+  m.def("experts_scratch", &experts_scratch, "experts"_a, "width"_a, "ffn"_a, "up"_a, "down"_a,
+        "streams"_a, "Floats of scratch that each thread needs for experts of these formats.");
   nb::class_<Joined>(m, "Joined")
       .def(nb::init<std::vector<SegmentBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
       .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "state"_a, "max_rows"_a)

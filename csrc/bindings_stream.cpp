@@ -103,15 +103,16 @@ void check_threads(int threads) {
 }
 
 void load(const std::vector<std::tuple<std::shared_ptr<WeightPlace>,
-                                       std::shared_ptr<PackedWeight>>>& weights,
+                                       std::shared_ptr<PackedWeight>, int64_t>>& weights,
           int threads, int64_t request_bytes, ReadCounters& counters) {
   check_threads(threads);
   require(request_bytes > 0, "reads must have a size");
   std::vector<WeightLoad> loads;
-  for (const auto& [place, weight] : weights) {
-    require(weight->format == place->format && weight->n == place->n && weight->k == place->k,
+  for (const auto& [place, weight, panel] : weights) {
+    require(weight->format == place->format && weight->k == place->k && panel >= 0 &&
+                panel <= panels(weight->n) - panels(place->n),
             "load: the weight is of another shape");
-    loads.push_back({place, weight});
+    loads.push_back({place, weight, panel});
   }
   nb::gil_scoped_release release;
   load_weights(loads, threads, request_bytes, &check_signals, counters);
@@ -143,6 +144,7 @@ void bind_stream(nb::module_& m) {
            "stored_width"_a = 0, "first_column"_a = 0, "factors"_a = nb::none())
       .def_prop_ro("panel_bytes", &WeightPlace::panel_bytes)
       .def_prop_ro("panels", [](const WeightPlace& p) { return panels(p.n); })
+      .def_prop_ro("format", [](const WeightPlace& p) { return static_cast<int>(p.format); })
       .def_prop_ro("input_form", [](const WeightPlace& p) { return input_form(p.format); });
   nb::class_<FileRows>(m, "FileRows")
       .def(nb::init<std::shared_ptr<const WeightPlace>, std::shared_ptr<ReadCounters>>(),

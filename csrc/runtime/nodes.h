@@ -138,6 +138,51 @@ struct GroupSpec {
   Floats weight;
 };
 
+enum class Scoring : int32_t { softmax = 0, sigmoid = 1, sqrt_softplus = 2, none = 3 };
+enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3 };
+
+// A matrix of [n, k] for each expert, one after the other, each of whole panels.
+struct ExpertsPart {
+  WeightPtr weight;    // null: streamed
+  Format format;
+  Floats bias, scale;  // [experts, n] and [experts], or empty
+};
+
+// See strata.program.ops.experts.
+struct ExpertsSpec {
+  Value x, logits, out;
+  int64_t experts, ffn, top_k;
+  std::optional<ExpertsPart> gate;
+  ExpertsPart up, down;
+  Floats selection;
+  Scoring scoring;
+  bool select_logits, softmax_chosen, renormalise, weigh_input, group_top2;
+  float least_sum, scale, limit;
+  int64_t groups, groups_kept;
+  Activation activation;
+  Clamp clamp;
+  int64_t narrow;   // where x lies as bf16, as with a product
+  int64_t work;     // where the workspace of work_bytes lies
+
+  ActKind down_act() const;
+  int64_t middle_stride() const;
+  // Floats of scratch that a thread takes, in all, and before what the two products make.
+  int64_t scratch_floats() const;
+  int64_t gate_scratch() const;
+  int64_t down_scratch() const;
+  int64_t work_bytes(int64_t rows) const;
+};
+
+// In their order; of what streams gate_up takes the tiles of gates and ups, down those of downs.
+struct ExpertNodes {
+  std::unique_ptr<Node> route, gate_up, narrow, down;   // narrow: may be null
+};
+ExpertNodes make_experts(ExpertsSpec spec);
+// ExpertsSpec::work_bytes and scratch_floats of experts that are not built yet, by their formats.
+int64_t experts_work(int64_t experts, int64_t ffn, int64_t top_k, int down, int64_t rows);
+int64_t experts_scratch(int64_t experts, int64_t width, int64_t ffn, int up, int down,
+                        bool streams);
+
 std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out);
 std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out);
 std::unique_ptr<Node> make_select(Value x, Value out);

@@ -53,9 +53,9 @@ class LoadBatch final : public ReadBatch {
   void read(size_t read, uint8_t* staging) override {
     const Part& p = parts_[read];
     const WeightPlace& place = *p.load->place;
+    uint8_t* const out = p.load->weight->bytes.data();
     place.read_panels(p.panel0, p.panel1,
-                      p.load->weight->bytes.data() + p.panel0 * place.panel_bytes(), staging,
-                      counters_);
+                      out + (p.load->panel + p.panel0) * place.panel_bytes(), staging, counters_);
   }
 
  private:

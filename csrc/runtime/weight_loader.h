@@ -12,6 +12,7 @@ namespace strata {
 struct WeightLoad {
   WeightPlacePtr place;
   std::shared_ptr<PackedWeight> weight;
+  int64_t panel = 0;   // of the weight, where the place's first one goes
 };
 // Reads whole weights into packed form with `threads` reads of at most `request_bytes` at a time.
 // `check` is called now and then and may throw. ReadError if a file fails, or is another one by now.

@@ -11,15 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import make_tiny_models
-from strata.backends.cpu.backend import CpuBackend
-from strata.backends.weights import WeightError
 from strata.formats import TensorInfo, open_model
 from strata.llm import LLM
 from strata.models import TensorAxes, TensorShape, build_model
-from strata.program import SIGNATURES, Builder, Signature, Weight
 from strata.quant import by_name
 from support.headers import gguf, huggingface
-from support.small_programs import MemoryWeights
 
 # As llama.cpp and transformers name experts that are stored together, and a short convolution.
 GGUF_EXPERTS = "blk.0.ffn_gate_exps.weight"
@@ -75,24 +71,3 @@ def test_what_a_family_does_not_use_may_have_any_axes() -> None:
     mask = TensorInfo("h.0.attn.bias", (1, 1, 8, 8), f32, Path("x"), 0, 256)
     header.tensors[mask.name] = mask
     assert build_model(header).segments == build_model(huggingface("gpt2")).segments
-
-
-@pytest.mark.parametrize(
-    ("reads", "says"),
-    [
-        ("routed", r"'w' of shape \[3, 8, 8\] holds 3 experts, of which a router chooses"),
-        ("all", r"'w' of shape \[3, 8, 8\] is no matrix"),
-    ],
-)
-def test_the_native_backend_refuses_what_its_kernels_do_not_read(
-    reads: Any, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signature = Signature(
-        ("x", "w"), (), lambda v, a: v[0].shape, lambda v, a, r, c: 0, reads={"w": reads}
-    )
-    monkeypatch.setitem(SIGNATURES, "mix", signature)  # type: ignore[misc]
-    weights = MemoryWeights({"w": np.ones((3, 8, 8), np.float32)})
-    b = Builder("layer.0", lambda name: Weight(name, (3, 8, 8), name), {"x": ("T", 8)})
-    segment = b.build(x=b._emit("mix", ["x", b._weight("w")]))
-    with pytest.raises(WeightError, match=says):
-        CpuBackend(threads=1).load(segment, weights)  # type: ignore[arg-type]

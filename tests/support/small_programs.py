@@ -32,6 +32,9 @@ class MemoryWeights:
     def place(self, weight: Weight) -> None:
         """In no file."""
 
+    def expert_places(self, weight: Weight) -> None:
+        """In no file."""
+
     def raw(self, weight: Weight) -> NDArray[np.uint8]:
         matrix = self.arrays[weight.source].reshape(-1, weight.shape[-1])
         return quantize(self.type(weight), matrix).reshape(-1)

@@ -80,6 +80,19 @@ class WeightSource:
         row = info.type.tensor_nbytes((width,))
         return Place(stored.file, stored.offset + first * row)
 
+    def expert_places(self, weight: Weight) -> list[Place] | None:
+        """Where each matrix of a weight of three axes is; None for one that only ``raw`` gives."""
+        count, n, k = weight.shape
+        if weight.experts:
+            alone = [Weight(weight.name, (n, k), s, weight.each) for s in weight.experts]
+            places = [self.place(w) for w in alone]
+            return [place for place in places if place is not None]
+        info, stored = self._file.tensors[weight.source], self._file.stored(weight.source)
+        first = 0 if weight.each is None else weight.each[0]
+        row = info.type.tensor_nbytes((k,))
+        starts = (e * info.shape[1] + first for e in range(count))
+        return [Place(stored.file, stored.offset + start * row) for start in starts]
+
     def _check_transposable(self, weight: Weight) -> None:
         info = self._file.tensors[weight.source]
         if info.type.name not in _FLOATS:
@@ -91,6 +104,12 @@ class WeightSource:
     def raw(self, weight: Weight) -> NDArray[np.uint8]:
         """The weight's bytes in its block type, row after row."""
         info = self._file.tensors[weight.source]
+        if weight.experts:
+            alone = (Weight(weight.name, weight.shape[1:], s, weight.each) for s in weight.experts)
+            return np.concatenate([self.raw(w) for w in alone])
+        if weight.each is not None:
+            every = self._file.read(info.name).reshape(*info.shape[:2], -1)
+            return np.ascontiguousarray(every[:, slice(*weight.each)]).reshape(-1)
         if weight.transform == "transpose":
             self._check_transposable(weight)
             stored = self._file.read(info.name).view(_FLOATS[info.type.name]).reshape(info.shape)

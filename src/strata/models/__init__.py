@@ -18,6 +18,7 @@ from strata.models import (
     lfm2,
     llama,
     mamba,
+    mixtures,
     nemotron_h,
     olmo2,
     opt,
@@ -26,6 +27,7 @@ from strata.models import (
     qwen2,
     qwen3,
     qwen35,
+    qwen3moe,
 )
 from strata.models.config import read_trained_context
 from strata.models.errors import (
@@ -58,6 +60,10 @@ FAMILIES: Mapping[str, Build] = {
     "MistralForCausalLM": llama.build_windowed,
     "qwen2": qwen2.build,
     "Qwen2ForCausalLM": qwen2.build,
+    "MixtralForCausalLM": llama.build_windowed,
+    **mixtures.FAMILIES,
+    "qwen3moe": qwen3moe.build,
+    "Qwen3MoeForCausalLM": qwen3moe.build,
     "qwen3": qwen3.build,
     "Qwen3ForCausalLM": qwen3.build,
     "gemma2": gemma2.build,

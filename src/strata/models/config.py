@@ -61,18 +61,20 @@ def read_config(
     head_dim: int | None = None,
     ffn_ratio: int | None = None,
     mixed: bool = False,
+    experts: bool = False,
 ) -> Config:
     """Read the shared hyperparameters.
 
     The rest are a family's defaults where config.json does not say: ``tied`` head, ``head_dim``
     (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``mixed``: some
     layers have no attention or no feed-forward; sizes are those of the others (0: none has any).
+    ``experts``: whether the family may have a mixture of experts.
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
         head_dim = None
-    if keys.integer("experts", 0, low=0) > 1:
-        raise ConfigError(f"'{keys.find('experts')[0]}': mixtures of experts are not built yet")
+    if not experts and keys.integer("experts", 0, low=0) > 1:
+        raise ConfigError(f"'{keys.find('experts')[0]}': this architecture has no experts here")
     _check_quantization(file)
     kinds = keys.find("layer_types")[1]
     listed = len(kinds) if isinstance(kinds, list) and kinds else REQUIRED

@@ -278,8 +278,13 @@ def pre_norm_model(
     embedding_scale: float = 1.0,
     residual_scale: float = 1.0,
     logit_scale: float = 1.0,
+    ffn_norm: str = "ffn_norm",
+    feed_forward: Callable[[Builder, str, int], str] | None = None,
 ) -> Model:
-    """A model of Llama's layers: x + attention(norm(x)), then x + gated(norm(x)), RMSNorm, SiLU."""
+    """A model of Llama's layers: x + attention(norm(x)), then x + gated(norm(x)), RMSNorm, SiLU.
+
+    ``feed_forward`` comes in the place of ``gated``; ``ffn_norm`` names the norm before it.
+    """
     check_activation(c, "silu")
     eps = rms_eps(c)
 
@@ -296,8 +301,9 @@ def pre_norm_model(
             norm_eps=eps if qk_norm else None,
         )
         x = b.add(x, b.scale(h, residual_scale))
-        h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
-        return b.add(x, b.scale(gated(b, catalog, h, i, "silu"), residual_scale))
+        h = b.rms_norm(x, f"blk.{i}.{ffn_norm}.weight", eps)
+        h = feed_forward(b, h, i) if feed_forward else gated(b, catalog, h, i, "silu")
+        return b.add(x, b.scale(h, residual_scale))
 
     def logits(b: Builder, x: str) -> str:
         x = b.rms_norm(x, "output_norm.weight", eps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from strata.formats import ModelFile
-from strata.models import decoder, llama
+from strata.models import decoder, experts, llama
 from strata.models.config import read_config
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog
@@ -17,7 +17,8 @@ from strata.program import Model
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Granite file."""
-    c = read_config(file, architecture, context)
+    c = read_config(file, architecture, context, experts=True)
+    m = llama.mixture(c)
     catalog = Catalog(file, llama.tensors(c), c.layers, harmless=decoder.harmless(c))
     rope = read_rope(c, llama.rope_style(file), factors=decoder.rope_factors(c, catalog))
     # A multiplier that is not stated means: the usual scale in GGUF files, 1 in config.json.
@@ -29,5 +30,6 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         attention_scale=c.keys.number("attention_scale", 0.0) or usual,
         embedding_scale=c.keys.number("embedding_scale", 0.0) or 1.0,
         residual_scale=c.keys.number("residual_scale", 0.0) or 1.0,
+        feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i, scaled=False),
         logit_scale=1 / c.keys.number("logit_scale", 1.0, low=1e-6),
     )

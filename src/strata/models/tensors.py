@@ -37,7 +37,8 @@ class Tensor:
     its decoder. ``shape`` is rows first, after ``transform`` (only Hugging Face files need one).
     ``part`` says where it lies if the file fuses it with others; ``apart`` is False where its own
     name in GGUF files is that of the fused tensor. ``unit_axes``: some writers give it axes of one
-    entry, others leave them out.
+    entry, others leave them out. A shape of three axes is a matrix for each of several experts;
+    with ``{e}`` in it ``huggingface`` names the tensor of each. ``part`` is then of every matrix.
     """
 
     huggingface: str | None
@@ -99,9 +100,10 @@ class Catalog:
             if tensor.unit_axes
         }
         # Before anything is missed: what is missing is often inside them.
+        stacked = self._stacked(tensors, layers)
         for name, info in file.tensors.items():
             axes = len(_squeezed(info.shape) if name in loose else info.shape)
-            if axes > 2 and not ignored.fullmatch(name):
+            if axes > 2 and name not in stacked and not ignored.fullmatch(name):
                 raise TensorAxes(
                     f"tensor '{name}' of shape {list(info.shape)} has {len(info.shape)} axes: "
                     f"experts, convolutions and the like are not understood here; use a model "
@@ -114,7 +116,7 @@ class Catalog:
                 weight = self._locate(name, tensor, i)
                 if weight is not None:
                     self._weights[weight.name] = weight
-                    used.add(weight.source)
+                    used.update(weight.experts or (weight.source,))
         for name in file.tensors:
             if name not in used and not ignored.fullmatch(name):
                 raise UnexpectedTensor(
@@ -130,6 +132,16 @@ class Catalog:
         """Whether the file holds this (optional) weight."""
         return name in self._weights
 
+    def _stacked(self, tensors: Tensors, layers: int) -> set[str]:
+        """Under which names tensors of experts may be found."""
+        found: set[str] = set()
+        for name, tensor in tensors.items():
+            if len(tensor.shape) == 3:
+                names = [(name, tensor.huggingface)]
+                names += [(tensor.part.gguf, tensor.part.huggingface)] if tensor.part else []
+                found.update(self._stored(*pair, i) for pair in names for i in range(layers))
+        return found
+
     def _locate(self, name: str, tensor: Tensor, i: int) -> Weight | None:
         canonical = name.replace("{i}", str(i))
         transform = tensor.transform if self._file.kind == "huggingface" else "none"
@@ -139,17 +151,49 @@ class Catalog:
             stored.append((self._stored(name, tensor.huggingface, i), tensor.shape, None))
         if part is not None:
             fused = self._stored(part.gguf, part.huggingface, i)
-            span = (part.start, part.start + tensor.shape[0])
-            stored.append((fused, (part.total, *tensor.shape[1:]), span))
+            *outer, count, _ = tensor.shape if len(tensor.shape) > 1 else (*tensor.shape, 1)
+            span = (part.start, part.start + count)
+            whole = (*outer, part.total, *tensor.shape[len(outer) + 1 :])
+            stored.append((fused, whole, span))
         for source, shape, rows in stored:
+            if "{e}" in source:
+                each = tuple(source.replace("{e}", str(e)) for e in range(shape[0]))
+                if each[0] in self._file.tensors:
+                    return self._apart(canonical, tensor, each, shape[1:], rows)
+                continue
             info = self._file.tensors.get(source)
             if info is not None:
                 self._check(info, shape, transform, unit_axes=tensor.unit_axes)
+                if len(shape) == 3:
+                    return Weight(canonical, tensor.shape, source, each=rows)
                 return Weight(canonical, tensor.shape, source, rows, transform)
         if tensor.optional:
             return None
         name = " or ".join(f"'{source}'" for source, _, _ in stored if source)
         raise MissingTensor(f"tensor {name} is missing: the file is incomplete or another model")
+
+    def _apart(
+        self,
+        canonical: str,
+        tensor: Tensor,
+        each: tuple[str, ...],
+        shape: tuple[int, ...],
+        rows: tuple[int, int] | None,
+    ) -> Weight:
+        """A weight whose experts are tensors of their own, all of one type."""
+        infos = [self._file.tensors.get(source) for source in each]
+        for source, info in zip(each, infos, strict=True):
+            if info is None:
+                raise MissingTensor(
+                    f"tensor '{source}' is missing: the file is incomplete or another model"
+                )
+            self._check(info, shape, "none")
+            if infos[0] is not None and info.type != infos[0].type:
+                raise TensorType(
+                    f"tensor '{source}' is {info.type.name}, '{each[0]}' is {infos[0].type.name}: "
+                    f"experts of one layer are of one type"
+                )
+        return Weight(canonical, tensor.shape, each[0], each=rows, experts=each)
 
     def _stored(self, gguf: str, huggingface: str | None, i: int) -> str:
         stored = gguf if self._file.kind == "gguf" else huggingface or ""

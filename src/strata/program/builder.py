@@ -8,6 +8,7 @@ from typing import Any
 
 from strata.program.model import Segment, Weight
 from strata.program.ops import Op, infer_shape
+from strata.program.ops.experts import EXPERT_DEFAULTS, EXTRAS
 from strata.program.program import Program, ProgramError, Shape, Value
 
 Source = Callable[[str], Weight]
@@ -214,6 +215,14 @@ class Builder:
     def decay(self, x: str, a: str) -> str:
         """exp(a * softplus(x))."""
         return self._emit("decay", [x, self._weight(a)])
+
+    def experts(self, x: str, logits: str, up: str, down: str, **options: Any) -> str:
+        """The chosen experts' weighted sum: weights by the names of the Op's operands (``gate``,
+        biases, scales, ``selection``), the rest are its attributes; see ``ops/experts.py``."""
+        extras = {n: options.pop(n) for n in EXTRAS if options.get(n) is not None}
+        attrs = {**EXPERT_DEFAULTS, **{n: v for n, v in options.items() if n not in EXTRAS}}
+        weights = [self._weight(name) for name in (up, down, *extras.values())]
+        return self._emit("experts", [x, logits, *weights], **attrs, extras=tuple(extras))
 
     def glu(self, gate: str, up: str, function: str) -> str:
         """act(gate) * up."""

@@ -52,7 +52,8 @@ def _rows(value: Value, size: StepSize) -> int:
 def op_cost(op: Op, program: Program, size: StepSize, stored: Mapping[str, int]) -> Cost:
     """Cost of one Op. ``stored`` gives the bytes that each weight takes in its block format.
 
-    Of a table that is looked up one row a token is read, not the whole of it.
+    Of a table that is looked up one row a token is read, not the whole of it, and of experts those
+    that are chosen.
     """
     values = [program.values[name] for name in op.inputs]
     out = program.values[op.output]
@@ -65,9 +66,18 @@ def op_cost(op: Op, program: Program, size: StepSize, stored: Mapping[str, int])
             activation_bytes += FLOAT_BYTES * rows * value.width
         elif how[value.name] == "rows":
             weight_bytes += rows * stored[value.name] // int(value.shape[0])
+        elif how[value.name] == "routed":
+            share = distinct_experts(int(value.shape[0]), op.attrs["top_k"], rows)
+            weight_bytes += round(stored[value.name] * share / int(value.shape[0]))
         else:
             weight_bytes += stored[value.name]
     return Cost(flops, weight_bytes, activation_bytes, state_bytes(op, program, size))
+
+
+def distinct_experts(experts: int, top_k: int, rows: int) -> float:
+    """Of so many experts, how many a step of ``rows`` is expected to need where each row chooses
+    evenly and by itself."""
+    return experts * (1 - (1 - top_k / experts) ** rows)
 
 
 def state_bytes(op: Op, program: Program, size: StepSize) -> int:

@@ -24,6 +24,10 @@ class Weight:
     ``transform`` what is done on the way in: ``transpose`` (GPT-2's Conv1D stores [in, out]) or
     ``add_one`` (Gemma's norms in Hugging Face files store weight - 1) or ``negative_exp`` (decays
     there are stored as log(-a)). All need a float tensor.
+
+    A weight of three axes is several matrices, as experts have them: ``each`` is the part of the
+    rows of every one that is meant, and ``experts`` names their tensors where the file keeps them
+    apart (``source`` is the first).
     """
 
     name: str
@@ -31,6 +35,8 @@ class Weight:
     source: str
     rows: tuple[int, int] | None = None
     transform: Transform = "none"
+    each: tuple[int, int] | None = None
+    experts: tuple[str, ...] = ()
 
     @property
     def matrix(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from strata.models import (
     phi3,
     qwen2,
     qwen3,
+    qwen3moe,
     qwen35,
 )
 from strata.models.config import Config, read_config
@@ -38,6 +39,8 @@ _FAMILIES: Mapping[str, tuple[Callable[[Config], dict[str, Tensor]], str, str, s
     "qwen3": (qwen3.tensors, "qwen3", "Qwen3ForCausalLM", "qwen3"),
     "gemma2": (gemma2.tensors, "gemma2", "Gemma2ForCausalLM", "gemma2"),
     "gemma3": (gemma3.tensors, "gemma3", "Gemma3ForCausalLM", "gemma3_text"),
+    "mixtral": (llama.tensors, "llama", "MixtralForCausalLM", "mixtral"),
+    "qwen3moe": (qwen3moe.tensors, "qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
     "phi3": (phi3.tensors, "phi3", "Phi3ForCausalLM", "phi3"),
     "mamba2": (mamba.tensors2, "mamba2", "Mamba2ForCausalLM", "mamba2"),
     "granite_hybrid": (
@@ -93,6 +96,13 @@ def config_json(shape: Shape) -> dict[str, Any]:
         }
     if shape.family == "gemma2":
         config |= _SOFTCAPS
+    if shape.experts:
+        config |= {
+            "num_local_experts" if shape.family == "mixtral" else "num_experts": shape.experts,
+            "num_experts_per_tok": shape.top_k,
+        }
+    if shape.family == "qwen3moe":
+        config |= {"moe_intermediate_size": shape.ffn, "norm_topk_prob": True}
     if shape.window:
         config["sliding_window"] = shape.window
     if shape.llama3_factor:
@@ -125,6 +135,10 @@ def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
         "rope.dimension_count": shape.head_dim,
         "vocab_size": shape.vocab,
     }
+    if shape.experts:
+        keys |= {"expert_count": shape.experts, "expert_used_count": shape.top_k}
+    if shape.family == "qwen3moe":
+        keys["expert_feed_forward_length"] = shape.ffn
     if shape.window:
         keys["attention.sliding_window"] = shape.window
     if shape.family == "gemma2":
@@ -149,7 +163,15 @@ def _tensors(shape: Shape) -> dict[str, Tensor]:
     file = HeaderOnly("huggingface", Path(shape.name), config_json(shape), {})
     tied, mixed = shape.tied, bool(shape.keys)
     return family(
-        read_config(file, architecture, None, tied=tied, head_dim=shape.head_dim, mixed=mixed)
+        read_config(
+            file,
+            architecture,
+            None,
+            tied=tied,
+            head_dim=shape.head_dim,
+            mixed=mixed,
+            experts=True,
+        )
     )
 
 
@@ -171,13 +193,18 @@ def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor,
             stored = part.huggingface if huggingface else part.gguf
             dims = (part.total, *tensor.shape[1:])
         # The table also names what GGUF files may hold besides: factors of rotary positions.
-        if stored is None or (tensor.huggingface is None and part is None):
+        if stored is None or tensor.optional or (tensor.huggingface is None and part is None):
             continue
         prefix = "backbone." if shape.family == "mamba2" else "model."
         name = stored.replace("{p}", prefix).replace("{i}", str(i))
-        if name not in done:
-            done.add(name)
+        if name in done:
+            continue
+        done.add(name)
+        if "{e}" not in name:
             yield name, i, tensor, dims
+            continue
+        for e in range(dims[0]):
+            yield name.replace("{e}", str(e)), i, tensor, dims[1:]
 
 
 def gguf_tensors(shape: Shape, recipe: str) -> list[SynthTensor]:

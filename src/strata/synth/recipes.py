@@ -61,7 +61,7 @@ class Place:
 
 def tensor_type(recipe: str, place: Place, shape: tuple[int, ...]) -> BlockType:
     """The block format of a tensor of a ``shape`` (rows first) under a recipe's name."""
-    if len(shape) < 2:
+    if len(shape) < 2 or place.name.endswith(".ffn_gate_inp.weight"):
         return by_name("F32")
     base = RECIPES[recipe][0]
     if base in _FLOATS:
@@ -133,5 +133,6 @@ _RULES: dict[str, Callable[[str, str, Place], str]] = {
     "attn_v": _values,
     "attn_qkv": _values,
     "ffn_down": _down,
+    "ffn_down_exps": _down,
     "attn_output": _attention_output,
 }

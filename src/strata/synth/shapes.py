@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from strata.errors import UsageError
 
 _Dense = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
-Family = _Dense | Literal["mamba2", "granite_hybrid", "lfm2", "qwen35"]
+Family = _Dense | Literal["mixtral", "qwen3moe", "mamba2", "granite_hybrid", "lfm2", "qwen35"]
 
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a decoder-only model. ``llama3_factor`` and ``linear_factor`` are rope scalings,
-    ``window`` a sliding window (on the layers that the family gives it to), 0 for none.
+    ``window`` a sliding window (on the layers that the family gives it to), 0 for none. ``experts``
+    of width ``ffn`` are in every layer, of which a token chooses ``top_k``.
     ``settings`` and ``keys`` are what config.json and GGUF metadata have besides, or otherwise."""
 
     name: str
@@ -35,6 +36,8 @@ class Shape:
     window: int = 0
     llama3_factor: float = 0.0
     linear_factor: float = 0.0
+    experts: int = 0
+    top_k: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     keys: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -165,6 +168,16 @@ def _gemma3(
         512 if small else 1024,
         linear_factor=0.0 if small else 8.0,
     )
+
+
+def _qwen3moe(size: str, layers: int, width: int, ffn: int, heads: int) -> Shape:
+    dense = _qwen3(size, layers, width, ffn, heads, tied=False)
+    return replace(dense, family="qwen3moe", kv_heads=4, experts=128, top_k=8)
+
+
+def _mixtral(size: str, layers: int, width: int, ffn: int, heads: int, context: int) -> Shape:
+    dense = _mistral(f"mixtral-{size}", layers, width, ffn, 32000, context, 1e6)
+    return replace(dense, family="mixtral", heads=heads, experts=8, top_k=2)
 
 
 def _tiny(family: Family, window: int = 0, *, tied: bool = False) -> Shape:
@@ -310,6 +323,12 @@ _ALL = (
     Shape("phi-3-mini", "phi3", 32, 3072, 8192, 32, 32, 96, 32064, 4096, 10000.0, window=2047),
     Shape("phi-4", "phi3", 40, 5120, 17920, 40, 10, 128, 100352, 16384, 250000.0),
     *RECURRENT,
+    _qwen3moe("30b-a3b", 48, 2048, 768, 32),
+    _qwen3moe("235b-a22b", 94, 4096, 1536, 64),
+    _mixtral("8x7b", 32, 4096, 14336, 32, 32768),
+    _mixtral("8x22b", 56, 6144, 16384, 48, 65536),
+    replace(_tiny("mixtral"), experts=4, top_k=2),
+    replace(_tiny("qwen3moe", tied=True), experts=16, top_k=4, ffn=256),
     _tiny("llama", tied=True),
     _tiny("mistral"),
     _tiny("qwen2"),

@@ -23,10 +23,10 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
+from strata.backends.cpu.experts import padded_rows
 from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
-    check_axes,
     partials_bytes,
     profile,
 )
@@ -219,16 +219,21 @@ class CpuBackend:
                 self._books.take("weights", floats[weight.name].nbytes)
                 continue
             unit = units[weight.name]
-            check_axes(weight, unit)
+            routed = unit.reads == "routed"
             streams = unit.name in self.settings.streamed
             if streams and self._packed.get(_key(weight, weights)) is None:
-                place = self._reader.place(weight, weights)
-                if place is None:
-                    raise WeightError(f"tensor '{weight.source}' cannot be streamed")
+                places = self._places(weight, weights, routed=routed)
+                if places is None or len(places) > 1:
+                    nbytes = packed_nbytes(weight, weights, routed=routed)
+                    raise WeightError(
+                        f"tensor '{weight.source}' cannot be streamed: give enough memory to hold "
+                        f"it, {nbytes:,} bytes"
+                    )
+                place = places[0]
                 rows = unit.reads == "rows"
                 matrices[weight.name] = self._reader.rows(place) if rows else place
             else:
-                matrices[weight.name] = self._pack(weight, weights, loads)
+                matrices[weight.name] = self._pack(weight, weights, loads, routed=routed)
         self._reader.load(loads)
         native = NativeSegment(
             segment,
@@ -242,21 +247,37 @@ class CpuBackend:
         return native
 
     def _pack(
-        self, weight: Weight, weights: WeightSource, loads: list[WeightLoad]
+        self,
+        weight: Weight,
+        weights: WeightSource,
+        loads: list[WeightLoad],
+        *,
+        routed: bool,
     ) -> _native.PackedWeight:
         """Memory for a weight, filled at once or entered in ``loads``."""
         found = self._packed.get(_key(weight, weights))
         if found is not None:
             return found
-        place = self._reader.place(weight, weights)
-        self._books.take("weights", packed_nbytes(weight, weights))
-        packed = self._reader.allocate(weight, weights)
-        if place is None:
-            packed.pack(np.ascontiguousarray(weights.raw(weight)).reshape(-1), self._team)
+        places = self._places(weight, weights, routed=routed)
+        self._books.take("weights", packed_nbytes(weight, weights, routed=routed))
+        packed = self._reader.allocate(weight, weights, routed=routed)
+        if places is None:
+            raw = weights.raw(weight)
+            raw = _padded(raw, weight) if routed else np.ascontiguousarray(raw).reshape(-1)
+            packed.pack(raw, self._team)
         else:
-            loads.append((place, packed))
+            each = int(packed.panels) // len(places)
+            loads += [(place, packed, i * each) for i, place in enumerate(places)]
         self._packed[_key(weight, weights)] = packed
         return packed
+
+    def _places(
+        self, weight: Weight, weights: WeightSource, *, routed: bool
+    ) -> list[_native.WeightPlace] | None:
+        if routed:
+            return self._reader.expert_places(weight, weights)
+        place = self._reader.place(weight, weights)
+        return None if place is None else [place]
 
     def _rope(self, inv_freq: NDArray[np.float32], mscale: float) -> _native.RopeTable:
         key = (inv_freq.tobytes(), mscale)
@@ -435,5 +456,13 @@ class CpuBackend:
         return 0 if self._arena is None else int(self._arena.nbytes)
 
 
+def _padded(raw: NDArray[np.uint8], weight: Weight) -> NDArray[np.uint8]:
+    """A weight's bytes, those of each expert filled up to whole panels."""
+    experts, n, _ = weight.shape
+    missing = padded_rows(experts, n) // experts - n
+    padded = np.pad(raw.reshape(experts, n, -1), ((0, 0), (0, missing), (0, 0)))
+    return np.ascontiguousarray(padded).reshape(-1)
+
+
 def _key(weight: Weight, weights: WeightSource) -> object:
-    return (id(weights), weight.source, weight.rows, weight.transform)
+    return (id(weights), weight.source, weight.rows, weight.transform, weight.each, weight.experts)

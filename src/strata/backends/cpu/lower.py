@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from strata.program import Op, Program, Segment
+from strata.program.ops import expert_inputs
 
 MAX_PARTS = 3
 
@@ -154,6 +155,13 @@ def _forms(program: Program, nodes: list[Node], forms: Mapping[str, str]) -> Low
     f32: set[str] = set(program.outputs)
     q8: set[str] = set()
     for node in nodes:
+        if node.op.kind == "experts":
+            x, *others = node.reads
+            form = forms[expert_inputs(node.op)["up"]]
+            (q8 if form == "q8" else f32).add(x)
+            node.narrow = form == "bf16"
+            f32.update(others)
+            continue
         if not node.products:
             f32.update(node.reads)
             continue

@@ -27,7 +27,8 @@ IN_PLACE = frozenset(
 class Placement:
     """Gives every activation its places in the arena: offset as f32 and as int8, -1 for none.
 
-    ``narrow`` is where the input of a node (by its number) lies as bfloat16 while that runs.
+    ``narrow`` is where the input of a node (by its number) lies as bfloat16 while that runs, and
+    ``work`` where its workspace is, of as many bytes as ``workspace`` says.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Placement:
         lowered: Lowered,
         rows: Callable[[str], int],
         external: str | None,
+        workspace: Callable[[Node], int] = lambda node: 0,
     ) -> None:
         self.layout = ArenaLayout()
         self.places: dict[str, tuple[int, int]] = {}
         self.narrow: dict[int, int] = {}
+        self.work: dict[int, int] = {}
         self._program, self._lowered, self._rows = program, lowered, rows
         last = self._last_reads()
         hidden = (*program.inputs, *program.outputs)[0]
@@ -57,7 +60,11 @@ class Placement:
                 name = node.op.inputs[0]
                 row = int(_native.act_row_bytes(self._program.values[name].width, "bf16"))
                 self.narrow[i] = self.layout.take(row * self._rows(name))
-                self.layout.give(self.narrow[i])
+            if workspace(node):
+                self.work[i] = self.layout.take(workspace(node))
+            for taken in (self.narrow, self.work):
+                if i in taken:
+                    self.layout.give(taken[i])
             for name in {*node.reads, *node.writes}:
                 if last.get(name, i) == i:
                     self._free(name, keep_f32=name in taken_over)

@@ -7,9 +7,10 @@ from functools import cached_property, lru_cache
 from math import prod
 
 import strata._native as _native
-from strata.backends.cpu.lower import Lowered, lower
+from strata.backends.cpu.experts import ExpertShapes
+from strata.backends.cpu.lower import Lowered, Node, lower
 from strata.backends.cpu.placement import Placement
-from strata.backends.cpu.reading import native_id
+from strata.backends.cpu.reading import native_id, packed_shape
 from strata.backends.cpu.tiles import ProductPart, cut, smallest_tile
 from strata.backends.kv_types import KV_BLOCK, KV_TYPES
 from strata.backends.profile import (
@@ -20,8 +21,9 @@ from strata.backends.profile import (
     SweepSize,
     UnitProfile,
 )
-from strata.backends.weights import WeightError, WeightSource
+from strata.backends.weights import WeightSource
 from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
+from strata.program.cost import distinct_experts
 from strata.program.ops import float_operands
 from strata.quant import by_name
 
@@ -65,11 +67,22 @@ class CpuSegmentProfile(SegmentProfile):
         weights = {m.name: m for m in self.matrices}
         found = []
         for node in self.lowered.nodes:
-            matrices = [weights[p.op.inputs[1]] for p in node.products]
-            parts = tuple(ProductPart(-(-m.rows // PANEL), panel_bytes(m)) for m in matrices)
-            if parts:
-                found.append((parts, node.glu is not None))
+            together = node.glu is not None
+            products = [(tuple(p.op.inputs[1] for p in node.products), together)]
+            if node.op.kind == "experts":
+                inside, outside = ExpertShapes.of(node.op, self.segment.program).products
+                products = [(inside, len(inside) > 1), (outside, False)]
+            for names, whole in products:
+                matrices = [weights[name] for name in names]
+                parts = tuple(ProductPart(-(-m.rows // PANEL), panel_bytes(m)) for m in matrices)
+                if parts:
+                    found.append((parts, whole))
         return tuple(found)
+
+    @cached_property
+    def formats(self) -> dict[str, int]:
+        """Native ids of the formats of its matrices."""
+        return {m.name: native_id(by_name(m.format)) for m in self.matrices}
 
     def arena_bytes(self, tokens: int, logit_rows: int) -> int:
         """See SegmentProfile."""
@@ -80,7 +93,14 @@ class CpuSegmentProfile(SegmentProfile):
             return dim if isinstance(dim, int) else {"T": tokens, "R": logit_rows}[dim]
 
         external = program.outputs[0] if "logits" in self.segment.outputs else None
-        return Placement(program, self.lowered, rows, external).layout.size
+
+        def workspace(node: Node) -> int:
+            if node.op.kind != "experts":
+                return 0
+            shapes = ExpertShapes.of(node.op, program)
+            return shapes.work_bytes(self.formats, rows(node.op.output))
+
+        return Placement(program, self.lowered, rows, external, workspace).layout.size
 
     def seconds(self, size: SweepSize, rates: OpRates, kv_element_bytes: float) -> float:
         """See SegmentProfile."""
@@ -96,6 +116,14 @@ class CpuSegmentProfile(SegmentProfile):
                 m = weights[op.inputs[1]]
                 operations = 2.0 * rows * m.rows * m.width
                 seconds += rates.product_s(m.format, m.packed_bytes, operations)
+            elif op.kind == "experts":
+                shapes = ExpertShapes.of(op, program)
+                share = distinct_experts(shapes.experts, shapes.top_k, rows) / shapes.experts
+                for names in shapes.products:
+                    for m in (weights[name] for name in names):
+                        read = int(m.packed_bytes * share)
+                        operations = 2.0 * rows * shapes.top_k * shapes.ffn * shapes.width
+                        seconds += rates.product_s(m.format, read, operations)
             elif SIGNATURES[op.kind].state == "kv":
                 seconds += _attention_s(op, program, size, rates, kv_element_bytes)
             else:
@@ -142,7 +170,17 @@ class CpuModelProfile(ModelProfile):
             (op.attrs["k_dim"], op.attrs["v_dim"], len(op.inputs) == 2) for op in self._attentions
         }
         attention = (int(_native.attention_scratch_floats(*shape)) for shape in shapes)
-        return 4 * max(int(_native.matmul_scratch_floats(max(widths, default=0))), *attention, 0)
+        products = int(_native.matmul_scratch_floats(max(widths, default=0)))
+        return max(4 * max(products, *attention, 0), self._experts_scratch(streams=False))
+
+    def _experts_scratch(self, *, streams: bool) -> int:
+        each = (
+            ExpertShapes.of(op, s.segment.program).scratch_bytes(s.formats, streams=streams)
+            for s in self._distinct
+            for op in s.segment.program.ops
+            if op.kind == "experts"
+        )
+        return max(each, default=0)
 
     @cached_property
     def _streaming_scratch(self) -> int:
@@ -150,7 +188,7 @@ class CpuModelProfile(ModelProfile):
         products = (
             4 * int(_native.matmul_scratch_floats(m.width)) + _packing_bytes(m) for m in streamed
         )
-        return max(self._resident_scratch, *products)
+        return max(self._resident_scratch, self._experts_scratch(streams=True), *products)
 
     def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
         """See ModelProfile."""
@@ -258,25 +296,14 @@ def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
 
 
 def _matrix(weight: Weight, unit: WeightUnit, weights: WeightSource) -> MatrixProfile:
-    check_axes(weight, unit)
     kind = weights.type(weight)
-    rows, width = weight.matrix
+    rows, width = packed_shape(weight, routed=unit.reads == "routed")
     file_bytes = kind.tensor_nbytes(weight.shape)
     known = _native.format_info(native_id(kind)) is not None
     packed = int(_native.packed_bytes(native_id(kind), rows, width)) if known else file_bytes
     source = (weight.source, weight.rows)
     lookup = unit.reads == "rows"
     return MatrixProfile(weight.name, source, kind.name, rows, width, file_bytes, packed, lookup)
-
-
-def check_axes(weight: Weight, unit: WeightUnit) -> None:
-    """WeightError for weights that the kernels do not know how to read."""
-    if unit.reads == "routed":
-        raise WeightError(
-            f"tensor '{weight.source}' of shape {list(weight.shape)} holds {unit.experts} experts, "
-            f"of which a router chooses some: the native kernels do not know them; use a model "
-            f"without experts"
-        )
 
 
 @lru_cache(maxsize=64)

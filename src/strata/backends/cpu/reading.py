@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 import strata._native as _native
+from strata.backends.cpu.experts import PANEL, padded_rows
 from strata.backends.settings import Reading
-from strata.backends.weights import WeightError, WeightReadError, WeightSource
+from strata.backends.weights import Place, WeightError, WeightReadError, WeightSource
 from strata.formats.disk_file import DiskFile
 from strata.program import Weight
 from strata.quant import BlockType
@@ -19,8 +20,8 @@ from strata.quant import BlockType
 # Block formats that no GGUF file has, by their ids in csrc/kernels/kernels.h.
 _OWN_FORMATS = {"F8_E4M3_B128": 1000}
 
-WeightLoad = tuple[_native.WeightPlace, _native.PackedWeight]
-"""A weight in its file, and the memory that it goes to."""
+WeightLoad = tuple[_native.WeightPlace, _native.PackedWeight, int]
+"""A weight in its file, the memory that it goes to, and at which panel of that it begins."""
 
 _STORAGE = {"rows": 0, "columns": 1, "scaled": 2}
 
@@ -63,9 +64,24 @@ class WeightReader:
     def place(self, weight: Weight, source: WeightSource) -> _native.WeightPlace | None:
         """Where a matrix is; None for one that has to be read through ``source``."""
         found = source.place(weight)
-        if found is None:
+        return None if found is None else self._place(weight, source, found, *weight.matrix)
+
+    def expert_places(
+        self, weight: Weight, source: WeightSource
+    ) -> list[_native.WeightPlace] | None:
+        """Where the matrices of experts are: one place if they lie one after the other and none
+        ends within a panel, else one for each. None as with ``place``."""
+        experts, n, k = weight.shape
+        found = source.expert_places(weight)
+        if not found:
             return None
-        n, k = weight.matrix
+        if n % PANEL == 0 and not weight.experts and weight.each is None:
+            return [self._place(weight, source, found[0], experts * n, k)]
+        return [self._place(weight, source, place, n, k) for place in found]
+
+    def _place(
+        self, weight: Weight, source: WeightSource, found: Place, n: int, k: int
+    ) -> _native.WeightPlace:
         try:
             return _native.WeightPlace(
                 self._file(found.file),
@@ -85,9 +101,11 @@ class WeightReader:
         """A table that stays on disk, of which rows are fetched."""
         return _native.FileRows(place, self.row_counters)
 
-    def allocate(self, weight: Weight, source: WeightSource) -> _native.PackedWeight:
+    def allocate(
+        self, weight: Weight, source: WeightSource, *, routed: bool = False
+    ) -> _native.PackedWeight:
         """Memory for a matrix in packed form, not filled."""
-        n, k = weight.matrix
+        n, k = packed_shape(weight, routed=routed)
         try:
             return _native.PackedWeight(native_id(source.type(weight)), n, k)
         except ValueError as error:
@@ -126,9 +144,17 @@ class WeightReader:
         return self._files[file.path]
 
 
-def packed_nbytes(weight: Weight, source: WeightSource) -> int:
+def packed_shape(weight: Weight, *, routed: bool) -> tuple[int, int]:
+    """Rows and columns of a matrix in packed form; of experts (``routed``) of all together."""
+    if not routed:
+        return weight.matrix
+    experts, n, k = weight.shape
+    return padded_rows(experts, n), k
+
+
+def packed_nbytes(weight: Weight, source: WeightSource, *, routed: bool = False) -> int:
     """Bytes that a matrix takes in packed form."""
-    n, k = weight.matrix
+    n, k = packed_shape(weight, routed=routed)
     try:
         return int(_native.packed_bytes(native_id(source.type(weight)), n, k))
     except ValueError as error:

@@ -10,6 +10,7 @@ import numpy as np
 
 import strata._native as _native
 from strata.backends.base import Step
+from strata.backends.cpu.experts import ExpertShapes, build_experts
 from strata.backends.cpu.lower import Node, lower
 from strata.backends.cpu.nodes import NODES, Building, Parameters
 from strata.backends.cpu.nodes_scans import SCAN_NODES
@@ -75,7 +76,19 @@ class NativeSegment:
             dim = program.values[name].shape[0]
             return dim if isinstance(dim, int) else rows[dim]
 
-        self._placer = Placement(program, lowered, row_count, self._external)
+        formats = {
+            name: int(weight.format)
+            for name, weight in parameters.matrices.items()
+            if not isinstance(weight, _native.FileRows)
+        }
+
+        def workspace(node: Node) -> int:
+            if node.op.kind != "experts":
+                return 0
+            rows = row_count(node.op.output)
+            return ExpertShapes.of(node.op, program).work_bytes(formats, rows)
+
+        self._placer = Placement(program, lowered, row_count, self._external, workspace)
         self._ids = {
             name: self._native.value(
                 program.values[name].width, f32, q8, program.values[name].shape[0] == "R"
@@ -87,7 +100,8 @@ class NativeSegment:
                 self._quantise(name)
         for i, node in enumerate(lowered.nodes):
             first = len(self.node_parts)
-            self._build(node, self._placer.narrow.get(i, NONE))
+            places = (self._placer.narrow.get(i, NONE), self._placer.work.get(i, NONE))
+            self._build(node, *places)
             # Of an Op that takes several native nodes only the first one says so.
             self.node_parts[first] = tuple(node.ops)
             for name in node.writes:
@@ -171,17 +185,20 @@ class NativeSegment:
         self._native.row(ROW_FUNCTIONS[function], self._ids[x], out, **rest)
         self._mark("quantise" if function == "copy" else function)
 
-    def _build(self, node: Node, narrow: int) -> None:
+    def _build(self, node: Node, narrow: int, work: int) -> None:
         op = node.op
+        building = Building(self._native, self._parameters, self._ids, self.segment.program)
         if node.products:
             self._build_products(node, narrow)
+        elif op.kind == "experts":
+            build_experts(building, op, narrow, work, self._count_tiles)
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         else:
             build = NODES.get(op.kind) or SCAN_NODES.get(op.kind)
             if build is None:
                 raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
-            build(Building(self._native, self._parameters, self._ids, self.segment.program), op)
+            build(building, op)
         self._mark(op.kind)
 
     def _row_arguments(self, op: Op) -> dict[str, Any]:
@@ -223,6 +240,9 @@ class NativeSegment:
         groups = int(shape[0]) if len(shape) == 3 else 1
         self._native.matmul(self._ids[x], parts, glu, len(tiles), narrow, groups)
         self._mark("matmul")
+
+    def _count_tiles(self, weights: list[Any], together: bool) -> int:
+        return len(self._cut(weights, together=together))
 
     def _cut(self, weights: list[Any], *, together: bool) -> list[Tile]:
         """The tiles of a product whose weights are streamed; none for packed ones."""

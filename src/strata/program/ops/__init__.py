@@ -11,21 +11,32 @@ from collections.abc import Mapping
 
 from strata.program.ops.attention import ATTENTION
 from strata.program.ops.dense import ACTIVATIONS, DENSE
+from strata.program.ops.experts import EXPERTS
 from strata.program.ops.heads import HEADS
 from strata.program.ops.recurrent import RECURRENT
 from strata.program.ops.scans import SCANS
-from strata.program.ops.signature import Op, Reads, Signature
+from strata.program.ops.signature import Op, Reads, Signature, operand_names
 from strata.program.program import Program, ProgramError, Shape, Value
 
-SIGNATURES: Mapping[str, Signature] = {**DENSE, **HEADS, **ATTENTION, **RECURRENT, **SCANS}
+SIGNATURES: Mapping[str, Signature] = {
+    **DENSE,
+    **HEADS,
+    **ATTENTION,
+    **RECURRENT,
+    **SCANS,
+    **EXPERTS,
+}
+
+
+def expert_inputs(op: Op) -> dict[str, str]:
+    """The names of an ``experts`` Op's inputs, by what they are."""
+    return dict(zip(operand_names(op, SIGNATURES[op.kind]), op.inputs, strict=True))
 
 
 def reads(op: Op) -> dict[str, Reads]:
     """How an Op reads each of its operands, if that is a weight."""
     signature = SIGNATURES[op.kind]
-    names = (name.rstrip("?") for name in signature.operands)
-    # Optional operands come last, and may be missing.
-    pairs = zip(names, op.inputs, strict=False)
+    pairs = zip(operand_names(op, signature), op.inputs, strict=True)
     return {value: signature.reads.get(name, "all") for name, value in pairs}
 
 
@@ -35,7 +46,7 @@ def float_operands(program: Program) -> frozenset[str]:
     return frozenset(
         name
         for op in program.ops
-        for operand, name in zip(SIGNATURES[op.kind].operands, op.inputs, strict=False)
+        for operand, name in zip(operand_names(op, SIGNATURES[op.kind]), op.inputs, strict=True)
         if operand in SIGNATURES[op.kind].as_floats
     )
 
@@ -46,10 +57,11 @@ def infer_shape(op: Op, values: list[Value]) -> Shape:
     if signature is None:
         raise ProgramError(f"unknown Op '{op.kind}'; known: {', '.join(SIGNATURES)}")
     needed = sum(not name.endswith("?") for name in signature.operands)
-    if not needed <= len(values) <= len(signature.operands):
-        raise ProgramError(
-            f"{op.kind} takes {', '.join(signature.operands)}; got {len(values)} operands"
-        )
+    extras = op.attrs.get("extras", ()) if signature.extras else ()
+    most = len(signature.operands) + len(extras)
+    if not needed + len(extras) <= len(values) <= most or set(extras) - set(signature.extras):
+        takes = ", ".join((*signature.operands, *extras))
+        raise ProgramError(f"{op.kind} takes {takes}; got {len(values)} operands")
     missing = [a for a in signature.attrs if a not in op.attrs]
     unknown = [a for a in op.attrs if a not in signature.attrs]
     if missing or unknown:
@@ -63,6 +75,7 @@ __all__ = [
     "Op",
     "Reads",
     "Signature",
+    "expert_inputs",
     "float_operands",
     "infer_shape",
     "reads",

@@ -41,7 +41,8 @@ class Signature:
     ``state`` says which state of its layer the Op touches: ``kv``, which it reads for every
     position that it sees, ``recurrent``, which it reads and writes once a step, or none. ``kept``
     counts the numbers of it: a position's, or a sequence's. ``as_floats`` are weights of two axes
-    that are no factors of a product, but read as plain float32 arrays.
+    that are no factors of a product, but read as plain float32 arrays. ``extras`` are further
+    operands, of which any may be missing: the attribute ``extras`` names those that are there.
     """
 
     operands: tuple[str, ...]
@@ -53,6 +54,16 @@ class Signature:
     state: StateKind | None = None
     kept: KeptRule = lambda values, attrs: 0
     as_floats: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+
+
+def operand_names(op: Op, signature: Signature) -> tuple[str, ...]:
+    """What each input of an Op is."""
+    names = tuple(name.rstrip("?") for name in signature.operands)
+    if signature.extras:
+        return (*names, *op.attrs["extras"])
+    # Optional operands come last, and may be missing.
+    return names[: len(op.inputs)]
 
 
 def rows_of(v: Value) -> Shape:

@@ -1,0 +1,101 @@
+"""Mixtures of experts in native form: their matrices, nodes, tiles and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import strata._native as _native
+from strata.backends.cpu.nodes import Building
+from strata.program import Op, Program
+from strata.program.ops import ACTIVATIONS, expert_inputs
+from strata.program.ops.experts import CLAMPS, SCORINGS
+
+PANEL = 16
+
+Cut = Callable[[list[Any], bool], int]
+"""Cuts the streamed matrices of a product into tiles and counts them; 0 for packed ones."""
+
+
+@dataclass(frozen=True)
+class ExpertShapes:
+    """Sizes of an ``experts`` Op and what its matrices are called."""
+
+    experts: int
+    width: int
+    ffn: int
+    top_k: int
+    gate: str | None
+    up: str
+    down: str
+
+    @classmethod
+    def of(cls, op: Op, program: Program) -> ExpertShapes:
+        """Those of one Op."""
+        named = expert_inputs(op)
+        up, down = named["up"], named["down"]
+        experts, ffn, width = (int(n) for n in program.values[up].shape)
+        return cls(experts, width, ffn, op.attrs["top_k"], named.get("gate"), up, down)
+
+    @property
+    def products(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The matrices that are multiplied together: of what goes in, and of what comes out."""
+        return ((self.up,) if self.gate is None else (self.gate, self.up)), (self.down,)
+
+    def work_bytes(self, formats: Mapping[str, int], rows: int) -> int:
+        """Bytes of arena beside operands and output; ``formats`` are native ids."""
+        down = formats[self.down]
+        return int(_native.experts_work(self.experts, self.ffn, self.top_k, down, rows))
+
+    def scratch_bytes(self, formats: Mapping[str, int], *, streams: bool) -> int:
+        """Bytes of scratch of each thread."""
+        known = (self.experts, self.width, self.ffn, formats[self.up], formats[self.down], streams)
+        return 4 * int(_native.experts_scratch(*known))
+
+
+def padded_rows(experts: int, rows: int) -> int:
+    """Rows of all experts together, each of whole panels."""
+    return experts * -(-rows // PANEL) * PANEL
+
+
+def build_experts(b: Building, op: Op, narrow: int, work: int, cut: Cut) -> None:
+    """Routing, the products and the weighted sum."""
+    named = expert_inputs(op)
+    shapes = ExpertShapes.of(op, b.program)
+    matrices, floats = b.parameters.matrices, b.parameters.floats
+
+    def operand(name: str) -> tuple[Any, Any, Any]:
+        extras = (named.get(f"{name}_{kind}") for kind in ("bias", "scale"))
+        return (matrices[named[name]], *(None if e is None else floats[e] for e in extras))
+
+    inside, outside = ([matrices[m] for m in names] for names in shapes.products)
+    selection = named.get("selection")
+    a = op.attrs
+    b.native.experts(
+        b.ids[named["x"]],
+        b.ids[named["logits"]],
+        b.ids[op.output],
+        operand("gate") if "gate" in named else None,
+        operand("up"),
+        operand("down"),
+        None if selection is None else floats[selection],
+        ffn=shapes.ffn,
+        top_k=a["top_k"],
+        scoring=SCORINGS.index(a["scoring"]),
+        select_logits=a["select"] == "logits",
+        softmax_chosen=a["softmax_chosen"],
+        renormalise=a["renormalise"],
+        least_sum=a["least_sum"],
+        scale=a["scale"],
+        groups=a["groups"],
+        groups_kept=a["groups_kept"],
+        group_top2=a["group_score"] == "top2",
+        activation=ACTIVATIONS.index(a["function"]),
+        clamp=CLAMPS.index(a["clamp"]),
+        limit=a["limit"],
+        weigh_input=a["weigh_input"],
+        tiles=(cut(inside, shapes.gate is not None), cut(outside, False)),
+        narrow=narrow,
+        work=work,
+    )

@@ -1,0 +1,107 @@
+"""Mixtures of experts: every expert for every row, of which the unwanted are multiplied by 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.reference.dense import activate
+from strata.backends.reference.run import Attrs, Run
+from strata.backends.reference.state import Floats
+from strata.program.ops.experts import OAI_ALPHA
+
+
+def scores(logits: Floats, scoring: str) -> Floats:
+    """Scores of all experts: [rows, experts]."""
+    out: Floats
+    if scoring == "softmax":
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        out = powers / np.sum(powers, axis=-1, keepdims=True, dtype=np.float32)
+    elif scoring == "sigmoid":
+        out = np.reciprocal(1 + np.exp(-logits))
+    elif scoring == "sqrt_softplus":
+        out = np.sqrt(np.logaddexp(np.float32(0), logits), dtype=np.float32)
+    else:
+        out = logits
+    return out
+
+
+def choose(ranked: Floats, a: Attrs) -> NDArray[np.intp]:
+    """The experts of each row, best first: [rows, top_k]."""
+    if a["groups"] > 1:
+        groups = ranked.reshape(len(ranked), a["groups"], -1)
+        best = -np.sort(-groups, axis=-1)
+        worth = best[..., 0] if a["group_score"] == "max" else best[..., :2].sum(axis=-1)
+        kept = np.argsort(-worth, axis=-1, kind="stable")[:, : a["groups_kept"]]
+        masked = np.full_like(groups, -np.inf)
+        rows = np.arange(len(ranked))[:, None]
+        masked[rows, kept] = groups[rows, kept]
+        ranked = masked.reshape(ranked.shape)
+    chosen: NDArray[np.intp] = np.argsort(-ranked, axis=-1, kind="stable")[:, : a["top_k"]]
+    return chosen
+
+
+def route(logits: Floats, selection: Floats | None, a: Attrs) -> Floats:
+    """The weight of every expert for each row, 0 where it was not chosen: [rows, experts]."""
+    score = scores(logits, a["scoring"])
+    ranked = logits if a["select"] == "logits" else score
+    chosen = choose(ranked if selection is None else ranked + selection, a)
+    weight = np.take_along_axis(score, chosen, axis=-1)
+    if a["softmax_chosen"]:
+        weight = scores(weight, "softmax")
+    if a["renormalise"]:
+        total = weight.sum(axis=-1, keepdims=True)
+        weight = weight / np.maximum(total, np.float32(a["least_sum"]))
+    weight = weight * np.float32(a["scale"])
+    out: Floats = np.zeros(logits.shape, np.float32)
+    np.put_along_axis(out, chosen, weight, axis=-1)
+    return out
+
+
+def gate_and_up(gate: Floats, up: Floats, a: Attrs) -> Floats:
+    """act(gate) * up, with what ``clamp`` bounds."""
+    limit = np.float32(a["limit"])
+    out: Floats
+    if a["clamp"] == "none":
+        return activate(gate, a["function"]) * up
+    up = np.clip(up, -limit, limit)
+    if a["clamp"] == "silu":
+        out = np.minimum(activate(gate, "silu"), limit) * up
+        return out
+    gate = np.minimum(gate, limit)
+    if a["clamp"] == "inputs":
+        return activate(gate, "silu") * up
+    alpha = np.float32(OAI_ALPHA)
+    out = activate(alpha * gate, "silu") / alpha * (up + 1)
+    return out
+
+
+def experts(a: Attrs, operands: list[Floats]) -> Floats:
+    """See the Op."""
+    x, logits, up, down, *rest = operands
+    named = dict(zip(a["extras"], rest, strict=True))
+    weights = route(logits, named.get("selection"), a)
+
+    def product(x: Floats, matrix: Floats, name: str, e: int) -> Floats:
+        out: Floats = x @ matrix[e].T
+        if f"{name}_scale" in named:
+            out = out * named[f"{name}_scale"][e]
+        return out + named[f"{name}_bias"][e] if f"{name}_bias" in named else out
+
+    total = np.zeros_like(x)
+    for e in range(logits.shape[-1]):
+        weight = weights[:, e : e + 1]
+        wanted = weight * x if a["weigh_input"] else x
+        inner = product(wanted, up, "up", e)
+        if "gate" in named:
+            inner = gate_and_up(product(wanted, named["gate"], "gate", e), inner, a)
+        else:
+            inner = activate(inner, a["function"])
+        out = product(inner, down, "down", e)
+        total = total + (np.where(weight != 0, out, 0) if a["weigh_input"] else weight * out)
+    return total
+
+
+EXPERTS: Mapping[str, Run] = {"experts": lambda a, x, step, state: experts(a, x)}

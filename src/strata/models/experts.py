@@ -1,0 +1,233 @@
+"""What mixtures of experts are put together from: their settings, tensors and feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from strata.models import decoder
+from strata.models.config import MAX_WIDTH, Config
+from strata.models.errors import ConfigError
+from strata.models.tensors import Catalog, Part, Tensor
+from strata.program import Builder
+
+MAX_EXPERTS = 4096
+_SCORINGS = {1: "softmax", 2: "sigmoid", 3: "none", 4: "sqrt_softplus"}
+# What weights are divided by is at least this: llama.cpp's bound, and what transformers adds.
+_LEAST_SUM = {"gguf": 2.0**-14, "huggingface": 1e-20}
+
+
+@dataclass(frozen=True)
+class HuggingFaceNames:
+    """What a family's checkpoints call a mixture, below ``{p}layers.{i}.``."""
+
+    block: str = "mlp"
+    router: str = "gate"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    shared: str = "shared_experts"
+    selection: str = "gate.e_score_correction_bias"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The sizes of a mixture, the layers that have one, and the attributes of its Op.
+
+    ``shared`` is the width of the shared experts together, 0 where there are none.
+    """
+
+    experts: int
+    ffn: int
+    shared: int
+    layers: tuple[bool, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    names: HuggingFaceNames = field(default_factory=HuggingFaceNames)
+
+
+def read_mixture(
+    c: Config,
+    *,
+    scoring: str = "softmax",
+    renormalise: bool | None = None,
+    ffn: int | None = None,
+    shared: int | None = None,
+    scaled: bool = True,
+    dense: int = 0,
+    names: HuggingFaceNames | None = None,
+    **attrs: Any,
+) -> Mixture | None:
+    """The mixture that a file describes; None where it has no experts.
+
+    The rest are a family's: its ``scoring`` where the file does not say, whether weights are
+    renormalised (None: as the file says), the widths where it names none, whether the file's scale
+    of weights counts, how many layers at the beginning have no experts where it does not say.
+    """
+    keys = c.keys
+    experts = keys.integer("experts", 0, low=0, high=MAX_EXPERTS)
+    if not experts:
+        return None
+    top_k = keys.integer("top_k", high=experts)
+    stated = keys.integer("expert_scoring", 0, low=0, high=len(_SCORINGS))
+    if renormalise is None:
+        renormalise = keys.flag("expert_norm", False)
+    scale = keys.number("expert_scale", 0.0, high=1e6) if scaled else 0.0
+    width = keys.integer("expert_ffn", 0, low=0, high=16 * MAX_WIDTH) or ffn or c.ffn
+    if shared is None:
+        count = keys.integer("shared_experts", 0, low=0, high=MAX_EXPERTS)
+        shared = keys.integer("shared_ffn", 0, low=0, high=16 * MAX_WIDTH) or count * width
+    first = keys.integer("dense_layers", dense, low=0, high=c.layers)
+    groups = max(1, keys.integer("expert_groups", 1, low=0, high=experts))
+    if experts % groups:
+        raise ConfigError(f"'{keys.find('expert_groups')[0]}' is {groups}: no divisor of {experts}")
+    kept = max(1, keys.integer("expert_groups_kept", groups, low=0, high=groups))
+    return Mixture(
+        experts,
+        width,
+        shared,
+        tuple(i >= first for i in range(c.layers)),
+        {
+            "top_k": top_k,
+            "scoring": _SCORINGS.get(stated, scoring),
+            "renormalise": renormalise,
+            "least_sum": _LEAST_SUM[keys.kind],
+            "scale": scale or 1.0,
+            "groups": groups,
+            "groups_kept": kept if groups > 1 else 1,
+            **attrs,
+        },
+        names or HuggingFaceNames(),
+    )
+
+
+def mixture_tensors(
+    c: Config, m: Mixture | None, *, bias: bool = False, gate: bool = True
+) -> dict[str, Tensor]:
+    """Tensors of the feed-forward of every layer, with experts or without.
+
+    ``bias``: routers and experts have some. Tensors of both kinds of layers are optional: which of
+    them a layer needs is asked for when it is built, by ``feed_forward``.
+    """
+    tensors = decoder.gated_tensors(c)
+    if m is None:
+        return tensors
+    tensors = {} if all(m.layers) else {name: _may_be(t) for name, t in tensors.items()}
+    n, stored = m.names, "{p}layers.{i}." + m.names.block
+    some = not all(m.layers)
+    tensors["blk.{i}.ffn_gate_inp.weight"] = Tensor(
+        f"{stored}.{n.router}.weight", (m.experts, c.width), some
+    )
+    inside, outside = (m.experts, m.ffn, c.width), (m.experts, c.width, m.ffn)
+    kinds = [("up", n.up, inside), ("down", n.down, outside)]
+    kinds += [("gate", n.gate, inside)] if gate else []
+    for name, theirs, shape in kinds:
+        at = {"gate": 0, "up": m.ffn}.get(name)
+        fused = None
+        if at is not None:
+            fused = Part(
+                "blk.{i}.ffn_gate_up_exps.weight", f"{stored}.experts.gate_up_proj", at, 2 * m.ffn
+            )
+        tensors[f"blk.{{i}}.ffn_{name}_exps.weight"] = Tensor(
+            f"{stored}.experts.{{e}}.{theirs}.weight", shape, some, part=fused
+        )
+        if c.keys.kind == "gguf":
+            tensors[f"blk.{{i}}.ffn_{name}_exps.scale"] = Tensor(None, (m.experts,), True)
+    if bias:
+        tensors["blk.{i}.ffn_gate_inp.bias"] = Tensor(
+            f"{stored}.{n.router}.bias", (m.experts,), True
+        )
+        for name, _, shape in kinds:
+            tensors[f"blk.{{i}}.ffn_{name}_exps.bias"] = Tensor(None, shape[:2], True)
+    tensors["blk.{i}.exp_probs_b.bias"] = Tensor(f"{stored}.{n.selection}", (m.experts,), True)
+    if m.shared:
+        for name, theirs, pair in (
+            ("gate", n.gate, (m.shared, c.width)),
+            ("up", n.up, (m.shared, c.width)),
+            ("down", n.down, (c.width, m.shared)),
+        ):
+            tensors[f"blk.{{i}}.ffn_{name}_shexp.weight"] = Tensor(
+                f"{stored}.{n.shared}.{theirs}.weight", pair, some
+            )
+    return tensors
+
+
+def _may_be(tensor: Tensor) -> Tensor:
+    return Tensor(
+        tensor.huggingface, tensor.shape, True, tensor.transform, tensor.part, tensor.apart
+    )
+
+
+def routed(
+    b: Builder,
+    catalog: Catalog,
+    m: Mixture,
+    x: str,
+    i: int,
+    *,
+    router_input: str | None = None,
+    gate: bool = True,
+    scaled: bool = True,
+    **attrs: Any,
+) -> str:
+    """The chosen experts' weighted sum; ``router_input`` where the router reads another value,
+    ``scaled`` whether scales beside the experts count."""
+    name = f"blk.{i}.ffn_"
+    with b.unit("ffn"):
+        logits = b.matmul(
+            x if router_input is None else router_input,
+            f"{name}gate_inp.weight",
+            decoder.present(catalog, f"{name}gate_inp.bias"),
+        )
+    parts = ("gate", "up", "down") if gate else ("up", "down")
+    extras = {
+        f"{part}_{kind}": decoder.present(catalog, f"{name}{part}_exps.{kind}")
+        for part in parts
+        for kind in (("bias", "scale") if scaled else ("bias",))
+    }
+    with b.unit("experts"):
+        return b.experts(
+            x,
+            logits,
+            f"{name}up_exps.weight",
+            f"{name}down_exps.weight",
+            gate=f"{name}gate_exps.weight" if gate else None,
+            selection=decoder.present(catalog, f"blk.{i}.exp_probs_b.bias"),
+            **extras,
+            **{**m.attrs, **attrs},
+        )
+
+
+def shared(b: Builder, catalog: Catalog, x: str, i: int, function: str = "silu") -> str:
+    """The feed-forward that every row goes through beside its experts."""
+    name = f"blk.{i}.ffn_"
+    with b.unit("ffn"):
+        gate = b.matmul(x, f"{name}gate_shexp.weight")
+        up = b.matmul(x, f"{name}up_shexp.weight")
+        return b.matmul(b.glu(gate, up, function), f"{name}down_shexp.weight")
+
+
+def feed_forward(
+    b: Builder,
+    catalog: Catalog,
+    m: Mixture | None,
+    x: str,
+    i: int,
+    function: str = "silu",
+    *,
+    scaled: bool = True,
+) -> str:
+    """A layer's experts and shared experts, or the plain feed-forward of a layer without.
+
+    ``scaled`` is False for families of which llama.cpp does not apply the scales beside experts.
+    """
+    if m is None or not m.layers[i]:
+        return decoder.gated(b, catalog, x, i, function)
+    out = routed(b, catalog, m, x, i, scaled=scaled, function=function)
+    return b.add(out, shared(b, catalog, x, i, function)) if m.shared else out
+
+
+def without_feed_forward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A family's tensors but for those of its feed-forward."""
+    inner = ("blk.{i}.ffn_gate.", "blk.{i}.ffn_up.", "blk.{i}.ffn_down.")
+    return {name: t for name, t in tensors.items() if not name.startswith(inner)}

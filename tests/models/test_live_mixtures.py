@@ -1,0 +1,61 @@
+"""Mixtures of experts in Hugging Face directories against transformers, which wrote them.
+
+Prefill at once and step by step, in float32. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strata.formats import open_model
+from support.forward import logits
+
+pytestmark = pytest.mark.slow
+
+VOCABULARY = 272
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+QWEN3 = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 24}
+MIXTURES: list[tuple[str, dict[str, Any]]] = [
+    ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    ("Qwen3Moe", {**QWEN3, "norm_topk_prob": True}),
+    ("Qwen3Moe", {**QWEN3, "norm_topk_prob": False}),
+    ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), MIXTURES)
+def test_logits_are_those_of_transformers(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings})
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
+            if weight.ndim == 1:
+                weight.add_(1)
+        expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    model.save_pretrained(tmp_path)
+    with open_model(tmp_path) as file:
+        for chunks in ([len(tokens)], [1] * len(tokens)):
+            found = logits(file, tokens.tolist(), chunks=chunks)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
