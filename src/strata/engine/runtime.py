@@ -19,6 +19,7 @@ from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
 from strata.engine.runner import LoadProgress, Runner
+from strata.engine.texts import OWNER as TEXTS
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
@@ -52,7 +53,8 @@ print(json.dumps(to_json(probe(pathlib.Path(sys.argv[1]))[0])))
 class LoadOptions:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
-    ``parallel``, or makes that with the model's tokenizer; ``planned`` asks for a Plan in any case.
+    ``parallel``, or makes that with the model's tokenizer, and books in which the budget's room for
+    that is; ``planned`` asks for a Plan in any case.
     ``kv_type`` None leaves it to the backend; ``kv_bytes`` bounds the KV of all requests, and
     ``kv_store`` is a directory for prefixes. ``slowdown`` bounds what a prompt costs those who
     read answers meanwhile, which takes a Plan too. ``serving`` says
@@ -64,7 +66,7 @@ class LoadOptions:
     threads: int | None = None
     context: int | None = None
     parallel: int = 1
-    workload: Workload | Callable[[Tokenizer], Workload] | None = None
+    workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None
     planned: bool = False
     kv_type: str | None = None
     kv_bytes: int | None = None
@@ -170,7 +172,10 @@ def make_runtime(
     limited = options.memory is not None or plan is not None
     if plan is None and kind.plans and _needs_plan(file, options):
         machine = this_machine(file)
-        plan = _make_plan(file, model, machine, options, kind, tokenizer)
+        if callable(options.workload):
+            books = _ledger(options.memory, 0, tokenizer_bytes)
+            options = replace(options, workload=options.workload(tokenizer, books))
+        plan = _make_plan(file, model, machine, options, kind)
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
         settings = BackendSettings(positions=model.context_length, parallel=options.parallel)
@@ -180,6 +185,8 @@ def make_runtime(
         _check_plan(plan, model)
         budget = plan.budget if limited else None
         ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
+        if options.workload is not None and not callable(options.workload):
+            ledger.take(TEXTS, options.workload.text_bytes)
         # Of processes of their own, which take it when they are asked for something.
         ledger.take("guard", plan.predicted.memory.guard)
         settings = _settings(plan, limited)
@@ -242,7 +249,7 @@ def smallest_budget(file: ModelFile, model: Model, options: LoadOptions) -> int:
     from strata.plan import BudgetTooSmall
 
     try:
-        _make_plan(file, model, this_machine(file), options, backend_class(options.backend), None)
+        _make_plan(file, model, this_machine(file), options, backend_class(options.backend))
     except BudgetTooSmall as error:
         return error.smallest
     return 0
@@ -260,19 +267,15 @@ def _make_plan(
     machine: Machine,
     options: LoadOptions,
     kind: type[Backend],
-    tokenizer: Tokenizer | None,
 ) -> Plan:
-    """The Plan for what is asked for; without a tokenizer, for a usual workload where it is said by
-    a text."""
+    """The Plan for what is asked for; for a usual workload where that is still to be made."""
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
     from strata.plan.memory_model import server_bytes
     from strata.plan.planner import BudgetTooSmall
 
     workload = options.workload
-    if callable(workload):
-        workload = None if tokenizer is None else workload(tokenizer)
-    if workload is None:
+    if workload is None or callable(workload):
         half = (options.context or model.context_length) // 2
         usual = Workload()
         workload = replace(
@@ -290,6 +293,7 @@ def _make_plan(
     if options.serving:
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(sizes, workload))
+    process += workload.text_bytes
     limits = Limits(
         memory=options.memory,
         threads=options.threads,
