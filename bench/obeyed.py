@@ -102,7 +102,7 @@ def commands(texts: Path) -> list[Command]:
     return [
         Command("run", (*run, "hi", *few, "--json")),
         Command("run long", (*run, *few, "--raw"), text=SCRIPTS[0] * 180),
-        Command("run six scripts", (*run, *few, "--raw", "--context", "4096"), text=million[:2000]),
+        Command("run six scripts", (*run, *few, "--raw", "--context", "4096"), text=million[:1000]),
         Command("run 1 MB", (*run, *few), text=million, refused=True),
         Command("run 1 MB of A", (*run, *few, "--raw"), text="A" * 1_000_000, refused=True),
         Command("chat", (*run, *few), terminal=True),
@@ -116,7 +116,9 @@ def commands(texts: Path) -> list[Command]:
             ("tokenize", "MODEL", "--file", six, "--json", "--pieces"),
             budgeted=False,
         ),
-        Command("tokenize of A", ("tokenize", "MODEL", "--file", capitals), budgeted=False),
+        Command(
+            "tokenize of A", ("tokenize", "MODEL", "--file", capitals), budgeted=False, refused=True
+        ),
         SERVE,
     ]
 

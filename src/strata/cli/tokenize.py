@@ -16,6 +16,7 @@ from strata.cli.console import printable, progress_bars
 from strata.cli.engine_options import read_text
 from strata.cli.options import json_option, model_argument, quiet_option
 from strata.errors import UsageError
+from strata.sizes import format_size
 
 _TOGETHER = 1 << 12
 
@@ -53,7 +54,7 @@ def command(
 
     from strata.formats import open_model
     from strata.hub.references import resolve
-    from strata.memory import Ledger, process_memory
+    from strata.memory import process_memory
     from strata.memory.limits import memory_available
     from strata.text import load_tokenizer
 
@@ -62,9 +63,13 @@ def command(
     with open_model(path) as opened:
         tokenizer = load_tokenizer(opened)
     # A stretch that cannot be cut takes many times what it is long, and here is no budget.
-    ledger = Ledger(memory_available() or None)
-    ledger.take("interpreter", process_memory().total)
-    ledger.take("texts", tokenizer.working_bytes(text))
+    working = tokenizer.working_bytes(text)
+    free = memory_available() - process_memory().total
+    if working > free > 0:
+        raise UsageError(
+            f"a stretch of the text that cannot be cut takes {format_size(working)} to encode, and "
+            f"{format_size(free)} are free: break it into lines or words"
+        )
     # A long text has many tokens: they are printed as they come, and not held.
     parts = tokenizer.encode_parts(text, add_special=add_special, parse_special=parse_special)
     ids = chain.from_iterable(parts)
