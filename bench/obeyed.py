@@ -302,7 +302,7 @@ def measured(args: argparse.Namespace, texts: Path) -> Iterator[dict[str, Any]]:
                 yield {**case, "budget": budget, **measure(kind, path, budget)}
 
 
-_OF_OTHERS = ("run", "run long", "perplexity", "bench", "serve", "tokenize json")
+_OF_OTHERS = ("run", "perplexity", "bench", "serve")
 
 
 def resolved(name: str, folder: Path) -> str:
