@@ -98,16 +98,17 @@ def commands(texts: Path) -> list[Command]:
     (texts / "capitals.txt").write_text("A" * 1_000_000)
     six, capitals = str(texts / "six.txt"), str(texts / "capitals.txt")
     few = ("--max-tokens", "8", "--threads", "2")
+    small, explained = ("--prompt", "200", "--gen", "8"), ("--explain", "--json")
     run = ("run", "MODEL")
     return [
-        Command("run", (*run, "hi", *few, "--json")),
-        Command("run long", (*run, *few, "--raw"), text=SCRIPTS[0] * 180),
+        Command("run", (*run, "hi", *few, *explained)),
+        Command("run long", (*run, *few, "--raw", *explained), text=SCRIPTS[0] * 180),
         Command("run six scripts", (*run, *few, "--raw", "--context", "4096"), text=million[:1000]),
         Command("run 1 MB", (*run, *few), text=million, refused=True),
         Command("run 1 MB of A", (*run, *few, "--raw"), text="A" * 1_000_000, refused=True),
         Command("chat", (*run, *few), terminal=True),
         Command("perplexity", ("perplexity", "MODEL", "--text", six, "--chunks", "2", "--json")),
-        Command("bench", ("bench", "MODEL", "--prompt", "200", "--gen", "8", "--repeat", "1")),
+        Command("bench", ("bench", "MODEL", *small, "--repeat", "1", *explained)),
         Command("plan", ("plan", "MODEL", "--json")),
         Command("tokenize", ("tokenize", "MODEL", "--file", six), budgeted=False),
         Command("tokenize json", ("tokenize", "MODEL", "--file", six, "--json"), budgeted=False),
