@@ -206,6 +206,20 @@ def measure(command: Command, model: str, budget: int) -> dict[str, Any]:
     return row
 
 
+def at_the_smallest(command: Command, model: str, answering: int) -> tuple[int, dict[str, Any]]:
+    """The smallest budget of a command, or ``answering`` for one that has none of its own, and
+    what became of it there."""
+    if not command.budgeted or command.refused or command.name == "plan":
+        return answering, measure(command, model, answering)
+    floor = smallest(model, command)
+    row = measure(command, model, floor)
+    if found := _NEEDS.search(row.get("said", "")):
+        # Named once the text is known: before, it was that of a usual one.
+        floor = int(found[1]) * MB
+        row = measure(command, model, floor)
+    return floor, row
+
+
 # Runs a command and says how large it was: Linux counts a child when it is waited for.
 _MEASURED = """
 import json, os, resource, subprocess, sys
@@ -288,14 +302,8 @@ def measured(args: argparse.Namespace, texts: Path) -> Iterator[dict[str, Any]]:
         for kind in kinds:
             if args.only and args.only not in f"{name} {kind.name}":
                 continue
-            own = kind.budgeted and not kind.refused and kind.name != "plan"
-            floor = smallest(path, kind) if own else answering
             case = {"model": name, "command": kind.name}
-            row = measure(kind, path, floor)
-            if own and (found := _NEEDS.search(row.get("said", ""))):
-                # Named once the text is known: before, it was that of a usual one.
-                floor = int(found[1]) * MB
-                row = measure(kind, path, floor)
+            floor, row = at_the_smallest(kind, path, answering)
             yield {**case, "budget": floor, **row}
             more = (10, 60) if name == "smollm2" else (40,)
             for step in () if args.quick else more:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cgroups import why_not
-from obeyed import Command, commands, measure, six_scripts, smallest
+from obeyed import at_the_smallest, commands, six_scripts, smallest
 
 REASON = why_not()
 LONG = ("run 1 MB", "run 1 MB of A", "chat", "perplexity", "tokenize pieces", "tokenize of A")
@@ -35,7 +35,5 @@ def test_long_texts_in_the_smallest_budgets(smollm2_path: Path, tmp_path: Path) 
     model = str(smollm2_path)
     answering = smallest(model, made["run"])
     for name in LONG:
-        kind: Command = made[name]
-        budget = smallest(model, kind) if name == "perplexity" else answering
-        row = measure(kind, model, budget)
-        assert row["holds"], (name, row)
+        budget, row = at_the_smallest(made[name], model, answering)
+        assert row["holds"], (name, budget, row)
