@@ -20,7 +20,7 @@ from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
 from strata.engine.runner import LoadProgress, Runner
 from strata.engine.texts import OWNER as TEXTS
-from strata.errors import UsageError
+from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
 from strata.memory.limits import memory_available
@@ -40,6 +40,11 @@ _ALIKE = 12 << 20
 
 _SAMPLING = 20
 """Bytes for each token of the vocabulary while one is chosen: float64 copies, an order, sums."""
+
+
+class ProbeEndedError(StrataError):
+    """The process that measures this machine was ended."""
+
 
 _PROBE = """
 import json, pathlib, sys
@@ -230,7 +235,8 @@ def base_memory(*, planned: bool) -> int:
 
 def this_machine(file: ModelFile) -> Machine:
     """This machine and the disk under a model. What is not known yet is measured by a process of
-    its own, so that measuring takes nothing of our budget. Raises DiskProbeError."""
+    its own, so that measuring takes nothing of our budget. Raises DiskProbeError and
+    ProbeEndedError."""
     from strata.machine.probe import known_machine, probe
     from strata.plan import Machine, from_json
 
@@ -240,6 +246,12 @@ def this_machine(file: ModelFile) -> Machine:
         return known
     command = [sys.executable, "-c", _PROBE, str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode < 0:
+        # Here it would take the memory of which there was too little there.
+        raise ProbeEndedError(
+            "this machine is not known yet, and measuring it was ended by the system, mostly for "
+            f"want of memory: run `strata probe {file.path}` once where there is more of it"
+        )
     # One that failed says here why.
     return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]
 
