@@ -329,10 +329,13 @@ def main() -> None:
             before = _resident(process)[0]
 
             until = time.monotonic() + 60 * args.minutes
+            sizes: list[int] = []
 
             def one(number: int) -> tuple[int, Answered] | None:
                 if time.monotonic() > until:
                     return None
+                if number % 2000 == 0 and process.poll() is None:
+                    sizes.append(_resident(process)[0])
                 asked = request(number, name)
                 answered = ask(url, asked)
                 if answered.wrong or args.only is not None:
@@ -355,7 +358,8 @@ def main() -> None:
         ],
         "longest_s": max(a.seconds for a in answers.values()),
         "server_alive": alive,
-        "server_bytes": {"before": before, "after": after, "most": most},
+        # After every 2000 requests, to see whether it goes on growing.
+        "server_bytes": {"before": before, "between": sizes, "after": after, "most": most},
     }
     if args.json:
         args.json.write_text(json.dumps(told, indent=1) + "\n")

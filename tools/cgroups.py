@@ -23,15 +23,20 @@ class Group:
     directory: Path
     version: int
 
-    def run(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: Sequence[str], timeout: float, stdin: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in the group; one that is killed for memory has the return code -9."""
-        return subprocess.run(self._enter(command), capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            self.entering(command), stdin=stdin, capture_output=True, text=True, timeout=timeout
+        )
 
     def start(self, command: Sequence[str]) -> subprocess.Popen[str]:
         """Start a command in the group; what it writes to standard error can be read."""
-        return subprocess.Popen(self._enter(command), stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(self.entering(command), stderr=subprocess.PIPE, text=True)
 
-    def _enter(self, command: Sequence[str]) -> list[str]:
+    def entering(self, command: Sequence[str]) -> list[str]:
+        """The command with what enters the group before it."""
         return ["sh", "-c", _ENTER, str(self.directory / "cgroup.procs"), *command]
 
     @property
@@ -39,6 +44,21 @@ class Group:
         """The most that it held."""
         name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
         return int((self.directory / name).read_text())
+
+    @property
+    def kills(self) -> int:
+        """How many of its processes were killed for memory."""
+        name = "memory.oom_control" if self.version == 1 else "memory.events"
+        return self._number(name, "oom_kill")
+
+    @property
+    def cached(self) -> int:
+        """Bytes of files that were first read in it and are in memory still."""
+        return self._number("memory.stat", "cache" if self.version == 1 else "file")
+
+    def _number(self, name: str, key: str) -> int:
+        lines = map(str.split, (self.directory / name).read_text().splitlines())
+        return next((int(value) for found, value in lines if found == key), 0)
 
 
 @contextmanager

@@ -20,10 +20,11 @@ from strata.engine import (
 )
 from strata.engine.loading import load
 from strata.engine.runtime import LoadOptions
+from strata.engine.texts import chat_ids, encoded, prompt_ids
 from strata.hub.references import resolve
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
-from strata.text import Tokenizer, chat_ids, prompt_ids
+from strata.text import Tokenizer
 
 if TYPE_CHECKING:
     from strata.memory import Ledger
@@ -87,7 +88,8 @@ class LLM:
     cache it causes: weights that have no room are streamed from the file in every sweep, and
     BudgetTooSmall is raised before loading if even that does not fit. Without it the budget is what
     the machine leaves. A Plan is made for ``workload`` (whose context and concurrency are those
-    given here; or a function that makes it with the tokenizer), in any case if ``planned``, else
+    given here; or a function that makes it with the tokenizer, encoding by the books that it gets),
+    in any case if ``planned``, else
     where memory is short. ``plan`` is executed instead of one made here, as it stands: its budget
     is held, and its context, threads and all else it has count and not those given here.
 
@@ -111,7 +113,7 @@ class LLM:
         context: int | None = None,
         parallel: int = 1,
         memory: int | str | None = None,
-        workload: Workload | Callable[[Tokenizer], Workload] | None = None,
+        workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None,
         planned: bool = False,
         plan: Plan | None = None,
         kv_type: str | None = None,
@@ -194,7 +196,9 @@ class LLM:
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> list[int]:
         """Token ids of ``text``; see ``Tokenizer.encode``."""
-        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+        return encoded(
+            self.tokenizer, text, self.ledger, add_special=add_special, parse_special=parse_special
+        ).tolist()
 
     @overload
     def generate(
@@ -203,6 +207,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
+        continuing: bool = True,
     ) -> Output: ...
     @overload
     def generate(
@@ -211,6 +216,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: Literal[False] = False,
+        continuing: bool = True,
     ) -> list[Output]: ...
     @overload
     def generate(
@@ -219,6 +225,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: Literal[True],
+        continuing: bool = True,
     ) -> Iterator[Chunk]: ...
 
     def generate(
@@ -227,18 +234,22 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         stream: bool = False,
+        continuing: bool = True,
     ) -> Output | list[Output] | Iterator[Chunk]:
         """Continue one prompt or a list of them, each text or token ids.
 
         Text gets the tokens that the model wants at a beginning, and names of special tokens in it
-        become these tokens; ids are taken as they are. One prompt gives one Output, a list gives a
-        list in its order; with ``stream`` Chunks come as tokens do, those of all prompts mixed.
+        become these tokens; ids are taken as they are. ``continuing`` False: the answer begins a
+        text of its own, as in a conversation. One prompt gives one Output, a list gives a list in
+        its order; with ``stream`` Chunks come as tokens do, those of all prompts mixed.
         Everything is checked before the first token: UsageError for what cannot be served.
         """
         one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         batch: Sequence[Any] = [prompts] if one else prompts
-        ids = [prompt_ids(self.tokenizer, p) if isinstance(p, str) else p for p in batch]
-        run = self._start(ids, params or SamplingParams(), continuing=True)
+        ids = [
+            prompt_ids(self.tokenizer, p, self.ledger) if isinstance(p, str) else p for p in batch
+        ]
+        run = self._start(ids, params or SamplingParams(), continuing=continuing)
         if stream:
             return run
         outputs = _whole(run, len(ids))
@@ -275,27 +286,30 @@ class LLM:
 
         ChatTemplateError if the model has none. ``stream`` as in ``generate``.
         """
-        ids = chat_ids(self.tokenizer, messages, tools)
+        ids = chat_ids(self.tokenizer, messages, self.ledger, tools)
         run = self._start([ids], params or SamplingParams(), continuing=False)
         return run if stream else _whole(run, 1)[0]
 
     def perplexity(
         self,
-        text: str,
+        text: str | Sequence[int],
         *,
         context: int = 512,
         chunks: int | None = None,
         progress: Callable[[Perplexity, int], None] | None = None,
     ) -> Perplexity:
-        """How well the model predicts ``text``; see ``strata.report.perplexity``.
+        """How well the model predicts ``text``, or its ids; see ``strata.report.perplexity``.
 
         ``context`` may not exceed that of this LLM; UsageError if the text is too short.
         """
         tokenizer = self.tokenizer
+        ids = text
+        if isinstance(ids, str):
+            ids = encoded(tokenizer, ids, self.ledger, add_special=True)
         with self.driver.alone() as engine:
             return perplexity(
                 engine,
-                self.tokenize(text, add_special=True),
+                ids,
                 context=context,
                 chunks=chunks,
                 bos=tokenizer.bos_id if tokenizer.add_bos else None,
@@ -338,10 +352,13 @@ class LLM:
         self.close()
 
     def _start(
-        self, prompts: Sequence[list[int]], params: SamplingParams, *, continuing: bool
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, continuing: bool
     ) -> Iterator[Chunk]:
         """Check everything now, run when iterated."""
-        jobs = [Job(p, params, self.tokenizer.stream(continuing=continuing)) for p in prompts]
+        for prompt in prompts:
+            # Before it is made a list, which takes nine times as much.
+            self.engine.limit(prompt, params)
+        jobs = [Job(list(p), params, self.tokenizer.stream(continuing=continuing)) for p in prompts]
         self.driver.check(jobs)
         return self._run(jobs)
 

@@ -61,6 +61,28 @@ def _many_values(target: Path) -> Path:
     return path
 
 
+def _long_safetensors_header(target: Path) -> Path:
+    """40 MB of spaces after the object, which the format allows."""
+    return _padded(target, 40_000_000, b" ")
+
+
+def _many_tensors(target: Path) -> Path:
+    """Half a million values in a note that nobody reads."""
+    return _padded(target, 0, b"", note="{" * 500_000)
+
+
+def _padded(target: Path, size: int, pad: bytes, note: str = "") -> Path:
+    path = _directory(target)
+    file = path / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = {"note": note}
+    text = json.dumps(header).encode() + pad * size
+    file.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+    return path
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's accounts")
 @pytest.mark.parametrize(
     ("make", "says"),
@@ -68,6 +90,11 @@ def _many_values(target: Path) -> Path:
         (_large_header, "header larger than .* the memory budget has no room"),
         (_many_tokens, r"its tokenizer, of 4\d{5} tokens .* needs \d+MB"),
         (_long_token, r"its tokenizer, .* needs \d+MB"),
+        (
+            _long_safetensors_header,
+            r"the header is 4\d{7} bytes long; .* budget has no room",
+        ),
+        (_many_tensors, r"header at byte 8: the JSON has about \d+ values"),
         (_many_values, r"tokenizer_config\.json: the JSON has about \d+ values"),
     ],
 )

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from strata.cli import main
-from strata.errors import UsageError
+from strata.engine import runtime
+from strata.errors import StrataError, UsageError
+from strata.formats import open_model
 from strata.machine.machine import Cache
 from strata.machine.probe import load_machine, probe
 from strata.machine.probe_compute import ComputeProbe, attention, caches
@@ -170,3 +172,14 @@ def test_the_verb(tmp_path: Path, measured: list[Path], capsys: pytest.CaptureFi
     assert main(["probe", str(tmp_path), "--json"]) == 0
     printed = from_json(Machine, json.loads(capsys.readouterr().out))
     assert printed.disk == machine("laptop").disk
+
+
+def test_measuring_that_is_ended_is_not_done_here(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a group of the budget there may be no room for it, and here there is less."""
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    monkeypatch.setattr(runtime, "_PROBE", "import os; os.kill(os.getpid(), 9)")
+    with open_model(smollm2_path) as file, pytest.raises(StrataError, match="strata probe /"):
+        runtime.this_machine(file)
+    assert not list(tmp_path.rglob("*.json"))

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from strata import LLM, SamplingParams
 from strata.errors import UsageError
+from strata.server import parting
 from strata.server.settings import Settings
 from support.running import KEY, NAMES, Running, load, running, wait_for
 
@@ -248,6 +250,36 @@ def test_a_client_that_does_not_send_its_request_is_let_go(strict: Running, data
         for byte in data:
             sock.sendall(bytes([byte]))
         assert read_to_the_end(sock) == b""
+
+
+@pytest.mark.parametrize("data", [b"a" * 3_000_000, b"GET / HTTP/9.9\r\n" * 200_000])
+def test_who_still_sends_reads_why_it_was_refused(strict: Running, data: bytes) -> None:
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    if data.startswith(b"a"):
+        head += b"X-Api-Key: %s\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(data))
+    with strict.connect() as sock:
+        sock.sendall(head)
+        # By then it is answered, and would be closed.
+        time.sleep(0.2)
+        for start in range(0, len(data), 1 << 16):
+            sock.sendall(data[start : start + (1 << 16)])
+        sock.settimeout(10)
+        answer = b""
+        while part := sock.recv(1 << 16):
+            answer += part
+    status = b"413" if data.startswith(b"a") else b"400"
+    assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+def test_who_goes_on_for_ever_is_cut_off(strict: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parting, "BYTES", 1 << 20)
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Content-Length: 99999999\r\n\r\n"
+    with strict.connect() as sock:
+        sock.sendall(head)
+        time.sleep(0.2)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            sock.sendall(bytes(90_000_000))
 
 
 def read_to_the_end(sock: socket.socket) -> bytes:

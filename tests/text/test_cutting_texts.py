@@ -115,16 +115,39 @@ def llama2_like(engine: Engine) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "prepare",
-    [gpt2_like, smollm_like, split_like(r"\p{N}{1,3}"), split_like(r"\p{N}"), llama2_like],
-    ids=["gpt2", "smollm", "llama3", "qwen2", "llama2"],
-)
-def test_tokenizer_json_in_parts(
-    prepare: Callable[[Engine], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def gemma_like(engine: Engine) -> None:
+    engine.normalizer = normalizers.Replace(" ", "▁")
+    engine.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+
+
+def metaspace_like(scheme: str, split: bool) -> Callable[[Engine], None]:
+    def prepare(engine: Engine) -> None:
+        engine.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split)
+
+    return prepare
+
+
+SPACES_ARE_LETTERS = {
+    "llama2": llama2_like,
+    "gemma": gemma_like,
+    "mistral": metaspace_like("first", False),
+    "always": metaspace_like("always", True),
+    "never": metaspace_like("never", True),
+}
+PIPELINES = {
+    "gpt2": gpt2_like,
+    "smollm": smollm_like,
+    "llama3": split_like(r"\p{N}{1,3}"),
+    "qwen2": split_like(r"\p{N}"),
+    **SPACES_ARE_LETTERS,
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_tokenizer_json_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = random.Random(0)
-    if prepare is llama2_like:
+    spaces_are_letters = name in SPACES_ARE_LETTERS
+    if spaces_are_letters:
         letters = [c.replace(" ", "▁") for c in dict.fromkeys(ALPHABET)]
         # Sentencepiece's vocabularies have a space at the beginning of a token, or in a run.
         pairs = [(a, b) for a in letters for b in letters if b != "▁" or a == "▁"]
@@ -137,8 +160,8 @@ def test_tokenizer_json_in_parts(
     pairs = pairs[:6000]
     words = list(dict.fromkeys([*words, *(a + b for a, b in pairs)]))
     vocab = {word: id for id, word in enumerate(words)}
-    engine = Engine(models.BPE(vocab=vocab, merges=pairs, byte_fallback=prepare is llama2_like))
-    prepare(engine)
+    engine = Engine(models.BPE(vocab=vocab, merges=pairs, byte_fallback=spaces_are_letters))
+    PIPELINES[name](engine)
     engine.add_special_tokens(["<|im_end|>", "<|reserved_100|>"])
     encoder = HuggingFaceEncoder(engine)
     assert encoder._cuts is not None

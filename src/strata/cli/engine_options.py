@@ -18,6 +18,7 @@ from strata.errors import UsageError
 
 if TYPE_CHECKING:
     from strata.llm import LLM
+    from strata.memory import Ledger
     from strata.plan import Workload
     from strata.text import Tokenizer
 
@@ -74,7 +75,7 @@ def open_llm(
     quiet: bool,
     parallel: int = 1,
     memory: int | None = None,
-    workload: Workload | Callable[[Tokenizer], Workload] | None = None,
+    workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None,
     planned: bool = False,
     kv_type: str | None = None,
     kv_bytes: int | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ from strata.cli.options import json_option, memory_option, model_argument, quiet
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
+    from strata.memory import Ledger
+    from strata.plan import Workload
     from strata.report import Perplexity
+    from strata.text import Tokenizer
 
 
 @click.command("perplexity")
@@ -61,7 +65,19 @@ def command(
     text = read_text(file).removesuffix("\n")
     if not text:
         raise UsageError(f"{file} is empty")
+    from strata.engine.texts import encoded
     from strata.plan import Workload
+    from strata.report.perplexity import SCORED_BYTES
+
+    ids: Sequence[int] | None = None
+
+    def workload(tokenizer: Tokenizer, ledger: Ledger) -> Workload:
+        # Before the weights are there, and once.
+        nonlocal ids
+        most = None if chunks is None else chunks * context
+        ids = encoded(tokenizer, text, ledger, add_special=True, most=most)
+        held = len(ids) * (ids.itemsize + SCORED_BYTES)
+        return Workload(context - 1, logit_rows=context, answer_tokens=0, text_bytes=held)
 
     with open_llm(
         model,
@@ -71,11 +87,14 @@ def command(
         context=context,
         quiet=quiet,
         memory=memory,
-        workload=Workload(context - 1, logit_rows=context, answer_tokens=0),
+        workload=workload,
     ) as llm:
         started = perf_counter()
         result = llm.perplexity(
-            text, context=context, chunks=chunks, progress=None if quiet else _show_progress
+            text if ids is None else ids,
+            context=context,
+            chunks=chunks,
+            progress=None if quiet else _show_progress,
         )
         seconds = perf_counter() - started
         if as_json:

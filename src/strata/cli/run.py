@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from strata.errors import UsageError
 if TYPE_CHECKING:
     from strata.decode import SamplingParams
     from strata.llm import LLM, Output
+    from strata.memory import Ledger
     from strata.plan import Workload
     from strata.text import Tokenizer
 
@@ -92,8 +95,11 @@ def command(
 
     params = SamplingParams(**sampling)
 
-    def workload(tokenizer: Tokenizer) -> Workload:
-        return _workload(tokenizer, prompt or "", params, system=system, raw=raw)
+    asked = None if prompt is None else _Asked(prompt, system, raw)
+
+    def workload(tokenizer: Tokenizer, ledger: Ledger) -> Workload:
+        assert asked is not None
+        return _workload(asked.encode(tokenizer, ledger), params)
 
     with open_llm(
         model,
@@ -114,12 +120,14 @@ def command(
             if not quiet:
                 remark("this model has no chat template: prompts are continued as they are")
             raw = True
-        if prompt is None:
+        if asked is None:
             from strata.cli.chat import chat
 
             chat(llm, params, system=system, raw=raw, stats=stats)
             return
-        answer = _answer(llm, prompt, params, system=system, raw=raw, silent=as_json)
+        ids = asked.encode(llm.tokenizer, llm.ledger).tolist()
+        chunks = llm.generate([ids], params, stream=True, continuing=raw)
+        answer = print_answer(chunks, silent=as_json)
         if as_json:
             report = _as_json(model, llm, answer)
             if explain:
@@ -132,30 +140,34 @@ def command(
                 remark(line)
 
 
-def _answer(
-    llm: LLM, prompt: str, params: SamplingParams, *, system: str | None, raw: bool, silent: bool
-) -> Output:
-    if raw:
-        return print_answer(llm.generate(prompt, params, stream=True), silent=silent)
-    return print_answer(llm.chat(_messages(prompt, system), params, stream=True), silent=silent)
+class _Asked:
+    """A prompt, encoded once: where a Plan is made, before there are weights beside it."""
+
+    def __init__(self, prompt: str, system: str | None, raw: bool) -> None:
+        self._prompt, self._system, self._raw = prompt, system, raw
+        self._ids: array[int] | None = None
+
+    def encode(self, tokenizer: Tokenizer, ledger: Ledger) -> array[int]:
+        """Its token ids."""
+        if self._ids is None:
+            self._ids = self._encode(tokenizer, ledger)
+        return self._ids
+
+    def _encode(self, tokenizer: Tokenizer, ledger: Ledger) -> array[int]:
+        from strata.engine.texts import chat_ids, prompt_ids
+
+        if self._raw or not tokenizer.chat_templates:
+            return prompt_ids(tokenizer, self._prompt, ledger)
+        messages = [{"role": "user", "content": self._prompt}]
+        if self._system is not None:
+            messages.insert(0, {"role": "system", "content": self._system})
+        return chat_ids(tokenizer, messages, ledger)
 
 
-def _messages(prompt: str, system: str | None) -> list[dict[str, str]]:
-    asked = {"role": "user", "content": prompt}
-    return [asked] if system is None else [{"role": "system", "content": system}, asked]
-
-
-def _workload(
-    tokenizer: Tokenizer, prompt: str, params: SamplingParams, *, system: str | None, raw: bool
-) -> Workload:
+def _workload(tokens: Sequence[int], params: SamplingParams) -> Workload:
     """What the Plan is made for: this prompt, and as long an answer as may come, or a usual one."""
     from strata.plan import Workload
-    from strata.text import chat_ids, prompt_ids
 
-    if raw or not tokenizer.chat_templates:
-        tokens = prompt_ids(tokenizer, prompt)
-    else:
-        tokens = chat_ids(tokenizer, _messages(prompt, system))
     # A Plan has at least a token to make; without one the prompt is refused later, by its name.
     prompt_tokens = max(len(tokens), 1)
     if params.max_tokens is None:

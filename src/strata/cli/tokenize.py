@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from array import array
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import click
 
-from strata.cli.console import print_json, printable, progress_bars
+from strata.cli.console import printable, progress_bars
 from strata.cli.engine_options import read_text
 from strata.cli.options import json_option, model_argument, quiet_option
 from strata.errors import UsageError
+from strata.sizes import format_size
+
+_TOGETHER = 1 << 12
 
 
 @click.command("tokenize")
@@ -48,12 +54,22 @@ def command(
 
     from strata.formats import open_model
     from strata.hub.references import resolve
+    from strata.memory import process_memory
+    from strata.memory.limits import memory_available
     from strata.text import load_tokenizer
 
     with progress_bars(silent=quiet) as progress:
         path = resolve(model, progress=progress)
     with open_model(path) as opened:
         tokenizer = load_tokenizer(opened)
+    # A stretch that cannot be cut takes many times what it is long, and here is no budget.
+    working = tokenizer.working_bytes(text)
+    free = memory_available() - process_memory().total
+    if working > free > 0:
+        raise UsageError(
+            f"a stretch of the text that cannot be cut takes {format_size(working)} to encode, and "
+            f"{format_size(free)} are free: break it into lines or words"
+        )
     # A long text has many tokens: they are printed as they come, and not held.
     parts = tokenizer.encode_parts(text, add_special=add_special, parse_special=parse_special)
     ids = chain.from_iterable(parts)
@@ -63,8 +79,12 @@ def command(
         return tokenizer.token_bytes(id, special=True).decode("utf-8", "backslashreplace")
 
     if as_json:
+        # All of them first: an error must not come in the middle of the object.
         held = array("i", ids)
-        print_json({"ids": held.tolist(), **({"pieces": list(map(shown, held))} if pieces else {})})
+        _print_list('{"ids": ', held, int)
+        if pieces:
+            _print_list(', "pieces": ', held, shown)
+        click.echo("}")
     elif pieces:
         for id in ids:
             click.echo(f"{id:>7}  {printable(shown(id))}")
@@ -72,3 +92,12 @@ def command(
         for number, id in enumerate(ids):
             click.echo(f" {id}" if number else str(id), nl=False)
         click.echo()
+
+
+def _print_list(before: str, ids: Sequence[int], shown: Callable[[int], Any]) -> None:
+    """Print a list as JSON does, some of it at a time."""
+    click.echo(f"{before}[", nl=False)
+    for start in range(0, len(ids), _TOGETHER):
+        part = json.dumps([shown(id) for id in ids[start : start + _TOGETHER]])
+        click.echo(f"{', ' if start else ''}{part[1:-1]}", nl=False)
+    click.echo("]", nl=False)

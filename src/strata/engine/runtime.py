@@ -19,7 +19,8 @@ from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
 from strata.engine.runner import LoadProgress, Runner
-from strata.errors import UsageError
+from strata.engine.texts import OWNER as TEXTS
+from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, process_memory
 from strata.memory.limits import memory_available
@@ -40,6 +41,11 @@ _ALIKE = 12 << 20
 _SAMPLING = 20
 """Bytes for each token of the vocabulary while one is chosen: float64 copies, an order, sums."""
 
+
+class ProbeEndedError(StrataError):
+    """The process that measures this machine was ended."""
+
+
 _PROBE = """
 import json, pathlib, sys
 from strata.plan import to_json
@@ -52,7 +58,8 @@ print(json.dumps(to_json(probe(pathlib.Path(sys.argv[1]))[0])))
 class LoadOptions:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
-    ``parallel``, or makes that with the model's tokenizer; ``planned`` asks for a Plan in any case.
+    ``parallel``, or makes that with the model's tokenizer, and books in which the budget's room for
+    that is; ``planned`` asks for a Plan in any case.
     ``kv_type`` None leaves it to the backend; ``kv_bytes`` bounds the KV of all requests, and
     ``kv_store`` is a directory for prefixes. ``slowdown`` bounds what a prompt costs those who
     read answers meanwhile, which takes a Plan too. ``serving`` says
@@ -64,7 +71,7 @@ class LoadOptions:
     threads: int | None = None
     context: int | None = None
     parallel: int = 1
-    workload: Workload | Callable[[Tokenizer], Workload] | None = None
+    workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None
     planned: bool = False
     kv_type: str | None = None
     kv_bytes: int | None = None
@@ -170,7 +177,10 @@ def make_runtime(
     limited = options.memory is not None or plan is not None
     if plan is None and kind.plans and _needs_plan(file, options):
         machine = this_machine(file)
-        plan = _make_plan(file, model, machine, options, kind, tokenizer)
+        if callable(options.workload):
+            books = _ledger(options.memory, 0, tokenizer_bytes)
+            options = replace(options, workload=options.workload(tokenizer, books))
+        plan = _make_plan(file, model, machine, options, kind)
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
         settings = BackendSettings(positions=model.context_length, parallel=options.parallel)
@@ -180,6 +190,8 @@ def make_runtime(
         _check_plan(plan, model)
         budget = plan.budget if limited else None
         ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
+        if options.workload is not None and not callable(options.workload):
+            ledger.take(TEXTS, options.workload.text_bytes)
         # Of processes of their own, which take it when they are asked for something.
         ledger.take("guard", plan.predicted.memory.guard)
         settings = _settings(plan, limited)
@@ -223,7 +235,8 @@ def base_memory(*, planned: bool) -> int:
 
 def this_machine(file: ModelFile) -> Machine:
     """This machine and the disk under a model. What is not known yet is measured by a process of
-    its own, so that measuring takes nothing of our budget. Raises DiskProbeError."""
+    its own, so that measuring takes nothing of our budget. Raises DiskProbeError and
+    ProbeEndedError."""
     from strata.machine.probe import known_machine, probe
     from strata.plan import Machine, from_json
 
@@ -233,6 +246,12 @@ def this_machine(file: ModelFile) -> Machine:
         return known
     command = [sys.executable, "-c", _PROBE, str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode < 0:
+        # Here it would take the memory of which there was too little there.
+        raise ProbeEndedError(
+            "this machine is not known yet, and measuring it was ended by the system, mostly for "
+            f"want of memory: run `strata probe {file.path}` once where there is more of it"
+        )
     # One that failed says here why.
     return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]
 
@@ -242,7 +261,7 @@ def smallest_budget(file: ModelFile, model: Model, options: LoadOptions) -> int:
     from strata.plan import BudgetTooSmall
 
     try:
-        _make_plan(file, model, this_machine(file), options, backend_class(options.backend), None)
+        _make_plan(file, model, this_machine(file), options, backend_class(options.backend))
     except BudgetTooSmall as error:
         return error.smallest
     return 0
@@ -260,19 +279,15 @@ def _make_plan(
     machine: Machine,
     options: LoadOptions,
     kind: type[Backend],
-    tokenizer: Tokenizer | None,
 ) -> Plan:
-    """The Plan for what is asked for; without a tokenizer, for a usual workload where it is said by
-    a text."""
+    """The Plan for what is asked for; for a usual workload where that is still to be made."""
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
     from strata.plan.memory_model import server_bytes
     from strata.plan.planner import BudgetTooSmall
 
     workload = options.workload
-    if callable(workload):
-        workload = None if tokenizer is None else workload(tokenizer)
-    if workload is None:
+    if workload is None or callable(workload):
         half = (options.context or model.context_length) // 2
         usual = Workload()
         workload = replace(
@@ -290,6 +305,7 @@ def _make_plan(
     if options.serving:
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(sizes, workload))
+    process += workload.text_bytes
     limits = Limits(
         memory=options.memory,
         threads=options.threads,

@@ -55,7 +55,7 @@ def open_directory(
     for name in names:
         file = _open_shard(directory / name, resources)
         files.append(file)
-        for info in safetensors.read_header(file).values():
+        for info in safetensors.read_header(file, room).values():
             if info.name in tensors:
                 raise DuplicateTensorError(
                     f"{file.path}: the tensor {shown(info.name)} is also in "

@@ -12,6 +12,7 @@ from strata.formats.disk_file import DiskFile
 from strata.formats.errors import (
     DtypeError,
     HeaderLengthError,
+    HeaderTooLargeError,
     JsonTypeError,
     RankError,
     TensorHoleError,
@@ -21,17 +22,21 @@ from strata.formats.errors import (
     shown,
 )
 from strata.formats.json_text import parse_object
+from strata.formats.side_files import Bound
 from strata.formats.tensor_info import TensorInfo, check_inside, checked_nbytes
 from strata.quant import BlockType, by_name
 
 MAX_HEADER_BYTES = 100_000_000
+_MAX_VALUES = 8_000_000
+"""Of a million tensors; the most that is known is some ten thousand."""
 MAX_RANK = 8
 _NAMES = "F64 F32 F16 BF16 F8_E4M3 F8_E5M2 BOOL I64 I32 I16 I8 U64 U32 U16 U8"
 DTYPES = {name: by_name(name) for name in _NAMES.split()}
 
 
-def read_header(file: DiskFile) -> dict[str, TensorInfo]:
-    """Read and check the header; the data is not touched. Raises the FormatError that fits."""
+def read_header(file: DiskFile, room: int | None = None) -> dict[str, TensorInfo]:
+    """Read and check the header; the data is not touched. ``room`` are the bytes that this may
+    take, where a budget says. Raises the FormatError that fits."""
     if file.size < 8:
         raise TruncatedError(
             f"{file.path} has {file.size} bytes, too few for a safetensors file: it was cut off; "
@@ -44,7 +49,14 @@ def read_header(file: DiskFile) -> dict[str, TensorInfo]:
             f"{MAX_HEADER_BYTES} are allowed and the file has {file.size - 8} after byte 8: it is "
             "damaged, was cut off or is not a safetensors file"
         )
-    header = parse_object(file.read(8, length), f"{file.path}: header at byte 8")
+    bound = Bound(MAX_HEADER_BYTES, _MAX_VALUES).within(room)
+    if length > bound.nbytes:
+        raise HeaderTooLargeError(
+            f"{file.path}: the header is {length} bytes long; at most {bound.nbytes} are read: the "
+            "memory budget has no room for more; give it more memory"
+        )
+    where = f"{file.path}: header at byte 8"
+    header = parse_object(file.read(8, length), where, most_values=bound.values)
     _check_notes(header.pop("__metadata__", {}), file)
     start = 8 + length
     tensors = {name: _tensor(name, entry, start, file) for name, entry in header.items()}

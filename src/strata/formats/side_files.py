@@ -23,6 +23,12 @@ class Bound:
     nbytes: int
     values: int = 0
 
+    def within(self, room: int | None) -> Bound:
+        """The same, or less where reading may take no more than ``room`` bytes."""
+        if room is None:
+            return self
+        return Bound(min(self.nbytes, room // _TEXT_COPIES), min(self.values, room // _VALUE_BYTES))
+
 
 # The bytes, their characters, and the strings made of them; a value without its characters.
 _TEXT_COPIES = 4
@@ -49,11 +55,7 @@ def check_size(path: Path, bound: Bound | None = None) -> None:
 def read_object(path: Path, room: int | None = None) -> dict[str, Any]:
     """The JSON object in a file of one of the names in ``BOUNDS``; ``room`` are the bytes that
     reading it may take, where a budget says. Raises a FormatError."""
-    bound = BOUNDS[path.name]
-    if room is not None:
-        bound = Bound(
-            min(bound.nbytes, room // _TEXT_COPIES), min(bound.values, room // _VALUE_BYTES)
-        )
+    bound = BOUNDS[path.name].within(room)
     return parse_object(_read(path, bound), str(path), most_values=bound.values)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from strata.errors import StrataError
 from strata.sizes import format_size
@@ -59,6 +60,15 @@ class Ledger:
             if not 0 <= nbytes <= held:
                 raise LedgerError(f"{owner} gives {nbytes} bytes back but holds {held}")
             self._owned[owner] = held - nbytes
+
+    @contextmanager
+    def lent(self, owner: str, nbytes: int) -> Iterator[None]:
+        """``nbytes`` more for an owner as long as the block runs; LedgerError without room."""
+        self.take(owner, nbytes)
+        try:
+            yield
+        finally:
+            self.give(owner, nbytes)
 
     def check_integrity(self, resident: int) -> None:
         """LedgerError if the process's ``resident`` bytes are more than was entered.

@@ -41,6 +41,7 @@ class Workload:
     ``context`` is the positions a request may come to use, prompt and answer together; None leaves
     it to the planner. ``logit_rows`` is how many rows of logits of one sequence are wanted at a
     time: more than one where a text is scored. ``serving`` says that they come over HTTP.
+    ``text_bytes`` are held by who asks, for ids of a text and what comes of them.
     """
 
     prompt_tokens: int = 512
@@ -49,6 +50,7 @@ class Workload:
     answer_tokens: int = 256
     logit_rows: int = 1
     serving: bool = False
+    text_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from strata.decode import LogitsError
 from strata.engine.engine import Engine
 from strata.errors import UsageError
 
+SCORED_BYTES = 16
+"""Of each token that is scored: its logarithm, and a copy while the deviation is computed."""
+
 _LARGEST_NLL = 700.0
 """Its exp is near the largest float64; uniform guessing over any vocabulary is below 20."""
 
@@ -59,13 +62,14 @@ def perplexity(
             f"{len(tokens)} tokens, enough for {there}"
         )
     first = context // 2
-    parts: list[NDArray[np.float64]] = []
-    for start in range(0, wanted * context, context):
-        window = list(tokens[start : start + context])
+    each = context - 1 - first
+    scored = np.empty(wanted * each)
+    for number in range(wanted):
+        window = list(tokens[number * context : (number + 1) * context])
         if bos is not None:
             window[0] = bos
-        parts.append(engine.logprobs(window, first))
-        result = _summary(np.concatenate(parts), len(parts), context)
+        scored[number * each : (number + 1) * each] = engine.logprobs(window, first)
+        result = _summary(scored[: (number + 1) * each], number + 1, context)
         if progress:
             progress(result, wanted)
     return result

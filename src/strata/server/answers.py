@@ -18,8 +18,9 @@ from strata.server.bridge import AsyncRun
 from strata.server.errors import ApiError, as_api_error
 from strata.server.parsers import Piece, Thought, ToolCall, ToolParser
 from strata.server.replies import Reply, StreamReply, unless_gone
+from strata.server.seldom import Seldom
 
-_log = logging.getLogger("strata.server")
+_seldom = Seldom(logging.getLogger("strata.server"))
 
 
 @dataclass
@@ -143,5 +144,5 @@ async def _until_it_fails(writer: Writer) -> AsyncGenerator[str, None]:
             yield piece
     except Exception as error:
         if not isinstance(error, StrataError):
-            _log.exception("a stream broke off")
+            _seldom.failure("a stream broke off", error)
         yield writer.failed(as_api_error(error))

@@ -12,8 +12,9 @@ import logging
 import resource
 import socket
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Protocol
+
+from strata.server.seldom import Seldom
 
 _log = logging.getLogger("strata.server")
 
@@ -46,8 +47,7 @@ class Crowd:
         # Those without a whole request, the one that waits longest first.
         self._waiting: dict[Connection, None] = {}
         self._left = asyncio.Event()
-        self._said = -1.0
-        self._unsaid = 0
+        self._seldom = Seldom(_log)
 
     @property
     def full(self) -> bool:
@@ -86,7 +86,7 @@ class Crowd:
             try:
                 accepted, _ = await loop.sock_accept(sock)
             except OSError as error:
-                self._say(f"no connection can be accepted: {error.strerror or error}")
+                self._seldom.warning(f"no connection can be accepted: {error.strerror or error}")
                 self._let_one_go()
                 await asyncio.sleep(_BACKOFF_S)
                 continue
@@ -110,16 +110,6 @@ class Crowd:
             longest = next(iter(self._waiting))
             del self._waiting[longest]
             longest.let_go()
-
-    def _say(self, message: str) -> None:
-        """One line a second at most."""
-        now = monotonic()
-        if now < self._said + 1:
-            self._unsaid += 1
-            return
-        more = f" (and {self._unsaid} times since the last line)" if self._unsaid else ""
-        self._said, self._unsaid = now, 0
-        _log.warning("%s%s", message, more)
 
 
 def _with_descriptors(limit: int) -> int:

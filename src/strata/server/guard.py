@@ -18,10 +18,11 @@ from strata.server.admission import SHARE, UNCOUNTED, Admission, Share
 from strata.server.crowd import Crowd
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
 from strata.server.replies import CLIENT_GONE, Reply
+from strata.server.seldom import Seldom
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
 
-_log = logging.getLogger("strata.server")
+_seldom = Seldom(logging.getLogger("strata.server"))
 
 CROWD = "strata.crowd"
 """Where the server leaves its Crowd in the state of every request."""
@@ -74,7 +75,7 @@ class Guard:
                 await self._app(_as_json(scope), self._bounded(receive, share), watched)
         except Exception as error:
             if not isinstance(error, ApiError):
-                _log.exception("%s %s failed", scope["method"], scope["path"])
+                _seldom.failure(f"{scope['method']} {scope['path']} failed", error)
             if status == CLIENT_GONE:
                 await error_reply(scope["path"], error)(scope, receive, watched)
         finally:

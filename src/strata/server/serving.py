@@ -13,6 +13,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -20,6 +21,7 @@ from strata.errors import StrataError
 from strata.server.app import create_app
 from strata.server.crowd import Crowd
 from strata.server.guard import CROWD
+from strata.server.parting import Parting
 from strata.server.service import Service
 from strata.server.settings import Settings
 
@@ -161,7 +163,8 @@ class _Protocol(H11Protocol):
         self._reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._parting = Parting(transport, self._is_sending)
+        super().connection_made(cast(asyncio.Transport, self._parting))
         self._crowd.came(self)
         self._expect_request(min(self._settings.hello_s, self._settings.request_s))
 
@@ -169,6 +172,7 @@ class _Protocol(H11Protocol):
         self._crowd.left(self)
         self._stop_sending_timer()
         self._stop_reading_timer()
+        self._parting.lost()
         super().connection_lost(exc)
 
     def let_go(self) -> None:
@@ -176,6 +180,9 @@ class _Protocol(H11Protocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._parting.begun:
+            self._parting.drop(len(data))
+            return
         if self._silent:
             self._silent = False
             self._stop_sending_timer()
@@ -193,6 +200,10 @@ class _Protocol(H11Protocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._crowd.waits(self)
+
+    def _is_sending(self) -> bool:
+        """Whether more of a request is to come, or what came is none."""
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def pause_writing(self) -> None:
         super().pause_writing()

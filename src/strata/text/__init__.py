@@ -7,7 +7,6 @@ from strata.text.errors import ChatTemplateError, TokenizerError
 from strata.text.gguf import tokenizer_from_gguf
 from strata.text.huggingface import tokenizer_from_directory
 from strata.text.load import load_tokenizer
-from strata.text.prompts import chat_ids, prompt_ids
 from strata.text.stream import StreamDecoder
 from strata.text.tokenizer import Tokenizer
 
@@ -17,9 +16,7 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "TokenizerError",
-    "chat_ids",
     "load_tokenizer",
-    "prompt_ids",
     "tokenizer_from_directory",
     "tokenizer_from_gguf",
 ]

@@ -22,8 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-PART = 1 << 13
-"""Characters of a part at least, if the text is that long and can be cut there."""
+PART = 1 << 11
+"""Characters of a part at least, if the text is that long and can be cut there: so few that
+encoding one finds room in what a budget leaves to allocators."""
 
 LETTER = (
     "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff\u0391-\u03a1\u03a3-\u03c9\u0410-\u044f"

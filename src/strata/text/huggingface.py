@@ -236,11 +236,12 @@ def _cuts(engine: tokenizers.Tokenizer) -> tuple[Cuts | None, bool]:
         return None, False
     normal = [step for step in _steps(engine.normalizer) if step != {"type": "NFC"}]
     before = _steps(engine.pre_tokenizer)
-    if normal == [_PREPEND, _ESCAPE] and not before:
+    if _spaces_are_letters(normal, before):
         joined = re.compile(f"[{LETTER}]{SPACE}")
         if any(map(joined.search, engine.get_vocab(with_added_tokens=False))):
             return None, False
-        adds_space, choices = True, [Cuts(lines=False, words=True, few_letters=True)]
+        # A Metaspace puts none before a part that begins with one.
+        adds_space, choices = bool(normal[1:]), [Cuts(False, words=True, few_letters=True)]
     elif normal or (digits := _digits_of_words(before)) is None:
         return None, False
     else:
@@ -259,6 +260,21 @@ def _would_be_cut(token: tokenizers.AddedToken, cuts: Cuts) -> bool:
     return cuts.inside(text) or token.single_word or (token.rstrip and text[-1:].isalnum())
 
 
+def _spaces_are_letters(normal: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+    """Whether these steps make letters of spaces, and cut at most between words: those of Llama 2
+    in its two spellings, and of Gemma."""
+    if normal:
+        escaped = normal == [_PREPEND, _ESCAPE] or normal == [_ESCAPE]
+        return escaped and (not before or before == [_AT_SPACES])
+    return [(step["type"], step.get("replacement")) for step in before] == [("Metaspace", SPACE)]
+
+
+_AT_SPACES = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
 _PREPEND = {"type": "Prepend", "prepend": SPACE}
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 

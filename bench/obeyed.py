@@ -1,0 +1,380 @@
+"""Budgets obeyed by every verb: in control groups of exactly the budget, with cold libraries.
+
+`python bench/obeyed.py --models DIRECTORY --json out.json`; `--quick` has SmolLM2 alone, in the
+smallest budgets; `--only TEXT` those cases whose name has it.
+
+A case is a model, a command and a budget: the smallest that the command itself names when it has
+none that does, and some above it. What has no budget of its own (`tokenize`, `plan`) runs in the
+smallest in which the model answers. Before each the interpreter's libraries, the model and the
+kernel's copies of both are forgotten, so that the group is charged for them again. A case holds if
+nothing was killed, the command ended as it should, and no process was ever larger than the budget;
+`peak_group` counts all processes and the page cache. `server` is asked for all that its bounds
+allow by eight clients at once. Models with random weights are made in DIRECTORY and stay there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import random
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+from at_the_bounds import ANSWERS, CHAT, PATH, REQUESTS, ask, ask_together, encoded
+from cgroups import Group, group, why_not
+
+STRATA = (sys.executable, "-m", "strata")
+MB = 10**6
+NOTHING = "20MB"
+TIMEOUT = 600
+_NEEDS = re.compile(r"needs (\d+)MB")
+_ENTRIES = ("Hello there.", "Tell me more. " * 40, "/clear", "And now?", "/bye")
+
+# The shapes of random weights: sizes of vocabulary, layers and heads differ, and so do floors.
+MADE = {
+    "llama-3.2-1b": ("llama-3.2-1b", "Q4_K_M"),
+    "qwen3-0.6b": ("qwen3-0.6b", "Q8_0"),
+    "gemma-3-270m": ("gemma-3-270m", "Q4_0"),
+}
+
+SCRIPTS = (
+    "The quick brown fox doesn't jump over the lazy dog; it can't be bothered. ",
+    "Съешь ещё этих мягких французских булок, да выпей чаю. ",
+    "今天天气很好，我们去公园散步吧。价格是多少？",
+    "اللغة العربية جميلة، وتُكتب من اليمين إلى اليسار. ",
+    "👩‍👩‍👧‍👦👍🏿🇩🇪🙂😀🦙",
+    "SHOUTING3141592653589793238462643383279502884197169399375105820974944592",
+)
+
+
+def six_scripts(nbytes: int) -> str:
+    """About so many bytes of UTF-8: a stretch of each script, in turns of growing length."""
+    rng = random.Random(1)
+    parts: list[str] = []
+    size = 0
+    while size < nbytes:
+        for script in SCRIPTS:
+            part = script * rng.choice((1, 10, 100))
+            parts.append(part + rng.choice(("", "\n", " ")))
+            size += len(parts[-1].encode())
+    return "".join(parts)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One kind of work. ``budgeted``: it takes ``--memory``; ``text`` comes on standard input;
+    ``terminal``: people type at it; ``refused``: it is to end in an error that names why."""
+
+    name: str
+    arguments: tuple[str, ...]
+    budgeted: bool = True
+    text: str | None = None
+    terminal: bool = False
+    refused: bool = False
+
+    def words(self, model: str, memory: str) -> list[str]:
+        budget = ["--memory", memory] if self.budgeted else []
+        verb, *rest = (word.replace("MODEL", model) for word in self.arguments)
+        return [*STRATA, verb, *rest, *budget]
+
+
+def commands(texts: Path) -> list[Command]:
+    """All kinds of work; the texts that they read lie in a folder."""
+    million = six_scripts(1_000_000)
+    (texts / "six.txt").write_text(million)
+    (texts / "capitals.txt").write_text("A" * 1_000_000)
+    six, capitals = str(texts / "six.txt"), str(texts / "capitals.txt")
+    few = ("--max-tokens", "8", "--threads", "2")
+    small, explained = ("--prompt", "200", "--gen", "8"), ("--explain", "--json")
+    run = ("run", "MODEL")
+    return [
+        Command("run", (*run, "hi", *few, *explained)),
+        Command("run long", (*run, *few, "--raw", *explained), text=SCRIPTS[0] * 180),
+        Command("run six scripts", (*run, *few, "--raw", "--context", "4096"), text=million[:1000]),
+        Command("run 1 MB", (*run, *few), text=million, refused=True),
+        Command("run 1 MB of A", (*run, *few, "--raw"), text="A" * 1_000_000, refused=True),
+        Command("chat", (*run, *few), terminal=True),
+        Command("perplexity", ("perplexity", "MODEL", "--text", six, "--chunks", "2", "--json")),
+        Command("bench", ("bench", "MODEL", *small, "--repeat", "1", *explained)),
+        Command("plan", ("plan", "MODEL", "--json")),
+        Command("tokenize", ("tokenize", "MODEL", "--file", six), budgeted=False),
+        Command("tokenize json", ("tokenize", "MODEL", "--file", six, "--json"), budgeted=False),
+        Command(
+            "tokenize pieces",
+            ("tokenize", "MODEL", "--file", six, "--json", "--pieces"),
+            budgeted=False,
+        ),
+        Command(
+            "tokenize of A", ("tokenize", "MODEL", "--file", capitals), budgeted=False, refused=True
+        ),
+        SERVE,
+    ]
+
+
+SERVE = Command(
+    "serve",
+    ("serve", "MODEL", "--port", "0", "--alias", "it", "--context", "2048", "--parallel", "2"),
+)
+
+
+@contextmanager
+def standard_input(command: Command) -> Iterator[int]:
+    """A descriptor from which the command's text comes, or what people type."""
+    if command.terminal:
+        ours, theirs = pty.openpty()
+
+        def talk() -> None:
+            with suppress(OSError):
+                for entry in _ENTRIES:
+                    os.write(ours, f"{entry}\n".encode())
+
+        typing = threading.Thread(target=talk)
+        typing.start()
+        try:
+            yield theirs
+        finally:
+            os.close(theirs)
+            os.close(ours)
+            typing.join()
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write((command.text or "").encode())
+        file.seek(0)
+        yield file.fileno()
+
+
+def smallest(model: str, command: Command) -> int:
+    """Bytes of the smallest budget of a command, by what its refusal names."""
+    with standard_input(command) as stdin:
+        done = subprocess.run(
+            command.words(model, NOTHING),
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    found = _NEEDS.search(done.stderr + done.stdout)
+    if found is None:
+        raise SystemExit(f"{command.name} of {model} names no budget: {done.stderr[-500:]}")
+    return int(found[1]) * MB
+
+
+def libraries() -> Iterator[Path]:
+    """The files that a process of ours maps and reads: the interpreter's and the packages'."""
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    folders.add(str(Path(__file__).resolve().parents[1] / "src"))
+    for folder in folders:
+        for directory, _, names in os.walk(folder):
+            yield from (Path(directory, name) for name in names)
+
+
+def forget(paths: Iterator[Path]) -> None:
+    """Drop what the page cache has of files; what others have mapped stays."""
+    for path in paths:
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+
+def measure(command: Command, model: str, budget: int) -> dict[str, Any]:
+    """What became of a case."""
+    forget(libraries())
+    forget(iter([Path(model)]))
+    with group(budget) as made:
+        if command is SERVE:
+            row = _served(made, command.words(model, f"{budget}B"))
+        else:
+            row = _run(made, command, command.words(model, f"{budget}B"))
+        row |= {"kills": made.kills, "peak_group": made.peak, "cached_at_end": made.cached}
+    row["holds"] = not row["kills"] and row["ended_well"] and row["peak_process"] <= budget
+    return row
+
+
+def at_the_smallest(command: Command, model: str, answering: int) -> tuple[int, dict[str, Any]]:
+    """The smallest budget of a command, or ``answering`` for one that has none of its own, and
+    what became of it there."""
+    if not command.budgeted or command.refused or command.name == "plan":
+        return answering, measure(command, model, answering)
+    floor = smallest(model, command)
+    row = measure(command, model, floor)
+    if found := _NEEDS.search(row.get("said", "")):
+        # Named once the text is known: before, it was that of a usual one.
+        floor = int(found[1]) * MB
+        row = measure(command, model, floor)
+    return floor, row
+
+
+# Runs a command and says how large it was: Linux counts a child when it is waited for.
+_MEASURED = """
+import json, os, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+size = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+open(sys.argv[1], "w").write(json.dumps([code, size * 1024]))
+"""
+
+
+def _run(made: Group, command: Command, words: Sequence[str]) -> dict[str, Any]:
+    with standard_input(command) as stdin, tempfile.NamedTemporaryFile("r") as out:
+        # The group is entered by a shell, and left out of what is measured but for its own pages.
+        inner = made.entering(words)
+        asked = [sys.executable, "-S", "-c", _MEASURED, out.name, *inner]
+        done = subprocess.run(asked, stdin=stdin, capture_output=True, text=True, timeout=TIMEOUT)
+        code, size = json.loads(out.read())
+    said = done.stderr.strip()
+    named = "Traceback" not in said and "unexpected" not in said
+    well = code in (1, 2) and "error: " in said if command.refused else code == 0
+    row = {"code": code, "peak_process": size, "ended_well": named and well}
+    if not (named and well) or command.refused:
+        row["said"] = said[-300:]
+    with suppress(ValueError, KeyError, TypeError):
+        row["predicted"] = json.loads(done.stdout)["explanation"]["predicted_peak_bytes"]
+    return row
+
+
+def _served(made: Group, words: Sequence[str]) -> dict[str, Any]:
+    process = made.start(words)
+    assert process.stderr is not None
+    lines = [process.stderr.readline()]
+    while lines[-1] and not lines[-1].startswith("listening at http://"):
+        lines.append(process.stderr.readline())
+    if not lines[-1]:
+        code = process.wait()
+        return {"code": code, "peak_process": 0, "ended_well": False, "said": "".join(lines)[-300:]}
+    url = lines[-1].split()[2]
+    drain = threading.Thread(target=process.stderr.read)
+    drain.start()
+    wrong: list[str] = []
+    try:
+        for path, body in REQUESTS:
+            data = encoded(body)
+            answers = ask_together(url, path, data)
+            if process.poll() is not None:
+                wrong.append(f"ended by {path} of {len(data)} bytes")
+                break
+            if not set(answers) <= ANSWERS:
+                wrong.append(f"{path} of {len(data)} bytes: {answers}")
+        else:
+            if (last := ask(url, PATH, encoded(CHAT))) != 200:
+                wrong.append(f"the last one: {last}")
+        peak = vm_peak(process.pid)
+    finally:
+        process.terminate()
+        code = process.wait(60)
+        drain.join()
+    row = {"code": code, "peak_process": peak, "ended_well": not wrong}
+    return {**row, "said": "; ".join(wrong)} if wrong else row
+
+
+def vm_peak(pid: int) -> int:
+    """The most bytes of a process that were ever resident; 0 for one that is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def measured(args: argparse.Namespace, texts: Path) -> Iterator[dict[str, Any]]:
+    """The rows of all cases."""
+    for name in ["smollm2"] if args.quick else ["smollm2", *MADE]:
+        path = resolved(name, args.models)
+        kinds = commands(texts)
+        if name != "smollm2":
+            # What a text becomes is the tokenizer's business, which is the same.
+            kinds = [kind for kind in kinds if kind.name in _OF_OTHERS]
+        answering = smallest(path, kinds[0])
+        for kind in kinds:
+            if args.only and args.only not in f"{name} {kind.name}":
+                continue
+            case = {"model": name, "command": kind.name}
+            floor, row = at_the_smallest(kind, path, answering)
+            yield {**case, "budget": floor, **row}
+            more = (10, 60) if name == "smollm2" else (40,)
+            for step in () if args.quick else more:
+                budget = floor + step * MB
+                yield {**case, "budget": budget, **measure(kind, path, budget)}
+
+
+_OF_OTHERS = ("run", "perplexity", "bench", "serve")
+
+
+def resolved(name: str, folder: Path) -> str:
+    """Where a model lies; one with random weights is made."""
+    if name not in MADE:
+        said = subprocess.run(
+            [*STRATA, "show", name, "--json"], capture_output=True, text=True, check=True
+        )
+        return str(json.loads(said.stdout)["files"][0]["path"])
+    shape, recipe = MADE[name]
+    path = folder / f"{name}.gguf"
+    if not path.exists():
+        subprocess.run([*STRATA, "synth", shape, str(path), "--quant", recipe, "-q"], check=True)
+    return str(path)
+
+
+def line(row: dict[str, Any]) -> str:
+    start = f"{row['model']:14s} {row['command']:16s} {row['budget'] / MB:6.0f} MB"
+    sizes = f"process {row['peak_process'] / MB:6.1f} MB, group {row['peak_group'] / MB:6.1f} MB"
+    said = f"  {row['said']}" if "said" in row and not row["holds"] else ""
+    return f"{start}  {sizes}  {'holds' if row['holds'] else 'DOES NOT HOLD'}{said}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", help="cases whose name has this in it")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if reason := why_not():
+        raise SystemExit(reason)
+    machine = described()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as texts:
+        for row in measured(args, Path(texts)):
+            rows.append(row)
+            print(line(row), file=sys.stderr, flush=True)
+            if args.json:
+                whole = {"machine": machine, **summary(rows), "rows": rows}
+                args.json.write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(summary(rows)))
+    raise SystemExit(summary(rows)["hold"] < len(rows))
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "cases": len(rows),
+        "hold": sum(row["holds"] for row in rows),
+        "kills": sum(row["kills"] for row in rows),
+        "above_budget": sum(row["peak_process"] > row["budget"] for row in rows),
+    }
+
+
+def described() -> Any:
+    """What is said of the machine, by another process: what that imports would be mapped here, and
+    warm for everybody."""
+    code = "import json, sys, machine; sys.argv[0] = sys.argv.pop(1); "
+    code += "print(json.dumps(machine.describe()))"
+    command = [sys.executable, "-c", code, *sys.argv]
+    folder = Path(__file__).resolve().parent
+    return json.loads(subprocess.run(command, cwd=folder, capture_output=True, check=True).stdout)
+
+
+if __name__ == "__main__":
+    main()
