@@ -32,7 +32,7 @@ REQUESTS_LEAST = 8 * MB
 of it."""
 
 BESIDE_STEPS = 4
-BESIDE_SHARE = 0.25
+BESIDE_SHARE = 1 / 3
 """In how many steps more is set aside for requests, templates and grammars, and the most that it
 may be of what a budget has beyond the least one, where that does not hold all weights anyway."""
 
