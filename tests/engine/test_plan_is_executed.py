@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,16 @@ from strata import LLM, SamplingParams, UsageError
 from strata.backends.base import KV_BLOCK
 from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.weights import WeightSource
+from strata.decode.grammar import GrammarsBusy
 from strata.formats import open_model
+from strata.guard.limits import TEMPLATE_WARD
 from strata.machine.values import ValueFileError
 from strata.memory import process_memory
 from strata.memory.ledger import LedgerError
 from strata.models import build_model
 from strata.plan import Limits, Outline, Plan, Workload, from_json, outline, plan, to_json
+from strata.server.service import Service
+from strata.server.settings import Settings
 from support.described import machine
 
 CONTEXT = 320
@@ -36,7 +42,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A layer with a window of 8 positions and one without."""
     golden = make_tiny_models.golden("olmo3")
     golden = replace(golden, config=golden.config | {"max_position_embeddings": 8192})
-    return make_tiny_models.write_directory(tmp_path_factory.mktemp("tiny") / "olmo3", golden)
+    path = make_tiny_models.write_directory(tmp_path_factory.mktemp("tiny") / "olmo3", golden)
+    (path / "chat_template.jinja").write_text("{{ messages }}, which nobody knows")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,9 @@ def base(sizes: Outline) -> Plan:
         max_tokens=64,
         logit_rows=4,
         prefill_budget=(),
+        grammars=2,
+        template_bytes=10 << 20,
+        admitted_bytes=7_000_000,
     )
 
 
@@ -174,6 +185,39 @@ def kv_type(llm: LLM) -> str:
     return kept.name
 
 
+@contextmanager
+def serving(llm: LLM) -> Iterator[Service]:
+    yield Service(llm, ["it"], Settings())
+    # It is part of cycles, and holds the model's threads.
+    gc.collect()
+
+
+def bytes_for_requests(llm: LLM) -> int:
+    with serving(llm) as service:
+        return service.admission.capacity
+
+
+def grammars_at_once(llm: LLM) -> int:
+    """As many as are compiled and used until there is no room."""
+    used = []
+    with serving(llm) as service, suppress(GrammarsBusy):
+        compiler = service.grammars
+        for n in range(9):
+            used.append(compiler.regex(f"a{{{n}}}"))
+    return len(used)
+
+
+def bytes_of_a_ward(llm: LLM) -> int:
+    """Of one for templates, beside what it copies: what it takes from the ledger."""
+    renderer = llm.tokenizer.renderer
+    assert renderer is not None
+    renderer.render("{{ 1 }}", {})
+    assert renderer.ward is not None
+    held = llm.ledger.owned["guard"]
+    renderer.ward.end()
+    return held - llm.ledger.owned["guard"] - TEMPLATE_WARD
+
+
 SEEN: Mapping[str, Callable[[LLM], object]] = {
     "budget": lambda llm: llm.ledger.budget,
     "ring_bytes": lambda llm: llm.ledger.owned["ring"],
@@ -188,6 +232,9 @@ SEEN: Mapping[str, Callable[[LLM], object]] = {
     "parallel": together,
     "threads": lambda llm: llm.threads,
     "isa": lambda llm: llm.isa,
+    "grammars": grammars_at_once,
+    "template_bytes": bytes_of_a_ward,
+    "admitted_bytes": bytes_for_requests,
 }
 """What a run shows of a field: the field's own value."""
 
@@ -230,6 +277,9 @@ def changes(plan: Plan, field: str) -> dict[str, Any]:
         "kv_type": {"kv_type": "q8_0"},
         "context": {"context": plan.context - 100},
         "parallel": {"parallel": plan.parallel + 1},
+        "grammars": {"grammars": 1},
+        "template_bytes": {"template_bytes": 9 << 20},
+        "admitted_bytes": {"admitted_bytes": 5_000_000},
         "threads": {"threads": 1},
         "isa": {"isa": least},
         "predicted": {

@@ -57,6 +57,12 @@ EXAMPLES = [
     Example("an endpoint", r"/v1/completions\b", 1, "openai"),
     Example("a tool-call format", r"\bparsers[./]mistral\b", 2, "mistral"),
     Example(
+        "a known chat template",
+        r"_LISTED\b",
+        1,
+        read=frozenset({"tools/check_template.py"}),
+    ),
+    Example(
         "a KV type",
         r"'q8_0'|\bkv_types import .*\bQ8_0\b|\b(KvQ8|KvType::q8_0|Q8_0 = KVType)\b",
         6,

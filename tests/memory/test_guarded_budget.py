@@ -15,11 +15,13 @@ import pytest
 
 from cgroups import group, why_not
 from strata.formats import open_model
+from support.running import serving
 
+httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 pytestmark = pytest.mark.slow
 
 REASON = why_not()
-GROWING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ ('x' * 12000000) | length }}"
+GROWING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ ('x' * 6000000) | length }}"
 DOUBLING = (
     "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}"
     "{% endfor %}{{ ns.s | length }}"
@@ -50,7 +52,7 @@ def test_a_run_with_a_foreign_template(smollm2_path: Path, tmp_path: Path) -> No
     doubling = with_template(smollm2_path, DOUBLING, tmp_path / "doubling.gguf")
     budget = smallest(growing, *options)
     # A known one needs no such process.
-    assert smallest(smollm2_path, *options) < budget - 30e6
+    assert smallest(smollm2_path, *options) < budget - 20e6
     for model, code in ((growing, 0), (doubling, 1)):
         with group(budget) as made:
             command = [*STRATA, "run", str(model), "hi", *options, "--memory", f"{budget}B"]
@@ -60,11 +62,18 @@ def test_a_run_with_a_foreign_template(smollm2_path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
-def test_a_server_with_hostile_grammars(smollm2_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("grammars", [False, True])
+def test_a_server_with_hostile_grammars(smollm2_path: Path, tmp_path: Path, grammars: bool) -> None:
     model = with_template(smollm2_path, GROWING, tmp_path / "growing.gguf")
     wanted = [*STRATA, "serve", str(model), "--port", "0", "--context", "512", "--memory"]
     done = subprocess.run([*wanted, "20MB"], capture_output=True, text=True, timeout=60)
     budget = int(done.stderr.split("needs ")[1].split("MB")[0]) * 10**6
+    if grammars:
+        # The least in which there is one.
+        with serving(model, "--context", "512", "--memory", f"{budget}B") as (_, url):
+            told = refused(url)
+        assert "has no room for grammars" in told
+        budget = int(told.rpartition("MB have room")[0].split()[-1]) * 10**6
     with group(budget) as made:
         server = made.start([*wanted, f"{budget}B"])
         try:
@@ -84,11 +93,31 @@ def test_a_server_with_hostile_grammars(smollm2_path: Path, tmp_path: Path) -> N
                 thread.join()
             assert set(codes) <= {200, 400, 429}
             assert codes.count(200) >= 6
+            assert grammars or set(codes) == {200, 400}
+            # There is one at a time, and what it answers obeys it.
+            assert (refused(url) == "") == grammars
             assert server.poll() is None
         finally:
             server.terminate()
             server.communicate(timeout=30)
     assert server.returncode == 0
+
+
+def refused(url: str) -> str:
+    """Why a server does not take a schema; empty where it does."""
+    body = {
+        "model": "growing",
+        "prompt": "x",
+        "max_tokens": 4,
+        "regex": "[{]a{100}",
+    }
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
+    assert answer.status_code in (200, 400), answer.text
+    if answer.status_code == 200:
+        assert answer.json()["choices"][0]["text"].startswith("{")
+        return ""
+    assert answer.json()["error"]["code"] == "no_room_for_grammars"
+    return str(answer.json()["error"]["message"])
 
 
 def ask(url: str, number: int) -> int:

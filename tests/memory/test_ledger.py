@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from strata.memory import Ledger, LedgerError, peak_bytes, process_memory
+from strata.memory import Ledger, LedgerAccount, LedgerError, peak_bytes, process_memory
 
 
 def test_owners_add_up() -> None:
@@ -18,6 +18,18 @@ def test_owners_add_up() -> None:
     assert ledger.total == 100
     ledger.give("weights", 70)
     assert ledger.total == 30
+
+
+def test_what_is_given_late_is_given() -> None:
+    ledger = Ledger(100)
+    account = LedgerAccount(ledger, "guard")
+    assert account.take(70)
+    assert not account.take(40)
+    with ledger._lock:
+        # As a finalizer does, in the middle of anything.
+        account.give(70)
+    assert ledger.owned["guard"] == 0
+    assert account.take(100)
 
 
 def test_what_does_not_fit_is_refused_and_not_entered() -> None:

@@ -17,7 +17,7 @@ REASON = why_not()
 
 @pytest.mark.slow
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
-@pytest.mark.parametrize("megabytes", [335, 400])
+@pytest.mark.parametrize("megabytes", [300, 360])
 def test_eight_clients_at_the_bounds(smollm2_path: Path, megabytes: int) -> None:
     sizes = ("--memory", f"{megabytes}MB", "--context", "2048", "--parallel", "2")
     command = [sys.executable, "-m", "strata", "serve", str(smollm2_path), "--alias", "it"]

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from strata.backends.cpu.profile import panel_bytes
 from strata.errors import UsageError
+from strata.guard.limits import GRAMMARS, TEMPLATE_BYTES, TEMPLATE_BYTES_LEAST
 from strata.kv import window_blocks
+from strata.machine import constants
 from strata.plan import (
     BudgetTooSmall,
     Limits,
@@ -175,10 +177,46 @@ def test_a_server_has_memory_of_its_own() -> None:
     assert alone.memory.server == alone.memory.guard == 0
     assert serving.memory.server > 30 * MB
     # A library, and what a grammar keeps for each token: in another process.
-    assert serving.memory.guard > 30 * MB + 400 * m.vocabulary
+    assert serving.memory.guard > 20 * MB + 500 * m.vocabulary
     assert alone.peak_bytes < serving.peak_bytes < alone.peak_bytes + 2 * serving.memory.server
+    # In the smallest budget it is the least that does, and no grammar's.
     smallest = [Planner(m, host, Limits(), Workload(serving=s)).floor() for s in (False, True)]
-    assert smallest[1] > smallest[0] + serving.memory.server
+    assert smallest[0] + 45 * MB < smallest[1] < smallest[0] + serving.memory.server
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest.mark.parametrize("shape", ["smollm2-135m", "llama-3.1-8b"])
+def test_what_is_set_aside_grows_with_the_budget(shape: str, foreign: bool) -> None:
+    m, host = replace(model(shape), foreign_template=foreign), machine("server")
+    work = Workload(concurrency=4, serving=True)
+    planner = Planner(m, host, Limits(), work)
+    floor, full = planner.floor(), planner.everything()
+    budgets = [floor + (full - floor) * n // 40 for n in range(41)]
+    plans = [planner.plan(budget) for budget in budgets]
+    for p in plans:
+        check(m, host, Limits(p.budget), work, p)
+        more = p.predicted.memory.guard + p.predicted.memory.server
+        least = plans[0].predicted.memory.guard + plans[0].predicted.memory.server
+        # Modest, unless there is room for all weights as well.
+        assert not p.streamed or more - least <= (p.budget - floor) / 3
+    set_aside = [(p.grammars, p.template_bytes, p.admitted_bytes) for p in plans]
+    assert all(
+        a <= b for one, two in itertools.pairwise(set_aside) for a, b in zip(one, two, strict=True)
+    )
+    assert set_aside[0] == (0, foreign * TEMPLATE_BYTES_LEAST, constants.REQUESTS_LEAST)
+    assert set_aside[-1] == (GRAMMARS, foreign * TEMPLATE_BYTES, constants.REQUESTS)
+    # What is said of the smallest budget with a grammar is so.
+    said = next(c.reason for c in plans[0].choices if c.name == "grammars")
+    least = int(said.split("MB")[0]) * MB
+    assert planner.plan(least).grammars == 1
+    assert planner.plan(least - 2 * MB).grammars == 0
+
+
+def test_who_asks_for_no_grammars_has_none() -> None:
+    m, host = model("smollm2-135m"), machine("server")
+    p = plan(replace(m, foreign_template=True), host, Limits(8 * GB), Workload(concurrency=4))
+    assert (p.grammars, p.template_bytes, p.admitted_bytes) == (0, TEMPLATE_BYTES, 0)
+    assert plan(m, host, Limits(8 * GB), Workload()).predicted.memory.guard == 0
 
 
 def test_kv_of_all_requests_is_bounded_and_has_room_for_one() -> None:

@@ -17,7 +17,7 @@ httpx = pytest.importorskip("httpx", reason="the package httpx is not installed"
 pytestmark = pytest.mark.slow
 
 CLIENTS = 16
-BUDGETS = {"resident": "1GB", "streamed": "305MB"}
+BUDGETS = {"resident": "1GB", "streamed": "235MB"}
 """Of memory; the second holds few of the weights."""
 
 # KV for less than two whole contexts, and answers that grow over several blocks: some of sixteen

@@ -32,7 +32,7 @@ SECONDS = float(os.environ.get("STRATA_SOAK_SECONDS", "30"))
 WARM_UP = max(30.0, SECONDS / 5)
 """Seconds before it, until the allocator has seen every size of step."""
 
-BUDGETS = {"streamed": 360_000_000, "resident": 480_000_000}
+BUDGETS = {"streamed": 260_000_000, "resident": 350_000_000}
 """Bytes of a server that has a group of its own: a little more than the least that does, and than
 what holds all weights."""
 

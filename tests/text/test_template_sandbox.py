@@ -158,8 +158,10 @@ def forget_peak() -> int:
 def test_a_ward_is_held_to_its_memory() -> None:
     template = ChatTemplate("{{ 'x' * n }}")
     template.render(_CHAT, n=1)
-    assert template._ward is not None
-    status = Path(f"/proc/{template._ward.pid}/status")
+    assert template._renderer is not None
+    ward = template._renderer.ward
+    assert ward is not None
+    status = Path(f"/proc/{ward.pid}/status")
 
     def most() -> int:
         words = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -170,7 +172,7 @@ def test_a_ward_is_held_to_its_memory() -> None:
     for n in (10**5, 10**7, 10**8, 10**9):
         with suppress(ChatTemplateError):
             template.render(_CHAT, n=n)
-        if template._ward.end.alive:
+        if ward.end.alive:
             peaks.append(most())
     assert peaks
     assert max(peaks) < shared + limits.TEMPLATE_BYTES + 1e6

@@ -24,8 +24,9 @@ from strata.decode.constraint import Constraint
 from strata.decode.schemas import LAYOUT, closed
 from strata.errors import StrataError, UsageError
 from strata.guard import limits
-from strata.guard.errors import GuardError
-from strata.guard.nursery import Ward, nursery
+from strata.guard.account import Account
+from strata.guard.errors import GuardBusy, GuardError
+from strata.guard.nursery import Vocabulary, Ward, nursery
 from strata.guard.wire import COMMAND, VOCABULARY
 
 # A byte that no UTF-8 text holds sets the names of special tokens apart from text.
@@ -52,19 +53,26 @@ class GrammarError(UsageError):
 
 
 class GrammarsBusy(StrataError):
-    """As many other grammars as there may be are in use; try again later."""
+    """As many other grammars as there may be are in use, or there is no memory for one; try again
+    later."""
 
 
 class GrammarCompiler:
     """Makes grammars over one vocabulary, at most ``most`` at once; those that nobody uses any
-    longer are kept until there is another one. Compiling may take a second for a hard one. Any
-    thread may call."""
+    longer are kept until there is another one. Compiling may take a second for a hard one. Their
+    memory is entered in ``account``. Any thread may call."""
 
-    def __init__(self, tokenizer: GrammarTokenizer, most: int = limits.GRAMMARS) -> None:
+    def __init__(
+        self,
+        tokenizer: GrammarTokenizer,
+        most: int = limits.GRAMMARS,
+        account: Account | None = None,
+    ) -> None:
         if not tokenizer.stop_ids:
             raise GrammarError("this model has no end token, which an answer by a grammar needs")
         self._tokenizer = tokenizer
         self._most = most
+        self._account = account
         self._number = next(_numbers)
         self._made: OrderedDict[bytes, _Compiled] = OrderedDict()
         self._compiling = 0
@@ -122,6 +130,8 @@ class GrammarCompiler:
         try:
             ward = self._under_way[thread] = self._ward()
             made = _Compiled(ward, asked, self._tokenizer)
+        except GuardBusy as error:
+            raise GrammarsBusy(str(error)) from None
         except GuardError as error:
             raise GrammarError(f"the grammar is not usable: {error}") from None
         finally:
@@ -141,7 +151,10 @@ class GrammarCompiler:
         return nursery().open(
             "grammar",
             nbytes=limits.GRAMMAR_BYTES,
-            vocabulary=(self._number, lambda: _vocabulary(self._tokenizer)),
+            vocabulary=Vocabulary(
+                self._number, self._tokenizer.vocab_size, lambda: _vocabulary(self._tokenizer)
+            ),
+            account=self._account,
         )
 
     def _make_room(self) -> None:

@@ -22,7 +22,7 @@ from strata.engine.runner import LoadProgress, Runner
 from strata.engine.texts import OWNER as TEXTS
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
-from strata.memory import Ledger, process_memory
+from strata.memory import Ledger, LedgerAccount, process_memory
 from strata.memory.limits import memory_available
 from strata.program import Model
 from strata.sizes import format_size
@@ -92,12 +92,13 @@ class LoadOptions:
 class Runtime:
     """A backend made as a Plan has it, and the books of its memory.
 
-    ``limited`` says that a budget was given, by itself or in a Plan: then it is held, and the page
-    cache is part of it.
+    ``guarded`` is the account of guarded processes. ``limited`` says that a budget was given, by
+    itself or in a Plan: then it is held, and the page cache is part of it.
     """
 
     backend: Backend
     ledger: Ledger
+    guarded: LedgerAccount
     plan: Plan | None
     machine: Machine | None
     file: ModelFile
@@ -192,14 +193,18 @@ def make_runtime(
         ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
         if options.workload is not None and not callable(options.workload):
             ledger.take(TEXTS, options.workload.text_bytes)
-        # Of processes of their own, which take it when they are asked for something.
-        ledger.take("guard", plan.predicted.memory.guard)
         settings = _settings(plan, limited)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
         backend = kind.create(plan.threads, plan.isa, settings, ledger)
+    guarded = LedgerAccount(ledger, "guard")
+    if tokenizer.renderer is not None:
+        tokenizer.renderer.account = guarded
+        if plan is not None:
+            tokenizer.renderer.nbytes = plan.template_bytes
     return Runtime(
         backend,
         ledger,
+        guarded,
         plan,
         machine,
         file,
@@ -304,7 +309,7 @@ def _make_plan(
     process = options.process_bytes or base_memory(planned=True)
     if options.serving:
         # Of a server's libraries some are here already.
-        process = max(constants.PROCESS, process - server_bytes(sizes, workload))
+        process = max(constants.PROCESS, process - server_bytes(workload))
     process += workload.text_bytes
     limits = Limits(
         memory=options.memory,

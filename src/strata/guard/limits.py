@@ -9,8 +9,10 @@ import signal
 from pathlib import Path
 
 TEMPLATE_BYTES = 16 << 20
+TEMPLATE_BYTES_LEAST = 8 << 20
 TEMPLATE_BYTES_EACH = 8
-"""Memory for rendering a template, and more for each byte of what it is given."""
+"""Memory for rendering a template, the least of it where there is little, and more for each byte of
+what it is given."""
 
 TEMPLATE_CHARACTERS = 1 << 18
 """Characters that a template may write beyond ``TEMPLATE_BYTES_EACH`` for each byte that it is
@@ -41,9 +43,32 @@ PATIENCE = 10
 """A ward is ended when a job takes so many times its processor time: the machine may be busy."""
 
 
-def template_bytes(size: int) -> int:
-    """Memory for rendering a template that is given ``size`` bytes."""
-    return TEMPLATE_BYTES + TEMPLATE_BYTES_EACH * size
+NURSERY = 7_500_000
+"""Bytes of the process that forks wards: an interpreter. What follows was measured as anonymous
+memory and that of files which no other process of ours maps, with a tenth or more for margin."""
+
+TEMPLATES = 6_000_000
+"""What it takes more from the first template on: jinja2."""
+
+TEMPLATE_WARD = 5_000_000
+GRAMMAR_WARD = 3_500_000
+"""What a ward copies of the nursery, beside what it may take by itself."""
+
+LIBRARY = 7_000_000
+LIBRARY_TOKEN = 540
+"""What the nursery takes more from the first grammar on: the library, and for each token of a
+vocabulary (1.05 times what it keeps, which is what building takes at most)."""
+
+
+def vocabulary_bytes(tokens: int) -> int:
+    """What the nursery takes for grammars over a vocabulary."""
+    return LIBRARY + LIBRARY_TOKEN * tokens
+
+
+def template_bytes(size: int, most: int = TEMPLATE_BYTES) -> int:
+    """Memory for rendering a template that is given ``size`` bytes, where ``most`` are those for
+    a short conversation."""
+    return most + TEMPLATE_BYTES_EACH * size
 
 
 def template_characters(size: int) -> int:

@@ -13,10 +13,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from strata.guard import limits, wire
-from strata.guard.errors import GuardError
+from strata.guard.account import Account
+from strata.guard.errors import GuardBusy, GuardError
 
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
@@ -30,16 +31,24 @@ _START_S = 60.0
 _END_S = 2.0
 """For ending the wards."""
 
-Tokens = Callable[[], bytes]
+
+class Vocabulary(NamedTuple):
+    """Of grammars: its number, its tokens, and what makes it as ``wire.VOCABULARY`` says."""
+
+    number: int
+    tokens: int
+    make: Callable[[], bytes]
 
 
 class Ward:
     """A forked process for one thing. For one thread at a time."""
 
-    def __init__(self, nursery: Nursery, sock: socket.socket, pid: int) -> None:
+    def __init__(
+        self, nursery: Nursery, sock: socket.socket, pid: int, entry: _Entry | None = None
+    ) -> None:
         self._sock = sock
         self.pid = pid
-        self.end = weakref.finalize(self, nursery.end, sock, pid)
+        self.end = weakref.finalize(self, nursery.end, sock, pid, entry)
         """End it, at once and without waiting. Safe from any thread, and to call again."""
 
     def send(self, payload: bytes) -> None:
@@ -73,56 +82,102 @@ class Ward:
             raise
 
 
+class _Entry:
+    """Bytes that are entered in an account until they are given back."""
+
+    def __init__(self, account: Account, nbytes: int) -> None:
+        if not account.take(nbytes):
+            raise GuardBusy("there is no memory for a guarded process now; try again later")
+        self._left = [(account, nbytes)]
+
+    def give_back(self) -> None:
+        """Once; also from a finalizer."""
+        with contextlib.suppress(IndexError):
+            account, nbytes = self._left.pop()
+            account.give(nbytes)
+
+
 class Nursery:
-    """Starts at its first use, and again when it has come to an end. Any thread may call."""
+    """Starts at its first use, and again when it has come to an end. Any thread may call.
+
+    What it takes is entered in the account of who needs it first, wards in that of who opens
+    them: GuardBusy where that has no room.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._sock: socket.socket | None = None
-        self._known: set[int] = set()
+        self._known: dict[int | str, _Entry | None] = {}
+        self._entry: _Entry | None = None
         self._later: deque[dict[str, Any]] = deque()
         self._asking = False
 
-    def open(self, kind: str, *, nbytes: int, vocabulary: tuple[int, Tokens] | None = None) -> Ward:
-        """A ward with ``nbytes`` of memory for a ``kind`` of work; for grammars with the number of
-        a vocabulary and what makes it, which is called where the nursery does not know it yet."""
+    def open(
+        self,
+        kind: str,
+        *,
+        nbytes: int,
+        vocabulary: Vocabulary | None = None,
+        account: Account | None = None,
+    ) -> Ward:
+        """A ward with ``nbytes`` of memory for a ``kind`` of work; for grammars with a
+        vocabulary, which is made where the nursery does not know it yet."""
         try:
             with self._lock:
                 for _ in range(2):
                     try:
-                        return self._open(kind, nbytes, vocabulary)
+                        return self._open(kind, nbytes, vocabulary, account)
                     except (OSError, wire.FrameError):
                         self.close()
                 raise GuardError("the guarded process cannot be started")
         finally:
             self._say_later()
 
-    def _open(self, kind: str, nbytes: int, vocabulary: tuple[int, Tokens] | None) -> Ward:
-        sock = self.start()
+    def _open(
+        self, kind: str, nbytes: int, vocabulary: Vocabulary | None, account: Account | None
+    ) -> Ward:
+        sock = self.start(account)
         number = None
         if vocabulary is not None:
-            number, tokens = vocabulary
+            number = vocabulary.number
             if number not in self._known:
-                self._ask(sock, {"do": "vocabulary", "number": number}, then=tokens())
-                self._known.add(number)
+                self._tell_vocabulary(sock, vocabulary, account)
+        elif "template" not in self._known:
+            self._known["template"] = _entered(account, limits.TEMPLATES)
+        copied = limits.TEMPLATE_WARD if vocabulary is None else limits.GRAMMAR_WARD
+        entry = _entered(account, copied + nbytes)
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 told = {"do": "open", "kind": kind, "nbytes": nbytes, "number": number}
                 answer = self._ask(sock, told, fd=theirs.fileno())
-            return Ward(self, ours, answer["pid"])
+            return Ward(self, ours, answer["pid"], entry)
         except BaseException:
             ours.close()
+            _give_back(entry)
             raise
+
+    def _tell_vocabulary(
+        self, sock: socket.socket, vocabulary: Vocabulary, account: Account | None
+    ) -> None:
+        entry = _entered(account, limits.vocabulary_bytes(vocabulary.tokens))
+        try:
+            told = {"do": "vocabulary", "number": vocabulary.number}
+            self._ask(sock, told, then=vocabulary.make())
+        except BaseException:
+            _give_back(entry)
+            raise
+        self._known[vocabulary.number] = entry
 
     def forget(self, number: int) -> None:
         """A vocabulary is not needed any longer. Also called when its owner is collected."""
         self._later.append({"do": "forget", "number": number})
         self._say_later()
 
-    def end(self, sock: socket.socket, pid: int) -> None:
+    def end(self, sock: socket.socket, pid: int, entry: _Entry | None) -> None:
         """End a ward. Also called when one is collected, which may be in the middle of anything."""
+        _give_back(entry)
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         sock.close()
@@ -138,35 +193,27 @@ class Nursery:
                 while self._later:
                     command = self._later.popleft()
                     if command["do"] == "forget":
-                        self._known.discard(command["number"])
+                        _give_back(self._known.pop(command["number"], None))
                     if self._sock is not None:
                         with contextlib.suppress(OSError):
                             wire.send(self._sock, json.dumps(command).encode())
             finally:
                 self._lock.release()
 
-    def start(self) -> socket.socket:
+    def start(self, account: Account | None = None) -> socket.socket:
         """Start the process unless it runs; returns its socket."""
         with self._lock:
             if self._process is not None and self._process.poll() is not None:
                 self.close()
             if self._sock is not None:
                 return self._sock
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
-                    # An interrupt at the terminal is for the command, which ends this.
-                    start_new_session=True,
-                )
-            ours.settimeout(_START_S)
-            self._sock = ours
-            return ours
+            self._entry = _entered(account, limits.NURSERY)
+            try:
+                self._process, self._sock = _started()
+            except BaseException:
+                _give_back(self._entry)
+                raise
+            return self._sock
 
     @property
     def pid(self) -> int | None:
@@ -179,6 +226,8 @@ class Nursery:
         with self._lock:
             process, self._process = self._process, None
             sock, self._sock = self._sock, None
+            entries = [self._entry, *self._known.values()]
+            self._entry = None
             self._known.clear()
             # They end with the nursery; the next one has other numbers.
             self._later.clear()
@@ -191,6 +240,8 @@ class Nursery:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for entry in entries:
+            _give_back(entry)
 
     def _ask(
         self,
@@ -216,6 +267,33 @@ class Nursery:
         if "error" in answer:
             raise GuardError(answer["error"])
         return answer
+
+
+def _started() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+            # An interrupt at the terminal is for the command, which ends this.
+            start_new_session=True,
+        )
+    ours.settimeout(_START_S)
+    return process, ours
+
+
+def _entered(account: Account | None, nbytes: int) -> _Entry | None:
+    """GuardBusy without room."""
+    return None if account is None else _Entry(account, nbytes)
+
+
+def _give_back(entry: _Entry | None) -> None:
+    if entry is not None:
+        entry.give_back()
 
 
 @cache

@@ -6,23 +6,24 @@ import json
 import socket
 
 from strata.guard import limits, wire
-from strata.guard.templates import TemplateFailure, render
+from strata.guard.errors import TemplateFailure
+from strata.guard.templates import render
 
 
-def serve(sock: socket.socket) -> None:
-    """Render what is asked for, until nobody asks."""
+def serve(sock: socket.socket, nbytes: int) -> None:
+    """Render what is asked for, until nobody asks; with ``nbytes`` for a short conversation."""
+
+    def prepare(size: int) -> None:
+        limits.allow_memory(limits.template_bytes(size, nbytes))
+
     while True:
         try:
-            payload = wire.receive(sock, most=1 << 31, prepare=_prepare)
+            payload = wire.receive(sock, most=1 << 31, prepare=prepare)
         except wire.FrameError:
             return
         # For taking the job apart.
         limits.allow_time(limits.TEMPLATE_S)
         wire.send(sock, _answer(payload))
-
-
-def _prepare(size: int) -> None:
-    limits.allow_memory(limits.template_bytes(size))
 
 
 def _answer(payload: bytearray) -> bytes:

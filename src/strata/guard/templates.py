@@ -10,14 +10,11 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from strata.guard.errors import TemplateFailure
 from strata.guard.sandbox import ChatEnvironment
 
 _MESSAGE = 400
 """Characters of an error's message."""
-
-
-class TemplateFailure(Exception):
-    """Why a template gave no text."""
 
 
 def render(source: str, variables: Mapping[str, Any], most: int = sys.maxsize) -> str:

@@ -82,7 +82,7 @@ def _ward(fd: int, command: dict[str, Any], vocabularies: dict[int, Any]) -> NoR
             if command["kind"] == "template":
                 from strata.guard import template_ward
 
-                template_ward.serve(sock)
+                template_ward.serve(sock, command["nbytes"])
             else:
                 from strata.guard import grammar_ward
 

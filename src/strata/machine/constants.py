@@ -27,17 +27,14 @@ SERVER = 39 * MB
 """Libraries of HTTP and metrics, the page, and a queue full of connections and requests."""
 
 REQUESTS = 24 * MB
-"""Requests beside KV: large bodies, and what is made of them until there are tokens."""
+REQUESTS_LEAST = 8 * MB
+"""Requests beside KV: large bodies, and what is made of them until there are tokens; and the least
+of it."""
 
-GUARD = 18 * MB
-"""The process in which templates and grammars are rendered and compiled: an interpreter, jinja2."""
-
-WARD = 5 * MB
-"""What a process that it forks copies of it, beside what that may take by itself."""
-
-GRAMMARS = 8 * MB
-GRAMMAR_TOKEN = 490
-"""From the first JSON schema on: the library, and for each token of the vocabulary."""
+BESIDE_STEPS = 4
+BESIDE_SHARE = 1 / 3
+"""In how many steps more is set aside for requests, templates and grammars, and the most that it
+may be of what a budget has beyond the least one, where that does not hold all weights anyway."""
 
 THREAD = 128 << 10
 """Stack and bookkeeping of one thread."""

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from strata.backends.profile import UnitProfile
-from strata.guard import limits
 from strata.kv import pool_blocks
 from strata.machine import constants
+from strata.plan.beside import NOTHING, Beside, admission_bytes, guard_bytes
 from strata.plan.outline import Outline
 from strata.plan.plan import MemoryShares, Workload
 from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
@@ -18,9 +18,9 @@ from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_byt
 class Sizes:
     """What is chosen before weights find their place: threads, steps and streaming.
 
-    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``guard_bytes`` by
-    processes for templates and grammars; ``process_bytes`` by everything that is there before the
-    model is opened. ``ring_bytes``
+    ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``process_bytes`` by
+    everything that is there before the model is opened; ``beside`` says what is set aside for
+    requests, templates and grammars. ``ring_bytes``
     is that of a run that streams, and 0 for one in which everything is resident: then
     ``request_bytes`` and ``io_threads`` are those of loading.
     """
@@ -36,7 +36,7 @@ class Sizes:
     request_bytes: int = 0
     io_threads: int = 0
     server_bytes: int = 0
-    guard_bytes: int = 0
+    beside: Beside = NOTHING
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
 
     @property
@@ -68,7 +68,8 @@ def peak_bytes(
     assert touched_blocks is not None
     blocks = tuple(map(min, touched_blocks, sizes.kv_blocks))
     # Guarded processes are others.
-    used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process, guard_bytes=0)
+    kept = Beside(admitted_bytes=sizes.beside.admitted_bytes)
+    used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process, beside=kept)
     shares = memory_shares(model, used, resident)
     owned = shares.total - shares.margin
     # Small things find room in what building the tokenizer left.
@@ -77,30 +78,9 @@ def peak_bytes(
     return max(touched, peak_while_opening(model, used))
 
 
-def server_bytes(model: Outline, workload: Workload) -> int:
+def server_bytes(workload: Workload) -> int:
     """What answering over HTTP takes."""
     return constants.SERVER if workload.serving else 0
-
-
-def guard_bytes(model: Outline, workload: Workload) -> int:
-    """What guarded processes may take: for a template that is not known to be harmless, and for
-    grammars that any request over HTTP may ask for."""
-    if not (workload.serving or model.foreign_template):
-        return 0
-    total = constants.GUARD
-    if model.foreign_template:
-        total += limits.TEMPLATE_BYTES + constants.WARD
-    if workload.serving:
-        total += constants.GRAMMARS + model.vocabulary * constants.GRAMMAR_TOKEN
-        wards = min(limits.GRAMMARS, workload.concurrency)
-        total += wards * (limits.GRAMMAR_BYTES + constants.WARD)
-    return total
-
-
-def admitted_bytes(workload: Workload) -> int:
-    """What requests over HTTP may take beside KV, all together: a server admits no more. With a
-    share for what allocators keep of it."""
-    return constants.REQUESTS + constants.REQUESTS // 3 if workload.serving else 0
 
 
 def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> MemoryShares:
@@ -142,8 +122,8 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         activations=activations,
         logits=logits,
         margin=0,
-        server=sizes.server_bytes,
-        guard=sizes.guard_bytes,
+        server=sizes.server_bytes + admission_bytes(sizes.beside),
+        guard=guard_bytes(sizes.beside, model.vocabulary),
     )
     return _with_margin(base, model.vector_bytes)
 

@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ class Plan:
     most ``prefill_budget`` tokens beside 1 sequence that decodes, beside 2, beside 4 and so on, as
     much again for each further prompt; as many as there is room for where that is empty.
 
+    Beside tokens. So many ``grammars`` may be in use at once, and none is compiled where that is 0;
+    a guarded process for a template may take ``template_bytes`` for a short conversation (0 where
+    none is needed), and requests over HTTP ``admitted_bytes`` beside KV, all together (0 where
+    there are none).
+
     ``budget`` is what ``predicted.memory.total`` was held under.
     """
 
@@ -170,6 +175,9 @@ class Plan:
     kv_type: KVTypeName
     context: int
     parallel: int
+    grammars: int
+    template_bytes: int
+    admitted_bytes: int
     threads: int
     isa: str
     choices: tuple[Choice, ...]

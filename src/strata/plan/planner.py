@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 
 from strata.backends.profile import SweepSize, UnitProfile
@@ -12,13 +13,12 @@ from strata.errors import UsageError
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
+from strata.plan.beside import Beside, added_beside, steps
 from strata.plan.cost_model import CostModel
 from strata.plan.memory_model import (
     Sizes,
     added_bytes,
-    admitted_bytes,
     fixed_shares,
-    guard_bytes,
     memory_shares,
     peak_bytes,
     peak_while_opening,
@@ -81,15 +81,20 @@ class Planner:
         self._loading = best_read(machine, constants.LOADING_REQUEST)
         self._all = frozenset(unit.name for unit in model.units)
         self._fill_orders = fill_orders(model)
+        self._besides = steps(model, workload)
         _check(model, workload)
         self._room.check(self._least_context(), self._fewest_tokens)
 
     def plan(self, memory: int | None) -> Plan:
         """The Plan for a budget; None is what the machine leaves."""
         budget = self.default_budget() if memory is None else memory
-        for context in self._contexts(budget):
-            best = self._best(budget, context)
+        beside = self._beside(budget)
+        left = budget - self._added[beside]
+        for context in self._contexts(left):
+            best = self._best(left, context)
             if best is not None:
+                sizes = replace(best.sizes, beside=beside)
+                best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
                 return self._write(best, budget, given=memory is not None)
         raise self._too_small(budget)
 
@@ -99,8 +104,41 @@ class Planner:
             raise UsageError("the free memory of this machine is not known: give --memory")
         return int(self.machine.memory_available * (1 - constants.KEEP_BACK))
 
+    def _beside(self, budget: int) -> Beside:
+        """What is set aside beside tokens: the most whose share of the budget is modest, or beside
+        which all weights stay."""
+        spare = constants.BESIDE_SHARE * (budget - self._floor)
+        everything = self._everything(self._default_context())
+        fits = [
+            beside
+            for beside, added in self._added.items()
+            if added <= max(spare, budget - everything)
+        ]
+        return fits[-1] if fits else self._besides[0]
+
+    def _room_for_a_grammar(self) -> int:
+        """The smallest budget in which there may be a grammar, in whole megabytes; 0 where there
+        never is."""
+        added = [added for beside, added in self._added.items() if beside.grammars]
+        if not added:
+            return 0
+        everything = self._everything(self._default_context())
+        least = min(self._floor + ceil(added[0] / constants.BESIDE_SHARE), everything + added[0])
+        return -(-least // constants.MB) * constants.MB
+
+    @cached_property
+    def _added(self) -> dict[Beside, int]:
+        """Bytes of each of these beyond the least."""
+        least = self._besides[0]
+        more = {b: added_beside(b, least, self.model.vocabulary) for b in self._besides[1:]}
+        return {least: 0, **more}
+
     def floor(self) -> int:
         """The smallest budget in which the model runs, in whole megabytes."""
+        return self._floor
+
+    @cached_property
+    def _floor(self) -> int:
         context = self._least_context()
         totals = [fixed_shares(self.model, sizes).total for sizes, _, _ in self._sizes(context)]
         opening = peak_while_opening(self.model, self._resident_sizes(context, self._fewest_tokens))
@@ -110,7 +148,8 @@ class Planner:
 
     def everything(self) -> int:
         """A budget in which all weights are resident, in whole megabytes."""
-        return (self._everything(self._default_context()) // constants.MB + 2) * constants.MB
+        most = self._everything(self._default_context()) + self._added[self._besides[-1]]
+        return (most // constants.MB + 2) * constants.MB
 
     def _everything(self, context: int) -> int:
         sizes = self._resident_sizes(context, self._token_choices(context, resident=True)[-1])
@@ -189,8 +228,8 @@ class Planner:
             context=context,
             parallel=w.concurrency,
             kv_type=self._kv_type,
-            server_bytes=server_bytes(self.model, w) + admitted_bytes(w),
-            guard_bytes=guard_bytes(self.model, w),
+            server_bytes=server_bytes(w),
+            beside=self._besides[0],
             process_bytes=max(self._process, constants.PROCESS + constants.PROCESS_SLACK),
             request_bytes=self._loading.request_bytes,
             io_threads=self._io_threads(self._loading),
@@ -331,6 +370,9 @@ class Planner:
             kv_type=self._kv_type,
             context=sizes.context,
             parallel=sizes.parallel,
+            grammars=sizes.beside.grammars,
+            template_bytes=sizes.beside.template_bytes,
+            admitted_bytes=sizes.beside.admitted_bytes,
             threads=self.threads,
             isa=self.machine.isa,
             choices=explain(
@@ -343,6 +385,7 @@ class Planner:
                 resident=best.resident,
                 budget=budget,
                 given=given,
+                room_for_a_grammar=self._room_for_a_grammar(),
             ),
             predicted=best.prediction,
         )

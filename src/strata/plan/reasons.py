@@ -26,6 +26,7 @@ def explain(
     resident: frozenset[str],
     budget: int,
     given: bool,
+    room_for_a_grammar: int,
 ) -> tuple[Choice, ...]:
     """The choices in the order in which people ask for them."""
     choices = [
@@ -45,6 +46,7 @@ def explain(
         *choices,
         _sweep(workload, sizes),
         _context(model, workload, sizes, prediction),
+        *_beside(workload, sizes, room_for_a_grammar),
         Choice("threads", str(sizes.threads), f"of {machine.cores} cores, with {machine.isa}"),
     )
 
@@ -102,6 +104,21 @@ def _context(model: Outline, workload: Workload, sizes: Sizes, prediction: Predi
     if saved := _saved_by_windows(model, sizes):
         reason += f"; windows save {format_size(saved)}"
     return Choice("context", value, reason)
+
+
+def _beside(workload: Workload, sizes: Sizes, room_for_a_grammar: int) -> list[Choice]:
+    if not workload.serving:
+        return []
+    requests = Choice(
+        "requests",
+        format_size(sizes.beside.admitted_bytes),
+        "for large ones beside KV; more in larger budgets",
+    )
+    grammars = sizes.beside.grammars
+    if not grammars:
+        smallest = f"{room_for_a_grammar // constants.MB}MB have room for one"
+        return [requests, Choice("grammars", "none", smallest)]
+    return [requests, Choice("grammars", f"{grammars} at once", "JSON schemas, modes and the like")]
 
 
 def _saved_by_windows(model: Outline, sizes: Sizes) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from strata.decode.grammar import GrammarsBusy
 from strata.engine import ContextExceeded, QueueFull
 from strata.errors import StrataError, UsageError
-from strata.text import ChatTemplateError
+from strata.text import ChatTemplateBusy, ChatTemplateError
 
 RETRY_AFTER_S = 1
 
@@ -36,6 +36,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(429, str(error), code="queue_full")
     if isinstance(error, GrammarsBusy):
         return ApiError(429, str(error), code="grammars_busy")
+    if isinstance(error, ChatTemplateBusy):
+        return ApiError(503, str(error), code="busy")
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), code="shutting_down")
     if isinstance(error, ContextExceeded):

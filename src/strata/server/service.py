@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,7 @@ from strata.decode.params import LARGEST_SEED
 from strata.engine import ContextExceeded, Job
 from strata.errors import UsageError
 from strata.guard import limits
-from strata.guard.nursery import nursery
 from strata.llm import LLM
-from strata.machine import constants
 from strata.server.admission import SHARE, Admission
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
@@ -41,6 +40,10 @@ _RESERVED = frozenset(
     )
 )
 """Variables of chat templates that no request may set."""
+
+_VARIABLES = 1024
+"""Characters of a request's variables for the chat template, as JSON: known templates go through
+them for every message."""
 
 _GRAMMAR_THREADS = 2
 """Threads that wait for grammars to be compiled."""
@@ -66,7 +69,8 @@ class Service:
         self.metrics = Metrics()
         self.bridge = Bridge(llm.driver, queue=settings.queue, observer=self.metrics)
         self.metrics.watch(llm, self.bridge)
-        planned = constants.REQUESTS if llm.ledger.budget is not None else _UNPLANNED
+        self._plan = llm.plan if llm.runtime.limited else None
+        planned = _UNPLANNED if self._plan is None else self._plan.admitted_bytes
         self.admission = Admission(llm.ledger, settings.requests_bytes or planned)
         self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
         # A template that takes long holds up chats only, and they have to do with it.
@@ -74,9 +78,6 @@ class Service:
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
         templates = llm.tokenizer.chat_templates.values()
         self._renders_apart = any(template.foreign for template in templates)
-        if self._renders_apart:
-            # Ready before the first chat.
-            nursery().start()
         # Built before several threads use it.
         tokenizer = llm.tokenizer
         tokenizer.encode("a b")
@@ -168,6 +169,8 @@ class Service:
             raise UsageError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
             )
+        if variables and len(json.dumps(variables)) > _VARIABLES:
+            raise UsageError(f"chat_template_kwargs may take {_VARIABLES} characters at most")
         share = SHARE.get()
         # Of what is copied for a guarded process, and what that takes more.
         each = limits.TEMPLATE_BYTES_EACH + _RENDERING_COPIES if self._renders_apart else 0
@@ -191,7 +194,25 @@ class Service:
         """Compiles grammars; ApiError if the package for it is not installed."""
         if find_spec("llguidance") is None:
             raise ApiError(400, "grammars need the package llguidance: install strata[server]")
-        return GrammarCompiler(self.llm.tokenizer, min(limits.GRAMMARS, self.llm.runtime.parallel))
+        most = min(limits.GRAMMARS, self.llm.runtime.parallel)
+        if self._plan is not None:
+            most = self._plan.grammars
+        if not most:
+            raise ApiError(400, self._no_grammars, code="no_room_for_grammars")
+        return GrammarCompiler(self.llm.tokenizer, most, self.llm.runtime.guarded)
+
+    @property
+    def _no_grammars(self) -> str:
+        plan = self._plan
+        assert plan is not None
+        why = [choice.reason for choice in plan.choices if choice.name == "grammars"]
+        return "; ".join(
+            [
+                f"this server's budget of {format_size(plan.budget)} has no room for grammars: "
+                "JSON modes, schemas, regular expressions, and tools that have to be called",
+                *why,
+            ]
+        )
 
     async def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """A grammar of JSON that is valid under ``schema``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from strata.text.chat import ChatTemplate
-from strata.text.errors import ChatTemplateError, TokenizerError
+from strata.text.errors import ChatTemplateBusy, ChatTemplateError, TokenizerError
 from strata.text.gguf import tokenizer_from_gguf
 from strata.text.huggingface import tokenizer_from_directory
 from strata.text.load import load_tokenizer
@@ -12,6 +12,7 @@ from strata.text.tokenizer import Tokenizer
 
 __all__ = [
     "ChatTemplate",
+    "ChatTemplateBusy",
     "ChatTemplateError",
     "StreamDecoder",
     "Tokenizer",

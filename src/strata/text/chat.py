@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UsageError
-from strata.text.errors import ChatTemplateError
+from strata.guard.known_templates import is_known
+from strata.text.errors import ChatTemplateBusy, ChatTemplateError
 
 if TYPE_CHECKING:
-    from strata.guard.nursery import Ward
+    from strata.guard.rendering import GuardedRenderer
 
 # Stands for the end of the message that is to be continued, while the template runs.
 _OPEN_END = "STRATA_OPEN_END_OF_FINAL_MESSAGE "
 # Names under which interfaces pass what a model thought; templates read the first or the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-
-# SHA-256 of the templates of built-in models, which do no more than go through the messages.
-_KNOWN = frozenset(["872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788"])
-
-
-def is_foreign(source: str) -> bool:
-    """Whether a template is not known to be harmless."""
-    return sha256(source.encode("utf-8", "surrogatepass")).hexdigest() not in _KNOWN
 
 
 class ChatTemplate:
@@ -33,15 +23,19 @@ class ChatTemplate:
 
     One that is `foreign` is rendered in a guarded process, with bounds of time and memory; others
     are known to be harmless. `special_tokens` (`bos_token`, `eos_token`, ...) are variables of the
-    template.
+    template. Templates of one model share a `renderer`.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        renderer: GuardedRenderer | None = None,
+    ) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens or {})
-        self.foreign = is_foreign(source)
-        self._ward: Ward | None = None
-        self._lock = Lock()
+        self.foreign = not is_known(source)
+        self._renderer = renderer
 
     def render(
         self,
@@ -58,7 +52,8 @@ class ChatTemplate:
 
         With `continue_final_message` the prompt ends inside the last message, for the model to go
         on. Raises ChatTemplateError when the template does not parse, raises, or exceeds a bound;
-        UsageError for malformed messages.
+        ChatTemplateBusy where there is no memory for a guarded process at the moment; UsageError
+        for malformed messages.
         """
         try:
             chat = _plain_messages(messages)
@@ -85,7 +80,8 @@ class ChatTemplate:
     def _run(self, variables: Mapping[str, Any]) -> str:
         if self.foreign:
             return self._run_guarded(variables)
-        from strata.guard.templates import TemplateFailure, render
+        from strata.guard.errors import TemplateFailure
+        from strata.guard.templates import render
 
         try:
             return render(self.source, variables)
@@ -93,41 +89,21 @@ class ChatTemplate:
             raise ChatTemplateError(str(failure)) from None
 
     def _run_guarded(self, variables: Mapping[str, Any]) -> str:
-        from strata.guard import limits
-        from strata.guard.errors import GuardError
-        from strata.guard.nursery import nursery
+        from strata.guard.errors import GuardBusy, GuardError, TemplateFailure
+        from strata.guard.rendering import GuardedRenderer
 
+        if self._renderer is None:
+            self._renderer = GuardedRenderer()
         try:
-            asked = json.dumps(
-                {"source": self.source, "variables": variables, "seconds": limits.TEMPLATE_S},
-                ensure_ascii=False,
-            )
+            return self._renderer.render(self.source, variables)
         except RecursionError:
             raise UsageError("the messages are nested too deeply") from None
-        payload = asked.encode("utf-8", "surrogatepass")
-        del asked
-        memory = limits.template_bytes(len(payload))
-        with self._lock:
-            try:
-                if self._ward is None or not self._ward.end.alive:
-                    self._ward = nursery().open("template", nbytes=limits.TEMPLATE_BYTES)
-                self._ward.send(payload)
-                answer = self._ward.receive(
-                    seconds=limits.TEMPLATE_S,
-                    most=4 * limits.template_characters(len(payload)),
-                    memory=memory,
-                )
-            except GuardError as error:
-                raise ChatTemplateError(f"the chat template was ended: {error}") from None
-            except BaseException:
-                # Nobody may be given the answer to this.
-                if self._ward is not None:
-                    self._ward.end()
-                raise
-        text = answer[1:].decode("utf-8", "surrogatepass")
-        if answer[:1] != b"+":
-            raise ChatTemplateError(text)
-        return text
+        except GuardBusy as error:
+            raise ChatTemplateBusy(f"the chat template waits: {error}") from None
+        except GuardError as error:
+            raise ChatTemplateError(f"the chat template was ended: {error}") from None
+        except TemplateFailure as failure:
+            raise ChatTemplateError(str(failure)) from None
 
 
 def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

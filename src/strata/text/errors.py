@@ -11,3 +11,7 @@ class TokenizerError(StrataError):
 
 class ChatTemplateError(StrataError):
     """A chat template is missing, does not parse, raised an exception or grew past its limit."""
+
+
+class ChatTemplateBusy(StrataError):
+    """There is no memory for rendering a stranger's template at the moment; try again later."""

@@ -439,9 +439,6 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return templates
 
 
-def has_templates(path: Path) -> bool:
-    """Whether there seem to be chat templates beside a model."""
-    files = [path / "chat_template.jinja", *(path / name for name in _TEMPLATE_DIRECTORIES)]
-    if any(file.exists() for file in files):
-        return True
-    return "chat_template" in read_object_if_there(path / "tokenizer_config.json")
+def directory_templates(path: Path) -> dict[str, str]:
+    """The chat templates beside a model, by name. TokenizerError for what cannot be one."""
+    return _chat_templates(path, read_object_if_there(path / "tokenizer_config.json"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from strata.text.chat import is_foreign
+from strata.guard.known_templates import is_known
 from strata.text.gguf import tokenizer_from_gguf
 from strata.text.gguf_keys import TokenizerKeys
-from strata.text.huggingface import has_templates, tokenizer_from_directory
+from strata.text.huggingface import directory_templates, tokenizer_from_directory
 from strata.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def gguf_sizes(model_file: ModelFile) -> tuple[int, int] | None:
 
 
 def has_foreign_template(model_file: ModelFile) -> bool:
-    """Whether it has a chat template that is not known to be harmless; of a directory it is enough
-    that there is one."""
+    """Whether it has a chat template that is not known to be harmless."""
     if model_file.kind == "gguf":
-        return any(map(is_foreign, TokenizerKeys(model_file.metadata).chat_templates().values()))
-    return has_templates(model_file.path)
+        templates = TokenizerKeys(model_file.metadata).chat_templates()
+    else:
+        templates = directory_templates(model_file.path)
+    return not all(map(is_known, templates.values()))

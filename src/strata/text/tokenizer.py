@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from strata.errors import UsageError
+from strata.guard.known_templates import is_known
 from strata.text.chat import ChatTemplate
 from strata.text.errors import ChatTemplateError
 from strata.text.stream import StreamDecoder
+
+if TYPE_CHECKING:
+    from strata.guard.rendering import GuardedRenderer
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -71,8 +75,13 @@ class Tokenizer:
         self.add_bos = bos_id is not None and bos_id in self._prefix
         self.add_eos = eos_id is not None and eos_id in self._suffix
         self.special_tokens = dict(special_tokens)
+        self.renderer: GuardedRenderer | None = None
+        if not all(map(is_known, chat_templates.values())):
+            from strata.guard.rendering import GuardedRenderer
+
+            self.renderer = GuardedRenderer()
         self.chat_templates: dict[str, ChatTemplate] = {
-            name: ChatTemplate(source, self.special_tokens)
+            name: ChatTemplate(source, self.special_tokens, self.renderer)
             for name, source in chat_templates.items()
         }
 
@@ -176,7 +185,7 @@ class Tokenizer:
         if wanted is not None:
             if wanted in self.chat_templates:
                 return self.chat_templates[wanted]
-            return ChatTemplate(wanted, self.special_tokens)
+            return ChatTemplate(wanted, self.special_tokens, self.renderer)
         if tools and "tool_use" in self.chat_templates:
             return self.chat_templates["tool_use"]
         template = self.chat_template
