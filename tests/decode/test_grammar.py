@@ -184,6 +184,15 @@ def test_what_the_library_does_not_survive_is_an_error() -> None:
     assert COMPILER.regex("ab").start().allowed().any()
 
 
+def test_a_panic_is_told_and_not_waited_for() -> None:
+    """The library cuts what it quotes in the middle of a character."""
+    schema = {"type": "object", "required": "é" * 512}
+    with pytest.raises(UsageError, match="char boundary"):
+        COMPILER.json_schema(schema)
+    # Each other kind is read where no file can be opened, too.
+    assert answer(COMPILER.grammar('root ::= "ab"'), 1) == "ab"
+
+
 def test_no_more_grammars_than_there_may_be() -> None:
     compiler = GrammarCompiler(Vocabulary(), most=2)
     first, second = compiler.regex("a"), compiler.regex("b")

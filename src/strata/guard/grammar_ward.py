@@ -7,6 +7,7 @@ under a millisecond: https://github.com/guidance-ai/llguidance
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import struct
 from collections import deque
@@ -14,11 +15,14 @@ from time import process_time
 from typing import Any, cast
 
 import llguidance
+from llguidance import gbnf_to_lark
 
 from strata.guard import limits, wire
 from strata.guard.wire import COMMAND, VOCABULARY
 
 _MESSAGE = 400
+_OPEN_FILES = 3
+"""Standard input, output and errors: what a new descriptor would be numbered beyond."""
 
 
 class _Vocabulary:
@@ -68,6 +72,9 @@ def serve(sock: socket.socket, made: tuple[_Vocabulary, llguidance.LLTokenizer])
     """Compile what is asked for first; then answer for positions in it, until nobody asks."""
     encoder, vocabulary = made
     encoder.sock = sock
+    # A panic of the library reads the symbols of all libraries that it can open: there is no memory
+    # for them here, and it would wait for ever. Those descriptors that are open stay.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
     try:
         asked = json.loads(wire.receive(sock, most=1 << 31))
         limits.allow_time(asked["compile_s"])
@@ -122,8 +129,6 @@ def _source(kind: str, text: str, layout: dict[str, Any]) -> str:
     if kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(text)
     if kind == "any":
-        from llguidance import gbnf_to_lark
-
         text = gbnf_to_lark.any_to_lark(text)
     return llguidance.LLMatcher.grammar_from_lark(text)
 
