@@ -26,8 +26,8 @@ from strata.models import (
     plamo2,
     qwen2,
     qwen3,
-    qwen35,
     qwen3moe,
+    qwen35,
 )
 from strata.models.config import read_trained_context
 from strata.models.errors import (

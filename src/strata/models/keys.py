@@ -84,7 +84,6 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "ssm_rank": ("ssm.time_step_rank", ("time_step_rank", "mamba_dt_rank")),
     "ssm_groups": ("ssm.group_count", ("n_groups", "mamba_n_groups")),
     "ssm_expand": (None, ("expand", "mamba_expand")),
-    "shared_ffn": (None, ("shared_intermediate_size",)),
     "conv_taps": ("shortconv.l_cache", ("conv_L_cache",)),
     "ffn_adjusted": (None, ("block_auto_adjust_ff_dim",)),
     "ffn_multiple": (None, ("block_multiple_of",)),

@@ -187,7 +187,7 @@ class Catalog:
                 raise MissingTensor(
                     f"tensor '{source}' is missing: the file is incomplete or another model"
                 )
-            self._check(info, shape, "none")
+            self._check(info, shape, "none", unit_axes=tensor.unit_axes)
             if infos[0] is not None and info.type != infos[0].type:
                 raise TensorType(
                     f"tensor '{source}' is {info.type.name}, '{each[0]}' is {infos[0].type.name}: "
