@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -201,9 +202,9 @@ GGUF_ONLY = {"falcon-h1", "plamo2"}
 
 
 def test_every_row_of_the_table_builds_its_family() -> None:
-    assert sorted(a for names in ALIASES.values() for a in names) == sorted(
-        set(FAMILIES) - GGUF_ONLY
-    )
+    # What composed.py builds has goldens of its own, in test_variants.py.
+    known = {name for name, build in FAMILIES.items() if not isinstance(build, partial)}
+    assert {a for names in ALIASES.values() for a in names} == known - GGUF_ONLY
     for golden, names in ALIASES.items():
         usual = build_model(huggingface(golden)).segments
         for name in names:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.models import (
+    composed,
     falcon_h1,
     gemma2,
     gemma3,
@@ -26,6 +28,7 @@ from strata.models import (
     qwen2,
     qwen3,
     qwen35,
+    variants,
 )
 from strata.models.config import read_trained_context
 from strata.models.errors import (
@@ -96,6 +99,7 @@ FAMILIES: Mapping[str, Build] = {
     "Qwen3_5ForCausalLM": qwen35.build,
     "Qwen3_5ForConditionalGeneration": qwen35.build,
     "OPTForCausalLM": opt.build,
+    **{name: partial(composed.build, v=v) for name, v in variants.GGUF.items()},
 }
 
 

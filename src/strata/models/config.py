@@ -61,12 +61,14 @@ def read_config(
     head_dim: int | None = None,
     ffn_ratio: int | None = None,
     mixed: bool = False,
+    uneven: bool = False,
 ) -> Config:
     """Read the shared hyperparameters.
 
     The rest are a family's defaults where config.json does not say: ``tied`` head, ``head_dim``
     (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``mixed``: some
     layers have no attention or no feed-forward; sizes are those of the others (0: none has any).
+    ``uneven``: layers may have sizes of their own; the Config has those of the first with any.
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
@@ -78,8 +80,12 @@ def read_config(
     listed = len(kinds) if isinstance(kinds, list) and kinds else REQUIRED
     layers = keys.integer("layers", listed, high=MAX_LAYERS)
     width = keys.integer("width", high=MAX_WIDTH)
-    heads = _size(keys, "heads", layers, 0 if mixed else REQUIRED, MAX_WIDTH, mixed)
-    kv_heads = _size(keys, "kv_heads", layers, heads, MAX_WIDTH, mixed)
+    if uneven:
+        heads = _first(keys, "heads", layers)
+        kv_heads = _first(keys, "kv_heads", layers, heads)
+    else:
+        heads = _size(keys, "heads", layers, 0 if mixed else REQUIRED, MAX_WIDTH, mixed)
+        kv_heads = _size(keys, "kv_heads", layers, heads, MAX_WIDTH, mixed)
     if heads % max(kv_heads, 1):
         raise ConfigError(f"'{keys.find('kv_heads')[0]}' is {kv_heads}, no divisor of {heads}")
     if keys.find("head_dim")[1] is None and head_dim is None and width % max(heads, 1):
@@ -91,7 +97,10 @@ def read_config(
     if context is not None and not 1 <= context <= trained:
         raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
     usual = ffn_ratio * width if ffn_ratio else 0 if mixed else REQUIRED
-    ffn = _size(keys, "ffn", layers, usual, 16 * MAX_WIDTH, mixed)
+    if uneven:
+        ffn = _first(keys, "ffn", layers)
+    else:
+        ffn = _size(keys, "ffn", layers, usual, 16 * MAX_WIDTH, mixed)
     return Config(
         architecture=architecture,
         keys=keys,
@@ -118,6 +127,15 @@ def _size(keys: Keys, name: str, layers: int, default: int, high: int, mixed: bo
         key = keys.find(name)[0]
         raise ConfigError(f"'{key}' differs from layer to layer: this is not supported")
     return found.pop() if found else 0
+
+
+def _first(keys: Keys, name: str, layers: int, default: int = REQUIRED) -> int:
+    """Of the layers' numbers the first that is not 0."""
+    numbers = keys.integers(name, layers, default, high=16 * MAX_WIDTH)
+    found = next((n for n in numbers if n), 0)
+    if not found:
+        raise ConfigError(f"'{keys.find(name)[0]}' is 0 in every layer")
+    return found
 
 
 def read_trained_context(keys: Keys) -> int:

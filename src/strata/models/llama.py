@@ -45,4 +45,4 @@ def build_windowed(file: ModelFile, architecture: str, context: int | None) -> M
 def _build(file: ModelFile, c: Config) -> Model:
     catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     rope = read_rope(c, rope_style(file), factors=decoder.rope_factors(c, catalog))
-    return decoder.pre_norm_model(c, catalog, rope)
+    return decoder.pre_norm_model(c, catalog, rope, ffn_scaled=True)

@@ -130,6 +130,10 @@ class Catalog:
         """Whether the file holds this (optional) weight."""
         return name in self._weights
 
+    def type(self, name: str) -> str:
+        """The block type in which the file holds a weight."""
+        return self._file.tensors[self._weights[name].source].type.name
+
     def _locate(self, name: str, tensor: Tensor, i: int) -> Weight | None:
         canonical = name.replace("{i}", str(i))
         transform = tensor.transform if self._file.kind == "huggingface" else "none"

@@ -11,13 +11,21 @@ from collections.abc import Mapping
 
 from strata.program.ops.attention import ATTENTION
 from strata.program.ops.dense import ACTIVATIONS, DENSE
+from strata.program.ops.elementwise import ELEMENTWISE
 from strata.program.ops.heads import HEADS
 from strata.program.ops.recurrent import RECURRENT
 from strata.program.ops.scans import SCANS
 from strata.program.ops.signature import Op, Reads, Signature
 from strata.program.program import Program, ProgramError, Shape, Value
 
-SIGNATURES: Mapping[str, Signature] = {**DENSE, **HEADS, **ATTENTION, **RECURRENT, **SCANS}
+SIGNATURES: Mapping[str, Signature] = {
+    **DENSE,
+    **ELEMENTWISE,
+    **HEADS,
+    **ATTENTION,
+    **RECURRENT,
+    **SCANS,
+}
 
 
 def reads(op: Op) -> dict[str, Reads]:
