@@ -65,8 +65,8 @@ class SegmentBuilder {
   }
   void row(int function, int64_t a, int64_t out, std::optional<int64_t> b,
            std::optional<Array1<float>> weight, std::optional<Array1<float>> bias, int activation,
-           float number) {
-    segment_.add(make_row(row_spec(function, a, out, b, weight, bias, activation, number)));
+           float number, int64_t group) {
+    segment_.add(make_row(row_spec(function, a, out, b, weight, bias, activation, number, group)));
   }
   // A weight, or the place of one that is streamed.
   using Operand = std::variant<WeightPtr, WeightPlacePtr>;
@@ -113,7 +113,7 @@ class SegmentBuilder {
               "matmul: glu takes two parts of one width");
       const auto& [activation, out] = *glu;
       s.glu = row_spec(static_cast<int>(RowFunction::glu), std::get<1>(parts[0]), out,
-                       std::get<1>(parts[1]), {}, {}, activation, 0.0f);
+                       std::get<1>(parts[1]), {}, {}, activation, 0.0f, 0);
     }
     if (format_info(s.parts[0].format)->act == ActKind::bf16) {
       require(narrow >= 0 && narrow % 64 == 0, "matmul: no place for the input as bf16");
@@ -187,7 +187,9 @@ class SegmentBuilder {
   }
   void attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v, int64_t out,
                  int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
-                 float scale, int64_t window, float softcap) {
+                 float scale, int64_t window, float softcap, bool causal,
+                 const std::optional<Array1<float>>& slopes,
+                 const std::optional<Array1<float>>& sinks) {
     require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
             "attention: KV heads have as many heads each");
     require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
@@ -196,7 +198,12 @@ class SegmentBuilder {
             "attention: widths differ");
     require(window >= 0 && layer >= 0, "attention: negative window or layer");
     AttentionSpec s{f32_value(q), {}, {}, f32_value(out), layer, heads, kv_heads, k_dim, v_dim,
-                    window, scale, softcap};
+                    window, scale, softcap, causal, floats(slopes), floats(sinks)};
+    require(s.slopes.empty() || static_cast<int64_t>(s.slopes.size()) == heads,
+            "attention: a slope for each head");
+    require(s.sinks.empty() || static_cast<int64_t>(s.sinks.size()) == heads,
+            "attention: a sink for each head");
+    require(causal || window == 0, "attention: windows look back");
     if (k) s.k = f32_value(*k);
     if (v) s.v = f32_value(*v);
     attention_.push_back({layer, kv_heads, k_dim, v_dim, window, k.has_value(), v.has_value()});
@@ -462,24 +469,41 @@ class SegmentBuilder {
   }
   RowSpec row_spec(int function, int64_t a, int64_t out, std::optional<int64_t> b,
                    const std::optional<Array1<float>>& weight,
-                   const std::optional<Array1<float>>& bias, int activation, float number) {
-    require(function >= 0 && function <= static_cast<int>(RowFunction::mul), "row function");
-    require(activation >= 0 && activation <= static_cast<int>(Activation::sigmoid), "activation");
+                   const std::optional<Array1<float>>& bias, int activation, float number,
+                   int64_t group) {
+    require(function >= 0 && function < kRowFunctions, "row function");
+    require(activation >= 0 && activation < kActivations, "activation");
     RowSpec s{static_cast<RowFunction>(function), f32_value(a), {}, at(out), floats(weight),
-              floats(bias), static_cast<Activation>(activation), number};
+              floats(bias), static_cast<Activation>(activation), number, group};
     require(s.a.width == s.out.width && s.a.selected == s.out.selected, "row: shapes differ");
+    const auto given = static_cast<int64_t>(s.weight.size());
+    const bool multiplies = s.function == RowFunction::mul;
     const bool two = s.function == RowFunction::glu || s.function == RowFunction::add ||
-                     s.function == RowFunction::mul;
+                     (multiplies && given == 0);
     require(two == b.has_value(), "row: number of operands");
     if (b) {
       s.b = f32_value(*b);
-      require(s.b.width == s.a.width && s.b.selected == s.a.selected, "row: shapes differ");
+      require((multiplies ? s.a.width % s.b.width == 0 : s.b.width == s.a.width) &&
+                  s.b.selected == s.a.selected,
+              "row: shapes differ");
     }
     const bool norm = s.function == RowFunction::rms_norm || s.function == RowFunction::layer_norm;
-    require(norm == !s.weight.empty(), "row: norm weight");
-    const auto group = static_cast<int64_t>(s.weight.size());
-    require(!norm || s.a.width % group == 0, "row: norm width");
-    require(s.bias.empty() || s.bias.size() == s.weight.size(), "row: norm bias");
+    require(norm == (group > 0) && (!norm || s.a.width % group == 0), "row: norm width");
+    require(s.bias.empty() || (norm && s.bias.size() == s.weight.size()), "row: norm bias");
+    bool fits = given == 0;
+    switch (s.function) {
+      case RowFunction::rms_norm:
+      case RowFunction::layer_norm: fits = given == 0 || given == group; break;
+      case RowFunction::mul: fits = given == 0 || s.a.width % given == 0; break;
+      case RowFunction::shift: fits = given == s.a.width; break;
+      case RowFunction::clamp: fits = given == 2; break;
+      case RowFunction::xielu: fits = given == 4; break;
+      case RowFunction::position_scale:
+        fits = given == 3 && s.weight[0] > 0 && !s.a.selected;
+        break;
+      default: break;
+    }
+    require(fits, "row: weights");
     scratch_ = std::max(scratch_, s.out.width + 64);
     return s;
   }
@@ -557,7 +581,8 @@ void bind_segments(nb::module_& m) {
            "x"_a, "table"_a, "offset"_a, "out"_a)
       .def("select", &SegmentBuilder::select, "x"_a, "out"_a)
       .def("row", &SegmentBuilder::row, "function"_a, "a"_a, "out"_a, "b"_a = nb::none(),
-           "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f)
+           "weight"_a = nb::none(), "bias"_a = nb::none(), "activation"_a = 0, "number"_a = 0.0f,
+           "group"_a = 0)
       .def("matmul", &SegmentBuilder::matmul, "x"_a, "parts"_a, "glu"_a = nb::none(),
            "tiles"_a = 0, "narrow"_a = Value::kNone, "groups"_a = 1)
       .def("heads", &SegmentBuilder::heads, "parts"_a, "out"_a, "count"_a)
@@ -565,7 +590,7 @@ void bind_segments(nb::module_& m) {
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
-           "softcap"_a)
+           "softcap"_a, "causal"_a = true, "slopes"_a = nb::none(), "sinks"_a = nb::none())
       .def("short_conv", &SegmentBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &SegmentBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,

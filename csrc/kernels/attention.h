@@ -67,7 +67,10 @@ STRATA_INLINE float exp1(float x) {
   return t[0];
 }
 
-// Keys that the row at `position` sees: [first, position].
+// Keys that the row at `position` sees: [first, last].
+STRATA_INLINE int64_t last_key(const AttentionArgs& a, int64_t position) {
+  return a.seen > 0 ? a.seen - 1 : position;
+}
 STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
   return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
 }
@@ -96,18 +99,36 @@ STRATA_INLINE void merge_partial(float* into, const float* p, int64_t v_dim) {
     store(into + 2 + i, fma(load(p + 2 + i), fn, load(into + 2 + i) * fo));
 }
 
-STRATA_INLINE void write_output(const float* p, int64_t v_dim, float* out) {
-  const F32x16 sum = broadcast(p[1]);
-  each_vector(v_dim, [&](int64_t i, int lanes) {
-    store_part(out + i, load(p + 2 + i) / sum, lanes);
+STRATA_INLINE void write_output(const AttentionArgs& a, int64_t head, const float* p, float* out) {
+  if (a.sinks == nullptr) {
+    const F32x16 sum = broadcast(p[1]);
+    each_vector(a.shape.v_dim, [&](int64_t i, int lanes) {
+      store_part(out + i, load(p + 2 + i) / sum, lanes);
+    });
+    return;
+  }
+  // The sink comes last, whatever the splits: both orders of magnitude are kept apart.
+  const float sink = a.sinks[head], top = sink > p[0] ? sink : p[0];
+  const float factor = exp1(p[0] - top);
+  const F32x16 f = broadcast(factor), sum = broadcast(p[1] * factor + exp1(sink - top));
+  each_vector(a.shape.v_dim, [&](int64_t i, int lanes) {
+    store_part(out + i, (load(p + 2 + i) * f) / sum, lanes);
   });
 }
 
 // The scores of one row over one block become weights, in place; keys outside [lo, hi) weigh an
-// exact zero. Updates maximum and sum, and scales the output so far.
-STRATA_INLINE void soften(const AttentionArgs& a, float* s, int64_t lo, int64_t hi, float* p) {
+// exact zero. Updates maximum and sum, and scales the output so far. `here` is the row's position
+// counted from the block's first key.
+STRATA_INLINE void soften(const AttentionArgs& a, int64_t head, int64_t here, float* s, int64_t lo,
+                          int64_t hi, float* p) {
   constexpr int kVectors = kKvBlock / 16;
   if (a.softcap > 0.0f) softcap_row(s, a.softcap, kKvBlock, s);
+  if (a.slopes != nullptr) {
+    for (int64_t j = lo; j < hi; ++j) {
+      const int64_t distance = here > j ? here - j : j - here;
+      s[j] = s[j] - a.slopes[head] * static_cast<float>(distance);
+    }
+  }
   for (int64_t j = 0; j < lo; ++j) s[j] = kNoKey;
   for (int64_t j = hi; j < kKvBlock; ++j) s[j] = kNoKey;
   F32x16 v[kVectors];
@@ -175,7 +196,7 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
                       int64_t split, const float* q, float* scores, float* p, float* unpacked) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
   const int64_t stride = partial_floats(a.shape.v_dim), width = kv_value_stride(a.shape.v_dim);
-  const int64_t last = a.past + row1 - 1;
+  const int64_t last = last_key(a, a.past + row1 - 1);
   int64_t block = first_key(a, a.past + row0) / kKvBlock;
   if (block < split * kSplitBlocks) block = split * kSplitBlocks;
   int64_t end = last / kKvBlock + 1;
@@ -197,14 +218,15 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
     int64_t first = kKvBlock, most = 0;
     for (int64_t i = 0; i < vectors; ++i) {
       const int64_t position = a.past + row0 + i / group;
-      int64_t lo = first_key(a, position) - base, hi = position + 1 - base;
+      int64_t lo = first_key(a, position) - base, hi = last_key(a, position) + 1 - base;
       if (lo < 0) lo = 0;
       if (hi > kKvBlock) hi = kKvBlock;
       if (lo >= hi) {   // nothing to see for this row: it keeps what it has
         for (int64_t j = 0; j < kKvBlock; ++j) scores[i * kKvBlock + j] = 0.0f;
         continue;
       }
-      soften(a, scores + i * kKvBlock, lo, hi, p + i * stride);
+      soften(a, kv_head * group + i % group, position - base, scores + i * kKvBlock, lo, hi,
+             p + i * stride);
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
@@ -235,7 +257,7 @@ static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_
   float* all = part + kQueryTile * stride;
   gather_queries(a, kv_head, row0, row1, q);
   const int64_t first = first_key(a, a.past + row0) / (kKvBlock * kSplitBlocks);
-  const int64_t last = (a.past + row1 - 1) / (kKvBlock * kSplitBlocks);
+  const int64_t last = last_key(a, a.past + row1 - 1) / (kKvBlock * kSplitBlocks);
   for (int64_t i = 0; i < vectors; ++i) clear_partial(all + i * stride, a.shape.v_dim);
   for (int64_t split = first; split <= last; ++split) {
     for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.shape.v_dim);
@@ -245,9 +267,9 @@ static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_
       merge_partial(all + i * stride, part + i * stride, a.shape.v_dim);
   }
   for (int64_t i = 0; i < vectors; ++i) {
-    float* out = a.out + (row0 + i / group) * a.out_stride +
-                 (kv_head * group + i % group) * a.shape.v_dim;
-    write_output(all + i * stride, a.shape.v_dim, out);
+    const int64_t head = kv_head * group + i % group;
+    float* out = a.out + (row0 + i / group) * a.out_stride + head * a.shape.v_dim;
+    write_output(a, head, all + i * stride, out);
   }
 }
 
@@ -276,7 +298,7 @@ static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int6
   const float* p = partials + (row * a.heads + head) * splits * stride;
   clear_partial(scratch, a.shape.v_dim);
   for (int64_t s = 0; s < splits; ++s) merge_partial(scratch, p + s * stride, a.shape.v_dim);
-  write_output(scratch, a.shape.v_dim, a.out + row * a.out_stride + head * a.shape.v_dim);
+  write_output(a, head, scratch, a.out + row * a.out_stride + head * a.shape.v_dim);
 }
 
 template <class Kv> constexpr KvKernels kv_kernels() {
@@ -285,8 +307,8 @@ template <class Kv> constexpr KvKernels kv_kernels() {
 
 static const StepKernels* step_table() {
   static const StepKernels table = {
-      rms_norm, layer_norm, glu, activate, add_rows, mul_rows, scale_row, softcap_row, rope,
-      short_conv, grouped_rms_norm, l2_norm, decay_row,
+      rms_norm, layer_norm, glu, activate, add_rows, multiply_rows, clamp_row, xielu_row,
+      scale_row, softcap_row, rope, short_conv, grouped_rms_norm, l2_norm, decay_row,
       {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7},
       merge_splits,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>()}};

@@ -44,7 +44,9 @@ static void rms_norm(const float* x, const float* weight, float eps, int64_t n, 
   const F32x16 factor =
       broadcast(1.0f) / sqrt(broadcast(squares / static_cast<float>(n) + eps));
   each_vector(n, [&](int64_t i, int lanes) {
-    store_part(out + i, (load_part(x + i, lanes) * factor) * load_part(weight + i, lanes), lanes);
+    F32x16 v = load_part(x + i, lanes) * factor;
+    if (weight != nullptr) v = v * load_part(weight + i, lanes);
+    store_part(out + i, v, lanes);
   });
 }
 
@@ -64,7 +66,8 @@ static void layer_norm(const float* x, const float* weight, const float* bias, f
   });
   const F32x16 factor = broadcast(1.0f) / sqrt(broadcast(squares / count + eps));
   each_vector(n, [&](int64_t i, int lanes) {
-    F32x16 v = ((load_part(x + i, lanes) - mean) * factor) * load_part(weight + i, lanes);
+    F32x16 v = (load_part(x + i, lanes) - mean) * factor;
+    if (weight != nullptr) v = v * load_part(weight + i, lanes);
     if (bias != nullptr) v = v + load_part(bias + i, lanes);
     store_part(out + i, v, lanes);
   });
@@ -97,6 +100,21 @@ STRATA_INLINE F32x16 gelu(const F32x16& x) {
   return (broadcast(0.5f) * x) * (broadcast(1.0f) + erf(x * broadcast(0.7071067811865476f)));
 }
 
+STRATA_INLINE F32x16 sigmoid(const F32x16& x) {
+  return broadcast(1.0f) / (broadcast(1.0f) + exp(zero16() - x));
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + t), t = e^-|x|; the logarithm as 2 atanh(t / (2 + t)), whose
+// series in s^2 <= 1/9 ends below 2^-26.
+STRATA_INLINE F32x16 softplus(const F32x16& x) {
+  const F32x16 t = exp(zero16() - abs(x));
+  const F32x16 s = t / (t + broadcast(2.0f));
+  const F32x16 z = s * s;
+  F32x16 p = broadcast(2.0f / 15);
+  for (int k = 13; k >= 1; k -= 2) p = fma(p, z, broadcast(2.0f / static_cast<float>(k)));
+  return fma(p, s, max(x, zero16()));
+}
+
 // Calls f with the activation as a function object, so that the choice is made once a row.
 template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
   switch (a) {
@@ -110,10 +128,11 @@ template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
         return r * r;
       });
       break;
-    case Activation::sigmoid:
-      f([](const F32x16& x) {
-        return broadcast(1.0f) / (broadcast(1.0f) + exp(zero16() - x));
-      });
+    case Activation::sigmoid: f([](const F32x16& x) { return sigmoid(x); }); break;
+    case Activation::tanh: f([](const F32x16& x) { return tanh(x); }); break;
+    case Activation::softplus: f([](const F32x16& x) { return softplus(x); }); break;
+    case Activation::gelu_quick:
+      f([](const F32x16& x) { return x * sigmoid(x * broadcast(1.702f)); });
       break;
   }
 }
@@ -136,9 +155,24 @@ static void add_rows(const float* a, const float* b, int64_t n, float* out) {
   });
 }
 
-static void mul_rows(const float* a, const float* b, int64_t n, float* out) {
+static void multiply_rows(const float* a, const float* b, int64_t n, float* out) {
   each_vector(n, [&](int64_t i, int lanes) {
     store_part(out + i, load_part(a + i, lanes) * load_part(b + i, lanes), lanes);
+  });
+}
+
+static void clamp_row(const float* x, float low, float high, int64_t n, float* out) {
+  const F32x16 least = broadcast(low), most = broadcast(high);
+  map_row(x, n, out, [&](const F32x16& v) { return min(most, max(least, v)); });
+}
+
+static void xielu_row(const float* x, float negative, float positive, float beta, float eps,
+                      int64_t n, float* out) {
+  const F32x16 a = broadcast(negative), b = broadcast(positive), most = broadcast(eps);
+  map_row(x, n, out, [&](const F32x16& v) {
+    const F32x16 below = ((exp(min(most, v)) - broadcast(1.0f)) - v) * a;
+    const F32x16 above = (v * v) * b;
+    return fma(broadcast(beta), v, select_lt(zero16(), v, above, below));
   });
 }
 

@@ -10,7 +10,11 @@ inline constexpr int64_t kKvBlock = 64;
 // that the bits do not depend on who computed which split.
 inline constexpr int64_t kSplitBlocks = 8;
 
-enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, sigmoid = 5 };
+enum class Activation : int32_t {
+  silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, sigmoid = 5, tanh = 6, softplus = 7,
+  gelu_quick = 8
+};
+inline constexpr int kActivations = 9;
 
 // How keys and values are kept. q8_0 is int8 with an f16 scale for each kKvGroup elements of one
 // position, so that a position is written once and never again.
@@ -55,6 +59,9 @@ struct AttentionArgs {
   int64_t past;            // position of row 0
   int64_t window;          // 0: all keys
   float scale, softcap;    // softcap 0: none
+  int64_t seen;            // 0: a row sees what came before; else all see so many positions
+  const float* slopes;     // of heads: what a key loses by each position of its distance; or null
+  const float* sinks;      // of heads: scores that weigh in the sum and have no value; or null
 };
 
 // Query rows times heads of a group that one call of `attend` may hold.
@@ -103,14 +110,19 @@ enum class Scan : int32_t { ssm_head = 0, ssm_channels = 1, gated_delta = 2, wkv
 inline constexpr int kScans = 5;
 
 struct StepKernels {
+  // weight may be nullptr
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
-  // bias may be nullptr
+  // weight and bias may be nullptr
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n,
                      float* out);
   void (*glu)(Activation, const float* gate, const float* up, int64_t n, float* out);
   void (*activate)(Activation, const float* x, int64_t n, float* out);
   void (*add)(const float* a, const float* b, int64_t n, float* out);
-  void (*mul)(const float* a, const float* b, int64_t n, float* out);
+  void (*multiply)(const float* a, const float* b, int64_t n, float* out);
+  void (*clamp)(const float* x, float low, float high, int64_t n, float* out);
+  // x > 0: positive x^2 + beta x; else negative (e^min(x, eps) - 1 - x) + beta x
+  void (*xielu)(const float* x, float negative, float positive, float beta, float eps, int64_t n,
+                float* out);
   void (*scale)(const float* x, float factor, int64_t n, float* out);
   void (*softcap)(const float* x, float cap, int64_t n, float* out);
   // Rotates one head; cos and sin hold `half` values each, the dims after 2 * half are copied.

@@ -48,16 +48,19 @@ using Floats = std::vector<float>;   // a small parameter (norm weight, bias), o
 
 enum class RowFunction : int32_t {
   copy = 0, rms_norm = 1, layer_norm = 2, glu = 3, activation = 4, add = 5, scale = 6, softcap = 7,
-  mul = 8
+  mul = 8, shift = 9, clamp = 10, xielu = 11, position_scale = 12
 };
+inline constexpr int kRowFunctions = 13;
 
 // A function of single rows: out = f(a, b). Writes whichever forms of `out` are kept.
 struct RowSpec {
   RowFunction function;
-  Value a, b, out;          // b: up (glu), the other term (add); unused otherwise
-  Floats weight, bias;      // norms; the weight's width is the group that is normalised
+  Value a, b, out;          // b: up (glu), the other term (add) or factor (mul); else unused
+  // Weights of norms, mul and shift; parameters of clamp, xielu and position_scale in their order.
+  Floats weight, bias;
   Activation activation = Activation::silu;
   float number = 0;         // eps, factor or cap
+  int64_t group = 0;        // what is normalised together
 };
 
 struct MatmulPart {
@@ -96,6 +99,8 @@ struct AttentionSpec {
   Value out;
   int64_t layer, heads, kv_heads, k_dim, v_dim, window;
   float scale, softcap;
+  bool causal = true;
+  Floats slopes, sinks;   // of heads, or empty
 };
 
 // Rows put together from heads: for each of `heads` heads its part of each x, `width` floats from

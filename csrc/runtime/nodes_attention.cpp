@@ -46,12 +46,15 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.window = s.window;
   a.scale = s.scale;
   a.softcap = s.softcap;
+  a.seen = s.causal ? 0 : span.past + span.rows;
+  a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
+  a.sinks = s.sinks.empty() ? nullptr : s.sinks.data();
   return a;
 }
 
 class StoreNode final : public Node {
  public:
-  explicit StoreNode(AttentionSpec spec) : s_(spec) {}
+  explicit StoreNode(AttentionSpec spec) : s_(std::move(spec)) {}
 
   int64_t begin(const Context& c) override {
     const int64_t rows = c.step->tokens_count;
@@ -103,7 +106,8 @@ struct Cut {
 
 class AttendNode final : public Node {
  public:
-  AttendNode(AttentionSpec spec, std::shared_ptr<Cut> cut) : s_(spec), cut_(std::move(cut)) {}
+  AttendNode(AttentionSpec spec, std::shared_ptr<Cut> cut)
+      : s_(std::move(spec)), cut_(std::move(cut)) {}
 
   int64_t begin(const Context& c) override {
     tile_ = query_tile(s_.heads, s_.kv_heads);
@@ -162,7 +166,8 @@ class AttendNode final : public Node {
 // Merges split results, and makes the int8 form that the next product reads.
 class MergeNode final : public Node {
  public:
-  MergeNode(AttentionSpec spec, std::shared_ptr<Cut> cut) : s_(spec), cut_(std::move(cut)) {}
+  MergeNode(AttentionSpec spec, std::shared_ptr<Cut> cut)
+      : s_(std::move(spec)), cut_(std::move(cut)) {}
 
   int64_t begin(const Context& c) override {
     if (!cut_->split && s_.out.q8 == Value::kNone) return 0;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "runtime/nodes.h"
@@ -204,21 +205,46 @@ void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int6
       break;
     case RowFunction::rms_norm:
     case RowFunction::layer_norm: {
-      const int64_t group = static_cast<int64_t>(s.weight.size());
-      for (int64_t g = 0; g < n; g += group) {
+      const float* weight = s.weight.empty() ? nullptr : s.weight.data();
+      const float* bias = s.bias.empty() ? nullptr : s.bias.data();
+      for (int64_t g = 0; g < n; g += s.group) {
         if (s.function == RowFunction::rms_norm) {
-          k.rms_norm(a + g, s.weight.data(), s.number, group, out + g);
+          k.rms_norm(a + g, weight, s.number, s.group, out + g);
         } else {
-          k.layer_norm(a + g, s.weight.data(), s.bias.empty() ? nullptr : s.bias.data(), s.number,
-                       group, out + g);
+          k.layer_norm(a + g, weight, bias, s.number, s.group, out + g);
         }
       }
+      break;
+    }
+    case RowFunction::mul: {
+      const float* b = s.weight.empty() ? c.f32(s.b, row) : s.weight.data();
+      const int64_t given = s.weight.empty() ? s.b.width : static_cast<int64_t>(s.weight.size());
+      if (given == s.out.width) {
+        k.multiply(a, b + c0, n, out);
+        break;
+      }
+      const int64_t each = s.out.width / given;
+      for (int64_t i = c0; i < c1;) {
+        const int64_t end = std::min(c1, (i / each + 1) * each);
+        k.scale(a + i - c0, b[i / each], end - i, out + i - c0);
+        i = end;
+      }
+      break;
+    }
+    case RowFunction::shift: k.add(a, s.weight.data() + c0, n, out); break;
+    case RowFunction::clamp: k.clamp(a, s.weight[0], s.weight[1], n, out); break;
+    case RowFunction::xielu:
+      k.xielu(a, s.weight[0], s.weight[1], s.weight[2], s.weight[3], n, out);
+      break;
+    case RowFunction::position_scale: {
+      const double floor = s.weight[0], offset = s.weight[2];
+      const double steps = std::floor((c.step->positions[row] + offset) / floor);
+      k.scale(a, static_cast<float>(1 + s.weight[1] * std::log1p(steps)), n, out);
       break;
     }
     case RowFunction::glu: k.glu(s.activation, a, c.f32(s.b, row) + c0, n, out); break;
     case RowFunction::activation: k.activate(s.activation, a, n, out); break;
     case RowFunction::add: k.add(a, c.f32(s.b, row) + c0, n, out); break;
-    case RowFunction::mul: k.mul(a, c.f32(s.b, row) + c0, n, out); break;
     case RowFunction::scale: k.scale(a, s.number, n, out); break;
     case RowFunction::softcap: k.softcap(a, s.number, n, out); break;
   }

@@ -35,6 +35,12 @@ class Example:
 
 EXAMPLES = [
     Example("a model that is another by name", r"\bYiForCausalLM\b", 1),
+    Example(
+        "a variation of a dense model",
+        r"\b(cogvlm|act_scales)\b",
+        4,
+        read=frozenset({"bench/archs_against_llamacpp.py"}),
+    ),
     Example("a model", r"\bgranite\b(?!-)", 4, "granite"),
     Example(
         "an Op",

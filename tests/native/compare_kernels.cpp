@@ -174,7 +174,7 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("layer_norm", "without bias", [&](const StepKernels& s, float* out) {
     s.layer_norm(a.data(), w.data(), nullptr, 1e-5f, n, out);
   });
-  for (int f = 0; f <= static_cast<int>(Activation::sigmoid); ++f) {
+  for (int f = 0; f < kActivations; ++f) {
     const auto activation = static_cast<Activation>(f);
     const std::string number = std::to_string(f);
     both("activation", number, [&](const StepKernels& s, float* out) {
@@ -184,6 +184,18 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
       s.glu(activation, a.data(), b.data(), n, out);
     });
   }
+  both("multiply", "", [&](const StepKernels& s, float* out) {
+    s.multiply(a.data(), b.data(), n, out);
+  });
+  both("clamp", "", [&](const StepKernels& s, float* out) {
+    s.clamp(a.data(), -0.5f, 0.7f, n, out);
+  });
+  both("xielu", "", [&](const StepKernels& s, float* out) {
+    s.xielu(a.data(), 1.3f, 1.2f, 0.5f, -1e-6f, n, out);
+  });
+  both("rms_norm", "without weight", [&](const StepKernels& s, float* out) {
+    s.rms_norm(a.data(), nullptr, 1e-5f, n, out);
+  });
   both("add", "", [&](const StepKernels& s, float* out) { s.add(a.data(), b.data(), n, out); });
   both("scale", "", [&](const StepKernels& s, float* out) { s.scale(a.data(), 0.3f, n, out); });
   both("softcap", "", [&](const StepKernels& s, float* out) { s.softcap(a.data(), 30, n, out); });
@@ -192,7 +204,6 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("short_conv", "", [&](const StepKernels& s, float* out) {
     s.short_conv(rows, taps.data(), b.data(), n, 3, n, out);
   });
-  both("mul", "", [&](const StepKernels& s, float* out) { s.mul(a.data(), b.data(), n, out); });
   both("grouped_rms_norm", "", [&](const StepKernels& s, float* out) {
     s.grouped_rms_norm(a.data(), w.data(), 1e-5f, n, n, out);
   });
@@ -247,6 +258,8 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
   const std::vector<float> q = draw(kRows * kHeads * shape.k_dim, 6);
   const std::vector<float> k = draw((kPast + kRows) * kKvHeads * shape.k_dim, 7);
   const std::vector<float> v = draw((kPast + kRows) * kKvHeads * shape.v_dim, 8);
+  static constexpr float slopes[kHeads] = {0.5f, 0.25f, 0.1f, 0.0f, 1.0f, 0.01f};
+  static constexpr float sinks[kHeads] = {0.0f, -3.0f, 5.0f, 0.5f, 20.0f, -90.0f};
   const auto kv_bytes = static_cast<size_t>(kBlocks * kKvHeads * head_bytes);
   const auto out_bytes = static_cast<size_t>(kRows * kHeads * shape.v_dim) * sizeof(float);
   const auto partials_bytes =
@@ -269,6 +282,11 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     a.window = window;
     a.scale = 0.125f;
     a.softcap = softcap;
+    // Heads with slopes and sinks, where nothing else tells the cases apart.
+    if (window == 0 && softcap == 0.0f) {
+      a.slopes = slopes;
+      a.sinks = sinks;
+    }
     const KvKernels& kernels = s.kv[type];
     for (int64_t p = 0; p < kPast + kRows; ++p) {
       uint8_t* block = kv.bytes() + table[static_cast<size_t>(p / kKvBlock)] * a.block_stride;

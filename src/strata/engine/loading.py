@@ -19,6 +19,7 @@ from strata.engine.runtime import (
     settled_memory,
     smallest_budget,
 )
+from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
@@ -77,6 +78,11 @@ def _load(
     if wanted is None:
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
     model = build_model(file, wanted)
+    if not model.causal:
+        raise UsageError(
+            f"'{model.architecture}' models see a whole text at once and do not continue it token "
+            f"by token: this one cannot be run here"
+        )
     # Building a tokenizer takes more for a while than it keeps: before there are weights.
     _check_tokenizer(file, model, options)
     before = settled_memory()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.models import (
+    composed,
+    deepseek2,
     falcon_h1,
     gemma2,
     gemma3,
@@ -18,6 +21,7 @@ from strata.models import (
     lfm2,
     llama,
     mamba,
+    minicpm3,
     mixtures,
     nemotron_h,
     olmo2,
@@ -28,6 +32,7 @@ from strata.models import (
     qwen3,
     qwen3moe,
     qwen35,
+    variants,
 )
 from strata.models.config import read_trained_context
 from strata.models.errors import (
@@ -80,6 +85,14 @@ FAMILIES: Mapping[str, Build] = {
     "Olmo3ForCausalLM": olmo2.build_windowed,
     "granite": granite.build,
     "GraniteForCausalLM": granite.build,
+    "deepseek2": deepseek2.build,
+    "deepseek32": deepseek2.build,
+    "glm-dsa": deepseek2.build,
+    "mistral4": deepseek2.build,
+    "DeepseekV2ForCausalLM": deepseek2.build,
+    "DeepseekV3ForCausalLM": deepseek2.build,
+    "minicpm3": minicpm3.build,
+    "MiniCPM3ForCausalLM": minicpm3.build,
     "gpt2": gpt2.build,
     "GPT2LMHeadModel": gpt2.build,
     "opt": opt.build,
@@ -102,6 +115,7 @@ FAMILIES: Mapping[str, Build] = {
     "Qwen3_5ForCausalLM": qwen35.build,
     "Qwen3_5ForConditionalGeneration": qwen35.build,
     "OPTForCausalLM": opt.build,
+    **{name: partial(composed.build, v=v) for name, v in variants.GGUF.items()},
 }
 
 

@@ -62,6 +62,8 @@ def read_config(
     ffn_ratio: int | None = None,
     mixed: bool = False,
     experts: bool = False,
+    uneven: bool = False,
+    latent: bool = False,
 ) -> Config:
     """Read the shared hyperparameters.
 
@@ -69,6 +71,8 @@ def read_config(
     (else width / heads), feed-forward width as ``ffn_ratio`` times the width. ``mixed``: some
     layers have no attention or no feed-forward; sizes are those of the others (0: none has any).
     ``experts``: whether the family may have a mixture of experts.
+    ``uneven``: layers may have sizes of their own; the Config has those of the first with any.
+    ``latent``: heads are made otherwise, and their widths are not looked at.
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
@@ -80,20 +84,29 @@ def read_config(
     listed = len(kinds) if isinstance(kinds, list) and kinds else REQUIRED
     layers = keys.integer("layers", listed, high=MAX_LAYERS)
     width = keys.integer("width", high=MAX_WIDTH)
-    heads = _size(keys, "heads", layers, 0 if mixed else REQUIRED, MAX_WIDTH, mixed)
-    kv_heads = _size(keys, "kv_heads", layers, heads, MAX_WIDTH, mixed)
+    if uneven:
+        heads = _first(keys, "heads", layers)
+        kv_heads = _first(keys, "kv_heads", layers, heads)
+    else:
+        heads = _size(keys, "heads", layers, 0 if mixed else REQUIRED, MAX_WIDTH, mixed)
+        kv_heads = _size(keys, "kv_heads", layers, heads, MAX_WIDTH, mixed)
     if heads % max(kv_heads, 1):
         raise ConfigError(f"'{keys.find('kv_heads')[0]}' is {kv_heads}, no divisor of {heads}")
+    if latent:
+        kv_heads, head_dim = heads, 1
     if keys.find("head_dim")[1] is None and head_dim is None and width % max(heads, 1):
         raise ConfigError(f"'{keys.find('heads')[0]}' is {heads}, no divisor of width {width}")
     dim = keys.integer("head_dim", head_dim or width // max(heads, 1), high=MAX_WIDTH)
-    if keys.integer("value_dim", dim, high=MAX_WIDTH) != dim:
+    if not latent and keys.integer("value_dim", dim, high=MAX_WIDTH) != dim:
         raise ConfigError(f"'{keys.find('value_dim')[0]}' differs from the keys' {dim}")
     trained = read_trained_context(keys)
     if context is not None and not 1 <= context <= trained:
         raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
     usual = ffn_ratio * width if ffn_ratio else 0 if mixed else REQUIRED
-    ffn = _size(keys, "ffn", layers, usual, 16 * MAX_WIDTH, mixed)
+    if uneven:
+        ffn = _first(keys, "ffn", layers)
+    else:
+        ffn = _size(keys, "ffn", layers, usual, 16 * MAX_WIDTH, mixed)
     return Config(
         architecture=architecture,
         keys=keys,
@@ -122,12 +135,23 @@ def _size(keys: Keys, name: str, layers: int, default: int, high: int, mixed: bo
     return found.pop() if found else 0
 
 
+def _first(keys: Keys, name: str, layers: int, default: int = REQUIRED) -> int:
+    """Of the layers' numbers the first that is not 0."""
+    numbers = keys.integers(name, layers, default, high=16 * MAX_WIDTH)
+    found = next((n for n in numbers if n), 0)
+    if not found:
+        raise ConfigError(f"'{keys.find(name)[0]}' is 0 in every layer")
+    return found
+
+
 def read_trained_context(keys: Keys) -> int:
-    """The positions that the file states."""
+    """The positions that the file states; where an indexer chooses among more than ``top_k`` of
+    them, so many: as far as all are chosen it changes nothing, and choosing is not built."""
     # Configurations of pure state-space models state none: their state is of a fixed size.
     endless = keys.kind == "huggingface" and keys.find("ssm_states")[1] is not None
     stated = keys.number("context", ENDLESS if endless else REQUIRED, low=1, high=1e38)
-    return min(int(stated), MAX_CONTEXT)
+    chosen = keys.integer("indexer_top_k", 0, low=0) or MAX_CONTEXT
+    return min(int(stated), chosen, MAX_CONTEXT)
 
 
 def _vocabulary(file: ModelFile, keys: Keys) -> int:

@@ -43,11 +43,21 @@ def attention_tensors(c: Config, *, bias: bool, out_bias: bool) -> dict[str, Ten
             tensors[f"blk.{{i}}.attn_{letter}.{kind}"] = Tensor(
                 f"{stored}{letter}_proj.{kind}", shape, _optional(c, kind), part=part
             )
+        tensors |= scale_tensors(c, f"attn_{letter}", fused="attn_qkv")
     for kind, shape in _kinds(c, (c.width, q), out_bias):
         tensors[f"blk.{{i}}.attn_output.{kind}"] = Tensor(
             f"{stored}o_proj.{kind}", shape, _optional(c, kind)
         )
-    return tensors
+    return {**tensors, **scale_tensors(c, "attn_output")}
+
+
+def scale_tensors(c: Config, name: str, fused: str | None = None) -> dict[str, Tensor]:
+    """The number that all of a product is multiplied with, which GGUF files may have beside its
+    weight, or beside the ``fused`` one that it is a part of."""
+    if c.keys.kind != "gguf":
+        return {}
+    part = None if fused is None else Part(f"blk.{{i}}.{fused}.scale", "", 0, 1)
+    return {f"blk.{{i}}.{name}.scale": Tensor(None, (1,), optional=True, part=part)}
 
 
 def gated_tensors(c: Config, *, bias: bool = False) -> dict[str, Tensor]:
@@ -63,6 +73,7 @@ def gated_tensors(c: Config, *, bias: bool = False) -> dict[str, Tensor]:
             tensors[f"blk.{{i}}.ffn_{name}.{kind}"] = Tensor(
                 f"{stored}{name}_proj.{kind}", shape, _optional(c, kind)
             )
+        tensors |= scale_tensors(c, f"ffn_{name}")
     return tensors
 
 
@@ -97,6 +108,13 @@ def frame_tensors(c: Config, transform: Transform = "none") -> dict[str, Tensor]
     return tensors
 
 
+def last_bias(c: Config) -> dict[str, Tensor]:
+    """The bias of the head, which GGUF files of some families may have."""
+    if c.keys.kind != "gguf":
+        return {}
+    return {"output.bias": Tensor(None, (c.vocab,), optional=True)}
+
+
 def rope_tensors(c: Config) -> dict[str, Tensor]:
     """Frequency factors, which GGUF files keep as tensors: one set, or a long and a short one."""
     shape = (c.keys.integer("rope_dim", c.head_dim) // 2,)
@@ -119,6 +137,33 @@ def present(catalog: Catalog, name: str) -> str | None:
     return name if catalog.has(name) else None
 
 
+def product(b: Builder, catalog: Catalog, x: str, name: str, *, scaled: bool = True) -> str:
+    """x times the weight ``name``, its scale and its bias, as far as the file holds them.
+
+    ``scaled`` is False where a family's scales are not applied: but for NVFP4, whose blocks mean
+    nothing without.
+    """
+    weight, bias = f"{name}.weight", present(catalog, f"{name}.bias")
+    if not catalog.has(f"{name}.scale") or not (scaled or catalog.type(weight) == "NVFP4"):
+        return b.matmul(x, weight, bias)
+    # As llama.cpp has it: in feed-forward layers the bias is scaled, too.
+    if bias is None or "ffn" in name:
+        return b.scale_by(b.matmul(x, weight, bias), f"{name}.scale")
+    return b.shift(b.scale_by(b.matmul(x, weight), f"{name}.scale"), bias)
+
+
+def rotate(b: Builder, c: Config, x: str, rope: Rope) -> str:
+    """Rotary positions on heads of q or k."""
+    return b.rope(
+        x,
+        head_dim=c.head_dim,
+        inv_freq=rope.inv_freq,
+        style=rope.style,
+        mscale=rope.mscale,
+        factors=rope.factors,
+    )
+
+
 def attention(
     b: Builder,
     c: Config,
@@ -138,24 +183,13 @@ def attention(
     read one value and stand together, so that a backend may run them as one product.
     """
     name = f"blk.{i}.attn_"
-    weights = [(f"{name}{p}.weight", present(catalog, f"{name}{p}.bias")) for p in "qkv"]
     with b.unit("attention"):
-        q, k, v = (b.matmul(x, *weight) for weight in weights)
+        q, k, v = (product(b, catalog, x, f"{name}{p}") for p in "qkv")
     if norm_eps is not None:
         q = b.rms_norm(q, f"{name}q_norm.weight", norm_eps)
         k = b.rms_norm(k, f"{name}k_norm.weight", norm_eps)
     if rope is not None:
-        q, k = (
-            b.rope(
-                y,
-                head_dim=c.head_dim,
-                inv_freq=rope.inv_freq,
-                style=rope.style,
-                mscale=rope.mscale,
-                factors=rope.factors,
-            )
-            for y in (q, k)
-        )
+        q, k = (rotate(b, c, y, rope) for y in (q, k))
     mixed = b.attention(
         q,
         k,
@@ -170,31 +204,32 @@ def attention(
         softcap=softcap,
     )
     with b.unit("attention"):
-        return b.matmul(mixed, f"{name}output.weight", present(catalog, f"{name}output.bias"))
+        return product(b, catalog, mixed, f"{name}output")
 
 
-def gated(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
+def gated(
+    b: Builder, catalog: Catalog, x: str, i: int, function: str, *, scaled: bool = False
+) -> str:
     """down(act(gate(x)) * up(x)); gate and up stand together as q, k and v do."""
     name = f"blk.{i}.ffn_"
     with b.unit("ffn"):
-        gate = b.matmul(x, f"{name}gate.weight", present(catalog, f"{name}gate.bias"))
-        up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
+        gate = product(b, catalog, x, f"{name}gate", scaled=scaled)
+        up = product(b, catalog, x, f"{name}up", scaled=scaled)
         mixed = b.glu(gate, up, function)
-        return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
+        return product(b, catalog, mixed, f"{name}down", scaled=scaled)
 
 
 def plain(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
     """down(act(up(x)))."""
     name = f"blk.{i}.ffn_"
     with b.unit("ffn"):
-        up = b.matmul(x, f"{name}up.weight", present(catalog, f"{name}up.bias"))
-        mixed = b.activation(up, function)
-        return b.matmul(mixed, f"{name}down.weight", present(catalog, f"{name}down.bias"))
+        mixed = b.activation(product(b, catalog, x, f"{name}up", scaled=False), function)
+        return product(b, catalog, mixed, f"{name}down", scaled=False)
 
 
-def head(b: Builder, c: Config, x: str) -> str:
+def head(b: Builder, c: Config, x: str, bias: str | None = None) -> str:
     """Logits before any scale: the head's own matrix, or the embedding table."""
-    return b.matmul(x, "token_embd.weight" if c.tied else "output.weight")
+    return b.matmul(x, "token_embd.weight" if c.tied else "output.weight", bias)
 
 
 def assemble(
@@ -280,6 +315,7 @@ def pre_norm_model(
     logit_scale: float = 1.0,
     ffn_norm: str = "ffn_norm",
     feed_forward: Callable[[Builder, str, int], str] | None = None,
+    ffn_scaled: bool = False,
 ) -> Model:
     """A model of Llama's layers: x + attention(norm(x)), then x + gated(norm(x)), RMSNorm, SiLU.
 
@@ -302,12 +338,15 @@ def pre_norm_model(
         )
         x = b.add(x, b.scale(h, residual_scale))
         h = b.rms_norm(x, f"blk.{i}.{ffn_norm}.weight", eps)
-        h = feed_forward(b, h, i) if feed_forward else gated(b, catalog, h, i, "silu")
+        if feed_forward is None:
+            h = gated(b, catalog, h, i, "silu", scaled=ffn_scaled)
+        else:
+            h = feed_forward(b, h, i)
         return b.add(x, b.scale(h, residual_scale))
 
     def logits(b: Builder, x: str) -> str:
         x = b.rms_norm(x, "output_norm.weight", eps)
-        return b.scale(head(b, c, x), logit_scale)
+        return b.scale(head(b, c, x, present(catalog, "output.bias")), logit_scale)
 
     return assemble(
         c,

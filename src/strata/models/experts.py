@@ -149,6 +149,7 @@ def mixture_tensors(
             tensors[f"blk.{{i}}.ffn_{name}_shexp.weight"] = Tensor(
                 f"{stored}.{n.shared}.{theirs}.weight", pair, some
             )
+            tensors |= decoder.scale_tensors(c, f"ffn_{name}_shexp")
     return tensors
 
 
@@ -198,13 +199,16 @@ def routed(
         )
 
 
-def shared(b: Builder, catalog: Catalog, x: str, i: int, function: str = "silu") -> str:
+def shared(
+    b: Builder, catalog: Catalog, x: str, i: int, function: str = "silu", *, scaled: bool = True
+) -> str:
     """The feed-forward that every row goes through beside its experts."""
     name = f"blk.{i}.ffn_"
     with b.unit("ffn"):
-        gate = b.matmul(x, f"{name}gate_shexp.weight")
-        up = b.matmul(x, f"{name}up_shexp.weight")
-        return b.matmul(b.glu(gate, up, function), f"{name}down_shexp.weight")
+        gate = decoder.product(b, catalog, x, f"{name}gate_shexp", scaled=scaled)
+        up = decoder.product(b, catalog, x, f"{name}up_shexp", scaled=scaled)
+        mixed = b.glu(gate, up, function)
+        return decoder.product(b, catalog, mixed, f"{name}down_shexp", scaled=scaled)
 
 
 def feed_forward(
@@ -222,9 +226,10 @@ def feed_forward(
     ``scaled`` is False for families of which llama.cpp does not apply the scales beside experts.
     """
     if m is None or not m.layers[i]:
-        return decoder.gated(b, catalog, x, i, function)
+        return decoder.gated(b, catalog, x, i, function, scaled=scaled)
     out = routed(b, catalog, m, x, i, scaled=scaled, function=function)
-    return b.add(out, shared(b, catalog, x, i, function)) if m.shared else out
+    beside = shared(b, catalog, x, i, function, scaled=scaled) if m.shared else None
+    return out if beside is None else b.add(out, beside)
 
 
 def without_feed_forward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ def tensors(c: Config) -> dict[str, Tensor]:
         for name, stored in (("attn_norm", "ln_1"), ("ffn_norm", "ln_2")):
             tensors[f"blk.{{i}}.{name}.{kind}"] = Tensor(f"{h}{stored}.{kind}", (c.width,))
         for start, letter in enumerate("qkv"):
+            tensors |= decoder.scale_tensors(c, f"attn_{letter}", fused="attn_qkv")
             tensors[f"blk.{{i}}.attn_{letter}.{kind}"] = _projection(
                 None,
                 kind,
@@ -53,6 +54,8 @@ def tensors(c: Config) -> dict[str, Tensor]:
             tensors[f"blk.{{i}}.{name}.{kind}"] = _projection(
                 f"{h}{stored}.{kind}", kind, rows, columns
             )
+    for name in ("attn_output", "ffn_up", "ffn_down"):
+        tensors |= decoder.scale_tensors(c, name)
     return tensors
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from copy import copy
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -28,7 +29,10 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "context": ("context_length", ("max_position_embeddings", "n_positions", "n_ctx")),
     "vocab": (None, ("vocab_size",)),
     "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
-    "layer_norm_eps": ("attention.layer_norm_epsilon", ("layer_norm_epsilon",)),
+    "layer_norm_eps": (
+        "attention.layer_norm_epsilon",
+        ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
+    ),
     "activation": (None, ("hidden_activation", "hidden_act", "activation_function")),
     "bidirectional": (None, ("use_bidirectional_attention",)),
     "windowed": (None, ("use_sliding_window",)),
@@ -49,6 +53,30 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "embedding_scale": ("embedding_scale", ("embedding_multiplier",)),
     "residual_scale": ("residual_scale", ("residual_multiplier",)),
     "logit_scale": ("logit_scale", ("logits_scaling",)),
+    "alibi": ("attention.max_alibi_bias", ()),
+    "clamp_qkv": ("attention.clamp_kqv", ("clip_qkv",)),
+    "parallel": ("use_parallel_residual", ("use_parallel_residual",)),
+    "rope_layers": ("attention.rope_pattern", ("no_rope_layers",)),
+    "rope_sections": ("rope.dimension_sections", ()),
+    "temperature_scale": ("attention.temperature_scale", ()),
+    "loops": ("num_loops", ()),
+    "causal": ("attention.causal", ()),
+    "xielu_negative": ("xielu.alpha_n", ()),
+    "xielu_positive": ("xielu.alpha_p", ()),
+    "xielu_beta": ("xielu.beta", ()),
+    "xielu_eps": ("xielu.eps", ()),
+    "indexer_top_k": ("attention.indexer.top_k", ("index_topk",)),
+    "embed_scale": (None, ("scale_emb",)),
+    "depth_scale": (None, ("scale_depth",)),
+    "base_width": (None, ("dim_model_base",)),
+    "latent_key": ("attention.key_length_mla", ()),
+    "latent_value": ("attention.value_length_mla", ()),
+    "q_rank": ("attention.q_lora_rank", ("q_lora_rank",)),
+    "kv_rank": ("attention.kv_lora_rank", ("kv_lora_rank",)),
+    "nope_dim": (None, ("qk_nope_head_dim",)),
+    "pe_dim": (None, ("qk_rope_head_dim",)),
+    "v_head_dim": (None, ("v_head_dim",)),
+    "next_token_layers": ("nextn_predict_layers", ("num_nextn_predict_layers",)),
     "experts": (
         "expert_count",
         ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
@@ -142,17 +170,28 @@ class Keys:
         gguf, others = _KEYS[name]
         names: tuple[str, ...] = others
         if self.kind == "gguf":
-            names = (self._prefix + gguf,) if gguf else ()
+            names = (self._gguf(gguf),) if gguf else ()
         for key in names:
             value = self._metadata.get(key)
             if value is not None:
                 return key, value.tolist() if isinstance(value, np.ndarray) else value
         return (names[0] if names else name), None
 
+    def without(self, name: str) -> Keys:
+        """The same keys but for one."""
+        other = copy(self)
+        key = self.find(name)[0]
+        other._metadata = {k: v for k, v in self._metadata.items() if k != key}
+        return other
+
+    def _gguf(self, key: str) -> str:
+        """The whole key: but for xIELU's parameters it begins with the architecture."""
+        return key if key.startswith("xielu.") else self._prefix + key
+
     def stated(self, name: str) -> bool:
         """Whether the file has the key at all; config.json says 'none' with an explicit null."""
         gguf, others = _KEYS[name]
-        names = (f"{self._prefix}{gguf}",) if self.kind == "gguf" else others
+        names = (self._gguf(gguf or ""),) if self.kind == "gguf" else others
         return any(key in self._metadata for key in names)
 
     def raw(self, key: str) -> Any:
@@ -180,6 +219,15 @@ class Keys:
         if any(v not in (0, 1) for v in value):
             raise ConfigError(f"'{key}': a list of true or false is expected")
         return [bool(v) for v in value]
+
+    def numbers(self, name: str, count: int, *, low: float = 0.0, high: float = 1e9) -> list[float]:
+        """A finite number for each of ``count`` layers: one for all, or a list."""
+        key, value = self.find(name)
+        if isinstance(value, list):
+            if len(value) < count:
+                raise ConfigError(f"'{key}' lists {len(value)} numbers for {count} layers")
+            return [real(key, v, low, high) for v in value[:count]]
+        return [self._or(key, REQUIRED) if value is None else real(key, value, low, high)] * count
 
     def integer(
         self, name: str, default: int = REQUIRED, *, low: int = 1, high: int = 1 << 31

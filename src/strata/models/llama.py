@@ -62,5 +62,5 @@ def _build(file: ModelFile, c: Config) -> Model:
         c,
         catalog,
         rope,
-        feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i),
+        feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i, scaled=True),
     )

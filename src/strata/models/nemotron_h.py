@@ -43,7 +43,7 @@ def _renamed(name: str | None) -> str:
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Nemotron-H file."""
-    c = read_config(file, architecture, context, mixed=True)
+    c = read_config(file, architecture, context, mixed=True, experts=True)
     sizes = state_space.read_sizes(c, version=2)
     kind = kinds(c)
     attention = decoder.attention_tensors(c, bias=False, out_bias=False)

@@ -26,6 +26,9 @@ def tensors(c: Config) -> dict[str, Tensor]:
             None, (c.ffn, c.width), part=Part(*fused, c.ffn, 2 * c.ffn), apart=False
         ),
         "blk.{i}.ffn_down.weight": Tensor("{p}layers.{i}.mlp.down_proj.weight", (c.width, c.ffn)),
+        **decoder.scale_tensors(c, "ffn_gate", fused="ffn_up"),
+        **decoder.scale_tensors(c, "ffn_up"),
+        **decoder.scale_tensors(c, "ffn_down"),
     }
 
 

@@ -23,6 +23,7 @@ def tensors(c: Config) -> dict[str, Tensor]:
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         **decoder.attention_tensors(c, bias=True, out_bias=False),
         **decoder.gated_tensors(c),
+        **decoder.last_bias(c),
     }
 
 

@@ -26,6 +26,8 @@ def tensors(c: Config) -> dict[str, Tensor]:
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Qwen3 file."""
     c = qwen2.windows(read_config(file, architecture, context, head_dim=128))
-    catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
+    catalog = Catalog(
+        file, tensors(c), c.layers, harmless=(*decoder.harmless(c), r"cls\.output\..*")
+    )
     rope = read_rope(c, "neox", factors=decoder.rope_factors(c, catalog))
-    return decoder.pre_norm_model(c, catalog, rope, qk_norm=True)
+    return decoder.pre_norm_model(c, catalog, rope, qk_norm=True, ffn_scaled=True)

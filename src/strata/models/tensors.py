@@ -132,6 +132,10 @@ class Catalog:
         """Whether the file holds this (optional) weight."""
         return name in self._weights
 
+    def type(self, name: str) -> str:
+        """The block type in which the file holds a weight."""
+        return self._file.tensors[self._weights[name].source].type.name
+
     def _stacked(self, tensors: Tensors, layers: int) -> set[str]:
         """Under which names tensors of experts may be found."""
         found: set[str] = set()

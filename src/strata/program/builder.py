@@ -89,13 +89,19 @@ class Builder:
         """Learned absolute positions added to x."""
         return self._emit("add_positions", [x, self._weight(table)], offset=offset)
 
-    def rms_norm(self, x: str, weight: str, eps: float) -> str:
-        """RMSNorm over groups as wide as the weight (a head's width: per-head q/k norm)."""
-        return self._emit("rms_norm", [x, self._weight(weight)], eps=eps)
+    def rms_norm(self, x: str, weight: str | None, eps: float, group: int = 0) -> str:
+        """RMSNorm over groups as wide as the weight (a head's width: per-head q/k norm), or of
+        ``group`` columns where there is none."""
+        return self._emit("rms_norm", [x, *self._optional(weight)], eps=eps, group=group)
 
-    def layer_norm(self, x: str, weight: str, bias: str | None, eps: float) -> str:
-        """LayerNorm."""
-        return self._emit("layer_norm", [x, self._weight(weight), *self._optional(bias)], eps=eps)
+    def layer_norm(
+        self, x: str, weight: str | None, bias: str | None, eps: float, group: int = 0
+    ) -> str:
+        """LayerNorm, over groups as in ``rms_norm``."""
+        if weight is None and bias is not None:
+            raise ProgramError(f"segment '{self.name}': layer_norm has a bias without a weight")
+        operands = [x, *self._optional(weight), *self._optional(bias)]
+        return self._emit("layer_norm", operands, eps=eps, group=group)
 
     def matmul(self, x: str, weight: str, bias: str | None = None) -> str:
         """x @ weight.T + bias; a weight of three axes has a matrix for each head of x."""
@@ -135,17 +141,20 @@ class Builder:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        alibi: float = 0.0,
+        causal: bool = True,
+        sinks: str | None = None,
     ) -> str:
         """Append k and v to the layer's KV, then causal attention.
 
         Without ``v`` values are the first ``v_dim`` elements of keys; without ``k`` and ``v`` what
-        layer ``layer`` keeps is read as it is.
+        layer ``layer`` keeps is read as it is. ``sinks`` is a weight, a score for each head.
         """
         if k is None and v is not None:
             raise ProgramError(f"segment '{self.name}': attention has values without keys")
         return self._emit(
             "attention",
-            [q, *(x for x in (k, v) if x is not None)],
+            [q, *(x for x in (k, v) if x is not None), *self._optional(sinks)],
             layer=layer,
             heads=heads,
             kv_heads=kv_heads,
@@ -154,6 +163,9 @@ class Builder:
             scale=scale,
             window=window,
             softcap=softcap,
+            alibi=alibi,
+            causal=causal,
+            sinks=sinks is not None,
         )
 
     def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:
@@ -237,8 +249,30 @@ class Builder:
         return self._emit("add", [a, b])
 
     def mul(self, a: str, b: str) -> str:
-        """a * b."""
-        return self._emit("mul", [a, b])
+        """a * b, where each column of b stands for as many neighbouring columns of a."""
+        return self._emit("mul", [a, b], weight=False, inverse=False)
+
+    def scale_by(self, x: str, weight: str, inverse: bool = False) -> str:
+        """x times a weight, or divided by it: one number, one a group of columns, or one a
+        column."""
+        return self._emit("mul", [x, self._weight(weight)], weight=True, inverse=inverse)
+
+    def shift(self, x: str, bias: str) -> str:
+        """x + a weight as wide."""
+        return self._emit("shift", [x, self._weight(bias)])
+
+    def clamp(self, x: str, low: float, high: float) -> str:
+        """x kept within low .. high."""
+        return self._emit("clamp", [x], low=low, high=high)
+
+    def xielu(self, x: str, negative: float, positive: float, beta: float, eps: float) -> str:
+        """The activation of Apertus."""
+        attrs = {"negative": negative, "positive": positive, "beta": beta, "eps": eps}
+        return self._emit("xielu", [x], **attrs)
+
+    def position_scale(self, x: str, floor: float, scale: float, offset: float = 0.0) -> str:
+        """x times a temperature that grows with its position."""
+        return self._emit("position_scale", [x], floor=floor, scale=scale, offset=offset)
 
     def scale(self, x: str, factor: float) -> str:
         """x * factor; nothing is emitted for 1."""

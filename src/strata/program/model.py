@@ -119,6 +119,12 @@ class Model:
     context_length: int
 
     @cached_property
+    def causal(self) -> bool:
+        """Whether rows see only what came before them, so that text can be continued."""
+        ops = (op for segment in self.segments for op in segment.program.ops)
+        return all(op.attrs.get("causal", True) for op in ops)
+
+    @cached_property
     def groups(self) -> tuple[StateGroup, ...]:
         """Layers whose state is kept for the same time."""
         return state_groups(self.state)

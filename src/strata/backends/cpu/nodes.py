@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.program import Op, Program
+from strata.program.ops.attention import alibi_slopes
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,16 @@ def rope(b: Building, op: Op) -> None:
 
 def attention(b: Building, op: Op) -> None:
     """Storing keys and values, attention, merging of splits."""
-    q, *kv = (b.ids[name] for name in op.inputs)
+    attrs = {name: value for name, value in op.attrs.items() if name not in ("alibi", "sinks")}
+    names = op.inputs[:-1] if op.attrs["sinks"] else op.inputs
+    if op.attrs["alibi"]:
+        slopes = alibi_slopes(attrs["heads"], op.attrs["alibi"])
+        attrs["slopes"] = np.array(slopes, np.float32)
+    if op.attrs["sinks"]:
+        attrs["sinks"] = b.parameters.floats[op.inputs[-1]]
+    q, *kv = (b.ids[name] for name in names)
     k, v = (*kv, None, None)[:2]
-    b.native.attention(q, k, v, b.ids[op.output], **op.attrs)
+    b.native.attention(q, k, v, b.ids[op.output], **attrs)
 
 
 def short_conv(b: Building, op: Op) -> None:

@@ -12,16 +12,17 @@ from strata.program import Program
 ROW_FUNCTIONS = {
     name: i
     for i, name in enumerate(
-        ("copy", "rms_norm", "layer_norm", "glu", "activation", "add", "scale", "softcap", "mul")
+        (
+            *("copy", "rms_norm", "layer_norm", "glu", "activation", "add", "scale", "softcap"),
+            *("mul", "shift", "clamp", "xielu", "position_scale"),
+        )
     )
 }
 NONE, EXTERNAL = -1, -2
 
 # Ops that may write over an operand that nobody reads any more: each element (or row) is read
 # before it is written.
-IN_PLACE = frozenset(
-    {"rms_norm", "layer_norm", "activation", "add", "mul", "scale", "softcap", "rope"}
-)
+IN_PLACE = frozenset(ROW_FUNCTIONS) - {"copy", "glu"} | {"rope"}
 
 
 class Placement:

@@ -17,7 +17,7 @@ from strata.backends.cpu.nodes_scans import SCAN_NODES
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.program import Op, ProgramError, Segment
-from strata.program.ops import ACTIVATIONS
+from strata.program.ops import ACTIVATIONS, SIGNATURES
 
 Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
 """Tiles in the order of their use: panels as (place, part of the product, first, end)."""
@@ -203,8 +203,17 @@ class NativeSegment:
 
     def _row_arguments(self, op: Op) -> dict[str, Any]:
         if op.kind in ("rms_norm", "layer_norm"):
-            weight, *bias = (self._parameters.floats[name] for name in op.inputs[1:])
-            return {"weight": weight, "bias": bias[0] if bias else None, "number": op.attrs["eps"]}
+            weights = [self._parameters.floats[name] for name in op.inputs[1:]]
+            weight, bias = (*weights, None, None)[:2]
+            group = op.attrs["group"] if weight is None else weight.size
+            return {"weight": weight, "bias": bias, "number": op.attrs["eps"], "group": group}
+        if op.kind == "shift" or (op.kind == "mul" and op.attrs["weight"]):
+            weight = self._parameters.floats[op.inputs[1]].reshape(-1)
+            return {"weight": 1 / weight if op.attrs.get("inverse") else weight}
+        if op.kind in ("clamp", "xielu", "position_scale"):
+            # In the order of the Op's attributes, which is that of the native function.
+            names = SIGNATURES[op.kind].attrs
+            return {"weight": np.array([op.attrs[name] for name in names], np.float32)}
         if op.kind == "activation":
             return {"activation": ACTIVATIONS.index(op.attrs["function"])}
         if op.kind == "glu":

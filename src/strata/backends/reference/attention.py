@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from strata.backends.base import (
 from strata.backends.reference.dense import softcap
 from strata.backends.reference.run import Attrs, Run, operand
 from strata.backends.reference.state import Floats, ReferenceState
+from strata.program.ops.attention import alibi_slopes
 
 
 def attend(
@@ -27,17 +28,21 @@ def attend(
     window: int,
     cap: float,
     first: int = 0,
+    causal: bool = True,
+    slopes: Sequence[float] | None = None,
+    sinks: Floats | None = None,
 ) -> Floats:
     """Causal attention of q [rows, heads, k_dim] over k [positions, kv_heads, k_dim] and v
     [positions, kv_heads, v_dim], which begin at position ``first``.
 
     Row i is position past + i; it sees keys at positions up to its own, and of these the last
-    ``window`` if that is not 0.
+    ``window`` if that is not 0; all keys if not ``causal``. ``slopes`` and ``sinks`` are those of
+    the heads.
     """
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
     positions, keys = past + np.arange(rows)[:, None], first + np.arange(len(k))[None, :]
-    seen = keys <= positions
+    seen = keys <= positions if causal else np.ones((rows, len(k)), bool)
     if window:
         seen &= positions - keys < window
     out = np.empty((rows, heads, v.shape[-1]), np.float32)
@@ -45,9 +50,16 @@ def attend(
         scores = q[:, head] @ k[:, head // group].T * np.float32(scale)
         if cap:
             scores = softcap(scores, cap)
+        if slopes is not None:
+            distance = np.abs(positions - keys).astype(np.float32)
+            scores = scores - np.float32(slopes[head]) * distance
         scores = np.where(seen, scores, np.float32(-np.inf))
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        out[:, head] = weights @ v[:, head // group] / weights.sum(axis=-1, keepdims=True)
+        most = scores.max(axis=-1, keepdims=True)
+        most = most if sinks is None else np.maximum(most, sinks[head])
+        weights = np.exp(scores - most)
+        total = weights.sum(axis=-1, keepdims=True)
+        total = total if sinks is None else total + np.exp(sinks[head] - most)
+        out[:, head] = weights @ v[:, head // group] / total
     return out
 
 
@@ -56,6 +68,7 @@ def attention(
     q: Floats,
     k: Floats | None,
     v: Floats | None,
+    sinks: Floats | None,
     step: Step,
     state: ReferenceState,
 ) -> Floats:
@@ -86,6 +99,9 @@ def attention(
             window=attrs["window"],
             cap=attrs["softcap"],
             first=first * KV_BLOCK,
+            causal=attrs["causal"],
+            slopes=alibi_slopes(attrs["heads"], attrs["alibi"]) if attrs["alibi"] else None,
+            sinks=sinks,
         ).reshape(span.rows, -1)
     return out
 
@@ -104,8 +120,14 @@ def _append(new: Floats, kept: Floats, span: Span, step: Step, group: int) -> No
         writer, end = step.spans[writer.parent], writer.past
 
 
+def _operands(
+    attrs: Attrs, x: list[Floats]
+) -> tuple[Floats, Floats | None, Floats | None, Floats | None]:
+    """q, k, v and sinks."""
+    kept, sinks = (x[:-1], x[-1]) if attrs["sinks"] else (x, None)
+    return kept[0], operand(kept, 1), operand(kept, 2), sinks
+
+
 ATTENTION: Mapping[str, Run] = {
-    "attention": lambda a, x, step, state: attention(
-        a, x[0], operand(x, 1), operand(x, 2), step, state
-    ),
+    "attention": lambda a, x, step, state: attention(a, *_operands(a, x), step, state),
 }

@@ -22,6 +22,7 @@ from strata.backends.kv_types import F32, KV_TYPES, KVType
 from strata.backends.profile import ModelProfile
 from strata.backends.reference.attention import ATTENTION
 from strata.backends.reference.dense import DENSE
+from strata.backends.reference.elementwise import ELEMENTWISE
 from strata.backends.reference.experts import EXPERTS
 from strata.backends.reference.heads import HEADS
 from strata.backends.reference.recurrent import RECURRENT
@@ -37,7 +38,15 @@ from strata.program import (
     Segment,
 )
 
-OPS: Mapping[str, Run] = {**DENSE, **HEADS, **ATTENTION, **RECURRENT, **SCANS, **EXPERTS}
+OPS: Mapping[str, Run] = {
+    **DENSE,
+    **ELEMENTWISE,
+    **HEADS,
+    **ATTENTION,
+    **RECURRENT,
+    **SCANS,
+    **EXPERTS,
+}
 
 
 @dataclass

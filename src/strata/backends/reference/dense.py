@@ -18,20 +18,28 @@ def embed(table: Floats, tokens: NDArray[np.int32], scale: float) -> Floats:
     return out
 
 
-def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """x / sqrt(mean(x^2) + eps) * weight over groups as wide as the weight."""
-    groups = x.reshape(*x.shape[:-1], -1, weight.size)
+def rms_norm(x: Floats, weight: Floats | None, eps: float, group: int = 0) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * weight over groups as wide as the weight, or of ``group``."""
+    groups = x.reshape(*x.shape[:-1], -1, group if weight is None else weight.size)
     mean = np.mean(groups * groups, axis=-1, keepdims=True)
-    out: Floats = groups / np.sqrt(mean + np.float32(eps)) * weight
-    return out.reshape(x.shape)
+    out: Floats = groups / np.sqrt(mean + np.float32(eps))
+    return (out if weight is None else out * weight).reshape(x.shape)
 
 
-def layer_norm(x: Floats, weight: Floats, bias: Floats | None, eps: float) -> Floats:
-    """(x - mean) / sqrt(variance + eps) * weight + bias."""
-    centred = x - np.mean(x, axis=-1, keepdims=True)
+def layer_norm(
+    x: Floats, weight: Floats | None, bias: Floats | None, eps: float, group: int = 0
+) -> Floats:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over such groups."""
+    groups = x.reshape(*x.shape[:-1], -1, group if weight is None else weight.size)
+    centred = groups - np.mean(groups, axis=-1, keepdims=True)
     variance = np.mean(centred * centred, axis=-1, keepdims=True)
-    out: Floats = centred / np.sqrt(variance + np.float32(eps)) * weight
-    return out if bias is None else out + bias
+    out = centred / np.sqrt(variance + np.float32(eps))
+    if weight is not None:
+        out = out * weight
+    if bias is not None:
+        out = out + bias
+    normed: Floats = out.reshape(x.shape)
+    return normed
 
 
 def matmul(x: Floats, weight: Floats, bias: Floats | None) -> Floats:
@@ -92,11 +100,16 @@ def activate(x: Floats, function: str) -> Floats:
     elif function == "gelu_tanh":
         inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
         out = np.float32(0.5) * x * (1 + np.tanh(inner))
-    elif function == "sigmoid":
-        with np.errstate(over="ignore"):
-            out = np.float32(1) / (1 + np.exp(-x))
     elif function == "relu":
         out = np.maximum(x, 0)
+    elif function == "sigmoid":
+        out = _sigmoid(x)
+    elif function == "tanh":
+        out = np.tanh(x)
+    elif function == "softplus":
+        out = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    elif function == "gelu_quick":
+        out = x * _sigmoid(x * np.float32(1.702))
     else:
         out = np.square(np.maximum(x, 0))
     return out
@@ -108,6 +121,12 @@ def softcap(x: Floats, cap: float) -> Floats:
     return out
 
 
+def _sigmoid(x: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        out: Floats = (1 / (1 + np.exp(-x))).astype(np.float32, copy=False)
+    return out
+
+
 def _erf(x: Floats) -> Floats:
     out: Floats = np.vectorize(math.erf, otypes=[np.float32])(x)
     return out
@@ -116,8 +135,10 @@ def _erf(x: Floats) -> Floats:
 DENSE: Mapping[str, Run] = {
     "embed": lambda a, x, step, state: embed(x[0], step.tokens, a["scale"]),
     "add_positions": lambda a, x, step, state: x[0] + x[1][step.positions + a["offset"]],
-    "rms_norm": lambda a, x, step, state: rms_norm(x[0], x[1], a["eps"]),
-    "layer_norm": lambda a, x, step, state: layer_norm(x[0], x[1], operand(x, 2), a["eps"]),
+    "rms_norm": lambda a, x, step, state: rms_norm(x[0], operand(x, 1), a["eps"], a["group"]),
+    "layer_norm": lambda a, x, step, state: layer_norm(
+        x[0], operand(x, 1), operand(x, 2), a["eps"], a["group"]
+    ),
     "matmul": lambda a, x, step, state: matmul(x[0], x[1], operand(x, 2)),
     "rope": lambda a, x, step, state: rope(
         x[0],
@@ -131,7 +152,6 @@ DENSE: Mapping[str, Run] = {
     "glu": lambda a, x, step, state: activate(x[0], a["function"]) * x[1],
     "activation": lambda a, x, step, state: activate(x[0], a["function"]),
     "add": lambda a, x, step, state: x[0] + x[1],
-    "mul": lambda a, x, step, state: x[0] * x[1],
     "scale": lambda a, x, step, state: x[0] * np.float32(a["factor"]),
     "softcap": lambda a, x, step, state: softcap(x[0], a["cap"]),
     "select": lambda a, x, step, state: x[0][step.logits_indices],

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from strata.program.ops.attention import ATTENTION
 from strata.program.ops.dense import ACTIVATIONS, DENSE
+from strata.program.ops.elementwise import ELEMENTWISE
 from strata.program.ops.experts import EXPERTS
 from strata.program.ops.heads import HEADS
 from strata.program.ops.recurrent import RECURRENT
@@ -20,6 +21,7 @@ from strata.program.program import Program, ProgramError, Shape, Value
 
 SIGNATURES: Mapping[str, Signature] = {
     **DENSE,
+    **ELEMENTWISE,
     **HEADS,
     **ATTENTION,
     **RECURRENT,

@@ -9,8 +9,24 @@ from strata.program.ops.signature import Signature, rows_of
 from strata.program.program import ProgramError, Shape, Value
 
 
+def alibi_slopes(heads: int, most: float) -> list[float]:
+    """What the score of a key loses for each position of its distance, by head (arXiv:2108.12409).
+
+    ``most`` is the largest bias, 8 in the paper. Heads beyond a power of two take every other slope
+    of twice as many.
+    """
+    whole = 1 << (heads.bit_length() - 1)
+    first = [2 ** (-most * (i + 1) / whole) for i in range(whole)]
+    rest = [2 ** (-most * (2 * i + 1) / (2 * whole)) for i in range(heads - whole)]
+    return first + rest
+
+
+def _without_sinks(values: list[Value], attrs: Mapping[str, Any]) -> list[Value]:
+    return values[:-1] if attrs["sinks"] else values
+
+
 def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
-    q, *kept = values
+    q, *kept = _without_sinks(values, attrs)
     heads, kv_heads, k_dim, v_dim = (attrs[n] for n in ("heads", "kv_heads", "k_dim", "v_dim"))
     widths = [kv_heads * k_dim, kv_heads * v_dim][: len(kept)]
     if (
@@ -24,13 +40,19 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
             f"attention: {operands} are not {heads} and {kv_heads} heads with keys of {k_dim} "
             f"and values of {v_dim}"
         )
+    if attrs["sinks"] and values[-1].shape != (heads,):
+        raise ProgramError(f"attention: sinks {values[-1].shape} for {heads} heads")
+    if attrs["window"] and not attrs["causal"]:
+        raise ProgramError("attention: a window looks back, so it is causal")
     if len(kept) == 1 and v_dim > k_dim:
         raise ProgramError(f"attention: values of {v_dim} are no part of keys of {k_dim}")
     return (*rows_of(q), heads * v_dim)
 
 
 def _attention_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
-    per_head = attrs["k_dim"] + (0 if len(values) == 2 else attrs["v_dim"])
+    # Two operands, q and k: values are part of keys. One, q: what another layer keeps is read.
+    keeps_values = len(_without_sinks(values, attrs)) != 2
+    per_head = attrs["k_dim"] + (attrs["v_dim"] if keeps_values else 0)
     return int(attrs["kv_heads"] * per_head)
 
 
@@ -44,10 +66,16 @@ ATTENTION: Mapping[str, Signature] = {
     # append k, v to the layer's KV, then causal attention of each row over its own sequence;
     # scores = softcap(q.k * scale), keys older than `window` positions are not seen (0: all are).
     # Without v the value is the first v_dim elements of each key; without k and v nothing is
-    # appended: `layer` is the one that keeps what is read, and has appended already
+    # appended: `layer` is the one that keeps what is read, and has appended already.
+    # With `alibi`, the largest bias, scores lose alibi_slopes by distance. `sinks` says that the
+    # last operand is a score for each head which weighs in the softmax and has no value. Not
+    # `causal`: a row sees all keys up to the end of its step, which is that of the sequence
     "attention": Signature(
-        ("q", "k?", "v?"),
-        ("layer", "heads", "kv_heads", "k_dim", "v_dim", "scale", "window", "softcap"),
+        ("q", "k?", "v?", "sinks?"),
+        (
+            *("layer", "heads", "kv_heads", "k_dim", "v_dim", "scale", "window", "softcap"),
+            *("alibi", "causal", "sinks"),
+        ),
         _attention,
         _attention_flops,
         ("positions",),

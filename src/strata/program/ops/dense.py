@@ -17,7 +17,17 @@ from strata.program.ops.signature import (
 )
 from strata.program.program import ProgramError, Shape, Value
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
+ACTIVATIONS = (
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "relu2",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "gelu_quick",
+)
 
 
 def _embed(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
@@ -34,10 +44,12 @@ def _add_positions(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 
 
 def _norm(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
-    del attrs
     x, *parameters = values
+    group = attrs["group"]
+    if not parameters and (group < 1 or x.width % group):
+        raise ProgramError(f"groups of {group} do not divide '{x.name}' {x.shape}")
     for p in parameters:
-        if len(p.shape) != 1 or x.width % p.width:
+        if len(p.shape) != 1 or x.width % p.width or group not in (0, p.width):
             raise ProgramError(
                 f"norm weight '{p.name}' {p.shape} does not divide '{x.name}' {x.shape}"
             )
@@ -112,10 +124,11 @@ DENSE: Mapping[str, Signature] = {
         ("positions",),
         {"table": "rows"},
     ),
-    # groups of len(weight) along the last axis: x / sqrt(mean(x^2) + eps) * weight
-    "rms_norm": Signature(("x", "weight"), ("eps",), _norm, per_element(4)),
-    # (x - mean) / sqrt(var + eps) * weight + bias
-    "layer_norm": Signature(("x", "weight", "bias?"), ("eps",), _norm, per_element(6)),
+    # groups of len(weight), or of `group` where there is none, along the last axis:
+    # x / sqrt(mean(x^2) + eps) * weight
+    "rms_norm": Signature(("x", "weight?"), ("eps", "group"), _norm, per_element(4)),
+    # in such groups (x - mean) / sqrt(var + eps) * weight + bias
+    "layer_norm": Signature(("x", "weight?", "bias?"), ("eps", "group"), _norm, per_element(6)),
     # out = x @ weight.T + bias; a weight of three axes has a matrix for each group of columns (for
     # each head), which gives as many groups of columns of the output
     "matmul": Signature(("x", "weight", "bias?"), (), _matmul, _matmul_flops),
@@ -132,7 +145,6 @@ DENSE: Mapping[str, Signature] = {
     "glu": Signature(("gate", "up"), ("function",), _activation, per_element(6)),
     "activation": Signature(("x",), ("function",), _activation, per_element(5)),
     "add": Signature(("a", "b"), (), same, per_element(1)),
-    "mul": Signature(("a", "b"), (), same, per_element(1)),
     # out = x * factor
     "scale": Signature(("x",), ("factor",), unary, per_element(1)),
     # out = cap * tanh(x / cap)

@@ -1,0 +1,284 @@
+"""The Model of any architecture of ``variants.py``: one layer, put together as its row says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from strata.formats import ModelFile
+from strata.models import decoder
+from strata.models.composed_tensors import layer_config, tensors
+from strata.models.config import Config, read_config
+from strata.models.errors import ConfigError, UnknownArchitecture
+from strata.models.rope import Rope, read_local_rope, read_rope
+from strata.models.tensors import Catalog
+from strata.models.variants import Variant
+from strata.program import Builder, LayerState, Model, PagedKV
+
+
+def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -> Model:
+    """The Model of a file whose architecture is the variation ``v``."""
+    c, v = settled(file, architecture, context, v)
+    layers = [layer_config(c, i) for i in range(c.layers)]
+    rope_names = rf"blk\.\d+\.rope_freqs\.weight|{v.unused}"
+    catalog = Catalog(
+        file,
+        tensors(c, v, layers),
+        c.layers,
+        harmless=(*decoder.harmless(c), rope_names),
+    )
+    made = _Composed(c, v, catalog, layers)
+    return decoder.assemble(
+        c, catalog, embed=made.embed, layer=made.layer, head=made.logits, state=made.state()
+    )
+
+
+def settled(
+    file: ModelFile, architecture: str, context: int | None, v: Variant
+) -> tuple[Config, Variant]:
+    """The sizes that a file states, and the variation after what they decide of it."""
+    if file.kind != "gguf":
+        raise UnknownArchitecture(
+            f"'{architecture}' is known from GGUF files only; convert the directory to GGUF"
+        )
+    c = read_config(file, architecture, context, uneven=True)
+    if v.half_ffn:
+        c = replace(c, ffn=c.ffn // 2)
+    v = _by_size(c, v)
+    if v.window_every is not None and c.keys.stated("window"):
+        c = decoder.with_windows(c, c.keys.integer("window", 0, low=0), v.window_every)
+    if c.keys.integer("loops", 1) > 1:
+        raise ConfigError(f"'{c.keys.find('loops')[0]}': layers that run again are not built")
+    return c, v
+
+
+def _by_size(c: Config, v: Variant) -> Variant:
+    """What only the number of layers tells, as llama.cpp has it."""
+    if c.architecture == "baichuan":
+        return replace(v, rope=v.rope if c.layers == 32 else None, alibi=8.0 * (c.layers == 40))
+    if c.architecture == "glm4" and any(c.keys.integers("rope_sections", 4, 0)):
+        return replace(v, rope="neox")
+    if c.architecture == "exaone4" and c.layers == 64:
+        return replace(v, window_every=4, rope_on="windows")
+    return v
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """One architecture in one file."""
+
+    c: Config
+    v: Variant
+    catalog: Catalog
+    layers: list[Config]
+
+    @property
+    def eps(self) -> float:
+        if self.v.norm == "rms":
+            return self.c.keys.number("rms_eps", high=1.0)
+        return self.c.keys.number("layer_norm_eps", 1e-5, low=1e-12, high=1.0)
+
+    def state(self) -> list[LayerState]:
+        """What layers with attention keep, in their order."""
+        return [
+            PagedKV(c.kv_heads, c.head_dim, c.head_dim, self.c.windows[i])
+            for i, c in enumerate(self.layers)
+            if c.kv_heads
+        ]
+
+    def norm(self, b: Builder, x: str, name: str, group: int = 0, eps: float = 0.0) -> str:
+        """RMSNorm or LayerNorm, with what weight and bias the file has."""
+        weight = decoder.present(self.catalog, f"{name}.weight")
+        bias = decoder.present(self.catalog, f"{name}.bias")
+        group = 0 if weight is not None else group or self.c.width
+        if self.v.norm == "rms":
+            return b.rms_norm(x, weight, eps or self.eps, group)
+        return b.layer_norm(x, weight, bias, eps or self.eps, group)
+
+    def embed(self, b: Builder) -> str:
+        """Rows of the table, scaled, with positions and a norm where the family has them."""
+        c, v = self.c, self.v
+        scale = math.sqrt(c.width) if v.width_scale else 1.0
+        if v.multipliers:
+            usual = 12.0 if c.architecture == "minicpm" else 1.0
+            scale = c.keys.number("embedding_scale", 0.0) or usual
+        x = b.embed("token_embd.weight", scale)
+        if v.positions and self.catalog.has("position_embd.weight"):
+            x = b.add_positions(x, "position_embd.weight")
+        return self.norm(b, x, "token_embd_norm") if v.embed_norm else x
+
+    def layer(self, b: Builder, x: str, i: int) -> str:
+        """x with both halves of layer i added."""
+        c, v, name = self.layers[i], self.v, f"blk.{i}."
+        first, second = f"{name}attn_norm", f"{name}{v.before_ffn}"
+        if self.catalog.has(f"{name}attn_norm_2.weight"):
+            first, second = f"{name}attn_norm_2", first
+        h = self.norm(b, x, first) if v.before and c.heads else x
+        mixed = self.attention(b, h, i) if c.heads else None
+        own = v.weightless or self.catalog.has(f"{second}.weight")
+        if mixed is not None and (self.parallel or (not own and v.before)):
+            apart = own and second != first
+            return b.add(b.add(self.ffn(b, self.norm(b, x, second) if apart else h, i), x), mixed)
+        if mixed is not None:
+            x = b.add(x, self.after(b, mixed, f"{name}post_attention_norm"))
+        if c.ffn:
+            h = self.norm(b, x, second) if v.before else x
+            x = b.add(x, self.after(b, self.ffn(b, h, i), f"{name}post_ffw_norm"))
+        if v.skip:
+            x = b.add(x, b.scale_by(self.embed(b), f"{name}layer_output_scale.weight"))
+        return x
+
+    @property
+    def parallel(self) -> bool:
+        v = self.v
+        return v.parallel == "always" or (
+            v.parallel == "stated" and self.c.keys.flag("parallel", True)
+        )
+
+    def after(self, b: Builder, x: str, name: str) -> str:
+        """What a half gives, as it is added."""
+        c, v = self.c, self.v
+        if v.after:
+            x = self.norm(b, x, name, eps=v.after_eps or 0.0)
+        if not v.multipliers:
+            return x
+        usual = 1.4 / math.sqrt(c.layers) if c.architecture == "minicpm" else 1.0
+        return b.scale(x, c.keys.number("residual_scale", 0.0) or usual)
+
+    def rope(self, i: int) -> Rope | None:
+        """How layer i rotates q and k, None where it does not."""
+        c, v = self.c, self.v
+        listed = c.keys.integers("rope_layers", c.layers, 1)
+        turns = {
+            "all": bool(listed[i]),
+            "windows": c.windows[i] > 0,
+            "three": (i + 1) % 4 != 0,
+        }[v.rope_on]
+        if v.rope is None or not turns:
+            return None
+        if v.whole_head:
+            c = replace(c, keys=c.keys.without("rope_dim"))
+        factors = decoder.rope_factors(c, self.catalog)
+        if c.windows[i]:
+            return replace(read_local_rope(c, v.rope), factors=factors)
+        return read_rope(c, v.rope, factors=factors)
+
+    def attention(self, b: Builder, x: str, i: int) -> str:
+        """Attention over what layer i reads, its gate and its output product."""
+        c, v, name = self.layers[i], self.v, f"blk.{i}.attn_"
+        product = decoder.product
+        if not c.kv_heads:  # a product stands for the attention
+            return product(b, self.catalog, x, f"{name}output")
+        with b.unit("attention"):
+            q, k, w = (
+                product(b, self.catalog, x, f"{name}{letter}", scaled=v.qkv_scaled)
+                for letter in "qkv"
+            )
+        most = c.keys.number("clamp_qkv", 0.0) if v.clamped else 0.0
+        if most:
+            q, k, w = (b.clamp(y, -most, most) for y in (q, k, w))
+        if not v.late:
+            q, k = self.qk_norm(b, q, f"{name}q_norm"), self.qk_norm(b, k, f"{name}k_norm")
+        rope = self.rope(i)
+        if rope is not None:
+            q, k = (decoder.rotate(b, c, y, rope) for y in (q, k))
+        if v.late:
+            q, k = self.qk_norm(b, q, f"{name}q_norm"), self.qk_norm(b, k, f"{name}k_norm")
+        temperature = c.keys.number("temperature_scale", 0.0)
+        if temperature:
+            q = b.position_scale(q, c.keys.integer("rope_original_context"), temperature)
+        usual = 1 / c.head_dim if v.inverse_scale else 1 / math.sqrt(c.head_dim)
+        mixed = b.attention(
+            q,
+            k,
+            w,
+            layer=sum(other.kv_heads > 0 for other in self.layers[:i]),
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            k_dim=c.head_dim,
+            v_dim=c.head_dim,
+            scale=c.keys.number("attention_scale", 0.0) or usual,
+            window=self.c.windows[i],
+            alibi=c.keys.number("alibi", 0.0) if v.alibi_stated else v.alibi,
+            causal=v.causal,
+            sinks=decoder.present(self.catalog, f"{name}sinks.weight"),
+        )
+        if v.gate:
+            with b.unit("attention"):
+                gate = product(b, self.catalog, x, f"{name}gate", scaled=False)
+            mixed = b.mul(mixed, b.activation(gate, "sigmoid"))
+        if v.sub_norms:
+            mixed = self.norm(b, mixed, f"{name}sub_norm")
+        with b.unit("attention"):
+            return product(b, self.catalog, mixed, f"{name}output")
+
+    def qk_norm(self, b: Builder, x: str, name: str) -> str:
+        """The norm of all queries or keys, if the family and the file have one."""
+        v, weight = self.v, f"{name}.weight"
+        if v.qk_norm in ("head", "all") and self.catalog.has(weight):
+            return self.norm(b, x, name)
+        if v.qk_norm == "heads" and (v.weightless or self.catalog.has(weight)):
+            norm = b.rms_norm if v.norm == "rms" else _layer_norm(b)
+            x = norm(x, None, self.eps, self.c.head_dim)
+            return b.scale_by(x, weight) if self.catalog.has(weight) else x
+        return x
+
+    def ffn(self, b: Builder, x: str, i: int) -> str:
+        """The feed-forward half."""
+        v, name = self.v, f"blk.{i}.ffn_"
+
+        def product(x: str, part: str) -> str:
+            scaled = v.ffn_scaled or (v.skip and part == "down")
+            return decoder.product(b, self.catalog, x, f"{name}{part}", scaled=scaled)
+
+        with b.unit("ffn"):
+            gate = product(x, "gate") if v.gated else None
+            up = product(x, "up")
+            if gate is not None:
+                mixed = b.glu(gate, up, v.activation)
+            elif v.activation == "xielu":
+                mixed = b.xielu(up, **self.xielu(i))
+            else:
+                mixed = b.activation(up, v.activation)
+            if v.act_scales and self.catalog.has(f"blk.{i}.ffn.act.scales"):
+                mixed = b.scale_by(mixed, f"blk.{i}.ffn.act.scales", inverse=True)
+            if v.sub_norms:
+                mixed = self.norm(b, mixed, f"{name}sub_norm")
+            return product(mixed, "down")
+
+    def xielu(self, i: int) -> dict[str, float]:
+        """The parameters of layer i's activation; alphas are what softplus makes of them."""
+        keys, count = self.c.keys, self.c.layers
+        negative, positive, beta, eps = (
+            keys.numbers(f"xielu_{n}", count, low=-1e4, high=1e4)[i]
+            for n in ("negative", "positive", "beta", "eps")
+        )
+        return {
+            "negative": beta + _softplus(negative),
+            "positive": _softplus(positive),
+            "beta": beta,
+            "eps": eps,
+        }
+
+    def logits(self, b: Builder, x: str) -> str:
+        """Logits of the selected rows."""
+        c, v = self.c, self.v
+        x = self.norm(b, x, "output_norm")
+        bias = decoder.present(self.catalog, "output.bias")
+        x = decoder.head(b, c, x, bias)
+        usual = c.width / 256 if c.architecture == "minicpm" else 1.0
+        factor = c.keys.number("logit_scale", 0.0) or usual
+        if v.logit_multiplies:
+            x = b.scale(x, factor)
+        elif v.multipliers:
+            x = b.scale(x, 1 / factor)
+        return b.softcap(x, c.keys.number("logit_softcap", 0.0) if v.softcapped else 0.0)
+
+
+def _layer_norm(b: Builder) -> Callable[[str, str | None, float, int], str]:
+    return lambda x, weight, eps, group: b.layer_norm(x, weight, None, eps, group)
+
+
+def _softplus(x: float) -> float:
+    return x if x > 20 else math.log1p(math.exp(x))

@@ -1,0 +1,156 @@
+"""The tensors of an architecture of ``variants.py``, and the sizes of its layers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from strata.models import decoder
+from strata.models.config import MAX_WIDTH, Config
+from strata.models.errors import ConfigError
+from strata.models.tensors import Part, Tensor
+from strata.models.variants import Variant
+
+_FUSED = "blk.{i}.ffn_up.weight", ""
+
+
+def layer_config(c: Config, i: int) -> Config:
+    """The Config with the heads and the feed-forward width of layer i, which may be 0."""
+    heads = c.keys.integers("heads", c.layers, high=MAX_WIDTH)[i]
+    kv_heads = c.keys.integers("kv_heads", c.layers, heads, high=MAX_WIDTH)[i] if heads else 0
+    if kv_heads and heads % kv_heads:
+        key = c.keys.find("kv_heads")[0]
+        raise ConfigError(f"'{key}' is {kv_heads} in layer {i}, no divisor of {heads}")
+    listed = c.keys.integers("ffn", c.layers, high=16 * MAX_WIDTH)
+    # What was halved for one layer is for all.
+    ffn = listed[i] * c.ffn // next(n for n in listed if n)
+    return replace(c, heads=heads, kv_heads=kv_heads, ffn=ffn)
+
+
+def tensors(c: Config, v: Variant, layers: list[Config]) -> dict[str, Tensor]:
+    """What the file must hold, and what it may."""
+    named = {**_frame(c, v), **decoder.rope_tensors(c)}
+    for i, layer in enumerate(layers):
+        for name, tensor in _layer(layer, v).items():
+            named[_at(name, i)] = replace(
+                tensor,
+                huggingface=None,
+                part=_part_at(tensor.part, i),
+            )
+    unused = re.compile(v.unused)
+    return {name: tensor for name, tensor in named.items() if not unused.fullmatch(name)}
+
+
+def _at(name: str, i: int) -> str:
+    return name.replace("{i}", str(i))
+
+
+def _part_at(part: Part | None, i: int) -> Part | None:
+    return None if part is None else replace(part, gguf=_at(part.gguf, i), huggingface="")
+
+
+def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
+    table = decoder.frame_tensors(c)
+    if v.weightless:
+        del table["output_norm.weight"]
+    elif v.norm == "layer":
+        table["output_norm.bias"] = Tensor(None, (c.width,), optional=True)
+    if v.embed_norm == "weights":
+        for kind in ("weight", "bias"):
+            table[f"token_embd_norm.{kind}"] = Tensor(None, (c.width,))
+    if v.positions:
+        table["position_embd.weight"] = Tensor(None, (c.trained_context, c.width), optional=True)
+    table |= decoder.last_bias(c)
+    return table
+
+
+def _layer(c: Config, v: Variant) -> dict[str, Tensor]:
+    """The tensors of one layer, whose sizes ``c`` has."""
+    out: dict[str, Tensor] = {}
+    if c.heads:
+        out |= _attention(c, v)
+    if c.ffn:
+        out |= _ffn(c, v)
+    if v.skip:
+        out["blk.{i}.layer_output_scale.weight"] = Tensor(None, (1,))
+    return out
+
+
+def _norm(
+    c: Config, v: Variant, name: str, width: int = 0, optional: bool = False
+) -> dict[str, Tensor]:
+    if v.weightless:
+        return {}
+    shape = (width or c.width,)
+    named = {f"blk.{{i}}.{name}.weight": Tensor(None, shape, optional)}
+    if v.norm == "layer":
+        named[f"blk.{{i}}.{name}.bias"] = Tensor(None, shape, optional=True)
+    return named
+
+
+def _after(c: Config, v: Variant, name: str) -> dict[str, Tensor]:
+    """A norm after a half: PLaMo's files leave the kind out of its name."""
+    part = Part(f"blk.{{i}}.{name}", "", 0, c.width)
+    return {key: replace(t, part=part) for key, t in _norm(c, v, name).items()}
+
+
+def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    if c.kv_heads:
+        out |= decoder.attention_tensors(c, bias=False, out_bias=False)
+    else:
+        out["blk.{i}.attn_output.weight"] = Tensor(None, (c.width, c.width))
+        out["blk.{i}.attn_output.bias"] = Tensor(None, (c.width,), optional=True)
+    if v.before:
+        out |= _norm(c, v, "attn_norm")
+    if v.parallel == "always":
+        out |= _norm(c, v, "attn_norm_2", optional=True)
+    if v.after:
+        out |= _after(c, v, "post_attention_norm")
+    if v.qk_norm:
+        wide = {"head": (1, 1), "heads": (c.heads, c.kv_heads), "all": (c.heads, c.kv_heads)}
+        for letter, count in zip("qk", wide[v.qk_norm], strict=True):
+            if v.weightless and letter == "k":
+                continue
+            dim = 1 if v.weightless else c.head_dim
+            shape = (count, dim) if v.qk_norm == "heads" else (count * dim,)
+            free = v.qk_norm != "head" and not v.weightless
+            for kind in ("weight", "bias"):
+                out[f"blk.{{i}}.attn_{letter}_norm.{kind}"] = Tensor(
+                    None, shape, optional=free or kind == "bias"
+                )
+    if v.gate:
+        rows = c.heads if v.gate == "head" else c.q_width
+        out["blk.{i}.attn_gate.weight"] = Tensor(None, (rows, c.width))
+        out |= decoder.scale_tensors(c, "attn_gate")
+    if v.sub_norms:
+        out |= _norm(c, v, "attn_sub_norm", c.q_width)
+    if v.sinks:
+        out["blk.{i}.attn_sinks.weight"] = Tensor(None, (c.heads,), optional=True)
+    return out
+
+
+def _ffn(c: Config, v: Variant) -> dict[str, Tensor]:
+    out = decoder.gated_tensors(c)
+    if not v.gated:
+        out = {name: tensor for name, tensor in out.items() if "ffn_gate" not in name}
+    if v.fused:
+        for start, part in enumerate(("gate", "up")):
+            out[f"blk.{{i}}.ffn_{part}.weight"] = Tensor(
+                None,
+                (c.ffn, c.width),
+                part=Part(*_FUSED, start * c.ffn, 2 * c.ffn),
+                apart=False,
+            )
+            out |= decoder.scale_tensors(c, f"ffn_{part}", fused="ffn_up")
+        out = {name: tensor for name, tensor in out.items() if ".bias" not in name}
+    if v.act_scales:
+        out["blk.{i}.ffn.act.scales"] = Tensor(None, (c.ffn,), optional=True)
+    if v.before and v.parallel != "always":
+        missing = v.qk_norm == "heads" and not v.weightless
+        out |= _norm(c, v, v.before_ffn, optional=missing)
+    if v.after:
+        out |= _after(c, v, "post_ffw_norm")
+    if v.sub_norms:
+        out |= _norm(c, v, "ffn_sub_norm", c.ffn)
+    return out

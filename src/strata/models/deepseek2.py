@@ -1,0 +1,89 @@
+"""DeepSeek V2 and V3 and what has their layers (Kimi K2, GLM-4.7-Flash, GigaChat, Mistral 4):
+latent attention, then experts beside a shared one (arXiv:2405.04434, arXiv:2412.19437).
+
+Blocks that predict further tokens are left out, and so are indexers (DeepSeek V3.2, GLM-5), which
+choose among positions where there are more than they may choose (``config.read_trained_context``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from strata.formats import ModelFile
+from strata.models import decoder, experts, latent
+from strata.models.config import Config, read_config
+from strata.models.rope import Rope, read_rope
+from strata.models.tensors import Catalog
+from strata.program import Builder, Model
+
+
+def build(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The Model of such a file."""
+    c = read_config(file, architecture, context, experts=True, latent=True)
+    gguf = c.keys.kind == "gguf"
+    further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1) if gguf else 0
+    c = replace(c, layers=c.layers - further, windows=c.windows[: c.layers - further])
+    c, a = latent.read_latent(c, absorbed="blk.0.attn_k_b.weight" in file.tensors)
+    m = experts.read_mixture(c, scoring=_scoring(c))
+    tensors = {
+        **decoder.frame_tensors(c),
+        **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        **latent.latent_tensors(c, a),
+        **experts.mixture_tensors(c, m),
+    }
+    blocks = "|".join(str(i) for i in range(c.layers, c.layers + further + (not gguf)))
+    unused = [*decoder.harmless(c), r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*"]
+    unused += [rf"(blk|.*layers)\.({blocks})\..*"] if blocks else []
+    catalog = Catalog(file, tensors, c.layers, harmless=unused)
+    rope, score_scale = _positions(c)
+    eps = decoder.rms_eps(c)
+    # llama.cpp leaves the scales beside weights out in the older two.
+    scaled = architecture not in ("deepseek2", "mistral4")
+
+    def layer(b: Builder, x: str, i: int) -> str:
+        h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
+        h = latent.attention(b, c, catalog, a, h, i, rope=rope, eps=eps, score_scale=score_scale)
+        x = b.add(x, h)
+        h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
+        return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=scaled))
+
+    def logits(b: Builder, x: str) -> str:
+        return decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps))
+
+    return decoder.assemble(
+        c,
+        catalog,
+        embed=lambda b: b.embed("token_embd.weight"),
+        layer=layer,
+        head=logits,
+        state=[a.state(c.heads)] * c.layers,
+    )
+
+
+def _scoring(c: Config) -> str:
+    """Of routers where the file does not say."""
+    by_sigmoid = ("glm-dsa", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM")
+    return "sigmoid" if c.architecture in by_sigmoid else "softmax"
+
+
+def _positions(c: Config) -> tuple[Rope, float]:
+    """Rotary positions, and what the scores are multiplied with where YaRN stretches them.
+
+    Both readers of these files turn a key by a magnitude of 1 and let the scores grow by the
+    square of what ``mscale_all_dim`` says.
+    """
+    rope = read_rope(c, "interleaved")
+    factor, multiplier = 1.0, 0.0
+    if c.keys.kind == "gguf":
+        if c.keys.text("rope_type", "none") == "yarn":
+            factor = c.keys.number("rope_factor", 1.0, low=1.0, high=1e6)
+            multiplier = c.keys.number("rope_log_multiplier", 0.0, high=1e3) / 0.1
+            rope = replace(rope, mscale=1.0 if multiplier else 1 + 0.1 * math.log(factor))
+    else:
+        table = c.keys.raw("rope_parameters") or c.keys.raw("rope_scaling") or {}
+        if table.get("rope_type", table.get("type")) == "yarn" and table.get("mscale_all_dim"):
+            factor, multiplier = float(table["factor"]), float(table["mscale_all_dim"])
+    growth = 1 + 0.1 * multiplier * math.log(max(factor, 1.0))
+    growth *= rope.mscale if c.keys.kind == "gguf" else 1.0
+    return rope, growth * growth

@@ -1,0 +1,166 @@
+"""Latent attention: keys and values of all heads are made from one short vector a position.
+
+Source: DeepSeek-V2 (arXiv:2405.04434). Where a file has the two halves of what makes keys and
+values apart, the first is applied to the query and the second to the outcome (the absorbed form):
+then only the short vector and the rotated part of the key are kept, and the value is a part of the
+key. Otherwise keys and values are made and kept for every head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from strata.models import decoder
+from strata.models.config import MAX_WIDTH, Config
+from strata.models.errors import ConfigError
+from strata.models.rope import Rope
+from strata.models.tensors import Catalog, Tensor
+from strata.program import Builder, PagedKV
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Widths: of the vectors from which queries (0: they are made at once) and keys and values are
+    made, and of a head's parts: of its key without and with positions, of its value."""
+
+    q_rank: int
+    rank: int
+    nope: int
+    rope: int
+    value: int
+    absorbed: bool
+
+    @property
+    def key(self) -> int:
+        """Width of a head's key."""
+        return self.nope + self.rope
+
+    def state(self, heads: int) -> PagedKV:
+        """What a layer keeps."""
+        if self.absorbed:
+            return PagedKV(1, self.rank + self.rope, self.rank, v_in_k=True)
+        return PagedKV(heads, self.key, self.value)
+
+
+def read_latent(c: Config, *, absorbed: bool) -> tuple[Config, Latent]:
+    """The widths that a file states, and the Config with heads as wide as their rotated part."""
+    keys = c.keys
+    if keys.kind == "gguf":
+        name = "latent_key" if keys.integer("latent_key", 0, low=0) else "head_dim"
+        key = keys.integer(name, high=MAX_WIDTH)
+        rope = keys.integer("rope_dim", high=MAX_WIDTH)
+        value = keys.integer("latent_value", 0, low=0, high=MAX_WIDTH) or keys.integer(
+            "value_dim", high=MAX_WIDTH
+        )
+        nope = key - rope
+    else:
+        nope, rope, value = (
+            keys.integer(name, high=MAX_WIDTH) for name in ("nope_dim", "pe_dim", "v_head_dim")
+        )
+    if nope < (1 if absorbed else 0) or rope < 2:
+        raise ConfigError(
+            f"latent attention: keys of {nope + rope} of which {rope} are rotated; some must be, "
+            f"and some not"
+        )
+    q_rank = keys.integer("q_rank", 0, low=0, high=MAX_WIDTH)
+    latent = Latent(q_rank, keys.integer("kv_rank", high=MAX_WIDTH), nope, rope, value, absorbed)
+    return replace(c, head_dim=rope), latent
+
+
+def latent_tensors(c: Config, a: Latent) -> dict[str, Tensor]:
+    """Projections of latent attention and the norms between them."""
+    stored = "{p}layers.{i}.self_attn."
+    q_from, q = (a.q_rank or c.width), c.heads * a.key
+    wanted: dict[str, tuple[str | None, tuple[int, ...]]] = {
+        "attn_kv_a_mqa": ("kv_a_proj_with_mqa", (a.rank + a.rope, c.width)),
+        "attn_kv_a_norm": ("kv_a_layernorm", (a.rank,)),
+        "attn_output": ("o_proj", (c.width, c.heads * a.value)),
+    }
+    if a.q_rank:
+        wanted["attn_q_a"] = ("q_a_proj", (a.q_rank, c.width))
+        wanted["attn_q_a_norm"] = ("q_a_layernorm", (a.q_rank,))
+        wanted["attn_q_b"] = ("q_b_proj", (q, q_from))
+    else:
+        wanted["attn_q"] = ("q_proj", (q, q_from))
+    if a.absorbed:
+        wanted["attn_k_b"] = (None, (c.heads, a.rank, a.nope))
+        wanted["attn_v_b"] = (None, (c.heads, a.value, a.rank))
+    else:
+        wanted["attn_kv_b"] = ("kv_b_proj", (c.heads * (a.nope + a.value), a.rank))
+    tensors = {
+        f"blk.{{i}}.{name}.weight": Tensor(
+            theirs and f"{stored}{theirs}.weight", shape, unit_axes=len(shape) == 3
+        )
+        for name, (theirs, shape) in wanted.items()
+    }
+    return {**tensors, **decoder.scale_tensors(c, "attn_output")}
+
+
+def attention(
+    b: Builder,
+    c: Config,
+    catalog: Catalog,
+    a: Latent,
+    x: str,
+    i: int,
+    *,
+    rope: Rope,
+    eps: float,
+    score_scale: float = 1.0,
+) -> str:
+    """Latent attention of layer i; scores are scaled by ``score_scale`` / sqrt(key width)."""
+    name = f"blk.{i}.attn_"
+
+    def turned(y: str) -> str:
+        return b.rope(
+            y,
+            head_dim=a.rope,
+            inv_freq=rope.inv_freq,
+            style=rope.style,
+            mscale=rope.mscale,
+            factors=rope.factors,
+        )
+
+    with b.unit("attention"):
+        if a.q_rank:
+            q = b.rms_norm(b.matmul(x, f"{name}q_a.weight"), f"{name}q_a_norm.weight", eps)
+            q = b.matmul(q, f"{name}q_b.weight")
+        else:
+            q = b.matmul(x, f"{name}q.weight")
+        both = b.matmul(x, f"{name}kv_a_mqa.weight")
+        whole = a.rank + a.rope
+        latent = b.columns(both, head_dim=whole, start=0, width=a.rank)
+        latent = b.rms_norm(latent, f"{name}kv_a_norm.weight", eps)
+        k_pe = turned(b.columns(both, head_dim=whole, start=a.rank, width=a.rope))
+        q_pe = turned(b.columns(q, head_dim=a.key, start=a.nope, width=a.rope))
+        if a.nope:
+            q = b.columns(q, head_dim=a.key, start=0, width=a.nope)
+        v: str | None = None
+        if a.absorbed:
+            q = b.matmul(q, f"{name}k_b.weight")
+            k = b.join(latent, k_pe, heads=1)
+        else:
+            made, each = b.matmul(latent, f"{name}kv_b.weight"), a.nope + a.value
+            # Every head has the rotated part behind its own.
+            k = b.join(made, k_pe, heads=c.heads, shared=True)
+            own = b.columns(k, head_dim=each + a.rope, start=0, width=a.nope) if a.nope else ""
+            k = b.columns(k, head_dim=each + a.rope, start=each, width=a.rope)
+            k = b.join(own, k, heads=c.heads) if own else k
+            v = b.columns(made, head_dim=each, start=a.nope, width=a.value)
+        state = a.state(c.heads)
+        mixed = b.attention(
+            b.join(q, q_pe, heads=c.heads) if a.nope else q_pe,
+            k,
+            v,
+            layer=i,
+            heads=c.heads,
+            kv_heads=state.kv_heads,
+            k_dim=state.k_dim,
+            v_dim=state.v_dim,
+            scale=score_scale / math.sqrt(a.key),
+            window=c.windows[i],
+        )
+        if a.absorbed:
+            mixed = b.matmul(mixed, f"{name}v_b.weight")
+        return decoder.product(b, catalog, mixed, f"{name}output")

@@ -1,0 +1,147 @@
+"""Gates, scales, biases, clamps, temperatures, norms without weights, and what attention adds to
+scores, natively against the oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.kv_types import KV_TYPES, KVType
+from strata.backends.reference import ReferenceBackend
+from strata.program import PagedKV, ProgramError
+from strata.program.ops.attention import alibi_slopes
+from support.small_programs import Floats, Lab
+
+EPS = 2.0**-24
+ISAS = available_isas()
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Floats:
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def both(
+    lab: Lab, isa: str, kv_type: KVType | None = None, cuts: tuple[int, ...] = ()
+) -> tuple[Floats, Floats]:
+    native = lab.run(CpuBackend(threads=2, isa=isa), cuts, kv_type)
+    return native, lab.run(ReferenceBackend(), cuts, kv_type)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("width", "given"), [(1, 1), (48, 1), (48, 3), (51, 3), (51, 51), (1200, 2)]
+)
+def test_products_with_gates_and_scales(isa: str, width: int, given: int) -> None:
+    x = draw(3, width)
+    w = draw(given, width, seed=1)
+    arrays = {"w": w, "s": draw(given, seed=2), "square": draw(given, 1, seed=3)}
+    arrays["gain"] = np.abs(arrays["s"]) + 1
+    for body in (
+        lambda m, x: m.mul(x, m.matmul(x, "w")),
+        lambda m, x: m.scale_by(x, "s"),
+        lambda m, x: m.scale_by(x, "square"),
+        lambda m, x: m.scale_by(x, "gain", inverse=True),
+    ):
+        got, want = both(Lab(x, arrays, body), isa)
+        gate = np.repeat(np.abs(x) @ np.abs(w).T + 4, width // given, axis=1)
+        assert np.all(np.abs(got - want) <= (width + 4) * EPS * np.abs(x) * gate)
+    # The scales of neighbouring columns are one number, and no column is left out.
+    got, _ = both(Lab(x, arrays, lambda m, x: m.scale_by(x, "s")), isa)
+    assert np.array_equal(got, x * np.repeat(arrays["s"], width // given))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("width", [1, 17, 64, 1100])
+def test_biases_and_clamps(isa: str, width: int) -> None:
+    x = draw(3, width, scale=3)
+    arrays = {"b": draw(width, seed=1)}
+    for body, want in (
+        (lambda m, x: m.shift(x, "b"), x + arrays["b"]),
+        (lambda m, x: m.clamp(x, -1.5, 2.5), np.clip(x, np.float32(-1.5), np.float32(2.5))),
+    ):
+        for got in both(Lab(x, arrays, body), isa):
+            assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_xielu(isa: str) -> None:
+    x = draw(4, 100, scale=3)
+    x[0, :4] = [-100, 0, 100, -1e-8]
+    got, want = both(Lab(x, {}, lambda m, x: m.xielu(x, 1.3, 0.8, 0.5, -1e-6)), isa)
+    # e^x - 1 - x loses what the exponential is off by, in absolute terms.
+    assert np.all(np.abs(got - want) <= 16 * EPS * (1 + np.abs(x) + x * x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_temperature_grows_with_the_position(isa: str) -> None:
+    x = draw(40, 20)
+    lab = Lab(x, {}, lambda m, x: m.position_scale(x, 8, 0.1, 1.0))
+    got, want = both(lab, isa)
+    steps = np.floor((np.arange(40) + 1) / 8)
+    assert np.allclose(want, x * (1 + 0.1 * np.log(steps + 1))[:, None], rtol=4 * EPS, atol=0)
+    assert np.allclose(got, want, rtol=4 * EPS, atol=0)
+    assert np.array_equal(lab.run(CpuBackend(threads=1, isa=isa), cuts=[7, 8]), got)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("width", "group"), [(48, 48), (48, 16), (51, 17)])
+def test_norms_without_weights(isa: str, width: int, group: int) -> None:
+    x = draw(3, width)
+    for body in (
+        lambda m, x: m.rms_norm(x, None, 1e-5, group),
+        lambda m, x: m.layer_norm(x, None, None, 1e-5, group),
+    ):
+        got, want = both(Lab(x, {}, body), isa)
+        assert np.abs(got - want).max() <= (2 * group + 16) * EPS * 8
+        assert np.allclose(np.square(want.reshape(3, -1, group)).mean(-1), 1, atol=1e-3)
+
+
+def attention(rows: int = 700, **more: object) -> Lab:
+    """q, k and v are parts of x; k and v are f16 numbers, so that storing them loses nothing."""
+    heads, kv_heads, dim = 6, 2, 24
+    q, k = heads * dim, kv_heads * dim
+    x = np.concatenate([draw(rows, q), draw(rows, 2 * k, seed=1).astype(np.float16)], axis=1)
+    eye = np.eye(q + 2 * k, dtype=np.float32)
+    arrays = {"q": eye[:q], "k": eye[q : q + k], "v": eye[q + k :], "s": draw(heads, seed=5)}
+
+    def body(m, x):  # type: ignore[no-untyped-def]
+        parts = [m.matmul(x, name) for name in "qkv"]
+        sizes = {"heads": heads, "kv_heads": kv_heads, "k_dim": dim, "v_dim": dim}
+        return m.attention(*parts, layer=0, scale=dim**-0.5, **sizes, **more)
+
+    return Lab(x.astype(np.float32), arrays, body, [PagedKV(kv_heads, dim, dim)])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_type", KV_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "more", [{"alibi": 8.0}, {"sinks": "s"}, {"alibi": 4.0, "sinks": "s", "window": 100}], ids=str
+)
+def test_scores_with_slopes_and_sinks(isa: str, kv_type: KVType, more: dict[str, object]) -> None:
+    lab = attention(**more)
+    got, want = both(lab, isa, kv_type, (350,))
+    # Scores are sums of 24 products near 1, off by some eps each; so are weights, relatively.
+    assert np.abs(got - want).max() <= 400 * EPS
+    plain = attention(window=more.get("window", 0)).run(ReferenceBackend(), (350,), kv_type)
+    assert np.abs(want - plain).max() > 0.1
+    # Whatever the cut, and the number of threads that splits are shared among: the same bits.
+    for threads, cuts in ((1, (1, 2, 400, 690)), (3, (400, 699))):
+        again = lab.run(CpuBackend(threads=threads, isa=isa), cuts, kv_type)
+        assert np.array_equal(again, got)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_that_see_what_comes_after_them(isa: str) -> None:
+    got, want = both(attention(400, causal=False), isa)
+    assert np.abs(got - want).max() <= 400 * EPS
+    causal = attention(400).run(ReferenceBackend())
+    assert np.allclose(want[-1], causal[-1], atol=400 * EPS)
+    assert np.abs(want[:300] - causal[:300]).max() > 0.1
+    with pytest.raises(ProgramError, match="window"):
+        attention(400, causal=False, window=5)
+
+
+def test_slopes_of_a_number_of_heads_that_is_no_power_of_two() -> None:
+    assert alibi_slopes(8, 8.0) == [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(6, 8.0) == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]
