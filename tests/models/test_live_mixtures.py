@@ -30,11 +30,38 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 QWEN3 = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 24}
+# Latent attention: some layers before the experts, shared ones beside them.
+DEEPSEEK: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 20,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 64,
+}
 MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     ("Qwen3Moe", {**QWEN3, "norm_topk_prob": True}),
     ("Qwen3Moe", {**QWEN3, "norm_topk_prob": False}),
     ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
+    ("DeepseekV3", {**DEEPSEEK, "n_group": 4, "topk_group": 2}),
+    ("DeepseekV3", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "rope_parameters": YARN}),
+    ("DeepseekV2", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "topk_method": "greedy"}),
+    ("DeepseekV2", {**DEEPSEEK, "q_lora_rank": None, "topk_method": "greedy"}),
 ]
 
 

@@ -92,7 +92,6 @@ FAMILIES: Mapping[str, Build] = {
     "DeepseekV2ForCausalLM": deepseek2.build,
     "DeepseekV3ForCausalLM": deepseek2.build,
     "minicpm3": minicpm3.build,
-    "MiniCPM3ForCausalLM": minicpm3.build,
     "gpt2": gpt2.build,
     "GPT2LMHeadModel": gpt2.build,
     "opt": opt.build,

@@ -193,7 +193,8 @@ def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor,
             stored = part.huggingface if huggingface else part.gguf
             dims = (part.total, *tensor.shape[1:])
         # The table also names what GGUF files may hold besides: factors of rotary positions.
-        if stored is None or tensor.optional or (tensor.huggingface is None and part is None):
+        unsaid = tensor.optional and shape.experts
+        if stored is None or unsaid or (tensor.huggingface is None and part is None):
             continue
         prefix = "backbone." if shape.family == "mamba2" else "model."
         name = stored.replace("{p}", prefix).replace("{i}", str(i))
