@@ -21,7 +21,13 @@ TOKENS = [int(t) for t in np.random.default_rng(3).integers(20, 250, 40)]
 MIXTURES = ["tiny-qwen3moe", "tiny-mixtral"]
 
 
-@pytest.mark.parametrize("recipe", ["Q4_K_M", "Q8_0", "BF16", "F32", "MXFP4"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "Q4_K_M",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("Q8_0", "BF16", "F32", "MXFP4")),
+    ],
+)
 @pytest.mark.parametrize("name", MIXTURES)
 def test_streamed_is_resident(name: str, recipe: str, make_model: Make) -> None:
     with open_model(make_model(name, recipe)) as file:

@@ -88,6 +88,7 @@ def test_what_a_text_holds_is_planned_for(smollm2_path: Path) -> None:
     assert found[0] - found[1] > held - 5 * 10**6
 
 
+@pytest.mark.slow
 def test_a_list_of_ids_is_printed_without_being_made(smollm2_path: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text(six_scripts(1_000_000))

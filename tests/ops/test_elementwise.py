@@ -113,7 +113,10 @@ def attention(rows: int = 700, **more: object) -> Lab:
     return Lab(x.astype(np.float32), arrays, body, [PagedKV(kv_heads, dim, dim)])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+# Plain C++ takes the longest.
+@pytest.mark.parametrize(
+    "isa", [pytest.param(i, marks=pytest.mark.slow if i == "scalar" else ()) for i in ISAS]
+)
 @pytest.mark.parametrize("kv_type", KV_TYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize(
     "more", [{"alibi": 8.0}, {"sinks": "s"}, {"alibi": 4.0, "sinks": "s", "window": 100}], ids=str

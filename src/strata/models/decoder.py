@@ -176,8 +176,10 @@ def attention(
     softcap: float = 0.0,
     norm_eps: float | None = None,
     layer: int | None = None,
+    sinks: str | None = None,
 ) -> str:
-    """Projections, optional q and k norms (with ``norm_eps``), positions, attention, output.
+    """Projections, optional q and k norms (with ``norm_eps``), positions, attention (with
+    ``sinks``, a weight), output.
 
     ``scale`` is 1 / sqrt(head_dim) unless given, ``layer``, the number of its state, i. q, k and v
     read one value and stand together, so that a backend may run them as one product.
@@ -202,6 +204,7 @@ def attention(
         scale=1 / math.sqrt(c.head_dim) if scale is None else scale,
         window=c.windows[i],
         softcap=softcap,
+        sinks=sinks,
     )
     with b.unit("attention"):
         return product(b, catalog, mixed, f"{name}output")

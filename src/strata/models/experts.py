@@ -150,6 +150,10 @@ def mixture_tensors(
                 f"{stored}.{n.shared}.{theirs}.weight", pair, some
             )
             tensors |= decoder.scale_tensors(c, f"ffn_{name}_shexp")
+        # How much of it counts, where a family asks the row.
+        tensors["blk.{i}.ffn_gate_inp_shexp.weight"] = Tensor(
+            f"{stored}.shared_expert_gate.weight", (1, c.width), True, unit_axes=True
+        )
     return tensors
 
 
@@ -208,7 +212,11 @@ def shared(
         gate = decoder.product(b, catalog, x, f"{name}gate_shexp", scaled=scaled)
         up = decoder.product(b, catalog, x, f"{name}up_shexp", scaled=scaled)
         mixed = b.glu(gate, up, function)
-        return decoder.product(b, catalog, mixed, f"{name}down_shexp", scaled=scaled)
+        out = decoder.product(b, catalog, mixed, f"{name}down_shexp", scaled=scaled)
+        if not catalog.has(f"{name}gate_inp_shexp.weight"):
+            return out
+        counts = b.activation(b.matmul(x, f"{name}gate_inp_shexp.weight"), "sigmoid")
+    return b.mul(out, counts)
 
 
 def feed_forward(

@@ -25,6 +25,8 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         for name, t in decoder.gated_tensors(c).items()
         if name.endswith("weight")
     }
+    for part in ("gate", "up", "down"):
+        ffn |= decoder.scale_tensors(c, f"ffn_{part}")
     attention = decoder.attention_tensors(c, bias=False, out_bias=False)
     frame = decoder.frame_tensors(c)
     frame["output_norm.weight"] = Tensor("{p}final_layernorm.weight", (c.width,))

@@ -70,6 +70,7 @@ GGUF: Mapping[str, Row] = {
     "granitemoe": Row(rope="interleaved", multipliers=True),
     "minimax-m2": Row(qk_norm="all"),
     "olmoe": Row(qk_norm="all", renormalise=False),
+    "qwen2moe": Row(bias=True, renormalise=False, dense_first=False),
     "qwen3vlmoe": Row(qk_norm="head"),
 }
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile
-from strata.models import decoder
+from strata.models import decoder, experts
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope, read_rope
@@ -78,17 +78,26 @@ def delta_tensors(c: Config, d: Delta) -> dict[str, Tensor]:
         "blk.{i}.ssm_a": Tensor(f"{stored}A_log", (d.heads,), transform="negative_exp"),
         "blk.{i}.ssm_norm.weight": Tensor(f"{stored}norm.weight", (d.v_dim,)),
         "blk.{i}.ssm_out.weight": Tensor(f"{stored}out_proj.weight", (c.width, d.values)),
+        **{
+            name: tensor
+            for part in ("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_out")
+            for name, tensor in decoder.scale_tensors(c, part).items()
+        },
     }
 
 
-def delta(b: Builder, d: Delta, kept: Kept, x: str, i: int, eps: float) -> str:
+def delta(b: Builder, d: Delta, catalog: Catalog, kept: Kept, x: str, i: int, eps: float) -> str:
     """Convolution of q, k and v, the rule, a norm a head, a gate."""
     name = f"blk.{i}.ssm_"
     with b.unit("attention"):
-        mixed = b.matmul(x, f"blk.{i}.attn_qkv.weight")
-        z = b.matmul(x, f"blk.{i}.attn_gate.weight")
-        beta = b.activation(b.matmul(x, f"{name}beta.weight"), "sigmoid")
-        decay = b.decay(b.matmul(x, f"{name}alpha.weight", f"{name}dt.bias"), f"{name}a")
+        mixed = decoder.product(b, catalog, x, f"blk.{i}.attn_qkv")
+        z = decoder.product(b, catalog, x, f"blk.{i}.attn_gate")
+        beta = b.activation(decoder.product(b, catalog, x, f"{name}beta"), "sigmoid")
+        if catalog.has(f"{name}alpha.scale"):
+            decay = b.shift(decoder.product(b, catalog, x, f"{name}alpha"), f"{name}dt.bias")
+        else:
+            decay = b.matmul(x, f"{name}alpha.weight", f"{name}dt.bias")
+        decay = b.decay(decay, f"{name}a")
         convolved = 2 * d.keys + d.values
         layer = kept.rows(d.taps, convolved)
         mixed = b.activation(b.short_conv(mixed, f"{name}conv1d.weight", layer=layer), "silu")
@@ -106,7 +115,7 @@ def delta(b: Builder, d: Delta, kept: Kept, x: str, i: int, eps: float) -> str:
             tiled=d.tiled,
         )
         y = b.glu(z, b.rms_norm(y, f"{name}norm.weight", eps), "silu")
-        return b.matmul(y, f"{name}out.weight")
+        return decoder.product(b, catalog, y, f"{name}out")
 
 
 def attention_tensors(c: Config) -> dict[str, Tensor]:
@@ -137,10 +146,7 @@ def attention(
     """Attention whose output is multiplied with a gate's sigmoid."""
     name, dim = f"blk.{i}.attn_", c.head_dim
     with b.unit("attention"):
-        q, k, v = (
-            b.matmul(x, f"{name}{p}.weight", decoder.present(catalog, f"{name}{p}.bias"))
-            for p in "qkv"
-        )
+        q, k, v = (decoder.product(b, catalog, x, f"{name}{p}") for p in "qkv")
     gate = b.columns(q, head_dim=2 * dim, start=dim, width=dim)
     q = b.columns(q, head_dim=2 * dim, start=0, width=dim)
     q = b.rms_norm(q, f"{name}q_norm.weight", eps)
@@ -167,8 +173,7 @@ def attention(
     )
     mixed = b.glu(gate, mixed, "sigmoid")
     with b.unit("attention"):
-        bias = decoder.present(catalog, f"{name}output.bias")
-        return b.matmul(mixed, f"{name}output.weight", bias)
+        return decoder.product(b, catalog, mixed, f"{name}output")
 
 
 def attends(c: Config) -> list[bool]:
@@ -184,7 +189,7 @@ def attends(c: Config) -> list[bool]:
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
-    """The tensors of a dense Qwen3.5."""
+    """The tensors of a Qwen3.5, with experts or without."""
     attending = attends(c)
     full = [i for i in range(c.layers) if attending[i]]
     rest = [i for i in range(c.layers) if not attending[i]]
@@ -193,13 +198,18 @@ def tensors(c: Config) -> dict[str, Tensor]:
         **decoder.norm_tensors(c, "add_one", **_NORMS),
         **on_layers(attention_tensors(c), full),
         **on_layers(delta_tensors(c, read_delta(c)), rest),
-        **decoder.gated_tensors(c),
+        **experts.mixture_tensors(c, _mixture(c)),
     }
 
 
+def _mixture(c: Config) -> experts.Mixture | None:
+    return experts.read_mixture(c, renormalise=True)
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
-    """The Model of a dense Qwen3.5 file; blocks that predict further tokens are not used."""
-    c = read_config(file, architecture, context, head_dim=256)
+    """The Model of a Qwen3.5 file, with experts or without; blocks that predict further tokens are
+    not used."""
+    c = read_config(file, architecture, context, head_dim=256, experts=file.kind == "gguf")
     further = c.keys.integer("further_layers", 0, low=0, high=c.layers - 1)
     blocks = range(c.layers - further, c.layers) if file.kind == "gguf" else range(0)
     c = replace(c, layers=c.layers - len(blocks), windows=c.windows[: c.layers - len(blocks)])
@@ -210,17 +220,17 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     harmless = (*decoder.harmless(c), *unused)
     catalog = Catalog(file, tensors(c), c.layers, prefixes=prefixes, harmless=harmless)
     rope, eps = read_rope(c, "neox"), decoder.rms_eps(c)
-    kept = Kept()
+    kept, m = Kept(), _mixture(c)
 
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
         if attending[i]:
             h = attention(b, c, catalog, kept, h, i, rope, eps)
         else:
-            h = delta(b, d, kept, h, i, eps)
+            h = delta(b, d, catalog, kept, h, i, eps)
         x = b.add(x, h)
         h = b.rms_norm(x, f"blk.{i}.post_attention_norm.weight", eps)
-        return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
+        return b.add(x, experts.feed_forward(b, catalog, m, h, i))
 
     return decoder.assemble(
         c,

@@ -6,7 +6,7 @@ which each part is read as a matrix of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
@@ -89,8 +89,8 @@ def tensors1(c: Config, s: Sizes, mixer: str, *, norms: bool = False) -> dict[st
     files. ``norms``: of the step, B and C, as Jamba has them."""
     name, stored = "blk.{i}.ssm_", f"{{p}}layers.{{i}}.{mixer}."
     tensors = {
-        **_parts("in", f"{stored}in_proj", {"x": s.inner, "z": s.inner}, c.width),
-        **_parts("x", f"{stored}x_proj", {"dt": s.heads, "b": s.states, "c": s.states}, s.inner),
+        **_parts(c, "in", f"{stored}in_proj", {"x": s.inner, "z": s.inner}, c.width),
+        **_parts(c, "x", f"{stored}x_proj", {"dt": s.heads, "b": s.states, "c": s.states}, s.inner),
         f"{name}dt.weight": Tensor(f"{stored}dt_proj.weight", (s.inner, s.heads)),
         f"{name}dt.bias": Tensor(f"{stored}dt_proj.bias", (s.inner,)),
         f"{name}a": Tensor(f"{stored}A_log", (s.inner, s.states), transform="negative_exp"),
@@ -111,7 +111,7 @@ def tensors2(c: Config, s: Sizes, mixer: str, *, norm: bool = True) -> dict[str,
     parts = {"z": s.inner, "x": s.convolved, "dt": s.heads}
     apart = c.keys.kind == "gguf" and s.groups > 1
     return {
-        **_parts("in", f"{stored}in_proj", parts, c.width),
+        **_parts(c, "in", f"{stored}in_proj", parts, c.width),
         f"{name}dt.bias": Tensor(f"{stored}dt_bias", (s.heads,)),
         f"{name}a": Tensor(f"{stored}A_log", (s.heads,), transform="negative_exp", unit_axes=True),
         f"{name}d": Tensor(f"{stored}D", (s.heads,), unit_axes=True),
@@ -137,7 +137,7 @@ def mixer1(
     """in, convolution, scan, gate, out; with norms of the step, B and C where the file has them."""
     name = f"blk.{i}.ssm_"
     with b.unit("ssm"):
-        x, z = (b.matmul(x, f"{name}in_{part}.weight") for part in "xz")
+        x, z = (decoder.product(b, catalog, x, f"{name}in_{part}") for part in "xz")
         x = _convolve(b, s, catalog, kept, x, i, s.inner)
         steps = [b.matmul(x, f"{name}x_{part}.weight") for part in ("dt", "b", "c")]
         if catalog.has(f"{name}dt_norm.weight"):
@@ -153,7 +153,7 @@ def mixer1(
         y = b.ssm_scan(
             *operands, a=f"{name}a", d=f"{name}d", layer=layer, groups=1, states=s.states
         )
-        return b.matmul(b.glu(z, y, "silu"), f"{name}out.weight")
+        return decoder.product(b, catalog, b.glu(z, y, "silu"), f"{name}out")
 
 
 def mixer2(
@@ -168,8 +168,11 @@ def mixer2(
     """in, convolution of x, B and C, scan, gate, norm where there is one, out."""
     name = f"blk.{i}.ssm_"
     with b.unit("ssm"):
-        z, mixed = (b.matmul(x, f"{name}in_{part}.weight") for part in "zx")
-        dt = b.matmul(x, f"{name}in_dt.weight", f"{name}dt.bias")
+        z, mixed = (decoder.product(b, catalog, x, f"{name}in_{part}") for part in "zx")
+        if catalog.has(f"{name}in_dt.scale"):
+            dt = b.shift(decoder.product(b, catalog, x, f"{name}in_dt"), f"{name}dt.bias")
+        else:
+            dt = b.matmul(x, f"{name}in_dt.weight", f"{name}dt.bias")
         mixed = _convolve(b, s, catalog, kept, mixed, i, s.convolved)
         shared = s.groups * s.states
         spans = ((0, s.inner), (s.inner, shared), (s.inner + shared, shared))
@@ -188,10 +191,12 @@ def mixer2(
         y = b.glu(z, y, "silu")
         if catalog.has(f"{name}norm.weight"):
             y = b.grouped_rms_norm(y, f"{name}norm.weight", s.groups, eps)
-        return b.matmul(y, f"{name}out.weight")
+        return decoder.product(b, catalog, y, f"{name}out")
 
 
-def _parts(fused: str, stored: str, widths: dict[str, int], columns: int) -> dict[str, Tensor]:
+def _parts(
+    c: Config, fused: str, stored: str, widths: dict[str, int], columns: int
+) -> dict[str, Tensor]:
     """Matrices that files keep as one, row after row."""
     out, start, total = {}, 0, sum(widths.values())
     for part, rows in widths.items():
@@ -199,6 +204,8 @@ def _parts(fused: str, stored: str, widths: dict[str, int], columns: int) -> dic
         out[f"blk.{{i}}.ssm_{fused}_{part}.weight"] = Tensor(
             None, (rows, columns), part=whole, apart=False
         )
+        for name, tensor in decoder.scale_tensors(c, f"ssm_{fused}_{part}", f"ssm_{fused}").items():
+            out[name] = replace(tensor, apart=False)
         start += rows
     return out
 
@@ -210,6 +217,7 @@ def _around(c: Config, convolved: int, inner: int, taps: int, stored: str) -> di
         ),
         "blk.{i}.ssm_conv1d.bias": Tensor(f"{stored}conv1d.bias", (convolved,), optional=True),
         "blk.{i}.ssm_out.weight": Tensor(f"{stored}out_proj.weight", (c.width, inner)),
+        **decoder.scale_tensors(c, "ssm_out"),
     }
 
 
