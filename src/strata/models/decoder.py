@@ -222,12 +222,14 @@ def gated(
         return product(b, catalog, mixed, f"{name}down", scaled=scaled)
 
 
-def plain(b: Builder, catalog: Catalog, x: str, i: int, function: str) -> str:
+def plain(
+    b: Builder, catalog: Catalog, x: str, i: int, function: str, *, scaled: bool = False
+) -> str:
     """down(act(up(x)))."""
     name = f"blk.{i}.ffn_"
     with b.unit("ffn"):
-        mixed = b.activation(product(b, catalog, x, f"{name}up", scaled=False), function)
-        return product(b, catalog, mixed, f"{name}down", scaled=False)
+        mixed = b.activation(product(b, catalog, x, f"{name}up", scaled=scaled), function)
+        return product(b, catalog, mixed, f"{name}down", scaled=scaled)
 
 
 def head(b: Builder, c: Config, x: str, bias: str | None = None) -> str:

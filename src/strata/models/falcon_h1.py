@@ -28,8 +28,9 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         **state_space.tensors2(c, sizes, "mamba", norm=False),
         **decoder.gated_tensors(c),
     }
-    # Frequency factors may be there; what the family is run with elsewhere does not read them.
-    harmless = (*decoder.harmless(c), r"rope_freqs\.weight")
+    # These may be there; what the family is run with elsewhere does not read them.
+    del tensors["blk.{i}.attn_output.bias"]
+    harmless = (*decoder.harmless(c), r"rope_freqs\.weight", r"blk\.\d+\.attn_output\.bias")
     catalog = Catalog(file, tensors, c.layers, harmless=harmless)
     rope, eps = read_rope(c, "neox"), decoder.rms_eps(c)
     scale = c.keys.number("attention_scale", 0.0) or None

@@ -72,7 +72,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
         if kind[i] == "ffn":
-            h = decoder.plain(b, catalog, h, i, "relu2")
+            h = decoder.plain(b, catalog, h, i, "relu2", scaled=True)
         elif kind[i] == "attention":
             h = decoder.attention(b, c, catalog, h, i, rope=None, layer=kept.kv(c, i))
         else:
