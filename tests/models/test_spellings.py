@@ -206,7 +206,17 @@ def test_every_row_of_the_table_builds_its_family() -> None:
     # test_mixture_families and test_live_mixtures, and latent attention in test_latent_attention.
     experts = {"qwen3moe", "Qwen3MoeForCausalLM", "MixtralForCausalLM", *mixtures.FAMILIES}
     experts |= {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}
-    latent = {"gpt-oss", "qwen35moe", "deepseek2", "deepseek32", "glm-dsa", "mistral4", "minicpm3"}
+    latent = {
+        "gpt-oss",
+        "qwen35moe",
+        "lfm2moe",
+        "nemotron_h_moe",
+        "deepseek2",
+        "deepseek32",
+        "glm-dsa",
+        "mistral4",
+        "minicpm3",
+    }
     known = {name for name, build in FAMILIES.items() if not isinstance(build, partial)}
     assert {a for names in ALIASES.values() for a in names} == known - GGUF_ONLY - experts - latent
     for golden, names in ALIASES.items():

@@ -21,7 +21,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a gpt-oss file."""
     c = read_config(file, architecture, context, experts=True)
     c = decoder.with_windows(c, c.keys.integer("window", 128), 2)
-    m = experts.read_mixture(c, scaled=False)
+    m = experts.read_mixture(c)
     if m is None:
         raise ConfigError(f"'{c.keys.find('experts')[0]}' is missing: gpt-oss has experts")
     chosen = {"scoring": "none", "softmax_chosen": True, "renormalise": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from strata.formats import ModelFile
-from strata.models import decoder
+from strata.models import decoder, experts
 from strata.models.config import Config, read_config
 from strata.models.rope import read_rope
 from strata.models.state_space import Kept
@@ -38,9 +38,11 @@ def tensors(c: Config) -> dict[str, Tensor]:
         for ours, theirs in names.items():
             found = found.replace(f".{ours}.", f".{theirs}.")
         attention[canonical] = replace(t, huggingface=found)
-    ffn = decoder.gated_tensors(c)
+    ffn = experts.mixture_tensors(c, _mixture(c))
     for part, letter in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
         key = f"blk.{{i}}.ffn_{part}.weight"
+        if key not in ffn:
+            continue
         ffn[key] = replace(ffn[key], huggingface=f"{{p}}layers.{{i}}.feed_forward.{letter}.weight")
     frame = decoder.frame_tensors(c)
     # The last norm, which files name as if it came after the embedding.
@@ -53,6 +55,10 @@ def tensors(c: Config) -> dict[str, Tensor]:
         **on_layers(convolution, [i for i in range(c.layers) if not attends[i]]),
         **ffn,
     }
+
+
+def _mixture(c: Config) -> experts.Mixture | None:
+    return experts.read_mixture(c, renormalise=True, shared=0)
 
 
 def attending(c: Config) -> list[bool]:
@@ -69,9 +75,10 @@ def read_taps(c: Config) -> int:
 
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
-    """The Model of an LFM2 file."""
-    c = read_config(file, architecture, context, mixed=True, tied=True)
-    if file.kind == "gguf":
+    """The Model of an LFM2 file, with experts or without."""
+    gguf = file.kind == "gguf"
+    c = read_config(file, architecture, context, mixed=True, tied=True, experts=gguf)
+    if gguf:
         window = c.keys.integer("window", 0, low=0)
         c = replace(c, windows=(window,) * c.layers)
     else:
@@ -80,7 +87,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     rope = read_rope(c, "neox", base=1000000.0)
     eps = c.keys.number("rms_eps", 1e-5, low=1e-12, high=1.0)
-    kept = Kept()
+    kept, m = Kept(), _mixture(c)
 
     def convolution(b: Builder, x: str, i: int) -> str:
         name = f"blk.{i}.shortconv."
@@ -99,7 +106,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             h = convolution(b, h, i)
         x = b.add(x, h)
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
-        return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
+        return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=False))
 
     return decoder.assemble(
         c,
