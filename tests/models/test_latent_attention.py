@@ -140,6 +140,19 @@ def test_bits_depend_on_the_tokens_alone(absorbed: bool, tmp_path: Path) -> None
             assert run.logits(TOKENS, [7, 1, 30, 32]).tobytes() == got.tobytes()
 
 
+def test_a_temperature_grows_with_the_position(tmp_path: Path) -> None:
+    with open_model(write(tmp_path / "a.gguf")) as file:
+        without = Forward(file).logits(TOKENS)
+    stated = {"attention.temperature_scale": 0.5, "attention.temperature_length": 40}
+    found = []
+    for absorbed in (True, False):
+        with open_model(write(tmp_path / "b.gguf", absorbed=absorbed, **stated)) as file:
+            found.append(Forward(file).logits(TOKENS))
+    np.testing.assert_array_equal(found[0][:40], without[:40])
+    assert np.abs(found[0][40:] - without[40:]).max(axis=1).min() > 1e-3
+    np.testing.assert_allclose(*found, rtol=0, atol=2e-5 * np.abs(without).max())
+
+
 def test_positions_that_an_indexer_would_choose_among_are_not_offered(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", architecture="deepseek32", **{"attention.indexer.top_k": 40})
     with open_model(path) as file:
@@ -155,6 +168,7 @@ def test_positions_that_an_indexer_would_choose_among_are_not_offered(tmp_path: 
         ({"attention.q_lora_rank": -1}, "q_lora_rank"),
         ({"attention.value_length_mla": 1 << 40}, "value_length_mla"),
         ({"nextn_predict_layers": 2}, "nextn_predict_layers"),
+        ({"attention.temperature_scale": 0.5}, "temperature_length"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], named: str, tmp_path: Path) -> None:

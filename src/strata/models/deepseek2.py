@@ -13,6 +13,7 @@ from dataclasses import replace
 from strata.formats import ModelFile
 from strata.models import decoder, experts, latent
 from strata.models.config import Config, read_config
+from strata.models.keys import real
 from strata.models.rope import Rope, read_rope
 from strata.models.tensors import Catalog
 from strata.program import Builder, Model
@@ -63,8 +64,10 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
 
 def _scoring(c: Config) -> str:
     """Of routers where the file does not say."""
-    by_sigmoid = ("glm-dsa", "DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM")
-    return "sigmoid" if c.architecture in by_sigmoid else "softmax"
+    by_sigmoid = c.architecture in ("glm-dsa", "DeepseekV3ForCausalLM")
+    # Early GGUF files of GLM-4.7-Flash are told by their sizes.
+    flash = c.architecture == "deepseek2" and c.layers in (47, 48) and c.vocab == 154880
+    return "sigmoid" if by_sigmoid or flash else "softmax"
 
 
 def _positions(c: Config) -> tuple[Rope, float]:
@@ -81,9 +84,11 @@ def _positions(c: Config) -> tuple[Rope, float]:
             multiplier = c.keys.number("rope_log_multiplier", 0.0, high=1e3) / 0.1
             rope = replace(rope, mscale=1.0 if multiplier else 1 + 0.1 * math.log(factor))
     else:
+        # read_rope has found an object, and its factor a number.
         table = c.keys.raw("rope_parameters") or c.keys.raw("rope_scaling") or {}
         if table.get("rope_type", table.get("type")) == "yarn" and table.get("mscale_all_dim"):
-            factor, multiplier = float(table["factor"]), float(table["mscale_all_dim"])
+            factor = real("factor", table["factor"], 1e-3, 1e6)
+            multiplier = real("mscale_all_dim", table["mscale_all_dim"], 0.0, 1e3)
     growth = 1 + 0.1 * multiplier * math.log(max(factor, 1.0))
     growth *= rope.mscale if c.keys.kind == "gguf" else 1.0
     return rope, growth * growth

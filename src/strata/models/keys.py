@@ -59,6 +59,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "rope_layers": ("attention.rope_pattern", ("no_rope_layers",)),
     "rope_sections": ("rope.dimension_sections", ()),
     "temperature_scale": ("attention.temperature_scale", ()),
+    "temperature_length": ("attention.temperature_length", ()),
     "loops": ("num_loops", ()),
     "causal": ("attention.causal", ()),
     "xielu_negative": ("xielu.alpha_n", ()),

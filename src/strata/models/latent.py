@@ -148,9 +148,13 @@ def attention(
             k = b.columns(k, head_dim=each + a.rope, start=each, width=a.rope)
             k = b.join(own, k, heads=c.heads) if own else k
             v = b.columns(made, head_dim=each, start=a.nope, width=a.value)
+        q = b.join(q, q_pe, heads=c.heads) if a.nope else q_pe
+        temperature = c.keys.number("temperature_scale", 0.0)
+        if temperature:
+            q = b.position_scale(q, c.keys.integer("temperature_length"), temperature)
         state = a.state(c.heads)
         mixed = b.attention(
-            b.join(q, q_pe, heads=c.heads) if a.nope else q_pe,
+            q,
             k,
             v,
             layer=i,
