@@ -41,7 +41,13 @@ EXAMPLES = [
         4,
         read=frozenset({"bench/archs_against_llamacpp.py"}),
     ),
-    Example("a model", r"\bgranite\b(?!-)", 4, "granite"),
+    Example(
+        "a model",
+        r"\bgranite\b(?!-)",
+        4,
+        "granite",
+        frozenset({"models/variants.py", "models/mixtures.py"}),
+    ),
     Example(
         "an Op",
         # Not where a family has it.
