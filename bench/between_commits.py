@@ -4,12 +4,13 @@
         --streamed FILE.gguf > result.json
 
 This script runs in an environment that has the package of its own commit and the ``test`` extra;
-OLD and NEW need no more than the package with the ``server`` extra. They run the same programs:
-`strata bench`, `strata serve` and sequences_side.py, which keep to the command line and the public
-API. Each round measures both sides, before first in even rounds and last in odd ones (A B B A);
-ratios (after / before: of tok_s more is better, of _ms and _bytes less) are formed round by round,
-so that a change of the machine's pace changes both. FILE is for the work ``streaming`` and is
-written (SHAPE with random weights) if it is not there.
+OLD and NEW need no more than the package with the ``server`` extra. Decode, prefill, depth and
+sequences are measured in two processes that live side by side (speed_side.py) and take turns of a
+second or less, so that both see the same moments of a machine whose pace changes; streaming and the
+server (`strata bench`, `strata serve`) are started anew each round. The first of a round is before
+in even rounds and after in odd ones (A B B A); ratios (after / before: of tok_s more is better, of
+_ms and _bytes less) are formed round by round. FILE is for the work ``streaming`` and is written
+(SHAPE with random weights) if it is not there.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import asyncio
 import json
 import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import speed_side
 from against_llama_server import LENGTHS, figures, free_port, load, ours, serving
 from against_llamacpp import run
 from machine import commit_of, describe
@@ -90,29 +94,6 @@ def probe(python: str, *place: object) -> None:
     run([python, "-m", "strata", "probe", *place, "--refresh", "--quiet"])
 
 
-def decode(python: str, s: Settings) -> Values:
-    """Tokens after nothing."""
-    return bench(python, s.model, s, "--prompt", 0, "--gen", 64)
-
-
-def prefill(python: str, s: Settings) -> Values:
-    """A prompt of 512."""
-    return bench(python, s.model, s, "--prompt", 512, "--gen", 0)
-
-
-def depth(python: str, s: Settings) -> Values:
-    """Tokens after 4096 others."""
-    return bench(python, s.model, s, "--prompt", 0, "--gen", 16, "--depth", 4096)
-
-
-def sequences(python: str, s: Settings) -> Values:
-    """Sixteen sequences together."""
-    command = [python, HERE / "sequences_side.py", s.model, "--sequences", 16]
-    done = run([*command, "--threads", s.threads, "--repeat", s.repeat])
-    median = statistics.median(json.loads(done.out)["samples"])
-    return {"decode_tok_s": median, "peak_bytes": float(done.peak_bytes)}
-
-
 def streaming(python: str, s: Settings) -> Values:
     """A model larger than its budget, of which the page cache has nothing."""
     probe(python, s.streamed)
@@ -134,9 +115,8 @@ def server(python: str, s: Settings) -> Values:
     return {k: v for k, v in found.items() if k.endswith(("tok_s", "_ms"))}
 
 
-WORKS: dict[str, Work] = {
-    work.__name__: work for work in (decode, prefill, depth, sequences, streaming, server)
-}
+ANEW: dict[str, Work] = {work.__name__: work for work in (streaming, server)}
+WORKS = (*speed_side.WORKS, *ANEW)
 
 
 def in_turns(count: int, measure: Callable[[str], Values]) -> list[Round]:
@@ -148,14 +128,70 @@ def in_turns(count: int, measure: Callable[[str], Values]) -> list[Round]:
     return rounds
 
 
-def summary(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
-    """For each value medians of the sides, and the ratio's median, least and greatest."""
+@dataclass
+class Living:
+    """A process that measures when it is told to."""
+
+    process: subprocess.Popen[str]
+
+    def measure(self) -> Values:
+        """Once more."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._said()
+
+    def end(self) -> Values:
+        """What it held at most."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        said = self._said()
+        self.process.wait()
+        return said
+
+    def _said(self) -> Values:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side ended with exit code {self.process.wait()}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+
+@contextmanager
+def living(python: str, work: str, s: Settings) -> Iterator[Living]:
+    """A side that holds the model until the end."""
+    probe(python)
+    command = [python, HERE / "speed_side.py", s.model, "--work", work, "--threads", s.threads]
+    with subprocess.Popen(
+        [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield Living(process)
+        finally:
+            process.kill()
+
+
+def side_by_side(pythons: Mapping[str, str], work: str, s: Settings, count: int) -> list[Round]:
+    """Rounds of a work whose two processes live at the same time."""
+    with ExitStack() as stack:
+        sides = {side: stack.enter_context(living(pythons[side], work, s)) for side in SIDES}
+        rounds = in_turns(count, lambda side: sides[side].measure())
+        peaks = {side: sides[side].end() for side in SIDES}
+    return [{side: {**r[side], **peaks[side]} for side in SIDES} for r in rounds]
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, dict[str, Any]]:
+    """Of each value medians of the sides, and the ratio's median, quartiles and ends."""
     found = {}
     for name in rounds[0]["before"]:
         ratios = [r["after"][name] / r["before"][name] for r in rounds]
         found[name] = {side: statistics.median(r[side][name] for r in rounds) for side in SIDES}
         found[name] |= {
             "ratio": statistics.median(ratios),
+            "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2]
+            if len(ratios) > 1
+            else ratios * 2,
             "ratio_least": min(ratios),
             "ratio_most": max(ratios),
         }
@@ -178,8 +214,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--streamed", type=Path, metavar="FILE")
     parser.add_argument("--memory", default="512MB", help="the streaming's budget (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions within a process")
+    parser.add_argument("--rounds", type=int, default=6, help="of a work started anew each time")
+    parser.add_argument("--turns", type=int, default=60, help="of a work side by side")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions within a stream")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--requests", type=int, default=2, help="of each client, in turn")
     args = parser.parse_args(argv)
@@ -215,7 +252,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return work(pythons[side], settings)
 
     for name in works:
-        rounds = in_turns(args.rounds, partial(turn, WORKS[name]))
+        if name in ANEW:
+            rounds = in_turns(args.rounds, partial(turn, ANEW[name]))
+        else:
+            rounds = side_by_side(pythons, name, settings, args.turns)
         report["works"][name] = {"summary": summary(rounds), "rounds": rounds}
         for value, row in report["works"][name]["summary"].items():
             spread = f"{row['ratio']:.3f} ({row['ratio_least']:.3f}-{row['ratio_most']:.3f})"
