@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import KV_BLOCK, NO_BLOCK, Backend, Span, StateCache, Step
+from strata.backends.base import (
+    KV_BLOCK,
+    NO_BLOCK,
+    Activations,
+    Backend,
+    LoadedSegment,
+    Span,
+    StateCache,
+    Step,
+)
 from strata.backends.kv_types import KVType
+from strata.backends.settings import MAX_LOGIT_ROWS
 from strata.program import Builder, LayerState, Segment, Weight, state_groups
 from strata.quant import BlockType, by_name, dequantize
 from strata.quant.encode import quantize
@@ -105,21 +116,28 @@ class Loaded:
         )
 
     def step(self, step: Step) -> Floats:
-        activations = {}
-        for segment in self.segments:
-            activations = self.backend.run(segment, step, self.state, activations)
-        return np.array(activations["logits"])
+        return all_logits(self.backend, self.segments, step, self.state)
 
     def rows(self, cuts: Sequence[int] = ()) -> Floats:
         out, past = [], 0
         for number, end in enumerate([*cuts, len(self.lab.x)]):
             rows = np.arange(past, end, dtype=np.int32)
             span = Span(0, end - past, past, self._tables(number))
-            logits = np.arange(end - past, dtype=np.int32)
-            out += [self.step(Step(rows, rows, (span,), part)) for part in chunks(logits, 64)]
+            out.append(self.step(Step(rows, rows, (span,), np.arange(end - past, dtype=np.int32))))
             past = end
         return np.concatenate(out)
 
 
-def chunks(rows: NDArray[np.int32], size: int) -> list[NDArray[np.int32]]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+def all_logits(
+    backend: Backend, segments: Sequence[LoadedSegment], step: Step, state: StateCache
+) -> Floats:
+    """A step's logits: the body once, and the head as often as it takes slices of their rows."""
+    *body, head = segments
+    values: Activations = {}
+    for segment in body:
+        values = backend.run(segment, step, state, values)
+    rows, out = step.logits_indices, []
+    for start in range(0, len(rows), MAX_LOGIT_ROWS):
+        some = replace(step, logits_indices=rows[start : start + MAX_LOGIT_ROWS])
+        out.append(np.array(backend.run(head, some, state, values)["logits"]))
+    return np.concatenate(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from strata.backends.base import KV_BLOCK, NO_BLOCK, Backend, Span, Step
 from strata.backends.kv_types import KVType
 from strata.program import Model
-from support.small_programs import Floats, MemoryWeights, chunks
-
-LOGIT_ROWS = 64
+from support.small_programs import Floats, MemoryWeights, all_logits
 
 
 @dataclass
@@ -102,15 +100,7 @@ class StateRuns:
                 self._poison(number, block)
 
     def _logits(self, step: Step) -> Floats:
-        *body, head = self.segments
-        values = {}
-        for segment in body:
-            values = self.backend.run(segment, step, self.state, values)
-        out = []
-        for part in chunks(step.logits_indices, LOGIT_ROWS):
-            some = replace(step, logits_indices=part)
-            out.append(np.array(self.backend.run(head, some, self.state, values)["logits"]))
-        return np.concatenate(out)
+        return all_logits(self.backend, self.segments, step, self.state)
 
     def _reserve(self, sequence: Branching, rows: int) -> None:
         for number, group in enumerate(self.model.groups):
