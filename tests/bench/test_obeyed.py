@@ -29,6 +29,7 @@ def test_only_what_has_a_budget_is_given_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_long_texts_in_the_smallest_budgets(smollm2_path: Path, tmp_path: Path) -> None:
     made = {command.name: command for command in commands(tmp_path)}

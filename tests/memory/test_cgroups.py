@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,20 @@ import pytest
 
 from cgroups import group, why_not
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 MACHINE = SUPPORT / "machines" / "server.json"
 REASON = why_not()
+# They write 5 GB and take minutes.
+LARGE = pytest.mark.skipif(
+    "STRATA_TEST_LARGE" not in os.environ, reason="STRATA_TEST_LARGE is not set"
+)
+
+
+@cache
+def without_a_budget(model: Path, sizes: tuple[int, int, int]) -> Any:
+    return run(model, 0, None, sizes)
 
 
 def run(model: Path, memory: int, limit: int | None, sizes: tuple[int, int, int]) -> Any:
@@ -52,8 +63,10 @@ def run(model: Path, memory: int, limit: int | None, sizes: tuple[int, int, int]
         ("llama-3.2-1b", "Q8_0", 300, (256, 128, 8)),
         ("llama-3.2-1b", "Q8_0", 512, (256, 128, 8)),
         ("gemma-2-2b", "Q4_K_M", 700, (256, 64, 4)),
-        ("llama-3.1-8b", "Q4_K_M", 400, (256, 64, 4)),
-        ("llama-3.1-8b", "Q4_K_M", 1000, (256, 64, 4)),
+        *(
+            pytest.param("llama-3.1-8b", "Q4_K_M", megabytes, (256, 64, 4), marks=LARGE)
+            for megabytes in (400, 1000)
+        ),
     ],
 )
 def test_a_model_in_a_group_of_its_budget(
@@ -68,7 +81,7 @@ def test_a_model_in_a_group_of_its_budget(
     assert got["streamed"] > 0
     assert got["peak"] <= got["predicted"] <= min(memory, 1.05 * got["peak"])
     assert got["used_bytes"] == got["sweeps"] * got["sweep_bytes"]
-    want = run(model, 0, None, sizes)
+    want = without_a_budget(model, sizes)
     assert (got["tokens"], got["logprobs"]) == (want["tokens"], want["logprobs"])
 
 

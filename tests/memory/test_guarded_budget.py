@@ -18,7 +18,7 @@ from strata.formats import open_model
 from support.running import serving
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 REASON = why_not()
 GROWING = "{% for m in messages %}{{ m.content }}{% endfor %}{{ ('x' * 6000000) | length }}"

@@ -16,6 +16,7 @@ REASON = why_not()
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 @pytest.mark.parametrize("megabytes", [300, 360])
 def test_eight_clients_at_the_bounds(smollm2_path: Path, megabytes: int) -> None:

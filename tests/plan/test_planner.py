@@ -106,7 +106,7 @@ def test_a_table_of_budgets(machine_name: str, shape: str, recipe: str | None) -
     assert table[-1].predicted.bound != "disk"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     # The largest takes most of the time, and is in the table above.
     which=st.sampled_from(MODELS[:-1]),
@@ -199,7 +199,7 @@ def test_what_is_set_aside_grows_with_the_budget(shape: str, foreign: bool) -> N
     work = Workload(concurrency=4, serving=True)
     planner = Planner(m, host, Limits(), work)
     floor, full = planner.floor(), planner.everything()
-    budgets = [floor + (full - floor) * n // 40 for n in range(41)]
+    budgets = [floor + (full - floor) * n // 12 for n in range(13)]
     plans = [planner.plan(budget) for budget in budgets]
     for p in plans:
         check(m, host, Limits(p.budget), work, p)

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from support.running import Running
 
 
+ON_EVERY_BACKEND = {"test_openai_client"}
+"""Of this folder's modules those that are long tests over the other backends, too: what a server
+does above its driver has no backend."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = metafunc.module.__name__.rpartition(".")[2]
+    if "backend" in metafunc.fixturenames and name not in ON_EVERY_BACKEND:
+        native = pytest.mark.parametrize("backend", ["cpu"], indirect=True, scope="session")
+        metafunc.definition.add_marker(native)
+
+
 @pytest.fixture(scope="session")
 def llm(smollm2_path: Path) -> Iterator[LLM]:
     """What answers are compared with."""

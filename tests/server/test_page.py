@@ -12,7 +12,7 @@ from strata.server.page import WEB
 from support.browser import GREEDY, LONG, STORY, Browser, Keys, browser
 from support.running import KEY, NAMES, Running, load, running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_an_answer_streams_and_is_the_servers(page: Browser, server: Running) -> None:

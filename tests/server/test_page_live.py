@@ -9,7 +9,7 @@ import pytest
 from strata.server.telemetry import live
 from support.browser import LONG, STORY, Browser, Keys
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_the_live_picture_changes(page: Browser) -> None:

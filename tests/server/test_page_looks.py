@@ -9,7 +9,7 @@ import pytest
 from support.browser import GREEDY, LONG, STORY, Browser, Keys
 from support.running import Running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 def test_with_the_keyboard_alone(page: Browser, server: Running) -> None:

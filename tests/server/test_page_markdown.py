@@ -6,7 +6,7 @@ import pytest
 
 from support.browser import Browser
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 HTML = {
     "a plain word": "<p>a plain word</p>",

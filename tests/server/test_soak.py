@@ -22,14 +22,15 @@ from support.running import NAMES, Running, load, metric, running, wait_for
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident size is Linux's"),
 ]
 
 CLIENTS = 16
-SECONDS = float(os.environ.get("STRATA_SOAK_SECONDS", "30"))
-"""Of the soak proper."""
+SECONDS = float(os.environ.get("STRATA_SOAK_SECONDS", "10"))
+"""Of the soak proper; a leak of little a request wants minutes."""
 
-WARM_UP = max(30.0, SECONDS / 5)
+WARM_UP = max(15.0, SECONDS / 5)
 """Seconds before it, until the allocator has seen every size of step."""
 
 BUDGETS = {"streamed": 260_000_000, "resident": 350_000_000}

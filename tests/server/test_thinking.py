@@ -134,6 +134,7 @@ def test_an_answer_by_a_schema_is_no_thought(server: Running, thinker: tuple[str
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_page(page: Browser, thinker: tuple[str, str]) -> None:
     page.open({"temperature": "0", "max_tokens": "30"})
     page.say(MESSAGES[0]["content"])
