@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from strata.backends.weights import WeightReadError
 from strata.formats import ModelFile, open_model
@@ -36,6 +37,13 @@ def model(path: Path) -> Iterator[ModelFile]:
         yield file
 
 
+@pytest.fixture(scope="module")
+def want(smollm2_path: Path) -> NDArray[np.float32]:
+    """Logits of weights that are all in memory."""
+    with open_model(smollm2_path) as file:
+        return logits(file, None, TOKENS)
+
+
 def streaming(model: ModelFile, *, direct: bool = False) -> Forward:
     how = settings(
         units(model), ring=2 << 20, tile=1 << 19, request=1 << 18, direct=direct, threads=3
@@ -51,8 +59,7 @@ def fails(run: Forward, match: str) -> None:
 
 @pytest.mark.parametrize("at", [60, 300])
 @pytest.mark.parametrize("direct", [False, True])
-def test_a_read_error(model: ModelFile, at: int, direct: bool) -> None:
-    want = logits(model, None, TOKENS)
+def test_a_read_error(model: ModelFile, at: int, direct: bool, want: NDArray[np.float32]) -> None:
     run = streaming(model, direct=direct)
     with faults(fail_at=at):
         fails(run, r"model\.gguf cannot be read at byte \d+: Input/output error")
@@ -67,8 +74,9 @@ def test_a_short_read(model: ModelFile, at: int) -> None:
         fails(run, r"model\.gguf ends at byte \d+, but \d+ more were there")
 
 
-def test_what_failed_before_it_was_wanted_is_read_again(model: ModelFile) -> None:
-    want = logits(model, None, TOKENS)
+def test_what_failed_before_it_was_wanted_is_read_again(
+    model: ModelFile, want: NDArray[np.float32]
+) -> None:
     run = streaming(model)
     with faults(fail_at=2):
         run.backend.prepare()
@@ -83,8 +91,7 @@ def test_a_fault_while_loading(model: ModelFile, kind: str) -> None:
     logits(model, settings([], request=1 << 16), TOKENS)
 
 
-def test_threads_that_die(model: ModelFile) -> None:
-    want = logits(model, None, TOKENS)
+def test_threads_that_die(model: ModelFile, want: NDArray[np.float32]) -> None:
     run = streaming(model)
     for left in (2, 1, 0):
         with faults(die_at=100):
@@ -128,15 +135,15 @@ def test_a_file_that_changed_between_header_and_weights(path: Path) -> None:
             logits(file, None, TOKENS)
 
 
-def test_a_deleted_file_is_still_whole(model: ModelFile, path: Path) -> None:
-    want = logits(model, None, TOKENS)
+def test_a_deleted_file_is_still_whole(
+    model: ModelFile, path: Path, want: NDArray[np.float32]
+) -> None:
     run = streaming(model)
     path.unlink()
     assert run.logits(TOKENS).tobytes() == want.tobytes()
 
 
-def test_an_interrupt_in_the_middle_of_a_sweep(model: ModelFile) -> None:
-    want = logits(model, None, TOKENS)
+def test_an_interrupt_in_the_middle_of_a_sweep(model: ModelFile, want: NDArray[np.float32]) -> None:
     run = streaming(model)
     # Some 390 reads by 3 threads, 50 ms each on average: without an end it takes 6 s.
     with faults(delay_us=100_000):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import make_tiny_models
 from strata.formats import ModelFile, open_model
@@ -73,10 +74,15 @@ def model(smollm2_path: Path) -> Iterator[ModelFile]:
         yield file
 
 
-@pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("threads", [1, 5])
-def test_real_model_under_delays(model: ModelFile, direct: bool, threads: int) -> None:
-    want = logits(model, None, TOKENS)
+@pytest.fixture(scope="module")
+def want(model: ModelFile) -> NDArray[np.float32]:
+    return logits(model, None, TOKENS)
+
+
+@pytest.mark.parametrize(("threads", "direct"), [(1, False), (5, True)])
+def test_real_model_under_delays(
+    model: ModelFile, want: NDArray[np.float32], threads: int, direct: bool
+) -> None:
     names = units(model)
     how = settings(
         names, ring=3 << 20, tile=1 << 20, threads=threads, request=1 << 18, direct=direct
@@ -88,8 +94,9 @@ def test_real_model_under_delays(model: ModelFile, direct: bool, threads: int) -
             assert run.logits(TOKENS, [30, 10]).tobytes() == want.tobytes()
 
 
-def test_a_loaded_weight_is_packed_alike_in_parts(model: ModelFile) -> None:
-    want = logits(model, None, TOKENS)
+def test_a_loaded_weight_is_packed_alike_in_parts(
+    model: ModelFile, want: NDArray[np.float32]
+) -> None:
     for request, threads in ((1, 1), (100_000, 4)):
         how = settings([], request=request, threads=threads)
         assert logits(model, how, TOKENS).tobytes() == want.tobytes()
