@@ -28,6 +28,7 @@ from strata.formats import TensorInfo
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.models.composed import settled
 from strata.models.composed_tensors import layer_config, tensors
+from strata.models.experts import settled as settled_mixture
 from strata.models.variants import GGUF
 from strata.quant import by_name
 
@@ -38,14 +39,38 @@ VOCABULARY, TOKENS = 48, 24
 ROWS = [0, 5, 17, 23]
 # llama.cpp reads q, k and v of these only as one tensor.
 _FUSED = (
-    *("bloom", "cogvlm", "falcon", "gptneox", "jais", "mpt", "openelm", "plamo3", "qwen"),
-    "starcoder",
+    *("bailingmoe2", "bloom", "cogvlm", "dbrx", "falcon", "gptneox", "jais", "mpt", "openelm"),
+    *("plamo3", "qwen", "starcoder"),
 )
 # With these llama.cpp's graph cannot be made.
 _FAILS = {"mpt": {f"attn_{x}_norm.{kind}" for x in "qk" for kind in ("weight", "bias")}}
 _WIDTH, _FFN, _LAYERS, _HEADS, _KV_HEADS, _HEAD_DIM = 32, 48, 2, 4, 2, 8
 # As many heads of keys as of queries, where llama.cpp asks for it.
-_ALIKE = ("bloom", "jais", "mpt", "qwen", "starcoder", "gptneox", "cogvlm")
+_ALIKE = (
+    *("bloom", "jais", "mpt", "qwen", "starcoder", "gptneox", "cogvlm"),
+    *("dots1", "olmoe"),
+)
+
+# As many tokens choose among as many experts as differ in what they choose; the first layer has
+# none where a family may have such. What a family does not heed says other than it does.
+_EXPERTS = {
+    "expert_count": 6,
+    "expert_used_count": 3,
+    "expert_feed_forward_length": 24,
+    "expert_shared_count": 1,
+    "expert_shared_feed_forward_length": 40,
+    "expert_gating_func": 2,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.5,
+    "leading_dense_block_count": 1,
+    "interleave_moe_layer_step": 1,
+}
+# Windows may turn by a base of their own, and with the scaling or without.
+_LOCAL = {
+    "rope.freq_base_swa": 700.0,
+    "rope.scaling.type": "linear",
+    "rope.scaling.factor": 1.5,
+}
 
 
 def names() -> list[str]:
@@ -86,10 +111,16 @@ def metadata(name: str, **changed: Any) -> dict[str, Any]:
     if name == "qwen2vl":
         # llama.cpp does not read it, and has 0.
         keys["attention.layer_norm_rms_epsilon"] = 0.0
-    if name in ("qwen2vl", "qwen3vl", "qwen3tts"):
+    if name in ("qwen2vl", "qwen3vl", "qwen3tts", "qwen3vlmoe", "paddleocr"):
         keys["rope.dimension_sections"] = [2, 1, 1, 0]
     if GGUF[name].multipliers:
         keys |= {"embedding_scale": 3.0, "residual_scale": 0.5}
+    if GGUF[name].mixture is not None:
+        keys |= _EXPERTS | _LOCAL
+    if name == "smallthinker":
+        # llama.cpp has this one whatever the file says.
+        keys["attention.sliding_window"] = 4096
+        keys["attention.sliding_window_pattern"] = [False, True]
     keys = {key: value for key, value in {**keys, **changed}.items() if value is not ...}
     made = {"general.architecture": name, **{f"{name}.{k}": v for k, v in keys.items()}}
     if name == "apertus":
@@ -133,7 +164,8 @@ def arrays(name: str, keys: dict[str, Any], without: set[str]) -> dict[str, NDAr
     """The file's tensors, rows first, but for those of ``without``."""
     c, v = settled(_Sizes(keys, GGUF[name].tied), name, None, GGUF[name])  # type: ignore[arg-type]
     shapes: dict[str, tuple[int, ...]] = {}
-    for key, tensor in tensors(c, v, [layer_config(c, i) for i in range(c.layers)]).items():
+    m = None if v.mixture is None else settled_mixture(c, v.mixture)
+    for key, tensor in tensors(c, v, [layer_config(c, i) for i in range(c.layers)], m).items():
         part, stored = tensor.part, key
         apart = tensor.apart and not (name in _FUSED and "attn_qkv" in (part.gguf if part else ""))
         if key.startswith("rope_") and (key != "rope_freqs.weight" or v.rope is None):

@@ -36,10 +36,10 @@ class Example:
 EXAMPLES = [
     Example("a model that is another by name", r"\bYiForCausalLM\b", 1),
     Example(
-        "a variation of a dense model",
+        "a variation of a layer",
         r"\b(cogvlm|act_scales)\b",
         4,
-        read=frozenset({"bench/archs_against_llamacpp.py"}),
+        read=frozenset({"bench/archs_against_llamacpp.py", "models/experts.py"}),
     ),
     Example(
         "a model",

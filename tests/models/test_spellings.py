@@ -202,8 +202,8 @@ GGUF_ONLY = {"falcon-h1", "plamo2"}
 
 
 def test_every_row_of_the_table_builds_its_family() -> None:
-    # What composed.py builds has goldens of its own, in test_variants.py, and those with experts in
-    # test_mixture_families and test_live_mixtures, and latent attention in test_latent_attention.
+    # What composed.py builds has goldens of its own, in test_variants.py; mixtures in directories
+    # are compared in test_live_mixtures, and latent attention in test_latent_attention.
     experts = {"qwen3moe", "Qwen3MoeForCausalLM", "MixtralForCausalLM", *mixtures.FAMILIES}
     experts |= {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}
     latent = {

@@ -97,13 +97,15 @@ def in_company(forward: Forward, tokens: list[int]) -> np.ndarray[Any, Any]:
 
 
 def test_missing_and_foreign_tensors_are_named(file: ModelFile) -> None:
-    first = next(key for key in file.tensors if key.startswith("blk.0.") and "ffn_down.w" in key)
+    found = [f"blk.0.ffn_down{kind}.weight" for kind in ("_exps", "")]
+    first = next(key for key in found if key in file.tensors)
     tensors = dict(file.tensors)
+    table = tensors["token_embd.weight"]
     info = tensors.pop(first)
     file.tensors = tensors  # type: ignore[misc]
     with pytest.raises(MissingTensor, match=r"blk\.0\.ffn_down"):
         build_model(file)
-    file.tensors = {**tensors, first: info, "blk.0.ffn_other.weight": info}  # type: ignore[misc]
+    file.tensors = {**tensors, first: info, "blk.0.ffn_other.weight": table}  # type: ignore[misc]
     with pytest.raises(UnexpectedTensor, match="ffn_other"):
         build_model(file)
 
@@ -147,7 +149,7 @@ def test_malformed_parameters_of_xielu_are_named(alpha: Any, tmp_path: Path) -> 
             build_model(file)
 
 
-@pytest.mark.parametrize("name", ["dream", "llada"])
+@pytest.mark.parametrize("name", ["dream", "llada", "llada-moe", "rnd1"])
 def test_what_sees_a_whole_text_is_not_run_token_by_token(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="do not continue it"):
         LLM(str(tiny.write(tmp_path / "m.gguf", name)))

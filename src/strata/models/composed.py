@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile
-from strata.models import decoder
+from strata.models import decoder, experts
 from strata.models.composed_tensors import layer_config, tensors
 from strata.models.config import Config, read_config
 from strata.models.errors import ConfigError, UnknownArchitecture
+from strata.models.keys import Keys
 from strata.models.rope import Rope, read_local_rope, read_rope
 from strata.models.tensors import Catalog
 from strata.models.variants import Variant
@@ -21,14 +22,12 @@ def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -
     """The Model of a file whose architecture is the variation ``v``."""
     c, v = settled(file, architecture, context, v)
     layers = [layer_config(c, i) for i in range(c.layers)]
-    rope_names = rf"blk\.\d+\.rope_freqs\.weight|{v.unused}"
-    catalog = Catalog(
-        file,
-        tensors(c, v, layers),
-        c.layers,
-        harmless=(*decoder.harmless(c), rope_names),
-    )
-    made = _Composed(c, v, catalog, layers)
+    m = experts.settled(c, v.mixture) if v.mixture is not None else None
+    unused = [*decoder.harmless(c), rf"blk\.\d+\.rope_freqs\.weight|{v.unused}"]
+    further = range(c.layers, c.layers + _further_layers(c.keys))
+    unused += [rf"blk\.{i}\..*" for i in further]
+    catalog = Catalog(file, tensors(c, v, layers, m), c.layers, harmless=unused)
+    made = _Composed(c, v, catalog, layers, m)
     return decoder.assemble(
         c, catalog, embed=made.embed, layer=made.layer, head=made.logits, state=made.state()
     )
@@ -42,25 +41,40 @@ def settled(
         raise UnknownArchitecture(
             f"'{architecture}' is known from GGUF files only; convert the directory to GGUF"
         )
-    c = read_config(file, architecture, context, uneven=True)
+    c = read_config(file, architecture, context, uneven=True, experts=True)
+    c = replace(c, keys=c.keys.without(*v.unread).assuming(v.assumed))
+    if v.mixture is None and c.keys.integer("experts", 0, low=0) > 1:
+        raise ConfigError(f"'{c.keys.find('experts')[0]}': this architecture has no experts here")
     if v.half_ffn:
         c = replace(c, ffn=c.ffn // 2)
-    v = _by_size(c, v)
+    v = _by_header(c, v)
     if v.window_every is not None and c.keys.stated("window"):
-        c = decoder.with_windows(c, c.keys.integer("window", 0, low=0), v.window_every)
+        window = c.keys.integer("window", 0, low=0)
+        c = decoder.with_windows(c, window, v.window_every, full_first=v.full_first)
+    further = _further_layers(c.keys)
+    c = replace(c, layers=c.layers - further, windows=c.windows[: c.layers - further])
     if c.keys.integer("loops", 1) > 1:
         raise ConfigError(f"'{c.keys.find('loops')[0]}': layers that run again are not built")
     return c, v
 
 
-def _by_size(c: Config, v: Variant) -> Variant:
-    """What only the number of layers tells, as llama.cpp has it."""
+def _further_layers(keys: Keys) -> int:
+    """How many layers at the end predict further tokens: they are left out."""
+    return keys.integer("next_token_layers", 0, low=0, high=keys.integer("layers") - 1)
+
+
+def _by_header(c: Config, v: Variant) -> Variant:
+    """What only the number of layers or another key tells, as llama.cpp has it."""
     if c.architecture == "baichuan":
         return replace(v, rope=v.rope if c.layers == 32 else None, alibi=8.0 * (c.layers == 40))
     if c.architecture == "glm4" and any(c.keys.integers("rope_sections", 4, 0)):
         return replace(v, rope="neox")
     if c.architecture == "exaone4" and c.layers == 64:
         return replace(v, window_every=4, rope_on="windows")
+    if c.architecture == "cohere2moe" and c.keys.number("rms_eps", 0.0, high=1.0):
+        return replace(v, norm="rms")
+    if c.architecture == "smallthinker" and not c.keys.integer("window", 0, low=0):
+        return replace(v, window_every=None, rope_on="all")
     return v
 
 
@@ -72,6 +86,7 @@ class _Composed:
     v: Variant
     catalog: Catalog
     layers: list[Config]
+    m: experts.Mixture | None
 
     @property
     def eps(self) -> float:
@@ -93,7 +108,8 @@ class _Composed:
         bias = decoder.present(self.catalog, f"{name}.bias")
         group = 0 if weight is not None else group or self.c.width
         if self.v.norm == "rms":
-            return b.rms_norm(x, weight, eps or self.eps, group)
+            x = b.rms_norm(x, weight, eps or self.eps, group)
+            return b.shift(x, bias) if self.v.norm_bias and bias is not None else x
         return b.layer_norm(x, weight, bias, eps or self.eps, group)
 
     def embed(self, b: Builder) -> str:
@@ -111,7 +127,7 @@ class _Composed:
     def layer(self, b: Builder, x: str, i: int) -> str:
         """x with both halves of layer i added."""
         c, v, name = self.layers[i], self.v, f"blk.{i}."
-        first, second = f"{name}attn_norm", f"{name}{v.before_ffn}"
+        first, second, entry = f"{name}attn_norm", f"{name}{v.before_ffn}", x
         if self.catalog.has(f"{name}attn_norm_2.weight"):
             first, second = f"{name}attn_norm_2", first
         h = self.norm(b, x, first) if v.before and c.heads else x
@@ -119,12 +135,13 @@ class _Composed:
         own = v.weightless or self.catalog.has(f"{second}.weight")
         if mixed is not None and (self.parallel or (not own and v.before)):
             apart = own and second != first
-            return b.add(b.add(self.ffn(b, self.norm(b, x, second) if apart else h, i), x), mixed)
+            h = self.norm(b, x, second) if apart else h
+            return b.add(b.add(self.ffn(b, h, i, entry), x), mixed)
         if mixed is not None:
-            x = b.add(x, self.after(b, mixed, f"{name}post_attention_norm"))
+            x = b.add(x, self.after(b, mixed, f"{name}{v.after_names[0]}"))
         if c.ffn:
             h = self.norm(b, x, second) if v.before else x
-            x = b.add(x, self.after(b, self.ffn(b, h, i), f"{name}post_ffw_norm"))
+            x = b.add(x, self.after(b, self.ffn(b, h, i, entry), f"{name}{v.after_names[1]}"))
         if v.skip:
             x = b.add(x, b.scale_by(self.embed(b), f"{name}layer_output_scale.weight"))
         return x
@@ -153,16 +170,21 @@ class _Composed:
         turns = {
             "all": bool(listed[i]),
             "windows": c.windows[i] > 0,
+            "dense": c.windows[i] > 0 or i < c.keys.integer("dense_layers", 0, low=0),
             "three": (i + 1) % 4 != 0,
+            "first": i % 4 != 0,
         }[v.rope_on]
         if v.rope is None or not turns:
             return None
         if v.whole_head:
             c = replace(c, keys=c.keys.without("rope_dim"))
         factors = decoder.rope_factors(c, self.catalog)
-        if c.windows[i]:
-            return replace(read_local_rope(c, v.rope), factors=factors)
-        return read_rope(c, v.rope, factors=factors)
+        if not c.windows[i] or v.rope_local == "same":
+            return read_rope(c, v.rope, factors=factors)
+        if v.rope_local == "plain":
+            c = replace(c, keys=c.keys.without("rope_base_local"))
+        local = read_local_rope(c, v.rope, scaled=v.rope_local == "based")
+        return replace(local, factors=factors)
 
     def attention(self, b: Builder, x: str, i: int) -> str:
         """Attention over what layer i reads, its gate and its output product."""
@@ -189,6 +211,9 @@ class _Composed:
         if temperature:
             q = b.position_scale(q, c.keys.integer("rope_original_context"), temperature)
         usual = 1 / c.head_dim if v.inverse_scale else 1 / math.sqrt(c.head_dim)
+        scale = c.keys.number("attention_scale", 0.0) or usual
+        if v.capped:
+            scale = c.keys.number("output_scale")
         mixed = b.attention(
             q,
             k,
@@ -198,7 +223,8 @@ class _Composed:
             kv_heads=c.kv_heads,
             k_dim=c.head_dim,
             v_dim=c.head_dim,
-            scale=c.keys.number("attention_scale", 0.0) or usual,
+            scale=scale,
+            softcap=c.keys.number("attention_softcap") if v.capped else 0.0,
             window=self.c.windows[i],
             alibi=c.keys.number("alibi", 0.0) if v.alibi_stated else v.alibi,
             causal=v.causal,
@@ -224,8 +250,29 @@ class _Composed:
             return b.scale_by(x, weight) if self.catalog.has(weight) else x
         return x
 
-    def ffn(self, b: Builder, x: str, i: int) -> str:
-        """The feed-forward half."""
+    def ffn(self, b: Builder, x: str, i: int, entry: str) -> str:
+        """The feed-forward half of layer i, which read ``entry``."""
+        v, m, r = self.v, self.m, self.v.mixture
+        if m is None or r is None or not m.layers[i]:
+            return self.products(b, x, i)
+        dense = self.products(b, x, i) if self.catalog.has(f"blk.{i}.ffn_up.weight") else None
+        out = experts.feed_forward(
+            b,
+            self.catalog,
+            m,
+            self.norm(b, entry, f"blk.{i}.ffn_norm_exps") if r.beside == "entry" else x,
+            i,
+            v.activation,
+            scaled=v.ffn_scaled,
+            router_input=entry if r.router == "entry" else None,
+        )
+        if dense is not None:
+            out = b.add(dense, out)
+            return b.scale(out, math.sqrt(0.5)) if r.beside == "mean" else out
+        return b.scale(out, 0.5) if r.halved and m.shared else out
+
+    def products(self, b: Builder, x: str, i: int) -> str:
+        """The feed-forward of a layer without experts, or what one has beside them."""
         v, name = self.v, f"blk.{i}.ffn_"
 
         def product(x: str, part: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
+from strata.models.experts import Mixture, mixture_tensors
 from strata.models.tensors import Part, Tensor
 from strata.models.variants import Variant
 
@@ -27,11 +28,14 @@ def layer_config(c: Config, i: int) -> Config:
     return replace(c, heads=heads, kv_heads=kv_heads, ffn=ffn)
 
 
-def tensors(c: Config, v: Variant, layers: list[Config]) -> dict[str, Tensor]:
+def tensors(
+    c: Config, v: Variant, layers: list[Config], m: Mixture | None = None
+) -> dict[str, Tensor]:
     """What the file must hold, and what it may."""
     named = {**_frame(c, v), **decoder.rope_tensors(c)}
     for i, layer in enumerate(layers):
-        for name, tensor in _layer(layer, v).items():
+        routed = m if m is not None and m.layers[i] else None
+        for name, tensor in _layer(layer, v, routed).items():
             named[_at(name, i)] = replace(
                 tensor,
                 huggingface=None,
@@ -53,7 +57,7 @@ def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
     table = decoder.frame_tensors(c)
     if v.weightless:
         del table["output_norm.weight"]
-    elif v.norm == "layer":
+    elif v.norm == "layer" or v.norm_bias:
         table["output_norm.bias"] = Tensor(None, (c.width,), optional=True)
     if v.embed_norm == "weights":
         for kind in ("weight", "bias"):
@@ -64,13 +68,13 @@ def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
     return table
 
 
-def _layer(c: Config, v: Variant) -> dict[str, Tensor]:
-    """The tensors of one layer, whose sizes ``c`` has."""
+def _layer(c: Config, v: Variant, m: Mixture | None) -> dict[str, Tensor]:
+    """The tensors of one layer, whose sizes ``c`` has, and which has the mixture ``m`` if any."""
     out: dict[str, Tensor] = {}
     if c.heads:
         out |= _attention(c, v)
     if c.ffn:
-        out |= _ffn(c, v)
+        out |= _ffn(c, v, m)
     if v.skip:
         out["blk.{i}.layer_output_scale.weight"] = Tensor(None, (1,))
     return out
@@ -83,14 +87,16 @@ def _norm(
         return {}
     shape = (width or c.width,)
     named = {f"blk.{{i}}.{name}.weight": Tensor(None, shape, optional)}
-    if v.norm == "layer":
+    if v.norm == "layer" or v.norm_bias:
         named[f"blk.{{i}}.{name}.bias"] = Tensor(None, shape, optional=True)
     return named
 
 
 def _after(c: Config, v: Variant, name: str) -> dict[str, Tensor]:
-    """A norm after a half: PLaMo's files leave the kind out of its name."""
-    part = Part(f"blk.{{i}}.{name}", "", 0, c.width)
+    """A norm after a half: PLaMo's files leave the kind out of its name, some of Grok's have the
+    usual one."""
+    other = "post_ffw_norm.weight" if name == "layer_output_norm" else name
+    part = Part(f"blk.{{i}}.{other}", "", 0, c.width)
     return {key: replace(t, part=part) for key, t in _norm(c, v, name).items()}
 
 
@@ -106,7 +112,7 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
     if v.parallel == "always":
         out |= _norm(c, v, "attn_norm_2", optional=True)
     if v.after:
-        out |= _after(c, v, "post_attention_norm")
+        out |= _after(c, v, v.after_names[0])
     if v.qk_norm:
         wide = {"head": (1, 1), "heads": (c.heads, c.kv_heads), "all": (c.heads, c.kv_heads)}
         for letter, count in zip("qk", wide[v.qk_norm], strict=True):
@@ -114,7 +120,7 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
                 continue
             dim = 1 if v.weightless else c.head_dim
             shape = (count, dim) if v.qk_norm == "heads" else (count * dim,)
-            free = v.qk_norm != "head" and not v.weightless
+            free = v.qk_free or (v.qk_norm != "head" and not v.weightless)
             for kind in ("weight", "bias"):
                 out[f"blk.{{i}}.attn_{letter}_norm.{kind}"] = Tensor(
                     None, shape, optional=free or kind == "bias"
@@ -130,7 +136,29 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
     return out
 
 
-def _ffn(c: Config, v: Variant) -> dict[str, Tensor]:
+def _ffn(c: Config, v: Variant, m: Mixture | None) -> dict[str, Tensor]:
+    out = _products(c, v) if m is None else _experts(c, v, m)
+    if v.before and v.parallel != "always":
+        missing = v.qk_norm == "heads" and not v.weightless
+        out |= _norm(c, v, v.before_ffn, optional=missing)
+    if v.after:
+        out |= _after(c, v, v.after_names[1])
+    if v.sub_norms:
+        out |= _norm(c, v, "ffn_sub_norm", c.ffn)
+    return out
+
+
+def _experts(c: Config, v: Variant, m: Mixture) -> dict[str, Tensor]:
+    out = mixture_tensors(c, replace(m, layers=(True,)))
+    beside = v.mixture.beside if v.mixture is not None else ""
+    if beside == "entry":
+        out |= _products(replace(c, ffn=c.width), v) | _norm(c, v, "ffn_norm_exps")
+    elif beside == "mean":
+        out |= {name: replace(t, optional=True) for name, t in _products(c, v).items()}
+    return out
+
+
+def _products(c: Config, v: Variant) -> dict[str, Tensor]:
     out = decoder.gated_tensors(c)
     if not v.gated:
         out = {name: tensor for name, tensor in out.items() if "ffn_gate" not in name}
@@ -146,11 +174,4 @@ def _ffn(c: Config, v: Variant) -> dict[str, Tensor]:
         out = {name: tensor for name, tensor in out.items() if ".bias" not in name}
     if v.act_scales:
         out["blk.{i}.ffn.act.scales"] = Tensor(None, (c.ffn,), optional=True)
-    if v.before and v.parallel != "always":
-        missing = v.qk_norm == "heads" and not v.weightless
-        out |= _norm(c, v, v.before_ffn, optional=missing)
-    if v.after:
-        out |= _after(c, v, "post_ffw_norm")
-    if v.sub_norms:
-        out |= _norm(c, v, "ffn_sub_norm", c.ffn)
     return out

@@ -291,10 +291,11 @@ def harmless(c: Config) -> tuple[str, ...]:
     return (*unused, r".*lm_head\.weight") if c.tied else unused
 
 
-def with_windows(c: Config, window: int, pattern: int) -> Config:
+def with_windows(c: Config, window: int, pattern: int, *, full_first: bool = False) -> Config:
     """The config with each layer's sliding window: as the file lists layers, else by ``pattern``.
 
-    Every ``pattern``-th layer sees all keys; 0 means that none does, 1 that all do.
+    Of so many layers the last sees all keys, or the first with ``full_first``; 0 means that none
+    does, 1 that all do.
     """
     listed = c.keys.texts("layer_types", c.layers, _LAYER_TYPES)
     if listed is not None:
@@ -304,7 +305,7 @@ def with_windows(c: Config, window: int, pattern: int) -> Config:
     if flags is not None:
         return replace(c, windows=tuple(window if s else 0 for s in flags))
     period = c.keys.integer("window_pattern", pattern, low=0)
-    full = [period > 0 and (i + 1) % period == 0 for i in range(c.layers)]
+    full = [period > 0 and (i + (not full_first)) % period == 0 for i in range(c.layers)]
     return replace(c, windows=tuple(0 if f else window for f in full))
 
 

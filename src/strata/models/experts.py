@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
@@ -29,6 +29,33 @@ class HuggingFaceNames:
     down: str = "down_proj"
     shared: str = "shared_experts"
     selection: str = "gate.e_score_correction_bias"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a family's mixture differs from Mixtral's: softmax over all experts, weights of the
+    chosen renormalised.
+
+    ``scoring`` and ``renormalise`` as ``read_mixture`` has them (None: as the file says);
+    ``every``: the file may say that only each so-manieth layer has some; ``split``: where the file
+    does not state an expert's width, the chosen ones have that of the feed-forward together;
+    ``attrs`` are further attributes of the Op.
+
+    ``router``: what it reads, the feed-forward's input or the layer's. ``beside``: a plain
+    feed-forward that a layer has beside its experts, all added (``entry``: it is as wide as the
+    model, and the experts read the layer's input by a norm of their own), or that it may have, and
+    the sum is divided by the square root of 2 (``mean``). ``halved``: experts and shared ones are
+    averaged.
+    """
+
+    scoring: str = "softmax"
+    renormalise: bool | None = True
+    every: bool = False
+    split: bool = False
+    router: Literal["input", "entry"] = "input"
+    beside: Literal["", "entry", "mean"] = ""
+    halved: bool = False
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +126,23 @@ def read_mixture(
         },
         names or HuggingFaceNames(),
     )
+
+
+def settled(c: Config, r: Routing, names: HuggingFaceNames | None = None) -> Mixture | None:
+    """The mixture of a file of a family; None where it has no experts."""
+    chosen = c.keys.integer("top_k", 1, low=0) if r.split else 1
+    m = read_mixture(
+        c,
+        scoring=r.scoring,
+        renormalise=r.renormalise,
+        ffn=c.ffn // max(chosen, 1),
+        names=names,
+        **r.attrs,
+    )
+    if m is None or not r.every:
+        return m
+    step = c.keys.integer("expert_step", 1)
+    return replace(m, layers=tuple(on and (i + 1) % step == 0 for i, on in enumerate(m.layers)))
 
 
 def mixture_tensors(
@@ -228,14 +272,16 @@ def feed_forward(
     function: str = "silu",
     *,
     scaled: bool = True,
+    router_input: str | None = None,
 ) -> str:
     """A layer's experts and shared experts, or the plain feed-forward of a layer without.
 
-    ``scaled`` is False for families of which llama.cpp does not apply the scales beside experts.
+    ``scaled`` is False for families of which llama.cpp does not apply the scales beside experts;
+    ``router_input`` where the router reads another value.
     """
     if m is None or not m.layers[i]:
         return decoder.gated(b, catalog, x, i, function, scaled=scaled)
-    out = routed(b, catalog, m, x, i, scaled=scaled, function=function)
+    out = routed(b, catalog, m, x, i, router_input=router_input, scaled=scaled, function=function)
     beside = shared(b, catalog, x, i, function, scaled=scaled) if m.shared else None
     return out if beside is None else b.add(out, beside)
 

@@ -48,6 +48,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "layer_types": (None, ("layer_types", "layers_block_type")),
     "attention_softcap": ("attn_logit_softcapping", ("attn_logit_softcapping",)),
     "logit_softcap": ("final_logit_softcapping", ("final_logit_softcapping",)),
+    "output_scale": ("attention.output_scale", ()),
     "attention_scale": ("attention.scale", ("attention_multiplier",)),
     "query_scalar": (None, ("query_pre_attn_scalar",)),
     "embedding_scale": ("embedding_scale", ("embedding_multiplier",)),
@@ -178,11 +179,18 @@ class Keys:
                 return key, value.tolist() if isinstance(value, np.ndarray) else value
         return (names[0] if names else name), None
 
-    def without(self, name: str) -> Keys:
-        """The same keys but for one."""
+    def without(self, *names: str) -> Keys:
+        """The same keys but for some."""
         other = copy(self)
-        key = self.find(name)[0]
-        other._metadata = {k: v for k, v in self._metadata.items() if k != key}
+        keys = {self.find(name)[0] for name in names}
+        other._metadata = {k: v for k, v in self._metadata.items() if k not in keys}
+        return other
+
+    def assuming(self, values: Mapping[str, Any]) -> Keys:
+        """The same keys, and ``values`` by canonical name of what the file does not state."""
+        other = copy(self)
+        missing = {self.find(name)[0]: v for name, v in values.items() if not self.stated(name)}
+        other._metadata = {**self._metadata, **missing}
         return other
 
     def _gguf(self, key: str) -> str:

@@ -73,10 +73,13 @@ def read_rope(
     return _reduce(scaling, style, factors)
 
 
-def read_local_rope(c: Config, style: Style, *, base: float | None = None) -> Rope:
-    """The rotary positions of sliding-window layers where they differ; they are never scaled.
+def read_local_rope(
+    c: Config, style: Style, *, base: float | None = None, scaled: bool = False
+) -> Rope:
+    """The rotary positions of sliding-window layers where they differ.
 
-    ``base`` is the family's default, None where it is that of the other layers.
+    ``base`` is the family's default, None where it is that of the other layers. ``scaled``: as the
+    others are (GGUF files only), else not at all.
     """
     other = _from_gguf(c, 10000.0) if c.keys.kind == "gguf" else _from_config(c, base or 10000.0)
     theta = c.keys.number("rope_base_local", base or other.base, low=_LEAST_BASE, high=_MOST_BASE)
@@ -85,7 +88,8 @@ def read_local_rope(c: Config, style: Style, *, base: float | None = None) -> Ro
         theta = real(f"{key}.rope_theta", table["rope_theta"], _LEAST_BASE, _MOST_BASE)
     if _kind(table) != "default":
         raise ConfigError(f"'{key}' scales the positions of sliding windows: this is not built")
-    return _reduce(_Scaling("default", theta, other.dim), style, None)
+    own = replace(other, base=theta) if scaled else _Scaling("default", theta, other.dim)
+    return _reduce(own, style, None)
 
 
 def _reduce(scaling: _Scaling, style: Style, factors: str | None) -> Rope:
