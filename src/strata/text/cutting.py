@@ -69,7 +69,9 @@ class Cuts:
 
     def inside(self, token: str) -> bool:
         """Whether there may be a safe place inside a text that must not be cut."""
-        return _place(self).search(token) is not None or _LONG_RUN.search(token) is not None
+        # Whatever follows it in a text: a space at its end may be one before a letter.
+        found = _place(self).search(f"{token}a")
+        return (found is not None and found.start() < len(token)) or bool(_LONG_RUN.search(token))
 
     def _places(self, text: str) -> Iterator[int]:
         start = 0

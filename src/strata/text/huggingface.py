@@ -8,15 +8,14 @@ import mmap
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.formats.errors import shown
 from strata.formats.side_files import check_size, read_object_if_there, read_template
 from strata.text.bpe import LIBRARY_BYTE, letters_to_bytes
-from strata.text.cutting import LETTER, Cuts
 from strata.text.errors import TokenizerError
+from strata.text.json_cuts import known_cuts
 from strata.text.pipeline import check_pipeline, failures_named
 from strata.text.sentencepiece import SPACE
 from strata.text.tokenizer import Tokenizer
@@ -139,7 +138,7 @@ class HuggingFaceEncoder:
     def __init__(self, engine: tokenizers.Tokenizer) -> None:
         self._engine = engine
         self._lock = threading.Lock()  # the switch below belongs to the engine, not to a call
-        self._cuts, self._adds_space = _cuts(engine)
+        self._cuts, self._adds_space = known_cuts(engine)
 
     def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
         first = True
@@ -219,91 +218,6 @@ def _scheme(engine: tokenizers.Tokenizer) -> tuple[bool, bool, bool]:
                 "ByteFallback, Metaspace, Fuse, a Replace of \u2581 and a Strip of one space"
             )
     return byte_level, byte_fallback, strips
-
-
-# The patterns of the GPT-2, Llama 3 and Qwen 2 families, as their files write them.
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_KNOWN = {
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": taken
-    for digits, taken in ((r"\p{N}{1,3}", 3), (r"\p{N}", 1))
-}
-
-
-def _cuts(engine: tokenizers.Tokenizer) -> tuple[Cuts | None, bool]:
-    """Where texts may be cut, None if nothing is known, and whether a space is put before each."""
-    if type(engine.model).__name__ != "BPE":
-        return None, False
-    normal = [step for step in _steps(engine.normalizer) if step != {"type": "NFC"}]
-    before = _steps(engine.pre_tokenizer)
-    if _spaces_are_letters(normal, before):
-        joined = re.compile(f"[{LETTER}]{SPACE}")
-        if any(map(joined.search, engine.get_vocab(with_added_tokens=False))):
-            return None, False
-        # A Metaspace puts none before a part that begins with one.
-        adds_space, choices = bool(normal[1:]), [Cuts(False, words=True, few_letters=True)]
-    elif normal or (digits := _digits_of_words(before)) is None:
-        return None, False
-    else:
-        words = Cuts(words=True, punctuation=True, digits=digits)
-        adds_space, choices = False, [replace(words, anywhere=True), words]
-    added = list(engine.get_added_tokens_decoder().values())
-    for cuts in choices:
-        if not any(_would_be_cut(token, cuts) for token in added):
-            return cuts, adds_space
-    return None, False
-
-
-def _would_be_cut(token: tokenizers.AddedToken, cuts: Cuts) -> bool:
-    """Whether a cut may keep a token from being found, or let it be found."""
-    text = token.content.replace(SPACE, " ")
-    return cuts.inside(text) or token.single_word or (token.rstrip and text[-1:].isalnum())
-
-
-def _spaces_are_letters(normal: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
-    """Whether these steps make letters of spaces, and cut at most between words: those of Llama 2
-    in its two spellings, and of Gemma."""
-    if normal:
-        escaped = normal == [_PREPEND, _ESCAPE] or normal == [_ESCAPE]
-        return escaped and (not before or before == [_AT_SPACES])
-    return [(step["type"], step.get("replacement")) for step in before] == [("Metaspace", SPACE)]
-
-
-_AT_SPACES = {
-    "type": "Split",
-    "pattern": {"String": " "},
-    "behavior": "MergedWithPrevious",
-    "invert": False,
-}
-_PREPEND = {"type": "Prepend", "prepend": SPACE}
-_ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-
-
-def _digits_of_words(steps: list[dict[str, Any]]) -> int | None:
-    """How many digits are taken at a time (0: all), if these steps are known to cut at words."""
-    taken = 0
-    if steps and steps[0] == {"type": "Digits", "individual_digits": True}:
-        taken, steps = 1, steps[1:]
-    letters = steps[-1] if steps else {}
-    if letters.get("type") != "ByteLevel" or letters.get("add_prefix_space"):
-        return None
-    if letters.get("use_regex", True):
-        return taken if len(steps) == 1 else None
-    (split, *rest) = steps[:-1] or [{}]
-    pattern = split.get("pattern", {}).get("Regex")
-    isolates = split.get("behavior") == "Isolated" and not split.get("invert")
-    if rest or split.get("type") != "Split" or not isolates or pattern not in _KNOWN:
-        return None
-    return taken or _KNOWN[pattern]
-
-
-def _steps(part: Any) -> list[dict[str, Any]]:
-    """The steps of a normalizer or a pre-tokenizer, by what it says of itself."""
-    if part is None:
-        return []
-    state = json.loads(part.__getstate__())
-    inner = state.get("normalizers", state.get("pretokenizers"))
-    return [state] if inner is None else list(inner)
 
 
 def _open_engine(path: Path) -> tokenizers.Tokenizer:
