@@ -12,9 +12,10 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from strata.text import cutting
-from strata.text.bpe import BYTE_LETTERS, LIBRARY_BYTE
+from strata.text.bpe import BYTE_LETTERS
 from strata.text.gguf import tokenizer_from_gguf
 from strata.text.huggingface import HuggingFaceEncoder
+from strata.text.pipeline import LIBRARY_BYTE
 from strata.text.pretokenizers import known_pre_tokenizers, pre_tokenizer
 from strata.text.tokenizer import Encoder
 from support.hard_texts import EMOJI, SCRIPTS, SPACES

@@ -8,13 +8,16 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
 from strata.text import cutting
+from strata.text.gguf import tokenizer_from_gguf
 from strata.text.huggingface import HuggingFaceEncoder
 from support.character_maps import character_map
+from support.small_vocabularies import metadata
 from text.test_cutting_texts import ALPHABET, ids_in_parts, texts
 
 MAP = {"\n": " ", "ﬁ": "fi", "é": "é", "，": ",", "\u00a0": " ", "①": "1", "ｱ": "ア"}
@@ -187,3 +190,24 @@ def test_what_is_not_sure_is_not_cut(prepare: Callable[[Engine], None]) -> None:
     engine = Engine(unigram())
     prepare(engine)
     assert HuggingFaceEncoder(engine)._cuts is None
+
+
+def test_what_a_text_becomes_is_counted() -> None:
+    engine = Engine(word_piece())
+    bert(engine)
+    engine.normalizer = precompiled({"a": "b" * 60})
+    encoder = HuggingFaceEncoder(engine)
+    assert encoder.working_bytes("a" * 1000) >= 60 * encoder.working_bytes("c" * 1000) > 0
+    assert encoder.working_bytes("a " * 100_000) < encoder.working_bytes("a" * 20_000)
+
+
+def test_a_unigram_text_is_counted_by_its_stretches() -> None:
+    table = np.frombuffer(character_map({"a": "b" * 60}), np.uint8)
+    tokens = {"<unk>": (2, 0.0), "\u2581": (1, -1.0), "b": (1, -1.0)}
+    tokenizer = tokenizer_from_gguf(
+        metadata("t5", tokens, unknown_token_id=0, precompiled_charsmap=table)
+    )
+    few, many = (tokenizer.working_bytes(letter * 10_000) for letter in "ca")
+    assert many > 50 * few
+    assert tokenizer.working_bytes("c " * 5_000) < few
+    assert tokenizer.working_bytes("\ud800") == tokenizer.working_bytes("\ufffd")

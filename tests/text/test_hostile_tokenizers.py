@@ -17,6 +17,7 @@ from strata.formats.gguf_values import PackedStrings
 from strata.formats.side_files import BOUNDS, TEMPLATE
 from strata.text import TokenizerError, tokenizer_from_directory, tokenizer_from_gguf
 from strata.text.bpe import BYTE_LETTERS
+from support.character_maps import character_map
 from support.small_vocabularies import metadata, sentencepiece
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -51,6 +52,17 @@ PRECOMPILED = {
     "type": "Precompiled",
     "precompiled_charsmap": base64.b64encode(bytes([255] * 4 + [0] * 9)).decode(),
 }
+LONG_REPLACEMENT = {
+    "type": "Precompiled",
+    "precompiled_charsmap": base64.b64encode(character_map({"a": "b" * 300})).decode(),
+}
+WORD_PIECE = {
+    "type": "WordPiece",
+    "unk_token": "[UNK]",
+    "continuing_subword_prefix": "##",
+    "max_input_chars_per_word": 1_000_000,
+    "vocab": {"[UNK]": 0},
+}
 TWICE = [replace("a", "b" * 2), replace("b", "a" * 2)]
 
 
@@ -64,6 +76,8 @@ TWICE = [replace("a", "b" * 2), replace("b", "a" * 2)]
         ({"normalizer": replace("a", "b" * 1000)}, "1000 characters"),
         ({"normalizer": {"type": "Prepend", "prepend": "b" * 1000}}, "1000 characters"),
         ({"normalizer": PRECOMPILED}, "tokenizer.json"),
+        ({"normalizer": LONG_REPLACEMENT}, "replacement of 300 bytes; at most 256"),
+        ({"model": WORD_PIECE}, "words of 1000000 characters"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "no length"),
         (
             {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 9}},
@@ -206,6 +220,14 @@ def test_a_character_map_is_a_table_of_bytes(table: Any) -> None:
     keys = {"unknown_token_id": 0, "precompiled_charsmap": table}
     with pytest.raises(TokenizerError, match="precompiled_charsmap"):
         tokenizer_from_gguf(metadata("t5", tokens, **keys))
+
+
+def test_a_replacement_is_bounded() -> None:
+    table = np.frombuffer(character_map({"a": "b" * 300}), np.uint8)
+    tokens = {"<unk>": (2, 0.0), "b": (1, -1.0)}
+    keys = {"unknown_token_id": 0, "precompiled_charsmap": table}
+    with pytest.raises(TokenizerError, match="a replacement of 300 bytes; at most 256"):
+        tokenizer_from_gguf(metadata("t5", tokens, **keys)).encode("a")
 
 
 def test_a_chat_template_is_a_text_of_bounded_size() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 import strata._native as _native
-from strata.text.pipeline import failures_named
+from strata.text.pipeline import LIBRARY_BYTE, failures_named
 from strata.text.pretokenizers import PreTokenizer
 from strata.text.signals import held_back
 from strata.text.special import SpecialTokens
@@ -32,9 +32,6 @@ def _byte_letters() -> list[str]:
 
 BYTE_LETTERS = _byte_letters()
 _LINE_OR_RUN = re.compile("\n+|[^\n]+")
-LIBRARY_BYTE = 160
-"""Bytes that the library takes for each byte that it encodes at a time."""
-
 _NO_TOKEN = "\0no token\0"
 # Merges that are cut in two at a time.
 _TOGETHER = 1024
@@ -148,7 +145,7 @@ class BpeEncoder:
         with self._building:
             built: tokenizers.Tokenizer | None = self.__dict__.get("_engine")
             if built is None:
-                with held_back(), failures_named("the vocabulary"):
+                with held_back(), failures_named("the vocabulary", foreign=True):
                     built = self._build()
                 self._vocabulary, self._merges = {}, ()
                 # Set before the lock is let go: whoever waits for it finds nothing to build from.

@@ -8,12 +8,13 @@ import mmap
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.formats.errors import shown
 from strata.formats.side_files import check_size, read_object_if_there, read_template
-from strata.text.bpe import LIBRARY_BYTE, letters_to_bytes
+from strata.text.bpe import letters_to_bytes
 from strata.text.errors import TokenizerError
 from strata.text.json_cuts import known_cuts
 from strata.text.pipeline import check_pipeline, failures_named
@@ -36,6 +37,9 @@ _CHARACTER_MAP = re.compile(rb'"precompiled_charsmap"\s*:\s*"')
 _JSON_MARKS = re.compile(rb'\[|\]|"(?:[^"\\]|\\.)*"')
 _MAX_TEMPLATES = 64
 _TOGETHER = 1 << 16
+_TOGETHER_NORMALIZED = 1 << 9
+_MAX_REPLACEMENT = 256
+"""Bytes that a character map makes of one character, or some, at most."""
 _MAX_SURROUNDING = 64
 _TEMPLATE_DIRECTORIES = ("additional_chat_templates", "chat_templates")
 
@@ -53,7 +57,7 @@ def tokenizer_from_directory(path: Path, room: int | None = None) -> Tokenizer:
     config = read_object_if_there(path / "tokenizer_config.json", room)
     stated = {**read_object_if_there(path / "special_tokens_map.json", room), **config}
     names = _special_names(stated)
-    with failures_named(str(path / "tokenizer.json")):
+    with failures_named(str(path / "tokenizer.json"), foreign=True):
         _add_missing_tokens(engine, config, names)
         check_pipeline(engine, str(path / "tokenizer.json"))
         return _assemble(path, engine, config, names)
@@ -138,7 +142,7 @@ class HuggingFaceEncoder:
     def __init__(self, engine: tokenizers.Tokenizer) -> None:
         self._engine = engine
         self._lock = threading.Lock()  # the switch below belongs to the engine, not to a call
-        self._cuts, self._adds_space = known_cuts(engine)
+        self._cuts, self._adds_space, self._byte = known_cuts(engine)
 
     def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
         first = True
@@ -146,15 +150,26 @@ class HuggingFaceEncoder:
             if self._adds_space and not first:
                 part = part.removeprefix(" ")
             first = False
-            with self._lock, failures_named("tokenizer.json"):
+            with self._lock, failures_named("tokenizer.json", foreign=True):
                 self._engine.encode_special_tokens = not parse_special
                 ids: list[int] = self._engine.encode(part, add_special_tokens=False).ids
             yield ids
 
     def working_bytes(self, text: str) -> int:
-        if self._cuts is None:
-            return LIBRARY_BYTE * len(text.encode("utf-8", "replace"))
-        return LIBRARY_BYTE * self._cuts.longest(text)
+        normalizer = self._engine.normalizer
+        if self._cuts is not None and normalizer is None:
+            return self._byte * self._cuts.longest(text)
+        # Of what a part becomes, for that may be longer.
+        most = 0
+        with failures_named("tokenizer.json", foreign=True):
+            for part in (text,) if self._cuts is None else self._cuts.parts(text):
+                size = 0
+                for start in range(0, len(part), _TOGETHER_NORMALIZED):
+                    some = part[start : start + _TOGETHER_NORMALIZED]
+                    made = some if normalizer is None else normalizer.normalize_str(some)
+                    size += max(len(some.encode()), len(made.encode()))
+                most = max(most, size)
+        return self._byte * most
 
 
 class HuggingFacePieces:
@@ -230,7 +245,7 @@ def _open_engine(path: Path) -> tokenizers.Tokenizer:
         )
     check_size(path)
     _check_character_maps(path)
-    with failures_named(str(path)):
+    with failures_named(str(path), foreign=True):
         engine = tokenizers.Tokenizer.from_file(str(path))
         engine.no_truncation()
         engine.no_padding()
@@ -255,6 +270,14 @@ def _check_character_maps(path: Path) -> None:
                 raise TokenizerError(
                     f"{path}: a character map of {length} bytes says that it has {said}"
                 )
+            with suppress(ValueError):
+                table = base64.b64decode(text[start : text.find(b'"', start)])
+                longest = max(map(len, table[4 + said :].split(b"\0")))
+                if longest > _MAX_REPLACEMENT:
+                    raise TokenizerError(
+                        f"{path}: its character map has a replacement of {longest} bytes; at most "
+                        f"{_MAX_REPLACEMENT} are put in"
+                    )
 
 
 def _special_names(config: Mapping[str, Any]) -> dict[str, str]:

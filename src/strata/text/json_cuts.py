@@ -12,9 +12,10 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from strata.text.cutting import LETTER, Cuts
+from strata.text.pipeline import ANY_LIBRARY_BYTE, LIBRARY_BYTE
 from strata.text.sentencepiece import SPACE
 
 if TYPE_CHECKING:
@@ -45,32 +46,40 @@ _LOCAL = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Pre
 _LETTERS_TOGETHER = 512
 
 
-def known_cuts(engine: tokenizers.Tokenizer) -> tuple[Cuts | None, bool]:
-    """Where texts may be cut, None if nothing is known, and whether a space is put before each."""
+class Known(NamedTuple):
+    """Where texts may be cut, None if that is not known; whether a space is put before each; and
+    bytes that encoding a byte at a time takes."""
+
+    cuts: Cuts | None = None
+    adds_space: bool = False
+    byte: int = ANY_LIBRARY_BYTE
+
+
+def known_cuts(engine: tokenizers.Tokenizer) -> Known:
+    """What is known of a pipeline."""
     normal, before = _steps(engine.normalizer), _steps(engine.pre_tokenizer)
     choices = _at_words(engine, normal, before)
-    adds_space = False
+    adds_space, byte = False, ANY_LIBRARY_BYTE
     if not choices and type(engine.model).__name__ == "BPE":
         normal = [step for step in normal if step != {"type": "NFC"}]
         if _spaces_are_letters(normal, before):
             joined = re.compile(f"[{LETTER}]{SPACE}")
             if any(map(joined.search, engine.get_vocab(with_added_tokens=False))):
-                return None, False
+                return Known()
             # A Metaspace puts none before a part that begins with one.
             adds_space, choices = bool(normal[1:]), [Cuts(False, words=True, few_letters=True)]
         elif not normal and (digits := _digits_of_words(before)) is not None:
             words = Cuts(words=True, punctuation=True, digits=digits)
             choices = [replace(words, anywhere=True), words]
+        byte = LIBRARY_BYTE
     added = list(engine.get_added_tokens_decoder().values())
     for cuts in choices:
         if not any(_would_be_cut(token, cuts, engine) for token in added):
-            return cuts, adds_space
-    return None, False
+            return Known(cuts, adds_space, byte)
+    return Known()
 
 
-def _would_be_cut(
-    token: tokenizers.AddedToken, cuts: Cuts, engine: tokenizers.Tokenizer
-) -> bool:
+def _would_be_cut(token: tokenizers.AddedToken, cuts: Cuts, engine: tokenizers.Tokenizer) -> bool:
     """Whether a cut may keep a token from being found, or let it be found."""
     text = token.content.replace(SPACE, " ")
     if cuts.inside(text) or token.single_word or (token.rstrip and text[-1:].isalnum()):
@@ -88,9 +97,8 @@ def _at_words(
     """The cuts of a pipeline whose model sees one word at a time; none if it is not known so."""
     first = before[0] if before else {}
     takes_spaces = first.get("type") in _TAKE_SPACES
-    marks_spaces = (
-        (first.get("type"), first.get("replacement")) == ("Metaspace", SPACE)
-        and bool(first.get("split", True))
+    marks_spaces = (first.get("type"), first.get("replacement")) == ("Metaspace", SPACE) and bool(
+        first.get("split", True)
     )
     if not (takes_spaces or marks_spaces):
         return []

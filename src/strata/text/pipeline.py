@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import StrataError
 from strata.text.errors import TokenizerError
+from strata.text.panics import is_panic, panics_untold
 
 if TYPE_CHECKING:
     import tokenizers
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 _MAX_STEPS = 32
 _MAX_GROWTH = 64
 _MAX_INSERTED = 64
+# Time for each is its cube, where the vocabulary is made for that.
+_MAX_WORD = 512
 # Ids are 32-bit in the library, and tables of that many entries are made of them.
 MAX_VOCABULARY = 1 << 24
 MAX_TOKEN_CHARACTERS = 1 << 14
+LIBRARY_BYTE = 160
+"""Bytes that the library takes for each byte that it encodes at a time, as words of some length
+and with our own pipelines or those of the commonest families."""
+ANY_LIBRARY_BYTE = 720
+"""The same where each character may become a piece of its own: 630 were measured."""
 _STEP_LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
 # How many times as long a step makes a text at most, where it is made longer again by each such
 # step: letters for bytes that are not ASCII, a character map's replacements, a mark before words.
@@ -30,16 +38,18 @@ _GROWTH = {"ByteLevel": 2, "Precompiled": 8, "Metaspace": 2}
 
 
 @contextmanager
-def failures_named(where: str) -> Iterator[None]:
-    """Whatever the library raises within the block is a TokenizerError, panics too."""
+def failures_named(where: str, *, foreign: bool = False) -> Iterator[None]:
+    """Whatever the library raises within the block is a TokenizerError, panics too. ``foreign``:
+    the pipeline is a file's, from which panics come, and only this error is to tell of them."""
     try:
-        yield
+        with panics_untold() if foreign else nullcontext():
+            yield
     except (StrataError, MemoryError):
         raise
     except Exception as error:  # the library raises nothing more precise
         raise TokenizerError(f"{where}: {_short(error)}") from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if not is_panic(error):
             raise
         raise TokenizerError(f"{where}: the tokenizers library gave up: {_short(error)}") from None
 
@@ -61,6 +71,11 @@ def check_pipeline(engine: tokenizers.Tokenizer, where: str) -> None:
                     raise TokenizerError(
                         f"{where}: its {part} may make a text more than {_MAX_GROWTH} times as long"
                     )
+    word = getattr(engine.model, "max_input_chars_per_word", 0)
+    if word > _MAX_WORD:
+        raise TokenizerError(
+            f"{where}: words of {word} characters are looked up; at most {_MAX_WORD} are"
+        )
     vocabulary = engine.get_vocab(with_added_tokens=True)
     largest = max(vocabulary.values(), default=0)
     if largest >= MAX_VOCABULARY:

@@ -103,19 +103,17 @@ class Tokenizer:
     ) -> Iterator[Sequence[int]]:
         """The ids of ``encode`` as they come, some at a time, so that long texts need not be held
         with all their ids, and can be given up."""
-        if not text.isascii():
-            text = _LONE_SURROGATE.sub("\ufffd", text)
         if add_special:
             yield self._prefix
         if text:
-            yield from self._encoder.encode_parts(text, parse_special)
+            yield from self._encoder.encode_parts(_valid(text), parse_special)
         if add_special:
             yield self._suffix
 
     def working_bytes(self, text: str) -> int:
         """Memory that encoding ``text`` takes at most, beside the text and its ids: of its longest
         stretch that cannot be cut."""
-        return self._encoder.working_bytes(text)
+        return self._encoder.working_bytes(_valid(text))
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """Raw bytes of one token; empty for control tokens unless `special`.
@@ -199,3 +197,7 @@ class Tokenizer:
         raise ChatTemplateError(
             "the model has no chat template; pass one (chat_template=...) or use a plain prompt"
         )
+
+
+def _valid(text: str) -> str:
+    return text if text.isascii() else _LONE_SURROGATE.sub("\ufffd", text)

@@ -18,6 +18,12 @@ _TOGETHER = 1 << 12
 _POSITION_BYTES = 160
 """Bytes that a position takes while the best way through is looked for."""
 
+_COPIES = 3
+"""Of a text's bytes and of what they become, while they are worked on."""
+
+_MAX_REPLACEMENT = 256
+"""Bytes that one character, or some, become at most: the longest of Unicode's are 33."""
+
 
 class CharacterMap:
     """Replaces the longest prefix that the table knows, as sentencepiece's normaliser does."""
@@ -54,6 +60,11 @@ class CharacterMap:
         end = self._replacements.find(b"\0", value)
         if value >= len(self._replacements) or end < 0:
             raise TokenizerError("tokenizer.ggml.precompiled_charsmap: replacement out of bounds")
+        if end - value > _MAX_REPLACEMENT:
+            raise TokenizerError(
+                f"tokenizer.ggml.precompiled_charsmap: a replacement of {end - value} bytes; at "
+                f"most {_MAX_REPLACEMENT} are put in"
+            )
         return found, self._replacements[value:end]
 
     @staticmethod
@@ -89,6 +100,7 @@ class UnigramEncoder:
         normal = [scores[id] for id in vocabulary.values() if id not in user_defined]
         self._unknown_score = min(normal, default=0.0) - _UNKNOWN_PENALTY
         self._user_texts = [t.encode() for t, id in vocabulary.items() if id in user_defined]
+        self._spaces_begin = not any(SPACE in text.lstrip(SPACE) for text in vocabulary)
         self._special = special
         self._character_map = character_map
         self._add_space_prefix = add_space_prefix
@@ -103,16 +115,34 @@ class UnigramEncoder:
                 yield from self._segment(self._normalise(part))
 
     def working_bytes(self, text: str) -> int:
-        # Every position may be one that tokens reach across.
-        return _POSITION_BYTES * len(text.encode("utf-8", "replace"))
+        # Of what the text becomes, for that may be longer: the longest stretch that tokens may
+        # reach across, beside what is decided together, and the bytes themselves.
+        data, space = text.encode(), SPACE.encode()
+        whole = longest = stretch = 0
+        last = b""
+        for piece in self._normalised(data):
+            if self._spaces_begin and piece.startswith(space) and not last.endswith(space):
+                stretch = 0
+            stretch += len(piece)
+            whole += len(piece)
+            longest, last = max(longest, stretch), piece
+        together = min(whole, longest + _TOGETHER)
+        return _POSITION_BYTES * together + _COPIES * (len(data) + whole)
 
     def _normalise(self, text: str) -> bytes:
-        data, out = text.encode(), bytearray()
+        out = bytearray()
+        for piece in self._normalised(text.encode()):
+            out += piece
+        return bytes(out)
+
+    def _normalised(self, data: bytes) -> Iterator[bytes]:
+        """What a text becomes, a character or so at a time."""
         space = SPACE.encode()
         position, in_word, prefixed = 0, False, False
         while position < len(data):
             length, piece = self._replace(data, position)
             position += length
+            out = bytearray()
             for byte in piece:
                 if byte != 0x20:
                     if not in_word:
@@ -125,7 +155,7 @@ class UnigramEncoder:
                     in_word = False
                     if not self._merge_spaces:
                         out += space
-        return bytes(out)
+            yield bytes(out)
 
     def _replace(self, data: bytes, start: int) -> tuple[int, bytes]:
         matches = [t for t in self._user_texts if data.startswith(t, start)]
