@@ -35,6 +35,8 @@ class PreTokenizer:
     ignore_merges: bool = False  # a word that is a token is not merged from its letters
     add_bos: bool = False  # when the file does not say
     byte_level: bool = True  # letters stand for bytes (GPT-2's table); else plain text
+    escapes_spaces: bool = False  # U+2581 stands for a space
+    merges_optional: bool = False  # a file may have none
     newline_runs: bool = False  # a run of newlines that is a token is taken whole (gemma 4)
 
     @property
@@ -44,10 +46,10 @@ class PreTokenizer:
         if last == _THREES_FROM_END:
             # Nothing cuts between words.
             return Cuts(lines=False)
-        lines = not self.byte_level
+        lines = self.escapes_spaces
         return Cuts(
             words=not lines and last != _JOINED_WORDS,
-            punctuation=not lines,
+            punctuation=not lines and last != _NOT_SPACE,
             anywhere=last in _WHOLE_TEXT and all(p in _DIGITS for p in before),
             few_letters=r"\p{L}" not in "".join(self.patterns) and last != _BLOOM,
             digits=0 if lines else self._digits(),
@@ -166,6 +168,7 @@ _DIGITS_FROM_END = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\p{N}{3}"
 _THREES_FROM_END = r"(?=(?:[0-9]{3})+(?![0-9]))"
 
 _BLOOM = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+"
+_NOT_SPACE = r"\S+"
 _LINES = r"[^\n]+|\n+"
 _JOINED_WORDS = _words(
     _CONTRACTION,
@@ -328,7 +331,8 @@ _FAMILIES: dict[str, PreTokenizer] = {
                 _NEWLINES,
                 _SPACES,
             ),
-        )
+        ),
+        merges_optional=True,
     ),
     "poro-chat": _bloom,
     "bloom": _bloom,
@@ -346,8 +350,11 @@ _FAMILIES: dict[str, PreTokenizer] = {
         ),
         add_bos=True,
     ),
-    "gemma4": PreTokenizer((_LINES,), add_bos=True, byte_level=False, newline_runs=True),
-    "sarvam-moe": PreTokenizer((_LINES,), byte_level=False),
+    "gemma4": PreTokenizer(
+        (_LINES,), add_bos=True, byte_level=False, escapes_spaces=True, newline_runs=True
+    ),
+    "sarvam-moe": PreTokenizer((_LINES,), byte_level=False, escapes_spaces=True),
+    "whitespace": PreTokenizer((_NOT_SPACE,), byte_level=False),
 }
 
 _ALIASES = {
