@@ -120,6 +120,10 @@ def test_live(vocabularies: Path, name: str) -> None:
                 assert ids == expected, (text, add, parse)
 
 
+def _or_none(id: int) -> int | None:
+    return None if id == -1 else id
+
+
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_token(vocabularies: Path, name: str) -> None:
     tokenizer, _ = _load(vocabularies, name)

@@ -22,7 +22,7 @@ class Prefixes(Generic[Text]):
 
     def lengths(self, text: Text, at: int) -> tuple[int, ...]:
         """Of how many letters tokens may be that stand in ``text`` at ``at``, the longest first."""
-        return (
-            *self._longest_first.get(text[at : at + 2], ()),
-            *(self._longest_first.get(text[at : at + 1], ()) if at + 1 < len(text) else ()),
-        )
+        two: Text = text[at : at + 2]
+        one: Text = text[at : at + 1]
+        known = self._longest_first
+        return (*known.get(two, ()), *(known.get(one, ()) if one != two else ()))
