@@ -41,8 +41,8 @@ def joining(merges: list[str], **keys: Any) -> dict[str, Any]:
     return metadata("gpt2", tokens, merges=merges, bos_token_id=end, eos_token_id=end, **keys)
 
 
-_TEXT = """the quick brown fox does n't jump over it s un able ing école strasse ди он дом мир 今天 天
-漢字 日本語 テキスト 한국 어 ไทย नमस्ते family code 12 345 2024 aa aaaa ab != ... '' """
+_TEXT = """the quick brown fox does n't jump over it s un able ing école strasse ди он дом мир 今天
+天 漢字 日本語 テキスト 한국 어 ไทย नमस्ते family code 12 345 2024 aa aaaa ab != ... '' """
 _WORDS = _TEXT.split()
 _SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"-+=/ıłßσς"
 _LETTERS = sorted(set("".join(_WORDS)) | set(_SIGNS))
