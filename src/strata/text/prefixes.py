@@ -24,5 +24,5 @@ class Prefixes(Generic[Text]):
         """Of how many letters tokens may be that stand in ``text`` at ``at``, the longest first."""
         two: Text = text[at : at + 2]
         one: Text = text[at : at + 1]
-        known = self._longest_first
-        return (*known.get(two, ()), *(known.get(one, ()) if one != two else ()))
+        of_two: tuple[int, ...] = self._longest_first.get(two, ())
+        return of_two if one == two else (*of_two, *self._longest_first.get(one, ()))
