@@ -187,7 +187,7 @@ class SegmentBuilder {
   }
   void attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v, int64_t out,
                  int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
-                 float scale, int64_t window, float softcap, bool causal,
+                 float scale, int64_t window, float softcap, bool causal, bool chunked,
                  const std::optional<Array1<float>>& slopes,
                  const std::optional<Array1<float>>& sinks) {
     require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
@@ -198,7 +198,7 @@ class SegmentBuilder {
             "attention: widths differ");
     require(window >= 0 && layer >= 0, "attention: negative window or layer");
     AttentionSpec s{f32_value(q), {}, {}, f32_value(out), layer, heads, kv_heads, k_dim, v_dim,
-                    window, scale, softcap, causal, floats(slopes), floats(sinks)};
+                    window, scale, softcap, causal, chunked, floats(slopes), floats(sinks)};
     require(s.slopes.empty() || static_cast<int64_t>(s.slopes.size()) == heads,
             "attention: a slope for each head");
     require(s.sinks.empty() || static_cast<int64_t>(s.sinks.size()) == heads,
@@ -590,7 +590,8 @@ void bind_segments(nb::module_& m) {
       .def("rope", &SegmentBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &SegmentBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
-           "softcap"_a, "causal"_a = true, "slopes"_a = nb::none(), "sinks"_a = nb::none())
+           "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),
+           "sinks"_a = nb::none())
       .def("short_conv", &SegmentBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &SegmentBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,

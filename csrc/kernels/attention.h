@@ -72,7 +72,8 @@ STRATA_INLINE int64_t last_key(const AttentionArgs& a, int64_t position) {
   return a.seen > 0 ? a.seen - 1 : position;
 }
 STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
-  return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
+  if (a.window <= 0 || position < a.window) return 0;
+  return a.chunked ? position / a.window * a.window : position - a.window + 1;
 }
 
 // One partial result: maximum, sum of weights, unnormalised output.

@@ -58,6 +58,7 @@ struct AttentionArgs {
   KvShape shape;
   int64_t past;            // position of row 0
   int64_t window;          // 0: all keys
+  bool chunked;            // the window is the chunk of as many positions that a row is in
   float scale, softcap;    // softcap 0: none
   int64_t seen;            // 0: a row sees what came before; else all see so many positions
   const float* slopes;     // of heads: what a key loses by each position of its distance; or null

@@ -99,7 +99,7 @@ struct AttentionSpec {
   Value out;
   int64_t layer, heads, kv_heads, k_dim, v_dim, window;
   float scale, softcap;
-  bool causal = true;
+  bool causal = true, chunked = false;
   Floats slopes, sinks;   // of heads, or empty
 };
 

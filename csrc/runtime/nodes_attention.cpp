@@ -44,6 +44,7 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.shape = layer.kept.kv;
   a.past = span.past;
   a.window = s.window;
+  a.chunked = s.chunked;
   a.scale = s.scale;
   a.softcap = s.softcap;
   a.seen = s.causal ? 0 : span.past + span.rows;

@@ -141,6 +141,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
         "softcap": cap,
         "alibi": 0.0,
         "causal": True,
+        "chunked": False,
         "sinks": False,
     }
     found: list[list[Floats]] = [[], []]

@@ -280,6 +280,8 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     a.shape = shape;
     a.past = kPast;
     a.window = window;
+    // A chunk begins at each position that a window of an odd length divides.
+    a.chunked = window % 2 == 1;
     a.scale = 0.125f;
     a.softcap = softcap;
     // Heads with slopes and sinks, where nothing else tells the cases apart.

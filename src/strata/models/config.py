@@ -24,7 +24,8 @@ class Config:
     """Sizes of a decoder-only transformer. ``keys`` reads what only one family has.
 
     ``trained_context`` is what the file states; ``context`` what was asked for, at most that.
-    ``windows`` gives each layer's sliding window, 0 where all keys are seen.
+    ``windows`` gives each layer's sliding window, 0 where all keys are seen; ``value_dim`` the
+    width of a head's values where that is not the keys', ``head_dim``.
     """
 
     architecture: str
@@ -40,6 +41,12 @@ class Config:
     context: int
     tied: bool
     windows: tuple[int, ...]
+    value_dim: int = 0
+
+    @property
+    def v_dim(self) -> int:
+        """Width of a head's values."""
+        return self.value_dim or self.head_dim
 
     @property
     def q_width(self) -> int:
@@ -48,8 +55,13 @@ class Config:
 
     @property
     def kv_width(self) -> int:
-        """Width of all key (or value) heads together."""
+        """Width of all key heads together."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def v_width(self) -> int:
+        """Width of all value heads together."""
+        return self.kv_heads * self.v_dim
 
 
 def read_config(
@@ -64,6 +76,7 @@ def read_config(
     experts: bool = False,
     uneven: bool = False,
     latent: bool = False,
+    values: bool = False,
 ) -> Config:
     """Read the shared hyperparameters.
 
@@ -72,7 +85,8 @@ def read_config(
     layers have no attention or no feed-forward; sizes are those of the others (0: none has any).
     ``experts``: whether the family may have a mixture of experts.
     ``uneven``: layers may have sizes of their own; the Config has those of the first with any.
-    ``latent``: heads are made otherwise, and their widths are not looked at.
+    ``latent``: heads are made otherwise, and their widths are not looked at. ``values``: those of
+    values may be another than those of keys.
     """
     keys = Keys(file, architecture)
     if file.kind == "gguf":
@@ -97,7 +111,8 @@ def read_config(
     if keys.find("head_dim")[1] is None and head_dim is None and width % max(heads, 1):
         raise ConfigError(f"'{keys.find('heads')[0]}' is {heads}, no divisor of width {width}")
     dim = keys.integer("head_dim", head_dim or width // max(heads, 1), high=MAX_WIDTH)
-    if not latent and keys.integer("value_dim", dim, high=MAX_WIDTH) != dim:
+    value_dim = dim if latent else keys.integer("value_dim", dim, high=MAX_WIDTH)
+    if value_dim != dim and not values:
         raise ConfigError(f"'{keys.find('value_dim')[0]}' differs from the keys' {dim}")
     trained = read_trained_context(keys)
     if context is not None and not 1 <= context <= trained:
@@ -121,6 +136,7 @@ def read_config(
         context=context or trained,
         tied=_tied(file, keys, tied),
         windows=(0,) * layers,
+        value_dim=0 if value_dim == dim else value_dim,
     )
 
 
@@ -146,11 +162,13 @@ def _first(keys: Keys, name: str, layers: int, default: int = REQUIRED) -> int:
 
 def read_trained_context(keys: Keys) -> int:
     """The positions that the file states; where an indexer chooses among more than ``top_k`` of
-    them, so many: as far as all are chosen it changes nothing, and choosing is not built."""
+    them, or blocks of them, so many: as far as all are chosen it changes nothing, and choosing is
+    not built."""
     # Configurations of pure state-space models state none: their state is of a fixed size.
     endless = keys.kind == "huggingface" and keys.find("ssm_states")[1] is not None
     stated = keys.number("context", ENDLESS if endless else REQUIRED, low=1, high=1e38)
     chosen = keys.integer("indexer_top_k", 0, low=0) or MAX_CONTEXT
+    chosen *= keys.integer("indexer_block", 1, low=0) or 1
     return min(int(stated), chosen, MAX_CONTEXT)
 
 

@@ -34,17 +34,17 @@ def attention_tensors(c: Config, *, bias: bool, out_bias: bool) -> dict[str, Ten
     ``bias`` (of q, k, v) and ``out_bias`` say what a Hugging Face file has; in GGUF files a bias is
     there or not.
     """
-    q, kv = c.q_width, c.kv_width
+    q, k, v = c.q_width, c.kv_width, c.v_width
     stored = "{p}layers.{i}.self_attn."
     tensors: dict[str, Tensor] = {}
-    for letter, start, width in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
+    for letter, start, width in (("q", 0, q), ("k", q, k), ("v", q + k, v)):
         for kind, shape in _kinds(c, (width, c.width), bias):
-            part = Part(f"blk.{{i}}.attn_qkv.{kind}", f"{stored}qkv_proj.{kind}", start, q + 2 * kv)
+            part = Part(f"blk.{{i}}.attn_qkv.{kind}", f"{stored}qkv_proj.{kind}", start, q + k + v)
             tensors[f"blk.{{i}}.attn_{letter}.{kind}"] = Tensor(
                 f"{stored}{letter}_proj.{kind}", shape, _optional(c, kind), part=part
             )
         tensors |= scale_tensors(c, f"attn_{letter}", fused="attn_qkv")
-    for kind, shape in _kinds(c, (c.width, q), out_bias):
+    for kind, shape in _kinds(c, (c.width, c.heads * c.v_dim), out_bias):
         tensors[f"blk.{{i}}.attn_output.{kind}"] = Tensor(
             f"{stored}o_proj.{kind}", shape, _optional(c, kind)
         )
@@ -177,16 +177,19 @@ def attention(
     norm_eps: float | None = None,
     layer: int | None = None,
     sinks: str | None = None,
+    gate: str = "",
 ) -> str:
     """Projections, optional q and k norms (with ``norm_eps``), positions, attention (with
     ``sinks``, a weight), output.
 
     ``scale`` is 1 / sqrt(head_dim) unless given, ``layer``, the number of its state, i. q, k and v
-    read one value and stand together, so that a backend may run them as one product.
+    read one value and stand together, so that a backend may run them as one product. ``gate`` is
+    the function of a further product, by which what each head or each column gives is multiplied.
     """
     name = f"blk.{i}.attn_"
     with b.unit("attention"):
         q, k, v = (product(b, catalog, x, f"{name}{p}") for p in "qkv")
+        gates = b.matmul(x, f"{name}gate.weight") if gate else None
     if norm_eps is not None:
         q = b.rms_norm(q, f"{name}q_norm.weight", norm_eps)
         k = b.rms_norm(k, f"{name}k_norm.weight", norm_eps)
@@ -200,12 +203,14 @@ def attention(
         heads=c.heads,
         kv_heads=c.kv_heads,
         k_dim=c.head_dim,
-        v_dim=c.head_dim,
+        v_dim=c.v_dim,
         scale=1 / math.sqrt(c.head_dim) if scale is None else scale,
         window=c.windows[i],
         softcap=softcap,
         sinks=sinks,
     )
+    if gates is not None:
+        mixed = b.mul(mixed, b.activation(gates, gate))
     with b.unit("attention"):
         return product(b, catalog, mixed, f"{name}output")
 
@@ -245,15 +250,16 @@ def assemble(
     layer: Callable[[Builder, str, int], str],
     head: Callable[[Builder, str], str],
     state: Sequence[LayerState] | None = None,
+    streams: int = 1,
 ) -> Model:
     """The Model: one Segment to embed, one a layer, one for the logits of the selected rows.
 
     ``state`` is what layers keep, which may grow while they are built: keys and values of each
-    unless given.
+    unless given. ``streams`` is how often the width lies side by side between layers.
     """
     first = Builder("embed", catalog)
     segments = [first.build(x=embed(first))]
-    width: dict[str, Shape] = {"x": ("T", c.width)}
+    width: dict[str, Shape] = {"x": ("T", streams * c.width)}
     for i in range(c.layers):
         b = Builder(f"layer.{i}", catalog, width)
         segments.append(b.build(x=layer(b, "x", i)))
@@ -263,7 +269,7 @@ def assemble(
         architecture=c.architecture,
         segments=tuple(segments),
         state=tuple(
-            [PagedKV(c.kv_heads, c.head_dim, c.head_dim, window) for window in c.windows]
+            [PagedKV(c.kv_heads, c.head_dim, c.v_dim, window) for window in c.windows]
             if state is None
             else state
         ),
@@ -312,8 +318,10 @@ def with_windows(c: Config, window: int, pattern: int, *, full_first: bool = Fal
 def pre_norm_model(
     c: Config,
     catalog: Catalog,
-    rope: Rope,
+    rope: Rope | None,
     *,
+    attend: Callable[[Builder, str, int], str] | None = None,
+    state: Sequence[LayerState] | None = None,
     attention_scale: float | None = None,
     qk_norm: bool = False,
     embedding_scale: float = 1.0,
@@ -325,23 +333,19 @@ def pre_norm_model(
 ) -> Model:
     """A model of Llama's layers: x + attention(norm(x)), then x + gated(norm(x)), RMSNorm, SiLU.
 
-    ``feed_forward`` comes in the place of ``gated``; ``ffn_norm`` names the norm before it.
+    ``attend`` comes in the place of ``attention``, with the ``state`` that it keeps, and
+    ``feed_forward`` in that of ``gated``; ``ffn_norm`` names the norm before it.
     """
     check_activation(c, "silu")
     eps = rms_eps(c)
 
+    def usual(b: Builder, x: str, i: int) -> str:
+        norm_eps = eps if qk_norm else None
+        return attention(b, c, catalog, x, i, rope=rope, scale=attention_scale, norm_eps=norm_eps)
+
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
-        h = attention(
-            b,
-            c,
-            catalog,
-            h,
-            i,
-            rope=rope,
-            scale=attention_scale,
-            norm_eps=eps if qk_norm else None,
-        )
+        h = (attend or usual)(b, h, i)
         x = b.add(x, b.scale(h, residual_scale))
         h = b.rms_norm(x, f"blk.{i}.{ffn_norm}.weight", eps)
         if feed_forward is None:
@@ -360,9 +364,19 @@ def pre_norm_model(
         embed=lambda b: b.embed("token_embd.weight", embedding_scale),
         layer=layer,
         head=logits,
+        state=state,
     )
 
 
 def rms_eps(c: Config) -> float:
     """RMSNorm's epsilon."""
     return c.keys.number("rms_eps", low=1e-12, high=1.0)
+
+
+def without_further(c: Config) -> tuple[Config, str]:
+    """The Config without the blocks of a GGUF file that predict further tokens, and a pattern of
+    their tensors."""
+    further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1)
+    kept = c.layers - further
+    blocks = "|".join(str(i) for i in range(kept, c.layers)) or r"(?!)"
+    return replace(c, layers=kept, windows=c.windows[:kept]), rf"blk\.({blocks})\..*"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from strata.formats import ModelFile
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
@@ -145,6 +146,16 @@ def settled(c: Config, r: Routing, names: HuggingFaceNames | None = None) -> Mix
     return replace(m, layers=tuple(on and (i + 1) % step == 0 for i, on in enumerate(m.layers)))
 
 
+DENSE = r"blk\.\d+\.ffn_(gate|up|down)\.\w+"
+"""What ``where_routed`` leaves unread."""
+
+
+def where_routed(c: Config, file: ModelFile, m: Mixture | None) -> Mixture | None:
+    """The mixture in those layers of a GGUF file that have a router."""
+    names = (f"blk.{i}.ffn_gate_inp.weight" for i in range(c.layers))
+    return m and replace(m, layers=tuple(name in file.tensors for name in names))
+
+
 def mixture_tensors(
     c: Config, m: Mixture | None, *, bias: bool = False, gate: bool = True
 ) -> dict[str, Tensor]:
@@ -183,7 +194,13 @@ def mixture_tensors(
         )
         for name, _, shape in kinds:
             tensors[f"blk.{{i}}.ffn_{name}_exps.bias"] = Tensor(None, shape[:2], True)
-    tensors["blk.{i}.exp_probs_b.bias"] = Tensor(f"{stored}.{n.selection}", (m.experts,), True)
+    # Some writers leave the kind out of its name.
+    tensors["blk.{i}.exp_probs_b.bias"] = Tensor(
+        f"{stored}.{n.selection}",
+        (m.experts,),
+        True,
+        part=Part("blk.{i}.exp_probs_b", "", 0, m.experts),
+    )
     if m.shared:
         for name, theirs, pair in (
             ("gate", n.gate, (m.shared, c.width)),
@@ -290,3 +307,9 @@ def without_feed_forward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A family's tensors but for those of its feed-forward."""
     inner = ("blk.{i}.ffn_gate.", "blk.{i}.ffn_up.", "blk.{i}.ffn_down.")
     return {name: t for name, t in tensors.items() if not name.startswith(inner)}
+
+
+def read_limits(c: Config, name: str = "expert_clamp") -> list[dict[str, Any]]:
+    """What bounds gates and ups of each layer, as attributes of its Op: none where it is 0."""
+    limits = c.keys.numbers(name, c.layers, high=1e6) if c.keys.stated(name) else [0.0] * c.layers
+    return [{"clamp": "inputs", "limit": n} if n > 1e-6 else {} for n in limits]

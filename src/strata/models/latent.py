@@ -36,21 +36,24 @@ class Latent:
         """Width of a head's key."""
         return self.nope + self.rope
 
-    def state(self, heads: int) -> PagedKV:
+    def state(self, heads: int, window: int = 0) -> PagedKV:
         """What a layer keeps."""
         if self.absorbed:
-            return PagedKV(1, self.rank + self.rope, self.rank, v_in_k=True)
-        return PagedKV(heads, self.key, self.value)
+            return PagedKV(1, self.rank + self.rope, self.rank, window, v_in_k=True)
+        return PagedKV(heads, self.key, self.value, window)
 
 
-def read_latent(c: Config, *, absorbed: bool) -> tuple[Config, Latent]:
-    """The widths that a file states, and the Config with heads as wide as their rotated part."""
-    keys = c.keys
+def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Config, Latent]:
+    """The widths that a file states, and the Config with heads as wide as their rotated part.
+
+    ``local``: those of the layers with a sliding window, where a family has some of their own.
+    """
+    keys, of = c.keys, "_local" if local else ""
     if keys.kind == "gguf":
-        name = "latent_key" if keys.integer("latent_key", 0, low=0) else "head_dim"
+        name = f"latent_key{of}" if keys.integer(f"latent_key{of}", 0, low=0) else "head_dim"
         key = keys.integer(name, high=MAX_WIDTH)
         rope = keys.integer("rope_dim", high=MAX_WIDTH)
-        value = keys.integer("latent_value", 0, low=0, high=MAX_WIDTH) or keys.integer(
+        value = keys.integer(f"latent_value{of}", 0, low=0, high=MAX_WIDTH) or keys.integer(
             "value_dim", high=MAX_WIDTH
         )
         nope = key - rope
@@ -64,7 +67,8 @@ def read_latent(c: Config, *, absorbed: bool) -> tuple[Config, Latent]:
             f"and some not"
         )
     q_rank = keys.integer("q_rank", 0, low=0, high=MAX_WIDTH)
-    latent = Latent(q_rank, keys.integer("kv_rank", high=MAX_WIDTH), nope, rope, value, absorbed)
+    rank = keys.integer(f"kv_rank{of}", high=MAX_WIDTH)
+    latent = Latent(q_rank, rank, nope, rope, value, absorbed)
     return replace(c, head_dim=rope), latent
 
 
@@ -108,8 +112,16 @@ def attention(
     rope: Rope,
     eps: float,
     score_scale: float = 1.0,
+    k_norm: bool = False,
+    gated: bool = False,
+    scaled: bool = True,
+    sinks: str | None = None,
 ) -> str:
-    """Latent attention of layer i; scores are scaled by ``score_scale`` / sqrt(key width)."""
+    """Latent attention of layer i; scores are scaled by ``score_scale`` / sqrt(key width).
+
+    ``k_norm``: the rotated part of keys has a norm. ``gated``: what each head, or each column,
+    gives is multiplied by a sigmoid. ``scaled``: a scale beside the last product counts.
+    """
     name = f"blk.{i}.attn_"
 
     def turned(y: str) -> str:
@@ -132,7 +144,8 @@ def attention(
         whole = a.rank + a.rope
         latent = b.columns(both, head_dim=whole, start=0, width=a.rank)
         latent = b.rms_norm(latent, f"{name}kv_a_norm.weight", eps)
-        k_pe = turned(b.columns(both, head_dim=whole, start=a.rank, width=a.rope))
+        k_pe = b.columns(both, head_dim=whole, start=a.rank, width=a.rope)
+        k_pe = turned(b.rms_norm(k_pe, f"{name}k_norm.weight", eps) if k_norm else k_pe)
         q_pe = turned(b.columns(q, head_dim=a.key, start=a.nope, width=a.rope))
         if a.nope:
             q = b.columns(q, head_dim=a.key, start=0, width=a.nope)
@@ -164,7 +177,10 @@ def attention(
             v_dim=state.v_dim,
             scale=score_scale / math.sqrt(a.key),
             window=c.windows[i],
+            sinks=sinks,
         )
         if a.absorbed:
             mixed = b.matmul(mixed, f"{name}v_b.weight")
-        return decoder.product(b, catalog, mixed, f"{name}output")
+        if gated:
+            mixed = b.mul(mixed, b.activation(b.matmul(x, f"{name}gate.weight"), "sigmoid"))
+        return decoder.product(b, catalog, mixed, f"{name}output", scaled=scaled)

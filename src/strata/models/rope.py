@@ -88,7 +88,8 @@ def read_local_rope(
         theta = real(f"{key}.rope_theta", table["rope_theta"], _LEAST_BASE, _MOST_BASE)
     if _kind(table) != "default":
         raise ConfigError(f"'{key}' scales the positions of sliding windows: this is not built")
-    own = replace(other, base=theta) if scaled else _Scaling("default", theta, other.dim)
+    dim = c.keys.integer("rope_dim_local", other.dim, high=c.head_dim)
+    own = replace(other, base=theta, dim=dim) if scaled else _Scaling("default", theta, dim)
     return _reduce(own, style, None)
 
 

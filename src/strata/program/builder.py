@@ -144,11 +144,13 @@ class Builder:
         alibi: float = 0.0,
         causal: bool = True,
         sinks: str | None = None,
+        chunked: bool = False,
     ) -> str:
         """Append k and v to the layer's KV, then causal attention.
 
         Without ``v`` values are the first ``v_dim`` elements of keys; without ``k`` and ``v`` what
         layer ``layer`` keeps is read as it is. ``sinks`` is a weight, a score for each head.
+        ``chunked``: a row sees those of its chunk of ``window`` positions.
         """
         if k is None and v is not None:
             raise ProgramError(f"segment '{self.name}': attention has values without keys")
@@ -166,6 +168,7 @@ class Builder:
             alibi=alibi,
             causal=causal,
             sinks=sinks is not None,
+            chunked=chunked,
         )
 
     def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:
