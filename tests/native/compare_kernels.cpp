@@ -241,6 +241,9 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   }
 }
 
+// The window that is a chunk of positions.
+constexpr int64_t kChunk = 250;
+
 // Keys and values of a sequence longer than a split, then attention of its last rows.
 void compare_attention(const StepKernels& plain, const StepKernels& other, int type,
                        const KvShape& shape, int64_t window, float softcap) {
@@ -280,8 +283,7 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     a.shape = shape;
     a.past = kPast;
     a.window = window;
-    // A chunk begins at each position that a window of an odd length divides.
-    a.chunked = window % 2 == 1;
+    a.chunked = window == kChunk;
     a.scale = 0.125f;
     a.softcap = softcap;
     // Heads with slopes and sinks, where nothing else tells the cases apart.
@@ -369,6 +371,7 @@ int main(int argc, char** argv) {
                                  KvShape{24, 40, false}, KvShape{72, 33, true}}) {
       compare_attention(*step_kernels_scalar(), *other_step, type, shape, 0, 0);
       compare_attention(*step_kernels_scalar(), *other_step, type, shape, 37, 20);
+      compare_attention(*step_kernels_scalar(), *other_step, type, shape, kChunk, 0);
     }
   }
   std::printf("%lld comparisons, all bits the same\n", static_cast<long long>(g_compared));

@@ -124,7 +124,14 @@ def oracle(kv_type: KVType | None = None, **more: object) -> Floats:
 )
 @pytest.mark.parametrize("kv_type", KV_TYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize(
-    "more", [{"alibi": 8.0}, {"sinks": "s"}, {"alibi": 4.0, "sinks": "s", "window": 100}], ids=str
+    "more",
+    [
+        {"alibi": 8.0},
+        {"sinks": "s"},
+        {"alibi": 4.0, "sinks": "s", "window": 100},
+        {"window": 100, "chunked": True},
+    ],
+    ids=str,
 )
 def test_scores_with_slopes_and_sinks(isa: str, kv_type: KVType, more: dict[str, object]) -> None:
     lab = attention(**more)
@@ -149,6 +156,18 @@ def test_rows_that_see_what_comes_after_them(isa: str) -> None:
     assert np.abs(want[:300] - causal[:300]).max() > 0.1
     with pytest.raises(ProgramError, match="window"):
         attention(400, causal=False, window=5)
+
+
+def test_rows_see_their_own_chunk() -> None:
+    whole = attention(90, window=30, chunked=True).run(ReferenceBackend())
+    alone = attention(90).run(ReferenceBackend())
+    assert np.allclose(whole[:30], alone[:30], atol=400 * EPS)
+    # The first row of a chunk sees itself alone: its value is what comes out.
+    x = attention(90).x
+    values = x[60, -48:].reshape(2, 24)
+    assert np.allclose(whole[60].reshape(2, 3, 24), values[:, None], atol=400 * EPS)
+    with pytest.raises(ProgramError, match="chunks"):
+        attention(90, chunked=True)
 
 
 def test_slopes_of_a_number_of_heads_that_is_no_power_of_two() -> None:

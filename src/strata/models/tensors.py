@@ -110,6 +110,7 @@ class Catalog:
                     f"whose weights are matrices and vectors"
                 )
         self._weights: dict[str, Weight] = {}
+        self._missing: dict[str, str] = {}
         used: set[str] = set()
         for name, tensor in tensors.items():
             for i in range(layers) if "{i}" in name else (0,):
@@ -125,7 +126,10 @@ class Catalog:
                 )
 
     def __call__(self, name: str) -> Weight:
-        """The Weight behind a canonical name."""
+        """The Weight behind a canonical name. Raises MissingTensor for an optional one that is not
+        there: who asks for it needs it."""
+        if name not in self._weights:
+            raise MissingTensor(self._missing[name])
         return self._weights[name]
 
     def has(self, name: str) -> bool:
@@ -171,10 +175,12 @@ class Catalog:
                 if len(shape) == 3:
                     return Weight(canonical, tensor.shape, source, each=rows)
                 return Weight(canonical, tensor.shape, source, rows, transform)
-        if tensor.optional:
-            return None
         name = " or ".join(f"'{source}'" for source, _, _ in stored if source)
-        raise MissingTensor(f"tensor {name} is missing: the file is incomplete or another model")
+        message = f"tensor {name} is missing: the file is incomplete or another model"
+        if not tensor.optional:
+            raise MissingTensor(message)
+        self._missing[canonical] = message
+        return None
 
     def _apart(
         self,

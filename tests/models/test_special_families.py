@@ -1,0 +1,189 @@
+"""Families whose attention or layers are special, from GGUF files of random weights: they are
+built, the native backend agrees with the reference, neither steps nor streaming change a bit, and
+what a file says of them counts.
+
+That the logits are llama.cpp's is compared by ``bench/archs_against_llamacpp.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.kv_types import KV_TYPES
+from strata.backends.reference import ReferenceBackend
+from strata.formats import open_model
+from strata.models import build_model, trained_context
+from strata.models.errors import ConfigError, MissingTensor, TensorShape
+from strata.program import Model, PagedKV
+from support.forward import Forward
+from support.special_models import SPECIAL, header, shapes, write
+from support.streaming import forward, least_ring, settings, units
+
+TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 96, 24)]
+
+
+@pytest.mark.parametrize("architecture", sorted(SPECIAL))
+def test_every_family(architecture: str, tmp_path: Path) -> None:
+    with open_model(write(tmp_path / "m.gguf", architecture)) as file:
+        # Keys and values are rounded alike, so that no router is near enough to choose another.
+        want = Forward(file, backend=ReferenceBackend(KV_TYPES[0])).logits(TOKENS)
+        assert np.isfinite(want).all()
+        run = Forward(file, backend=CpuBackend(threads=2))
+        got = run.logits(TOKENS)
+        # Some element of a key may still be rounded the other way: 2^-11 of it.
+        assert np.abs(got - want).max() < 2.0**-11 * np.abs(want).max()
+        for chunks in ([7, 1, 16], [1] * 24):
+            assert run.logits(TOKENS, chunks).tobytes() == got.tobytes()
+        names = units(file)
+        ring = least_ring(file, 4096)
+        for some in (names, names[::2]):
+            streamed = forward(file, settings(some, tile=4096, ring=ring))
+            assert streamed.logits(TOKENS, [9, 1, 14]).tobytes() == got.tobytes()
+
+
+# By family: what may be said otherwise, of which each gives other logits.
+CHANGES: dict[str, list[dict[str, Any]]] = {
+    "llama4": [{"attention.sliding_window": 0}, {"attention.scale": 0.5}],
+    "mimo2": [
+        {"attention.value_scale": 1.0},
+        {"attention.sliding_window": 4},
+        {"rope.freq_base_swa": 10000.0},
+        {"attention.sliding_window_pattern": [True, True, True, False]},
+    ],
+    "afmoe": [{"attention.sliding_window": 4}, {"rope.freq_base_swa": 10000.0}],
+    "hy_v3": [{"expert_weights_norm": False}, {"expert_gating_func": 1}],
+    "minimax-m3": [{"rope.dimension_count": 16}, {"expert_weights_scale": 1.0}],
+    "laguna": [{"rope.dimension_count_swa": 8}, {"attention.sliding_window": 4}],
+    "maple": [{"swiglu_clamp_exp": [0.5, 0.0]}, {"swiglu_clamp_exp": None}],
+    "dots3note": [{"attention.sliding_window": 4}, {"rope.freq_base_swa": 10000.0}],
+    "hy_v4": [
+        {"hyper_connection.epsilon": 0.1},
+        {"hyper_connection.magnitude": 1.0},
+        {"swiglu_clamp_exp": None},
+    ],
+    "hrm_text": [
+        {"hrm.h_cycles": 1, "block_count": 6},
+        {"hrm.l_cycles": 3, "block_count": 16},
+        {"embedding_scale": 1.0},
+    ],
+}
+
+
+@pytest.mark.parametrize("architecture", sorted(SPECIAL))
+def test_what_a_file_says_counts(architecture: str, tmp_path: Path) -> None:
+    found = []
+    for change in [{}, *CHANGES[architecture]]:
+        with open_model(write(tmp_path / "m.gguf", architecture, **change)) as file:
+            found.append(Forward(file).logits(TOKENS))
+    for i, one in enumerate(found):
+        for other in found[:i]:
+            assert np.abs(one - other).max() > 1e-3
+
+
+def ops(model: Model, kind: str) -> list[Any]:
+    """All Ops of a kind."""
+    return [op for s in model.segments for op in s.program.ops if op.kind == kind]
+
+
+def test_llama4_sees_chunks_and_every_fourth_layer_sees_all() -> None:
+    model = build_model(header("llama4"))
+    attention = ops(model, "attention")
+    assert [op.attrs["window"] for op in attention] == [8192, 8192, 8192, 0]
+    assert [op.attrs["chunked"] for op in attention] == [True, True, True, False]
+    assert [state.window for state in model.state if isinstance(state, PagedKV)] == [8192] * 3 + [0]
+    (warmed,) = ops(model, "position_scale")
+    assert warmed.attrs == {"floor": 8192, "scale": 0.1, "offset": 1.0}
+    assert len(ops(model, "rope")) == 6
+    assert all(op.attrs["weigh_input"] for op in ops(model, "experts"))
+    # The model of 128 experts has no norms of q and k.
+    assert sum(len(op.inputs) == 1 for op in ops(model, "rms_norm")) == 6
+
+
+def test_kept_of_layers_that_differ() -> None:
+    kept = build_model(header("mimo2")).state
+    assert kept == (PagedKV(2, 24, 16), PagedKV(1, 24, 16, 8), PagedKV(1, 24, 16, 8))
+    kept = build_model(header("dots3note")).state
+    assert kept == (PagedKV(1, 80, 64, v_in_k=True), PagedKV(1, 48, 32, 8, v_in_k=True))
+    kept = build_model(header("laguna")).state
+    assert [s.window for s in kept if isinstance(s, PagedKV)] == [0, 8, 8, 8, 0]
+
+
+def test_stacks_that_run_again_have_weights_once_and_keys_for_each_run(tmp_path: Path) -> None:
+    with open_model(write(tmp_path / "m.gguf", "hrm_text")) as file:
+        model = build_model(file)
+        assert len(model.state) == 12
+        body = model.segments[1:-1]
+        assert len({w.source for s in body for w in s.weights}) == 4 * len(
+            SPECIAL["hrm_text"][1][0]
+        )
+        runs = [next(w.source for w in s.weights if "attn_q." in w.name) for s in body]
+        low, high = (["blk.0.attn_q.weight", "blk.1.attn_q.weight"], ["blk.2.attn_q.weight"])
+        assert runs == 2 * (2 * low + high + ["blk.3.attn_q.weight"])
+
+
+def test_an_indexer_of_blocks_bounds_the_context() -> None:
+    assert trained_context(header("minimax-m3")) == 64
+    assert trained_context(header("minimax-m3", **{"attention.indexer.top_k": 1000})) == 128
+
+
+@pytest.mark.parametrize("architecture", sorted(SPECIAL))
+def test_each_tensor_has_one_shape(architecture: str) -> None:
+    optional = ("output.weight", "attn_sinks", "exp_probs_b", "indexer", "nextn", "ffn_gate_inp")
+    file = header(architecture)
+    for name, shape in shapes(architecture).items():
+        if any(part in name for part in ("indexer", "nextn", "token_embd")):
+            continue
+        info = file.tensors.pop(name)
+        if not any(part in name for part in optional):
+            with pytest.raises(MissingTensor, match=name):
+                build_model(file)
+        wrong = (shape[0] + 1, *shape[1:])
+        file.tensors[name] = replace(info, shape=wrong)
+        with pytest.raises(TensorShape, match=name):
+            build_model(file)
+        file.tensors[name] = info
+    build_model(file)
+
+
+FAULTS: list[tuple[str, str, Any]] = [
+    ("llama4", "interleave_moe_layer_step", -1),
+    ("llama4", "attention.sliding_window", "wide"),
+    ("llama4", "expert_feed_forward_length", None),
+    ("mimo2", "attention.value_scale", float("nan")),
+    ("mimo2", "attention.value_length", 0),
+    ("mimo2", "attention.sliding_window", None),
+    ("mimo2", "attention.sliding_window_pattern", [True]),
+    ("mimo2", "nextn_predict_layers", 4),
+    ("mimo2", "rope.dimension_count_swa", 25),
+    ("afmoe", "rope.dimension_count_swa", 18),
+    ("hy_v3", "expert_shared_feed_forward_length", -1),
+    ("minimax-m3", "attention.indexer.block_size", -8),
+    ("laguna", "attention.head_count", [4, 6, 6]),
+    ("laguna", "attention.head_count", [4, 5, 6, 6, 4]),
+    ("laguna", "attention.sliding_window_pattern", -1),
+    ("maple", "swiglu_clamp_exp", [1.0]),
+    ("maple", "swiglu_clamp_exp", float("inf")),
+    ("dots3note", "attention.kv_lora_rank_swa", 0),
+    ("dots3note", "attention.key_length_mla_swa", 1 << 40),
+    ("dots3note", "attention.value_length_mla_swa", -1),
+    ("hy_v4", "hyper_connection.count", 0),
+    ("hy_v4", "hyper_connection.count", 1 << 20),
+    ("hy_v4", "hyper_connection.epsilon", -1.0),
+    ("hy_v4", "hyper_connection.magnitude", None),
+    ("hrm_text", "hrm.layers_per_stack", 0),
+    ("hrm_text", "hrm.h_cycles", 1 << 20),
+    ("hrm_text", "hrm.l_cycles", None),
+    ("hrm_text", "block_count", 13),
+]
+
+
+@pytest.mark.parametrize(("architecture", "key", "value"), FAULTS)
+def test_settings_that_cannot_be(architecture: str, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build_model(header(architecture, **{key: value}))

@@ -1,0 +1,262 @@
+"""Tiny GGUF files of the families whose attention or layers are special: what each must hold, as
+llama.cpp's loader of it asks for."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from strata.formats.gguf_writer import write_gguf
+from strata.formats.writing import TensorSource
+from strata.quant import by_name
+from support.headers import Header
+
+WIDTH, HEADS, KV_HEADS, DIM, FFN, EXPERTS, OWN, VOCABULARY = 64, 4, 2, 16, 96, 8, 32, 96
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def attention(heads: int = HEADS, kv_heads: int = KV_HEADS, k: int = DIM, v: int = DIM) -> Shapes:
+    """The norm before attention and its products."""
+    return {
+        "attn_norm": (WIDTH,),
+        "attn_q": (heads * k, WIDTH),
+        "attn_k": (kv_heads * k, WIDTH),
+        "attn_v": (kv_heads * v, WIDTH),
+        "attn_output": (WIDTH, heads * v),
+    }
+
+
+def latent(rank: int, nope: int, value: int, pe: int = 16, q_rank: int = 40) -> Shapes:
+    """The same of latent attention."""
+    return {
+        "attn_norm": (WIDTH,),
+        "attn_q_a": (q_rank, WIDTH),
+        "attn_q_a_norm": (q_rank,),
+        "attn_q_b": (HEADS * (nope + pe), q_rank),
+        "attn_kv_a_mqa": (rank + pe, WIDTH),
+        "attn_kv_a_norm": (rank,),
+        "attn_k_b": (HEADS, rank, nope),
+        "attn_v_b": (HEADS, value, rank),
+        "attn_output": (WIDTH, HEADS * value),
+    }
+
+
+NORMS: Shapes = {"attn_q_norm": (DIM,), "attn_k_norm": (DIM,)}
+PLAIN: Shapes = {
+    "ffn_gate": (FFN, WIDTH),
+    "ffn_up": (FFN, WIDTH),
+    "ffn_down": (WIDTH, FFN),
+}
+DENSE: Shapes = {"ffn_norm": (WIDTH,), **PLAIN}
+ROUTED: Shapes = {
+    "ffn_norm": (WIDTH,),
+    "ffn_gate_inp": (EXPERTS, WIDTH),
+    "ffn_gate_exps": (EXPERTS, OWN, WIDTH),
+    "ffn_up_exps": (EXPERTS, OWN, WIDTH),
+    "ffn_down_exps": (EXPERTS, WIDTH, OWN),
+}
+BIASED: Shapes = {**ROUTED, "exp_probs_b.bias": (EXPERTS,)}
+SHARED: Shapes = {
+    "ffn_gate_shexp": (OWN, WIDTH),
+    "ffn_up_shexp": (OWN, WIDTH),
+    "ffn_down_shexp": (WIDTH, OWN),
+}
+BOTH: Shapes = {**BIASED, **SHARED}
+AROUND: Shapes = {"post_attention_norm": (WIDTH,), "post_ffw_norm": (WIDTH,)}
+GATE: Shapes = {"attn_gate": (HEADS * DIM, WIDTH)}
+SINKS: Shapes = {"attn_sinks": (HEADS,)}
+INDEXER: Shapes = {"indexer.proj": (2, WIDTH), "indexer.k_norm.bias": (8,)}
+FURTHER: Shapes = {"nextn.eh_proj": (WIDTH, 2 * WIDTH)}
+STREAMS: Shapes = {
+    **{f"hc_{half}_fn": (6, 3 * WIDTH) for half in ("attn", "ffn")},
+    **{f"hc_{half}_base": (6,) for half in ("attn", "ffn")},
+    **{f"hc_{half}_scale": (2,) for half in ("attn", "ffn")},
+}
+
+KEYS: dict[str, Any] = {
+    "context_length": 128,
+    "embedding_length": WIDTH,
+    "feed_forward_length": FFN,
+    "attention.head_count": HEADS,
+    "attention.head_count_kv": KV_HEADS,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "expert_count": EXPERTS,
+    "expert_used_count": 3,
+    "expert_feed_forward_length": OWN,
+}
+CHOSEN: dict[str, Any] = {
+    "expert_shared_count": 1,
+    "leading_dense_block_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_norm": True,
+    "expert_weights_scale": 1.5,
+}
+LATENT: dict[str, Any] = {
+    **CHOSEN,
+    "attention.head_count_kv": 1,
+    "attention.q_lora_rank": 40,
+    "attention.kv_lora_rank": 64,
+    "attention.key_length_mla": 48,
+    "attention.value_length_mla": 48,
+    "attention.key_length": 80,
+    "attention.value_length": 64,
+    "rope.dimension_count": 16,
+    "attention.indexer.top_k": 128,
+}
+
+SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
+    "llama4": (
+        {"interleave_moe_layer_step": 2},
+        2 * [{**attention(), **DENSE}, {**attention(), **ROUTED, **SHARED}],
+    ),
+    "mimo2": (
+        {
+            "attention.head_count_kv": [2, 1, 1, 2],
+            "attention.key_length": 24,
+            "attention.value_length": 16,
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [False, True, True, False],
+            "attention.value_scale": 0.7,
+            "rope.freq_base_swa": 500.0,
+            "nextn_predict_layers": 1,
+        },
+        [
+            {**attention(4, 2, 24), **DENSE},
+            {**attention(4, 1, 24), **SINKS, **BIASED},
+            {**attention(4, 1, 24), **SINKS, **BIASED},
+            FURTHER,
+        ],
+    ),
+    "afmoe": (
+        {**CHOSEN, "attention.sliding_window": 8, "rope.freq_base_swa": 500.0},
+        [{**attention(), **NORMS, **GATE, **AROUND, **(BOTH if i else DENSE)} for i in range(4)],
+    ),
+    "hy_v3": (
+        {**CHOSEN, "expert_shared_feed_forward_length": OWN, "nextn_predict_layers": 1},
+        [{**attention(), **NORMS, **DENSE}, {**attention(), **NORMS, **BOTH}, FURTHER],
+    ),
+    "minimax-m3": (
+        {
+            **CHOSEN,
+            "rope.dimension_count": 8,
+            "attention.indexer.top_k": 8,
+            "attention.indexer.block_size": 8,
+        },
+        [{**attention(), **NORMS, **DENSE}, {**attention(), **NORMS, **INDEXER, **BOTH}],
+    ),
+    "laguna": (
+        {
+            **CHOSEN,
+            "attention.head_count": [4, 6, 6, 6, 4],
+            "attention.key_length": DIM,
+            "attention.value_length": DIM,
+            "attention.sliding_window": 8,
+            "rope.dimension_count": 8,
+            "rope.dimension_count_swa": DIM,
+        },
+        [
+            {**attention(4), **NORMS, "attn_gate": (4, WIDTH), **DENSE},
+            {**attention(6), **NORMS, "attn_gate": (6, WIDTH), **BOTH},
+            {**attention(6), **NORMS, "attn_gate": (6 * DIM, WIDTH), **BOTH},
+            {**attention(6), **NORMS, "attn_gate": (6, WIDTH), **BOTH},
+            {**attention(4), **NORMS, "attn_gate": (4 * DIM, WIDTH), **BOTH},
+        ],
+    ),
+    "maple": (
+        {
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [False, True],
+            "swiglu_clamp_exp": [0.0, 0.5],
+        },
+        2 * [{**attention(), **NORMS, **ROUTED}],
+    ),
+    "dots3note": (
+        {
+            **LATENT,
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [False, True],
+            "attention.kv_lora_rank_swa": 32,
+            "attention.key_length_mla_swa": 80,
+            "attention.value_length_mla_swa": 32,
+            "rope.freq_base_swa": 500.0,
+        },
+        [
+            {**latent(64, 32, 48), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **DENSE},
+            {**latent(32, 64, 32), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **BOTH},
+        ],
+    ),
+    "hy_v4": (
+        {
+            **LATENT,
+            "hyper_connection.count": 3,
+            "hyper_connection.epsilon": 1e-3,
+            "hyper_connection.magnitude": 2.0,
+            "swiglu_clamp_exp": 0.5,
+        },
+        [
+            {**latent(64, 32, 48), **SINKS, **STREAMS, "attn_gate": (HEADS * 48, WIDTH), **each}
+            for each in ({**DENSE, **INDEXER}, BOTH)
+        ],
+    ),
+    "hrm_text": (
+        {
+            "block_count": 12,
+            "expert_count": 0,
+            "hrm.layers_per_stack": 2,
+            "hrm.h_cycles": 2,
+            "hrm.l_cycles": 2,
+            "embedding_scale": 3.0,
+        },
+        4 * [{k: v for k, v in {**attention(), **GATE, **PLAIN}.items() if k != "attn_norm"}],
+    ),
+}
+
+
+def keys(architecture: str, **more: Any) -> dict[str, Any]:
+    """The metadata of a file; ``more`` comes in the place of what it has."""
+    own, layers = SPECIAL[architecture]
+    stated = {"block_count": len(layers), **KEYS, **own, **more}
+    named = {f"{architecture}.{key}": value for key, value in stated.items() if value is not None}
+    return {"general.architecture": architecture, **named}
+
+
+def shapes(architecture: str) -> Shapes:
+    """Every tensor of a file."""
+    out: Shapes = {"token_embd.weight": (VOCABULARY, WIDTH), "output.weight": (VOCABULARY, WIDTH)}
+    if architecture == "hrm_text":
+        out["hrm.z_l_init"] = (WIDTH,)
+    else:
+        out["output_norm.weight"] = (WIDTH,)
+    if architecture == "hy_v4":
+        out |= {"output_hc_fn.weight": (3, 3 * WIDTH), "output_hc_base.weight": (3,)}
+        out["output_hc_scale.weight"] = (1,)
+    for i, layer in enumerate(SPECIAL[architecture][1]):
+        for name, shape in layer.items():
+            out[f"blk.{i}.{name}" + ("" if name.endswith("bias") else ".weight")] = shape
+    return out
+
+
+def header(architecture: str, **more: Any) -> Any:
+    """A file without its bytes."""
+    return Header("gguf", keys(architecture, **more), shapes(architecture))
+
+
+def write(path: Path, architecture: str, **more: Any) -> Path:
+    """A file of random weights."""
+    sources = []
+    for seed, (name, shape) in enumerate(shapes(architecture).items()):
+        drawn = np.random.default_rng(seed).standard_normal(shape)
+        drawn *= 0.2 if len(shape) == 1 else shape[-1] ** -0.5
+        drawn += len(shape) == 1 and name.endswith("weight")
+        raw = drawn.astype(np.float32).reshape(-1).view(np.uint8)
+        sources.append(TensorSource(name, shape, by_name("F32"), partial(_one, raw)))
+    write_gguf(path, keys(architecture, **more), sources)
+    return path
+
+
+def _one(raw: Any) -> list[Any]:
+    return [raw]
