@@ -12,6 +12,7 @@ import make_tiny_models
 from strata.models import FAMILIES, build_model, mixtures
 from strata.program import Model, Op
 from support.headers import Header, gguf, huggingface
+from support.special_models import SPECIAL
 
 DROP: Any = ...
 
@@ -203,7 +204,8 @@ GGUF_ONLY = {"falcon-h1", "plamo2"}
 
 def test_every_row_of_the_table_builds_its_family() -> None:
     # What composed.py builds has goldens of its own, in test_variants.py; mixtures in directories
-    # are compared in test_live_mixtures, and latent attention in test_latent_attention.
+    # are compared in test_live_mixtures, latent attention in test_latent_attention, and what is in
+    # files of its own in test_special_families.
     experts = {"qwen3moe", "Qwen3MoeForCausalLM", "MixtralForCausalLM", *mixtures.FAMILIES}
     experts |= {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}
     latent = {
@@ -218,7 +220,8 @@ def test_every_row_of_the_table_builds_its_family() -> None:
         "minicpm3",
     }
     known = {name for name, build in FAMILIES.items() if not isinstance(build, partial)}
-    assert {a for names in ALIASES.values() for a in names} == known - GGUF_ONLY - experts - latent
+    known -= GGUF_ONLY | experts | latent | SPECIAL.keys()
+    assert {a for names in ALIASES.values() for a in names} == known
     for golden, names in ALIASES.items():
         usual = build_model(huggingface(golden)).segments
         for name in names:
