@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from strata.decode import Sampler, SamplingParams
+from strata.decode.proposer import Draft
 from strata.errors import UsageError
 from strata.guard import limits
 from strata.memory import peak_bytes
@@ -157,8 +158,10 @@ def test_a_grammar_that_grows_later_ends_its_own_answer(monkeypatch: pytest.Monk
     loud.accept(TEXTS.index(b"c"))
     with pytest.raises(GrammarError, match="takes too much"):
         loud.allowed()
-    with pytest.raises(GrammarError):
-        loud.accept(TEXTS.index(b"d"))
+    # To go on is no error, which would be that of everybody in the step; to ask is.
+    loud.accept(TEXTS.index(b"d"))
+    with pytest.raises(GrammarError, match="ended"):
+        loud.allowed()
     quiet.accept(TEXTS.index(b"a"))
     assert np.flatnonzero(quiet.allowed()).tolist() == [TEXTS.index(b"b")]
     # And the same grammar may be asked for again.
@@ -207,6 +210,22 @@ def test_no_more_grammars_than_there_may_be() -> None:
     third = compiler.regex("c")
     assert third.start().allowed()[TEXTS.index(b"c")]
     assert first.start().allowed()[TEXTS.index(b"a")]
+
+
+def test_what_is_closed_is_not_in_use() -> None:
+    compiler = GrammarCompiler(Vocabulary(), most=1)
+    first = compiler.regex("ab")
+    sampler = Sampler(SamplingParams(grammar=first), [], Vocabulary.vocab_size)
+    first.close()
+    with pytest.raises(GrammarsBusy):
+        compiler.regex("c")
+    # What has begun goes on.
+    logits = np.zeros(Vocabulary.vocab_size, np.float32)
+    assert sampler.choose(logits).token == TEXTS.index(b"a")
+    trial = sampler.verify(iter([logits, logits]), Draft((TEXTS.index(b"a"),)))
+    assert [sample.token for sample in trial] == [TEXTS.index(b"a"), TEXTS.index(b"b")]
+    sampler.close()
+    assert compiler.regex("c").start().allowed()[TEXTS.index(b"c")]
 
 
 def test_copies_go_their_own_way() -> None:

@@ -16,10 +16,14 @@ class Constraint(Protocol):
         the answer is complete. Changes nothing."""
 
     def accept(self, token: int) -> None:
-        """Move on by the token that was chosen."""
+        """Move on by the token that was chosen. Raises nothing: what goes wrong with it is raised
+        by ``allowed``."""
 
     def copy(self) -> Constraint:
         """Another one at the same place."""
+
+    def close(self) -> None:
+        """Nobody asks any longer."""
 
 
 class Grammar(Protocol):
@@ -27,3 +31,6 @@ class Grammar(Protocol):
 
     def start(self) -> Constraint:
         """The beginning of an answer."""
+
+    def close(self) -> None:
+        """No answer begins any longer; those that have begun go on."""

@@ -186,7 +186,7 @@ class _Compiled:
         self.ends = sorted(tokenizer.stop_ids)
         self._ward = ward
         self._encode = tokenizer.encode
-        self._users: WeakSet[TokenGrammar] = WeakSet()
+        self._users: WeakSet[TokenGrammar | _Position] = WeakSet()
         self._numbers = count()
         self._lock = RLock()
         self._dropped: deque[tuple[int, list[int]]] = deque()
@@ -219,9 +219,15 @@ class _Compiled:
 
     def grammar(self) -> TokenGrammar:
         """For one more who uses it."""
-        made = TokenGrammar(self)
-        self._users.add(made)
-        return made
+        return TokenGrammar(self)
+
+    def enter(self, user: TokenGrammar | _Position) -> None:
+        """It is in use by one more, until that leaves or is collected."""
+        self._users.add(user)
+
+    def leave(self, user: TokenGrammar | _Position) -> None:
+        """It is not in use by that one any longer."""
+        self._users.discard(user)
 
     def new_number(self) -> int:
         """Of a position."""
@@ -282,24 +288,30 @@ class TokenGrammar:
 
     def __init__(self, compiled: _Compiled) -> None:
         self._compiled = compiled
+        compiled.enter(self)
 
     def start(self) -> Constraint:
         """The beginning of an answer."""
-        return _Position(self, self._compiled, b"n")
+        return _Position(self._compiled, b"n")
+
+    def close(self) -> None:
+        """No answer begins any longer; those that have begun go on."""
+        self._compiled.leave(self)
 
 
 class _Position:
-    def __init__(
-        self, grammar: TokenGrammar, compiled: _Compiled, command: bytes, other: int = 0
-    ) -> None:
-        self._grammar = grammar  # which is used as long as this is there
+    def __init__(self, compiled: _Compiled, command: bytes, other: int = 0) -> None:
         self._compiled = compiled
+        compiled.enter(self)
         self._number = compiled.new_number()
         self._waits = [compiled.ask(command, self._number, other)]
         self._mask = bytearray()
-        finalize(self, compiled.drop, self._number, self._waits)
+        self._gone: GrammarError | None = None
+        self._drop = finalize(self, compiled.drop, self._number, self._waits)
 
     def allowed(self) -> NDArray[np.bool_]:
+        if self._gone is not None:
+            raise self._gone
         compiled = self._compiled
         while self._waits:
             self._mask = compiled.answer(self._waits[0])
@@ -319,10 +331,17 @@ class _Position:
 
     def accept(self, token: int) -> None:
         # The mask is computed while the model is.
-        self._waits.append(self._compiled.ask(b"a", self._number, token))
+        try:
+            self._waits.append(self._compiled.ask(b"a", self._number, token))
+        except GrammarError as error:
+            self._gone = error.with_traceback(None)
 
     def copy(self) -> Constraint:
-        return _Position(self._grammar, self._compiled, b"c", self._number)
+        return _Position(self._compiled, b"c", self._number)
+
+    def close(self) -> None:
+        self._drop()
+        self._compiled.leave(self)
 
 
 def _vocabulary(tokenizer: GrammarTokenizer) -> bytes:

@@ -117,21 +117,29 @@ class Sampler:
             (draft.parent(number), token): number for number, token in enumerate(draft.tokens)
         }
         trial, samples, at = self._fork(), [], -1
-        for number in range(-1, len(draft.tokens)):
-            if number != at:
-                next(rows)
-                continue
-            try:
-                samples.append(trial.choose(next(rows)))
-                trial.accept(samples[-1].token)
-            except Exception:
-                # The answer may end before this token; if not, it fails without a draft too.
-                if not samples:
-                    raise
-                break
-            # What follows comes later, since parents come first.
-            at = children.get((at, samples[-1].token), len(draft.tokens))
+        try:
+            for number in range(-1, len(draft.tokens)):
+                if number != at:
+                    next(rows)
+                    continue
+                try:
+                    samples.append(trial.choose(next(rows)))
+                    trial.accept(samples[-1].token)
+                except Exception:
+                    # The answer may end before this token; if not, it fails without a draft too.
+                    if not samples:
+                        raise
+                    break
+                # What follows comes later, since parents come first.
+                at = children.get((at, samples[-1].token), len(draft.tokens))
+        finally:
+            trial.close()
         return samples
+
+    def close(self) -> None:
+        """There are no more tokens to choose: the answer's place in its grammar is given back."""
+        if self._constraint is not None:
+            self._constraint.close()
 
     def _fork(self) -> Sampler:
         """Another one in the same state."""

@@ -393,6 +393,8 @@ class Driver:
                 with self._lock:
                     self._changed.notify_all()
                 listener(Turn(seconds, runs, status))
+                # While nothing is to be done, nothing of what is over is held.
+                del runs
         finally:
             with self._lock:
                 self._thread = None

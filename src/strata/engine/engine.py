@@ -235,6 +235,7 @@ class Engine:
         """End a request now and free what it holds; one that is done stays as it is."""
         if self._requests.pop(request.id, None) is not None:
             request.cancelled = True
+            request.sampler.close()
             self._scheduler.remove(request.id)
 
     def step(self) -> list[Delta]:
@@ -330,6 +331,7 @@ class Engine:
             return [Delta(request, NO_TOKEN, "", None, outcome.error)]
         if request.finish_reason is not None:
             del self._requests[request.id]
+            request.sampler.close()
             self._scheduler.remove(request.id, keep=True)
         return deltas
 

@@ -91,8 +91,8 @@ class AsyncRun:
         self._paused = True
         self._wake.set()
 
-    def receive(self) -> None:
-        """Take what has come, and wake who waits for it."""
+    def receive(self) -> bool:
+        """Take what has come, and wake who waits for it; whether nothing more will come."""
         # Asked for first: what comes with the end is there by then.
         over = self.run.over
         for index, delta in self.run.take():
@@ -103,6 +103,7 @@ class AsyncRun:
         self._over = over
         self._paused = False
         self._wake.set()
+        return over
 
 
 class Bridge:
@@ -147,8 +148,12 @@ class Bridge:
         return self._runs[run]
 
     def forget(self, run: AsyncRun) -> None:
-        """Count a run no longer."""
-        self._runs.pop(run.run, None)
+        """Count a run no longer, and give back its grammar: before its answer ends, or else who
+        asks again at once would find it in use."""
+        if self._runs.pop(run.run, None) is not None:
+            for job in run.run.jobs:
+                if job.params.grammar is not None:
+                    job.params.grammar.close()
 
     def cut_off(self) -> None:
         """End every run with ShuttingDown, not waiting for a step. In the event loop's thread."""
@@ -168,7 +173,6 @@ class Bridge:
             self.observer.on_step(turn.seconds, turn.status)
         for run in turn.runs:
             receiver = self._runs.get(run)
-            if receiver is not None:
-                receiver.receive()
-                if run.over:
-                    self.forget(receiver)
+            # The end may come after what was taken here: another turn tells of it then.
+            if receiver is not None and receiver.receive():
+                self.forget(receiver)
