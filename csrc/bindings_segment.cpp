@@ -252,6 +252,12 @@ class SegmentBuilder {
         floats_of = {all};
         break;
       case Scan::wkv7: widths = {all, all, all, values, all, all}; break;
+      case Scan::linear:
+        require(key_heads == heads, "scan: keys of every head");
+        widths = {all, all, values};
+        if (by_key) widths.push_back(all);
+        else floats_of = {heads};
+        break;
     }
     const bool square = what == Scan::wkv6 || what == Scan::wkv7;
     require(!square || k_dim == v_dim, "scan: keys and values differ");

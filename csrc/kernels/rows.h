@@ -134,6 +134,7 @@ template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
     case Activation::gelu_quick:
       f([](const F32x16& x) { return x * sigmoid(x * broadcast(1.702f)); });
       break;
+    case Activation::exp: f([](const F32x16& x) { return exp(x); }); break;
   }
 }
 

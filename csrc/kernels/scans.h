@@ -95,6 +95,27 @@ static void gated_delta(const ScanArgs& s, int64_t head, int64_t column, int lan
   }
 }
 
+// in: q, k, v and, by key, the decay; else parameters: the decay of the heads.
+static void linear_attention(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+  const int64_t first = head * s.k_dim;
+  const float* state = begin_scan(s, lanes);
+  for (int64_t r = 0; r < s.rows; ++r) {
+    const float* q = s.at(0, r) + first;
+    const float* k = s.at(1, r) + first;
+    const float* decay = s.by_key ? s.at(3, r) + first : s.parameters[0] + head;
+    const F32x16 v = load_part(s.at(2, r) + head * s.v_dim + column, lanes);
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    for (int64_t i = 0; i < s.k_dim; ++i) {
+      const F32x16 kept = broadcast(decay[s.by_key ? i : 0]) * load_part(state + i * lanes, lanes);
+      const F32x16 now = fma(broadcast(k[i]), v, kept);
+      store_part(s.after + i * lanes, now, lanes);
+      sums[i & 3] = fma(now, broadcast(q[i]), sums[i & 3]);
+    }
+    store_part(s.row_out(r) + head * s.v_dim + column, sum4(sums), lanes);
+    state = s.after;
+  }
+}
+
 // in: r, k, v, w; parameters: u of all columns.
 static void wkv6(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
   const int64_t first = head * s.k_dim;

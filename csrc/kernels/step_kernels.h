@@ -12,9 +12,9 @@ inline constexpr int64_t kSplitBlocks = 8;
 
 enum class Activation : int32_t {
   silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, sigmoid = 5, tanh = 6, softplus = 7,
-  gelu_quick = 8
+  gelu_quick = 8, exp = 9
 };
-inline constexpr int kActivations = 9;
+inline constexpr int kActivations = 10;
 
 // How keys and values are kept. q8_0 is int8 with an f16 scale for each kKvGroup elements of one
 // position, so that a position is written once and never again.
@@ -107,8 +107,10 @@ struct ScanArgs {
 };
 // Rows that the state of a head may have.
 inline constexpr int64_t kMostKeys = 1024;
-enum class Scan : int32_t { ssm_head = 0, ssm_channels = 1, gated_delta = 2, wkv6 = 3, wkv7 = 4 };
-inline constexpr int kScans = 5;
+enum class Scan : int32_t {
+  ssm_head = 0, ssm_channels = 1, gated_delta = 2, wkv6 = 3, wkv7 = 4, linear = 5
+};
+inline constexpr int kScans = 6;
 
 struct StepKernels {
   // weight may be nullptr

@@ -279,6 +279,37 @@ def assemble(
     )
 
 
+def normed(
+    c: Config,
+    catalog: Catalog,
+    layer: Callable[[Builder, str, int], str],
+    eps: float,
+    *,
+    state: Sequence[LayerState] | None = None,
+    norm: str = "output_norm.weight",
+) -> Model:
+    """The Model of these layers between an embedding table and the usual end: RMSNorm, then the
+    head."""
+    return assemble(
+        c,
+        catalog,
+        embed=lambda b: b.embed("token_embd.weight"),
+        layer=layer,
+        head=lambda b, x: head(b, c, b.rms_norm(x, norm, eps)),
+        state=state,
+    )
+
+
+def without_further(c: Config) -> tuple[Config, tuple[str, ...]]:
+    """The Config without the last blocks of a GGUF file, which predict further tokens and are not
+    used, and patterns of their tensors."""
+    if c.keys.kind != "gguf":
+        return c, ()
+    layers = c.layers - c.keys.integer("further_layers", 0, low=0, high=c.layers - 1)
+    unused = tuple(rf"blk\.{i}\..*" for i in range(layers, c.layers))
+    return replace(c, layers=layers, windows=c.windows[:layers]), unused
+
+
 def check_activation(c: Config, *expected: str) -> None:
     """Raise ConfigError unless config.json names one of these activations or none."""
     found = c.keys.text("activation", expected[0])

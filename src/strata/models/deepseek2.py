@@ -49,17 +49,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=scaled))
 
-    def logits(b: Builder, x: str) -> str:
-        return decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps))
-
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=logits,
-        state=[a.state(c.heads)] * c.layers,
-    )
+    return decoder.normed(c, catalog, layer, eps, state=[a.state(c.heads)] * c.layers)
 
 
 def _scoring(c: Config) -> str:

@@ -14,6 +14,7 @@ from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder
 
 MAX_EXPERTS = 4096
+_LOWEST = -3.0e38
 _SCORINGS = {1: "softmax", 2: "sigmoid", 3: "none", 4: "sqrt_softplus"}
 # What weights are divided by is at least this: llama.cpp's bound, and what transformers adds.
 _LEAST_SUM = {"gguf": 2.0**-14, "huggingface": 1e-20}
@@ -265,14 +266,26 @@ def routed(
 
 
 def shared(
-    b: Builder, catalog: Catalog, x: str, i: int, function: str = "silu", *, scaled: bool = True
+    b: Builder,
+    catalog: Catalog,
+    x: str,
+    i: int,
+    function: str = "silu",
+    *,
+    scaled: bool = True,
+    limit: float = 0.0,
 ) -> str:
-    """The feed-forward that every row goes through beside its experts."""
+    """The feed-forward that every row goes through beside its experts; ``limit`` as the Op's where
+    it clamps ``silu``."""
     name = f"blk.{i}.ffn_"
     with b.unit("ffn"):
         gate = decoder.product(b, catalog, x, f"{name}gate_shexp", scaled=scaled)
         up = decoder.product(b, catalog, x, f"{name}up_shexp", scaled=scaled)
-        mixed = b.glu(gate, up, function)
+        if limit:
+            gate = b.clamp(b.activation(gate, function), _LOWEST, limit)
+            mixed = b.mul(gate, b.clamp(up, -limit, limit))
+        else:
+            mixed = b.glu(gate, up, function)
         out = decoder.product(b, catalog, mixed, f"{name}down_shexp", scaled=scaled)
         if not catalog.has(f"{name}gate_inp_shexp.weight"):
             return out
@@ -290,17 +303,22 @@ def feed_forward(
     *,
     scaled: bool = True,
     router_input: str | None = None,
+    limits: tuple[float, float] = (0.0, 0.0),
 ) -> str:
     """A layer's experts and shared experts, or the plain feed-forward of a layer without.
 
     ``scaled`` is False for families of which llama.cpp does not apply the scales beside experts;
-    ``router_input`` where the router reads another value.
+    ``router_input`` where the router reads another value. ``limits`` bound the activated gate and
+    up of experts and of shared ones, where they are not 0.
     """
     if m is None or not m.layers[i]:
         return decoder.gated(b, catalog, x, i, function, scaled=scaled)
-    out = routed(b, catalog, m, x, i, router_input=router_input, scaled=scaled, function=function)
-    beside = shared(b, catalog, x, i, function, scaled=scaled) if m.shared else None
-    return out if beside is None else b.add(out, beside)
+    options: dict[str, Any] = {"clamp": "silu", "limit": limits[0]} if limits[0] else {}
+    options |= {"router_input": router_input, "scaled": scaled, "function": function}
+    out = routed(b, catalog, m, x, i, **options)
+    if not m.shared:
+        return out
+    return b.add(out, shared(b, catalog, x, i, function, scaled=scaled, limit=limits[1]))
 
 
 def without_feed_forward(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

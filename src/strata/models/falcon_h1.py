@@ -45,11 +45,4 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         h = b.rms_norm(x, f"blk.{i}.ffn_norm", eps)
         return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
 
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
-        state=kept.state,
-    )
+    return decoder.normed(c, catalog, layer, eps, state=kept.state)

@@ -50,10 +50,4 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         h = b.rms_norm(x, f"blk.{i}.post_attention_norm.weight", eps)
         return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=False))
 
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
-    )
+    return decoder.normed(c, catalog, layer, eps)

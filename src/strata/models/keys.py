@@ -112,6 +112,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "high_cycles": ("hrm.h_cycles", ()),
     "low_cycles": ("hrm.l_cycles", ()),
     "indexer_block": ("attention.indexer.block_size", ()),
+    "shared_clamp": ("swiglu_clamp_shexp", ()),
     "biased": (None, ("enable_bias",)),
     "affine": (None, ("layer_norm_elementwise_affine",)),
     "norm_before": (None, ("do_layer_norm_before",)),
@@ -140,6 +141,9 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "delta_v_dim": (None, ("linear_value_head_dim",)),
     "delta_key_heads": ("ssm.group_count", ("linear_num_key_heads",)),
     "delta_heads": ("ssm.time_step_rank", ("linear_num_value_heads",)),
+    "kda_dim": ("kda.head_dim", ()),
+    "kda_safe": ("kda.safe_gate", ()),
+    "kda_bound": ("kda.gate_lower_bound", ()),
     "delta_taps": ("ssm.conv_kernel", ("linear_conv_kernel_dim",)),
     "rope_used": ("rope.scaling.finetuned", ()),
     "rope_base": ("rope.freq_base", ("rope_theta",)),
@@ -241,14 +245,22 @@ class Keys:
             raise ConfigError(f"'{key}': a list of true or false is expected")
         return [bool(v) for v in value]
 
-    def numbers(self, name: str, count: int, *, low: float = 0.0, high: float = 1e9) -> list[float]:
+    def numbers(
+        self,
+        name: str,
+        count: int,
+        default: float = REQUIRED,
+        *,
+        low: float = 0.0,
+        high: float = 1e9,
+    ) -> list[float]:
         """A finite number for each of ``count`` layers: one for all, or a list."""
         key, value = self.find(name)
         if isinstance(value, list):
             if len(value) < count:
                 raise ConfigError(f"'{key}' lists {len(value)} numbers for {count} layers")
             return [real(key, v, low, high) for v in value[:count]]
-        return [self._or(key, REQUIRED) if value is None else real(key, value, low, high)] * count
+        return [self._or(key, default) if value is None else real(key, value, low, high)] * count
 
     def integer(
         self, name: str, default: int = REQUIRED, *, low: int = 1, high: int = 1 << 31

@@ -109,9 +109,10 @@ def attention(
     x: str,
     i: int,
     *,
-    rope: Rope,
+    rope: Rope | None,
     eps: float,
     score_scale: float = 1.0,
+    layer: int | None = None,
     k_norm: bool = False,
     gated: bool = False,
     scaled: bool = True,
@@ -119,12 +120,15 @@ def attention(
 ) -> str:
     """Latent attention of layer i; scores are scaled by ``score_scale`` / sqrt(key width).
 
-    ``k_norm``: the rotated part of keys has a norm. ``gated``: what each head, or each column,
-    gives is multiplied by a sigmoid. ``scaled``: a scale beside the last product counts.
+    ``layer`` is the number of its state, i unless given. ``k_norm``: the rotated part of keys has a
+    norm. ``gated``: what each head, or each column, gives is multiplied by a sigmoid. ``scaled``: a
+    scale beside the last product counts.
     """
     name = f"blk.{i}.attn_"
 
     def turned(y: str) -> str:
+        if rope is None:
+            return y
         return b.rope(
             y,
             head_dim=a.rope,
@@ -141,6 +145,7 @@ def attention(
         else:
             q = b.matmul(x, f"{name}q.weight")
         both = b.matmul(x, f"{name}kv_a_mqa.weight")
+        gate = b.matmul(x, f"{name}gate.weight") if gated else ""
         whole = a.rank + a.rope
         latent = b.columns(both, head_dim=whole, start=0, width=a.rank)
         latent = b.rms_norm(latent, f"{name}kv_a_norm.weight", eps)
@@ -170,7 +175,7 @@ def attention(
             q,
             k,
             v,
-            layer=i,
+            layer=i if layer is None else layer,
             heads=c.heads,
             kv_heads=state.kv_heads,
             k_dim=state.k_dim,
@@ -182,5 +187,5 @@ def attention(
         if a.absorbed:
             mixed = b.matmul(mixed, f"{name}v_b.weight")
         if gated:
-            mixed = b.mul(mixed, b.activation(b.matmul(x, f"{name}gate.weight"), "sigmoid"))
+            mixed = b.mul(mixed, b.activation(gate, "sigmoid"))
         return decoder.product(b, catalog, mixed, f"{name}output", scaled=scaled)

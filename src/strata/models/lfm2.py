@@ -108,14 +108,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=False))
 
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "token_embd_norm.weight", eps)),
-        state=kept.state,
-    )
+    return decoder.normed(c, catalog, layer, eps, state=kept.state, norm="token_embd_norm.weight")
 
 
 def _adjusted(c: Config) -> int:

@@ -79,11 +79,4 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             h = state_space.mixer2(b, sizes, catalog, kept, h, i, eps)
         return b.add(x, h)
 
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
-        state=kept.state,
-    )
+    return decoder.normed(c, catalog, layer, eps, state=kept.state)

@@ -36,6 +36,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             )
         },
         f"{name}ffn_down.weight": Tensor(None, (c.width, c.ffn)),
+        **decoder.scale_tensors(c, "ffn_down"),
         **_fused(f"{name}ffn_up.weight", {"ffn_gate": c.ffn, "ffn_rise": c.ffn}, c.width),
         **on_layers(_attention_tensors(c), [i for i in range(c.layers) if attends[i]]),
         **on_layers(_mixer_tensors(c, s, rank), [i for i in range(c.layers) if not attends[i]]),
@@ -45,24 +46,23 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
 
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
-        mix = (
-            _attention(b, c, kept, h, i, rope, eps) if attends[i] else _mixer(b, s, kept, h, i, eps)
-        )
-        x = b.add(x, b.rms_norm(mix, f"blk.{i}.post_attention_norm", eps))
+        if attends[i]:
+            h = _attention(b, c, catalog, kept, h, i, rope, eps)
+        else:
+            h = _mixer(b, s, catalog, kept, h, i, eps)
+        x = b.add(x, b.rms_norm(h, f"blk.{i}.post_attention_norm", eps))
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         with b.unit("ffn"):
-            gate, up = (b.matmul(h, f"blk.{i}.ffn_{part}.weight") for part in ("gate", "rise"))
-            h = b.matmul(b.glu(gate, up, "silu"), f"blk.{i}.ffn_down.weight")
+            gate, up = (_product(b, catalog, h, f"blk.{i}.ffn_{part}") for part in ("gate", "rise"))
+            h = _product(b, catalog, b.glu(gate, up, "silu"), f"blk.{i}.ffn_down")
         return b.add(x, b.rms_norm(h, f"blk.{i}.post_ffw_norm", eps))
 
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
-        state=kept.state,
-    )
+    return decoder.normed(c, catalog, layer, eps, state=kept.state)
+
+
+def _product(b: Builder, catalog: Catalog, x: str, name: str) -> str:
+    """Of the scales beside weights only that of attention's output counts, as llama.cpp has it."""
+    return decoder.product(b, catalog, x, name, scaled=False)
 
 
 def _fused(whole: str, rows: dict[str, int], columns: int) -> dict[str, Tensor]:
@@ -70,6 +70,8 @@ def _fused(whole: str, rows: dict[str, int], columns: int) -> dict[str, Tensor]:
     for part, count in rows.items():
         place = Part(whole, "", start, sum(rows.values()))
         out[f"blk.{{i}}.{part}.weight"] = Tensor(None, (count, columns), part=place, apart=False)
+        scale = Part(whole.replace(".weight", ".scale"), "", 0, 1)
+        out[f"blk.{{i}}.{part}.scale"] = Tensor(None, (1,), True, part=scale, apart=False)
         start += count
     return out
 
@@ -81,6 +83,7 @@ def _attention_tensors(c: Config) -> dict[str, Tensor]:
         "blk.{i}.attn_q_norm.weight": Tensor(None, (c.heads, c.head_dim)),
         "blk.{i}.attn_k_norm.weight": Tensor(None, (c.kv_heads, c.head_dim)),
         "blk.{i}.attn_output.weight": Tensor(None, (c.width, c.q_width)),
+        **decoder.scale_tensors(c, "attn_output"),
     }
 
 
@@ -96,16 +99,27 @@ def _mixer_tensors(c: Config, s: Sizes, rank: int) -> dict[str, Tensor]:
         f"{name}a": Tensor(None, (s.heads,)),
         f"{name}d": Tensor(None, (s.heads,)),
         f"{name}out.weight": Tensor(None, (c.width, s.inner)),
+        **decoder.scale_tensors(c, "ssm_in"),
+        **decoder.scale_tensors(c, "ssm_out"),
         f"{name}b_norm": Tensor(None, (s.states,)),
         f"{name}c_norm": Tensor(None, (s.states,)),
         f"{name}dt_norm": Tensor(None, (rank,)),
     }
 
 
-def _attention(b: Builder, c: Config, kept: Kept, x: str, i: int, rope: Rope, eps: float) -> str:
+def _attention(
+    b: Builder,
+    c: Config,
+    catalog: Catalog,
+    kept: Kept,
+    x: str,
+    i: int,
+    rope: Rope,
+    eps: float,
+) -> str:
     name = f"blk.{i}.attn_"
     with b.unit("attention"):
-        q, k, v = (b.matmul(x, f"{name}{part}.weight") for part in "qkv")
+        q, k, v = (_product(b, catalog, x, f"{name}{part}") for part in "qkv")
     q = b.grouped_rms_norm(q, f"{name}q_norm.weight", c.heads, eps)
     k = b.grouped_rms_norm(k, f"{name}k_norm.weight", c.kv_heads, eps)
     q, k = (
@@ -122,13 +136,13 @@ def _attention(b: Builder, c: Config, kept: Kept, x: str, i: int, rope: Rope, ep
         scale=1 / math.sqrt(c.head_dim),
     )
     with b.unit("attention"):
-        return b.matmul(mixed, f"{name}output.weight")
+        return decoder.product(b, catalog, mixed, f"{name}output")
 
 
-def _mixer(b: Builder, s: Sizes, kept: Kept, x: str, i: int, eps: float) -> str:
+def _mixer(b: Builder, s: Sizes, catalog: Catalog, kept: Kept, x: str, i: int, eps: float) -> str:
     name, dim = f"blk.{i}.ssm_", s.inner // s.heads
     with b.unit("ssm"):
-        both = b.matmul(x, f"{name}in.weight")
+        both = _product(b, catalog, x, f"{name}in")
         z, x = (b.columns(both, head_dim=2 * dim, start=start, width=dim) for start in (0, dim))
         layer = kept.rows(s.taps, s.inner)
         x = b.activation(b.short_conv(x, f"{name}conv1d.weight", layer=layer), "silu")
@@ -144,4 +158,4 @@ def _mixer(b: Builder, s: Sizes, kept: Kept, x: str, i: int, eps: float) -> str:
             groups=1,
             states=s.states,
         )
-        return b.matmul(b.glu(z, y, "silu"), f"{name}out.weight")
+        return _product(b, catalog, b.glu(z, y, "silu"), f"{name}out")

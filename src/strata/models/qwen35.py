@@ -87,35 +87,49 @@ def delta_tensors(c: Config, d: Delta) -> dict[str, Tensor]:
 
 
 def delta(b: Builder, d: Delta, catalog: Catalog, kept: Kept, x: str, i: int, eps: float) -> str:
-    """Convolution of q, k and v, the rule, a norm a head, a gate."""
+    """A layer of the delta rule."""
     name = f"blk.{i}.ssm_"
     with b.unit("attention"):
         mixed = decoder.product(b, catalog, x, f"blk.{i}.attn_qkv")
         z = decoder.product(b, catalog, x, f"blk.{i}.attn_gate")
-        beta = b.activation(decoder.product(b, catalog, x, f"{name}beta"), "sigmoid")
+        beta = decoder.product(b, catalog, x, f"{name}beta")
         if catalog.has(f"{name}alpha.scale"):
             decay = b.shift(decoder.product(b, catalog, x, f"{name}alpha"), f"{name}dt.bias")
         else:
             decay = b.matmul(x, f"{name}alpha.weight", f"{name}dt.bias")
-        decay = b.decay(decay, f"{name}a")
-        convolved = 2 * d.keys + d.values
-        layer = kept.rows(d.taps, convolved)
-        mixed = b.activation(b.short_conv(mixed, f"{name}conv1d.weight", layer=layer), "silu")
-        spans = ((0, d.keys), (d.keys, d.keys), (2 * d.keys, d.values))
-        q, k, v = (
-            b.columns(mixed, head_dim=convolved, start=start, width=width) for start, width in spans
-        )
-        y = b.gated_delta(
-            b.l2_norm(q, d.k_dim, 1e-6, 1 / math.sqrt(d.k_dim)),
-            b.l2_norm(k, d.k_dim, 1e-6),
-            *(v, decay, beta),
-            layer=kept.matrices(d.heads, d.k_dim, d.v_dim),
-            heads=d.heads,
-            key_heads=d.key_heads,
-            tiled=d.tiled,
-        )
-        y = b.glu(z, b.rms_norm(y, f"{name}norm.weight", eps), "silu")
-        return decoder.product(b, catalog, y, f"{name}out")
+        y = rule(b, d, kept, i, (mixed, beta, decay), eps)
+        return decoder.product(b, catalog, b.glu(z, y, "silu"), f"{name}out")
+
+
+def rule(
+    b: Builder,
+    d: Delta,
+    kept: Kept,
+    i: int,
+    made: tuple[str, str, str],
+    eps: float,
+    unit_eps: float = 1e-6,
+) -> str:
+    """The convolution, the rule and a norm a head, of what products have ``made``: q, k and v
+    together, beta and what the decay is of."""
+    name, convolved = f"blk.{i}.ssm_", 2 * d.keys + d.values
+    mixed, beta, decay = made
+    layer = kept.rows(d.taps, convolved)
+    mixed = b.activation(b.short_conv(mixed, f"{name}conv1d.weight", layer=layer), "silu")
+    spans = ((0, d.keys), (d.keys, d.keys), (2 * d.keys, d.values))
+    q, k, v = (
+        b.columns(mixed, head_dim=convolved, start=start, width=width) for start, width in spans
+    )
+    y = b.gated_delta(
+        b.l2_norm(q, d.k_dim, unit_eps, 1 / math.sqrt(d.k_dim)),
+        b.l2_norm(k, d.k_dim, unit_eps),
+        *(v, b.decay(decay, f"{name}a"), b.activation(beta, "sigmoid")),
+        layer=kept.matrices(d.heads, d.k_dim, d.v_dim),
+        heads=d.heads,
+        key_heads=d.key_heads,
+        tiled=d.tiled,
+    )
+    return b.rms_norm(y, f"{name}norm.weight", eps)
 
 
 def attention_tensors(c: Config) -> dict[str, Tensor]:
@@ -176,16 +190,25 @@ def attention(
         return decoder.product(b, catalog, mixed, f"{name}output")
 
 
-def attends(c: Config) -> list[bool]:
-    """Which layers have attention: as the file lists them, else every fourth."""
+def attends(c: Config, *, interval: int = 4) -> list[bool]:
+    """Which layers have attention: as the file lists them, else every ``interval``-th."""
     listed = c.keys.texts("layer_types", c.layers, _TYPES)
     if listed is not None:
         return [kind == "full_attention" for kind in listed]
-    flags = c.keys.flags("recurrent_layers", c.layers)
+    # The list may go on with blocks that predict further tokens.
+    flags = c.keys.flags("recurrent_layers", c.keys.integer("layers"))
     if flags is not None:
-        return [not recurrent for recurrent in flags]
-    interval = c.keys.integer("full_interval", 4)
+        return [not recurrent for recurrent in flags[: c.layers]]
+    interval = c.keys.integer("full_interval", interval)
     return [(i + 1) % interval == 0 for i in range(c.layers)]
+
+
+def frame(c: Config) -> dict[str, Tensor]:
+    """What is around and between the layers."""
+    return {
+        **decoder.frame_tensors(c, "add_one"),
+        **decoder.norm_tensors(c, "add_one", **_NORMS),
+    }
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
@@ -194,8 +217,7 @@ def tensors(c: Config) -> dict[str, Tensor]:
     full = [i for i in range(c.layers) if attending[i]]
     rest = [i for i in range(c.layers) if not attending[i]]
     return {
-        **decoder.frame_tensors(c, "add_one"),
-        **decoder.norm_tensors(c, "add_one", **_NORMS),
+        **frame(c),
         **on_layers(attention_tensors(c), full),
         **on_layers(delta_tensors(c, read_delta(c)), rest),
         **experts.mixture_tensors(c, _mixture(c)),
@@ -210,12 +232,10 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Qwen3.5 file, with experts or without; blocks that predict further tokens are
     not used."""
     c = read_config(file, architecture, context, head_dim=256, experts=file.kind == "gguf")
-    further = c.keys.integer("further_layers", 0, low=0, high=c.layers - 1)
-    blocks = range(c.layers - further, c.layers) if file.kind == "gguf" else range(0)
-    c = replace(c, layers=c.layers - len(blocks), windows=c.windows[: c.layers - len(blocks)])
+    c, further = decoder.without_further(c)
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)
-    unused = (r"mtp\..*", r"(model\.)?visual\..*", *(rf"blk\.{i}\..*" for i in blocks))
+    unused = (r"mtp\..*", r"(model\.)?visual\..*", *further)
     prefixes = ("model.", "model.language_model.", "")
     harmless = (*decoder.harmless(c), *unused)
     catalog = Catalog(file, tensors(c), c.layers, prefixes=prefixes, harmless=harmless)
@@ -232,11 +252,4 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         h = b.rms_norm(x, f"blk.{i}.post_attention_norm.weight", eps)
         return b.add(x, experts.feed_forward(b, catalog, m, h, i))
 
-    return decoder.assemble(
-        c,
-        catalog,
-        embed=lambda b: b.embed("token_embd.weight"),
-        layer=layer,
-        head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
-        state=kept.state,
-    )
+    return decoder.normed(c, catalog, layer, eps, state=kept.state)

@@ -186,6 +186,10 @@ class Builder:
         operands = [x, self._weight(weight), *self._optional(bias)]
         return self._emit("short_conv", operands, layer=layer)
 
+    def previous(self, x: str, *, layer: int) -> str:
+        """The row before, of the same sequence."""
+        return self._emit("previous", [x], layer=layer)
+
     def ssm_scan(
         self,
         *xs: str,
@@ -210,6 +214,14 @@ class Builder:
         """The gated delta rule; ``xs`` are q, k, v, decay and beta."""
         attrs = {"layer": layer, "heads": heads, "key_heads": key_heads, "tiled": tiled}
         return self._emit("gated_delta", xs, **attrs)
+
+    def linear_attention(
+        self, *xs: str, layer: int, heads: int, decays: Sequence[float] = ()
+    ) -> str:
+        """Attention without softmax; ``xs`` are q, k, v and, where no ``decays`` of the heads are
+        given, the decay."""
+        attrs = {"layer": layer, "heads": heads, "decays": tuple(decays)}
+        return self._emit("linear_attention", xs, **attrs)
 
     def wkv6(self, *xs: str, u: str, layer: int, heads: int) -> str:
         """RWKV-6's attention; ``xs`` are r, k, v and w."""

@@ -98,6 +98,14 @@ def short_conv(b: Building, op: Op) -> None:
     )
 
 
+def previous(b: Building, op: Op) -> None:
+    """A convolution of two taps, of which the second is 0."""
+    (x,) = op.inputs
+    width = b.program.values[x].width
+    weight = np.repeat(np.array([1, 0], np.float32), width)
+    b.native.short_conv(b.ids[x], b.ids[op.output], op.attrs["layer"], weight, None)
+
+
 def columns(b: Building, op: Op) -> None:
     """A part of each head."""
     x = op.inputs[0]
@@ -122,7 +130,7 @@ def join(b: Building, op: Op) -> None:
 NODES: Mapping[str, Callable[[Building, Op], None]] = {
     build.__name__: build
     for build in (
-        *(embed, add_positions, select, rope, attention, short_conv),
+        *(embed, add_positions, select, rope, attention, short_conv, previous),
         *(columns, join),
     )
 }

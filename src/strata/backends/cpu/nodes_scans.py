@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from strata.backends.cpu.nodes import Building
 from strata.program import Op
 
-KINDS = ("ssm_head", "ssm_channels", "gated_delta", "wkv6", "wkv7")
+KINDS = ("ssm_head", "ssm_channels", "gated_delta", "wkv6", "wkv7", "linear")
 FUNCTIONS = ("grouped_rms_norm", "l2_norm", "decay")
 
 
@@ -27,8 +27,8 @@ def _scan(
     by_key: bool = False,
     parameters: Sequence[NDArray[np.float32]] = (),
 ) -> None:
-    """``parameters`` are the last of the Op's operands, as the kernel wants them."""
-    inputs = op.inputs[: len(op.inputs) - len(parameters)]
+    """``parameters`` are what never changes, as the kernel wants it."""
+    inputs = [name for name in op.inputs if b.program.values[name].role != "weight"]
     b.native.scan(
         KINDS.index(kind),
         [b.ids[name] for name in inputs],
@@ -79,6 +79,15 @@ def gated_delta(b: Building, op: Op) -> None:
     )
 
 
+def linear_attention(b: Building, op: Op) -> None:
+    """By key dimension where the decay is an operand."""
+    heads, decays = op.attrs["heads"], op.attrs["decays"]
+    q, _, v, *_ = _widths(b, op)
+    sizes = {"heads": heads, "k_dim": q // heads, "v_dim": v // heads, "by_key": not decays}
+    fixed = np.array(decays, np.float32)
+    _scan(b, op, "linear", **sizes, parameters=(fixed,) if decays else ())
+
+
 def wkv6(b: Building, op: Op) -> None:
     """Heads are square."""
     heads = op.attrs["heads"]
@@ -122,6 +131,7 @@ SCAN_NODES: Mapping[str, Callable[[Building, Op], None]] = {
     for build in (
         ssm_scan,
         gated_delta,
+        linear_attention,
         wkv6,
         wkv7,
         grouped_rms_norm,

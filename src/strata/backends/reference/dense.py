@@ -110,6 +110,9 @@ def activate(x: Floats, function: str) -> Floats:
         out = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
     elif function == "gelu_quick":
         out = x * _sigmoid(x * np.float32(1.702))
+    elif function == "exp":
+        with np.errstate(over="ignore"):
+            out = np.exp(x)
     else:
         out = np.square(np.maximum(x, 0))
     return out

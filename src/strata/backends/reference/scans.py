@@ -70,6 +70,20 @@ def gated_delta(attrs: Attrs, x: list[Floats], step: Step, state: ReferenceState
     return scan(np.zeros_like(v), attrs["layer"], step, state, advance)
 
 
+def linear_attention(attrs: Attrs, x: list[Floats], step: Step, state: ReferenceState) -> Floats:
+    """State [heads, k_dim, v_dim]."""
+    q, k, v, *given = (y.reshape(len(y), attrs["heads"], -1) for y in x)
+    fixed = np.array(attrs["decays"], np.float32)[:, None]
+
+    def advance(t: int, now: Floats) -> tuple[Floats, Floats]:
+        decay = given[0][t] if given else fixed
+        now = decay[:, :, None] * now.reshape(*k[t].shape, -1)
+        now = now + k[t][:, :, None] * v[t][:, None, :]
+        return now, np.einsum("hk,hkv->hv", q[t], now).reshape(-1)
+
+    return scan(np.zeros_like(x[2]), attrs["layer"], step, state, advance)
+
+
 def wkv6(attrs: Attrs, x: list[Floats], step: Step, state: ReferenceState) -> Floats:
     """State [heads, head_dim, head_dim], keys first."""
     r, k, v, w, u = (y.reshape(-1, attrs["heads"], x[0].shape[1] // attrs["heads"]) for y in x)
@@ -126,6 +140,7 @@ def decay(x: Floats, a: Floats) -> Floats:
 SCANS: Mapping[str, Run] = {
     "ssm_scan": ssm_scan,
     "gated_delta": gated_delta,
+    "linear_attention": linear_attention,
     "wkv6": wkv6,
     "wkv7": wkv7,
     "grouped_rms_norm": lambda a, x, step, state: grouped_rms_norm(a, x[0], x[1]),

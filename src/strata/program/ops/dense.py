@@ -27,6 +27,7 @@ ACTIVATIONS = (
     "tanh",
     "softplus",
     "gelu_quick",
+    "exp",
 )
 
 

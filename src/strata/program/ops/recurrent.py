@@ -25,6 +25,11 @@ def _short_conv(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     return x.shape
 
 
+def _previous(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    del attrs
+    return values[0].shape
+
+
 RECURRENT: Mapping[str, Signature] = {
     # out[t, c] = bias[c] + sum over j of weight[c, j] * x[t - (taps - 1) + j, c]; x is 0 before the
     # sequence begins, and the layer's state is the last taps - 1 rows of x
@@ -36,5 +41,14 @@ RECURRENT: Mapping[str, Signature] = {
         state="recurrent",
         kept=lambda v, a: (v[1].width - 1) * v[0].width,
         as_floats=("weight",),
+    ),
+    # out[t] = x[t - 1], 0 before the sequence begins: RWKV's token shift
+    "previous": Signature(
+        ("x",),
+        ("layer",),
+        _previous,
+        lambda v, a, r, c: 0,
+        state="recurrent",
+        kept=lambda v, a: v[0].width,
     ),
 }

@@ -59,6 +59,22 @@ def _delta(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     return (*rows, v.width)
 
 
+def _linear(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    q, k, v, *decay = values
+    heads, decays = attrs["heads"], attrs["decays"]
+    widths = [q.width, q.width, v.width, *(q.width for _ in decay)]
+    rows = _checked("linear_attention", values, attrs, widths)
+    if (
+        heads < 1
+        or q.width % heads
+        or v.width % heads
+        or k.width // heads > MOST_KEYS
+        or len(decays) != (0 if decay else heads)
+    ):
+        raise _wrong("linear_attention", values, attrs)
+    return (*rows, v.width)
+
+
 def _wkv6(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     width, heads = values[0].width, attrs["heads"]
     rows = _checked("wkv6", values, attrs, [width] * 4)
@@ -81,6 +97,10 @@ def _ssm_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
 
 def _delta_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
     return int(values[1].width // attrs["key_heads"] * values[2].width)
+
+
+def _linear_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
+    return int(values[1].width // attrs["heads"] * values[2].width)
 
 
 def _wkv_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
@@ -136,6 +156,17 @@ SCANS: Mapping[str, Signature] = {
         lambda v, a, r, c: 8 * r * _delta_kept(v, a),
         state="recurrent",
         kept=_delta_kept,
+    ),
+    # Linear attention with a decay of each key dimension (gated linear attention, arXiv:2312.06635)
+    # or, as numbers that never change, of each head (lightning attention, arXiv:2405.17381).
+    # With S [k_dim, v_dim] of a head, S = diag(decay) S + k v; out = q S
+    "linear_attention": Signature(
+        ("q", "k", "v", "decay?"),
+        ("layer", "heads", "decays"),
+        _linear,
+        lambda v, a, r, c: 5 * r * _linear_kept(v, a),
+        state="recurrent",
+        kept=_linear_kept,
     ),
     # RWKV-6 (arXiv:2404.05892): out = r (S + diag(u) k v); S = diag(exp(-exp(w))) S + k v
     "wkv6": Signature(
