@@ -94,6 +94,22 @@ def delta(heads: int, key_heads: int, k: int, v: int, *, tiled: bool, by_key: bo
     return Case("delta", widths, (heads, k, v), body, arrays)
 
 
+def linear(heads: int, k: int, v: int, *, by_key: bool) -> Case:
+    """With decays between 0 and 1, of each row or always the same."""
+    widths = (heads * k, heads * k, heads * v, *((heads * k,) if by_key else ()))
+    fixed = () if by_key else np.linspace(0.2, 0.95, heads).tolist()
+
+    def body(m: Any, xs: list[str]) -> str:
+        q, keys, values, *decay = xs
+        given = [m.activation(x, "sigmoid") for x in decay]
+        out: str = m.linear_attention(
+            m.l2_norm(q, k, 1e-6), keys, values, *given, layer=0, heads=heads, decays=fixed
+        )
+        return out
+
+    return Case("linear", widths, (heads, k, v), body, {})
+
+
 def wkv6(heads: int, dim: int) -> Case:
     arrays = {"u": draw(heads * dim, seed=1)}
 
@@ -128,6 +144,8 @@ CASES = [
     delta(4, 2, 16, 32, tiled=False, by_key=False),
     delta(4, 2, 24, 20, tiled=True, by_key=False),
     delta(3, 3, 9, 17, tiled=False, by_key=True),
+    linear(3, 16, 24, by_key=False),
+    linear(2, 9, 17, by_key=True),
     wkv6(2, 16),
     wkv6(3, 9),
     wkv7(2, 16),

@@ -354,6 +354,21 @@ def test_short_conv(isa: str, rows: int, width: int, taps: int) -> None:
     )
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_row_before(isa: str) -> None:
+    """Of the sequence, whatever steps it is cut into: bits, as nothing is computed."""
+    lab = Lab(
+        draw(40, 21),
+        {},
+        lambda m, x: m.scale(m.previous(m.scale(x, 2.0), layer=0), 0.5),
+        [Recurrent(((1, 21),))],
+    )
+    want = np.vstack([np.zeros((1, 21), np.float32), lab.x[:-1]])
+    for backend in (ReferenceBackend(), CpuBackend(threads=2, isa=isa)):
+        for cuts in ([], [1, 17, 39], list(range(1, 40))):
+            assert np.array_equal(lab.run(backend, cuts), want)
+
+
 @pytest.mark.parametrize("width", [33, 600])
 def test_bits_of_short_conv_depend_on_the_sequence_alone(width: int) -> None:
     """Random cuts of sequences that share steps, on every instruction set."""

@@ -85,14 +85,17 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         raise ConfigError(f"'{c.keys.find('experts')[0]}' is missing: Qwen3-Next has experts")
     full = [i for i in range(c.layers) if attending[i]]
     rest = [i for i in range(c.layers) if not attending[i]]
-    fused = not any(f"blk.{i}.attn_qkv.weight" in file.tensors for i in rest)
+    apart = [i for i in rest if f"blk.{i}.attn_qkv.weight" in file.tensors]
+    fused = [i for i in rest if i not in apart]
     tensors = {
         **qwen35.frame(c),
         **on_layers(qwen35.attention_tensors(c), full),
-        **on_layers(delta_tensors(c, d, fused=fused), rest),
+        **on_layers(delta_tensors(c, d, fused=False), apart),
+        **on_layers(delta_tensors(c, d, fused=True), fused),
         **experts.mixture_tensors(c, m),
     }
-    unused = (*decoder.harmless(c), *further, r"mtp\..*", *((r".*\.ssm_in\..*",) * (not fused)))
+    both = (rf"blk\.{i}\.ssm_in\..*" for i in apart)
+    unused = (*decoder.harmless(c), *further, *both, r"mtp\..*")
     catalog = Catalog(file, tensors, c.layers, harmless=unused)
     rope, eps, kept = read_rope(c, "neox"), decoder.rms_eps(c), Kept()
 

@@ -1,0 +1,132 @@
+"""Families with recurrent layers that make_tiny_hybrids.py writes: llama.cpp's logits from the
+reference, the reference's from the native backend, and bits that no cut and no company changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import make_tiny_hybrids as tiny
+from strata.backends.base import NO_BLOCK, Span, Step
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.kv_types import F16
+from strata.backends.reference import ReferenceBackend
+from strata.formats import open_model
+from strata.models import ConfigError, MissingTensor, TensorShape, UnexpectedTensor, build_model
+from support.forward import Forward
+
+GOLDENS = np.load(tiny.GOLDENS)
+
+
+@pytest.fixture(params=tiny.names())
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    with open_model(tiny.write(tmp_path / "m.gguf", request.param)) as opened:
+        yield opened
+
+
+def test_reference_gives_the_logits_of_llama_cpp(file: Any) -> None:
+    want = GOLDENS[file.metadata["general.architecture"]].astype(np.float64)
+    got = Forward(file).logits(tiny.tokens())[tiny.ROWS]
+    assert np.square(got - want).sum() / np.square(want).sum() < 1e-11
+
+
+def test_native_backend_is_near_the_reference_with_bits_that_nothing_changes(file: Any) -> None:
+    tokens = tiny.tokens()
+    # Keys and values are rounded alike, so that no router is near enough to choose another expert.
+    want = Forward(file, backend=ReferenceBackend(kv_type=F16)).logits(tokens)
+    forward = Forward(file, backend=CpuBackend(threads=2))
+    got = forward.logits(tokens)
+    # Some element of a key may still be rounded the other way: 2^-11 of it.
+    assert np.abs(got - want).max() < 2.0**-11 * np.abs(want).max()
+    for threads in (1, 4):
+        alone = Forward(file, backend=CpuBackend(threads=threads))
+        assert alone.logits(tokens).tobytes() == got.tobytes()
+    for chunks in ([1] * len(tokens), [9, 1, len(tokens) - 10]):
+        assert forward.logits(tokens, chunks).tobytes() == got.tobytes()
+    assert in_company(forward, tokens).tobytes() == got.tobytes()
+
+
+def in_company(forward: Forward, tokens: list[int]) -> np.ndarray[Any, Any]:
+    """The sequence's logits from a step that another sequence shares."""
+    other, groups = tokens[3:10], forward.model.groups
+    state = forward.backend.state_cache(forward.model.state, (2,) * len(groups))
+
+    def tables(block: int) -> tuple[np.ndarray[Any, Any], ...]:
+        return tuple(
+            np.array([NO_BLOCK, block] if group.recurrent else [block], np.int32)
+            for group in groups
+        )
+
+    step = Step(
+        tokens=np.array([*other, *tokens], np.int32),
+        positions=np.array([*range(len(other)), *range(len(tokens))], np.int32),
+        spans=(
+            Span(0, len(other), 0, tables(1)),
+            Span(len(other), len(tokens), 0, tables(0)),
+        ),
+        logits_indices=np.arange(len(other), len(other) + len(tokens), dtype=np.int32),
+    )
+    values: Any = {}
+    for segment in forward.segments:
+        values = forward.backend.run(segment, step, state, values)
+    return forward.backend.export(values, ("logits",))["logits"]
+
+
+# Without a head of its own the embedding table is the head.
+OPTIONAL = ("exp_probs_b.bias", "ffn_gate_inp_shexp.weight")
+# What is missing where neither of two forms is there.
+OTHER_FORM = {"blk.0.attn_qkv.weight": "blk.0.ssm_in.weight"}
+
+
+def test_missing_and_foreign_tensors_are_named(file: Any) -> None:
+    tensors = dict(file.tensors)
+    for name in sorted(tensors):
+        file.tensors = {key: info for key, info in tensors.items() if key != name}
+        if name == "output.weight" or name.endswith(OPTIONAL):
+            build_model(file)
+            continue
+        with pytest.raises(MissingTensor) as raised:
+            build_model(file)
+        named = OTHER_FORM.get(name, name) if "ssm_in" in str(raised.value) else name
+        assert f"'{named}'" in str(raised.value)
+    file.tensors = {**tensors, "blk.0.other.weight": tensors["token_embd.weight"]}
+    with pytest.raises(UnexpectedTensor, match="other"):
+        build_model(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "error"),
+    [
+        ("kimi-linear", "kda.head_dim", 0, ConfigError),
+        ("kimi-linear", "kda.head_dim", 1 << 20, ConfigError),
+        ("kimi-linear", "kda.head_dim", 16, TensorShape),
+        ("kimi-linear", "ssm.conv_kernel", 1, ConfigError),
+        ("kimi-linear", "attention.head_count_kv", [0], ConfigError),
+        ("kimi-linear", "attention.kv_lora_rank", "x", ConfigError),
+        ("bailingmoe3", "kda.gate_lower_bound", 1.0, ConfigError),
+        ("bailingmoe3", "kda.gate_lower_bound", float("-inf"), ConfigError),
+        ("bailingmoe3", "kda.gate_lower_bound", ..., ConfigError),
+        ("bailingmoe3", "kda.safe_gate", False, ConfigError),
+        ("bailingmoe3", "swiglu_clamp_exp", [0.5], ConfigError),
+        ("bailingmoe3", "swiglu_clamp_shexp", [-1.0] * 4, ConfigError),
+        ("qwen3next", "expert_count", ..., ConfigError),
+        ("qwen3next", "ssm.time_step_rank", 3, ConfigError),
+        ("qwen3next", "full_attention_interval", 0, ConfigError),
+        ("qwen3next", "nextn_predict_layers", 4, ConfigError),
+        ("minimax-01", "residual_scale", float("nan"), ConfigError),
+        ("minimax-01", "full_attention_interval", "x", ConfigError),
+    ],
+)
+def test_malformed_keys_are_named(
+    name: str, key: str, value: Any, error: type[Exception], tmp_path: Path
+) -> None:
+    with open_model(tiny.write(tmp_path / "m.gguf", name)) as opened:
+        file: Any = opened
+        build_model(file)
+        changed = {**file.metadata, f"{name}.{key}": value}
+        file.metadata = {k: v for k, v in changed.items() if v is not ...}
+        with pytest.raises(error, match="blk" if error is TensorShape else key):
+            build_model(file)

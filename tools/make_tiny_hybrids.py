@@ -1,0 +1,313 @@
+"""Tiny GGUF files of families with recurrent layers, and llama.cpp's logits of them.
+
+    python tools/make_tiny_hybrids.py DIRECTORY [NAME ...] [--llama-cpp SOURCE BUILD]
+
+DIRECTORY/NAME.gguf is written for each; with the folders of llama.cpp's source and of its build,
+llama.cpp's logits of them go to tests/goldens/hybrids.npz.
+
+Keys and shapes are written down here as llama.cpp reads them, so that what a family reads is held
+against another source. Weights come from a counter-based generator keyed by the tensor's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from make_tiny_models import weight
+from make_tiny_variants import compile_program, logits_of_llama_cpp
+from strata.formats.gguf_writer import TensorSource, write_gguf
+from strata.quant import by_name
+
+GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "hybrids.npz"
+VOCABULARY, TOKENS = 48, 24
+# Positions whose logits are kept.
+ROWS = [0, 1, 5, 17, 23]
+_WIDTH, _FFN, _LAYERS, _HEADS, _DIM, _RANK = 32, 48, 4, 4, 8, 32
+_EXPERTS, _EXPERT_FFN = 6, 24
+
+Shapes = dict[str, tuple[int, ...]]
+
+_KEYS: Mapping[str, Any] = {
+    "block_count": _LAYERS,
+    "context_length": 256,
+    "embedding_length": _WIDTH,
+    "feed_forward_length": _FFN,
+    "attention.head_count": _HEADS,
+    "attention.layer_norm_epsilon": 1e-5,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "vocab_size": VOCABULARY,
+}
+_MIXTURE: Mapping[str, Any] = {
+    "expert_count": _EXPERTS,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": _EXPERT_FFN,
+}
+_LATENT: Mapping[str, Any] = {
+    "attention.head_count_kv": [0, 1] * (_LAYERS // 2),
+    "attention.kv_lora_rank": _RANK,
+    "attention.key_length": _RANK + 8,
+    "attention.value_length": _RANK,
+    "attention.key_length_mla": 40,
+    "attention.value_length_mla": 16,
+    "rope.dimension_count": 8,
+    "kda.head_dim": _DIM,
+    "ssm.conv_kernel": 4,
+    "expert_gating_func": 2,
+    "expert_shared_count": 1,
+    "expert_weights_scale": 1.5,
+    "leading_dense_block_count": 1,
+}
+_INNER = _HEADS * _DIM
+
+
+def _frame() -> Shapes:
+    table = (VOCABULARY, _WIDTH)
+    return {"token_embd.weight": table, "output.weight": table, "output_norm.weight": (_WIDTH,)}
+
+
+def _norms(*names: str) -> Shapes:
+    return {f"{name}.weight": (_WIDTH,) for name in names}
+
+
+def _feed_forward(prefix: str = "ffn_", suffix: str = "", ffn: int = _FFN) -> Shapes:
+    return {
+        f"{prefix}gate{suffix}.weight": (ffn, _WIDTH),
+        f"{prefix}up{suffix}.weight": (ffn, _WIDTH),
+        f"{prefix}down{suffix}.weight": (_WIDTH, ffn),
+    }
+
+
+def _experts(width: int = _WIDTH) -> Shapes:
+    return {
+        "ffn_gate_inp.weight": (_EXPERTS, _WIDTH),
+        "ffn_gate_exps.weight": (_EXPERTS, _EXPERT_FFN, width),
+        "ffn_up_exps.weight": (_EXPERTS, _EXPERT_FFN, width),
+        "ffn_down_exps.weight": (_EXPERTS, width, _EXPERT_FFN),
+    }
+
+
+def _attention(heads: int = _HEADS, kv: int = 2, dim: int = _DIM, queries: int = 1) -> Shapes:
+    return {
+        "attn_q.weight": (queries * heads * dim, _WIDTH),
+        "attn_k.weight": (kv * dim, _WIDTH),
+        "attn_v.weight": (kv * dim, _WIDTH),
+        "attn_output.weight": (_WIDTH, heads * dim),
+    }
+
+
+def _qwen3next(i: int) -> Shapes:
+    keys, values = 2 * _DIM, 4 * _DIM
+    delta: Shapes = {
+        "ssm_ba.weight": (8, _WIDTH),
+        "ssm_conv1d.weight": (2 * keys + values, 4),
+        "ssm_dt.bias": (4,),
+        "ssm_a": (4,),
+        "ssm_norm.weight": (_DIM,),
+        "ssm_out.weight": (_WIDTH, values),
+    }
+    # Older files have one product, newer two.
+    if i == 0:
+        delta["attn_qkv.weight"] = (2 * keys + values, _WIDTH)
+        delta["attn_gate.weight"] = (values, _WIDTH)
+    else:
+        delta["ssm_in.weight"] = (2 * keys + 2 * values, _WIDTH)
+    heads: Shapes = {"attn_q_norm.weight": (_DIM,), "attn_k_norm.weight": (_DIM,)}
+    return {
+        **_norms("attn_norm", "post_attention_norm"),
+        **({**_attention(queries=2), **heads} if i % 2 else delta),
+        **_experts(),
+        **_feed_forward(suffix="_shexp", ffn=16),
+        "ffn_gate_inp_shexp.weight": (_WIDTH,),
+    }
+
+
+def _kda(decay: tuple[str, ...], gate: tuple[str, ...]) -> Shapes:
+    out: Shapes = {
+        "attn_output.weight": (_WIDTH, _INNER),
+        "ssm_beta.weight": (_HEADS, _WIDTH),
+        "ssm_a": (_HEADS, 1),
+        "ssm_dt.bias": (_INNER,),
+        "ssm_norm.weight": (_DIM,),
+    }
+    for part in "qkv":
+        out[f"attn_{part}.weight"] = (_INNER, _WIDTH)
+        out[f"ssm_conv1d_{part}.weight"] = (1, _INNER, 1, 4)
+    for products in (decay, gate):
+        widths = [_WIDTH, *(_DIM,) * (len(products) - 1), _INNER]
+        for n, product in enumerate(products):
+            out[f"ssm_{product}.weight"] = (widths[n + 1], widths[n])
+    return out
+
+
+def _latent(q_rank: int = 0) -> Shapes:
+    queries: Shapes = {"attn_q.weight": (_HEADS * 40, _WIDTH)}
+    if q_rank:
+        queries = {
+            "attn_q_a.weight": (q_rank, _WIDTH),
+            "attn_q_a_norm.weight": (q_rank,),
+            "attn_q_b.weight": (_HEADS * 40, q_rank),
+        }
+    return {
+        **queries,
+        "attn_kv_a_mqa.weight": (_RANK + 8, _WIDTH),
+        "attn_kv_a_norm.weight": (_RANK,),
+        "attn_k_b.weight": (_HEADS, _RANK, 32),
+        "attn_v_b.weight": (_HEADS, 16, _RANK),
+        "attn_output.weight": (_WIDTH, _HEADS * 16),
+    }
+
+
+def _routed(i: int) -> Shapes:
+    if i == 0:
+        return _feed_forward()
+    shared = _feed_forward(suffix="_shexp", ffn=_EXPERT_FFN)
+    return {**_experts(), **shared, "exp_probs_b.bias": (_EXPERTS,)}
+
+
+def _kimi_linear(i: int) -> Shapes:
+    mixer = _latent() if i % 2 else _kda(("f_a", "f_b"), ("g_a", "g_b"))
+    return {**_norms("attn_norm", "ffn_norm"), **mixer, **_routed(i)}
+
+
+def _ling(i: int) -> Shapes:
+    gate: Shapes = {"attn_gate.weight": (_HEADS, _WIDTH)}
+    mixer = {**_latent(24), **gate} if i % 2 else _kda(("f_a",), ("g_a",))
+    return {**_norms("attn_norm", "ffn_norm"), **mixer, **_routed(i)}
+
+
+def _minimax(i: int) -> Shapes:
+    lightning: Shapes = {
+        "attn_qkv.weight": (3 * _INNER, _WIDTH),
+        "attn_gate.weight": (_INNER, _WIDTH),
+        "attn_norm_2.weight": (_INNER,),
+        "attn_output.weight": (_WIDTH, _INNER),
+    }
+    mixer = _attention() if i % 2 else lightning
+    return {**_norms("attn_norm", "ffn_norm"), **mixer, **_experts()}
+
+
+_INTERVAL: Mapping[str, Any] = {
+    "attention.head_count_kv": 2,
+    "attention.key_length": _DIM,
+    "attention.value_length": _DIM,
+    "rope.dimension_count": 4,
+    "full_attention_interval": 2,
+}
+_DELTA: Mapping[str, Any] = {
+    "ssm.inner_size": 4 * _DIM,
+    "ssm.state_size": _DIM,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+    "ssm.conv_kernel": 4,
+    "expert_shared_feed_forward_length": 16,
+}
+_BOUNDED: Mapping[str, Any] = {
+    "attention.q_lora_rank": 24,
+    "kda.gate_lower_bound": -5.0,
+    "expert_weights_norm": True,
+}
+_CLAMPED: Mapping[str, Any] = {
+    "swiglu_clamp_exp": [0.0, 0.4, 0.0, 0.6],
+    "swiglu_clamp_shexp": [0.0, 0.0, 0.5, 0.3],
+}
+
+# By `general.architecture`: its own keys, and the shapes of layer i and around the layers.
+_FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[int], Shapes], Shapes]] = {
+    "qwen3next": ({**_MIXTURE, **_INTERVAL, **_DELTA}, _qwen3next, {}),
+    "kimi-linear": ({**_MIXTURE, **_LATENT}, _kimi_linear, {}),
+    "bailingmoe3": ({**_MIXTURE, **_LATENT, **_BOUNDED, **_CLAMPED}, _ling, {}),
+    "minimax-01": (
+        {**_MIXTURE, **_INTERVAL, "feed_forward_length": _EXPERT_FFN, "residual_scale": 1.5},
+        _minimax,
+        {},
+    ),
+}
+
+
+def names() -> list[str]:
+    """All of them."""
+    return sorted(_FAMILIES)
+
+
+def metadata(name: str, **changed: Any) -> dict[str, Any]:
+    """The header's keys; those of ``changed`` are without the architecture, ... removes one."""
+    keys = {**_KEYS, **_FAMILIES[name][0], **changed}
+    tokens = [f"tok_{i}" for i in range(VOCABULARY)]
+    return {
+        "general.architecture": name,
+        **{f"{name}.{key}": value for key, value in keys.items() if value is not ...},
+        "tokenizer.ggml.model": "test",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * VOCABULARY,
+    }
+
+
+def shapes(name: str) -> Shapes:
+    """Of all tensors, rows first."""
+    _, layer, around = _FAMILIES[name]
+    out = {**_frame(), **around}
+    for i in range(_LAYERS):
+        out |= {f"blk.{i}.{key}": shape for key, shape in layer(i).items()}
+    return out
+
+
+def array(name: str, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The tensor ``key`` of a family."""
+    made = weight(f"{name}.{key}", (shape[0], shape[-1]) if len(shape) > 2 else shape)
+    if len(shape) > 2:
+        flat = weight(f"{name}.{key}", (int(np.prod(shape[:-1])), shape[-1]))
+        made = flat.reshape(shape)
+    if key.endswith("ssm_a"):
+        # As converters leave it: what makes a decay of it, Ling's rather than the others', is
+        # positive.
+        made = np.abs(made) + np.float32(0.3)
+        made = made if name == "bailingmoe3" else -made
+    return made
+
+
+def write(path: Path, name: str, **changed: Any) -> Path:
+    """Write the tiny file of a family."""
+    f32 = by_name("F32")
+    sources = [
+        TensorSource.of(key, shape, f32, array(name, key, shape))
+        for key, shape in shapes(name).items()
+    ]
+    write_gguf(path, metadata(name, **changed), sources)
+    return path
+
+
+def tokens() -> list[int]:
+    """The sequence, as llamacpp_logits.cpp makes it."""
+    return [(7 + 13 * i) % VOCABULARY for i in range(TOKENS)]
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--llama-cpp", nargs=2, type=Path, metavar=("SOURCE", "BUILD"))
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    files = {
+        name: write(options.directory / f"{name}.gguf", name) for name in options.names or names()
+    }
+    if options.llama_cpp is None:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        program = compile_program(*options.llama_cpp, Path(scratch))
+        found = dict(np.load(GOLDENS)) if GOLDENS.exists() else {}
+        for name, path in files.items():
+            found[name] = logits_of_llama_cpp(program, path, TOKENS)[ROWS]
+    np.savez_compressed(GOLDENS, **found)
+
+
+if __name__ == "__main__":
+    main()
