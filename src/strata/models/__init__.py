@@ -5,49 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
-from strata.models import (
-    afmoe,
-    composed,
-    deepseek2,
-    dots3note,
-    falcon_h1,
-    gemma2,
-    gemma3,
-    gpt2,
-    gpt_oss,
-    granite,
-    granite_hybrid,
-    hrm_text,
-    hy_v3,
-    hy_v4,
-    jamba,
-    laguna,
-    kimi_linear,
-    lfm2,
-    llama,
-    llama4,
-    mamba,
-    maple,
-    mimo2,
-    minicpm3,
-    minimax_m3,
-    minimax_01,
-    mixtures,
-    nemotron_h,
-    olmo2,
-    opt,
-    phi3,
-    plamo2,
-    qwen2,
-    qwen3,
-    qwen3moe,
-    qwen3next,
-    qwen35,
-    variants,
-)
 from strata.models.config import read_trained_context
 from strata.models.errors import (
     ConfigError,
@@ -66,94 +27,113 @@ from strata.program import Model
 Build = Callable[[ModelFile, str, int | None], Model]
 """(file, architecture as GGUF keys spell it, context or None) -> Model."""
 
-# One row a name: `general.architecture` of GGUF, `architectures` or `model_type` of config.json.
-FAMILIES: Mapping[str, Build] = {
-    "llama": llama.build_windowed,
-    "LlamaForCausalLM": llama.build,
-    "LLaMAForCausalLM": llama.build,
-    "YiForCausalLM": llama.build,
-    "AquilaForCausalLM": llama.build,
-    "yi": llama.build,
-    "smollm": llama.build,
-    "mistral": llama.build_windowed,
-    "MistralForCausalLM": llama.build_windowed,
-    "qwen2": qwen2.build,
-    "Qwen2ForCausalLM": qwen2.build,
-    "MixtralForCausalLM": llama.build_windowed,
-    **mixtures.FAMILIES,
-    "qwen3moe": qwen3moe.build,
-    "Qwen3MoeForCausalLM": qwen3moe.build,
-    "qwen3": qwen3.build,
-    "Qwen3ForCausalLM": qwen3.build,
-    "gemma2": gemma2.build,
-    "Gemma2ForCausalLM": gemma2.build,
-    "gemma3": gemma3.build,
-    "gemma3_text": gemma3.build,
-    "Gemma3ForCausalLM": gemma3.build,
-    "Gemma3ForConditionalGeneration": gemma3.build,
-    "phi3": phi3.build,
-    "Phi3ForCausalLM": phi3.build,
-    "olmo2": olmo2.build,
-    "Olmo2ForCausalLM": olmo2.build,
-    "olmo3": olmo2.build_windowed,
-    "Olmo3ForCausalLM": olmo2.build_windowed,
-    "granite": granite.build,
-    "GraniteForCausalLM": granite.build,
-    "deepseek2": deepseek2.build,
-    "deepseek32": deepseek2.build,
-    "glm-dsa": deepseek2.build,
-    "mistral4": deepseek2.build,
-    "DeepseekV2ForCausalLM": deepseek2.build,
-    "DeepseekV3ForCausalLM": deepseek2.build,
-    "minicpm3": minicpm3.build,
-    "gpt-oss": gpt_oss.build,
-    "llama4": llama4.build,
-    "mimo2": mimo2.build,
-    "afmoe": afmoe.build,
-    "hy_v3": hy_v3.build,
-    "minimax-m3": minimax_m3.build,
-    "laguna": laguna.build,
-    "maple": maple.build,
-    "dots3note": dots3note.build,
-    "hy_v4": hy_v4.build,
-    "hrm_text": hrm_text.build,
-    "gpt2": gpt2.build,
-    "GPT2LMHeadModel": gpt2.build,
-    "opt": opt.build,
-    "mamba": mamba.build,
-    "MambaForCausalLM": mamba.build,
-    "mamba2": mamba.build2,
-    "Mamba2ForCausalLM": mamba.build2,
-    "granitehybrid": granite_hybrid.build,
-    "GraniteMoeHybridForCausalLM": granite_hybrid.build,
-    "jamba": jamba.build,
-    "JambaForCausalLM": jamba.build,
-    "falcon-h1": falcon_h1.build,
-    "nemotron_h": nemotron_h.build,
-    "nemotron_h_moe": nemotron_h.build,
-    "NemotronHForCausalLM": nemotron_h.build,
-    "lfm2": lfm2.build,
-    "lfm2moe": lfm2.build,
-    "Lfm2ForCausalLM": lfm2.build,
-    "kimi-linear": kimi_linear.build,
-    "bailingmoe3": kimi_linear.build_ling,
-    "minimax-01": minimax_01.build,
-    "plamo2": plamo2.build,
-    "qwen35": qwen35.build,
-    "qwen35moe": qwen35.build,
-    "qwen3next": qwen3next.build,
-    "Qwen3NextForCausalLM": qwen3next.build,
-    "qwen3_5_text": qwen35.build,
-    "Qwen3_5ForCausalLM": qwen35.build,
-    "Qwen3_5ForConditionalGeneration": qwen35.build,
-    "OPTForCausalLM": opt.build,
-    **{name: partial(composed.build, v=v) for name, v in variants.GGUF.items()},
+# One row a name: `general.architecture` of GGUF, `architectures` or `model_type` of config.json,
+# and the Build behind it, whose module of this package is imported when a file asks for it.
+FAMILIES: Mapping[str, str] = {
+    "llama": "llama.build_windowed",
+    "LlamaForCausalLM": "llama.build",
+    "LLaMAForCausalLM": "llama.build",
+    "YiForCausalLM": "llama.build",
+    "AquilaForCausalLM": "llama.build",
+    "yi": "llama.build",
+    "smollm": "llama.build",
+    "mistral": "llama.build_windowed",
+    "MistralForCausalLM": "llama.build_windowed",
+    "qwen2": "qwen2.build",
+    "Qwen2ForCausalLM": "qwen2.build",
+    "MixtralForCausalLM": "llama.build_windowed",
+    "qwen3moe": "qwen3moe.build",
+    "Qwen3MoeForCausalLM": "qwen3moe.build",
+    "qwen3": "qwen3.build",
+    "Qwen3ForCausalLM": "qwen3.build",
+    "gemma2": "gemma2.build",
+    "Gemma2ForCausalLM": "gemma2.build",
+    "gemma3": "gemma3.build",
+    "gemma3_text": "gemma3.build",
+    "Gemma3ForCausalLM": "gemma3.build",
+    "Gemma3ForConditionalGeneration": "gemma3.build",
+    "phi3": "phi3.build",
+    "Phi3ForCausalLM": "phi3.build",
+    "olmo2": "olmo2.build",
+    "Olmo2ForCausalLM": "olmo2.build",
+    "olmo3": "olmo2.build_windowed",
+    "Olmo3ForCausalLM": "olmo2.build_windowed",
+    "granite": "granite.build",
+    "GraniteForCausalLM": "granite.build",
+    "deepseek2": "deepseek2.build",
+    "deepseek32": "deepseek2.build",
+    "glm-dsa": "deepseek2.build",
+    "mistral4": "deepseek2.build",
+    "DeepseekV2ForCausalLM": "deepseek2.build",
+    "DeepseekV3ForCausalLM": "deepseek2.build",
+    "minicpm3": "minicpm3.build",
+    "gpt-oss": "gpt_oss.build",
+    "llama4": "llama4.build",
+    "mimo2": "mimo2.build",
+    "afmoe": "afmoe.build",
+    "hy_v3": "hy_v3.build",
+    "minimax-m3": "minimax_m3.build",
+    "laguna": "laguna.build",
+    "maple": "maple.build",
+    "dots3note": "dots3note.build",
+    "hy_v4": "hy_v4.build",
+    "hrm_text": "hrm_text.build",
+    "gpt2": "gpt2.build",
+    "GPT2LMHeadModel": "gpt2.build",
+    "opt": "opt.build",
+    "mamba": "mamba.build",
+    "MambaForCausalLM": "mamba.build",
+    "mamba2": "mamba.build2",
+    "Mamba2ForCausalLM": "mamba.build2",
+    "granitehybrid": "granite_hybrid.build",
+    "GraniteMoeHybridForCausalLM": "granite_hybrid.build",
+    "jamba": "jamba.build",
+    "JambaForCausalLM": "jamba.build",
+    "falcon-h1": "falcon_h1.build",
+    "nemotron_h": "nemotron_h.build",
+    "nemotron_h_moe": "nemotron_h.build",
+    "NemotronHForCausalLM": "nemotron_h.build",
+    "lfm2": "lfm2.build",
+    "lfm2moe": "lfm2.build",
+    "Lfm2ForCausalLM": "lfm2.build",
+    "kimi-linear": "kimi_linear.build",
+    "bailingmoe3": "kimi_linear.build_ling",
+    "minimax-01": "minimax_01.build",
+    "plamo2": "plamo2.build",
+    "qwen35": "qwen35.build",
+    "qwen35moe": "qwen35.build",
+    "qwen3next": "qwen3next.build",
+    "Qwen3NextForCausalLM": "qwen3next.build",
+    "qwen3_5_text": "qwen35.build",
+    "Qwen3_5ForCausalLM": "qwen35.build",
+    "Qwen3_5ForConditionalGeneration": "qwen35.build",
+    "OPTForCausalLM": "opt.build",
 }
+
+
+def families() -> list[str]:
+    """All names that are known: rows of the table above, of mixtures.py and of variants.py."""
+    from strata.models import mixtures, variants
+
+    return sorted({*FAMILIES, *mixtures.FAMILIES, *variants.GGUF})
+
+
+def _builder(name: str) -> Build | None:
+    """What builds the files of this name, None where nobody does."""
+    if name in FAMILIES:
+        module, function = FAMILIES[name].split(".")
+        build: Build = getattr(import_module(f"strata.models.{module}"), function)
+        return build
+    from strata.models import composed, mixtures, variants
+
+    if name in variants.GGUF:
+        return partial(composed.build, v=variants.GGUF[name])
+    return mixtures.FAMILIES.get(name)
 
 
 def trained_context(file: ModelFile) -> int:
     """The positions that a model was made for. Raises a ModelError."""
-    return read_trained_context(Keys(file, _known(file)))
+    return read_trained_context(Keys(file, _known(file)[0]))
 
 
 def with_context(file: ModelFile, model: Model, context: int) -> Model:
@@ -174,17 +154,18 @@ def build_model(file: ModelFile, context: int | None = None) -> Model:
     chooses between long and short rope factors. Raises a ModelError or, for a context that the
     model does not have, UsageError.
     """
-    name = _known(file)
-    return FAMILIES[name](file, name, context)
+    name, build = _known(file)
+    return build(file, name, context)
 
 
-def _known(file: ModelFile) -> str:
+def _known(file: ModelFile) -> tuple[str, Build]:
     name = architecture(file)
-    if name not in FAMILIES:
+    build = _builder(name)
+    if build is None:
         raise UnknownArchitecture(
-            f"architecture {shown(name)} is not known; known: {', '.join(sorted(FAMILIES))}"
+            f"architecture {shown(name)} is not known; known: {', '.join(families())}"
         )
-    return name
+    return name, build
 
 
 __all__ = [
@@ -199,6 +180,7 @@ __all__ = [
     "UnknownArchitecture",
     "architecture",
     "build_model",
+    "families",
     "trained_context",
     "with_context",
 ]

@@ -125,6 +125,11 @@ class Catalog:
                     f"the file holds more than its {layers} layers need, or is another model"
                 )
 
+    @property
+    def kind(self) -> str:
+        """That of the file: gguf or huggingface."""
+        return self._file.kind
+
     def __call__(self, name: str) -> Weight:
         """The Weight behind a canonical name. Raises MissingTensor for an optional one that is not
         there: who asks for it needs it."""
