@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ import pytest
 from strata.errors import UsageError
 from strata.formats import TensorInfo
 from strata.models import (
+    FAMILIES,
     ConfigError,
     MissingTensor,
     TensorShape,
@@ -41,6 +46,32 @@ def test_unknown_architecture_lists_the_known(header: Any, name: str) -> None:
     with pytest.raises(UnknownArchitecture, match=f"'{name}'") as raised:
         build_model(header)
     assert all(known in str(raised.value) for known in families())
+
+
+def test_a_file_brings_in_the_module_of_its_own_family_alone() -> None:
+    code = (
+        "import sys, strata.llm\nfrom strata.models import build_model\n"
+        "from support.headers import huggingface\n"
+        "def seen(): return [n for n in ('opt', 'mamba', 'variants', 'mixtures') "
+        "if f'strata.models.{n}' in sys.modules]\n"
+        "assert seen() == [], seen()\n"
+        "build_model(huggingface('mamba'))\n"
+        "assert seen() == ['mamba'], seen()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_row_names_what_builds() -> None:
+    for row in FAMILIES.values():
+        module, function = row.split(".")
+        assert callable(getattr(import_module(f"strata.models.{module}"), function)), row
 
 
 def test_gguf_without_architecture() -> None:

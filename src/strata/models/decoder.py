@@ -300,16 +300,6 @@ def normed(
     )
 
 
-def without_further(c: Config) -> tuple[Config, tuple[str, ...]]:
-    """The Config without the last blocks of a GGUF file, which predict further tokens and are not
-    used, and patterns of their tensors."""
-    if c.keys.kind != "gguf":
-        return c, ()
-    layers = c.layers - c.keys.integer("further_layers", 0, low=0, high=c.layers - 1)
-    unused = tuple(rf"blk\.{i}\..*" for i in range(layers, c.layers))
-    return replace(c, layers=layers, windows=c.windows[:layers]), unused
-
-
 def check_activation(c: Config, *expected: str) -> None:
     """Raise ConfigError unless config.json names one of these activations or none."""
     found = c.keys.text("activation", expected[0])
@@ -407,6 +397,8 @@ def rms_eps(c: Config) -> float:
 def without_further(c: Config) -> tuple[Config, str]:
     """The Config without the blocks of a GGUF file that predict further tokens, and a pattern of
     their tensors."""
+    if c.keys.kind != "gguf":
+        return c, r"(?!)"
     further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1)
     kept = c.layers - further
     blocks = "|".join(str(i) for i in range(kept, c.layers)) or r"(?!)"

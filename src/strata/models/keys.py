@@ -133,7 +133,6 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "hybrid_pattern": (None, ("hybrid_override_pattern",)),
     "attention_period": (None, ("attn_layer_period",)),
     "attention_offset": (None, ("attn_layer_offset",)),
-    "further_layers": ("nextn_predict_layers", ()),
     "recurrent_layers": ("attention.recurrent_layers", ()),
     "full_interval": ("full_attention_interval", ("full_attention_interval",)),
     "delta_inner": ("ssm.inner_size", ()),

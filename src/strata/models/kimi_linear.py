@@ -40,7 +40,7 @@ def build_ling(file: ModelFile, architecture: str, context: int | None) -> Model
     k = Kda(*kda.read_sizes(c), ("f_a",), ("g_a",), read_bound(c))
     # Positions of several parts are one number for text.
     style: Style = "neox" if all(c.keys.integers("rope_sections", 4, 0)[:2]) else "interleaved"
-    return hybrid(file, c, k, m, style=style, gate=True, unused=further)
+    return hybrid(file, c, k, m, style=style, gate=True, unused=(further,))
 
 
 def read_hybrid(file: ModelFile, architecture: str, context: int | None) -> Config:

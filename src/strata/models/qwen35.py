@@ -235,7 +235,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c, further = decoder.without_further(c)
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)
-    unused = (r"mtp\..*", r"(model\.)?visual\..*", *further)
+    unused = (r"mtp\..*", r"(model\.)?visual\..*", further)
     prefixes = ("model.", "model.language_model.", "")
     harmless = (*decoder.harmless(c), *unused)
     catalog = Catalog(file, tensors(c), c.layers, prefixes=prefixes, harmless=harmless)
