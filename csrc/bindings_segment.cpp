@@ -203,7 +203,6 @@ class SegmentBuilder {
             "attention: a slope for each head");
     require(s.sinks.empty() || static_cast<int64_t>(s.sinks.size()) == heads,
             "attention: a sink for each head");
-    require(causal || window == 0, "attention: windows look back");
     if (k) s.k = f32_value(*k);
     if (v) s.v = f32_value(*v);
     attention_.push_back({layer, kv_heads, k_dim, v_dim, window, k.has_value(), v.has_value()});

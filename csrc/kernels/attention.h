@@ -69,7 +69,10 @@ STRATA_INLINE float exp1(float x) {
 
 // Keys that the row at `position` sees: [first, last].
 STRATA_INLINE int64_t last_key(const AttentionArgs& a, int64_t position) {
-  return a.seen > 0 ? a.seen - 1 : position;
+  if (a.seen <= 0) return position;
+  // A window looks both ways where rows see what comes after them.
+  const int64_t ahead = a.window > 0 ? position + a.window : a.seen;
+  return (ahead < a.seen ? ahead : a.seen) - 1;
 }
 STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
   if (a.window <= 0 || position < a.window) return 0;

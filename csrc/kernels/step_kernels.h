@@ -60,7 +60,7 @@ struct AttentionArgs {
   int64_t window;          // 0: all keys
   bool chunked;            // the window is the chunk of as many positions that a row is in
   float scale, softcap;    // softcap 0: none
-  int64_t seen;            // 0: a row sees what came before; else all see so many positions
+  int64_t seen;            // 0: a row sees what came before; else so many positions, in its window
   const float* slopes;     // of heads: what a key loses by each position of its distance; or null
   const float* sinks;      // of heads: scores that weigh in the sum and have no value; or null
 };

@@ -9,6 +9,9 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from strata.decode import FinishReason, Sample, SamplingParams
 from strata.engine import (
     Delta,
@@ -21,7 +24,9 @@ from strata.engine import (
 from strata.engine.loading import load
 from strata.engine.runtime import LoadOptions
 from strata.engine.texts import chat_ids, encoded, prompt_ids
+from strata.errors import UsageError
 from strata.hub.references import resolve
+from strata.models import Pooling, read_pooling
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
 from strata.text import Tokenizer
@@ -101,7 +106,8 @@ class LLM:
 
     ``slowdown`` bounds how much longer a step may take because a prompt comes in beside answers
     that somebody reads; None, for batches that nobody watches, has the most tokens a second.
-    ``serving`` sets memory aside for a server in this process.
+    ``serving`` sets memory aside for a server in this process. ``embedding``: the model is for
+    ``embed``, which takes no head, and continues no text.
     """
 
     def __init__(
@@ -122,6 +128,7 @@ class LLM:
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
         slowdown: float | None = None,
         serving: bool = False,
+        embedding: bool = False,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = model if isinstance(model, Path) else resolve(model, progress=progress)
@@ -138,6 +145,7 @@ class LLM:
                 kv_type=kv_type,
                 kv_bytes=None if kv_bytes is None else _size(kv_bytes),
                 serving=serving,
+                embedding=embedding,
                 backend=backend,
                 kv_store=None if kv_store is None else Path(kv_store).expanduser(),
                 kv_store_bytes=_size(kv_store_bytes),
@@ -315,6 +323,40 @@ class LLM:
                 bos=tokenizer.bos_id if tokenizer.add_bos else None,
                 progress=progress,
             )
+
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: Pooling | None = None,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embeddings of texts, or of token ids: [texts, width], or [width] of one text.
+
+        ``pooling`` is what the file says (``mean`` where it says nothing): the mean of what the
+        model gives for each token, or what it gives for the ``first`` or the ``last``. The first
+        ``dimensions`` of them are taken, for models that were trained so, and made 1 long unless
+        ``normalize`` is False. UsageError for an LLM without ``embedding``, for texts longer than
+        the context, and for more dimensions than there are.
+        """
+        one = isinstance(texts, str)
+        batch: Sequence[Any] = [texts] if one else texts
+        ids = [
+            encoded(self.tokenizer, t, self.ledger, add_special=True) if isinstance(t, str) else t
+            for t in batch
+        ]
+        width = self.model.row_width
+        if dimensions is not None and not 1 <= dimensions <= width:
+            raise UsageError(f"{dimensions} dimensions are asked for; embeddings have {width}")
+        how = pooling or read_pooling(self._file) or "mean"
+        with self.driver.alone() as engine:
+            found = engine.embed(ids, how, progress)[:, :dimensions]
+        if normalize:
+            lengths = np.sqrt((found.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+            found = (found / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return found[0] if one else found
 
     def measure(
         self,

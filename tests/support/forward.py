@@ -12,7 +12,7 @@ from strata.backends.base import KV_BLOCK, NO_BLOCK, Activations, Backend, Span,
 from strata.backends.reference import ReferenceBackend
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile
-from strata.models import build_model
+from strata.models import build_model, embedding_model
 
 
 def step(
@@ -34,9 +34,16 @@ class Forward:
     """A model file, loaded once, on the reference backend unless another one is given."""
 
     def __init__(
-        self, file: ModelFile, context: int | None = None, backend: Backend | None = None
+        self,
+        file: ModelFile,
+        context: int | None = None,
+        backend: Backend | None = None,
+        *,
+        embedding: bool = False,
     ) -> None:
         self.model = build_model(file, context)
+        if embedding:
+            self.model = embedding_model(self.model)
         self.backend = backend or ReferenceBackend()
         source = WeightSource(file)
         self.segments = [self.backend.load(s, source) for s in self.model.segments]
@@ -44,7 +51,8 @@ class Forward:
     def logits(
         self, tokens: Sequence[int], chunks: Sequence[int] | None = None
     ) -> NDArray[np.float32]:
-        """float32 [tokens, vocabulary]; ``chunks`` cuts the tokens into steps."""
+        """float32 [tokens, vocabulary], or embeddings where the model gives them; ``chunks`` cuts
+        the tokens into steps."""
         groups = len(self.model.groups)
         blocks = (-(-len(tokens) // KV_BLOCK),) * groups
         blocks = tuple(
@@ -67,7 +75,8 @@ class Forward:
                 )
                 part = replace(part, spans=(replace(span, tables=tables),))
                 values = self.backend.run(segment, part, state, values)
-            rows.append(self.backend.export(values, ("logits",))["logits"])
+            (given,) = self.model.segments[-1].outputs
+            rows.append(self.backend.export(values, (given,))[given])
             past += count
         assert past == len(tokens)
         return np.concatenate(rows)

@@ -83,6 +83,7 @@ def open_llm(
     kv_store_size: int = 0,
     slowdown: float | None = None,
     serving: bool = False,
+    embedding: bool = False,
 ) -> Iterator[LLM]:
     """An LLM on the model that ``model`` refers to, downloaded first if need be.
 
@@ -104,6 +105,7 @@ def open_llm(
             parallel=parallel,
             slowdown=slowdown,
             serving=serving,
+            embedding=embedding,
             memory=memory,
             workload=workload,
             planned=planned,

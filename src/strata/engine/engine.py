@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from time import perf_counter
 from typing import NamedTuple
@@ -23,12 +23,14 @@ from strata.decode import (
     TextStream,
 )
 from strata.engine.kv_settings import KVSettings, make_memory
+from strata.engine.pooling import embed
 from strata.engine.request import Delta, Request
 from strata.engine.runner import Runner
 from strata.engine.scheduler import Advance, Scheduler
 from strata.engine.scoring import score
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
+from strata.models import Pooling
 from strata.program import StepSize
 
 _log = logging.getLogger("strata.engine")
@@ -105,6 +107,7 @@ class Engine:
             )
         self.runner = runner
         self.context = context
+        self.parallel = parallel
         self.token_budget = token_budget
         self._stop_ids = stop_ids
         self._memory = make_memory(
@@ -188,6 +191,8 @@ class Engine:
     def limit(self, prompt: Sequence[int], params: SamplingParams) -> int:
         """Tokens that may follow ``prompt``; EngineError if it cannot be served at all."""
         self._check(prompt)
+        if self.runner.model.embeds:
+            raise EngineError("this model was loaded to embed texts, and continues none")
         room = self.context - len(prompt)
         if room < 1:
             raise ContextExceeded(
@@ -360,6 +365,37 @@ class Engine:
             tokens,
             first,
             self.token_budget,
+        )
+
+    def embed(
+        self,
+        texts: Sequence[Sequence[int]],
+        pooling: Pooling,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Embeddings [texts, width], those of a text's tokens made one; see ``pooling.embed``.
+
+        EngineError for a model that was not loaded for it, ContextExceeded for a text that is
+        longer than the context.
+        """
+        if not self.runner.model.embeds:
+            raise EngineError("this model was loaded to continue texts: embedding=True embeds them")
+        for number, text in enumerate(texts):
+            self._check(text)
+            if len(text) > self.context:
+                raise ContextExceeded(
+                    f"text {number + 1} has {len(text)} tokens and the context {self.context}: "
+                    f"shorten it or raise the context"
+                )
+        return embed(
+            self.runner,
+            self._memory.state,
+            self._memory.manager,
+            texts,
+            pooling,
+            token_budget=self.token_budget,
+            parallel=self.parallel,
+            progress=progress,
         )
 
     def forget_prefixes(self) -> None:

@@ -25,7 +25,7 @@ from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
 from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT, MB
-from strata.models import build_model, trained_context, with_context
+from strata.models import build_model, embedding_model, trained_context, with_context
 from strata.program import Model
 from strata.sizes import format_size
 from strata.text import Tokenizer, load_tokenizer
@@ -77,11 +77,11 @@ def _load(
     wanted = options.context if plan is None else plan.context
     if wanted is None:
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
-    model = build_model(file, wanted)
-    if not model.causal:
+    model = _build(file, wanted, options)
+    if not options.embedding and (model.embeds or not model.causal):
         raise UsageError(
             f"'{model.architecture}' models see a whole text at once and do not continue it token "
-            f"by token: this one cannot be run here"
+            f"by token: this one embeds texts (`strata embed`)"
         )
     # Building a tokenizer takes more for a while than it keeps: before there are weights.
     _check_tokenizer(file, model, options)
@@ -94,6 +94,7 @@ def _load(
     )
     if runtime.context < wanted:
         model = with_context(file, model, runtime.context)
+        model = embedding_model(model) if options.embedding else model
     kv = KVSettings(
         type=runtime.kv_type.name,
         blocks=None if runtime.plan is None else runtime.plan.kv_blocks,
@@ -122,6 +123,11 @@ def _load(
     )
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
+
+
+def _build(file: ModelFile, context: int, options: LoadOptions) -> Model:
+    model = build_model(file, context)
+    return embedding_model(model) if options.embedding else model
 
 
 def _room(options: LoadOptions) -> int | None:

@@ -23,8 +23,6 @@ LOGIT_ROWS = 64
 JOINED_TOKENS = 64
 """Tokens up to which a step is over so soon that nobody looks at or interrupts it on its way."""
 
-_LOGITS = ("logits",)
-
 LoadProgress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
 
@@ -32,8 +30,9 @@ LoadProgress = Callable[[str, int, int | None], None]
 class Runner:
     """A Model with its weights in a backend's form.
 
-    The last Segment is the head: it selects ``logits_indices`` and gives ``logits``. It is run on
-    slices of ``logit_rows`` rows, and not at all for a step that wants none. ``sweeps`` adds up
+    The last Segment is the head: it selects ``logits_indices`` and gives ``logits``, or their
+    embeddings. It is run on slices of ``logit_rows`` rows, and not at all for a step that wants
+    none. ``sweeps`` adds up
     what sweeps did, with what the backend says of its reading.
     """
 
@@ -51,8 +50,9 @@ class Runner:
         self.sweeps = Sweeps(len(model.segments), backend.stats)
         self.model = model
         head = model.segments[-1]
-        if "logits" not in head.outputs or all(op.kind != "select" for op in head.program.ops):
-            raise StrataError(f"the last segment, '{head.name}', does not select rows for logits")
+        if head.result is None or all(op.kind != "select" for op in head.program.ops):
+            raise StrataError(f"the last segment, '{head.name}', does not select rows to give")
+        self._result = head.outputs[0]
         self._types = {s.name: {w.name: weights.type(w) for w in s.weights} for s in model.segments}
         self._stored: dict[str, Mapping[str, int]] = {
             segment.name: {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
@@ -126,8 +126,8 @@ class Runner:
         return self._joined is not None and len(step.tokens) <= JOINED_TOKENS
 
     def run(self, step: Step, state: StateCache) -> Iterator[NDArray[np.float32]]:
-        """Run a step; yields logits, a few rows [rows, vocabulary] at a time, in the order of
-        ``logits_indices``.
+        """Run a step; yields logits (or embeddings), a few rows [rows, vocabulary] at a time, in
+        the order of ``logits_indices``.
 
         The step has run when the iterator is exhausted. Each array is valid until the next one, and
         there is room for one: let go of it before the next one is asked for.
@@ -161,7 +161,7 @@ class Runner:
                 wanted = step.logits_indices[start : start + self._logit_rows]
                 part = replace(step, logits_indices=wanted)
             made = self.backend.run(head, part, state, activations)
-            rows = [self.backend.export(made, _LOGITS)["logits"]]
+            rows = [self.backend.export(made, (self._result,))[self._result]]
             # No reference stays here: who takes the rows lets them go before the next are made.
             del made
             yield rows.pop()

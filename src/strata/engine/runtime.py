@@ -65,6 +65,7 @@ class LoadOptions:
     read answers meanwhile, which takes a Plan too. ``serving`` says
     that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
     time. ``backend`` is a name that ``strata.backends.registry`` knows.
+    ``embedding``: the model gives embeddings, and has no head.
     """
 
     memory: int | None = None
@@ -76,6 +77,7 @@ class LoadOptions:
     kv_type: str | None = None
     kv_bytes: int | None = None
     serving: bool = False
+    embedding: bool = False
     process_bytes: int | None = None
     backend: str = DEFAULT
     kv_store: Path | None = None
@@ -184,8 +186,10 @@ def make_runtime(
         plan = _make_plan(file, model, machine, options, kind)
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
-        settings = BackendSettings(positions=model.context_length, parallel=options.parallel)
-        token_budget, context, parallel = TOKEN_BUDGET, model.context_length, options.parallel
+        context, parallel = model.context_length, options.parallel
+        # A text that is seen as a whole is in one step.
+        token_budget = TOKEN_BUDGET if model.causal else context
+        settings = BackendSettings(max_tokens=token_budget, positions=context, parallel=parallel)
         backend = kind.create(options.threads, None, settings, ledger)
     else:
         _check_plan(plan, model)

@@ -10,6 +10,7 @@ from importlib import import_module
 from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.models.config import read_trained_context
+from strata.models.embedding import POOLINGS, Pooling, embedding_model, read_pooling
 from strata.models.errors import (
     ConfigError,
     MissingTensor,
@@ -112,10 +113,10 @@ FAMILIES: Mapping[str, str] = {
 
 
 def families() -> list[str]:
-    """All names that are known: rows of the table above, of mixtures.py and of variants.py."""
-    from strata.models import mixtures, variants
+    """All names that are known: rows of the table above, and of those of variations."""
+    from strata.models import encoder, mixtures, variants
 
-    return sorted({*FAMILIES, *mixtures.FAMILIES, *variants.GGUF})
+    return sorted({*FAMILIES, *encoder.FAMILIES, *mixtures.FAMILIES, *variants.GGUF})
 
 
 def _builder(name: str) -> Build | None:
@@ -124,11 +125,11 @@ def _builder(name: str) -> Build | None:
         module, function = FAMILIES[name].split(".")
         build: Build = getattr(import_module(f"strata.models.{module}"), function)
         return build
-    from strata.models import composed, mixtures, variants
+    from strata.models import composed, encoder, mixtures, variants
 
     if name in variants.GGUF:
         return partial(composed.build, v=variants.GGUF[name])
-    return mixtures.FAMILIES.get(name)
+    return mixtures.FAMILIES.get(name) or encoder.FAMILIES.get(name)
 
 
 def trained_context(file: ModelFile) -> int:
@@ -170,9 +171,11 @@ def _known(file: ModelFile) -> tuple[str, Build]:
 
 __all__ = [
     "FAMILIES",
+    "POOLINGS",
     "ConfigError",
     "MissingTensor",
     "ModelError",
+    "Pooling",
     "TensorAxes",
     "TensorShape",
     "TensorType",
@@ -180,7 +183,9 @@ __all__ = [
     "UnknownArchitecture",
     "architecture",
     "build_model",
+    "embedding_model",
     "families",
+    "read_pooling",
     "trained_context",
     "with_context",
 ]

@@ -95,9 +95,9 @@ class _Composed:
         return self.c.keys.number("layer_norm_eps", 1e-5, low=1e-12, high=1.0)
 
     def state(self) -> list[LayerState]:
-        """What layers with attention keep, in their order."""
+        """What layers with attention keep, in their order: all of a text that is seen whole."""
         return [
-            PagedKV(c.kv_heads, c.head_dim, c.head_dim, self.c.windows[i])
+            PagedKV(c.kv_heads, c.head_dim, c.head_dim, self.c.windows[i] if self.v.causal else 0)
             for i, c in enumerate(self.layers)
             if c.kv_heads
         ]
@@ -130,7 +130,8 @@ class _Composed:
         first, second, entry = f"{name}attn_norm", f"{name}{v.before_ffn}", x
         if self.catalog.has(f"{name}attn_norm_2.weight"):
             first, second = f"{name}attn_norm_2", first
-        h = self.norm(b, x, first) if v.before and c.heads else x
+        bare = not v.before or (v.bare_first and i == 0)
+        h = self.norm(b, x, first) if c.heads and not bare else x
         mixed = self.attention(b, h, i) if c.heads else None
         own = v.weightless or self.catalog.has(f"{second}.weight")
         if mixed is not None and (self.parallel or (not own and v.before)):
@@ -225,7 +226,7 @@ class _Composed:
             v_dim=c.head_dim,
             scale=scale,
             softcap=c.keys.number("attention_softcap") if v.capped else 0.0,
-            window=self.c.windows[i],
+            window=self.c.windows[i] if v.causal else decoder.both_ways(self.c.windows[i]),
             alibi=c.keys.number("alibi", 0.0) if v.alibi_stated else v.alibi,
             causal=v.causal,
             sinks=decoder.present(self.catalog, f"{name}sinks.weight"),

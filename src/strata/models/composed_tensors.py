@@ -61,7 +61,7 @@ def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
         table["output_norm.bias"] = Tensor(None, (c.width,), optional=True)
     if v.embed_norm == "weights":
         for kind in ("weight", "bias"):
-            table[f"token_embd_norm.{kind}"] = Tensor(None, (c.width,))
+            table[f"token_embd_norm.{kind}"] = Tensor(None, (c.width,), optional=kind == "bias")
     if v.positions:
         table["position_embd.weight"] = Tensor(None, (c.trained_context, c.width), optional=True)
     table |= decoder.last_bias(c)
@@ -108,7 +108,7 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
         out["blk.{i}.attn_output.weight"] = Tensor(None, (c.width, c.width))
         out["blk.{i}.attn_output.bias"] = Tensor(None, (c.width,), optional=True)
     if v.before:
-        out |= _norm(c, v, "attn_norm")
+        out |= _norm(c, v, "attn_norm", optional=v.bare_first)
     if v.parallel == "always":
         out |= _norm(c, v, "attn_norm_2", optional=True)
     if v.after:

@@ -251,8 +251,9 @@ def assemble(
     head: Callable[[Builder, str], str],
     state: Sequence[LayerState] | None = None,
     streams: int = 1,
+    result: str = "logits",
 ) -> Model:
-    """The Model: one Segment to embed, one a layer, one for the logits of the selected rows.
+    """The Model: one Segment to embed, one a layer, one for the ``result`` of the selected rows.
 
     ``state`` is what layers keep, which may grow while they are built: keys and values of each
     unless given. ``streams`` is how often the width lies side by side between layers.
@@ -264,7 +265,7 @@ def assemble(
         b = Builder(f"layer.{i}", catalog, width)
         segments.append(b.build(x=layer(b, "x", i)))
     last = Builder("head", catalog, width)
-    segments.append(last.build(logits=head(last, last.select("x"))))
+    segments.append(last.build(**{result: head(last, last.select("x"))}))
     return Model(
         architecture=c.architecture,
         segments=tuple(segments),
@@ -334,6 +335,12 @@ def with_windows(c: Config, window: int, pattern: int, *, full_first: bool = Fal
     period = c.keys.integer("window_pattern", pattern, low=0)
     full = [period > 0 and (i + (not full_first)) % period == 0 for i in range(c.layers)]
     return replace(c, windows=tuple(0 if f else window for f in full))
+
+
+def both_ways(window: int) -> int:
+    """The window of positions that lie less far away, of one that files count in both directions;
+    0 where all are seen."""
+    return window // 2 + 1 if window else 0
 
 
 def pre_norm_model(

@@ -63,6 +63,8 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "temperature_length": ("attention.temperature_length", ()),
     "loops": ("num_loops", ()),
     "causal": ("attention.causal", ()),
+    "pooling": ("pooling_type", ()),
+    "token_types": (None, ("type_vocab_size",)),
     "xielu_negative": ("xielu.alpha_n", ()),
     "xielu_positive": ("xielu.alpha_p", ()),
     "xielu_beta": ("xielu.beta", ()),

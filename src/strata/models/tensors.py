@@ -20,12 +20,14 @@ from strata.program.model import Transform
 
 @dataclass(frozen=True)
 class Part:
-    """Rows ``start ..`` of a tensor of ``total`` rows that fuses several weights."""
+    """Rows ``start ..`` of a tensor of ``total`` rows that fuses several weights. ``row``: a vector
+    that is one row of a table."""
 
     gguf: str
     huggingface: str
     start: int
     total: int
+    row: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def on_layers(tensors: Tensors, layers: Iterable[int]) -> dict[str, Tensor]:
         part = tensor.part
         if part is not None:
             names = (_at(part.gguf, i), _at(part.huggingface, i))
-            part = Part(*names, part.start, part.total)
+            part = Part(*names, part.start, part.total, part.row)
         name = tensor.huggingface
         return replace(tensor, huggingface=None if name is None else _at(name, i), part=part)
 
@@ -164,9 +166,10 @@ class Catalog:
             stored.append((self._stored(name, tensor.huggingface, i), tensor.shape, None))
         if part is not None:
             fused = self._stored(part.gguf, part.huggingface, i)
-            *outer, count, _ = tensor.shape if len(tensor.shape) > 1 else (*tensor.shape, 1)
+            shape = (1, *tensor.shape) if part.row else tensor.shape
+            *outer, count, _ = shape if len(shape) > 1 else (*shape, 1)
             span = (part.start, part.start + count)
-            whole = (*outer, part.total, *tensor.shape[len(outer) + 1 :])
+            whole = (*outer, part.total, *shape[len(outer) + 1 :])
             stored.append((fused, whole, span))
         for source, shape, rows in stored:
             if "{e}" in source:

@@ -38,7 +38,8 @@ class Variant:
     so-manieth layer sees all keys, if the file states a window, the first of so many where
     ``full_first``; ``gate`` of the mixed values, one a ``head`` or a ``column``; ``clamped`` q, k
     and v; ``sinks``; ``qkv_scaled``: the first products' scales are applied; ``inverse_scale``:
-    scores by 1 / head_dim; ``capped`` scores, times what files call the output's scale; ``causal``.
+    scores by 1 / head_dim; ``capped`` scores, times what files call the output's scale; ``causal``;
+    ``bare_first``: the first layer's has no norm before it.
 
     Feed-forward: ``activation``, ``gated``, ``fused`` gate and up, ``ffn_scaled`` if its products'
     scales are applied, ``act_scales`` that divide activated values where the file has them,
@@ -81,6 +82,7 @@ class Variant:
     inverse_scale: bool = False
     capped: bool = False
     causal: bool = True
+    bare_first: bool = False
     activation: str = "silu"
     gated: bool = True
     fused: bool = False
@@ -163,6 +165,7 @@ GGUF: Mapping[str, Variant] = {
         mixture=Routing(every=True),
         unread=("expert_scoring", "expert_scale", "shared_experts"),
     ),
+    "eurobert": Variant(causal=False),
     "exaone": Variant(),
     "exaone-moe": Variant(
         qk_norm="head",
@@ -176,6 +179,15 @@ GGUF: Mapping[str, Variant] = {
     "exaone4": Variant(before=False, after=True, qk_norm="head"),
     "falcon": replace(_LAYER, parallel="always"),
     "gemma": Variant(activation="gelu_tanh", width_scale=True, tied=True),
+    "gemma-embedding": Variant(
+        after=True,
+        qk_norm="head",
+        window_every=6,
+        causal=False,
+        activation="gelu_tanh",
+        width_scale=True,
+        tied=True,
+    ),
     "glm4": replace(_LLAMA, after=True, fused=True),
     "glm4moe": Variant(
         qk_norm="head",
@@ -246,6 +258,17 @@ GGUF: Mapping[str, Variant] = {
         unread=("expert_scale", "expert_ffn", "shared_experts", "shared_ffn", "dense_layers"),
     ),
     "mistral3": replace(_LLAMA, ffn_scaled=True, mixture=Routing(), unread=_WIDE),
+    "modern-bert": replace(
+        _LAYER,
+        embed_norm="weights",
+        bare_first=True,
+        window_every=3,
+        full_first=True,
+        causal=False,
+        gated=True,
+        fused=True,
+        activation="gelu",
+    ),
     "mpt": replace(
         _LAYER,
         rope=None,

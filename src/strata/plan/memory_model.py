@@ -105,7 +105,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     if streams:
         beside_ring = model.profile.streaming_bytes(sizes.io_threads, sizes.tile_bytes)
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
-    logits = sizes.logit_rows * model.vocabulary * 4 + sampling
+    logits = sizes.logit_rows * model.row_width * 4 + sampling
     activations = arena + scratch + attention
     # Loading comes first, where the others will be.
     staging = max(beside_ring, staging - sizes.ring_bytes - kv - logits - activations)

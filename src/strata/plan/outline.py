@@ -19,11 +19,16 @@ _FEW_VALUES = 20_000
 @dataclass(frozen=True)
 class Outline:
     """A model's sizes: what its backend says of it, and what any backend has beside that.
-    ``foreign_template``: it has a chat template that is not known to be harmless."""
+    ``row_width``: numbers of a row that it gives, of logits or an embedding. ``whole``: a step
+    takes whole texts. ``foreign_template``: it has a chat template that is not known to be
+    harmless.
+    """
 
     name: str
     profile: ModelProfile
     vocabulary: int
+    row_width: int
+    whole: bool
     context: int
     tokenizer: TokenizerOutline
     foreign_template: bool = False
@@ -73,6 +78,8 @@ def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> 
         name,
         profile,
         model.vocab_size,
+        model.row_width,
+        not model.causal,
         model.context_length,
         tokenizer_outline(model, file),
         has_foreign_template(file),

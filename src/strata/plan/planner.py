@@ -245,6 +245,8 @@ class Planner:
         as windows of keys have room for so many more. Weights that are ``resident`` are used well
         by fewer."""
         w = self.workload
+        if self.model.whole:
+            return [max(context, w.concurrency)]
         most = constants.RESIDENT_TOKENS if resident else constants.MAX_TOKENS
         most = max(w.concurrency, min(w.prompt_tokens * w.concurrency, most))
         choices = [self._fewest_tokens]

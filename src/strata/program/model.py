@@ -12,6 +12,9 @@ from strata.program.ops import Reads, float_operands, reads
 from strata.program.program import Program
 from strata.program.state import LayerState, StateGroup, state_groups
 
+RESULTS = ("logits", "embedding")
+"""What the last Segment may give of the rows that a step asks for."""
+
 Transform = Literal["none", "transpose", "add_one", "negative_exp"]
 
 
@@ -70,8 +73,9 @@ class Segment:
     """What is run at a time: one Program and the weights it needs.
 
     ``outputs`` gives the names under which the Program's outputs are known to the next Segment
-    (a layer takes ``x`` and gives ``x``; the head gives ``logits``). ``unit_of`` says for what the
-    weights are that are placed apart from the rest, by their names (``attention``, ``ffn``).
+    (a layer takes ``x`` and gives ``x``; the last gives one of ``RESULTS``).
+    ``unit_of`` says for what the weights are that are placed apart from the rest, by their names
+    (``attention``, ``ffn``).
     """
 
     name: str
@@ -79,6 +83,11 @@ class Segment:
     weights: tuple[Weight, ...]
     outputs: tuple[str, ...]
     unit_of: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def result(self) -> str | None:
+        """The value that leaves the Model here, rows as wide as a vocabulary or an embedding."""
+        return self.program.outputs[0] if self.outputs[0] in RESULTS else None
 
     @cached_property
     def units(self) -> tuple[WeightUnit, ...]:
@@ -117,6 +126,17 @@ class Model:
     vocab_size: int
     width: int
     context_length: int
+
+    @property
+    def embeds(self) -> bool:
+        """Whether rows that leave the Model are embeddings, not logits."""
+        return self.segments[-1].outputs[0] == "embedding"
+
+    @property
+    def row_width(self) -> int:
+        """Numbers of each row that leaves the Model."""
+        last = self.segments[-1].program
+        return last.values[last.outputs[0]].width
 
     @cached_property
     def causal(self) -> bool:

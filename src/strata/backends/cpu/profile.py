@@ -92,7 +92,7 @@ class CpuSegmentProfile(SegmentProfile):
             dim = program.values[name].shape[0]
             return dim if isinstance(dim, int) else {"T": tokens, "R": logit_rows}[dim]
 
-        external = program.outputs[0] if "logits" in self.segment.outputs else None
+        external = self.segment.result
 
         def workspace(node: Node) -> int:
             if node.op.kind != "experts":

@@ -64,7 +64,7 @@ class NativeSegment:
             if not isinstance(weight, _native.FileRows)
         }
         lowered = lower(segment, forms)
-        self._external = program.outputs[0] if "logits" in segment.outputs else None
+        self._external = segment.result
         self.external = 0 if self._external is None else program.values[self._external].width
         self.hidden = {segment.outputs[0]: HiddenState(program.values[program.outputs[0]].width)}
         if len(program.outputs) != 1 or len(program.inputs) > 1:

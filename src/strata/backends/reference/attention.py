@@ -36,16 +36,17 @@ def attend(
     """Causal attention of q [rows, heads, k_dim] over k [positions, kv_heads, k_dim] and v
     [positions, kv_heads, v_dim], which begin at position ``first``.
 
-    Row i is position past + i; it sees keys at positions up to its own, and of these the last
-    ``window`` if that is not 0 (``chunked``: those of its chunk of so many); all keys if not
-    ``causal``. ``slopes`` and ``sinks`` are those of the heads.
+    Row i is position past + i; it sees keys at positions up to its own, or all if not ``causal``,
+    of these such as are less than ``window`` away if that is not 0 (``chunked``: those of its chunk
+    of so many). ``slopes`` and ``sinks`` are those of the heads.
     """
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
     positions, keys = past + np.arange(rows)[:, None], first + np.arange(len(k))[None, :]
     seen = keys <= positions if causal else np.ones((rows, len(k)), bool)
     if window:
-        seen &= keys // window == positions // window if chunked else positions - keys < window
+        near = np.abs(positions - keys) < window
+        seen &= keys // window == positions // window if chunked else near
     out = np.empty((rows, heads, v.shape[-1]), np.float32)
     for head in range(heads):
         scores = q[:, head] @ k[:, head // group].T * np.float32(scale)

@@ -42,10 +42,8 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
         )
     if attrs["sinks"] and values[-1].shape != (heads,):
         raise ProgramError(f"attention: sinks {values[-1].shape} for {heads} heads")
-    if attrs["window"] and not attrs["causal"]:
-        raise ProgramError("attention: a window looks back, so it is causal")
-    if attrs["chunked"] and not attrs["window"]:
-        raise ProgramError("attention: chunks are as long as a window, and there is none")
+    if attrs["chunked"] and not (attrs["window"] and attrs["causal"]):
+        raise ProgramError("attention: chunks are as long as a window, of positions that look back")
     if len(kept) == 1 and v_dim > k_dim:
         raise ProgramError(f"attention: values of {v_dim} are no part of keys of {k_dim}")
     return (*rows_of(q), heads * v_dim)
@@ -66,13 +64,13 @@ def _attention_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, c
 
 ATTENTION: Mapping[str, Signature] = {
     # append k, v to the layer's KV, then causal attention of each row over its own sequence;
-    # scores = softcap(q.k * scale), keys older than `window` positions are not seen (0: all are).
+    # scores = softcap(q.k * scale), keys `window` positions away or more are not seen (0: all are).
     # With `chunked` positions are cut into chunks of `window`, and a row sees those of its own.
     # Without v the value is the first v_dim elements of each key; without k and v nothing is
     # appended: `layer` is the one that keeps what is read, and has appended already.
     # With `alibi`, the largest bias, scores lose alibi_slopes by distance. `sinks` says that the
     # last operand is a score for each head which weighs in the softmax and has no value. Not
-    # `causal`: a row sees all keys up to the end of its step, which is that of the sequence
+    # `causal`: a row sees the keys up to the end of its step, which is that of the sequence
     "attention": Signature(
         ("q", "k?", "v?", "sinks?"),
         (
