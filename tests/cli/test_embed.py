@@ -1,0 +1,56 @@
+"""``strata embed``: one line of numbers a text, JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("strata._native")
+
+
+def embed(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "strata", "embed", *args]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def test_lines_json_and_files_say_the_same(smollm2_path: Path, tmp_path: Path) -> None:
+    model = str(smollm2_path)
+    plain = embed(model, "The cat sat.", "Rates rose.", "--dimensions", "8")
+    assert (plain.returncode, plain.stderr) == (0, "")
+    rows = np.array([[float(x) for x in line.split()] for line in plain.stdout.splitlines()])
+    assert rows.shape == (2, 8)
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    (tmp_path / "lines.txt").write_text("The cat sat.\nRates rose.\n")
+    done = embed(model, "--file", str(tmp_path / "lines.txt"), "--json", "--dimensions", "8")
+    said = json.loads(done.stdout)
+    assert said["dimensions"] == 8
+    assert np.allclose(said["embeddings"], rows, atol=1e-7)
+    piped = embed(model, "--dimensions", "8", stdin="The cat sat.\nRates rose.\n")
+    assert piped.stdout == plain.stdout
+    # Planned for these texts, and in no more than that.
+    budgeted = embed(model, "The cat sat.", "Rates rose.", "--dimensions", "8", "--memory", "150MB")
+    assert budgeted.stdout == plain.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["a", "--file", __file__], "not both"),
+        ([], "no text"),
+        (["a", " "], "text 2 is empty"),
+        (["a", "--dimensions", "577"], "have 576"),
+        (["a", "--memory", "10MB"], "needs"),
+        (["long " * 9000], "text 1 has 9001 tokens"),
+    ],
+)
+def test_refusals_are_one_line(smollm2_path: Path, args: list[str], said: str) -> None:
+    done = embed(str(smollm2_path), *args)
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
