@@ -284,6 +284,8 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     a.past = kPast;
     a.window = window;
     a.chunked = window == kChunk;
+    // A window both ways, where nothing else does.
+    a.seen = window > 0 && softcap == 0.0f && !a.chunked ? kPast + kRows : 0;
     a.scale = 0.125f;
     a.softcap = softcap;
     // Heads with slopes and sinks, where nothing else tells the cases apart.
@@ -371,6 +373,7 @@ int main(int argc, char** argv) {
                                  KvShape{24, 40, false}, KvShape{72, 33, true}}) {
       compare_attention(*step_kernels_scalar(), *other_step, type, shape, 0, 0);
       compare_attention(*step_kernels_scalar(), *other_step, type, shape, 37, 20);
+      compare_attention(*step_kernels_scalar(), *other_step, type, shape, 37, 0);
       compare_attention(*step_kernels_scalar(), *other_step, type, shape, kChunk, 0);
     }
   }

@@ -154,8 +154,25 @@ def test_rows_that_see_what_comes_after_them(isa: str) -> None:
     causal = attention(400).run(ReferenceBackend())
     assert np.allclose(want[-1], causal[-1], atol=400 * EPS)
     assert np.abs(want[:300] - causal[:300]).max() > 0.1
-    with pytest.raises(ProgramError, match="window"):
-        attention(400, causal=False, window=5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("window", [1, 5, 64, 130, 1000])
+def test_windows_look_both_ways_where_rows_see_what_comes_after(isa: str, window: int) -> None:
+    lab = attention(400, causal=False, window=window)
+    got, want = both(lab, isa)
+    assert np.abs(got - want).max() <= 400 * EPS
+    # A row that ends the text sees what it does with a window that looks back; one in the middle
+    # sees as much after it, and nothing that comes later.
+    back = attention(400, window=window).run(ReferenceBackend())
+    assert np.allclose(want[-1], back[-1], atol=400 * EPS)
+    for missing, same in ((0, True), (1, window > 200)):
+        rows = min(400, 200 + window - missing)
+        if rows > 200:
+            part = attention(rows, causal=False, window=window).run(ReferenceBackend())
+            assert np.allclose(part[200], want[200], atol=400 * EPS) == same
+    with pytest.raises(ProgramError, match="chunks"):
+        attention(90, causal=False, window=30, chunked=True)
 
 
 def test_rows_see_their_own_chunk() -> None:
