@@ -20,7 +20,7 @@ READERS = {
 # Functions that give the values of a foreign JSON file, and who may call them.
 PARSERS = {
     "parse_object": ("formats", "hub"),
-    "read_object": ("formats",),
+    "read_object": ("formats", "models/embedding.py"),
     "read_object_if_there": ("text/huggingface.py",),
     "read_template": ("text/huggingface.py",),
 }

@@ -66,7 +66,7 @@ def read_pooling(file: ModelFile) -> Pooling | None:
     path = file.sidecar("1_Pooling/config.json")
     if path is None:
         return None
-    config = read_object(path)
+    config = read_object(path, file.room)
     stated = [mode for mode, value in config.items() if mode.startswith("pooling_mode_") and value]
     if len(stated) != 1 or stated[0] not in _MODES:
         raise ConfigError(f"{path.parent.name}/{path.name} does not state one way of pooling")
