@@ -37,8 +37,8 @@ GGUF_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
 @pytest.mark.parametrize(
     ("header", "name"),
     [
-        (huggingface("llama", architectures=["BertModel"]), "BertModel"),
-        (huggingface("llama", architectures=DROP, model_type="bert"), "bert"),
+        (huggingface("llama", architectures=["T5Model"]), "T5Model"),
+        (huggingface("llama", architectures=DROP, model_type="t5"), "t5"),
         (huggingface("llama", architectures=[3], model_type=DROP), ""),
     ],
 )

@@ -53,11 +53,57 @@ YARN = {
     "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 64,
 }
+LOCAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
+GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
+WINDOWS = ["sliding_attention", "full_attention"]
+DEEPSEEK_LIKE = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+}
+ERNIE = {
+    "moe_num_experts": 6,
+    "moe_k": 3,
+    "moe_intermediate_size": 40,
+    "moe_num_shared_experts": 2,
+}
+HUNYUAN = {"num_experts": 6, "moe_topk": 3, "head_dim": 16}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0}
+EXAONE = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "first_k_dense_replace": 1,
+    "num_shared_experts": 1,
+}
 MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     ("Qwen3Moe", {**QWEN3, "norm_topk_prob": True}),
     ("Qwen3Moe", {**QWEN3, "norm_topk_prob": False}),
     ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3}),
+    ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 3, "clip_qkv": 0.5}),
+    ("Qwen2Moe", {**QWEN3, "shared_expert_intermediate_size": 56}),
+    ("GraniteMoe", {**LOCAL, **GRANITE}),
+    ("GraniteMoeShared", {**LOCAL, **GRANITE, "shared_intermediate_size": 56}),
+    ("Glm4Moe", {**DEEPSEEK_LIKE, "use_qk_norm": True, "attention_bias": True}),
+    ("Glm4Moe", {**DEEPSEEK_LIKE, "n_group": 4, "topk_group": 2, "num_nextn_predict_layers": 1}),
+    ("Dots1", {**DEEPSEEK_LIKE, "norm_topk_prob": True}),
+    ("Dots1", {**DEEPSEEK_LIKE, "sliding_window": 16, "layer_types": WINDOWS}),
+    ("MiniMaxM2", {**LOCAL, "head_dim": 24, "rotary_dim": 12}),
+    ("Ernie4_5_Moe", {**ERNIE, "moe_layer_start_index": 1}),
+    ("Ernie4_5_Moe", {**ERNIE, "moe_layer_interval": 2, "moe_layer_start_index": 0}),
+    ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 0, "moe_layer_start_index": 0}),
+    ("HunYuanMoEV1", HUNYUAN),
+    ("HunYuanMoEV1", {**HUNYUAN, "rope_parameters": {**DYNAMIC, "alpha": 50.0}}),
+    ("ExaoneMoe", {**EXAONE, "sliding_window": 16, "layer_types": WINDOWS}),
     ("DeepseekV3", {**DEEPSEEK, "n_group": 4, "topk_group": 2}),
     ("DeepseekV3", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "rope_parameters": YARN}),
     ("DeepseekV2", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "topk_method": "greedy"}),

@@ -116,7 +116,7 @@ def families() -> list[str]:
     """All names that are known: rows of the table above, and of those of variations."""
     from strata.models import encoder, mixtures, variants
 
-    return sorted({*FAMILIES, *encoder.FAMILIES, *mixtures.FAMILIES, *variants.GGUF})
+    return sorted({*FAMILIES, *encoder.FAMILIES, *mixtures.HUGGING_FACE, *variants.GGUF})
 
 
 def _builder(name: str) -> Build | None:
@@ -127,9 +127,8 @@ def _builder(name: str) -> Build | None:
         return build
     from strata.models import composed, encoder, mixtures, variants
 
-    if name in variants.GGUF:
-        return partial(composed.build, v=variants.GGUF[name])
-    return mixtures.FAMILIES.get(name) or encoder.FAMILIES.get(name)
+    row = variants.GGUF.get(name) or mixtures.HUGGING_FACE.get(name)
+    return encoder.FAMILIES.get(name) if row is None else partial(composed.build, v=row)
 
 
 def trained_context(file: ModelFile) -> int:

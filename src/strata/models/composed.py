@@ -11,7 +11,6 @@ from strata.models import decoder, experts
 from strata.models.composed_tensors import layer_config, tensors
 from strata.models.config import Config, read_config
 from strata.models.errors import ConfigError, UnknownArchitecture
-from strata.models.keys import Keys
 from strata.models.rope import Rope, read_local_rope, read_rope
 from strata.models.tensors import Catalog
 from strata.models.variants import Variant
@@ -23,9 +22,7 @@ def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -
     c, v = settled(file, architecture, context, v)
     layers = [layer_config(c, i) for i in range(c.layers)]
     m = experts.settled(c, v.mixture) if v.mixture is not None else None
-    unused = [*decoder.harmless(c), rf"blk\.\d+\.rope_freqs\.weight|{v.unused}"]
-    further = range(c.layers, c.layers + _further_layers(c.keys))
-    unused += [rf"blk\.{i}\..*" for i in further]
+    unused = (*decoder.harmless(c), r"blk\.\d+\.rope_freqs\.weight", v.unused)
     catalog = Catalog(file, tensors(c, v, layers, m), c.layers, harmless=unused)
     made = _Composed(c, v, catalog, layers, m)
     return decoder.assemble(
@@ -37,30 +34,29 @@ def settled(
     file: ModelFile, architecture: str, context: int | None, v: Variant
 ) -> tuple[Config, Variant]:
     """The sizes that a file states, and the variation after what they decide of it."""
-    if file.kind != "gguf":
+    if file.kind != "gguf" and v.directory is None:
         raise UnknownArchitecture(
             f"'{architecture}' is known from GGUF files only; convert the directory to GGUF"
         )
-    c = read_config(file, architecture, context, uneven=True, experts=True)
+    c = read_config(file, architecture, context, uneven=True, experts=True, tied=v.tied)
     c = replace(c, keys=c.keys.without(*v.unread).assuming(v.assumed))
     if v.mixture is None and c.keys.integer("experts", 0, low=0) > 1:
         raise ConfigError(f"'{c.keys.find('experts')[0]}': this architecture has no experts here")
     if v.half_ffn:
         c = replace(c, ffn=c.ffn // 2)
     v = _by_header(c, v)
-    if v.window_every is not None and c.keys.stated("window"):
+    every = 0 if c.keys.stated("layer_types") else v.window_every
+    if file.kind == "huggingface" and every is None and c.keys.flag("windowed", False):
+        raise ConfigError("'layer_types' is missing: without it windows are not built here")
+    if every is not None and c.keys.stated("window"):
         window = c.keys.integer("window", 0, low=0)
-        c = decoder.with_windows(c, window, v.window_every, full_first=v.full_first)
-    further = _further_layers(c.keys)
-    c = replace(c, layers=c.layers - further, windows=c.windows[: c.layers - further])
+        c = decoder.with_windows(c, window, every, full_first=v.full_first)
+    if file.kind == "huggingface":
+        decoder.check_activation(c, v.activation)
+    c, further = decoder.without_further(c)
     if c.keys.integer("loops", 1) > 1:
         raise ConfigError(f"'{c.keys.find('loops')[0]}': layers that run again are not built")
-    return c, v
-
-
-def _further_layers(keys: Keys) -> int:
-    """How many layers at the end predict further tokens: they are left out."""
-    return keys.integer("next_token_layers", 0, low=0, high=keys.integer("layers") - 1)
+    return c, replace(v, unused=f"{v.unused}|{further}")
 
 
 def _by_header(c: Config, v: Variant) -> Variant:
@@ -198,11 +194,12 @@ class _Composed:
                 product(b, self.catalog, x, f"{name}{letter}", scaled=v.qkv_scaled)
                 for letter in "qkv"
             )
-        most = c.keys.number("clamp_qkv", 0.0) if v.clamped else 0.0
-        if most:
-            q, k, w = (b.clamp(y, -most, most) for y in (q, k, w))
+        if v.clamped == "first":
+            q, k, w = self.clamp(b, q, k, w)
         if not v.late:
             q, k = self.qk_norm(b, q, f"{name}q_norm"), self.qk_norm(b, k, f"{name}k_norm")
+        if v.clamped == "normed":
+            q, k, w = self.clamp(b, q, k, w)
         rope = self.rope(i)
         if rope is not None:
             q, k = (decoder.rotate(b, c, y, rope) for y in (q, k))
@@ -239,6 +236,11 @@ class _Composed:
             mixed = self.norm(b, mixed, f"{name}sub_norm")
         with b.unit("attention"):
             return product(b, self.catalog, mixed, f"{name}output")
+
+    def clamp(self, b: Builder, *values: str) -> tuple[str, ...]:
+        """The values, none beyond what the file bounds them by, if it does."""
+        most = self.c.keys.number("clamp_qkv", 0.0)
+        return tuple(b.clamp(x, -most, most) for x in values) if most else values
 
     def qk_norm(self, b: Builder, x: str, name: str) -> str:
         """The norm of all queries or keys, if the family and the file have one."""

@@ -36,10 +36,11 @@ def tensors(
     for i, layer in enumerate(layers):
         routed = m if m is not None and m.layers[i] else None
         for name, tensor in _layer(layer, v, routed).items():
+            stored = _stored(v, name, tensor)
             named[_at(name, i)] = replace(
-                tensor,
-                huggingface=None,
-                part=_part_at(tensor.part, i),
+                stored,
+                huggingface=stored.huggingface and _at(stored.huggingface, i),
+                part=_part_at(stored.part, i),
             )
     unused = re.compile(v.unused)
     return {name: tensor for name, tensor in named.items() if not unused.fullmatch(name)}
@@ -50,7 +51,39 @@ def _at(name: str, i: int) -> str:
 
 
 def _part_at(part: Part | None, i: int) -> Part | None:
-    return None if part is None else replace(part, gguf=_at(part.gguf, i), huggingface="")
+    if part is None:
+        return None
+    return replace(part, gguf=_at(part.gguf, i), huggingface=_at(part.huggingface, i))
+
+
+# What most directories call them.
+_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+
+
+def _stored(v: Variant, name: str, tensor: Tensor) -> Tensor:
+    """A layer's tensor with the name that directories have for it, if they are meant."""
+    if v.directory is None:
+        part = tensor.part and replace(tensor.part, huggingface="")
+        return replace(tensor, huggingface=None, part=part)
+    stem, kind = name.removeprefix("blk.{i}.").rsplit(".", 1)
+    names = {**_NAMES, **v.directory.names}
+    theirs = names.get(f"{stem}.{kind}") or (stem in names and f"{names[stem]}.{kind}")
+    if theirs:
+        tensor = replace(tensor, huggingface="{p}layers.{i}." + theirs)
+    for whole, parts in v.directory.fused.items():
+        if stem in parts and kind == "weight":
+            rows = tensor.shape[-2]
+            place = (rows * parts.index(stem), rows * len(parts))
+            part = Part("", "{p}layers.{i}." + whole, *place)
+            tensor = replace(tensor, huggingface=None, part=part)
+    return tensor
 
 
 def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
@@ -58,13 +91,15 @@ def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
     if v.weightless:
         del table["output_norm.weight"]
     elif v.norm == "layer" or v.norm_bias:
-        table["output_norm.bias"] = Tensor(None, (c.width,), optional=True)
+        table["output_norm.bias"] = Tensor("{p}norm.bias", (c.width,), optional=True)
     if v.embed_norm == "weights":
         for kind in ("weight", "bias"):
             table[f"token_embd_norm.{kind}"] = Tensor(None, (c.width,), optional=kind == "bias")
     if v.positions:
         table["position_embd.weight"] = Tensor(None, (c.trained_context, c.width), optional=True)
     table |= decoder.last_bias(c)
+    if c.keys.flag("head_bias", False):
+        table["output.bias"] = Tensor("lm_head.bias", (c.vocab,))
     return table
 
 
@@ -103,7 +138,11 @@ def _after(c: Config, v: Variant, name: str) -> dict[str, Tensor]:
 def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     if c.kv_heads:
-        out |= decoder.attention_tensors(c, bias=False, out_bias=False)
+        d = v.directory
+        bias = d is not None and d.bias != "" and c.keys.flag("attention_bias", d.biased)
+        out |= decoder.attention_tensors(
+            c, bias=bias, out_bias=bias and d is not None and d.bias == "all"
+        )
     else:
         out["blk.{i}.attn_output.weight"] = Tensor(None, (c.width, c.width))
         out["blk.{i}.attn_output.bias"] = Tensor(None, (c.width,), optional=True)

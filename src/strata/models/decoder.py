@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from strata.models.config import Config
+from strata.models.config import MAX_LAYERS, Config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Part, Tensor
@@ -402,10 +402,12 @@ def rms_eps(c: Config) -> float:
 
 
 def without_further(c: Config) -> tuple[Config, str]:
-    """The Config without the blocks of a GGUF file that predict further tokens, and a pattern of
-    their tensors."""
+    """The Config without blocks that predict further tokens, and a pattern of their tensors. GGUF
+    files count them among the layers, directories have them beyond."""
     if c.keys.kind != "gguf":
-        return c, r"(?!)"
+        further = c.keys.integer("next_token_layers", 0, low=0, high=MAX_LAYERS)
+        blocks = "|".join(str(c.layers + i) for i in range(further)) or r"(?!)"
+        return c, rf"(model\.)?(layers\.({blocks})|mtp)\..*"
     further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1)
     kept = c.layers - further
     blocks = "|".join(str(i) for i in range(kept, c.layers)) or r"(?!)"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from strata.formats import ModelFile
 from strata.models import decoder
-from strata.models.config import MAX_WIDTH, Config
+from strata.models.config import MAX_LAYERS, MAX_WIDTH, Config
 from strata.models.errors import ConfigError
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder
@@ -141,10 +141,15 @@ def settled(c: Config, r: Routing, names: HuggingFaceNames | None = None) -> Mix
         names=names,
         **r.attrs,
     )
+    kinds = c.keys.texts("ffn_kinds", c.layers, ("dense", "sparse"))
+    if m is not None and kinds is not None:
+        return replace(m, layers=tuple(kind == "sparse" for kind in kinds))
     if m is None or not r.every:
         return m
     step = c.keys.integer("expert_step", 1)
-    return replace(m, layers=tuple(on and (i + 1) % step == 0 for i, on in enumerate(m.layers)))
+    last = c.keys.integer("last_expert_layer", -1, low=-1, high=MAX_LAYERS) % MAX_LAYERS
+    some = (on and (i + 1) % step == 0 and i <= last for i, on in enumerate(m.layers))
+    return replace(m, layers=tuple(some))
 
 
 DENSE = r"blk\.\d+\.ffn_(gate|up|down)\.\w+"
@@ -201,6 +206,7 @@ def mixture_tensors(
         (m.experts,),
         True,
         part=Part("blk.{i}.exp_probs_b", "", 0, m.experts),
+        unit_axes=True,
     )
     if m.shared:
         for name, theirs, pair in (

@@ -1,72 +1,101 @@
-"""Hugging Face checkpoints of Llama's layers with experts: a table row each.
+"""Hugging Face checkpoints of mixtures of experts: a table row each, as in ``variants.py``.
 
-Sources of the rows: the names and the arithmetic of transformers. GGUF files of such families are
-rows of ``variants.py``.
+Sources of the rows: the names and the arithmetic of transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from collections.abc import Mapping
 
-from strata.formats import ModelFile
-from strata.models import decoder, experts
-from strata.models.config import Config, read_config
-from strata.models.rope import read_rope
-from strata.models.tensors import Catalog, Tensor
-from strata.program import Model
+from strata.models.experts import Routing
+from strata.models.variants import Directory, Variant
 
-
-@dataclass(frozen=True)
-class Row:
-    """How an architecture differs from Mixtral.
-
-    ``qk_norm``: of each ``head``, or ``all`` of q and of k. ``bias`` and ``out_bias``: of q, k, v
-    and of the product after them. ``routing`` and ``names`` are those of its experts.
-    """
-
-    qk_norm: Literal["", "head", "all"] = ""
-    bias: bool = False
-    out_bias: bool = False
-    routing: experts.Routing = field(default_factory=experts.Routing)
-    names: experts.HuggingFaceNames = field(default_factory=experts.HuggingFaceNames)
-
+_PARTS = ("gate", "up", "down")
+_SIGMOID = Routing(scoring="sigmoid", renormalise=None)
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{e}.w1",
+    "ffn_down_exps": "block_sparse_moe.experts.{e}.w2",
+    "ffn_up_exps": "block_sparse_moe.experts.{e}.w3",
+    "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+}
+_GRANITE = Variant(
+    multipliers=True,
+    mixture=Routing(),
+    unread=("shared_experts", "dense_layers", "expert_ffn"),
+    # What its configuration class has where the file says nothing.
+    assumed={"attention_scale": 1.0},
+    directory=Directory(
+        {
+            "ffn_gate_inp": "block_sparse_moe.router.layer",
+            "ffn_down_exps": "block_sparse_moe.output_linear",
+            "ffn_down_shexp": "shared_mlp.output_linear",
+        },
+        {
+            "block_sparse_moe.input_linear.weight": ("ffn_gate_exps", "ffn_up_exps"),
+            "shared_mlp.input_linear.weight": ("ffn_gate_shexp", "ffn_up_shexp"),
+        },
+        bias="all",
+    ),
+)
 
 # By `architectures` of config.json.
-HUGGING_FACE: Mapping[str, Row] = {
-    "OlmoeForCausalLM": Row(qk_norm="all", routing=experts.Routing(renormalise=None)),
-}
-
-
-def tensors(c: Config, r: Row, m: experts.Mixture | None) -> dict[str, Tensor]:
-    """The tensors of a family."""
-    norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    wide = {"": None, "head": (c.head_dim, c.head_dim), "all": (c.q_width, c.kv_width)}[r.qk_norm]
-    return {
-        **decoder.frame_tensors(c),
-        **decoder.norm_tensors(c, "none", **norms),
-        **decoder.attention_tensors(c, bias=r.bias, out_bias=r.out_bias),
-        **experts.mixture_tensors(c, m),
-        **({} if wide is None else decoder.qk_norm_tensors(*wide)),
-    }
-
-
-def build(file: ModelFile, architecture: str, context: int | None, r: Row) -> Model:
-    """The Model of a directory whose architecture is the row ``r``."""
-    c = read_config(file, architecture, context, experts=True)
-    m = experts.settled(c, r.routing, r.names)
-    catalog = Catalog(file, tensors(c, r, m), c.layers, harmless=decoder.harmless(c))
-    return decoder.pre_norm_model(
-        c,
-        catalog,
-        read_rope(c, "neox"),
-        qk_norm=bool(r.qk_norm),
-        feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i),
-    )
-
-
-FAMILIES: Mapping[str, Callable[[ModelFile, str, int | None], Model]] = {
-    name: partial(build, r=row) for name, row in HUGGING_FACE.items()
+HUGGING_FACE: Mapping[str, Variant] = {
+    "Dots1ForCausalLM": Variant(qk_norm="head", mixture=_SIGMOID, directory=Directory(bias="all")),
+    "Ernie4_5_MoeForCausalLM": Variant(
+        rope="interleaved",
+        mixture=Routing(every=True),
+        tied=True,
+        assumed={"dense_layers": 1},
+        directory=Directory({"exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"}),
+    ),
+    "ExaoneMoeForCausalLM": Variant(
+        qk_norm="head",
+        rope_on="windows",
+        rope_local="same",
+        window_every=4,
+        mixture=_SIGMOID,
+        directory=Directory({"exp_probs_b.bias": "mlp.e_score_correction_bias"}),
+    ),
+    "Glm4MoeForCausalLM": Variant(
+        qk_norm="head", qk_free=True, mixture=_SIGMOID, directory=Directory(bias="qkv")
+    ),
+    "GraniteMoeForCausalLM": _GRANITE,
+    "GraniteMoeSharedForCausalLM": _GRANITE,
+    "HunYuanMoEV1ForCausalLM": Variant(
+        qk_norm="head",
+        late=True,
+        mixture=Routing(),
+        unread=("dense_layers", "expert_ffn", "shared_experts"),
+        assumed={"shared_experts": 1},
+        directory=Directory(
+            {
+                "attn_q_norm": "self_attn.query_layernorm",
+                "attn_k_norm": "self_attn.key_layernorm",
+                "ffn_gate_inp": "mlp.gate.wg",
+                **{f"ffn_{part}_shexp": f"mlp.shared_mlp.{part}_proj" for part in _PARTS},
+            },
+            bias="all",
+        ),
+    ),
+    "MiniMaxM2ForCausalLM": Variant(
+        qk_norm="all",
+        mixture=Routing(scoring="sigmoid"),
+        unread=("expert_ffn", "shared_experts", "shared_ffn", "dense_layers"),
+        directory=Directory(_MIXTRAL),
+    ),
+    "OlmoeForCausalLM": Variant(
+        qk_norm="all",
+        clamped="normed",
+        mixture=Routing(renormalise=None),
+        directory=Directory(bias="all"),
+    ),
+    "Qwen2MoeForCausalLM": Variant(
+        mixture=Routing(renormalise=None),
+        directory=Directory(
+            {f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in _PARTS},
+            bias="qkv",
+            biased=True,
+        ),
+    ),
 }

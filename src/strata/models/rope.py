@@ -165,9 +165,12 @@ def _from_config(c: Config, base: float) -> _Scaling:
     theta = c.keys.number("rope_base", base, low=_LEAST_BASE, high=_MOST_BASE)
     theta = number("rope_theta", theta, _LEAST_BASE, _MOST_BASE)
     partial = number("partial_rotary_factor", c.keys.number("rope_partial", 1.0, high=1.0), 0, 1)
-    kind = _kind(values)
+    dim = c.keys.integer("rope_width", int(c.head_dim * partial), high=c.head_dim)
+    kind, alpha = _kind(values), number("alpha", 0.0)
+    if alpha and dim > 2 and kind == "default":  # Hunyuan's 'dynamic' is a base of another size
+        theta *= alpha ** (dim / (dim - 2))
     if kind == "default":
-        return _Scaling(kind, theta, int(c.head_dim * partial))
+        return _Scaling(kind, theta, dim)
     if kind in ("linear", "llama3", "yarn") and "factor" not in values:
         raise ConfigError(f"'{key}.factor' is missing: '{kind}' needs it")
     trained = c.keys.integer("rope_original_context", 0, low=0) or values.get(
@@ -177,7 +180,7 @@ def _from_config(c: Config, base: float) -> _Scaling:
     scaling = _Scaling(
         kind,
         theta,
-        int(c.head_dim * partial),
+        dim,
         factor=number("factor", c.trained_context / original, _LEAST_FACTOR),
         original_context=original,
         beta_fast=number("beta_fast", 32.0, _LEAST_TURNS),
@@ -193,8 +196,11 @@ def _from_config(c: Config, base: float) -> _Scaling:
         under = _yarn_magnitude(scaling.factor, number("mscale_all_dim", 0.0))
         scaling = replace(scaling, attention_factor=over / under)
     if kind == "longrope":
-        name = "long_factor" if c.context > original else "short_factor"
+        span = "long" if c.context > original else "short"
+        name = f"{span}_factor"
         factors = _factor_list(f"{key}.{name}", values.get(name), scaling.dim // 2)
+        if values.get(f"{span}_mscale") is not None:
+            scaling = replace(scaling, attention_factor=number(f"{span}_mscale", 1.0))
         return replace(scaling, frequency_factors=factors)
     return scaling
 

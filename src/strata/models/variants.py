@@ -15,6 +15,22 @@ from strata.models.rope import Style
 
 
 @dataclass(frozen=True)
+class Directory:
+    """What Hugging Face checkpoints of a variation call a layer's tensors.
+
+    ``names``: canonical name without ``blk.{i}.`` to theirs, below ``{p}layers.{i}.``; both with
+    their last part or both without. ``fused``: theirs to the canonical ones that it fuses. What
+    neither has is called as in Llama and DeepSeek. ``bias`` of q, k and v, or of all four
+    attention products, if config.json says so or nothing (``biased``).
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bias: Literal["", "qkv", "all"] = ""
+    biased: bool = False
+
+
+@dataclass(frozen=True)
 class Variant:
     """How an architecture differs from Llama: two halves with a norm before each, attention over
     rotated positions, silu(gate) * up. Every field left out means the same as in Llama.
@@ -37,9 +53,9 @@ class Variant:
     (``qk_free``: files may leave it out); ``late``: after rotation; ``window_every``: every
     so-manieth layer sees all keys, if the file states a window, the first of so many where
     ``full_first``; ``gate`` of the mixed values, one a ``head`` or a ``column``; ``clamped`` q, k
-    and v; ``sinks``; ``qkv_scaled``: the first products' scales are applied; ``inverse_scale``:
-    scores by 1 / head_dim; ``capped`` scores, times what files call the output's scale; ``causal``;
-    ``bare_first``: the first layer's has no norm before it.
+    and v, ``first`` or ``normed``; ``sinks``; ``qkv_scaled``: the first products' scales are
+    applied; ``inverse_scale``: scores by 1 / head_dim; ``capped`` scores, times what files call the
+    output's scale; ``causal``; ``bare_first``: the first layer's has no norm before it.
 
     Feed-forward: ``activation``, ``gated``, ``fused`` gate and up, ``ffn_scaled`` if its products'
     scales are applied, ``act_scales`` that divide activated values where the file has them,
@@ -50,7 +66,8 @@ class Variant:
     scores as in Granite; ``logit_multiplies``: the logit scale is a factor, not a divisor;
     ``skip``: each layer adds the embedding again, scaled; ``softcapped`` logits; ``tied``.
     ``unused`` is a pattern of tensors that files hold and nobody reads, ``unread`` are keys of this
-    kind (by canonical name), ``assumed`` what keys say that are left out.
+    kind (by canonical name), ``assumed`` what keys say that are left out. ``directory``: such
+    checkpoints are meant, else GGUF files.
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -77,7 +94,7 @@ class Variant:
     window_every: int | None = None
     full_first: bool = False
     gate: Literal["", "head", "column"] = ""
-    clamped: bool = False
+    clamped: Literal["", "first", "normed"] = ""
     sinks: bool = False
     inverse_scale: bool = False
     capped: bool = False
@@ -100,6 +117,7 @@ class Variant:
     unused: str = r"(?!)"
     unread: tuple[str, ...] = ()
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    directory: Directory | None = None
 
 
 _LLAMA = Variant(rope="interleaved")
@@ -149,7 +167,7 @@ GGUF: Mapping[str, Variant] = {
     "dbrx": Variant(
         norm="layer",
         before_ffn="attn_output_norm",
-        clamped=True,
+        clamped="first",
         mixture=Routing(),
         unread=_WIDE,
     ),
@@ -275,7 +293,7 @@ GGUF: Mapping[str, Variant] = {
         alibi_stated=True,
         positions=True,
         qk_norm="all",
-        clamped=True,
+        clamped="first",
         act_scales=True,
     ),
     "muse-glimmer": replace(
@@ -292,7 +310,7 @@ GGUF: Mapping[str, Variant] = {
     ),
     "nanbeige": replace(_LLAMA, ffn_scaled=True),
     "nemotron": replace(_LAYER, activation="relu2"),
-    "olmo": Variant(norm="layer", weightless=True, rope="interleaved", clamped=True),
+    "olmo": Variant(norm="layer", weightless=True, rope="interleaved", clamped="first"),
     "olmoe": Variant(qk_norm="all", mixture=Routing(renormalise=False), unread=_WIDE),
     "openelm": Variant(qk_norm="head", qkv_scaled=False, tied=True),
     "orion": Variant(norm="layer"),
