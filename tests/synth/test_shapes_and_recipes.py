@@ -11,7 +11,8 @@ import pytest
 
 from strata.errors import UsageError
 from strata.models import build_model
-from strata.synth import RECIPES, SHAPES, describe, find_shape
+from strata.synth import RECIPES, SHAPES, describe, find_shape, with_layers
+from strata.synth.outline import HUGGING_FACE
 
 # As the safetensors files on the hub count them.
 PARAMETERS = {
@@ -43,6 +44,22 @@ PARAMETERS = {
     "lfm2-1.2b": 1_170_340_608,
     "mamba2-2.7b": 2_702_599_680,
 }
+# Of mixtures, as their publishers round them: billions, and bytes of a published file.
+BILLIONS = {
+    "mixtral-8x7b": 46.7,
+    "qwen3-30b-a3b": 30.5,
+    "qwen3.6-35b-a3b": 35.0,
+    "qwen3.5-0.8b": 0.75,
+    "gpt-oss-20b": 20.9,
+    "gpt-oss-120b": 116.8,
+    "deepseek-v2-lite": 15.7,
+    "deepseek-v3": 671.0,
+    "glm-4.5-air": 106.8,
+    "lfm2-8b-a1b": 8.34,
+    "granite-4-h-tiny": 6.94,
+}
+BOTH = [name for name, shape in SHAPES.items() if shape.family in HUGGING_FACE]
+ONLY_GGUF = [name for name in SHAPES if name not in BOTH]
 # Counts of formats by kind of matrix, from `llama-quantize --dry-run` on files of these shapes.
 DRY_RUNS = json.loads(
     (Path(__file__).parents[1] / "goldens" / "llama_quantize_types.json").read_text()
@@ -55,7 +72,41 @@ def test_a_shape_has_the_published_number_of_parameters(name: str) -> None:
     assert sum(prod(t.shape) for t in tensors) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", BILLIONS)
+def test_a_mixture_has_the_published_number_of_parameters(name: str) -> None:
+    tensors = describe(SHAPES[name], "Q4_K_M").tensors.values()
+    assert sum(prod(t.shape) for t in tensors) / 1e9 == pytest.approx(BILLIONS[name], rel=0.02)
+
+
+def test_experts_in_mxfp4_take_the_bytes_of_the_published_files() -> None:
+    assert describe(SHAPES["gpt-oss-20b"], "MXFP4").nbytes == pytest.approx(12.1e9, rel=0.01)
+    assert describe(SHAPES["gpt-oss-120b"], "MXFP4").nbytes == pytest.approx(63.4e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ONLY_GGUF)
+def test_a_mixture_has_its_layers_and_no_directory(name: str) -> None:
+    shape = SHAPES[name]
+    model = build_model(describe(shape, "Q4_K_M"))
+    assert (model.vocab_size, model.context_length) == (shape.vocab, shape.context)
+    assert len(model.segments) == shape.layers + 2
+    with pytest.raises(UsageError, match="leave --format out"):
+        describe(shape, None)
+
+
+@pytest.mark.parametrize("name", [*BILLIONS, "llama-3.2-1b", "gemma-3-1b"])
+def test_a_quarter_of_the_layers_is_the_first_of_them(name: str) -> None:
+    shape = SHAPES[name]
+    few = with_layers(shape, shape.layers // 4)
+    assert len(build_model(describe(few, "F16")).segments) == shape.layers // 4 + 2
+    whole = describe(shape, "F16").tensors
+    for tensor in describe(few, "F16").tensors.values():
+        assert (tensor.shape, tensor.type) == (whole[tensor.name].shape, whole[tensor.name].type)
+    assert with_layers(shape, shape.layers) is shape
+    with pytest.raises(UsageError, match=f"has {shape.layers} layers"):
+        with_layers(shape, shape.layers + 1)
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_both_headers_describe_the_same_model(name: str) -> None:
     shape = SHAPES[name]
     gguf, huggingface = (build_model(describe(shape, recipe)) for recipe in ("Q4_K_M", None))

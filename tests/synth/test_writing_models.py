@@ -183,6 +183,13 @@ def test_the_verb(
     assert main(["synth", "tiny-lama", str(out)]) == 2
     assert "did you mean tiny-llama" in capsys.readouterr().err
     assert main(["synth", "tiny-llama"]) == 2
+    one = ["synth", "tiny-llama:Q8_0", str(out), "-q", "--force", "--layers"]
+    assert main([*one, "1"]) == 0
+    with open_model(out) as file:
+        assert "blk.1.ffn_up.weight" not in file.tensors
+        assert file.tensors["blk.0.ffn_up.weight"].type.name == "Q8_0"
+    assert main([*one, "3"]) == 2
+    assert main([*one, "1", "--quant", "F16"]) == 2
     assert main(["synth", "--list"]) == 0
     assert "llama-3.1-70b" in capsys.readouterr().out
     with open_model(out) as file:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     default=None,
     help="safetensors: a Hugging Face directory in bf16  [default: gguf].",
 )
+@click.option("--layers", type=click.IntRange(min=1), help="Only the first so many layers.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--keep", is_flag=True, help="Keep what was written when interrupted (*.partial).")
@@ -38,6 +39,7 @@ def command(
     out: Path | None,
     quant: str | None,
     kind: str | None,
+    layers: int | None,
     seed: int,
     force: bool,
     keep: bool,
@@ -47,6 +49,8 @@ def command(
 ) -> None:
     """Write OUT, a model of SHAPE with random weights and SmolLM2's tokenizer.
 
+    SHAPE may name a quantisation, as in qwen3-30b-a3b:Q4_K_M.
+
     It has the size and the speed of the real one, so a machine can be measured before a download;
     its words mean nothing. --list shows the shapes.
     """
@@ -55,13 +59,19 @@ def command(
         return
     if shape is None or out is None:
         raise UsageError("give a shape and a path, or --list")
+    shape, _, named = shape.partition(":")
+    if named and quant not in (None, named):
+        raise UsageError(f"the shape says {named}, --quant says {quant}: give one of them")
+    quant = quant or named or None
     if kind == "safetensors" and quant not in (None, "BF16", "bf16"):
         raise UsageError("a Hugging Face directory is written in bf16; --quant is for GGUF files")
     from strata.formats import open_model
     from strata.hub.references import resolve
-    from strata.synth import find_shape, write_model
+    from strata.synth import find_shape, with_layers, write_model
 
     chosen = find_shape(shape)
+    if layers is not None:
+        chosen = with_layers(chosen, layers)
     if out.exists() and not force and (kind != "safetensors" or not out.is_dir()):
         raise UsageError(f"{out} is there already; --force writes over it")
     with progress_bars(silent=quiet or as_json) as progress:

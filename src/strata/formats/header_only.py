@@ -45,3 +45,8 @@ class HeaderOnly(ModelFile):
 
     def readinto(self, name: str, *_: Any) -> NoReturn:
         raise ClosedError(f"{self.path}: only the header is here; tensor {name!r} cannot be read")
+
+
+class Blank(HeaderOnly):
+    """What a model says of itself before it has tensors: a family answers with those that it looks
+    for (``models.wanted_tensors``). ``tensors`` are those by which families tell kinds of files."""

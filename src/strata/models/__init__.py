@@ -9,6 +9,7 @@ from importlib import import_module
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
+from strata.formats.header_only import Blank
 from strata.models.config import read_trained_context
 from strata.models.embedding import POOLINGS, Pooling, embedding_model, read_pooling
 from strata.models.errors import (
@@ -23,6 +24,7 @@ from strata.models.errors import (
 )
 from strata.models.keys import Keys, architecture
 from strata.models.rope import has_factors_by_context
+from strata.models.tensors import Wanted
 from strata.program import Model
 
 Build = Callable[[ModelFile, str, int | None], Model]
@@ -158,6 +160,15 @@ def build_model(file: ModelFile, context: int | None = None) -> Model:
     return build(file, name, context)
 
 
+def wanted_tensors(file: Blank) -> Wanted:
+    """The tensors that the family of ``file`` looks for. Raises a ModelError for its metadata."""
+    try:
+        build_model(file)
+    except Wanted as found:
+        return found
+    raise AssertionError("a Model was built of nothing")
+
+
 def _known(file: ModelFile) -> tuple[str, Build]:
     name = architecture(file)
     build = _builder(name)
@@ -180,11 +191,13 @@ __all__ = [
     "TensorType",
     "UnexpectedTensor",
     "UnknownArchitecture",
+    "Wanted",
     "architecture",
     "build_model",
     "embedding_model",
     "families",
     "read_pooling",
     "trained_context",
+    "wanted_tensors",
     "with_context",
 ]

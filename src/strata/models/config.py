@@ -117,7 +117,9 @@ def read_config(
     trained = read_trained_context(keys)
     if context is not None and not 1 <= context <= trained:
         raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
-    usual = ffn_ratio * width if ffn_ratio else 0 if mixed else REQUIRED
+    # Files of which every layer has experts may state the width of those alone.
+    some = mixed or (experts and keys.integer("experts", 0, low=0) > 0)
+    usual = ffn_ratio * width if ffn_ratio else 0 if some else REQUIRED
     if uneven:
         ffn = _first(keys, "ffn", layers)
     else:

@@ -1,4 +1,5 @@
-"""Granite 4 (dense): Mamba-2 or attention a layer, each with a feed-forward, and Granite's scales.
+"""Granite 4: Mamba-2 or attention a layer, each with a feed-forward or with experts beside a shared
+one, and Granite's scales. Hugging Face files with experts are not read yet.
 
 Source: the GraniteMoeHybrid configuration of transformers.
 """
@@ -9,7 +10,7 @@ import math
 from dataclasses import replace
 
 from strata.formats import ModelFile
-from strata.models import decoder, llama, state_space
+from strata.models import decoder, experts, llama, state_space
 from strata.models.config import Config, read_config
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Part, Tensor, on_layers
@@ -28,9 +29,9 @@ def attending(c: Config) -> list[bool]:
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
-    """The tensors of a Granite 4 without experts."""
+    """The tensors of a Granite 4."""
     s, attends = state_space.read_sizes(c, version=2), attending(c)
-    ffn = decoder.gated_tensors(c)
+    ffn = experts.mixture_tensors(c, mixture(c))
     stored = "{p}layers.{i}.shared_mlp."
     if c.keys.kind != "gguf":
         for start, name in ((0, "gate"), (c.ffn, "up")):
@@ -52,10 +53,16 @@ def tensors(c: Config) -> dict[str, Tensor]:
     }
 
 
+def mixture(c: Config) -> experts.Mixture | None:
+    """Its experts, in every layer; None in a model without."""
+    return experts.read_mixture(c, renormalise=True)
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Granite 4 file."""
-    c = read_config(file, architecture, context, mixed=True)
-    keys, gguf = c.keys, file.kind == "gguf"
+    gguf = file.kind == "gguf"
+    c = read_config(file, architecture, context, mixed=True, experts=gguf)
+    keys, m = c.keys, mixture(c)
     if not gguf:
         c = replace(c, ffn=keys.integer("shared_ffn", c.ffn))
     attends = attending(c)
@@ -83,7 +90,8 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             h = state_space.mixer2(b, sizes, catalog, kept, h, i, eps)
         x = b.add(x, b.scale(h, residual))
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
-        return b.add(x, b.scale(decoder.gated(b, catalog, h, i, "silu"), residual))
+        h = experts.feed_forward(b, catalog, m, h, i, scaled=False)
+        return b.add(x, b.scale(h, residual))
 
     def logits(b: Builder, x: str) -> str:
         x = decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile, TensorInfo
+from strata.formats.header_only import Blank
 from strata.models.errors import (
     MissingTensor,
     TensorAxes,
@@ -73,6 +74,14 @@ def _at(name: str, i: int) -> str:
     return name.replace("{i}", str(i))
 
 
+class Wanted(Exception):
+    """A family's answer to a Blank: its tensors, layers, and what is put for ``{p}``."""
+
+    def __init__(self, tensors: Tensors, layers: int, prefix: str) -> None:
+        super().__init__("this model has no tensors yet")
+        self.tensors, self.layers, self.prefix = tensors, layers, prefix
+
+
 class Catalog:
     """The Weights of a model by canonical name, checked against what the file holds.
 
@@ -90,6 +99,8 @@ class Catalog:
         prefixes: Sequence[str] = ("model.", ""),
         harmless: Iterable[str] = (),
     ) -> None:
+        if isinstance(file, Blank):
+            raise Wanted(tensors, layers, prefixes[0])
         self._file = file
         anchor = tensors["token_embd.weight"].huggingface or ""
         found = [p for p in prefixes if anchor.replace("{p}", p) in file.tensors]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,45 +12,33 @@ import numpy as np
 
 from strata.errors import UsageError
 from strata.formats import TensorInfo
-from strata.formats.header_only import HeaderOnly
-from strata.models import (
-    build_model,
-    gemma2,
-    gemma3,
-    granite_hybrid,
-    lfm2,
-    llama,
-    mamba,
-    phi3,
-    qwen2,
-    qwen3,
-    qwen3moe,
-    qwen35,
-)
-from strata.models.config import Config, read_config
+from strata.formats.header_only import Blank, HeaderOnly
+from strata.models import build_model, wanted_tensors
 from strata.models.tensors import Tensor
 from strata.quant import BlockType, by_name
 from strata.synth.recipes import RECIPES, Place, tensor_type
-from strata.synth.shapes import Shape
+from strata.synth.shape import Shape
 
-_FAMILIES: Mapping[str, tuple[Callable[[Config], dict[str, Tensor]], str, str, str]] = {
-    "llama": (llama.tensors, "llama", "LlamaForCausalLM", "llama"),
-    "mistral": (llama.tensors, "llama", "MistralForCausalLM", "mistral"),
-    "qwen2": (qwen2.tensors, "qwen2", "Qwen2ForCausalLM", "qwen2"),
-    "qwen3": (qwen3.tensors, "qwen3", "Qwen3ForCausalLM", "qwen3"),
-    "gemma2": (gemma2.tensors, "gemma2", "Gemma2ForCausalLM", "gemma2"),
-    "gemma3": (gemma3.tensors, "gemma3", "Gemma3ForCausalLM", "gemma3_text"),
-    "mixtral": (llama.tensors, "llama", "MixtralForCausalLM", "mixtral"),
-    "qwen3moe": (qwen3moe.tensors, "qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
-    "phi3": (phi3.tensors, "phi3", "Phi3ForCausalLM", "phi3"),
-    "mamba2": (mamba.tensors2, "mamba2", "Mamba2ForCausalLM", "mamba2"),
-    "granite_hybrid": (
-        *(granite_hybrid.tensors, "granitehybrid"),
-        *("GraniteMoeHybridForCausalLM", "granitemoehybrid"),
-    ),
-    "lfm2": (lfm2.tensors, "lfm2", "Lfm2ForCausalLM", "lfm2"),
-    "qwen35": (qwen35.tensors, "qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text"),
+# Family -> (GGUF's architecture, `architectures` and `model_type` of config.json).
+HUGGING_FACE: Mapping[str, tuple[str, str, str]] = {
+    "llama": ("llama", "LlamaForCausalLM", "llama"),
+    "mistral": ("llama", "MistralForCausalLM", "mistral"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", "qwen2"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", "qwen3"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM", "gemma2"),
+    "gemma3": ("gemma3", "Gemma3ForCausalLM", "gemma3_text"),
+    "mixtral": ("llama", "MixtralForCausalLM", "mixtral"),
+    "qwen3moe": ("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
+    "phi3": ("phi3", "Phi3ForCausalLM", "phi3"),
+    "mamba2": ("mamba2", "Mamba2ForCausalLM", "mamba2"),
+    "granite_hybrid": ("granitehybrid", "GraniteMoeHybridForCausalLM", "granitemoehybrid"),
+    "lfm2": ("lfm2", "Lfm2ForCausalLM", "lfm2"),
+    "qwen35": ("qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text"),
 }
+# Tensors that files of Mamba-2 keep with a second axis of one entry.
+_COLUMNS = ("ssm_a", "ssm_d")
+_COLUMNS_IN = ("mamba2", "granitehybrid")
+_FEED_FORWARD = re.compile(r"blk\.\d+\.ffn_((gate|up|down)(_exps|_shexp)?|gate_inp)\.weight")
 _LLAMA3_ORIGINAL = 8192
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
@@ -66,7 +55,9 @@ class SynthTensor:
 
 def config_json(shape: Shape) -> dict[str, Any]:
     """The config.json of a shape."""
-    _, _, architecture, model_type = _FAMILIES[shape.family]
+    if shape.family not in HUGGING_FACE:
+        raise UsageError(f"{shape.name} is described as a GGUF file only; leave --format out")
+    _, architecture, model_type = HUGGING_FACE[shape.family]
     config: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": model_type,
@@ -120,7 +111,7 @@ def config_json(shape: Shape) -> dict[str, Any]:
 
 def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
     """The hyperparameters of a shape as GGUF keys."""
-    arch = _FAMILIES[shape.family][1]
+    arch = _architecture(shape)
     keys: dict[str, Any] = {
         "block_count": shape.layers,
         "context_length": shape.context,
@@ -137,6 +128,8 @@ def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
     }
     if shape.experts:
         keys |= {"expert_count": shape.experts, "expert_used_count": shape.top_k}
+        if not shape.ffn:
+            del keys["feed_forward_length"]
     if shape.family == "qwen3moe":
         keys["expert_feed_forward_length"] = shape.ffn
     if shape.window:
@@ -157,61 +150,71 @@ def gguf_metadata(shape: Shape, recipe: str) -> dict[str, Any]:
     }
 
 
-def _tensors(shape: Shape) -> dict[str, Tensor]:
-    """The family's own list of tensors, by canonical name with ``{i}`` for the layer."""
-    family, _, architecture, _ = _FAMILIES[shape.family]
-    file = HeaderOnly("huggingface", Path(shape.name), config_json(shape), {})
-    tied, mixed = shape.tied, bool(shape.keys)
-    return family(
-        read_config(
-            file,
-            architecture,
-            None,
-            tied=tied,
-            head_dim=shape.head_dim,
-            mixed=mixed,
-            experts=True,
-        )
-    )
+def _architecture(shape: Shape) -> str:
+    """As GGUF files call it."""
+    return HUGGING_FACE[shape.family][0] if shape.family in HUGGING_FACE else shape.family
 
 
-def _stored(shape: Shape, huggingface: bool) -> Iterator[tuple[str, int, Tensor, tuple[int, ...]]]:
-    """(name, layer, row of the family's table, shape) of what a file holds, in its order."""
-    tensors = _tensors(shape)
-    frame = [name for name in tensors if "{i}" not in name]
-    layered = [name for name in tensors if "{i}" in name]
-    order = [(name, 0) for name in frame if name.startswith("token_embd")]
-    order += [(name, i) for i in range(shape.layers) for name in layered]
-    order += [(name, 0) for name in frame if not name.startswith("token_embd")]
+def _blank(shape: Shape, recipe: str | None) -> Blank:
+    """What a model says before it has tensors."""
+    path = Path(shape.name)
+    if recipe is None:
+        return Blank("huggingface", path, config_json(shape), {})
+    table = (shape.vocab, shape.width)
+    frame = ("token_embd.weight",) if shape.tied else ("token_embd.weight", "output.weight")
+    there: dict[str, tuple[int, ...]] = dict.fromkeys(frame, table)
+    there |= {name.replace("{i}", "0"): (1,) for name in shape.holds}
+    infos = {n: TensorInfo(n, dims, by_name("F32"), path, 0, 0) for n, dims in there.items()}
+    return Blank("gguf", path, gguf_metadata(shape, recipe), infos)
+
+
+def _stored(shape: Shape, recipe: str | None) -> Iterator[tuple[str, int, Tensor, tuple[int, ...]]]:
+    """(name, layer, row of the family's table, shape) of what a file may hold, in its order."""
+    huggingface = recipe is None
+    wanted = wanted_tensors(_blank(shape, recipe))
+    frame = [(name, -1) for name in wanted.tensors if not name.startswith("blk.")]
+    layered = [name for name in wanted.tensors if name.startswith("blk.")]
+    order = [at for at in frame if at[0].startswith("token_embd.")]
+    for i in range(wanted.layers):
+        order += [(name, i) for name in layered if name.startswith(("blk.{i}.", f"blk.{i}."))]
+    order += [at for at in frame if not at[0].startswith("token_embd.")]
+    holds = {name.replace("{i}", str(i)) for i in range(wanted.layers) for name in shape.holds}
     done: set[str] = set()
     for canonical, i in order:
-        tensor = tensors[canonical]
+        tensor, dims = wanted.tensors[canonical], wanted.tensors[canonical].shape
+        here = canonical.replace("{i}", str(i))
+        if tensor.optional and here not in holds and not _FEED_FORWARD.fullmatch(here):
+            continue
         part = tensor.part if shape.family == "phi3" or not tensor.apart else None
         if part is None or not (huggingface or part.gguf):
-            stored, dims = tensor.huggingface if huggingface else canonical, tensor.shape
+            stored = tensor.huggingface if huggingface else canonical
         else:
             stored = part.huggingface if huggingface else part.gguf
-            dims = (part.total, *tensor.shape[1:])
-        # The table also names what GGUF files may hold besides: factors of rotary positions.
-        unsaid = tensor.optional and shape.experts
-        if stored is None or unsaid or (tensor.huggingface is None and part is None):
+            dims = (part.total, *dims[1:])
+        if stored is None:
             continue
-        prefix = "backbone." if shape.family == "mamba2" else "model."
-        name = stored.replace("{p}", prefix).replace("{i}", str(i))
+        name = stored.replace("{p}", wanted.prefix).replace("{i}", str(i))
         if name in done:
             continue
         done.add(name)
         if "{e}" not in name:
-            yield name, i, tensor, dims
+            yield name, i, tensor, dims if huggingface else _as_stored(shape, name, tensor, dims)
             continue
         for e in range(dims[0]):
             yield name.replace("{e}", str(e)), i, tensor, dims[1:]
 
 
+def _as_stored(shape: Shape, name: str, tensor: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """With the axes of one entry that GGUF files have."""
+    if tensor.unit_axes and name.endswith(_COLUMNS) and _architecture(shape) in _COLUMNS_IN:
+        return (dims[0], 1)
+    return dims[1:] if tensor.unit_axes and dims[0] == 1 else dims
+
+
 def gguf_tensors(shape: Shape, recipe: str) -> list[SynthTensor]:
     """The tensors of a GGUF file, under a recipe's name."""
-    out = []
-    for name, layer, _, dims in _stored(shape, huggingface=False):
+    found = []
+    for name, layer, _, dims in _stored(shape, recipe):
         place = Place(
             name,
             layer,
@@ -219,12 +222,13 @@ def gguf_tensors(shape: Shape, recipe: str) -> list[SynthTensor]:
             shape.heads // max(shape.kv_heads, 1),
             shape.tied,
             shape.layers == 80 and shape.family in ("llama", "qwen2"),
+            shape.experts,
         )
-        out.append(SynthTensor(name, dims, tensor_type(recipe, place, dims), _fill(name)))
+        found.append(SynthTensor(name, dims, tensor_type(recipe, place, dims), _fill(name)))
     if shape.llama3_factor:
         factors = _llama3_factors(shape)
-        out.insert(1, SynthTensor("rope_freqs.weight", (len(factors),), by_name("F32"), factors))
-    return out
+        found.insert(1, SynthTensor("rope_freqs.weight", (len(factors),), by_name("F32"), factors))
+    return _used(shape, found, recipe)
 
 
 def huggingface_tensors(shape: Shape) -> list[SynthTensor]:
@@ -233,8 +237,17 @@ def huggingface_tensors(shape: Shape) -> list[SynthTensor]:
         SynthTensor(
             name, dims, by_name("BF16"), 0.0 if tensor.transform == "add_one" else _fill(name)
         )
-        for name, _, tensor, dims in _stored(shape, huggingface=True)
+        for name, _, tensor, dims in _stored(shape, None)
     ]
+
+
+def _used(shape: Shape, tensors: list[SynthTensor], recipe: str) -> list[SynthTensor]:
+    """Without those that the layers of the model do not use: a layer has experts or none."""
+    if "leading_dense_block_count" not in shape.keys:
+        return tensors
+    model = build_model(_header("gguf", shape, gguf_metadata(shape, recipe), tensors))
+    used = {weight.source for segment in model.segments for weight in segment.weights}
+    return [tensor for tensor in tensors if tensor.name in used]
 
 
 def _fill(name: str) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from strata.quant import BlockType
 from strata.quant.encode import quantize
 from strata.synth.outline import SynthTensor
+from strata.synth.recipes import is_matrix
 
 # Elements of a pool, about. The number of its blocks is a prime, so that a row, which is a round
 # number of blocks, hardly ever begins twice at the same place.
@@ -31,7 +32,7 @@ class Pools:
 
     def chunks(self, tensor: SynthTensor) -> Iterable[Bytes]:
         """The bytes of a tensor, in pieces."""
-        if len(tensor.shape) < 2:
+        if not is_matrix(tensor.shape):
             values = np.broadcast_to(np.asarray(tensor.fill, np.float32), tensor.shape)
             floats = np.ascontiguousarray(values)
             return (quantize(tensor.type, floats).reshape(-1),)

@@ -1,11 +1,13 @@
 """Which block format each tensor gets under a quantisation's name, as llama.cpp's files have it.
 
 The rules are those of llama-quant.cpp in the llama.cpp project for dense models quantised without
-an importance matrix. ``MXFP4`` there is for mixtures of experts only; here it is for all layers.
+an importance matrix. ``MXFP4`` there is for the experts of mixtures; a dense model here has it in
+all layers.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +38,11 @@ RECIPES: dict[str, tuple[str, int]] = {
 }
 
 _FLOATS = ("F32", "F16", "BF16")
+# What stays as it was computed: routers, norms of groups, short convolutions.
+_FLOAT32 = re.compile(r"ffn_gate_inp\.weight|_norm\.weight|(ssm_conv1d|shortconv\.conv)\.weight")
+# Beside eight experts these are small. Of the second only where others have four bits or less.
+_OF_EIGHT = {"attn_k": "Q8_0", "attn_v": "Q8_0", "attn_output": "Q5_K"}
+_FOUR_BITS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M")
 # What a row that is no whole number of 256-value blocks gets instead.
 _SMALLER_BLOCKS = {
     "IQ4_XS": "IQ4_NL",
@@ -57,11 +64,13 @@ class Place:
     group: int  # query heads that share a KV head
     tied: bool
     layers_of_70b: bool
+    experts: int
 
 
 def tensor_type(recipe: str, place: Place, shape: tuple[int, ...]) -> BlockType:
     """The block format of a tensor of a ``shape`` (rows first) under a recipe's name."""
-    if len(shape) < 2 or place.name.endswith(".ffn_gate_inp.weight"):
+    weight = place.name.endswith(".weight") and is_matrix(shape)
+    if not weight or _FLOAT32.search(place.name):
         return by_name("F32")
     base = RECIPES[recipe][0]
     if base in _FLOATS:
@@ -74,6 +83,11 @@ def tensor_type(recipe: str, place: Place, shape: tuple[int, ...]) -> BlockType:
     return by_name(name)
 
 
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has more than one axis of more than one entry."""
+    return sum(n > 1 for n in shape) > 1
+
+
 def _chosen(recipe: str, base: str, place: Place, width: int) -> str:
     kind = place.name.removesuffix(".weight").rpartition(".")[2]
     if kind == "output" or (kind == "token_embd" and place.tied):
@@ -81,6 +95,11 @@ def _chosen(recipe: str, base: str, place: Place, width: int) -> str:
         return "Q8_0" if not fits or base in ("Q8_0", "MXFP4") else "Q6_K"
     if kind == "token_embd":
         return "Q8_0" if base == "MXFP4" else base
+    if base == "MXFP4" and place.experts:
+        return base if kind.endswith("_exps") else "Q8_0"
+    if place.experts == 8 and kind in _OF_EIGHT:
+        more = kind == "attn_output" and recipe not in _FOUR_BITS
+        return base if more else _OF_EIGHT[kind]
     rule = _RULES.get(kind)
     return base if rule is None else rule(recipe, base, place)
 
@@ -134,5 +153,7 @@ _RULES: dict[str, Callable[[str, str, Place], str]] = {
     "attn_qkv": _values,
     "ffn_down": _down,
     "ffn_down_exps": _down,
+    "ffn_down_shexp": _down,
+    "attn_kv_b": _values,
     "attn_output": _attention_output,
 }

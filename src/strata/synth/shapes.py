@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from strata.errors import UsageError
-
-_Dense = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"]
-Family = _Dense | Literal["mixtral", "qwen3moe", "mamba2", "granite_hybrid", "lfm2", "qwen35"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a decoder-only model. ``llama3_factor`` and ``linear_factor`` are rope scalings,
-    ``window`` a sliding window (on the layers that the family gives it to), 0 for none. ``experts``
-    of width ``ffn`` are in every layer, of which a token chooses ``top_k``.
-    ``settings`` and ``keys`` are what config.json and GGUF metadata have besides, or otherwise."""
-
-    name: str
-    family: Family
-    layers: int
-    width: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    context: int
-    rope_base: float
-    tied: bool = False
-    eps: float = 1e-5
-    window: int = 0
-    llama3_factor: float = 0.0
-    linear_factor: float = 0.0
-    experts: int = 0
-    top_k: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    keys: Mapping[str, Any] = field(default_factory=dict, hash=False)
+from strata.synth.mixtures import MIXTURES
+from strata.synth.shape import ATTENTION_BIASES, CONV_BIAS, Shape, ssm_keys
 
 
 def _smollm2(size: str, layers: int, width: int, ffn: int, heads: int, kv: int) -> Shape:
@@ -94,6 +63,7 @@ def _qwen25(
         1e6,
         tied,
         1e-6,
+        holds=ATTENTION_BIASES,
     )
 
 
@@ -180,7 +150,7 @@ def _mixtral(size: str, layers: int, width: int, ffn: int, heads: int, context: 
     return replace(dense, family="mixtral", heads=heads, experts=8, top_k=2)
 
 
-def _tiny(family: Family, window: int = 0, *, tied: bool = False) -> Shape:
+def _tiny(family: str, window: int = 0, *, tied: bool = False) -> Shape:
     return Shape(
         f"tiny-{family}",
         family,
@@ -199,7 +169,7 @@ def _tiny(family: Family, window: int = 0, *, tied: bool = False) -> Shape:
 
 
 def _hybrid(
-    name: str, family: Family, sizes: tuple[int, ...], attending: tuple[int, ...], **settings: Any
+    name: str, family: str, sizes: tuple[int, ...], attending: tuple[int, ...], **settings: Any
 ) -> Shape:
     """``sizes``: layers, width, ffn, heads, kv_heads, head_dim, vocab, context. The ``attending``
     layers have attention; ``settings`` are those of config.json, with GGUF's under ``keys``."""
@@ -211,18 +181,14 @@ def _hybrid(
     if types := settings.pop("types", None):
         settings["layer_types"] = [types[i in attending] for i in range(layers)]
     base = settings.pop("rope_base", 10000.0)
+    holds = settings.pop("holds", ())
     return Shape(
         *(name, family, layers, width, ffn, heads, kv_heads, head_dim, vocab, context, base),
         tied=True,
         settings=settings,
         keys=keys,
+        holds=holds,
     )
-
-
-def _ssm(inner: int, heads: int) -> dict[str, int]:
-    """GGUF keys of a Mamba-2 mixer."""
-    names = ("inner_size", "time_step_rank", "state_size", "conv_kernel", "group_count")
-    return {f"ssm.{n}": v for n, v in zip(names, (inner, heads, 128, 4, 1), strict=True)}
 
 
 RECURRENT: tuple[Shape, ...] = (
@@ -233,7 +199,8 @@ RECURRENT: tuple[Shape, ...] = (
         num_heads=80,
         n_groups=1,
         layer_norm_epsilon=1e-5,
-        keys=_ssm(5120, 80),
+        holds=(CONV_BIAS,),
+        keys=ssm_keys(5120, 80),
     ),
     _hybrid(
         *("granite-4-h-1b", "granite_hybrid"),
@@ -250,8 +217,9 @@ RECURRENT: tuple[Shape, ...] = (
         residual_multiplier=0.22,
         logits_scaling=6.0,
         position_embedding_type="nope",
+        holds=(CONV_BIAS,),
         keys={
-            **_ssm(3072, 48),
+            **ssm_keys(3072, 48),
             "embedding_scale": 12.0,
             "attention.scale": 1 / 128,
             "residual_scale": 0.22,
@@ -278,7 +246,13 @@ RECURRENT: tuple[Shape, ...] = (
         linear_value_head_dim=128,
         linear_conv_kernel_dim=4,
         partial_rotary_factor=0.25,
-        keys={**_ssm(2048, 16), "ssm.group_count": 16, "rope.dimension_count": 64},
+        keys={
+            **ssm_keys(2048, 16),
+            "ssm.group_count": 16,
+            "rope.dimension_count": 64,
+            "rope.dimension_sections": [11, 11, 10, 0],
+            "full_attention_interval": 4,
+        },
     ),
 )
 
@@ -323,6 +297,7 @@ _ALL = (
     Shape("phi-3-mini", "phi3", 32, 3072, 8192, 32, 32, 96, 32064, 4096, 10000.0, window=2047),
     Shape("phi-4", "phi3", 40, 5120, 17920, 40, 10, 128, 100352, 16384, 250000.0),
     *RECURRENT,
+    *MIXTURES,
     _qwen3moe("30b-a3b", 48, 2048, 768, 32),
     _qwen3moe("235b-a22b", 94, 4096, 1536, 64),
     _mixtral("8x7b", 32, 4096, 14336, 32, 32768),
@@ -331,7 +306,7 @@ _ALL = (
     replace(_tiny("qwen3moe", tied=True), experts=16, top_k=4, ffn=256),
     _tiny("llama", tied=True),
     _tiny("mistral"),
-    _tiny("qwen2"),
+    replace(_tiny("qwen2"), holds=ATTENTION_BIASES),
     _tiny("qwen3", tied=True),
     _tiny("gemma2", 64, tied=True),
     _tiny("gemma3", 64, tied=True),

@@ -22,7 +22,7 @@ from strata.synth.outline import (
     known_recipe,
 )
 from strata.synth.pools import Pools
-from strata.synth.shapes import Shape
+from strata.synth.shape import Shape
 from strata.synth.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int | None], None]
