@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK
-from strata.kv import BlockPool, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex, Run
+from strata.kv import BlockPool, BlockRun, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex
 from strata.kv.store import Buffer, PrefixStore
 from strata.kv.store_directory import StoreDirectory
 from strata.kv.store_offload import StoreOffload
@@ -88,7 +88,7 @@ def hand_over(k: StoreOffload, pool: BlockPool, memory: Memory, word: str) -> li
     blocks = pool.allocate(len(word))
     for block, data in zip(blocks, content(chain(word)), strict=True):
         memory.data[0, block] = data
-    k.save(chain(word), [Run(0, 0, tuple(blocks))])
+    k.save(chain(word), [BlockRun(0, 0, tuple(blocks))])
     pool.release(blocks)
     return blocks
 
@@ -164,7 +164,7 @@ def test_what_comes_back_is_what_was_written(slow: Slow) -> None:
     assert k.find(tokens, 1, 2) == 2
     assert k.find(tokens, 3, 4) == 3
     blocks = pool.allocate(2)
-    assert k.load(tokens, Run(0, 1, tuple(blocks))) == 2
+    assert k.load(tokens, BlockRun(0, 1, tuple(blocks))) == 2
     for block, right in zip(blocks, content(chain("abc"))[1:], strict=True):
         assert memory.data[0, block].tobytes() == right.tobytes()
 
@@ -271,7 +271,7 @@ def test_an_interrupt_while_loading_leaves_a_sequence_as_it_was(
     manager.save(kv, tokens)
     k.close()
 
-    def interrupted(tokens: Sequence[int], run: Run) -> int:
+    def interrupted(tokens: Sequence[int], run: BlockRun) -> int:
         if run.group == broken:
             raise KeyboardInterrupt
         return load(tokens, run)
@@ -319,9 +319,11 @@ def test_nothing_is_found_that_a_window_or_a_state_is_missing_of(tmp_path: Path)
     tokens = [i % 97 for i in range(10 * KV_BLOCK + 5)]
     _, k, _ = several(tmp_path)
     # Behind block 10 a window of 100 sees blocks 8 and 9.
-    k.save_now(tokens, [Run(0, 0, tuple(range(10))), Run(1, 9, (0,)), Run(2, 9, (0,))])
+    k.save_now(
+        tokens, [BlockRun(0, 0, tuple(range(10))), BlockRun(1, 9, (0,)), BlockRun(2, 9, (0,))]
+    )
     assert k.find(tokens, 0, 10) == 0
-    k.save_now(tokens, [Run(1, 8, (1,))])
+    k.save_now(tokens, [BlockRun(1, 8, (1,))])
     assert k.find(tokens, 0, 10) == 10
     assert k.find(tokens, 0, 9) == 0
     k.close()

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strata.backends.base import NO_BLOCK, Span, Step
 from strata.backends.cpu.backend import CpuBackend, available_isas
 from strata.backends.reference import ReferenceBackend
 from strata.program import Recurrent
+from support.mixed_sequences import run_mixed
 from support.small_programs import Floats, Lab
 
 ISAS = available_isas()
@@ -181,31 +181,8 @@ def test_bits_depend_on_the_sequence_alone(case: Case) -> None:
     # All but scalar fuse.
     assert len({whole[isa].tobytes() for isa in ISAS if isa != "scalar"}) <= 1
     for isa, threads in itertools.product(ISAS, (1, 3, 4)):
-        loaded = lab.load(CpuBackend(threads, isa))
-        done, out = [0, 0, 0], [[], [], []]  # type: ignore[var-annotated]
-        slots = [(NO_BLOCK, NO_BLOCK)] * 3
-        # Two slots for each sequence, the first of another step already in them.
-        loaded.state = loaded.backend.state_cache(lab.state, (6,))
-        while min(done) < len(lab.x):
-            spans, row = {}, 0
-            for i in rng.permutation(3).tolist():
-                count = min(int(rng.integers(0, 20)), len(lab.x) - done[i])
-                if count:
-                    slots[i] = slots[i][1], 2 * i + (slots[i][1] == 2 * i)
-                    spans[i] = Span(row, count, done[i], (np.array(slots[i], np.int32),))
-                    row += count
-            if not spans:
-                continue
-            ids = np.concatenate(
-                [np.arange(s.past, s.past + s.rows, dtype=np.int32) for s in spans.values()]
-            )
-            step = Step(ids, ids, tuple(spans.values()), np.arange(row, dtype=np.int32))
-            logits = loaded.step(step)
-            for i, span in spans.items():
-                out[i].append(logits[span.row : span.row + span.rows])
-                done[i] += span.rows
-        for parts in out:
-            assert np.concatenate(parts).tobytes() == whole[isa].tobytes()
+        for got in run_mixed(lab, CpuBackend(threads, isa), rng):
+            assert got.tobytes() == whole[isa].tobytes()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -33,7 +33,7 @@ class WeightReadError(StrataError):
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixPlace:
     """Where a matrix [n, k] lies in its file, for backends that read it themselves.
 
     ``storage`` is ``rows`` (row after row in the block type, from ``offset`` on), ``columns``
@@ -61,7 +61,7 @@ class WeightSource:
         stored = self._file.tensors[weight.source].type
         return by_name("F32") if weight.transform in _MAPS else stored
 
-    def place(self, weight: Weight) -> Place | None:
+    def place(self, weight: Weight) -> MatrixPlace | None:
         """Where a matrix is; None for one that only ``raw`` can give."""
         info = self._file.tensors[weight.source]
         if weight.transform in _MAPS or len(weight.shape) < 2:
@@ -72,15 +72,15 @@ class WeightSource:
         rows, width = weight.matrix
         if weight.transform == "transpose":
             self._check_transposable(weight)
-            return Place(stored.file, stored.offset, "columns", info.shape[1], first)
+            return MatrixPlace(stored.file, stored.offset, "columns", info.shape[1], first)
         if stored.factors is not None:
             factors = _factors_from(stored.factors, first, rows, prod(info.shape[:-1]))
             offset = stored.offset + first * width
-            return Place(stored.file, offset, "scaled", factors=factors)
+            return MatrixPlace(stored.file, offset, "scaled", factors=factors)
         row = info.type.tensor_nbytes((width,))
-        return Place(stored.file, stored.offset + first * row)
+        return MatrixPlace(stored.file, stored.offset + first * row)
 
-    def expert_places(self, weight: Weight) -> list[Place] | None:
+    def expert_places(self, weight: Weight) -> list[MatrixPlace] | None:
         """Where each matrix of a weight of three axes is; None for one that only ``raw`` gives."""
         count, n, k = weight.shape
         if weight.experts:
@@ -91,7 +91,7 @@ class WeightSource:
         first = 0 if weight.each is None else weight.each[0]
         row = info.type.tensor_nbytes((k,))
         starts = (e * info.shape[1] + first for e in range(count))
-        return [Place(stored.file, stored.offset + start * row) for start in starts]
+        return [MatrixPlace(stored.file, stored.offset + start * row) for start in starts]
 
     def _check_transposable(self, weight: Weight) -> None:
         info = self._file.tensors[weight.source]

@@ -26,7 +26,7 @@ from strata.errors import StrataError, UsageError
 from strata.guard import limits
 from strata.guard.account import Account
 from strata.guard.errors import GuardBusy, GuardError
-from strata.guard.nursery import Vocabulary, Ward, nursery
+from strata.guard.nursery import GrammarVocabulary, Ward, nursery
 from strata.guard.wire import COMMAND, VOCABULARY
 
 # A byte that no UTF-8 text holds sets the names of special tokens apart from text.
@@ -151,7 +151,7 @@ class GrammarCompiler:
         return nursery().open(
             "grammar",
             nbytes=limits.GRAMMAR_BYTES,
-            vocabulary=Vocabulary(
+            vocabulary=GrammarVocabulary(
                 self._number, self._tokenizer.vocab_size, lambda: _vocabulary(self._tokenizer)
             ),
             account=self._account,

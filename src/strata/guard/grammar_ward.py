@@ -25,7 +25,7 @@ _OPEN_FILES = 3
 """Standard input, output and errors: what a new descriptor would be numbered beyond."""
 
 
-class _Vocabulary:
+class _Encoder:
     """The attributes that llguidance looks for."""
 
     def __init__(self, data: bytearray) -> None:
@@ -61,14 +61,14 @@ class _Vocabulary:
         return self.later.popleft() if self.later else wire.receive(self.sock, most=COMMAND.size)
 
 
-def make_vocabulary(data: bytearray) -> tuple[_Vocabulary, llguidance.LLTokenizer]:
+def make_vocabulary(data: bytearray) -> tuple[_Encoder, llguidance.LLTokenizer]:
     """The tables of a vocabulary, and who is asked for encodings."""
-    vocabulary = _Vocabulary(data)
+    vocabulary = _Encoder(data)
     wrapped = llguidance.TokenizerWrapper(vocabulary)
     return vocabulary, llguidance.LLTokenizer(wrapped, eos_token=vocabulary.ends)
 
 
-def serve(sock: socket.socket, made: tuple[_Vocabulary, llguidance.LLTokenizer]) -> None:
+def serve(sock: socket.socket, made: tuple[_Encoder, llguidance.LLTokenizer]) -> None:
     """Compile what is asked for first; then answer for positions in it, until nobody asks."""
     encoder, vocabulary = made
     encoder.sock = sock

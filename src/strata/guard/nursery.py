@@ -32,7 +32,7 @@ _END_S = 2.0
 """For ending the wards."""
 
 
-class Vocabulary(NamedTuple):
+class GrammarVocabulary(NamedTuple):
     """Of grammars: its number, its tokens, and what makes it as ``wire.VOCABULARY`` says."""
 
     number: int
@@ -118,7 +118,7 @@ class Nursery:
         kind: str,
         *,
         nbytes: int,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: GrammarVocabulary | None = None,
         account: Account | None = None,
     ) -> Ward:
         """A ward with ``nbytes`` of memory for a ``kind`` of work; for grammars with a
@@ -135,7 +135,7 @@ class Nursery:
             self._say_later()
 
     def _open(
-        self, kind: str, nbytes: int, vocabulary: Vocabulary | None, account: Account | None
+        self, kind: str, nbytes: int, vocabulary: GrammarVocabulary | None, account: Account | None
     ) -> Ward:
         sock = self.start(account)
         number = None
@@ -159,7 +159,7 @@ class Nursery:
             raise
 
     def _tell_vocabulary(
-        self, sock: socket.socket, vocabulary: Vocabulary, account: Account | None
+        self, sock: socket.socket, vocabulary: GrammarVocabulary, account: Account | None
     ) -> None:
         entry = _entered(account, limits.vocabulary_bytes(vocabulary.tokens))
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from strata.kv.manager import BlockCopier, KVCacheManager, window_blocks
-from strata.kv.offload import NoOffload, Offload, Run
+from strata.kv.offload import BlockRun, NoOffload, Offload
 from strata.kv.pool import BlockPool, PoolError
 from strata.kv.prefix import NoPrefixCache, PrefixCache, PrefixIndex
 from strata.kv.sequence import BlockTable, Branch, SequenceState, blocks_for
@@ -12,6 +12,7 @@ from strata.kv.sizing import least_blocks, no_room, pool_blocks
 __all__ = [
     "BlockCopier",
     "BlockPool",
+    "BlockRun",
     "BlockTable",
     "Branch",
     "KVCacheManager",
@@ -21,7 +22,6 @@ __all__ = [
     "PoolError",
     "PrefixCache",
     "PrefixIndex",
-    "Run",
     "SequenceState",
     "blocks_for",
     "least_blocks",

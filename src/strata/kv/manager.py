@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from strata.backends.base import KV_BLOCK, NO_BLOCK
-from strata.kv.offload import NoOffload, Offload, Run
+from strata.kv.offload import BlockRun, NoOffload, Offload
 from strata.kv.pool import BlockPool
 from strata.kv.prefix import ROOT, PrefixIndex
 from strata.kv.sequence import BlockTable, Branch, SequenceState, blocks_for
@@ -349,7 +349,7 @@ class KVCacheManager:
     def _full(self, kv: SequenceState) -> int:
         return kv.length // KV_BLOCK
 
-    def _runs(self, kv: SequenceState) -> Iterator[Run]:
+    def _runs(self, kv: SequenceState) -> Iterator[BlockRun]:
         """The full blocks that a sequence holds, and the last state of it that lies between two."""
         full = self._full(kv)
         for number, group in enumerate(self.groups):
@@ -357,13 +357,13 @@ class KVCacheManager:
                 for end in range(min(full, len(kv.nodes)), 0, -1):
                     slot = self._slot_at(kv, number, end * KV_BLOCK)
                     if slot is not None:
-                        yield Run(number, end - 1, (slot,))
+                        yield BlockRun(number, end - 1, (slot,))
                         break
             else:
                 blocks = kv.tables[number][:full]
                 first = blocks.count(NO_BLOCK)
                 if first < full:
-                    yield Run(number, first, tuple(blocks[first:]))
+                    yield BlockRun(number, first, tuple(blocks[first:]))
 
     # Bringing back what was kept elsewhere. -----------------------------------------------------
 
@@ -384,7 +384,7 @@ class KVCacheManager:
             if group.window or group.recurrent:
                 continue
             # The only group of its kind: it says how far the others can go.
-            loaded = self._load(kv, tokens, Run(number, first, ()), wanted)
+            loaded = self._load(kv, tokens, BlockRun(number, first, ()), wanted)
             if loaded < wanted:
                 end, wanted = first + loaded, loaded
         kv.loaded += wanted
@@ -393,14 +393,14 @@ class KVCacheManager:
         self._finish_loading(kv, tokens, end)
         return True
 
-    def _load(self, kv: SequenceState, tokens: Sequence[int], run: Run, count: int) -> int:
+    def _load(self, kv: SequenceState, tokens: Sequence[int], run: BlockRun, count: int) -> int:
         """Append up to ``count`` blocks of a group to a sequence's table; how many that was."""
         blocks = self.take(run.group, count)
         if blocks is None:
             return 0
         loaded = 0
         try:
-            loaded = self._offload.load(tokens, Run(run.group, run.first, tuple(blocks)))
+            loaded = self._offload.load(tokens, BlockRun(run.group, run.first, tuple(blocks)))
         finally:
             self.pools[run.group].release(blocks[loaded:])
         kv.tables[run.group] += blocks[:loaded]
@@ -430,12 +430,12 @@ class KVCacheManager:
                     if spare is None:
                         return False
                     table[1] = spare[0]
-                if self._offload.load(tokens, Run(number, end - 1, (table[1],))) < 1:
+                if self._offload.load(tokens, BlockRun(number, end - 1, (table[1],))) < 1:
                     return False
             elif group.window:
                 first = max(before, group.first_seen(end * KV_BLOCK) // KV_BLOCK)
                 table += [NO_BLOCK] * (first - before)
-                if self._load(kv, tokens, Run(number, first, ()), end - first) < end - first:
+                if self._load(kv, tokens, BlockRun(number, first, ()), end - first) < end - first:
                     return False
         return True
 

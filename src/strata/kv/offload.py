@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Run:
+class BlockRun:
     """Blocks of one group that follow each other: of a sequence's blocks those from number
     ``first``. Of a recurrent group the slot with the state at the end of block ``first``."""
 
@@ -24,13 +24,13 @@ class Offload(Protocol):
         """Up to which block of ``tokens`` a sequence that has ``first`` of them can be brought
         from here, at most to ``most``; ``first`` if nowhere."""
 
-    def load(self, tokens: Sequence[int], run: Run) -> int:
+    def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """Fill the blocks of a run; how many of them, from the start, now hold what they should."""
 
-    def save(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+    def save(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """Keep full blocks, which are held here until that is done."""
 
-    def save_now(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+    def save_now(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """Keep full blocks before coming back, because they are about to be given up."""
 
     def pays(self, blocks: int) -> bool:
@@ -56,14 +56,14 @@ class NoOffload:
         """Nowhere."""
         return first
 
-    def load(self, tokens: Sequence[int], run: Run) -> int:
+    def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """None."""
         return 0
 
-    def save(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+    def save(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """Nothing is done."""
 
-    def save_now(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+    def save_now(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """Nothing is done."""
 
     def pays(self, blocks: int) -> bool:

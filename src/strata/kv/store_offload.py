@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from strata.backends.base import KV_BLOCK, StateCache
-from strata.kv.offload import Run
+from strata.kv.offload import BlockRun
 from strata.kv.pool import BlockPool
 from strata.kv.store import Buffer, PrefixStore, block_keys
 from strata.program import StateGroup
@@ -29,7 +29,7 @@ class _Work:
     """What waits to be kept: tokens and the runs of their blocks."""
 
     tokens: list[int] = field(default_factory=list)
-    runs: tuple[Run, ...] = ()
+    runs: tuple[BlockRun, ...] = ()
 
     def blocks(self, group: int) -> list[int]:
         return [block for run in self.runs if run.group == group for block in run.blocks]
@@ -91,7 +91,7 @@ class StoreOffload:
             for group in self._groups
         ]
 
-    def load(self, tokens: Sequence[int], run: Run) -> int:
+    def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """See Offload."""
         store, end = self._stores[run.group], run.first + len(run.blocks)
         keys = block_keys(store.identity, tokens[: end * KV_BLOCK])[run.first :]
@@ -101,7 +101,7 @@ class StoreOffload:
 
         return store.load(keys, put)
 
-    def save(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+    def save(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """See Offload."""
         self.collect()
         if not runs or self._closed or not self._has_room(runs):
@@ -115,14 +115,14 @@ class StoreOffload:
             self._thread = threading.Thread(target=self._work, name="strata-kv", daemon=True)
             self._thread.start()
 
-    def _has_room(self, runs: Sequence[Run]) -> bool:
+    def _has_room(self, runs: Sequence[BlockRun]) -> bool:
         for run in runs:
             held = len(self.blocks(run.group))
             if held and held + len(run.blocks) > self._pools[run.group].blocks // 4:
                 return False
         return True
 
-    def save_now(self, tokens: Sequence[int], runs: Sequence[Run]) -> None:
+    def save_now(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """See Offload."""
         started = perf_counter()
         new = self._write(_Work(list(tokens), tuple(runs)))
@@ -139,7 +139,7 @@ class StoreOffload:
             keys = block_keys(store.identity, work.tokens)[run.first :][: len(run.blocks)]
             new = max(new, len(keys) - store.find(keys))
 
-            def get(number: int, out: Buffer, run: Run = run) -> None:
+            def get(number: int, out: Buffer, run: BlockRun = run) -> None:
                 self._state.read(run.group, run.blocks[number - run.first], out)
 
             store.save(work.tokens, run.first, len(run.blocks), get)

@@ -12,7 +12,7 @@ import numpy as np
 import strata._native as _native
 from strata.backends.cpu.experts import PANEL, padded_rows
 from strata.backends.settings import Reading
-from strata.backends.weights import Place, WeightError, WeightReadError, WeightSource
+from strata.backends.weights import MatrixPlace, WeightError, WeightReadError, WeightSource
 from strata.formats.disk_file import DiskFile
 from strata.program import Weight
 from strata.quant import BlockType
@@ -80,7 +80,7 @@ class WeightReader:
         return [self._place(weight, source, place, n, k) for place in found]
 
     def _place(
-        self, weight: Weight, source: WeightSource, found: Place, n: int, k: int
+        self, weight: Weight, source: WeightSource, found: MatrixPlace, n: int, k: int
     ) -> _native.WeightPlace:
         try:
             return _native.WeightPlace(
