@@ -49,7 +49,7 @@ NB_MODULE(_native, m) {
   bind_kernels(m);
   bind_stream(m);
   bind_runtime(m);
-  bind_segments(m);
+  bind_nodes(m);
   bind_text(m);
   m.def("fail_after",
         [](const std::string& kind, int64_t n, bool always) {

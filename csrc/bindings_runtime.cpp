@@ -20,7 +20,7 @@ using namespace nb::literals;
 namespace strata {
 namespace {
 
-class PackJob final : public Job {
+class PackJob final : public TeamJob {
  public:
   PackJob(PackedWeight& w, const uint8_t* src, int threads) : w_(w), src_(src) {
     grain_ = std::max<int64_t>(1, panels(w.n) / (8 * threads));

@@ -27,7 +27,7 @@ inline void require(bool ok, const char* message) {
 // The thread team with the lock that keeps its jobs apart.
 struct Team {
   explicit Team(int threads) : team(threads) {}
-  void run(Job& job) {
+  void run(TeamJob& job) {
     std::lock_guard<std::mutex> hold(lock);
     team.run(job);
   }

@@ -25,7 +25,7 @@ void Failure::rethrow() {
 }
 
 // After a failure nothing more is computed.
-class PhasesJob final : public Job {
+class PhasesJob final : public TeamJob {
  public:
   PhasesJob(const std::vector<Phase>& all, const Context& context, std::atomic<int>* current)
       : all_(all), context_(context), current_(current) {}
@@ -80,7 +80,7 @@ void run_phases(ThreadTeam& team, const Context& context, const std::vector<Phas
   job.failure.rethrow();
 }
 
-void Segment::append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, int number) {
+void NodeList::append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, int number) {
   if (timing_) times_.resize(nodes_.size());
   for (int64_t i = begin; i < end; ++i) {
     const auto at = static_cast<size_t>(i);
@@ -88,19 +88,19 @@ void Segment::append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, 
   }
 }
 
-void Segment::append_to(std::vector<Phase>& run, int number) {
+void NodeList::append_to(std::vector<Phase>& run, int number) {
   append_nodes(run, 0, nodes(), number);
 }
 
-void Segment::run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end) {
+void NodeList::run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end) {
   std::vector<Phase> phases;
   phases.reserve(static_cast<size_t>(end - begin));
   append_nodes(phases, begin, end, 0);
   run_phases(team, context, phases, nullptr);
 }
 
-void Segment::run(ThreadTeam& team, const Context& context, Stream* stream, int track,
-                  const Check& check) {
+void NodeList::run(ThreadTeam& team, const Context& context, Stream* stream, int track,
+                   const Check& check) {
   run_nodes(team, context, 0, streamed() ? streamed_[0].node : nodes());
   auto checked = std::chrono::steady_clock::now();
   int tile = 0;
@@ -121,7 +121,7 @@ void Segment::run(ThreadTeam& team, const Context& context, Stream* stream, int 
   if (streamed()) stream->check_files();
 }
 
-std::vector<double> Segment::take_times() {
+std::vector<double> NodeList::take_times() {
   std::vector<double> out = std::move(times_);
   times_.assign(timing_ ? nodes_.size() : 0, 0.0);
   return out;

@@ -115,11 +115,12 @@ struct Phase {
 
 class Stream;
 
-class Segment {
+// What a Segment was lowered to.
+class NodeList {
  public:
-  Segment() = default;
-  Segment(const Segment&) = delete;
-  Segment& operator=(const Segment&) = delete;
+  NodeList() = default;
+  NodeList(const NodeList&) = delete;
+  NodeList& operator=(const NodeList&) = delete;
   void add(std::unique_ptr<Node> node) { nodes_.push_back(std::move(node)); }
   // The last node's weights come in so many tiles, from the stream that `run` is given.
   void add_streamed(std::unique_ptr<Node> node, int tiles) {

@@ -49,7 +49,7 @@ void ThreadTeam::end() {
 }
 
 // Opens the first phase from `phase` on that has chunks; ends the job when there is none left.
-void ThreadTeam::open_from(Job& job, int phase, int thread) {
+void ThreadTeam::open_from(TeamJob& job, int phase, int thread) {
   for (; phase < job.phases(); ++phase) {
     const int64_t chunks = job.begin(phase);
     if (chunks == 0) continue;
@@ -89,7 +89,7 @@ bool ThreadTeam::claim(uint32_t range, int thread) {
     const uint32_t number = static_cast<uint32_t>(ticket >> 32);
     const uint32_t next = static_cast<uint32_t>(ticket);
     Slot& slot = slots_[number % kSlots];
-    Job* job = slot.job.load(std::memory_order_relaxed);
+    TeamJob* job = slot.job.load(std::memory_order_relaxed);
     const int phase = slot.phase.load(std::memory_order_relaxed);
     const uint32_t chunks = slot.chunks.load(std::memory_order_relaxed);
     if (number == 0 || next >= range_begin(chunks, range + 1)) return false;
@@ -104,7 +104,7 @@ bool ThreadTeam::claim(uint32_t range, int thread) {
   }
 }
 
-void ThreadTeam::run(Job& job) {
+void ThreadTeam::run(TeamJob& job) {
   finished_.store(0, std::memory_order_relaxed);
   wake_.fetch_add(1, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) wake_.notify_all();

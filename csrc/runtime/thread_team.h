@@ -10,9 +10,9 @@ namespace strata {
 
 // Work in phases: the chunks of a phase may run in any order on any thread, and all of them are
 // done before the next phase starts.
-class Job {
+class TeamJob {
  public:
-  virtual ~Job() = default;
+  virtual ~TeamJob() = default;
   virtual int phases() const = 0;
   // Called once by one thread when every chunk of the phase before is done; returns the number of
   // chunks, which may be zero.
@@ -35,7 +35,7 @@ class ThreadTeam {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Runs the job to its end on this team; the caller works too. One job at a time.
-  void run(Job& job);
+  void run(TeamJob& job);
 
  private:
   // What a claimer needs to know of a phase; a slot is rewritten only kSlots phases later, and a
@@ -44,7 +44,7 @@ class ThreadTeam {
   // Ranges of a phase; with more threads than that, some share one.
   static constexpr uint32_t kMaxRanges = 16;
   struct alignas(64) Slot {
-    std::atomic<Job*> job{nullptr};
+    std::atomic<TeamJob*> job{nullptr};
     std::atomic<int> phase{0};
     std::atomic<uint32_t> chunks{0};
   };
@@ -52,7 +52,7 @@ class ThreadTeam {
   static constexpr uint64_t make_ticket(uint32_t phase, uint32_t next) {
     return (static_cast<uint64_t>(phase) << 32) | next;
   }
-  void open_from(Job& job, int phase, int thread);
+  void open_from(TeamJob& job, int phase, int thread);
   // The first chunk of a range; ranges that are not the last may be empty.
   uint32_t range_begin(uint64_t chunks, uint32_t range) const {
     return static_cast<uint32_t>(chunks * range / ranges_);

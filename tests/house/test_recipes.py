@@ -52,7 +52,7 @@ EXAMPLES = [
         "an Op",
         # Not where a family has it.
         r"(?<!\bb\.)\bshort_conv\b",
-        9,
+        11,
         read=frozenset({"csrc/kernels/simd_*.h"}),
         with_recipe="a kernel",
     ),

@@ -32,7 +32,7 @@ class Parameters:
 class Building:
     """A Segment that is being built: the native one, its weights, the numbers of its values."""
 
-    native: _native.Segment
+    native: _native.NodeList
     parameters: Parameters
     ids: Mapping[str, int]
     program: Program

@@ -54,7 +54,7 @@ class NativeSegment:
         self._parameters = parameters
         self.track: Track = []
         self._max_tokens = max_tokens
-        self._native = _native.Segment()
+        self._native = _native.NodeList()
         self.node_ops: list[str] = []
         self.node_parts: list[tuple[Op, ...]] = []
         program = segment.program
@@ -113,7 +113,7 @@ class NativeSegment:
             self._row("copy", program.outputs[0], hidden)
 
     @property
-    def native(self) -> _native.Segment:
+    def native(self) -> _native.NodeList:
         """The nodes."""
         return self._native
 

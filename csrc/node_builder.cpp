@@ -1,0 +1,404 @@
+// Each node with its operands: numbers, widths, rows and forms are checked before it is made.
+#include "node_builder.h"
+
+#include <algorithm>
+
+namespace strata {
+namespace {
+
+Floats floats(const std::optional<Array1<float>>& a) {
+  return a ? Floats(a->data(), a->data() + a->size()) : Floats();
+}
+
+}  // namespace
+
+int64_t NodeBuilder::value(int64_t width, int64_t f32, int64_t q8, bool selected) {
+  require(width > 0, "value: width must be positive");
+  require(f32 >= Value::kExternal && f32 % 64 <= 0, "value: misaligned f32 offset");
+  require(q8 >= Value::kNone && q8 % 64 <= 0, "value: misaligned q8 offset");
+  values_.push_back({width, f32, q8, selected});
+  return static_cast<int64_t>(values_.size()) - 1;
+}
+
+void NodeBuilder::embed(RowTablePtr table, float scale, int64_t out) {
+  require(at(out).width == table->k, "embed: width of the table and of the output differ");
+  vocabulary_ = table->n;
+  list_.add(make_embed(std::move(table), scale, f32_value(out)));
+}
+
+void NodeBuilder::add_positions(int64_t x, RowTablePtr table, int64_t offset, int64_t out) {
+  require(at(out).width == table->k && at(x).width == table->k,
+          "add_positions: widths differ");
+  max_positions_ = table->n - offset;
+  scratch_ = std::max(scratch_, table->k);
+  list_.add(make_add_positions(f32_value(x), std::move(table), offset, f32_value(out)));
+}
+
+void NodeBuilder::select(int64_t x, int64_t out) {
+  require(at(x).width == at(out).width, "select: widths differ");
+  require(!at(x).selected && at(out).selected, "select: rows must go from tokens to out");
+  list_.add(make_select(f32_value(x), f32_value(out)));
+}
+
+void NodeBuilder::row(int function, int64_t a, int64_t out, std::optional<int64_t> b,
+                      std::optional<Array1<float>> weight, std::optional<Array1<float>> bias,
+                      int activation, float number, int64_t group) {
+  list_.add(make_row(row_spec(function, a, out, b, weight, bias, activation, number, group)));
+}
+
+void NodeBuilder::matmul(int64_t x, const std::vector<Part>& parts,
+                         std::optional<std::tuple<int, int64_t>> glu, int tiles, int64_t narrow,
+                         int64_t groups) {
+  require(!parts.empty() && parts.size() <= 3, "matmul: one to three weights");
+  require(groups > 0 && (groups == 1 || !glu), "matmul: groups");
+  MatmulSpec s{at(x), {}, {}, groups};
+  StreamedProduct product{glu.has_value(), tiles, {}};
+  for (const auto& [operand, out, bias, residual] : parts) {
+    const auto* packed = std::get_if<WeightPtr>(&operand);
+    require((packed != nullptr) == (tiles == 0), "matmul: parts are all packed or all streamed");
+    const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
+    const Format format = packed ? (*packed)->format : place->format;
+    const int64_t n = packed ? (*packed)->n : place->n;
+    const int64_t k = packed ? (*packed)->k : place->k;
+    const ActKind kind = format_info(format)->act;
+    require(kind == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
+            "matmul: the input is not kept in the form that the weight needs");
+    require(s.parts.empty() || format_info(s.parts[0].format)->act == kind,
+            "matmul: parts want different inputs");
+    require(k * groups == s.x.width && at(out).width == n, "matmul: shapes differ");
+    require(groups == 1 || (n % (groups * kPanel) == 0 && k % kActBlock == 0),
+            "matmul: groups of " + std::to_string(n / groups) + " by " + std::to_string(k) +
+                " are no multiples of " + std::to_string(kPanel) + " by " +
+                std::to_string(kActBlock));
+    require(at(out).selected == s.x.selected, "matmul: rows differ");
+    require(!bias || static_cast<int64_t>(bias->size()) == n, "matmul: bias width");
+    MatmulPart part{packed ? *packed : nullptr, format, n, f32_value(out), floats(bias), {}};
+    if (residual) {
+      require(at(*residual).width == n, "matmul: residual width");
+      part.residual = f32_value(*residual);
+    }
+    s.parts.push_back(std::move(part));
+    int64_t scratch = matmul_scratch_floats(k);
+    if (place && place->packs()) scratch += (packing_bytes(place->panel_bytes()) + 3) / 4;
+    scratch_ = std::max(scratch_, scratch);
+    product.parts.push_back(place);
+  }
+  if (glu) {
+    require(parts.size() == 2 && s.parts[0].n == s.parts[1].n,
+            "matmul: glu takes two parts of one width");
+    const auto& [activation, out] = *glu;
+    s.glu = row_spec(static_cast<int>(RowFunction::glu), std::get<1>(parts[0]), out,
+                     std::get<1>(parts[1]), {}, {}, activation, 0.0f, 0);
+  }
+  if (format_info(s.parts[0].format)->act == ActKind::bf16) {
+    require(narrow >= 0 && narrow % 64 == 0, "matmul: no place for the input as bf16");
+    s.narrow = narrow;
+    narrow_.push_back({s.x, narrow});
+    list_.add(make_narrow(s.x, narrow));
+  }
+  if (tiles == 0) {
+    list_.add(make_matmul(std::move(s)));
+  } else {
+    list_.add_streamed(make_matmul(std::move(s)), tiles);
+    streamed_.push_back(std::move(product));
+  }
+}
+
+void NodeBuilder::attach(std::shared_ptr<Stream> stream, int track) {
+  require(track >= 0 && track < static_cast<int>(stream->tracks().size()), "stream: no track");
+  const Track& tiles = stream->tracks()[static_cast<size_t>(track)];
+  size_t next = 0;
+  for (const StreamedProduct& product : streamed_) {
+    std::vector<int64_t> covered(product.parts.size(), 0);
+    for (int i = 0; i < product.tiles; ++i, ++next) {
+      require(next < tiles.size(), "stream: too few tiles");
+      const Tile& tile = tiles[next];
+      for (const TileRange& r : tile) {
+        require(r.part >= 0 && r.part < static_cast<int>(product.parts.size()) &&
+                    r.place == product.parts[static_cast<size_t>(r.part)],
+                "stream: a tile is of another weight");
+        int64_t& at = covered[static_cast<size_t>(r.part)];
+        require(r.panel0 == at && r.panel1 > at, "stream: panels must follow each other");
+        at = r.panel1;
+      }
+      require(!product.glu || (tile.size() == 2 && tile[0].part == 0 && tile[1].part == 1 &&
+                               tile[0].panel0 == tile[1].panel0 &&
+                               tile[0].panel1 == tile[1].panel1 && tile[0].panel0 % 2 == 0),
+              "stream: glu takes the same columns of both parts, from an even panel on");
+    }
+    for (size_t i = 0; i < covered.size(); ++i) {
+      require(covered[i] == panels(product.parts[i]->n), "stream: panels are missing");
+    }
+  }
+  require(next == tiles.size(), "stream: too many tiles");
+  stream_ = std::move(stream);
+  track_ = track;
+}
+
+void NodeBuilder::heads(const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t>>& parts,
+                        int64_t out, int64_t count) {
+  require(count > 0 && !parts.empty(), "heads: none");
+  HeadsSpec s{{}, f32_value(out), count};
+  int64_t width = 0;
+  for (const auto& [x, stride, start, part] : parts) {
+    require(stride >= 0 && start >= 0 && part > 0 &&
+                (count - 1) * stride + start + part <= at(x).width,
+            "heads: past the end of a row");
+    require(at(x).selected == s.out.selected && at(x).f32 != s.out.f32, "heads: rows differ");
+    s.parts.push_back({f32_value(x), stride, start, part});
+    width += part;
+  }
+  require(width * count == s.out.width, "heads: widths differ");
+  list_.add(make_heads(std::move(s)));
+}
+
+void NodeBuilder::rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
+                       bool interleaved) {
+  require(at(x).width == at(out).width && at(x).width % head_dim == 0 &&
+              2 * table->half() <= head_dim,
+          "rope: widths differ");
+  list_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved,
+                          std::move(table)}));
+}
+
+void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v,
+                            int64_t out, int64_t layer, int64_t heads, int64_t kv_heads,
+                            int64_t k_dim, int64_t v_dim, float scale, int64_t window,
+                            float softcap, bool causal, bool chunked,
+                            const std::optional<Array1<float>>& slopes,
+                            const std::optional<Array1<float>>& sinks) {
+  require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
+          "attention: KV heads have as many heads each");
+  require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
+              at(out).width == heads * v_dim && (!k || at(*k).width == kv_heads * k_dim) &&
+              (!v || at(*v).width == kv_heads * v_dim) && (k || !v),
+          "attention: widths differ");
+  require(window >= 0 && layer >= 0, "attention: negative window or layer");
+  AttentionSpec s{f32_value(q), {}, {}, f32_value(out), layer, heads, kv_heads, k_dim, v_dim,
+                  window, scale, softcap, causal, chunked, floats(slopes), floats(sinks)};
+  require(s.slopes.empty() || static_cast<int64_t>(s.slopes.size()) == heads,
+          "attention: a slope for each head");
+  require(s.sinks.empty() || static_cast<int64_t>(s.sinks.size()) == heads,
+          "attention: a sink for each head");
+  if (k) s.k = f32_value(*k);
+  if (v) s.v = f32_value(*v);
+  attention_.push_back({layer, kv_heads, k_dim, v_dim, window, k.has_value(), v.has_value()});
+  scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
+  for (auto& node : make_attention(s)) list_.add(std::move(node));
+}
+
+void NodeBuilder::short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
+                             const std::optional<Array1<float>>& bias) {
+  const int64_t width = at(x).width;
+  const auto taps = static_cast<int64_t>(weight.size()) / width;
+  require(at(out).width == width && static_cast<int64_t>(weight.size()) == taps * width,
+          "short_conv: widths differ");
+  require(taps >= 2 && taps <= kMostTaps,
+          "short_conv: 2 to " + std::to_string(kMostTaps) + " taps, not " + std::to_string(taps));
+  require(layer >= 0 && !at(x).selected && !at(out).selected && at(x).f32 != at(out).f32,
+          "short_conv: no such layer or rows");
+  require(!bias || static_cast<int64_t>(bias->size()) == width, "short_conv: bias width");
+  recurrent_.push_back({layer, (taps - 1) * width});
+  list_.add(make_short_conv(
+      {f32_value(x), f32_value(out), layer, taps, floats(weight), floats(bias)}));
+}
+
+void NodeBuilder::scan(int kind, const std::vector<int64_t>& in, int64_t out, int64_t layer,
+                       int64_t heads, int64_t key_heads, int64_t k_dim, int64_t v_dim, bool tiled,
+                       bool by_key, const std::vector<Array1<float>>& parameters) {
+  require(kind >= 0 && kind < kScans, "scan: no such kind");
+  const auto what = static_cast<Scan>(kind);
+  require(layer >= 0 && heads > 0 && key_heads > 0 && heads % key_heads == 0 && k_dim > 0 &&
+              k_dim <= kMostKeys && v_dim > 0 && v_dim < (int64_t{1} << 30) / (heads * k_dim),
+          "scan: impossible heads");
+  const int64_t keys = key_heads * k_dim, all = heads * k_dim, values = heads * v_dim;
+  std::vector<int64_t> widths, floats_of;
+  switch (what) {
+    case Scan::ssm_head:
+      widths = {values, heads, keys, keys};
+      floats_of = {heads, heads};
+      break;
+    case Scan::ssm_channels:
+      require(heads == 1, "scan: channels are columns of one head");
+      widths = {values, values, keys, keys};
+      floats_of = {k_dim * v_dim, v_dim};
+      break;
+    case Scan::gated_delta: widths = {keys, keys, values, by_key ? all : heads, heads}; break;
+    case Scan::wkv6:
+      widths = {all, all, values, all};
+      floats_of = {all};
+      break;
+    case Scan::wkv7: widths = {all, all, all, values, all, all}; break;
+    case Scan::linear:
+      require(key_heads == heads, "scan: keys of every head");
+      widths = {all, all, values};
+      if (by_key) widths.push_back(all);
+      else floats_of = {heads};
+      break;
+  }
+  const bool square = what == Scan::wkv6 || what == Scan::wkv7;
+  require(!square || k_dim == v_dim, "scan: keys and values differ");
+  require(in.size() == widths.size() && parameters.size() == floats_of.size(),
+          "scan: number of operands");
+  ScanSpec s{what, {}, f32_value(out), layer, heads, key_heads, k_dim, v_dim, tiled, by_key, {}};
+  require(s.out.width == values && !s.out.selected, "scan: width of the output");
+  for (size_t i = 0; i < in.size(); ++i) {
+    s.in.push_back(f32_value(in[i]));
+    require(s.in[i].width == widths[i] && !s.in[i].selected && s.in[i].f32 != s.out.f32,
+            "scan: widths differ");
+  }
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    require(static_cast<int64_t>(parameters[i].size()) == floats_of[i], "scan: parameters");
+    s.parameters.push_back(floats(parameters[i]));
+  }
+  recurrent_.push_back({layer, heads * k_dim * v_dim});
+  list_.add(make_scan(std::move(s)));
+}
+
+void NodeBuilder::grouped(int function, int64_t x, int64_t out, int64_t group, float eps,
+                          float factor, const std::optional<Array1<float>>& weight) {
+  require(function >= 0 && function <= static_cast<int>(GroupFunction::decay), "group function");
+  GroupSpec s{static_cast<GroupFunction>(function), f32_value(x), f32_value(out), group, eps,
+              factor, floats(weight)};
+  const auto given = static_cast<int64_t>(s.weight.size());
+  require(group > 0 && s.x.width % group == 0 && s.x.width == s.out.width &&
+              s.x.selected == s.out.selected,
+          "group: widths differ");
+  require(given == (s.function == GroupFunction::grouped_rms_norm ? s.x.width
+                    : s.function == GroupFunction::decay          ? s.x.width / group
+                                                                  : 0),
+          "group: weights");
+  list_.add(make_group(std::move(s)));
+}
+
+void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
+                          const std::optional<ExpertsOperand>& gate, const ExpertsOperand& up,
+                          const ExpertsOperand& down, const std::optional<Array1<float>>& selection,
+                          int64_t ffn, int64_t top_k, int scoring, bool select_logits,
+                          bool softmax_chosen, bool renormalise, float least_sum, float scale,
+                          int64_t groups, int64_t groups_kept, bool group_top2, int activation,
+                          int clamp, float limit, bool weigh_input,
+                          const std::tuple<int, int>& tiles, int64_t narrow, int64_t work) {
+  const int64_t count = at(logits).width;
+  const int64_t width = at(x).width;
+  require(at(out).width == width && at(out).f32 != at(x).f32 && !at(x).selected &&
+              !at(logits).selected && !at(out).selected,
+          "experts: rows or widths differ");
+  require(ffn > 0 && top_k > 0 && top_k <= count && groups > 0 && count % groups == 0 &&
+              groups_kept > 0 && groups_kept <= groups,
+          "experts: so many cannot be chosen");
+  require(scoring >= 0 && scoring <= static_cast<int>(Scoring::none) && clamp >= 0 &&
+              clamp <= static_cast<int>(Clamp::oai) && activation >= 0 &&
+              activation <= static_cast<int>(Activation::relu2),
+          "experts: no such function");
+  require(work >= 0 && work % 64 == 0, "experts: no workspace");
+  require(!selection || static_cast<int64_t>(selection->size()) == count, "experts: selection");
+  const auto [inner_tiles, outer_tiles] = tiles;
+  std::vector<StreamedProduct> streamed{{gate.has_value(), inner_tiles, {}},
+                                        {false, outer_tiles, {}}};
+  const auto part = [&](const ExpertsOperand& from, int64_t n, int64_t k, size_t product) {
+    const auto& [operand, bias, scales] = from;
+    const auto* packed = std::get_if<WeightPtr>(&operand);
+    require((packed != nullptr) == (streamed[product].tiles == 0),
+            "experts: all packed or all streamed");
+    const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
+    const Format format = packed ? (*packed)->format : place->format;
+    require((packed ? (*packed)->k : place->k) == k, "experts: shapes differ");
+    // Streamed panels are those of the file: no expert may end within one.
+    require(packed ? (*packed)->n == count * panels(n) * kPanel
+                   : place->n == count * n && n % kPanel == 0,
+            "experts: shapes differ");
+    require(!bias || static_cast<int64_t>(bias->size()) == count * n, "experts: bias width");
+    require(!scales || static_cast<int64_t>(scales->size()) == count, "experts: scales");
+    if (place) streamed[product].parts.push_back(place);
+    return ExpertsPart{packed ? *packed : nullptr, format, floats(bias), floats(scales)};
+  };
+  ExpertsSpec s{at(x), f32_value(logits), f32_value(out), count, ffn, top_k, {}, {}, {},
+                floats(selection), static_cast<Scoring>(scoring), select_logits, softmax_chosen,
+                renormalise, weigh_input, group_top2, least_sum, scale, limit, groups,
+                groups_kept, static_cast<Activation>(activation), static_cast<Clamp>(clamp),
+                Value::kNone, work};
+  if (gate) s.gate = part(*gate, ffn, width, 0);
+  s.up = part(up, ffn, width, 0);
+  s.down = part(down, width, ffn, 1);
+  const ActKind act = format_info(s.up.format)->act;
+  require(act == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
+          "experts: the input is not kept in the form that the weights need");
+  require(!s.gate || format_info(s.gate->format)->act == act,
+          "experts: gate and up want different inputs");
+  scratch_ = std::max(scratch_, s.scratch_floats());
+  experts_.push_back(s);
+  if (act == ActKind::bf16) {
+    require(narrow >= 0 && narrow % 64 == 0, "experts: no place for the input as bf16");
+    s.narrow = narrow;
+    narrow_.push_back({s.x, narrow});
+    list_.add(make_narrow(s.x, narrow));
+  }
+  ExpertNodes nodes = make_experts(std::move(s));
+  list_.add(std::move(nodes.route));
+  add_product(std::move(nodes.gate_up), std::move(streamed[0]));
+  if (nodes.narrow) list_.add(std::move(nodes.narrow));
+  add_product(std::move(nodes.down), std::move(streamed[1]));
+}
+
+void NodeBuilder::add_product(std::unique_ptr<Node> node, StreamedProduct product) {
+  if (product.tiles == 0) {
+    list_.add(std::move(node));
+    return;
+  }
+  list_.add_streamed(std::move(node), product.tiles);
+  streamed_.push_back(std::move(product));
+}
+
+const Value& NodeBuilder::at(int64_t id) const {
+  require(id >= 0 && id < static_cast<int64_t>(values_.size()), "no such value");
+  return values_[static_cast<size_t>(id)];
+}
+
+const Value& NodeBuilder::f32_value(int64_t id) const {
+  require(at(id).f32 != Value::kNone, "value is not kept as f32");
+  return at(id);
+}
+
+RowSpec NodeBuilder::row_spec(int function, int64_t a, int64_t out, std::optional<int64_t> b,
+                              const std::optional<Array1<float>>& weight,
+                              const std::optional<Array1<float>>& bias, int activation,
+                              float number, int64_t group) {
+  require(function >= 0 && function < kRowFunctions, "row function");
+  require(activation >= 0 && activation < kActivations, "activation");
+  RowSpec s{static_cast<RowFunction>(function), f32_value(a), {}, at(out), floats(weight),
+            floats(bias), static_cast<Activation>(activation), number, group};
+  require(s.a.width == s.out.width && s.a.selected == s.out.selected, "row: shapes differ");
+  const auto given = static_cast<int64_t>(s.weight.size());
+  const bool multiplies = s.function == RowFunction::mul;
+  const bool two = s.function == RowFunction::glu || s.function == RowFunction::add ||
+                   (multiplies && given == 0);
+  require(two == b.has_value(), "row: number of operands");
+  if (b) {
+    s.b = f32_value(*b);
+    require((multiplies ? s.a.width % s.b.width == 0 : s.b.width == s.a.width) &&
+                s.b.selected == s.a.selected,
+            "row: shapes differ");
+  }
+  const bool norm = s.function == RowFunction::rms_norm || s.function == RowFunction::layer_norm;
+  require(norm == (group > 0) && (!norm || s.a.width % group == 0), "row: norm width");
+  require(s.bias.empty() || (norm && s.bias.size() == s.weight.size()), "row: norm bias");
+  bool fits = given == 0;
+  switch (s.function) {
+    case RowFunction::rms_norm:
+    case RowFunction::layer_norm: fits = given == 0 || given == group; break;
+    case RowFunction::mul: fits = given == 0 || s.a.width % given == 0; break;
+    case RowFunction::shift: fits = given == s.a.width; break;
+    case RowFunction::clamp: fits = given == 2; break;
+    case RowFunction::xielu: fits = given == 4; break;
+    case RowFunction::position_scale:
+      fits = given == 3 && s.weight[0] > 0 && !s.a.selected;
+      break;
+    default: break;
+  }
+  require(fits, "row: weights");
+  scratch_ = std::max(scratch_, s.out.width + 64);
+  return s;
+}
+
+}  // namespace strata
