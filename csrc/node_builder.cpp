@@ -22,7 +22,7 @@ int64_t NodeBuilder::value(int64_t width, int64_t f32, int64_t q8, bool selected
 
 void NodeBuilder::embed(RowTablePtr table, float scale, int64_t out) {
   require(at(out).width == table->k, "embed: width of the table and of the output differ");
-  vocabulary_ = table->n;
+  vocabulary_ = vocabulary_ < 0 ? table->n : std::min(vocabulary_, table->n);
   list_.add(make_embed(std::move(table), scale, f32_value(out)));
 }
 

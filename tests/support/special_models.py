@@ -76,7 +76,41 @@ STREAMS: Shapes = {
     **{f"hc_{half}_base": (6,) for half in ("attn", "ffn")},
     **{f"hc_{half}_scale": (2,) for half in ("attn", "ffn")},
 }
+WIDE: Shapes = {"ffn_norm": (WIDTH,), "ffn_gate": (2 * FFN, WIDTH), "ffn_up": (2 * FFN, WIDTH)} | {
+    "ffn_down": (WIDTH, 2 * FFN)
+}
+WIDE_NORMS: Shapes = {"attn_q_norm": (32,), "attn_k_norm": (32,)}
+PER_LAYER: Shapes = {"inp_gate": (8, WIDTH), "proj": (WIDTH, 8), "post_norm": (WIDTH,)} | {
+    "layer_output_scale": (1,)
+}
+GEMMA4_LOCAL: Shapes = {**attention(), **NORMS, **AROUND}
+BESIDE: Shapes = {
+    "ffn_gate_inp": (EXPERTS, WIDTH),
+    "ffn_gate_inp.scale": (WIDTH,),
+    "ffn_gate_up_exps": (EXPERTS, 2 * OWN, WIDTH),
+    "ffn_down_exps": (EXPERTS, WIDTH, OWN),
+    "ffn_down_exps.scale": (EXPERTS,),
+    **{f"{name}_{n}": (WIDTH,) for name, n in (("pre_ffw_norm", 2), ("post_ffw_norm", 1))},
+    "post_ffw_norm_2": (WIDTH,),
+}
 
+
+def without_kv(layer: Shapes) -> Shapes:
+    """A layer that reads what another one keeps."""
+    return {k: v for k, v in layer.items() if k not in ("attn_k", "attn_v", "attn_k_norm")}
+
+
+GEMMA4: dict[str, Any] = {
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.key_length_swa": DIM,
+    "attention.value_length_swa": DIM,
+    "attention.sliding_window": 8,
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": DIM,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 500.0,
+}
 KEYS: dict[str, Any] = {
     "context_length": 128,
     "embedding_length": WIDTH,
@@ -213,6 +247,53 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
         },
         4 * [{k: v for k, v in {**attention(), **GATE, **PLAIN}.items() if k != "attn_norm"}],
     ),
+    "gemma4": (
+        {
+            **GEMMA4,
+            "attention.head_count_kv": [2, 2, 1, 2, 1],
+            "attention.sliding_window_pattern": [True, True, False, True, False],
+            "attention.shared_kv_layers": 2,
+            "embedding_length_per_layer_input": 8,
+            "feed_forward_length": [FFN, FFN, FFN, 2 * FFN, 2 * FFN],
+            "final_logit_softcapping": 3.0,
+            "expert_count": 0,
+            "expert_used_count": 0,
+        },
+        [
+            {**GEMMA4_LOCAL, **DENSE, **PER_LAYER},
+            {**GEMMA4_LOCAL, **DENSE, **PER_LAYER},
+            {**attention(4, 1, 32, 32), **WIDE_NORMS, **AROUND, **DENSE, **PER_LAYER},
+            {**without_kv(GEMMA4_LOCAL), **WIDE, **PER_LAYER},
+            {**without_kv(attention(4, 1, 32, 32)), "attn_q_norm": (32,)}
+            | {**AROUND, **WIDE, **PER_LAYER},
+        ],
+    ),
+    "gemma4 experts": (
+        {
+            **GEMMA4,
+            "attention.head_count_kv": [2, 1, 2],
+            "attention.sliding_window_pattern": [True, False, True],
+            "embedding_length_per_layer_input": 0,
+        },
+        [
+            {**GEMMA4_LOCAL, **DENSE, **BESIDE},
+            {
+                **{k: v for k, v in attention(4, 1, 32, 32).items() if k != "attn_v"},
+                **{**WIDE_NORMS, **AROUND, **DENSE, **BESIDE},
+            },
+            {**GEMMA4_LOCAL, **DENSE},
+        ],
+    ),
+}
+
+# Tensors that belong to no layer.
+OF_MODEL: dict[str, Shapes] = {
+    "hrm_text": {"hrm.z_l_init": (WIDTH,)},
+    "hy_v4": {"output_hc_fn.weight": (3, 3 * WIDTH), "output_hc_base.weight": (3,)}
+    | {"output_hc_scale.weight": (1,)},
+    "gemma4": {"rope_freqs.weight": (16,), "per_layer_token_embd.weight": (VOCABULARY, 40)}
+    | {"per_layer_model_proj.weight": (40, WIDTH), "per_layer_proj_norm.weight": (8,)},
+    "gemma4 experts": {"rope_freqs.weight": (16,)},
 }
 
 
@@ -220,23 +301,21 @@ def keys(architecture: str, **more: Any) -> dict[str, Any]:
     """The metadata of a file; ``more`` comes in the place of what it has."""
     own, layers = SPECIAL[architecture]
     stated = {"block_count": len(layers), **KEYS, **own, **more}
-    named = {f"{architecture}.{key}": value for key, value in stated.items() if value is not None}
-    return {"general.architecture": architecture, **named}
+    name = architecture.split()[0]
+    named = {f"{name}.{key}": value for key, value in stated.items() if value is not None}
+    return {"general.architecture": name, **named}
 
 
 def shapes(architecture: str) -> Shapes:
     """Every tensor of a file."""
     out: Shapes = {"token_embd.weight": (VOCABULARY, WIDTH), "output.weight": (VOCABULARY, WIDTH)}
-    if architecture == "hrm_text":
-        out["hrm.z_l_init"] = (WIDTH,)
-    else:
+    if architecture != "hrm_text":
         out["output_norm.weight"] = (WIDTH,)
-    if architecture == "hy_v4":
-        out |= {"output_hc_fn.weight": (3, 3 * WIDTH), "output_hc_base.weight": (3,)}
-        out["output_hc_scale.weight"] = (1,)
+    out |= OF_MODEL.get(architecture, {})
     for i, layer in enumerate(SPECIAL[architecture][1]):
         for name, shape in layer.items():
-            out[f"blk.{i}.{name}" + ("" if name.endswith("bias") else ".weight")] = shape
+            whole = name.endswith(("bias", ".scale"))
+            out[f"blk.{i}.{name}" + ("" if whole else ".weight")] = shape
     return out
 
 
@@ -251,7 +330,7 @@ def write(path: Path, architecture: str, **more: Any) -> Path:
     for seed, (name, shape) in enumerate(shapes(architecture).items()):
         drawn = np.random.default_rng(seed).standard_normal(shape)
         drawn *= 0.2 if len(shape) == 1 else shape[-1] ** -0.5
-        drawn += len(shape) == 1 and name.endswith("weight")
+        drawn += len(shape) == 1 and name.endswith(("weight", ".scale"))
         raw = drawn.astype(np.float32).reshape(-1).view(np.uint8)
         sources.append(TensorSource(name, shape, by_name("F32"), partial(_one, raw)))
     write_gguf(path, keys(architecture, **more), sources)

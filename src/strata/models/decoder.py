@@ -250,17 +250,17 @@ def assemble(
     layer: Callable[[Builder, str, int], str],
     head: Callable[[Builder, str], str],
     state: Sequence[LayerState] | None = None,
-    streams: int = 1,
+    hidden: int = 0,
     result: str = "logits",
 ) -> Model:
     """The Model: one Segment to embed, one a layer, one for the ``result`` of the selected rows.
 
     ``state`` is what layers keep, which may grow while they are built: keys and values of each
-    unless given. ``streams`` is how often the width lies side by side between layers.
+    unless given. ``hidden`` is how wide a row is between layers: the width unless given.
     """
     first = Builder("embed", catalog)
     segments = [first.build(x=embed(first))]
-    width: dict[str, Shape] = {"x": ("T", streams * c.width)}
+    width: dict[str, Shape] = {"x": ("T", hidden or c.width)}
     for i in range(c.layers):
         b = Builder(f"layer.{i}", catalog, width)
         segments.append(b.build(x=layer(b, "x", i)))

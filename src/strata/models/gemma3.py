@@ -14,7 +14,7 @@ from strata.models.tensors import Catalog, Tensor
 from strata.program import Model
 
 _27B_LAYERS = 62
-_PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
+PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
 _VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 
 
@@ -39,7 +39,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         file,
         tensors(c),
         c.layers,
-        prefixes=_PREFIXES,
+        prefixes=PREFIXES,
         harmless=(*decoder.harmless(c), _VISION),
     )
     factors = decoder.rope_factors(c, catalog)

@@ -60,7 +60,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         x = b.columns(pair, head_dim=2 * c.width, start=0, width=c.width)
         return decoder.head(b, c, x)
 
-    return decoder.assemble(c, catalog, embed=embed, layer=layer, head=logits, streams=2)
+    return decoder.assemble(c, catalog, embed=embed, layer=layer, head=logits, hidden=2 * c.width)
 
 
 def _of_run(c: Config, i: int, block: int) -> dict[str, Tensor]:

@@ -64,5 +64,5 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         layer=layer,
         head=logits,
         state=[a.state(c.heads)] * c.layers,
-        streams=streams.count,
+        hidden=streams.count * c.width,
     )

@@ -26,6 +26,16 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "kv_heads": ("attention.head_count_kv", ("num_key_value_heads",)),
     "head_dim": ("attention.key_length", ("head_dim",)),
     "value_dim": ("attention.value_length", ()),
+    "head_dim_local": ("attention.key_length_swa", ()),
+    "value_dim_local": ("attention.value_length_swa", ()),
+    "head_dim_global": (None, ("global_head_dim",)),
+    "kv_heads_global": (None, ("num_global_key_value_heads",)),
+    "k_is_v": (None, ("attention_k_eq_v",)),
+    "shared_kv_layers": ("attention.shared_kv_layers", ("num_kv_shared_layers",)),
+    "double_ffn": (None, ("use_double_wide_mlp",)),
+    "per_layer": ("embedding_length_per_layer_input", ("hidden_size_per_layer_input",)),
+    "per_layer_vocab": (None, ("vocab_size_per_layer_input",)),
+    "expert_block": (None, ("enable_moe_block",)),
     "context": ("context_length", ("max_position_embeddings", "n_positions", "n_ctx")),
     "vocab": (None, ("vocab_size",)),
     "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
@@ -91,7 +101,10 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     ),
     "top_k": (
         "expert_used_count",
-        ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "experts_per_token"),
+        (
+            *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
+            *("experts_per_token", "top_k_experts"),
+        ),
     ),
     "expert_ffn": ("expert_feed_forward_length", ("moe_intermediate_size",)),
     "shared_experts": (

@@ -55,6 +55,7 @@ class _Scaling:
     high_freq_factor: float = 4.0
     truncate: bool = True
     frequency_factors: tuple[float, ...] = ()
+    turned: int = 0
 
 
 def read_rope(
@@ -171,6 +172,10 @@ def _from_config(c: Config, base: float) -> _Scaling:
         theta *= alpha ** (dim / (dim - 2))
     if kind == "default":
         return _Scaling(kind, theta, dim)
+    if kind == "proportional":
+        turned = int(partial * c.head_dim // 2)
+        factor = number("factor", 1.0, _LEAST_FACTOR)
+        return _Scaling(kind, theta, c.head_dim, factor=factor, turned=turned)
     if kind in ("linear", "llama3", "yarn") and "factor" not in values:
         raise ConfigError(f"'{key}.factor' is missing: '{kind}' needs it")
     trained = c.keys.integer("rope_original_context", 0, low=0) or values.get(
@@ -226,6 +231,9 @@ def _frequencies(s: _Scaling) -> tuple[np.ndarray[Any, np.dtype[np.float64]], fl
         frequencies, usual = plain, 1.0
     elif s.kind == "linear":
         frequencies, usual = plain / s.factor, 1.0
+    elif s.kind == "proportional":
+        # The rest of a head is not turned, but counts where frequencies are chosen.
+        frequencies, usual = plain / s.factor * (np.arange(s.dim // 2) < s.turned), 1.0
     elif s.kind == "llama3":
         frequencies, usual = _llama3(s, plain), 1.0
     elif s.kind == "yarn":
@@ -240,7 +248,7 @@ def _frequencies(s: _Scaling) -> tuple[np.ndarray[Any, np.dtype[np.float64]], fl
     else:
         raise ConfigError(
             f"rope scaling '{s.kind}' is not known; known: default, linear, dynamic, llama3, "
-            f"yarn, longrope"
+            f"yarn, longrope, proportional"
         )
     return frequencies, usual if magnitude is None else magnitude
 

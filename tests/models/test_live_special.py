@@ -1,0 +1,93 @@
+"""Families whose attention or layers are special, in Hugging Face directories, against
+transformers, which wrote them.
+
+Prefill at once and step by step, in float32. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strata.formats import open_model
+from support.forward import logits
+
+pytestmark = pytest.mark.slow
+
+VOCABULARY = 272
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+LOCAL, FULL = "sliding_attention", "full_attention"
+GEMMA4: dict[str, Any] = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "layer_types": [LOCAL, FULL, LOCAL, LOCAL, FULL],
+    "vocab_size_per_layer_input": VOCABULARY,
+    "final_logit_softcapping": 5.0,
+}
+FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
+    (
+        "Gemma4",
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+    ),
+    (
+        "Gemma4",
+        "Gemma4Text",
+        {
+            **GEMMA4,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 3,
+            "moe_intermediate_size": 24,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "config", "settings"), FAMILIES)
+def test_logits_are_those_of_transformers(
+    kind: str, config: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    stated = getattr(transformers, f"{config}Config")(**{**SIZES, **settings})
+    model = getattr(transformers, f"{kind}ForCausalLM")(stated).float().eval()
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
+            if weight.ndim == 1:
+                weight.add_(1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.7)
+        expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    model.save_pretrained(tmp_path)
+    with open_model(tmp_path) as file:
+        for chunks in ([len(tokens)], [1] * len(tokens)):
+            found = logits(file, tokens.tolist(), chunks=chunks)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
