@@ -1,4 +1,4 @@
-"""Tiny GGUF files of families with recurrent layers, and llama.cpp's logits of them.
+"""Tiny GGUF files of families with recurrent layers or convolutions with llama.cpp's logits.
 
     python tools/make_tiny_hybrids.py DIRECTORY [NAME ...] [--llama-cpp SOURCE BUILD]
 
@@ -193,6 +193,44 @@ def _minimax(i: int) -> Shapes:
     return {**_norms("attn_norm", "ffn_norm"), **mixer, **_experts()}
 
 
+def _qwen35(i: int) -> Shapes:
+    keys, values = 2 * _DIM, 4 * _DIM
+    delta: Shapes = {
+        "attn_qkv.weight": (2 * keys + values, _WIDTH),
+        "attn_gate.weight": (values, _WIDTH),
+        "ssm_alpha.weight": (4, _WIDTH),
+        "ssm_beta.weight": (4, _WIDTH),
+        "ssm_conv1d.weight": (2 * keys + values, 4),
+        "ssm_dt.bias": (4,),
+        "ssm_a": (4,),
+        "ssm_norm.weight": (_DIM,),
+        "ssm_out.weight": (_WIDTH, values),
+    }
+    heads: Shapes = {"attn_q_norm.weight": (_DIM,), "attn_k_norm.weight": (_DIM,)}
+    return {
+        **_norms("attn_norm", "post_attention_norm"),
+        **({**_attention(queries=2), **heads} if i % 2 else delta),
+        **_experts(),
+        **_feed_forward(suffix="_shexp", ffn=16),
+        "ffn_gate_inp_shexp.weight": (_WIDTH,),
+    }
+
+
+def _lfm2(i: int) -> Shapes:
+    heads: Shapes = {"attn_q_norm.weight": (_DIM,), "attn_k_norm.weight": (_DIM,)}
+    convolution: Shapes = {
+        "shortconv.conv.weight": (_WIDTH, 3),
+        "shortconv.in_proj.weight": (3 * _WIDTH, _WIDTH),
+        "shortconv.out_proj.weight": (_WIDTH, _WIDTH),
+    }
+    routed: Shapes = {**_experts(), "exp_probs_b.bias": (_EXPERTS,)}
+    return {
+        **_norms("attn_norm", "ffn_norm"),
+        **({**_attention(), **heads} if i % 2 else convolution),
+        **(routed if i else _feed_forward()),
+    }
+
+
 _INTERVAL: Mapping[str, Any] = {
     "attention.head_count_kv": 2,
     "attention.key_length": _DIM,
@@ -218,9 +256,27 @@ _CLAMPED: Mapping[str, Any] = {
     "swiglu_clamp_shexp": [0.0, 0.0, 0.5, 0.3],
 }
 
-# By `general.architecture`: its own keys, and the shapes of layer i and around the layers.
+_SHORT: Mapping[str, Any] = {
+    "attention.head_count_kv": [0, 2] * (_LAYERS // 2),
+    "shortconv.l_cache": 3,
+    "leading_dense_block_count": 1,
+    "expert_gating_func": 2,
+}
+
+# By `general.architecture`: its own keys, and the shapes of layer i and around the layers (of no
+# axis: it has none of what others have).
 _FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[int], Shapes], Shapes]] = {
     "qwen3next": ({**_MIXTURE, **_INTERVAL, **_DELTA}, _qwen3next, {}),
+    "qwen35moe": (
+        {**_MIXTURE, **_INTERVAL, **_DELTA, "rope.dimension_sections": [1, 1, 0, 0]},
+        _qwen35,
+        {},
+    ),
+    "lfm2moe": (
+        {**_MIXTURE, **_SHORT},
+        _lfm2,
+        {"token_embd_norm.weight": (_WIDTH,), "output_norm.weight": ()},
+    ),
     "kimi-linear": ({**_MIXTURE, **_LATENT}, _kimi_linear, {}),
     "bailingmoe3": ({**_MIXTURE, **_LATENT, **_BOUNDED, **_CLAMPED}, _ling, {}),
     "minimax-01": (
@@ -255,7 +311,7 @@ def shapes(name: str) -> Shapes:
     out = {**_frame(), **around}
     for i in range(_LAYERS):
         out |= {f"blk.{i}.{key}": shape for key, shape in layer(i).items()}
-    return out
+    return {key: shape for key, shape in out.items() if shape}
 
 
 def array(name: str, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -210,7 +210,6 @@ def test_every_row_of_the_table_builds_its_family() -> None:
     experts = {"qwen3moe", "Qwen3MoeForCausalLM", "MixtralForCausalLM"}
     experts |= {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}
     latent = {
-        "gpt-oss",
         "qwen35moe",
         "lfm2moe",
         "nemotron_h_moe",

@@ -74,7 +74,6 @@ FAMILIES: Mapping[str, str] = {
     "DeepseekV2ForCausalLM": "deepseek2.build",
     "DeepseekV3ForCausalLM": "deepseek2.build",
     "minicpm3": "minicpm3.build",
-    "gpt-oss": "gpt_oss.build",
     "llama4": "llama4.build",
     "mimo2": "mimo2.build",
     "afmoe": "afmoe.build",

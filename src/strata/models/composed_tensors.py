@@ -8,7 +8,7 @@ from dataclasses import replace
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
-from strata.models.experts import Mixture, mixture_tensors
+from strata.models.experts import Mixture, Routing, mixture_tensors
 from strata.models.tensors import Part, Tensor
 from strata.models.variants import Variant
 
@@ -171,7 +171,7 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
     if v.sub_norms:
         out |= _norm(c, v, "attn_sub_norm", c.q_width)
     if v.sinks:
-        out["blk.{i}.attn_sinks.weight"] = Tensor(None, (c.heads,), optional=True)
+        out["blk.{i}.attn_sinks.weight"] = Tensor(None, (c.heads,), optional=v.sinks == "some")
     return out
 
 
@@ -188,8 +188,8 @@ def _ffn(c: Config, v: Variant, m: Mixture | None) -> dict[str, Tensor]:
 
 
 def _experts(c: Config, v: Variant, m: Mixture) -> dict[str, Tensor]:
-    out = mixture_tensors(c, replace(m, layers=(True,)))
-    beside = v.mixture.beside if v.mixture is not None else ""
+    r = v.mixture or Routing()
+    out, beside = mixture_tensors(c, replace(m, layers=(True,)), bias=r.biased), r.beside
     if beside == "entry":
         out |= _products(replace(c, ffn=c.width), v) | _norm(c, v, "ffn_norm_exps")
     elif beside == "mean":

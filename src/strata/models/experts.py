@@ -47,7 +47,7 @@ class Routing:
     feed-forward that a layer has beside its experts, all added (``entry``: it is as wide as the
     model, and the experts read the layer's input by a norm of their own), or that it may have, and
     the sum is divided by the square root of 2 (``mean``). ``halved``: experts and shared ones are
-    averaged.
+    averaged. ``biased``: routers and experts may have biases.
     """
 
     scoring: str = "softmax"
@@ -57,6 +57,7 @@ class Routing:
     router: Literal["input", "entry"] = "input"
     beside: Literal["", "entry", "mean"] = ""
     halved: bool = False
+    biased: bool = False
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 

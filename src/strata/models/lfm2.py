@@ -85,7 +85,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         c = replace(c, ffn=_adjusted(c))
     attends, taps = attending(c), read_taps(c)
     catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
-    rope = read_rope(c, "neox", base=1000000.0)
+    rope = read_rope(c, "neox", base=1e6)
     eps = c.keys.number("rms_eps", 1e-5, low=1e-12, high=1.0)
     kept, m = Kept(), _mixture(c)
 

@@ -97,7 +97,8 @@ def delta(b: Builder, d: Delta, catalog: Catalog, kept: Kept, x: str, i: int, ep
             decay = b.shift(decoder.product(b, catalog, x, f"{name}alpha"), f"{name}dt.bias")
         else:
             decay = b.matmul(x, f"{name}alpha.weight", f"{name}dt.bias")
-        y = rule(b, d, kept, i, (mixed, beta, decay), eps)
+        unit_eps = eps if catalog.kind == "gguf" else 1e-6
+        y = rule(b, d, kept, i, (mixed, beta, decay), eps, unit_eps)
         return decoder.product(b, catalog, b.glu(z, y, "silu"), f"{name}out")
 
 
@@ -108,10 +109,11 @@ def rule(
     i: int,
     made: tuple[str, str, str],
     eps: float,
-    unit_eps: float = 1e-6,
+    unit_eps: float,
 ) -> str:
     """The convolution, the rule and a norm a head, of what products have ``made``: q, k and v
-    together, beta and what the decay is of."""
+    together, beta and what the decay is of. ``unit_eps`` is under the norms of q and k: llama.cpp
+    has there what a file states of the others, transformers 1e-6."""
     name, convolved = f"blk.{i}.ssm_", 2 * d.keys + d.values
     mixed, beta, decay = made
     layer = kept.rows(d.taps, convolved)

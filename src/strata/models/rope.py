@@ -67,10 +67,10 @@ def read_rope(
 ) -> Rope:
     """The rotary positions that a file asks for: those of layers that see all keys.
 
-    ``base`` is the family's default. ``factors`` is the weight of frequency factors that a GGUF
-    file holds.
+    ``base`` is the family's default in directories. ``factors`` is the weight of frequency factors
+    that a GGUF file holds.
     """
-    scaling = _from_gguf(c, base) if c.keys.kind == "gguf" else _from_config(c, base)
+    scaling = _from_gguf(c) if c.keys.kind == "gguf" else _from_config(c, base)
     return _reduce(scaling, style, factors)
 
 
@@ -82,7 +82,7 @@ def read_local_rope(
     ``base`` is the family's default, None where it is that of the other layers. ``scaled``: as the
     others are (GGUF files only), else not at all.
     """
-    other = _from_gguf(c, 10000.0) if c.keys.kind == "gguf" else _from_config(c, base or 10000.0)
+    other = _from_gguf(c) if c.keys.kind == "gguf" else _from_config(c, base or 10000.0)
     theta = c.keys.number("rope_base_local", base or other.base, low=_LEAST_BASE, high=_MOST_BASE)
     key, table = _table(c, "sliding_attention")
     if "rope_theta" in table:
@@ -105,7 +105,7 @@ def _reduce(scaling: _Scaling, style: Style, factors: str | None) -> Rope:
     return Rope(tuple(float(f) for f in inv_freq.astype(np.float32)), style, mscale, factors)
 
 
-def _from_gguf(c: Config, base: float) -> _Scaling:
+def _from_gguf(c: Config) -> _Scaling:
     keys = c.keys
     # llama.cpp reads a factor without a type as linear; older files have the other key.
     old = keys.number("rope_factor_old", 0.0, high=_MOST_FACTOR)
@@ -116,7 +116,7 @@ def _from_gguf(c: Config, base: float) -> _Scaling:
     kind = keys.text("rope_type", "linear" if factor else "none")
     scaling = _Scaling(
         {"none": "default"}.get(kind, kind),
-        keys.number("rope_base", base, low=_LEAST_BASE, high=_MOST_BASE),
+        keys.number("rope_base", 10000.0, low=_LEAST_BASE, high=_MOST_BASE),
         keys.integer("rope_dim", c.head_dim, high=c.head_dim),
         factor=factor or 1.0,
         original_context=keys.integer("rope_original_context", c.trained_context),

@@ -53,7 +53,8 @@ class Variant:
     (``qk_free``: files may leave it out); ``late``: after rotation; ``window_every``: every
     so-manieth layer sees all keys, if the file states a window, the first of so many where
     ``full_first``; ``gate`` of the mixed values, one a ``head`` or a ``column``; ``clamped`` q, k
-    and v, ``first`` or ``normed``; ``sinks``; ``qkv_scaled``: the first products' scales are
+    and v, ``first`` or ``normed``; ``sinks`` in ``all`` layers or where the
+    file has ``some``; ``qkv_scaled``: the first products' scales are
     applied; ``inverse_scale``: scores by 1 / head_dim; ``capped`` scores, times what files call the
     output's scale; ``causal``; ``bare_first``: the first layer's has no norm before it.
 
@@ -95,7 +96,7 @@ class Variant:
     full_first: bool = False
     gate: Literal["", "head", "column"] = ""
     clamped: Literal["", "first", "normed"] = ""
-    sinks: bool = False
+    sinks: Literal["", "some", "all"] = ""
     inverse_scale: bool = False
     capped: bool = False
     causal: bool = True
@@ -214,8 +215,23 @@ GGUF: Mapping[str, Variant] = {
         mixture=Routing(scoring="sigmoid", renormalise=None, split=True),
         unread=("shared_ffn",),
     ),
+    # A softmax of the chosen experts, a clamped SwiGLU, biases everywhere.
+    "gpt-oss": Variant(
+        before_ffn="post_attention_norm",
+        rope_local="based",
+        window_every=2,
+        sinks="all",
+        mixture=Routing(
+            scoring="none",
+            renormalise=False,
+            biased=True,
+            attrs={"softmax_chosen": True, "clamp": "oai", "limit": 7.0},
+        ),
+        unread=_ROUTED,
+        assumed={"window": 128},
+    ),
     "gptneox": replace(_LAYER, parallel="stated"),
-    "granite_swa": replace(_GRANITE, window_every=4, sinks=True),
+    "granite_swa": replace(_GRANITE, window_every=4, sinks="some"),
     "granitemoe": replace(
         _GRANITE,
         mixture=Routing(),
