@@ -39,7 +39,7 @@ class Terminal:
             preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
         )
         os.close(slave)
-        self._master = master
+        self.master = master
         self._unread = ""
 
     def until(self, expected: str, nudge: str = "") -> str:
@@ -51,11 +51,11 @@ class Terminal:
         while expected not in self._unread:
             if time.monotonic() > end:
                 raise AssertionError(f"{expected!r} did not come: {self._unread!r}")
-            if not select.select([self._master], [], [], 1.0)[0]:
+            if not select.select([self.master], [], [], 1.0)[0]:
                 self.send(nudge)
                 continue
             try:
-                read = os.read(self._master, 65536)
+                read = os.read(self.master, 65536)
             except OSError:
                 read = b""
             if not read:
@@ -66,13 +66,13 @@ class Terminal:
         return text + expected
 
     def send(self, text: str) -> None:
-        os.write(self._master, text.encode())
+        os.write(self.master, text.encode())
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        os.close(self._master)
+        os.close(self.master)
 
 
 @pytest.fixture
@@ -121,6 +121,43 @@ def test_several_lines_are_one_entry(terminal: Terminal) -> None:
         terminal.send("\r")
         assert prompt_tokens(terminal.until(PROMPT)) == [typed]
     terminal.send("\x04")
+    assert terminal.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("readline"), reason="no line editing")
+@pytest.mark.parametrize(
+    ("begins", "ends", "says"),
+    [
+        ("\x1b[200~", "\x1b[201~", "too long (5700000 bytes)"),
+        ("", "", "too long (it came faster than it was taken)"),
+    ],
+    ids=["pasted", "typed"],
+)
+def test_megabytes_on_a_line_are_refused(
+    begins: str, ends: str, says: str, terminal: Terminal
+) -> None:
+    terminal.until(PROMPT)
+    terminal.send("Hello there\n")
+    (first,) = prompt_tokens(terminal.until(PROMPT))
+    terminal.send("/clear\n")
+    terminal.until(PROMPT)
+    # A process of its own: nothing that reads here slows it down.
+    sent = f"import sys; sys.stdout.write({begins!r} + 'so many ' * 712_500 + {ends!r})"
+    with subprocess.Popen([sys.executable, "-c", sent], stdout=terminal.master):
+        assert says in terminal.until(PROMPT)
+    terminal.send("Hello there\n")
+    assert prompt_tokens(terminal.until(PROMPT)) == [first]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("readline"), reason="no line editing")
+def test_what_is_typed_behind_a_paste_stays(terminal: Terminal) -> None:
+    terminal.until(PROMPT)
+    terminal.send("Hello there\n")
+    (first,) = prompt_tokens(terminal.until(PROMPT))
+    terminal.send("/clear\n")
+    terminal.until(PROMPT)
+    terminal.send("He\x1b[200~llo \x1b[201~the\x1b[200~\x1b[201~re\n/bye\n")
+    assert prompt_tokens(terminal.until(PROMPT)) == [first]
     assert terminal.process.wait(TIMEOUT_S) == 0
 
 

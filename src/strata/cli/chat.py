@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import click
-
 from strata.cli.answer import print_answer, print_stats
 from strata.cli.console import remark
+from strata.cli.entry import prepare_terminal, read_entry
 from strata.errors import StrataError
 
 if TYPE_CHECKING:
@@ -19,19 +17,17 @@ if TYPE_CHECKING:
     from strata.decode import SamplingParams
     from strata.llm import LLM, Chunk
 
-_PROMPT, _CONTINUED = ">>> ", "... "
-_QUOTE = '"""'
 _COMMAND = re.compile(r"/[a-z?]*")
-_HELP = f"""\
+_HELP = """\
 /clear  forget the conversation
 /bye    leave (also Ctrl-D)
 /help   show this
-Ctrl-C stops an answer. A text of several lines is pasted, or put between {_QUOTE} and {_QUOTE}."""
+Ctrl-C stops an answer. A text of several lines is pasted, or put between \"\"\" and \"\"\"."""
 
 
 def chat(llm: LLM, params: SamplingParams, *, system: str | None, raw: bool, stats: bool) -> None:
     """Talk until /bye or the end of input. With ``raw`` every entry is continued on its own."""
-    _prepare_terminal()
+    prepare_terminal()
     conversation = _Conversation(llm, params, system, raw)
     remark("/help lists commands; Ctrl-C stops an answer, Ctrl-D leaves")
     going = True
@@ -47,7 +43,7 @@ def chat(llm: LLM, params: SamplingParams, *, system: str | None, raw: bool, sta
 def _turn(conversation: _Conversation, stats: bool) -> bool:
     """Read an entry and do what it asks; False to leave."""
     try:
-        entry = _read_entry()
+        entry = read_entry()
     except EOFError:
         remark("")
         return False
@@ -119,34 +115,3 @@ def _obey(order: str, conversation: _Conversation) -> bool:
     else:
         remark(f"there is no command {order}; /help lists those there are")
     return True
-
-
-def _prepare_terminal() -> None:
-    # Line editing and history, and pasted newlines that are text instead of the end of it.
-    with suppress(ImportError):
-        import readline
-
-        readline.parse_and_bind("set enable-bracketed-paste on")
-        readline.set_auto_history(True)
-
-
-def _read_entry() -> str:
-    """One entry: a line, what was pasted at once, or lines between triple quotes."""
-    line = _read_line(_PROMPT)
-    if not line.startswith(_QUOTE):
-        return line
-    text = line[len(_QUOTE) :]
-    while _QUOTE not in text:
-        text += "\n" + _read_line(_CONTINUED)
-    return text[: text.index(_QUOTE)]
-
-
-def _read_line(prompt: str) -> str:
-    if sys.stdout.isatty():
-        return input(prompt)
-    # Answers go to a file: the prompt must not.
-    click.echo(prompt, nl=False, err=True)
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n")
