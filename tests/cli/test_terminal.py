@@ -40,7 +40,7 @@ class Terminal:
         )
         os.close(slave)
         self.master = master
-        self._unread = ""
+        self._unread = self._read = ""
 
     def until(self, expected: str, nudge: str = "") -> str:
         """Everything up to and with ``expected``, without the terminal's control sequences.
@@ -60,8 +60,12 @@ class Terminal:
                 read = b""
             if not read:
                 raise AssertionError(f"{expected!r} did not come: {self._unread!r}")
-            self._unread += read.decode(errors="replace")
-            self._unread = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", self._unread)
+            self._read += read.decode(errors="replace")
+            # A control sequence is looked at when all of it is there.
+            begun = re.search(r"\x1b(\[[?0-9;]*)?\Z", self._read)
+            end_of_whole = len(self._read) if begun is None else begun.start()
+            whole, self._read = self._read[:end_of_whole], self._read[end_of_whole:]
+            self._unread += re.sub(r"\x1b\[[?0-9;]*[A-Za-z]|\r", "", whole)
         text, _, self._unread = self._unread.partition(expected)
         return text + expected
 

@@ -27,9 +27,9 @@ _PASTE_ENDS = b"\x1b[201~"
 _READ = 1 << 16
 _LOOKED_S = 0.05
 # Nobody types so far ahead of the line editor for so long.
-_AHEAD = 256
+_AHEAD = 64
 _FLOOD_S = 2.0
-_SILENT_S = 0.5
+_SILENT_S = 1.0
 
 
 class _Editor:
@@ -125,11 +125,12 @@ class _Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        since = time.monotonic()
+        floods = 0.0
         while not self._over.wait(_LOOKED_S):
-            if _editor.pasting or _waiting_bytes() < _AHEAD:
-                since = time.monotonic()
-            elif time.monotonic() - since > _FLOOD_S:
+            ahead = not _editor.pasting and _waiting_bytes() >= _AHEAD
+            # Who sends is not always on the processor either.
+            floods = floods + 1 if ahead else max(0.0, floods - 0.25)
+            if floods * _LOOKED_S > _FLOOD_S:
                 self.flooded = True
                 _drain()
                 # The editor misses a signal that comes just before it waits.
