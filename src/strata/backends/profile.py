@@ -192,8 +192,16 @@ class ModelProfile(ABC):
 
     def block_nbytes(self, kv_type: str) -> tuple[int, ...]:
         """Bytes of a block of each group of state."""
-        kept = choose_kv_type(kv_type, self.kv_types)
-        return tuple(kept.block_nbytes(self.state, group) for group in self.groups)
+        if kv_type not in self._block_nbytes:
+            kept = choose_kv_type(kv_type, self.kv_types)
+            self._block_nbytes[kv_type] = tuple(
+                kept.block_nbytes(self.state, group) for group in self.groups
+            )
+        return self._block_nbytes[kv_type]
+
+    @cached_property
+    def _block_nbytes(self) -> dict[str, tuple[int, ...]]:
+        return {}
 
     def kv_bytes(self, blocks: Sequence[int], kv_type: str) -> int:
         """Bytes of so many blocks of each group of state."""

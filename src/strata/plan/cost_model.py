@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
+from itertools import compress
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import SweepSize
@@ -57,6 +58,7 @@ class CostModel:
         self.pack_s = {unit.name: unit.pack_seconds(rates) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
+        self._without_logits = [not s.selects for s in model.segments]
 
     def streaming(self, resident: Collection[str], bytes_s: float, ring_bytes: int) -> Streaming:
         """What streams when the units of these names stay."""
@@ -75,36 +77,53 @@ class CostModel:
         Reading goes ahead of the work as far as the ring buffer has room: all that resident
         Segments take between two that stream is only of use for that.
         """
-        outside = constants.STEP + self._choosing_s(size.logit_rows)
+        rate = streaming.bytes_s * constants.DISK_SHARE
+        reading = working = packing = 0.0
+        for seconds, nbytes, pack in self._parts(size, streaming):
+            reading += nbytes / rate
+            working += seconds
+            packing += pack
+        bound: Bound = "disk"
+        if reading <= working + packing:
+            bound = "compute" if packing > working else self._bound(size)
+        compute_s = working + packing + self._outside_s(size)
+        return SweepTime(reading, compute_s, self.sweep_s(size, streaming), bound)
+
+    def sweep_s(self, size: SweepSize, streaming: Streaming) -> float:
+        """``total_s`` of a sweep. A plan asks thousands of times: nothing is called in the loop."""
+        outside = self._outside_s(size)
         rate = streaming.bytes_s * constants.DISK_SHARE
         room = streaming.ring_bytes * constants.RING_SHARE
-        ahead = total = reading = working = packing = 0.0
+        parts = self._parts(size, streaming)
+        ahead = total = 0.0
         # In the first round the ring buffer is found as the sweep before left it.
         for _ in range(2 if streaming.nbytes else 1):
-            total = reading = working = packing = 0.0
-            for s, seconds, nbytes, pack in zip(
-                self.model.segments,
-                self._segments_s(size),
-                streaming.segment_bytes,
-                streaming.segment_pack_s,
-                strict=True,
-            ):
-                if s.selects and not size.logit_rows:
-                    continue
-                taken = max(seconds + pack, (nbytes - ahead) / rate)
-                ahead = min(room, ahead + rate * taken - nbytes)
+            total = 0.0
+            for seconds, nbytes, pack in parts:
+                taken, waiting = seconds + pack, (nbytes - ahead) / rate
+                if waiting > taken:
+                    taken = waiting
+                ahead = ahead + rate * taken - nbytes
+                if ahead > room:
+                    ahead = room
                 total += taken
-                reading += nbytes / rate
-                working += seconds
-                packing += pack
             total += outside
             ahead = min(room, ahead + rate * outside)
         if streaming.lookups:
             total += size.tokens * self.rates.machine.read_latency_s / self.rates.threads
-        bound: Bound = "disk"
-        if reading <= working + packing:
-            bound = "compute" if packing > working else self._bound(size)
-        return SweepTime(reading, working + packing + outside, total, bound)
+        return total
+
+    def _parts(self, size: SweepSize, streaming: Streaming) -> list[tuple[float, int, float]]:
+        """Of each Segment that runs: seconds of arithmetic, bytes that stream, seconds of packing
+        them."""
+        seconds = self._segments_s(size)
+        parts = list(zip(seconds, streaming.segment_bytes, streaming.segment_pack_s, strict=True))
+        if size.logit_rows:
+            return parts
+        return list(compress(parts, self._without_logits))
+
+    def _outside_s(self, size: SweepSize) -> float:
+        return constants.STEP + self._choosing_s(size.logit_rows)
 
     def _time_segments(self, size: SweepSize) -> tuple[float, ...]:
         """Seconds of each Segment's arithmetic, wherever the weights come from."""

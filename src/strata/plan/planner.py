@@ -272,7 +272,7 @@ class Planner:
         bytes_s = kept_up(self.machine, read, sizes.ring_bytes, each)
         streaming = self._costs.streaming(resident, bytes_s, sizes.ring_bytes)
         loads = _prefill(w, sizes.max_tokens)
-        ttft = sum(self._costs.sweep(load, streaming).total_s for load in loads)
+        ttft = sum(self._costs.sweep_s(load, streaming) for load in loads)
         # One token for each sequence, with the answers half written.
         past = w.prompt_tokens + w.answer_tokens // 2
         decode = self._costs.sweep(SweepSize(w.concurrency, 1, past, w.concurrency), streaming)

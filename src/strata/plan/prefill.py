@@ -30,7 +30,7 @@ def prefill_budget(
 
     def seconds(decodes: int, tokens: int) -> float:
         # Products go by rows, whoever's they are; attention goes by sequences and their depths.
-        rows = costs.sweep(SweepSize(decodes + tokens, 1, 0, decodes), streaming).total_s
+        rows = costs.sweep_s(SweepSize(decodes + tokens, 1, 0, decodes), streaming)
         answers = _attention(costs, streaming, SweepSize(decodes, 1, answer_past, decodes))
         told = decodes * constants.SERVED_TOKEN
         if not tokens:
@@ -58,4 +58,4 @@ def prefill_budget(
 def _attention(costs: CostModel, streaming: Streaming, size: SweepSize) -> float:
     """What the depth of its sequences adds to a sweep."""
     shallow = SweepSize(size.sequences, size.rows, 0, size.logit_rows)
-    return costs.sweep(size, streaming).total_s - costs.sweep(shallow, streaming).total_s
+    return costs.sweep_s(size, streaming) - costs.sweep_s(shallow, streaming)

@@ -27,6 +27,7 @@ from strata.backends.cpu.experts import padded_rows
 from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
+    attention_shapes,
     partials_bytes,
     profile,
 )
@@ -309,9 +310,9 @@ class CpuBackend:
             return
         arena = max(s.arena_bytes for s in self._segments)
         scratch = max(s.scratch_floats for s in self._segments)
-        ops = tuple(op for s in self._segments for op in s.segment.program.ops)
+        shapes = attention_shapes(op for s in self._segments for op in s.segment.program.ops)
         partials = partials_bytes(
-            ops, self.settings.positions, self.settings.parallel, self.threads
+            shapes, self.settings.positions, self.settings.parallel, self.threads
         )
         self._books.take("activations", arena + 4 * scratch * self.threads + partials)
         self._books.take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from math import prod
@@ -193,7 +194,7 @@ class CpuModelProfile(ModelProfile):
     def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
         """See ModelProfile."""
         tables = sum(rope_table_bytes(n, context) for n in self.rope_frequencies)
-        return tables + partials_bytes(self._attentions, context, parallel, threads)
+        return tables + partials_bytes(self._attention_shapes, context, parallel, threads)
 
     def loading_bytes(self, threads: int, request_bytes: int) -> int:
         """A request a thread, or at least a panel of any matrix; in huge pages, of which a buffer
@@ -223,6 +224,10 @@ class CpuModelProfile(ModelProfile):
         return tuple(kinds.values())
 
     @cached_property
+    def _attention_shapes(self) -> frozenset[tuple[int, int, int]]:
+        return attention_shapes(self._attentions)
+
+    @cached_property
     def _attentions(self) -> tuple[Op, ...]:
         """Every attention."""
         ops = (op for s in self.segments for op in s.segment.program.ops)
@@ -249,13 +254,19 @@ def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
     return CpuModelProfile(segments, model.state, KV_TYPES, copies, turns)
 
 
-def partials_bytes(ops: tuple[Op, ...], positions: int, parallel: int, threads: int) -> int:
-    """Bytes of partial results that split attention may come to take."""
-    shapes = {
+def attention_shapes(ops: Iterable[Op]) -> frozenset[tuple[int, int, int]]:
+    """Heads, heads of keys and columns of values, of every attention among some Ops."""
+    return frozenset(
         (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["v_dim"])
         for op in ops
         if SIGNATURES[op.kind].state == "kv"
-    }
+    )
+
+
+def partials_bytes(
+    shapes: Collection[tuple[int, int, int]], positions: int, parallel: int, threads: int
+) -> int:
+    """Bytes of partial results that split attention of these shapes may come to take."""
     size = (threads, parallel, positions)
     return max((int(_native.partials_bytes(*shape, *size)) for shape in shapes), default=0)
 

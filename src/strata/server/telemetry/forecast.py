@@ -48,7 +48,7 @@ class Forecast:
             return None
         past = last.context // _DEPTH_STEP * _DEPTH_STEP
         size = SweepSize(last.tokens, 1, past, last.logit_rows)
-        return last.tokens / self._costs.sweep(size, self._streaming).total_s
+        return last.tokens / self._costs.sweep_s(size, self._streaming)
 
 
 def forecast(llm: LLM) -> Forecast | None:
