@@ -23,7 +23,7 @@ from strata.engine import (
 )
 from strata.engine.loading import load
 from strata.engine.runtime import LoadOptions
-from strata.engine.texts import chat_ids, encoded, prompt_ids
+from strata.engine.texts import chat_ids, encoded, pair_ids, prompt_ids
 from strata.errors import UsageError
 from strata.hub.references import resolve
 from strata.models import Pooling, read_pooling
@@ -347,6 +347,8 @@ class LLM:
             encoded(self.tokenizer, t, self.ledger, add_special=True) if isinstance(t, str) else t
             for t in batch
         ]
+        if self.model.ranks:
+            raise UsageError("this model scores pairs of texts (`strata rank`) and embeds none")
         width = self.model.row_width
         if dimensions is not None and not 1 <= dimensions <= width:
             raise UsageError(f"{dimensions} dimensions are asked for; embeddings have {width}")
@@ -357,6 +359,25 @@ class LLM:
             lengths = np.sqrt((found.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
             found = (found / np.maximum(lengths, 1e-12)).astype(np.float32)
         return found[0] if one else found
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """How well each text answers the query, [texts]: scores as the model gives them, higher is
+        better. ``texts`` may be token ids, of whole pairs. For models that rank, loaded with
+        ``embedding``; UsageError for others."""
+        if not self.model.ranks:
+            raise UsageError("this model does not rank: compare the embeddings that it gives")
+        pairs = [
+            pair_ids(self.tokenizer, t, self.ledger, query=query) if isinstance(t, str) else t
+            for t in texts
+        ]
+        with self.driver.alone() as engine:
+            return engine.embed(pairs, "first", progress)[:, 0]
 
     def measure(
         self,

@@ -17,14 +17,11 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightSource
 from strata.engine import Engine, KVSettings, Runner
 from strata.formats import open_model
-from strata.formats.gguf_writer import write_gguf
-from strata.formats.writing import TensorSource
 from strata.models import build_model
-from strata.quant import by_name
+from support.encoders import CONTEXT, VOCABULARY, encoder
 from support.forward import Forward
 
 TEXTS = ["The cat sat on the mat.", "A cat is sitting on a rug.", "Revenue rose by 3 %. " * 30]
-WIDTH, LAYERS, VOCABULARY, CONTEXT = 64, 2, 97, 256
 
 
 @pytest.fixture(scope="module")
@@ -94,46 +91,6 @@ def test_refusals(llm: LLM, smollm2_path: Path) -> None:
         usual.embed("a")
 
 
-def encoder(path: Path, **keys: Any) -> Path:
-    """A BERT with random weights and no tokenizer."""
-    random = np.random.default_rng(0)
-    shapes: dict[str, Sequence[int]] = {
-        "token_embd.weight": (VOCABULARY, WIDTH),
-        "token_types.weight": (2, WIDTH),
-        "position_embd.weight": (CONTEXT, WIDTH),
-        "token_embd_norm": (WIDTH,),
-    }
-    for i in range(LAYERS):
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes[f"blk.{i}.{name}"] = (WIDTH, WIDTH)
-        shapes[f"blk.{i}.ffn_up"], shapes[f"blk.{i}.ffn_down"] = (96, WIDTH), (WIDTH, 96)
-        shapes[f"blk.{i}.attn_output_norm"] = shapes[f"blk.{i}.layer_output_norm"] = (WIDTH,)
-    for name in [name for name in shapes if not name.endswith("weight")]:
-        shape = shapes.pop(name)
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
-    tensors = [
-        TensorSource.of(
-            name,
-            tuple(shape),
-            by_name("F32"),
-            random.standard_normal(shape).astype(np.float32) * np.float32(shape[-1] ** -0.5),
-        )
-        for name, shape in shapes.items()
-    ]
-    metadata = {
-        "general.architecture": "bert",
-        "bert.block_count": LAYERS,
-        "bert.embedding_length": WIDTH,
-        "bert.feed_forward_length": 96,
-        "bert.attention.head_count": 4,
-        "bert.context_length": CONTEXT,
-        "bert.attention.layer_norm_epsilon": 1e-12,
-        **keys,
-    }
-    write_gguf(path, metadata, tensors)
-    return path
-
-
 def embedded(
     file: Any, texts: Sequence[Sequence[int]], backend: Backend, **settings: Any
 ) -> np.ndarray[Any, Any]:
@@ -161,14 +118,19 @@ def test_an_encoder_sees_whole_texts_whatever_its_company(tmp_path: Path) -> Non
 
 
 def test_an_unknown_pooling_is_named(tmp_path: Path) -> None:
-    from strata.models import ConfigError, read_pooling
+    from strata.models import ConfigError, ModelError, read_pooling
 
-    for number, said in ((4, "rank"), (9, "not known")):
-        with (
-            open_model(encoder(tmp_path / "m.gguf", **{"bert.pooling_type": number})) as file,
-            pytest.raises(ConfigError, match=said),
-        ):
-            read_pooling(file)
+    with (
+        open_model(encoder(tmp_path / "m.gguf", **{"bert.pooling_type": 9})) as file,
+        pytest.raises(ConfigError, match="not known"),
+    ):
+        read_pooling(file)
+    # One that ranks has a classifier.
+    with (
+        open_model(encoder(tmp_path / "m.gguf", **{"bert.pooling_type": 4})) as file,
+        pytest.raises(ModelError, match=r"cls\.output"),
+    ):
+        build_model(file)
     for number, name in ((1, "mean"), (2, "first"), (3, "last"), (0, None)):
         with open_model(encoder(tmp_path / "m.gguf", **{"bert.pooling_type": number})) as file:
             assert read_pooling(file) == name

@@ -74,10 +74,31 @@ def unigram_engine() -> Engine:
     return engine
 
 
+def wordpiece_engine() -> Engine:
+    words = ["[UNK]", "<s>", "</s>", *"theaé", *(f"##{c}" for c in "theaé"), "the", "##ta"]
+    engine = Engine(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    engine.normalizer = normalizers.BertNormalizer()
+    engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    engine.decoder = decoders.WordPiece(cleanup=False)
+    engine.add_special_tokens(["[UNK]", "<s>", "</s>"])
+    return engine
+
+
+def words_engine() -> Engine:
+    """Without a decoder."""
+    words = ["<unk>", "<s>", "</s>", "the", "é"]
+    engine = Engine(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    engine.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return engine
+
+
 ENGINES = {
     "byte level": byte_level_engine,
     "byte fallback": byte_fallback_engine,
     "unigram": unigram_engine,
+    "wordpiece": wordpiece_engine,
+    "words": words_engine,
 }
 
 
@@ -105,7 +126,8 @@ def test_ids_and_texts_are_the_engines_own(name: str, tmp_path: Path) -> None:
         plain = tokenizer.encode(text)
         if not any(word in text for word in (*_SPECIAL, "<unk>")):
             assert plain == special
-        elif name != "unigram":
+        elif name not in ("unigram", "words"):
+            # Whose own vocabularies hold the names of special tokens.
             controls = {engine.token_to_id(word) for word in _SPECIAL}
             assert not controls & set(plain)
 
@@ -233,8 +255,8 @@ def test_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: "):
         tokenizer_from_directory(tmp_path)
     engine = byte_level_engine()
-    engine.decoder = decoders.WordPiece()
-    with pytest.raises(TokenizerError, match=r"decoder .*WordPiece.* is not known"):
+    engine.decoder = decoders.BPEDecoder()
+    with pytest.raises(TokenizerError, match=r"decoder .*BPEDecoder.* is not known"):
         write(tmp_path, engine)
     engine.decoder = decoders.ByteLevel()
     with pytest.raises(FormatError):

@@ -14,6 +14,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("strata.cli.run", "Answer a prompt, or chat when there is none."),
     "serve": ("strata.cli.serve", "Answer clients of OpenAI, Anthropic and Ollama over HTTP."),
     "embed": ("strata.cli.embed", "Turn texts into embeddings."),
+    "rank": ("strata.cli.rank", "Sort texts by how well they answer a question."),
     "perplexity": ("strata.cli.perplexity", "Measure how well a model predicts a text."),
     "tokenize": ("strata.cli.tokenize", "Turn text into token ids."),
     "bench": ("strata.cli.bench", "Measure prefill and decode speed."),

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from strata.errors import UsageError
 from strata.memory import Ledger, LedgerError
 from strata.text import Tokenizer
 
@@ -57,3 +58,13 @@ def chat_ids(
     the model has no template, or its template refuses these messages."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
     return encoded(tokenizer, text, ledger, parse_special=True)
+
+
+def pair_ids(tokenizer: Tokenizer, text: str, ledger: Ledger, *, query: str) -> array[int]:
+    """A pair of texts that a model scores: both with the tokens around a text, the end of the first
+    twice (``<s> query </s></s> text </s>``, as RoBERTa was trained, arXiv:1907.11692)."""
+    first, second = (encoded(tokenizer, t, ledger, add_special=True) for t in (query, text))
+    around = tokenizer.encode("", add_special=True)
+    if len(around) != 2 or around != [first[0], first[-1]]:
+        raise UsageError("this model's tokenizer puts no tokens around a text: it cannot rank")
+    return first + first[-1:] + second[1:]

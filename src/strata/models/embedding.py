@@ -16,8 +16,8 @@ from strata.program import Model, Program, Segment
 Pooling = Literal["mean", "first", "last"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "first", "last")
 
-# 4 ranks pairs of texts, which is not built.
-_GGUF: Mapping[int, Pooling | None] = {0: None, 1: "mean", 2: "first", 3: "last"}
+_RANKS = 4
+_GGUF: Mapping[int, Pooling | None] = {0: None, 1: "mean", 2: "first", 3: "last", _RANKS: "first"}
 _MODES: Mapping[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "first",
@@ -51,18 +51,15 @@ def embedding_model(model: Model) -> Model:
     return replace(model, segments=(*body, segment))
 
 
+def ranks(file: ModelFile) -> bool:
+    """Whether a GGUF file says that it scores pairs of texts."""
+    return file.kind == "gguf" and _stated(file) == _RANKS
+
+
 def read_pooling(file: ModelFile) -> Pooling | None:
     """How a file says that the embeddings of a text's tokens become one; None if it does not."""
     if file.kind == "gguf":
-        keys = Keys(file, architecture(file))
-        number = keys.integer("pooling", 0, low=0)
-        if number not in _GGUF:
-            raise ConfigError(
-                f"'{keys.find('pooling')[0]}' is {number}: models that rank are not built"
-                if number == 4
-                else f"'{keys.find('pooling')[0]}' is {number}, which is not known"
-            )
-        return _GGUF[number]
+        return _GGUF[_stated(file)]
     path = file.sidecar("1_Pooling/config.json")
     if path is None:
         return None
@@ -71,3 +68,11 @@ def read_pooling(file: ModelFile) -> Pooling | None:
     if len(stated) != 1 or stated[0] not in _MODES:
         raise ConfigError(f"{path.parent.name}/{path.name} does not state one way of pooling")
     return _MODES[stated[0]]
+
+
+def _stated(file: ModelFile) -> int:
+    keys = Keys(file, architecture(file))
+    number = keys.integer("pooling", 0, low=0)
+    if number not in _GGUF:
+        raise ConfigError(f"'{keys.find('pooling')[0]}' is {number}, which is not known")
+    return number

@@ -14,7 +14,8 @@ from functools import partial
 from strata.formats import ModelFile
 from strata.models import decoder
 from strata.models.config import MAX_VOCABULARY, Config, read_config
-from strata.models.errors import ConfigError
+from strata.models.embedding import ranks
+from strata.models.errors import ConfigError, MissingTensor
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder, Model
@@ -26,7 +27,7 @@ _NORM_EPS = 1e-12
 class Row:
     """How an architecture differs from BERT. ``positions``: a learned table, of which Hugging Face
     files leave the first ``offset`` rows unused; ``rope`` or ``alibi`` where there is none.
-    ``gated``: silu or gelu(gate) * up."""
+    ``gated``: silu or gelu(gate) * up. ``ranks``: what comes out are scores of pairs of texts."""
 
     positions: bool = True
     offset: int = 0
@@ -34,6 +35,7 @@ class Row:
     alibi: float = 0.0
     gated: bool = False
     activation: str = "gelu"
+    ranks: bool = False
 
 
 _NOMIC = Row(positions=False, rope=True, gated=True, activation="silu")
@@ -48,6 +50,8 @@ HUGGING_FACE: Mapping[str, Row] = {
     "BertModel": Row(),
     "RobertaModel": Row(offset=2),
     "XLMRobertaModel": Row(offset=2),
+    "RobertaForSequenceClassification": Row(offset=2, ranks=True),
+    "XLMRobertaForSequenceClassification": Row(offset=2, ranks=True),
 }
 
 _HEADS = (r"cls\..*", r"(.*\.)?pooler\..*", r"lm_head\..*", r".*position_ids", r".*token_type_ids")
@@ -65,10 +69,13 @@ _STORED = {
     "ffn_down": "output.dense",
     "layer_output_norm": "output.LayerNorm",
 }
+_CLASSIFIER = {"cls": "classifier.dense", "cls.output": "classifier.out_proj"}
+_PREFIXES = ("", "bert.", "roberta.", "model.")
 
 
-def tensors(c: Config, r: Row, types: int) -> dict[str, Tensor]:
-    """The tensors of an architecture; ``types`` are those of tokens."""
+def tensors(c: Config, r: Row, types: int = 1, labels: int = 0) -> dict[str, Tensor]:
+    """The tensors of an architecture; ``types`` are those of tokens, ``labels`` those of a
+    classifier."""
     wide = (c.width,)
     first = Part("token_types.weight", f"{{p}}{_STORED['token_types']}.weight", 0, types, row=True)
     out = {
@@ -89,7 +96,12 @@ def tensors(c: Config, r: Row, types: int) -> dict[str, Tensor]:
     for name in ("attn_output_norm", "layer_output_norm"):
         for kind in ("weight", "bias"):
             out[f"blk.{{i}}.{name}.{kind}"] = Tensor(None, wide)
-    return {name: replace(tensor, huggingface=_stored(name)) for name, tensor in out.items()}
+    out = {name: replace(tensor, huggingface=_stored(name)) for name, tensor in out.items()}
+    for name, rows in (("cls", c.width), ("cls.output", labels)) if labels else ():
+        stored = _CLASSIFIER[name]
+        out[f"{name}.weight"] = Tensor(f"{stored}.weight", (rows, c.width))
+        out[f"{name}.bias"] = Tensor(f"{stored}.bias", (rows,))
+    return out
 
 
 def _stored(name: str) -> str | None:
@@ -104,9 +116,16 @@ def _stored(name: str) -> str | None:
 def build(file: ModelFile, architecture: str, context: int | None, r: Row) -> Model:
     """The Model of an encoder, which gives embeddings."""
     c = _config(file, architecture, context, r)
-    prefixes = ("", "bert.", "roberta.", "model.")
+    types = _types(file, c)
+    labels = _labels(file) if r.ranks or ranks(file) else 0
+    if labels and types > 1:
+        raise ConfigError(
+            "this model ranks, and gives the second text of a pair tokens of another type, which "
+            "is not built"
+        )
+    harmless = tuple(name for name in _HEADS if not (labels and name.startswith("cls")))
     catalog = Catalog(
-        file, tensors(c, r, _types(file, c)), c.layers, prefixes=prefixes, harmless=_HEADS
+        file, tensors(c, r, types, labels), c.layers, prefixes=_PREFIXES, harmless=harmless
     )
     if c.keys.text("activation", "gelu") != "gelu":
         raise ConfigError(f"'{c.keys.find('activation')[0]}': an encoder here has gelu")
@@ -151,8 +170,17 @@ def build(file: ModelFile, architecture: str, context: int | None, r: Row) -> Mo
         ffn = decoder.gated if r.gated else decoder.plain
         return norm(b, b.add(x, ffn(b, catalog, x, i, r.activation)), f"{name}layer_output_norm")
 
+    def classify(b: Builder, x: str) -> str:
+        x = b.activation(decoder.product(b, catalog, x, "cls"), "tanh")
+        return decoder.product(b, catalog, x, "cls.output")
+
     return decoder.assemble(
-        c, catalog, embed=embed, layer=layer, head=lambda _, x: x, result="embedding"
+        c,
+        catalog,
+        embed=embed,
+        layer=layer,
+        head=classify if labels else lambda _, x: x,
+        result="score" if labels else "embedding",
     )
 
 
@@ -171,6 +199,17 @@ def _types(file: ModelFile, c: Config) -> int:
     if table is not None:
         return table.shape[0]
     return c.keys.integer("token_types", 1, high=MAX_VOCABULARY)
+
+
+def _labels(file: ModelFile) -> int:
+    """Of how many kinds a classifier says how likely they are."""
+    for name in ("cls.output.weight", f"{_CLASSIFIER['cls.output']}.weight"):
+        if name in file.tensors:
+            labels = file.tensors[name].shape[0]
+            if labels != 1:
+                raise ConfigError(f"tensor '{name}' has {labels} labels; a model that ranks has 1")
+            return labels
+    raise MissingTensor("this model ranks, and has no tensor 'cls.output.weight'")
 
 
 FAMILIES = {

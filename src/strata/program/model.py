@@ -12,8 +12,8 @@ from strata.program.ops import Reads, float_operands, reads
 from strata.program.program import Program
 from strata.program.state import LayerState, StateGroup, state_groups
 
-RESULTS = ("logits", "embedding")
-"""What the last Segment may give of the rows that a step asks for."""
+RESULTS = ("logits", "embedding", "score")
+"""What the last Segment may give of the rows that a step asks for; pairs of texts have a score."""
 
 Transform = Literal["none", "transpose", "add_one", "negative_exp"]
 
@@ -86,7 +86,7 @@ class Segment:
 
     @property
     def result(self) -> str | None:
-        """The value that leaves the Model here, rows as wide as a vocabulary or an embedding."""
+        """The value that leaves the Model here, rows of logits, embeddings or scores."""
         return self.program.outputs[0] if self.outputs[0] in RESULTS else None
 
     @cached_property
@@ -129,8 +129,13 @@ class Model:
 
     @property
     def embeds(self) -> bool:
-        """Whether rows that leave the Model are embeddings, not logits."""
-        return self.segments[-1].outputs[0] == "embedding"
+        """Whether rows that leave the Model are embeddings or scores, not logits."""
+        return self.segments[-1].outputs[0] != "logits"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether they are scores."""
+        return self.segments[-1].outputs[0] == "score"
 
     @property
     def row_width(self) -> int:

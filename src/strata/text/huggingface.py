@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +177,10 @@ class HuggingFacePieces:
     """Bytes of the tokens, by the scheme that tokenizer.json's decoder states."""
 
     def __init__(self, engine: tokenizers.Tokenizer) -> None:
-        self._byte_level, self._byte_fallback, self.strips_leading_space = _scheme(engine)
+        scheme = _scheme(engine)
+        self._byte_level, self._byte_fallback = scheme.byte_level, scheme.byte_fallback
+        self._continuation = scheme.continuation
+        self.strips_leading_space = scheme.strips
         added = engine.get_added_tokens_decoder()
         self._added = {id: token.content for id, token in added.items()}
         self._special = {id for id, token in added.items() if token.special}
@@ -202,25 +206,44 @@ class HuggingFacePieces:
                 return bytes([int(text[3:5], 16)])
             except ValueError:
                 pass
+        if self._continuation is not None:
+            inside = self._continuation and text.startswith(self._continuation)
+            return (text[len(self._continuation) :] if inside else f" {text}").encode()
         return text.replace(SPACE, " ").encode()
 
 
-def _scheme(engine: tokenizers.Tokenizer) -> tuple[bool, bool, bool]:
-    """(byte-level letters, named bytes, strips the leading space), from the decoder."""
+@dataclass
+class _Scheme:
+    """How tokens are written: ``byte_level`` letters, named bytes (``byte_fallback``), or words
+    with a space before each that does not begin with the ``continuation``; ``strips`` the space at
+    the beginning."""
+
+    byte_level: bool = False
+    byte_fallback: bool = False
+    strips: bool = False
+    continuation: str | None = None
+
+
+def _scheme(engine: tokenizers.Tokenizer) -> _Scheme:
+    """From the decoder. Spaces before punctuation, which WordPiece's may clean up, stay."""
     state = engine.decoder.__getstate__() if engine.decoder is not None else b"null"
     decoder = json.loads(state)
     steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder]
-    byte_level = byte_fallback = strips = False
+    found = _Scheme()
     for step in steps:
         kind = step["type"] if step else None
         if kind == "ByteLevel":
-            byte_level = True
+            found.byte_level = True
         elif kind == "ByteFallback":
-            byte_fallback = True
+            found.byte_fallback = True
         elif kind == "Metaspace" and step.get("replacement") == SPACE:
-            strips = strips or step.get("prepend_scheme", "always") != "never"
+            found.strips = found.strips or step.get("prepend_scheme", "always") != "never"
         elif kind == "Strip" and (step["content"], step["start"], step["stop"]) == (" ", 1, 0):
-            strips = True
+            found.strips = True
+        elif kind in ("WordPiece", None):
+            # Without a decoder the library puts a space between all tokens.
+            found.continuation = step["prefix"] if step else ""
+            found.strips = True
         elif kind == "Replace" and step == {
             "type": "Replace",
             "pattern": {"String": SPACE},
@@ -230,9 +253,10 @@ def _scheme(engine: tokenizers.Tokenizer) -> tuple[bool, bool, bool]:
         elif kind != "Fuse":
             raise TokenizerError(
                 f"tokenizer.json: decoder {json.dumps(step)} is not known; known are ByteLevel, "
-                "ByteFallback, Metaspace, Fuse, a Replace of \u2581 and a Strip of one space"
+                "ByteFallback, Metaspace, WordPiece, Fuse, a Replace of \u2581 and a Strip of one "
+                "space"
             )
-    return byte_level, byte_fallback, strips
+    return found
 
 
 def _open_engine(path: Path) -> tokenizers.Tokenizer:
