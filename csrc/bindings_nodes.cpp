@@ -179,6 +179,9 @@ void bind_nodes(nb::module_& m) {
            "key_heads"_a, "k_dim"_a, "v_dim"_a, "tiled"_a, "by_key"_a, "parameters"_a)
       .def("grouped", &NodeBuilder::grouped, "function"_a, "x"_a, "out"_a, "group"_a,
            "eps"_a = 0.0f, "factor"_a = 1.0f, "weight"_a = nb::none())
+      .def("mix", &NodeBuilder::mix, "x"_a, "weights"_a, "out"_a, "streams"_a)
+      .def("match_rms", &NodeBuilder::match_rms, "x"_a, "like"_a, "out"_a, "least"_a)
+      .def("cutoff", &NodeBuilder::cutoff, "x"_a, "out"_a, "deviations"_a, "spare"_a)
       .def("experts", &NodeBuilder::experts, "x"_a, "logits"_a, "out"_a, "gate"_a.none(),
            "up"_a, "down"_a, "selection"_a.none(), "ffn"_a, "top_k"_a, "scoring"_a,
            "select_logits"_a, "softmax_chosen"_a, "renormalise"_a, "least_sum"_a, "scale"_a,

@@ -271,6 +271,31 @@ void NodeBuilder::grouped(int function, int64_t x, int64_t out, int64_t group, f
   list_.add(make_group(std::move(s)));
 }
 
+void NodeBuilder::mix(int64_t x, int64_t weights, int64_t out, int64_t streams) {
+  require(streams > 0 && at(x).width % streams == 0 && at(weights).width % streams == 0 &&
+              at(out).width == at(weights).width / streams * (at(x).width / streams) &&
+              at(x).selected == at(out).selected && at(weights).selected == at(out).selected,
+          "mix: widths differ");
+  list_.add(make_streams({StreamsFunction::mix, f32_value(x), f32_value(weights), f32_value(out),
+                          streams}));
+}
+
+void NodeBuilder::match_rms(int64_t x, int64_t like, int64_t out, float least) {
+  require(at(x).width % at(like).width == 0 && at(x).width == at(out).width &&
+              at(x).selected == at(out).selected && at(like).selected == at(out).selected,
+          "match_rms: widths differ");
+  list_.add(make_streams({StreamsFunction::match_rms, f32_value(x), f32_value(like),
+                          f32_value(out), 0, least}));
+}
+
+void NodeBuilder::cutoff(int64_t x, int64_t out, float deviations, int64_t spare) {
+  require(at(x).width == at(out).width && at(x).selected == at(out).selected && spare >= 0 &&
+              spare < at(x).width,
+          "cutoff: widths differ");
+  list_.add(make_streams({StreamsFunction::cutoff, f32_value(x), std::nullopt, f32_value(out),
+                          spare, deviations}));
+}
+
 void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
                           const std::optional<ExpertsOperand>& gate, const ExpertsOperand& up,
                           const ExpertsOperand& down, const std::optional<Array1<float>>& selection,

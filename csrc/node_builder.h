@@ -51,6 +51,10 @@ class NodeBuilder {
             const std::vector<Array1<float>>& parameters);
   void grouped(int function, int64_t x, int64_t out, int64_t group, float eps, float factor,
                const std::optional<Array1<float>>& weight);
+  // Of rows of several streams, and of whole rows.
+  void mix(int64_t x, int64_t weights, int64_t out, int64_t streams);
+  void match_rms(int64_t x, int64_t like, int64_t out, float least);
+  void cutoff(int64_t x, int64_t out, float deviations, int64_t spare);
 
   // One matrix of each expert: its operand, bias and scale.
   using ExpertsOperand = std::tuple<Operand, std::optional<Array1<float>>,

@@ -143,6 +143,12 @@ struct StepKernels {
   void (*l2_norm)(const float* x, float eps, float factor, int64_t group, int64_t n, float* out);
   // exp(a[i / each] * log(1 + e^x[i]))
   void (*decay)(const float* x, const float* a, int64_t each, int64_t n, float* out);
+  // The sum of `streams` of so many columns, each times its weight.
+  void (*mix)(const float* x, const float* weights, int64_t streams, int64_t width, float* out);
+  // x as large as `like`: by roots of mean squares, of which x has `least` at least.
+  void (*match_rms)(const float* x, const float* like, float least, int64_t n, float* out);
+  // What of x is above its mean by more than so many deviations.
+  void (*cutoff)(const float* x, float deviations, int64_t spare, int64_t n, float* out);
   void (*scan[kScans])(const ScanArgs&, int64_t head, int64_t column, int lanes);   // by Scan
   // Merges the partials of one row and one head and writes out.
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,

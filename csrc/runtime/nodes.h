@@ -143,6 +143,17 @@ struct GroupSpec {
   Floats weight;
 };
 
+// Of rows that are several streams side by side, and of whole rows; see strata.program.ops.streams.
+enum class StreamsFunction : int32_t { mix = 0, match_rms = 1, cutoff = 2 };
+struct StreamsSpec {
+  StreamsFunction function;
+  Value x;
+  std::optional<Value> other;   // weights, or what is matched
+  Value out;
+  int64_t count = 0;            // of streams, or what a row's width is less
+  float number = 0;             // the least mean square, or deviations
+};
+
 enum class Scoring : int32_t { softmax = 0, sigmoid = 1, sqrt_softplus = 2, none = 3 };
 enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3 };
 
@@ -200,6 +211,7 @@ std::unique_ptr<Node> make_rope(RopeSpec spec);
 std::unique_ptr<Node> make_short_conv(ShortConvSpec spec);
 std::unique_ptr<Node> make_scan(ScanSpec spec);
 std::unique_ptr<Node> make_group(GroupSpec spec);
+std::unique_ptr<Node> make_streams(StreamsSpec spec);
 // Store k and v (unless shared), attend, merge: up to three nodes.
 std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec);
 

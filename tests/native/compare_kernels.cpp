@@ -213,6 +213,15 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("decay", "", [&](const StepKernels& s, float* out) {
     s.decay(a.data(), b.data(), 1, n, out);
   });
+  both("mix", "", [&](const StepKernels& s, float* out) {
+    s.mix(taps.data(), w.data(), n < 3 ? 1 : 3, n, out);
+  });
+  both("match_rms", "", [&](const StepKernels& s, float* out) {
+    s.match_rms(a.data(), b.data(), 1e-5f, n, out);
+  });
+  both("cutoff", "", [&](const StepKernels& s, float* out) {
+    s.cutoff(a.data(), 0.5f, n > 1, n, out);
+  });
   // Every recurrence over a state of four rows, whose columns are one row's; x is read as keys too.
   for (int kind = 0; kind < kScans && n >= 16; ++kind) {
     const std::vector<float> state = draw(4 * 16, 11);

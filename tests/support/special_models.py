@@ -83,6 +83,17 @@ WIDE_NORMS: Shapes = {"attn_q_norm": (32,), "attn_k_norm": (32,)}
 PER_LAYER: Shapes = {"inp_gate": (8, WIDTH), "proj": (WIDTH, 8), "post_norm": (WIDTH,)} | {
     "layer_output_scale": (1,)
 }
+PER_LAYER3: Shapes = {k: v for k, v in PER_LAYER.items() if k != "layer_output_scale"}
+ALTUP: Shapes = {
+    "altup_correct_coef": (3, 3),
+    "altup_correct_scale": (WIDTH,),
+    "altup_predict_coef": (9, 3),
+    "altup_router": (3, WIDTH),
+    "altup_router_norm": (WIDTH,),
+    "laurel_l": (64, WIDTH),
+    "laurel_r": (WIDTH, 64),
+    "laurel_post_norm": (WIDTH,),
+}
 GEMMA4_LOCAL: Shapes = {**attention(), **NORMS, **AROUND}
 BESIDE: Shapes = {
     "ffn_gate_inp": (EXPERTS, WIDTH),
@@ -247,6 +258,25 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
         },
         4 * [{k: v for k, v in {**attention(), **GATE, **PLAIN}.items() if k != "attn_norm"}],
     ),
+    "gemma3n": (
+        {
+            "attention.key_length": DIM,
+            "attention.value_length": DIM,
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [True, True, False, True, False],
+            "attention.shared_kv_layers": 2,
+            "embedding_length_per_layer_input": 8,
+            "altup.num_inputs": 3,
+            "altup.active_idx": 1,
+            "activation_sparsity_scale": [1.0, 0.5, -np.inf, -np.inf, -np.inf],
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 500.0,
+            "expert_count": 0,
+            "expert_used_count": 0,
+        },
+        3 * [{**GEMMA4_LOCAL, **DENSE, **PER_LAYER3, **ALTUP}]
+        + 2 * [{**without_kv(GEMMA4_LOCAL), **DENSE, **PER_LAYER3, **ALTUP}],
+    ),
     "gemma4": (
         {
             **GEMMA4,
@@ -294,6 +324,13 @@ OF_MODEL: dict[str, Shapes] = {
     "gemma4": {"rope_freqs.weight": (16,), "per_layer_token_embd.weight": (VOCABULARY, 40)}
     | {"per_layer_model_proj.weight": (40, WIDTH), "per_layer_proj_norm.weight": (8,)},
     "gemma4 experts": {"rope_freqs.weight": (16,)},
+    "gemma3n": {
+        "altup_proj.weight": (2, WIDTH, WIDTH),
+        "altup_unembd_proj.weight": (2, WIDTH, WIDTH),
+        "per_layer_token_embd.weight": (VOCABULARY, 40),
+        "per_layer_model_proj.weight": (40, WIDTH),
+        "per_layer_proj_norm.weight": (8,),
+    },
 }
 
 

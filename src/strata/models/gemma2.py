@@ -20,6 +20,12 @@ from strata.program.model import Transform
 # Hugging Face files hold these norms' weights minus 1; GGUF converters add it back.
 SHIFTED: Transform = "add_one"
 GELU = "gelu_pytorch_tanh"
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _27B_LAYERS = 46
 
 
@@ -29,14 +35,7 @@ def tensors(c: Config) -> dict[str, Tensor]:
     return {
         **decoder.frame_tensors(c, SHIFTED),
         **decoder.rope_tensors(c),
-        **decoder.norm_tensors(
-            c,
-            SHIFTED,
-            attn_norm="input_layernorm",
-            post_attention_norm="post_attention_layernorm",
-            ffn_norm="pre_feedforward_layernorm",
-            post_ffw_norm="post_feedforward_layernorm",
-        ),
+        **decoder.norm_tensors(c, SHIFTED, **NORMS),
         **decoder.attention_tensors(c, bias=bias, out_bias=bias),
         **decoder.gated_tensors(c),
     }

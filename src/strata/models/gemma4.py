@@ -24,7 +24,6 @@ from strata.models.tensors import Catalog, Part, Tensor, on_layers
 from strata.program import Builder, Model
 
 _GLOBAL_HEAD_DIM = 512
-OTHER_SENSES = r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"
 
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
@@ -44,13 +43,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.rope_tensors(c),
-        **decoder.norm_tensors(
-            c,
-            attn_norm="input_layernorm",
-            post_attention_norm="post_attention_layernorm",
-            ffn_norm="pre_feedforward_layernorm",
-            post_ffw_norm="post_feedforward_layernorm",
-        ),
+        **decoder.norm_tensors(c, "none", **gemma2.NORMS),
         "blk.{i}.layer_output_scale.weight": Tensor("{p}layers.{i}.layer_scalar", (1,), True),
         **per_layer.tensors(c, p),
     }
@@ -67,7 +60,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         tensors,
         c.layers,
         prefixes=gemma3.PREFIXES,
-        harmless=(*decoder.harmless(c), OTHER_SENSES, *shared_kv.unused(sources)),
+        harmless=(*decoder.harmless(c), shared_kv.OTHER_SENSES, *shared_kv.unused(sources)),
     )
     ropes = _ropes(c, catalog, layers)
     eps = decoder.rms_eps(c)

@@ -47,9 +47,9 @@ class PerLayer:
         return b.columns(row, head_dim=whole, start=start, width=self.width)
 
 
-def read_per_layer(c: Config, residual: int) -> PerLayer:
-    """What a file states of them."""
-    width = c.keys.integer("per_layer", 0, low=0, high=MAX_WIDTH)
+def read_per_layer(c: Config, residual: int, default: int = 0) -> PerLayer:
+    """What a file states of them; ``default`` is the width where it states none."""
+    width = c.keys.integer("per_layer", default, low=min(default, 1), high=MAX_WIDTH)
     if width * c.layers > MAX_WIDTH:
         key = c.keys.find("per_layer")[0]
         raise ConfigError(f"'{key}' is {width}: {c.layers} layers have {MAX_WIDTH} at most")

@@ -13,11 +13,15 @@ from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, LayerState, PagedKV, Shared
 
+OTHER_SENSES = r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"
+"""Tensors of a file that make something of pictures and sounds."""
 
-def kept_by(c: Config) -> list[int]:
+
+def kept_by(c: Config, default: int = 0) -> list[int]:
     """For each layer the one that keeps the keys and values that it reads: itself, but for the last
-    ones of some models, which read those of the last layer of their kind before them."""
-    shared = c.keys.integer("shared_kv_layers", 0, low=0, high=c.layers - 1)
+    ones of some models, which read those of the last layer of their kind before them. ``default``
+    is how many that are where the file does not say."""
+    shared = c.keys.integer("shared_kv_layers", default, low=0, high=c.layers - 1)
     first = c.layers - shared
     sources = list(range(first))
     for i in range(first, c.layers):

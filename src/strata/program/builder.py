@@ -239,6 +239,20 @@ class Builder:
         """x / sqrt(sum(x^2) + eps) * scale over groups."""
         return self._emit("l2_norm", [x], group=group, eps=eps, scale=scale)
 
+    def mix(self, x: str, weights: str, streams: int) -> str:
+        """Sums of the streams of x: ``weights`` has ``streams`` numbers for each one that results,
+        one for each of x."""
+        return self._emit("mix", [x, weights], streams=streams)
+
+    def match_rms(self, x: str, like: str, least: float = 0.0) -> str:
+        """Each stream of x, as wide as ``like``, made as large as that."""
+        return self._emit("match_rms", [x, like], least=least)
+
+    def cutoff(self, x: str, deviations: float, spare: int = 0) -> str:
+        """What of each element is above the mean of its row by more than so many standard
+        deviations."""
+        return self._emit("cutoff", [x], deviations=deviations, spare=spare)
+
     def decay(self, x: str, a: str) -> str:
         """exp(a * softplus(x))."""
         return self._emit("decay", [x, self._weight(a)])

@@ -14,11 +14,13 @@ from strata.backends.cpu.experts import ExpertShapes, build_experts
 from strata.backends.cpu.lower import Node, lower
 from strata.backends.cpu.nodes import NODES, Building, Parameters
 from strata.backends.cpu.nodes_scans import SCAN_NODES
+from strata.backends.cpu.nodes_streams import STREAM_NODES
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.program import Op, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS, SIGNATURES
 
+_NODES = {**NODES, **SCAN_NODES, **STREAM_NODES}
 Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
 """Tiles in the order of their use: panels as (place, part of the product, first, end)."""
 
@@ -195,7 +197,7 @@ class NativeSegment:
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         else:
-            build = NODES.get(op.kind) or SCAN_NODES.get(op.kind)
+            build = _NODES.get(op.kind)
             if build is None:
                 raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
             build(building, op)

@@ -29,6 +29,7 @@ from strata.backends.reference.recurrent import RECURRENT
 from strata.backends.reference.run import Run
 from strata.backends.reference.scans import SCANS
 from strata.backends.reference.state import Floats, ReferenceState
+from strata.backends.reference.streams import STREAMS
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.errors import UsageError
@@ -45,6 +46,7 @@ OPS: Mapping[str, Run] = {
     **ATTENTION,
     **RECURRENT,
     **SCANS,
+    **STREAMS,
     **EXPERTS,
 }
 

@@ -17,6 +17,7 @@ from strata.program.ops.heads import HEADS
 from strata.program.ops.recurrent import RECURRENT
 from strata.program.ops.scans import SCANS
 from strata.program.ops.signature import Op, Reads, Signature, operand_names
+from strata.program.ops.streams import STREAMS
 from strata.program.program import Program, ProgramError, Shape, Value
 
 SIGNATURES: Mapping[str, Signature] = {
@@ -26,6 +27,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **ATTENTION,
     **RECURRENT,
     **SCANS,
+    **STREAMS,
     **EXPERTS,
 }
 
