@@ -7,6 +7,9 @@ special_tokens_map.json, generation_config.json, chat_template.jinja, the index 
 is then opened, built, asked for ids, text, a chat's prompt and some tokens, in a process of its own
 that may take 10 seconds and 300 MB.
 
+Every fourth attack changes the metadata of a tiny GGUF file of any architecture that has one (its
+vocabulary it leaves alone), and some ids go through the model.
+
 `python bench/fuzz_files.py --attacks 2000 --json out.json`; `--only N` makes one attack again.
 """
 
@@ -35,8 +38,13 @@ from strata.formats.errors import WriteError
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.llm import LLM
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+import make_tiny_hybrids
 import make_tiny_models
+import make_tiny_variants
+from strata.backends.cpu.backend import CpuBackend
+from support.forward import Forward
 
 FAMILIES = ("llama", "phi3_long", "gemma3", "gpt2", "qwen2")
 INDEX = "model.safetensors.index.json"
@@ -278,8 +286,28 @@ def attack_gguf(seeds: Seeds, target: Path, rng: random.Random) -> Path:
     """A GGUF file with changed metadata."""
     metadata, tensors = seeds.gguf[rng.choice(list(seeds.gguf))]
     metadata = dict(metadata)
+    change_metadata(metadata, "", rng)
+    if rng.random() < 0.2:
+        metadata["tokenizer.ggml.model"] = rng.choice(["llama", "t5", "gemma4", "gpt2", "bert"])
+    path = target / "model.gguf"
+    return _write(path, metadata, tensors, rng)
+
+
+def attack_architecture(target: Path, rng: random.Random) -> Path:
+    """A GGUF file of any architecture with changed metadata."""
+    tiny = rng.choice((make_tiny_variants, make_tiny_variants, make_tiny_hybrids))
+    name = rng.choice(tiny.names())
+    with open_model(tiny.write(target / "whole.gguf", name)) as opened:
+        tensors = [(i.name, i, opened.read(i.name)) for i in opened.tensors.values()]
+        metadata = {k: _plain(v) for k, v in opened.metadata.items()}
+    change_metadata(metadata, f"{name}.", rng)
+    return _write(target / "model.gguf", metadata, tensors, rng)
+
+
+def change_metadata(metadata: dict[str, Any], prefix: str, rng: random.Random) -> None:
+    """Changes of some of the keys that begin with ``prefix``, in place."""
     for _ in range(rng.choice((1, 1, 2, 4))):
-        key = rng.choice(list(metadata))
+        key = rng.choice([key for key in metadata if key.startswith(prefix)])
         kind = rng.randrange(8)
         value = metadata[key]
         if kind == 0 and len(metadata) > 1:
@@ -300,10 +328,12 @@ def attack_gguf(seeds: Seeds, target: Path, rng: random.Random) -> Path:
             metadata[key] = rng.choice(["\udcff\udcfe", *STRINGS[:4], *STRINGS[5:]])
         else:
             metadata[key] = rng.choice([True, False, [True] * 9, ["a"] * 300, [1.0] * 300, [-1]])
-    if rng.random() < 0.2:
-        metadata["tokenizer.ggml.model"] = rng.choice(["llama", "t5", "gemma4", "gpt2", "bert"])
+
+
+def _write(
+    path: Path, metadata: dict[str, Any], tensors: list[tuple[str, Any, Any]], rng: random.Random
+) -> Path:
     sources = [TensorSource(n, i.shape, i.type, _once(raw)) for n, i, raw in tensors]
-    path = target / "model.gguf"
     try:
         write_gguf(path, metadata, sources)
     except WriteError:  # changes of one key that together are nothing that GGUF can hold
@@ -336,10 +366,19 @@ def use(path: Path) -> None:
         llm.generate(tokenizer.encode("a")[:8] or [0], SamplingParams(max_tokens=2, seed=1))
 
 
+def use_ids(path: Path) -> None:
+    """Some ids go through the model of a file that has no text."""
+    with open_model(path) as file:
+        Forward(file, 16, CpuBackend(threads=1)).logits([1, 2, 3])
+
+
 def attack(seeds: Seeds, number: int) -> Ending:
     """The attack of that number and what it ended in."""
     rng = random.Random(number)
     with tempfile.TemporaryDirectory() as target:
+        if number % 4 == 3:
+            file = attack_architecture(Path(target), rng)
+            return run_apart(lambda: use_ids(file))
         make = attack_gguf if rng.random() < 0.4 else attack_directory
         path = make(seeds, Path(target), rng)
         return run_apart(lambda: use(path))
