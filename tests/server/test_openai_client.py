@@ -263,7 +263,10 @@ def test_a_tool_is_called(client: Any, choice: Any, stream: bool) -> None:
             finish = chunk.choices[0].finish_reason or finish
             for call in chunk.choices[0].delta.tool_calls or ():
                 assert not chunk.choices[0].delta.content
-                calls[call.index] = call
+                if call.id is not None:
+                    calls[call.index] = call
+                else:
+                    calls[call.index].function.arguments += call.function.arguments
         (call,) = calls.values()
     else:
         answer = client.chat.completions.create(**asked)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from strata import LLM, SamplingParams
 from strata.server import conversation
-from strata.server.parsers import Piece, Thought, ToolCall, thinking
+from strata.server.parsers import AnswerFormat
 from strata.server.parsers.hermes import Hermes
-from strata.server.parsers.thinking import Thinking, thinks
+from strata.server.parsers.thinking import Thoughts
 from support.running import NAMES, Running
 
 if TYPE_CHECKING:
@@ -21,49 +20,6 @@ if TYPE_CHECKING:
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 
 MESSAGES: Any = [{"role": "user", "content": "Name three colours."}]
-CALL = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
-
-
-def told_apart(pieces: Sequence[Piece]) -> tuple[str, str, int]:
-    """The thoughts, the text, and the number of calls."""
-    thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
-    text = "".join(piece for piece in pieces if isinstance(piece, str))
-    return thoughts, text, sum(isinstance(piece, ToolCall) for piece in pieces)
-
-
-@pytest.mark.parametrize(
-    ("answer", "begun", "expected"),
-    [
-        ("<think>\nHm, 2 < 3.\n</think>\n\nYes.\n", False, ("Hm, 2 < 3.", "Yes.\n", 0)),
-        ("\nHm.\n</think>\n\nYes.", True, ("Hm.", "Yes.", 0)),
-        ("\n <think>a  b\n\nc</think>d", False, ("a  b\n\nc", "d", 0)),
-        ("<think>\n\n</think>\n\nYes.", False, ("", "Yes.", 0)),
-        ("<think>never over </thin", False, ("never over </thin", "", 0)),
-        ("  Yes.</think>", False, ("", "  Yes.</think>", 0)),
-        ("<thin", False, ("", "<thin", 0)),
-        ("Yes. <think>No.</think>", False, ("", "Yes. <think>No.</think>", 0)),
-        ("", True, ("", "", 0)),
-        (f"<think>{CALL}</think>{CALL}", False, (CALL, "", 1)),
-        (f"{CALL}", False, ("", "", 1)),
-    ],
-)
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
-def test_however_the_text_arrives(
-    answer: str, begun: bool, expected: tuple[str, str, int], size: int
-) -> None:
-    parser = Thinking(Hermes().parser(["add"]), begun=begun)
-    pieces: list[Piece] = []
-    for start in range(0, len(answer), size):
-        pieces += parser.push(answer[start : start + size])
-    assert told_apart([*pieces, *parser.finish()]) == expected
-    if CALL not in answer:
-        plain = Thinking(None, begun=begun)
-        assert told_apart([*plain.push(answer), *plain.finish()]) == expected
-
-
-def test_the_template_tells_whether_a_model_thinks() -> None:
-    assert thinks("{% if enable_thinking %}<think>\n\n</think>{% endif %}")
-    assert not thinks("{{ messages[0].content }}")
 
 
 @pytest.fixture
@@ -72,9 +28,8 @@ def thinker(server: Running, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> tuple
     text = llm.chat(MESSAGES, SamplingParams(max_tokens=30)).text
     words = text.split()
     start, end = words[0], next(w for w in words[3:] if text.count(w) == 1)
-    monkeypatch.setattr(thinking, "START", start)
-    monkeypatch.setattr(thinking, "END", end)
-    monkeypatch.setattr(conversation, "thinks", lambda template: True)
+    form = AnswerFormat(Hermes(), Thoughts(start, end))
+    monkeypatch.setattr(conversation, "answer_format", lambda template: form)
     thoughts, answer = text.removeprefix(start).split(end)
     assert thoughts.strip()
     assert answer

@@ -16,7 +16,7 @@ from strata.engine import Request as EngineRequest
 from strata.errors import StrataError
 from strata.server.bridge import AsyncRun
 from strata.server.errors import ApiError, as_api_error
-from strata.server.parsers import Piece, Thought, ToolCall, ToolParser
+from strata.server.parsers import Parser, Piece, Thought, ToolCall
 from strata.server.replies import Reply, StreamReply, unless_gone
 from strata.server.seldom import Seldom
 
@@ -28,7 +28,7 @@ class Answer:
     """One choice. ``samples`` are those of shown tokens, ``offsets`` the characters of ``text``
     before each. ``parser`` finds thoughts and calls in it."""
 
-    parser: ToolParser | None = None
+    parser: Parser | None = None
     text: str = ""
     thoughts: str = ""
     calls: list[ToolCall] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Answer:
                 self.text += piece
             elif isinstance(piece, Thought):
                 self.thoughts += piece.text
-            else:
+            elif isinstance(piece, ToolCall):
                 self.calls.append(piece)
         return pieces, shown
 
@@ -76,7 +76,7 @@ class Answer:
 class Answers:
     """A run and an Answer for each of its jobs: ``each`` choices for one prompt after another."""
 
-    def __init__(self, run: AsyncRun, parsers: Sequence[ToolParser | None], each: int) -> None:
+    def __init__(self, run: AsyncRun, parsers: Sequence[Parser | None], each: int) -> None:
         self.run = run
         self.choices = [Answer(parser) for parser in parsers]
         self._each = each

@@ -9,12 +9,14 @@ from typing import Any, Literal
 from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.server.answers import Answers
-from strata.server.parsers import Tool, ToolFormat, ToolParser, tool_format
-from strata.server.parsers.plain import in_words, tell_of_tools
-from strata.server.parsers.thinking import START, Thinking, thinks
+from strata.server.parsers import AnswerFormat, Parser, Tool, ToolFormat, answer_format
+from strata.server.parsers.plain import in_words, tell_of_tools, with_calls_written
 from strata.server.service import Service
 
 ToolChoice = Literal["auto", "none", "required"]
+
+_PROMPT_END = 32
+"""Tokens at a prompt's end in which it may have begun the answer."""
 
 
 @dataclass(frozen=True)
@@ -41,50 +43,63 @@ def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
 
 async def start_chat(service: Service, wanted: Conversation) -> Answers:
     """Check everything and begin."""
-    prompt, params, form = await _prepare(service, wanted)
+    form = answer_format(_template(service))
+    prompt, params = await _prepare(service, wanted, form)
+    tools = _offered(wanted)
+    # An answer by a grammar has the form that was asked for, and no other.
+    plain = wanted.params.grammar is not None or not (tools or form.thinks)
     run = service.run(
         [prompt],
         params,
         choices=wanted.choices,
         continuing=wanted.continue_last,
-        show_special=form is not None,
+        show_special=not plain and (bool(tools) or form.shows_special),
     )
-    names = [tool.name for tool in wanted.tools]
-    parsers: list[ToolParser | None] = [
-        form.parser(names) if form else None for _ in range(wanted.choices)
-    ]
-    if thinks(_template(service)) and params.grammar is None:
-        # A grammar is one of the answer: nothing is thought before it.
-        tail = service.llm.tokenizer.decode(prompt[-8:], skip_special=False)
-        begun = tail.rstrip().endswith(START)
-        parsers = [Thinking(parser, begun=begun) for parser in parsers]
+    parsers: list[Parser | None] = [None] * wanted.choices
+    if not plain:
+        end = service.llm.tokenizer.decode(prompt[-_PROMPT_END:], skip_special=False)
+        thinking = params.grammar is None
+        parsers = [form.parser(tools, end, thinking=thinking) for _ in parsers]
     return Answers(run, parsers, wanted.choices)
 
 
 async def count_tokens(service: Service, wanted: Conversation) -> int:
     """Tokens of a conversation's prompt."""
-    return len((await _prepare(service, replace(wanted, counted=True)))[0])
+    form = answer_format(_template(service))
+    return len((await _prepare(service, replace(wanted, counted=True), form))[0])
+
+
+def _offered(wanted: Conversation) -> Sequence[Tool]:
+    return () if wanted.tool_choice == "none" else wanted.tools
 
 
 async def _prepare(
-    service: Service, wanted: Conversation
-) -> tuple[list[int], SamplingParams, ToolFormat | None]:
+    service: Service, wanted: Conversation, form: AnswerFormat
+) -> tuple[list[int], SamplingParams]:
     params = wanted.params
     source = _template(service)
-    if not wanted.tools or wanted.tool_choice == "none":
-        if wanted.tool_choice == "required":
-            raise UsageError("a tool must be called, but there are no tools")
-        messages = wanted.messages if "tools" in source else in_words(wanted.messages)
-        return await _prompt(service, wanted, messages, None), params, None
-    form = tool_format(source)
+    tools = _offered(wanted)
     if wanted.tool_choice == "required":
-        params = await _with_call(service, wanted, form)
-    if "tools" in source:
-        tools = [tool.as_openai() for tool in wanted.tools]
-        prompt = await _prompt(service, wanted, wanted.messages, tools)
+        if not tools:
+            raise UsageError("a tool must be called, but there are no tools")
+        params = await _with_call(service, wanted, form.calls)
+    messages = wanted.messages
+    if "tools" not in source:
+        messages = tell_of_tools(messages, tools) if tools else in_words(messages)
+    elif "tool_calls" not in source:
+        messages = with_calls_written(messages, form.calls)
     else:
-        prompt = await _prompt(service, wanted, tell_of_tools(wanted.messages, wanted.tools), None)
-    return prompt, params, form
+        messages = form.calls.history(messages)
+    known = [tool.as_openai() for tool in tools] if tools and "tools" in source else None
+    prompt = await service.chat_prompt(
+        messages,
+        tools=known,
+        continue_final_message=wanted.continue_last,
+        variables=wanted.variables,
+        counted=wanted.counted,
+        ending="" if wanted.params.grammar is None else form.calls.before_a_grammar,
+    )
+    return prompt, params
 
 
 def _template(service: Service) -> str:
@@ -92,21 +107,6 @@ def _template(service: Service) -> str:
     tokenizer = service.llm.tokenizer
     template = tokenizer.chat_templates.get("tool_use") or tokenizer.chat_template
     return "" if template is None else template.source
-
-
-async def _prompt(
-    service: Service,
-    wanted: Conversation,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-) -> list[int]:
-    return await service.chat_prompt(
-        messages,
-        tools=tools,
-        continue_final_message=wanted.continue_last,
-        variables=wanted.variables,
-        counted=wanted.counted,
-    )
 
 
 async def _with_call(service: Service, wanted: Conversation, form: ToolFormat) -> SamplingParams:
@@ -127,3 +127,14 @@ async def _with_call(service: Service, wanted: Conversation, form: ToolFormat) -
         raise UsageError("the parameters of a tool are nested too deeply") from None
     compiler = service.grammars
     return replace(wanted.params, grammar=await service.compiled(lambda: compiler.lark(source)))
+
+
+def thinking_variables(wanted: bool | str | None) -> dict[str, Any]:
+    """The variables of chat templates that say whether the model thinks, and how much: ``none``,
+    ``low``, ``medium``, ``high`` or what else a family knows."""
+    if wanted is None:
+        return {}
+    thinks = wanted not in (False, "none")
+    effort = {"reasoning_effort": wanted} if isinstance(wanted, str) and thinks else {}
+    # Some families call it the one, some the other.
+    return {"enable_thinking": thinks, "thinking": thinks, **effort}

@@ -162,9 +162,10 @@ class Service:
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
         counted: bool = False,
+        ending: str = "",
     ) -> list[int]:
-        """Token ids of a conversation by the model's template; as many as there are if they are
-        only ``counted``."""
+        """Token ids of a conversation by the model's template, with ``ending`` behind it where the
+        last message is not continued; as many as there are if they are only ``counted``."""
         if taken := _RESERVED & set(variables or ()):
             raise UsageError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
@@ -187,6 +188,7 @@ class Service:
                     **(variables or {}),
                 ),
             )
+        text += "" if continue_final_message else ending
         return await self.encode(text, counted=counted)
 
     @cached_property

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from pydantic_core import from_json
 from starlette.responses import Response
 
 from strata.server.answers import Answer, Answers, respond
@@ -15,7 +16,7 @@ from strata.server.anthropic.requests import CountRequest, MessagesRequest, conv
 from strata.server.conversation import count_tokens, start_chat
 from strata.server.document import AnthropicError, documented
 from strata.server.errors import ApiError, error_body
-from strata.server.parsers import Piece, Thought, ToolCall
+from strata.server.parsers import CallBegin, CallDelta, Piece, Thought, ToolCall
 from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, to_json, while_there
 from strata.server.service import Service
 
@@ -110,7 +111,7 @@ class _Writer:
             content.append(_thinking(answer.thoughts))
         if answer.text.strip() or not answer.calls:
             content.append({"type": "text", "text": answer.text})
-        content += [_tool_use(call, call.arguments) for call in answer.calls]
+        content += [_tool_use(call.id, call.name, _input(call)) for call in answer.calls]
         return {**self._head, "content": content, **_ending(answer), "usage": self._usage()}
 
     async def stream(self) -> AsyncGenerator[str, None]:
@@ -158,12 +159,24 @@ def _ending(answer: Answer) -> dict[str, Any]:
     return {"stop_reason": reason, "stop_sequence": sequence if reason == "stop_sequence" else None}
 
 
-def _tool_use(call: ToolCall, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(arguments)}
+def _tool_use(id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": id, "name": name, "input": arguments}
+
+
+def _input(call: ToolCall) -> dict[str, Any]:
+    """The arguments; of a call that was cut short what can be read of them, as clients do."""
+    value = call.parsed
+    if value is None:
+        try:
+            value = from_json(call.arguments, allow_inf_nan=False, allow_partial=True)
+            to_json(value)
+        except ValueError:
+            return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _thinking(text: str) -> dict[str, Any]:
-    # Nobody checks the signature: thoughts that are sent back are passed over.
+    # Nobody checks the signature of thoughts that are sent back.
     return {"type": "thinking", "thinking": text, "signature": ""}
 
 
@@ -182,8 +195,11 @@ class _Blocks:
         if isinstance(piece, Thought):
             start = "" if self._open == "thinking" else self._start(_thinking(""))
             return start + self._delta({"type": "thinking_delta", "thinking": piece.text})
-        arguments = {"type": "input_json_delta", "partial_json": to_json(piece.arguments)}
-        return self._start(_tool_use(piece, {})) + self._delta(arguments) + self.finish()
+        if isinstance(piece, CallBegin):
+            return self._start(_tool_use(piece.id, piece.name, {}))
+        if isinstance(piece, CallDelta):
+            return self._delta({"type": "input_json_delta", "partial_json": piece.text})
+        return self.finish()
 
     def finish(self) -> str:
         """The end of the block that is open; of an empty one if there was none."""

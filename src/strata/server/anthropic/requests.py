@@ -9,16 +9,17 @@ from pydantic import Field
 from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.server.bodies import Count, Drawing, JsonSchema, Lenient, Stops, ToolName
-from strata.server.conversation import Conversation, ToolChoice, past_call
+from strata.server.conversation import Conversation, ToolChoice, past_call, thinking_variables
 from strata.server.parsers import Tool
 from strata.server.service import Service
 
 
 class Block(Lenient):
-    """A part of a message: text, tool_use or tool_result. ``thinking`` is passed over."""
+    """A part of a message: text, thinking, tool_use or tool_result."""
 
     type: str
     text: str | None = None
+    thinking: str | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
@@ -118,9 +119,9 @@ async def conversation(service: Service, body: CountRequest) -> Conversation:
         ],
         tool_choice=_TOOL_CHOICES[choice.type],
         tool=choice.name if choice.type == "tool" else None,
-        variables={
-            "enable_thinking": body.thinking is not None and body.thinking.type != "disabled"
-        },
+        variables=thinking_variables(
+            body.thinking is not None and body.thinking.type != "disabled"
+        ),
         continue_last=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
     )
 
@@ -172,10 +173,14 @@ def _plain(message: Message) -> list[dict[str, Any]]:
             calls.append(past_call(block.id, block.name, block.input or {}))
         else:
             texts.append(block)
-    if calls:
-        out.append({"role": message.role, "content": _text(texts), "tool_calls": calls})
-    elif texts or not out:
-        out.append({"role": message.role, "content": _text(texts)})
+    if calls or texts or not out:
+        plain: dict[str, Any] = {"role": message.role, "content": _text(texts)}
+        thoughts = "".join(block.thinking or "" for block in texts if block.type == "thinking")
+        if thoughts:
+            plain["reasoning_content"] = thoughts
+        if calls:
+            plain["tool_calls"] = calls
+        out.append(plain)
     return out
 
 

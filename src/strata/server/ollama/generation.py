@@ -26,7 +26,7 @@ from strata.server.ollama.requests import (
     params_of,
     variables_of,
 )
-from strata.server.parsers import Piece, Thought, ToolCall
+from strata.server.parsers import CallBegin, CallDelta, Piece, Thought, ToolCall
 from strata.server.replies import LINES, Reply, to_json, while_there
 from strata.server.service import Service
 
@@ -158,7 +158,9 @@ class _Writer:
         """See Writer."""
         async for part in self._answers.parts():
             assert part is not None, "there is no pause to report"
-            _, pieces, samples = part
+            _, found, samples = part
+            # Calls are told of whole.
+            pieces = [piece for piece in found if not isinstance(piece, CallBegin | CallDelta)]
             if pieces or (self._logprobs and samples):
                 yield to_json(self._part(pieces, samples)) + "\n"
         yield to_json(self._last([], [])) + "\n"
@@ -197,10 +199,11 @@ def _heading(service: Service) -> dict[str, Any]:
 
 def _chat_fields(pieces: Sequence[Piece]) -> dict[str, Any]:
     message = {"role": "assistant", "content": _text(pieces), **_thinking(pieces)}
+    # Arguments are objects here: of a call that was cut short there is none.
     calls = [
-        {"function": {"name": piece.name, "arguments": dict(piece.arguments)}}
+        {"id": piece.id, "function": {"name": piece.name, "arguments": arguments}}
         for piece in pieces
-        if isinstance(piece, ToolCall)
+        if isinstance(piece, ToolCall) and (arguments := piece.parsed) is not None
     ]
     return {"message": {**message, "tool_calls": calls} if calls else message}
 

@@ -16,7 +16,7 @@ from strata.formats.summary import Summary, summarise
 from strata.server.document import OllamaError, documented
 from strata.server.errors import ApiError
 from strata.server.ollama.requests import ShowRequest
-from strata.server.parsers.thinking import thinks
+from strata.server.parsers import answer_format
 from strata.server.replies import Reply
 from strata.server.service import Service
 
@@ -191,7 +191,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
                 "capabilities": [
                     "completion",
                     *(["tools"] if template else []),
-                    *(["thinking"] if thinks(source) else []),
+                    *(["thinking"] if answer_format(source).thinks else []),
                 ],
                 "modified_at": facts.modified,
             }

@@ -18,7 +18,7 @@ from strata.server.bodies import (
     TopLogprobs,
     tools_of,
 )
-from strata.server.conversation import Conversation, past_call
+from strata.server.conversation import Conversation, past_call, thinking_variables
 from strata.server.service import Service
 
 
@@ -133,7 +133,7 @@ async def conversation(service: Service, body: ChatRequest) -> Conversation:
 
 def variables_of(body: Common) -> dict[str, Any]:
     """Variables of the chat template that a request sets."""
-    return {} if body.think is None else {"enable_thinking": bool(body.think)}
+    return thinking_variables(body.think)
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -12,16 +12,22 @@ from strata.decode import Sample
 from strata.errors import UsageError
 from strata.server.answers import Answer, Answers, respond
 from strata.server.bodies import tools_of
-from strata.server.conversation import Conversation, ToolChoice, past_call, start_chat
+from strata.server.conversation import (
+    Conversation,
+    ToolChoice,
+    past_call,
+    start_chat,
+    thinking_variables,
+)
 from strata.server.document import OpenAIError, documented
 from strata.server.logprobs import logprobs_of
 from strata.server.openai.params import grammar_of, sampling_params
 from strata.server.openai.replies import ChatCompletion
 from strata.server.openai.requests import ChatRequest, Message, NamedTool
 from strata.server.openai.writer import OpenAIWriter
-from strata.server.parsers import Piece, Thought, ToolCall
+from strata.server.parsers import CallBegin, CallDelta, Piece, Thought, ToolCall
 from strata.server.parsers.base import parse_json
-from strata.server.replies import EVENT_STREAM, to_json, while_there
+from strata.server.replies import EVENT_STREAM, while_there
 from strata.server.service import Service
 
 PATH = "/v1/chat/completions"
@@ -68,8 +74,7 @@ async def _conversation(service: Service, body: ChatRequest) -> Conversation:
 
 
 def _variables(body: ChatRequest) -> dict[str, Any]:
-    thinking = {"enable_thinking": False} if body.reasoning_effort == "none" else {}
-    return {**thinking, **(body.chat_template_kwargs or {})}
+    return {**thinking_variables(body.reasoning_effort), **(body.chat_template_kwargs or {})}
 
 
 def plain_message(message: Message) -> dict[str, Any]:
@@ -123,7 +128,9 @@ class _Writer(OpenAIWriter):
         if answer.thoughts:
             message["reasoning_content"] = answer.thoughts
         if answer.calls:
-            message["tool_calls"] = [_call(call) for call in answer.calls]
+            message["tool_calls"] = [
+                _call(call.id, call.name, call.arguments) for call in answer.calls
+            ]
         return {
             "index": index,
             "message": message,
@@ -139,11 +146,12 @@ class _Writer(OpenAIWriter):
         self, index: int, answer: Answer, pieces: list[Piece], samples: list[Sample]
     ) -> Iterator[dict[str, Any]]:
         """See OpenAIWriter."""
-        if self._logprobs and samples and not pieces:
+        if self._logprobs and samples and all(isinstance(piece, ToolCall) for piece in pieces):
             pieces = [""]
         for piece in pieces:
-            yield self._chunk(index, self._delta(index, piece), samples)
-            samples = []
+            if not isinstance(piece, ToolCall):
+                yield self._chunk(index, self._delta(index, piece), samples)
+                samples = []
         if answer.finish_reason is not None:
             yield {**self._chunk(index, {}, []), "finish_reason": _finish_reason(answer)}
 
@@ -151,13 +159,17 @@ class _Writer(OpenAIWriter):
         logprobs = self._tokens(samples)
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
-    def _delta(self, index: int, piece: Piece) -> dict[str, Any]:
+    def _delta(self, index: int, piece: str | Thought | CallBegin | CallDelta) -> dict[str, Any]:
         if isinstance(piece, str):
             return {"content": piece}
         if isinstance(piece, Thought):
             return {"reasoning_content": piece.text}
-        self._calls[index] += 1
-        return {"tool_calls": [{"index": self._calls[index] - 1, **_call(piece)}]}
+        if isinstance(piece, CallBegin):
+            self._calls[index] += 1
+            part = _call(piece.id, piece.name, "")
+        else:
+            part = {"function": {"arguments": piece.text}}
+        return {"tool_calls": [{"index": self._calls[index] - 1, **part}]}
 
     def _tokens(self, samples: list[Sample]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -165,9 +177,8 @@ class _Writer(OpenAIWriter):
         return {"content": logprobs_of(self.tokenizer, samples), "refusal": None}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": to_json(call.arguments)}
-    return {"id": call.id, "type": "function", "function": function}
+def _call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _finish_reason(answer: Answer) -> str | None:

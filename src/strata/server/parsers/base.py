@@ -1,17 +1,25 @@
-"""What the formats of tool calls have in common."""
+"""What the formats of answers have in common: what is told apart in them, and who does it."""
 
 from __future__ import annotations
 
 import json
+import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from strata.decode.schemas import LAYOUT, closed
+if TYPE_CHECKING:
+    from strata.server.parsers.source import Source
+
+T = TypeVar("T")
 
 TokenId = Callable[[str], int | None]
 """The id of a special token by its name, if the model has it."""
+
+Reading = Generator[None, None, T]
+"""What reads a Source: it pauses where more text has to come, and ends with what it found."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +38,13 @@ class Tool:
         return {"type": "function", "function": {**function, "parameters": dict(self.parameters)}}
 
 
-def _new_id() -> str:
-    # Templates of Mistral accept ids of nine letters and digits only.
+Tools = Mapping[str, Tool]
+"""Those that can be called, by their names."""
+
+
+def new_id() -> str:
+    """Of a call. Templates of Mistral accept nine letters and digits only."""
     return secrets.token_hex(5)[:9]
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call as the model made it."""
-
-    name: str
-    arguments: Mapping[str, Any]
-    id: str = field(default_factory=_new_id, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,101 +54,94 @@ class Thought:
     text: str
 
 
-Piece = str | Thought | ToolCall
-"""Of an answer: text, a part of a thought, or a call."""
+@dataclass(frozen=True)
+class CallBegin:
+    """A call begins; what comes up to its ToolCall belongs to it."""
+
+    name: str
+    id: str = field(compare=False)
 
 
-class ToolParser(Protocol):
-    """Finds calls in an answer however its text arrives."""
+@dataclass(frozen=True)
+class CallDelta:
+    """A piece of the arguments, which are JSON."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call at its end: ``arguments`` is all of its JSON, as the model wrote it. It is an object
+    unless the answer was cut short, or the model made a mistake."""
+
+    name: str
+    arguments: str
+    id: str = field(default_factory=new_id, compare=False)
+
+    @property
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments, if they are a JSON object."""
+        try:
+            value = json.loads(self.arguments, parse_constant=_refuse, parse_float=_finite)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+Piece = str | Thought | CallBegin | CallDelta | ToolCall
+"""Of an answer: text, a part of a thought, or of a call."""
+
+
+class Parser(Protocol):
+    """Tells the parts of an answer apart however its text arrives."""
 
     def push(self, text: str) -> list[Piece]:
-        """Add text; what is certain with it. What may yet be a call is held back."""
+        """Add text; what is certain with it. What may yet be markup is held back."""
 
     def finish(self) -> list[Piece]:
-        """The rest: what was held back and is no call is text."""
+        """The rest: half a mark was text, and a call that has begun ends as it is."""
 
 
-class ToolFormat(Protocol):
+class ToolFormat(ABC):
     """How one family of models writes calls."""
 
-    def parser(self, names: Sequence[str]) -> ToolParser:
-        """For one answer; only ``names`` can be called."""
+    ends_thoughts: ClassVar[tuple[str, ...]] = ()
+    """Marks of calls that no thought has in it: it is over where one comes."""
+    has_thoughts: ClassVar[bool] = False
+    """Whether thoughts are a part of the format."""
+    before_a_grammar: ClassVar[str] = ""
+    """What a prompt needs at its end for an answer that is all of a given form."""
 
+    def write(self, name: str, arguments: Any) -> str:
+        """A call that the model made, for a chat template that prints text only."""
+        call = {"name": name, "arguments": arguments}
+        return f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>"
+
+    def history(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """``messages`` as this family's chat templates want calls and results."""
+        return messages
+
+    @abstractmethod
+    def read(self, source: Source, tools: Tools) -> Reading[None]:
+        """Read an answer to its end, or all of it that comes after the thoughts. A call of what
+        is no tool is text."""
+
+    @abstractmethod
     def grammar(self, tools: Sequence[Tool], token_id: TokenId) -> str:
         """A grammar in llguidance's Lark of exactly one call of one of ``tools``."""
 
-
-class Markers:
-    """Text in which calls stand behind a ``start`` marker, up to an ``end`` or to the end of all.
-
-    ``read`` makes calls of what is between, or None if it is not (yet) one.
-    """
-
-    def __init__(
-        self, start: str, end: str | None, read: Callable[[str], list[ToolCall] | None]
-    ) -> None:
-        self._start = start
-        self._end = end
-        self._read = read
-        self._held = ""
-        self._inside = False
-        self._after_call = False
-
-    def push(self, text: str) -> list[Piece]:
-        """See ToolParser."""
-        self._held += text
-        pieces: list[Piece] = []
-        while True:
-            if self._after_call and self._held:
-                # The newline between two calls, or after the last, is no text.
-                self._held = self._held.removeprefix("\n")
-                self._after_call = False
-            if not self._inside:
-                at = self._held.find(self._start)
-                cut = len(self._held) - overlap(self._held, self._start) if at < 0 else at
-                if cut:
-                    pieces.append(self._held[:cut])
-                if at < 0:
-                    self._held = self._held[cut:]
-                    return pieces
-                self._held = self._held[at + len(self._start) :]
-                self._inside = True
-            if self._end is None or not self._take_call(pieces):
-                return pieces
-
-    def finish(self) -> list[Piece]:
-        """See ToolParser."""
-        held, self._held = self._held, ""
-        if not self._inside:
-            return [held] if held else []
-        self._inside = False
-        calls = self._read(held)
-        return [self._start + held] if calls is None else list(calls)
-
-    def _take_call(self, pieces: list[Piece]) -> bool:
-        assert self._end is not None
-        at = self._held.find(self._end)
-        while at >= 0:
-            calls = self._read(self._held[:at])
-            if calls is not None:
-                pieces += calls
-                self._held = self._held[at + len(self._end) :]
-                self._inside = False
-                self._after_call = True
-                return True
-            # The marker may stand inside a string of the arguments: look for the next one.
-            at = self._held.find(self._end, at + 1)
-        return False
+    def opening(self, prompt: str) -> str:
+        """The part of a prompt's end that belongs to the answer, and is read before it."""
+        return ""
 
 
-def read_call(value: Any, names: Sequence[str], arguments: Sequence[str]) -> ToolCall | None:
-    """A call from a JSON object with a ``name`` and its arguments under one of these keys."""
-    if not isinstance(value, dict) or value.get("name") not in names:
-        return None
-    given: Any = next((value[key] for key in arguments if key in value), {})
-    if isinstance(given, str):
-        given = parse_json(given)
-    return ToolCall(value["name"], given) if isinstance(given, dict) else None
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse(digits)
 
 
 def parse_json(text: str) -> Any:
@@ -154,26 +150,3 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def lark_alternatives(tools: Sequence[Tool], before: Callable[[str], str], after: str) -> str:
-    """``start`` as one of the tools: ``before(name)``, arguments by its schema, ``after``."""
-    rules = []
-    for number, tool in enumerate(tools):
-        # A keyword that the compiler does not know loosens the form of a call; it is no error.
-        options = {"lenient": True, **LAYOUT}
-        # A tool that names no arguments has none.
-        schema = {**closed({"properties": {}, **tool.parameters}), "x-guidance": options}
-        rules.append(f"arguments_{number}: %json {json.dumps(schema)}")
-    starts = "\n     | ".join(
-        f"{before(tool.name)} arguments_{number} {after}" for number, tool in enumerate(tools)
-    )
-    return f"start: {starts}\n" + "\n".join(rules)
-
-
-def overlap(text: str, marker: str) -> int:
-    """Characters at the end of ``text`` that may be the beginning of ``marker``."""
-    for length in range(min(len(text), len(marker) - 1), 0, -1):
-        if text.endswith(marker[:length]):
-            return length
-    return 0

@@ -1,33 +1,43 @@
 """Llama 3.1 and later: the whole answer is a JSON object with ``name`` and ``parameters``.
 
-Several are divided by semicolons; ``<|python_tag|>`` may stand before them.
+Several are divided by semicolons; ``<|python_tag|>`` may stand before them, or before a call of a
+built-in tool, ``name.call(key="value")``.
 Format: https://github.com/meta-llama/llama-models (prompt formats)
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
-from strata.server.parsers.base import (
-    Piece,
-    TokenId,
-    Tool,
-    ToolCall,
-    ToolParser,
-    lark_alternatives,
-    read_call,
-)
+from strata.server.parsers.base import Reading, TokenId, Tool, ToolFormat, Tools
+from strata.server.parsers.grammars import lark_alternatives
+from strata.server.parsers.json_calls import read_calls
+from strata.server.parsers.literals import read_python_arguments
+from strata.server.parsers.source import Source
 
 TAG = "<|python_tag|>"
+_NAME = re.compile(r"[\w-]*")
 
 
-class Llama3:
+class Llama3(ToolFormat):
     """See the module."""
 
-    def parser(self, names: Sequence[str]) -> ToolParser:
+    def read(self, source: Source, tools: Tools) -> Reading[None]:
         """See ToolFormat."""
-        return _Parser(names)
+        source.try_call()
+        yield from source.space()
+        tagged = yield from source.take(TAG)
+        yield from source.space()
+        if (yield from source.starts("{")):
+            begun = yield from read_calls(source, tools)
+        else:
+            begun = bool(tagged) and (yield from _built_in(source, tools))
+        source.no_call()
+        if begun:
+            yield from source.space()
+        yield from source.until(give=source.say)
 
     def grammar(self, tools: Sequence[Tool], token_id: TokenId) -> str:
         """See ToolFormat."""
@@ -38,45 +48,11 @@ class Llama3:
         return lark_alternatives(tools, before, '"}"')
 
 
-class _Parser:
-    """Holds an answer that begins like a call until its end; any other is text at once."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._held = ""
-        self._is_text = False
-
-    def push(self, text: str) -> list[Piece]:
-        """See ToolParser."""
-        if self._is_text:
-            return [text] if text else []
-        self._held += text
-        begun = self._held.lstrip()
-        if not begun or begun[0] == "{" or begun.startswith(TAG) or TAG.startswith(begun):
-            return []
-        self._is_text = True
-        held, self._held = self._held, ""
-        return [held]
-
-    def finish(self) -> list[Piece]:
-        """See ToolParser."""
-        held, self._held = self._held, ""
-        calls = self._read(held.strip().removeprefix(TAG))
-        if calls is not None:
-            return list(calls)
-        return [held] if held else []
-
-    def _read(self, text: str) -> list[ToolCall] | None:
-        calls = []
-        rest = text.strip()
-        while rest:
-            try:
-                value, end = json.JSONDecoder().raw_decode(rest)
-            except (ValueError, RecursionError):
-                return None
-            call = read_call(value, self._names, ("parameters", "arguments"))
-            if call is None:
-                return None
-            calls.append(call)
-            rest = rest[end:].lstrip().removeprefix(";").lstrip()
-        return calls or None
+def _built_in(source: Source, tools: Tools) -> Reading[bool]:
+    name = yield from source.run(_NAME)
+    if name not in tools or not (yield from source.take(".call(")):
+        return False
+    source.begin_call(name)
+    if (yield from read_python_arguments(source)):
+        source.end_call()
+    return True

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strata.server.parsers.base import Tool
+from strata.server.parsers.base import Tool, ToolFormat
 from strata.server.parsers.hermes import END, START
 
 _INTRODUCTION = f"""\
@@ -41,6 +41,20 @@ def in_words(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         else dict(message)
         for message in messages
     ]
+
+
+def with_calls_written(
+    messages: Sequence[Mapping[str, Any]], form: ToolFormat
+) -> list[dict[str, Any]]:
+    """``messages`` with calls as text in the markup of ``form``, for a chat template that prints
+    no others."""
+    out = [dict(message) for message in messages]
+    for message in out:
+        calls = [call["function"] for call in message.pop("tool_calls", None) or ()]
+        if calls:
+            written = "".join(form.write(call["name"], call["arguments"]) for call in calls)
+            message["content"] = (message.get("content") or "") + written
+    return out
 
 
 def _in_words(message: Mapping[str, Any]) -> dict[str, Any]:

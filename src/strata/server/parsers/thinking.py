@@ -1,79 +1,79 @@
 """What a model thinks before it answers, told apart from the answer.
 
-Models of this kind write their thoughts between ``<think>`` and ``</think>``, at the beginning;
-some chat templates open them already.
+Models of this kind write their thoughts between two marks, at the beginning; some chat templates
+open them already. Harmony and Gemma 4 have their own way, which is part of their formats.
 """
 
 from __future__ import annotations
 
-from strata.server.parsers import Piece, Thought, ToolParser
-from strata.server.parsers.base import overlap
+from dataclasses import dataclass
 
-START, END = "<think>", "</think>"
+from strata.server.parsers.base import Reading
+from strata.server.parsers.source import Give, Source
+
+THINK = ("<think>", "</think>")
+_MARKS = (
+    THINK,
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+_RESPONSE = ("<response>", "</response>")
+_GRANITE = "".join(THINK) + " and write your response between " + "".join(_RESPONSE)
 
 
-def thinks(template: str) -> bool:
-    """Whether a chat template's text is that of a model that thinks."""
-    return START in template and END in template
+@dataclass(frozen=True)
+class Thoughts:
+    """Stand between ``start`` and ``end``; ``interrupts`` are marks of calls that end them, too.
+    ``around`` are marks that may stand around the answer."""
 
+    start: str = THINK[0]
+    end: str = THINK[1]
+    interrupts: tuple[str, ...] = ()
+    around: tuple[str, str] | None = None
 
-class Thinking:
-    """A ToolParser that finds the thoughts, and has ``answer`` read what comes after them.
-
-    ``begun`` says that the prompt has opened them.
-    """
-
-    def __init__(self, answer: ToolParser | None, *, begun: bool) -> None:
-        self._answer = answer
-        self._inside = begun
-        self._over = False
-        self._held = ""
-        self._said = False
-
-    def push(self, text: str) -> list[Piece]:
-        """See ToolParser."""
-        if self._over:
-            return self._rest(text)
-        self._held += text
-        if not self._inside:
-            begin = self._held.lstrip()
-            if not begin.startswith(START):
-                return [] if START.startswith(begin) else self._end(self._held)
-            self._inside = True
-            self._held = begin[len(START) :]
-        at = self._held.find(END)
-        if at >= 0:
-            thought, answer = self._held[:at], self._held[at + len(END) :]
-            return [*self._thoughts(thought.rstrip()), *self._end(answer)]
-        # Space at the end is held back as well: that before the marker is no part of the thought.
-        kept = self._held[: len(self._held) - overlap(self._held, END)].rstrip()
-        self._held = self._held[len(kept) :]
-        return self._thoughts(kept)
-
-    def finish(self) -> list[Piece]:
-        """See ToolParser."""
-        held, self._held = self._held, ""
-        if self._inside and not self._over:
-            return self._thoughts(held.rstrip())
-        pieces = [] if self._over else self._rest(held)
-        return [*pieces, *(self._answer.finish() if self._answer else [])]
-
-    def _thoughts(self, text: str) -> list[Piece]:
-        if not self._said:
-            text = text.lstrip()
-        self._said = self._said or bool(text)
-        return [Thought(text)] if text else []
-
-    def _end(self, text: str) -> list[Piece]:
-        """The thoughts are over, or there are none: what follows is the answer."""
-        self._over, self._held = True, ""
-        return self._rest(text)
-
-    def _rest(self, text: str) -> list[Piece]:
-        if self._inside:
+    def read(self, source: Source) -> Reading[None]:
+        """Read the thoughts, if any come; the answer is next."""
+        space = yield from source.space()
+        if not (yield from source.take(self.start)):
+            source.say(space)
+            return
+        yield from source.space()
+        thought = Trimmed(source.think)
+        yield from source.until(self.end, *self.interrupts, give=thought.add)
+        if (yield from source.take(self.end)):
             # The empty line between thoughts and answer belongs to neither.
-            text = text.lstrip("\n")
-            self._inside = not text
-        if self._answer is not None:
-            return self._answer.push(text)
-        return [text] if text else []
+            while (yield from source.take("\n")):
+                pass
+        if self.around is not None and (yield from source.take(self.around[0])):
+            yield from source.until(self.around[1], give=source.say)
+            yield from source.take(self.around[1])
+
+    def opening(self, prompt: str) -> str:
+        """The part of a prompt's end that belongs to the answer, and is read before it."""
+        return self.start if prompt.rstrip().endswith(self.start) else ""
+
+
+class Trimmed:
+    """Gives text on without the space at its end."""
+
+    def __init__(self, give: Give) -> None:
+        self._give = give
+        self._space: list[str] = []
+
+    def add(self, text: str) -> None:
+        """More of it."""
+        kept = text.rstrip()
+        if kept:
+            self._give("".join(self._space) + kept)
+            self._space.clear()
+        self._space.append(text[len(kept) :])
+
+
+def thoughts_of(template: str, interrupts: tuple[str, ...] = ()) -> Thoughts | None:
+    """How a model thinks, by its chat template's text; None if it does not."""
+    for start, end in _MARKS:
+        if end in template:
+            around = _RESPONSE if _GRANITE in template else None
+            return Thoughts(start, end, interrupts, around)
+    return None
