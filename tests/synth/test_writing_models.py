@@ -20,7 +20,7 @@ from strata.llm import LLM
 from strata.quant import dequantize
 from strata.synth import RECIPES, SHAPES, write_model
 from strata.synth.pools import Pools
-from strata.synth.vocabulary import Vocabulary
+from strata.synth.vocabulary import SizedVocabulary
 from strata.text import load_tokenizer
 
 TINY = [name for name in SHAPES if name.startswith("tiny-")]
@@ -99,7 +99,7 @@ def test_gguf_and_huggingface_files_tokenize_alike(
     from strata.text.gguf import tokenizer_from_gguf
     from strata.text.huggingface import tokenizer_from_directory
 
-    vocabulary = Vocabulary(tokenizer, size)
+    vocabulary = SizedVocabulary(tokenizer, size)
     (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary.tokenizer_json()))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(vocabulary.tokenizer_config()))
     gguf, other = tokenizer_from_gguf(vocabulary.gguf()), tokenizer_from_directory(tmp_path)
@@ -120,7 +120,7 @@ def test_gguf_and_huggingface_files_tokenize_alike(
 
 def test_a_vocabulary_too_small_for_bytes_is_refused(tokenizer: Mapping[str, Any]) -> None:
     with pytest.raises(UsageError, match="200 tokens is too small"):
-        Vocabulary(tokenizer, 200)
+        SizedVocabulary(tokenizer, 200)
 
 
 @pytest.mark.parametrize("recipe", ["Q4_K_M", None])

@@ -17,7 +17,7 @@ _KEPT = (
 )
 
 
-class Vocabulary:
+class SizedVocabulary:
     """``size`` tokens: those of a byte-level BPE tokenizer, as the GGUF ``metadata`` of a model has
     it, then unused ones. Of a smaller one the last are left out with the merges that make them.
 

@@ -23,7 +23,7 @@ from strata.synth.outline import (
 )
 from strata.synth.pools import Pools
 from strata.synth.shape import Shape
-from strata.synth.vocabulary import Vocabulary
+from strata.synth.vocabulary import SizedVocabulary
 
 Progress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)``."""
@@ -50,7 +50,7 @@ def write_model(
     same bytes. Nothing half-written stays, unless ``keep_partial``. Raises DiskFullError before
     the first byte if the disk has no room, WriteError, or UsageError for a path that is taken.
     """
-    vocabulary = Vocabulary(tokenizer, shape.vocab)
+    vocabulary = SizedVocabulary(tokenizer, shape.vocab)
     pools = Pools(seed)
     if recipe is None:
         tensors = huggingface_tensors(shape)
@@ -86,7 +86,7 @@ def _counter(label: str, total: int, progress: Progress | None) -> Written:
 
 def _write_directory(
     shape: Shape,
-    vocabulary: Vocabulary,
+    vocabulary: SizedVocabulary,
     sources: list[TensorSource],
     out: Path,
     written: Written,
