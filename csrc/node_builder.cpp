@@ -257,11 +257,12 @@ void NodeBuilder::scan(int kind, const std::vector<int64_t>& in, int64_t out, in
 
 void NodeBuilder::grouped(int function, int64_t x, int64_t out, int64_t group, float eps,
                           float factor, const std::optional<Array1<float>>& weight) {
-  require(function >= 0 && function <= static_cast<int>(GroupFunction::decay), "group function");
+  require(function >= 0 && function <= static_cast<int>(GroupFunction::softmax), "group function");
   GroupSpec s{static_cast<GroupFunction>(function), f32_value(x), f32_value(out), group, eps,
               factor, floats(weight)};
   const auto given = static_cast<int64_t>(s.weight.size());
-  require(group > 0 && s.x.width % group == 0 && s.x.width == s.out.width &&
+  const int64_t each = s.function == GroupFunction::sum ? group : 1;
+  require(group > 0 && s.x.width % group == 0 && s.x.width == s.out.width * each &&
               s.x.selected == s.out.selected,
           "group: widths differ");
   require(given == (s.function == GroupFunction::grouped_rms_norm ? s.x.width

@@ -29,7 +29,8 @@ GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "hybrid
 VOCABULARY, TOKENS = 48, 24
 # Positions whose logits are kept.
 ROWS = [0, 1, 5, 17, 23]
-_WIDTH, _FFN, _LAYERS, _HEADS, _DIM, _RANK = 32, 48, 4, 4, 8, 32
+_WIDTH, _FFN, _LAYERS, _HEADS, _DIM, _RANK = 128, 48, 4, 4, 8, 32
+# Heads of 64 are what llama.cpp can compute of RWKV-7 on every machine: two of them.
 _EXPERTS, _EXPERT_FFN = 6, 24
 
 Shapes = dict[str, tuple[int, ...]]
@@ -231,6 +232,99 @@ def _lfm2(i: int) -> Shapes:
     }
 
 
+def _vectors(*names: str) -> Shapes:
+    return {f"{name}.weight": (_WIDTH,) for name in names}
+
+
+def _both(*names: str) -> Shapes:
+    return {f"{name}.{kind}": (_WIDTH,) for name in names for kind in ("weight", "bias")}
+
+
+def _squares(*names: str) -> Shapes:
+    return {f"time_mix_{name}.weight": (_WIDTH, _WIDTH) for name in names}
+
+
+def _channel_mix(*lerps: str) -> Shapes:
+    return {
+        **{f"channel_mix_lerp_{part}.weight": (1, 1, _WIDTH) for part in lerps},
+        "channel_mix_key.weight": (_FFN, _WIDTH),
+        "channel_mix_value.weight": (_WIDTH, _FFN),
+    }
+
+
+def _time_mix_6() -> Shapes:
+    return {
+        **_squares("receptance", "gate", "output"),
+        "time_mix_lerp_x.weight": (1, 1, _WIDTH),
+        "time_mix_lerp_fused.weight": (5, 1, 1, _WIDTH),
+        "time_mix_w1.weight": (5 * _RANK, _WIDTH),
+        "time_mix_w2.weight": (5, _WIDTH, _RANK),
+        "time_mix_decay.weight": (_WIDTH,),
+        "time_mix_decay_w1.weight": (24, _WIDTH),
+        "time_mix_decay_w2.weight": (_WIDTH, 24),
+    }
+
+
+def _rwkv6(i: int) -> Shapes:
+    out: Shapes = {
+        **_both("attn_norm", "attn_norm_2", "time_mix_ln"),
+        **_time_mix_6(),
+        **_squares("key", "value"),
+        **_channel_mix("k", "r"),
+        "channel_mix_receptance.weight": (_WIDTH, _WIDTH),
+        "time_mix_first.weight": (4, 32),
+    }
+    if i == 1:
+        # Older files keep what is mixed apart.
+        del out["time_mix_lerp_fused.weight"]
+        out |= {f"time_mix_lerp_{part}.weight": (1, 1, _WIDTH) for part in "wkvrg"}
+    return out
+
+
+def _qrwkv6(i: int) -> Shapes:
+    del i
+    out: Shapes = {**_norms("attn_norm", "ffn_norm"), **_time_mix_6(), **_feed_forward()}
+    for part, rows in (("receptance", _WIDTH), ("key", 64), ("value", 64)):
+        out[f"time_mix_{part}.weight"] = (rows, _WIDTH)
+        out[f"time_mix_{part}.bias"] = (rows,)
+    return out
+
+
+def _time_mix_7(i: int, gate: int) -> Shapes:
+    out: Shapes = {
+        **_squares("receptance", "key", "value", "output"),
+        **_vectors(*(f"time_mix_{part}" for part in ("w0", "a0", "v0", "k_k", "k_a", "r_k"))),
+        "time_mix_lerp_fused.weight": (6 if gate else 5, 1, 1, _WIDTH),
+    }
+    # llama.cpp wants the first layer to have these of another size, and does not use them.
+    for part, rank in (("w", 16), ("a", 24), ("v", 20 if i else 24), ("g", gate)):
+        if rank:
+            out[f"time_mix_{part}1.weight"] = (rank, _WIDTH)
+            out[f"time_mix_{part}2.weight"] = (_WIDTH, rank)
+    return out
+
+
+def _rwkv7(i: int) -> Shapes:
+    norms = _both("attn_norm", "attn_norm_2", "time_mix_ln")
+    return {**norms, **_time_mix_7(i, 28), **_channel_mix("k")}
+
+
+def _arwkv7(i: int) -> Shapes:
+    return {**_norms("attn_norm", "ffn_norm"), **_time_mix_7(i, 0), **_feed_forward()}
+
+
+_WKV: Mapping[str, Any] = {
+    "attention.head_count": 0,
+    "wkv.head_size": 32,
+    "time_mix_extra_dim": _RANK,
+    "time_decay_extra_dim": 24,
+    "attention.decay_lora_rank": 16,
+    "attention.iclr_lora_rank": 24,
+    "attention.value_residual_mix_lora_rank": 20,
+}
+_NORM_OF_TABLE: Shapes = {**_both("token_embd_norm"), "output_norm.bias": (_WIDTH,)}
+
+
 _INTERVAL: Mapping[str, Any] = {
     "attention.head_count_kv": 2,
     "attention.key_length": _DIM,
@@ -284,6 +378,18 @@ _FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[int], Shapes], Shapes
         _minimax,
         {},
     ),
+    "rwkv6": ({**_WKV, "rescale_every_n_layers": 2}, _rwkv6, _NORM_OF_TABLE),
+    "rwkv6qwen2": (
+        {**_WKV, "attention.head_count_kv": 2, "token_shift_count": 1},
+        _qrwkv6,
+        {},
+    ),
+    "rwkv7": (
+        {**_WKV, "wkv.head_size": 64, "attention.gate_lora_rank": 28},
+        _rwkv7,
+        _NORM_OF_TABLE,
+    ),
+    "arwkv7": ({**_WKV, "wkv.head_size": 64, "token_shift_count": 1}, _arwkv7, {}),
 }
 
 

@@ -315,6 +315,7 @@ static const StepKernels* step_table() {
       rms_norm, layer_norm, glu, activate, add_rows, multiply_rows, clamp_row, xielu_row,
       scale_row, softcap_row, rope, short_conv, grouped_rms_norm, l2_norm, decay_row,
       mix, match_rms, cutoff,
+      group_sum, softmax_groups,
       {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7, linear_attention},
       merge_splits,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>()}};

@@ -1,6 +1,7 @@
 // Recurrences with a matrix of state a head, for up to sixteen of its columns. Included once per
 // instruction set, after rows.h. Sums over the rows of the state have one fixed order.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -175,6 +176,23 @@ static void l2_norm(const float* x, float eps, float factor, int64_t group, int6
         x + g, group, [](const F32x16& v, int, const F32x16& s) { return fma(v, v, s); });
     const F32x16 by = broadcast(factor) / sqrt(broadcast(squares + eps));
     map_row(x + g, group, out + g, [&](const F32x16& v) { return v * by; });
+  }
+}
+
+static void group_sum(const float* x, int64_t group, int64_t n, float* out) {
+  for (int64_t g = 0; g < n; g += group) {
+    out[g / group] =
+        sum_row(x + g, group, [](const F32x16& v, int, const F32x16& s) { return v + s; });
+  }
+}
+
+// For groups of a few columns: one after the other.
+static void softmax_groups(const float* x, int64_t group, int64_t n, float* out) {
+  for (int64_t g = 0; g < n; g += group) {
+    float most = x[g], sum = 0;
+    for (int64_t i = 1; i < group; ++i) most = std::max(most, x[g + i]);
+    for (int64_t i = 0; i < group; ++i) sum += out[g + i] = std::exp(x[g + i] - most);
+    for (int64_t i = 0; i < group; ++i) out[g + i] /= sum;
   }
 }
 

@@ -149,6 +149,10 @@ struct StepKernels {
   void (*match_rms)(const float* x, const float* like, float least, int64_t n, float* out);
   // What of x is above its mean by more than so many deviations.
   void (*cutoff)(const float* x, float deviations, int64_t spare, int64_t n, float* out);
+  // The sum of each group of columns.
+  void (*group_sum)(const float* x, int64_t group, int64_t n, float* out);
+  // e^x over the sum of them, a group of columns at a time.
+  void (*softmax)(const float* x, int64_t group, int64_t n, float* out);
   void (*scan[kScans])(const ScanArgs&, int64_t head, int64_t column, int lanes);   // by Scan
   // Merges the partials of one row and one head and writes out.
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,

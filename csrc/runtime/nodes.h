@@ -134,7 +134,9 @@ struct ScanSpec {
 };
 
 // What is put around recurrences: functions of single rows that RowSpec does not know.
-enum class GroupFunction : int32_t { grouped_rms_norm = 0, l2_norm = 1, decay = 2 };
+enum class GroupFunction : int32_t {
+  grouped_rms_norm = 0, l2_norm = 1, decay = 2, sum = 3, softmax = 4
+};
 struct GroupSpec {
   GroupFunction function;
   Value x, out;

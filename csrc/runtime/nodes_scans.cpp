@@ -80,6 +80,8 @@ class GroupNode final : public Node {
           break;
         case GroupFunction::l2_norm: k.l2_norm(x, s_.eps, s_.factor, s_.group, s_.x.width, out); break;
         case GroupFunction::decay: k.decay(x, s_.weight.data(), s_.group, s_.x.width, out); break;
+        case GroupFunction::sum: k.group_sum(x, s_.group, s_.x.width, out); break;
+        case GroupFunction::softmax: k.softmax(x, s_.group, s_.x.width, out); break;
       }
     }
   }

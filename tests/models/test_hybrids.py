@@ -3,6 +3,7 @@ reference, the reference's from the native backend, and bits that no cut and no 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 def test_reference_gives_the_logits_of_llama_cpp(file: Any) -> None:
     want = GOLDENS[file.metadata["general.architecture"]].astype(np.float64)
     got = Forward(file).logits(tiny.tokens())[tiny.ROWS]
-    assert np.square(got - want).sum() / np.square(want).sum() < 1e-11
+    # Both are float32: some roundings of 2^-24 a layer, which exponentials of exponentials (RWKV's
+    # decays) make a few times larger.
+    assert np.square(got - want).sum() / np.square(want).sum() < 1e-10
 
 
 def test_native_backend_is_near_the_reference_with_bits_that_nothing_changes(file: Any) -> None:
@@ -77,6 +80,10 @@ def in_company(forward: Forward, tokens: list[int]) -> np.ndarray[Any, Any]:
 
 # Without a head of its own the embedding table is the head.
 OPTIONAL = ("exp_probs_b.bias", "ffn_gate_inp_shexp.weight")
+# Biases of keys and so on; what mixes the first layer's values into those of the first layer.
+OPTIONAL_OF_RWKV = re.compile(
+    r".*\.time_mix_(receptance|key|value)\.bias|blk\.0\.time_mix_v\d\.weight"
+)
 # What is missing where neither of two forms is there.
 OTHER_FORM = {"blk.0.attn_qkv.weight": "blk.0.ssm_in.weight"}
 
@@ -85,7 +92,7 @@ def test_missing_and_foreign_tensors_are_named(file: Any) -> None:
     tensors = dict(file.tensors)
     for name in sorted(tensors):
         file.tensors = {key: info for key, info in tensors.items() if key != name}
-        if name == "output.weight" or name.endswith(OPTIONAL):
+        if name == "output.weight" or name.endswith(OPTIONAL) or OPTIONAL_OF_RWKV.fullmatch(name):
             build_model(file)
             continue
         with pytest.raises(MissingTensor) as raised:
@@ -118,6 +125,18 @@ def test_missing_and_foreign_tensors_are_named(file: Any) -> None:
         ("qwen3next", "nextn_predict_layers", 4, ConfigError),
         ("minimax-01", "residual_scale", float("nan"), ConfigError),
         ("minimax-01", "full_attention_interval", "x", ConfigError),
+        ("rwkv6", "wkv.head_size", 0, ConfigError),
+        ("rwkv6", "wkv.head_size", 24, ConfigError),
+        ("rwkv6", "wkv.head_size", 64, TensorShape),
+        ("rwkv6", "time_mix_extra_dim", ..., ConfigError),
+        ("rwkv6", "time_decay_extra_dim", -1, ConfigError),
+        ("rwkv6", "rescale_every_n_layers", "x", ConfigError),
+        ("rwkv6", "token_shift_count", 3, ConfigError),
+        ("rwkv6qwen2", "attention.head_count_kv", 3, ConfigError),
+        ("rwkv7", "attention.decay_lora_rank", 0, ConfigError),
+        ("rwkv7", "attention.iclr_lora_rank", 8, TensorShape),
+        ("rwkv7", "attention.value_residual_mix_lora_rank", 1 << 30, ConfigError),
+        ("rwkv7", "attention.gate_lora_rank", 0, TensorShape),
     ],
 )
 def test_malformed_keys_are_named(

@@ -210,6 +210,12 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("l2_norm", "", [&](const StepKernels& s, float* out) {
     s.l2_norm(a.data(), 1e-6f, 0.5f, n, n, out);
   });
+  both("group_sum", "", [&](const StepKernels& s, float* out) {
+    s.group_sum(a.data(), n, n, out);
+  });
+  both("softmax", "", [&](const StepKernels& s, float* out) {
+    s.softmax(a.data(), n, n, out);
+  });
   both("decay", "", [&](const StepKernels& s, float* out) {
     s.decay(a.data(), b.data(), 1, n, out);
   });

@@ -194,6 +194,8 @@ def test_functions_of_groups(isa: str, groups: int, group: int) -> None:
         lambda m, x: m.grouped_rms_norm(x, "w", groups, 1e-5),
         lambda m, x: m.l2_norm(x, group, 1e-6, 0.5),
         lambda m, x: m.decay(x, "a"),
+        lambda m, x: m.mul(x, m.group_sum(x, group)),
+        lambda m, x: m.softmax(x, group),
         lambda m, x: m.mul(x, m.activation(x, "sigmoid")),
     ]
     for body in bodies:

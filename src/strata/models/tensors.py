@@ -82,6 +82,12 @@ class Wanted(Exception):
         self.tensors, self.layers, self.prefix = tensors, layers, prefix
 
 
+def _names(name: str, tensor: Tensor) -> list[tuple[str, str | None]]:
+    """Where it may lie, in GGUF and in Hugging Face files."""
+    names = [(name, tensor.huggingface)]
+    return [*names, (tensor.part.gguf, tensor.part.huggingface)] if tensor.part else names
+
+
 class Catalog:
     """The Weights of a model by canonical name, checked against what the file holds.
 
@@ -107,9 +113,10 @@ class Catalog:
         self._prefix = found[0] if found else prefixes[0]
         ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
         loose = {
-            self._stored(name, tensor.huggingface, i)
+            self._stored(*names, i)
             for name, tensor in tensors.items()
             for i in (range(layers) if "{i}" in name else (0,))
+            for names in _names(name, tensor)
             if tensor.unit_axes
         }
         # Before anything is missed: what is missing is often inside them.
@@ -163,9 +170,8 @@ class Catalog:
         found: set[str] = set()
         for name, tensor in tensors.items():
             if len(tensor.shape) == 3:
-                names = [(name, tensor.huggingface)]
-                names += [(tensor.part.gguf, tensor.part.huggingface)] if tensor.part else []
-                found.update(self._stored(*pair, i) for pair in names for i in range(layers))
+                pairs = _names(name, tensor)
+                found.update(self._stored(*pair, i) for pair in pairs for i in range(layers))
         return found
 
     def _locate(self, name: str, tensor: Tensor, i: int) -> Weight | None:

@@ -253,6 +253,14 @@ class Builder:
         deviations."""
         return self._emit("cutoff", [x], deviations=deviations, spare=spare)
 
+    def group_sum(self, x: str, group: int) -> str:
+        """The sum of each group of columns."""
+        return self._emit("group_sum", [x], group=group)
+
+    def softmax(self, x: str, group: int) -> str:
+        """e^x over the sum of e^x, over groups."""
+        return self._emit("softmax", [x], group=group)
+
     def decay(self, x: str, a: str) -> str:
         """exp(a * softplus(x))."""
         return self._emit("decay", [x, self._weight(a)])

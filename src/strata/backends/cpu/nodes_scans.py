@@ -11,7 +11,7 @@ from strata.backends.cpu.nodes import Building
 from strata.program import Op
 
 KINDS = ("ssm_head", "ssm_channels", "gated_delta", "wkv6", "wkv7", "linear")
-FUNCTIONS = ("grouped_rms_norm", "l2_norm", "decay")
+FUNCTIONS = ("grouped_rms_norm", "l2_norm", "decay", "group_sum", "softmax")
 
 
 def _scan(
@@ -92,7 +92,7 @@ def wkv6(b: Building, op: Op) -> None:
     """Heads are square."""
     heads = op.attrs["heads"]
     dim = b.program.values[op.output].width // heads
-    u = b.parameters.floats[op.inputs[4]]
+    u = b.parameters.floats[op.inputs[4]].reshape(-1)
     _scan(b, op, "wkv6", heads=heads, k_dim=dim, v_dim=dim, parameters=(u,))
 
 
@@ -126,6 +126,18 @@ def decay(b: Building, op: Op) -> None:
     b.native.grouped(FUNCTIONS.index("decay"), b.ids[x], b.ids[op.output], group, weight=floats)
 
 
+def group_sum(b: Building, op: Op) -> None:
+    """A column for each group."""
+    x, out, group = b.ids[op.inputs[0]], b.ids[op.output], op.attrs["group"]
+    b.native.grouped(FUNCTIONS.index("group_sum"), x, out, group)
+
+
+def softmax(b: Building, op: Op) -> None:
+    """Of each group."""
+    x, out, group = b.ids[op.inputs[0]], b.ids[op.output], op.attrs["group"]
+    b.native.grouped(FUNCTIONS.index("softmax"), x, out, group)
+
+
 SCAN_NODES: Mapping[str, Callable[[Building, Op], None]] = {
     build.__name__: build
     for build in (
@@ -137,5 +149,7 @@ SCAN_NODES: Mapping[str, Callable[[Building, Op], None]] = {
         grouped_rms_norm,
         l2_norm,
         decay,
+        group_sum,
+        softmax,
     )
 }

@@ -40,7 +40,7 @@ def position_scale(
 ELEMENTWISE: Mapping[str, Run] = {
     # Weights come as they are in the file: only activations have as many rows as a.
     "mul": lambda a, x, step, state: mul(x[0], x[1], a["weight"], a["inverse"]),
-    "shift": lambda a, x, step, state: x[0] + x[1],
+    "shift": lambda a, x, step, state: x[0] + x[1].reshape(-1),
     "clamp": lambda a, x, step, state: np.clip(x[0], np.float32(a["low"]), np.float32(a["high"])),
     "xielu": lambda a, x, step, state: xielu(
         x[0], a["negative"], a["positive"], a["beta"], a["eps"]

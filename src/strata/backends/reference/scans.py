@@ -137,6 +137,20 @@ def decay(x: Floats, a: Floats) -> Floats:
     return each
 
 
+def group_sum(attrs: Attrs, x: Floats) -> Floats:
+    """The sum of each group."""
+    out: Floats = x.reshape(len(x), -1, attrs["group"]).sum(axis=-1)
+    return out
+
+
+def softmax(attrs: Attrs, x: Floats) -> Floats:
+    """e^x over the sum of them, by group."""
+    groups = x.reshape(len(x), -1, attrs["group"])
+    powers = np.exp(groups - groups.max(axis=-1, keepdims=True))
+    out: Floats = (powers / powers.sum(axis=-1, keepdims=True)).reshape(x.shape)
+    return out
+
+
 SCANS: Mapping[str, Run] = {
     "ssm_scan": ssm_scan,
     "gated_delta": gated_delta,
@@ -145,5 +159,7 @@ SCANS: Mapping[str, Run] = {
     "wkv7": wkv7,
     "grouped_rms_norm": lambda a, x, step, state: grouped_rms_norm(a, x[0], x[1]),
     "l2_norm": lambda a, x, step, state: l2_norm(a, x[0]),
+    "group_sum": lambda a, x, step, state: group_sum(a, x[0]),
+    "softmax": lambda a, x, step, state: softmax(a, x[0]),
     "decay": lambda a, x, step, state: decay(x[0], x[1]),
 }

@@ -30,7 +30,7 @@ def _elements(weight: Value) -> int:
 def _shift(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     del attrs
     x, bias = values
-    if bias.shape != (x.width,):
+    if _elements(bias) != x.width:
         raise ProgramError(f"shift: '{bias.name}' {bias.shape} does not fit '{x.name}' {x.shape}")
     return x.shape
 
@@ -52,8 +52,8 @@ ELEMENTWISE: Mapping[str, Signature] = {
     # its axes, where a has W. H = W is the plain product, 1 a scale, the number of heads a gate.
     # `weight` says which of the two b is, `inverse` that a weight divides
     "mul": Signature(("a", "b"), ("weight", "inverse"), _mul, per_element(1), as_floats=("b",)),
-    # out = x + bias
-    "shift": Signature(("x", "bias"), (), _shift, per_element(1)),
+    # out = x + bias, a weight of as many numbers, whatever its axes
+    "shift": Signature(("x", "bias"), (), _shift, per_element(1), as_floats=("bias",)),
     # out = min(max(x, low), high)
     "clamp": Signature(("x",), ("low", "high"), _clamp, per_element(2)),
     # xIELU (arXiv:2411.13010): x > 0: positive x^2 + beta x;

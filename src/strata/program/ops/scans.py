@@ -6,6 +6,7 @@ The recurrences are the definition: a step of several tokens is as many steps of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from strata.program.ops.signature import Signature, per_element, rows_of
@@ -78,7 +79,8 @@ def _linear(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 def _wkv6(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     width, heads = values[0].width, attrs["heads"]
     rows = _checked("wkv6", values, attrs, [width] * 4)
-    if values[4].shape != (width,) or width % heads or width // heads > MOST_KEYS:
+    u = prod(n for n in values[4].shape if isinstance(n, int))
+    if u != width or width % heads or width // heads > MOST_KEYS:
         raise _wrong("wkv6", values, attrs)
     return (*rows, width)
 
@@ -128,6 +130,19 @@ def _decay(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     if len(a.shape) != 1 or x.width % a.width:
         raise _wrong("decay", values, attrs)
     return x.shape
+
+
+def _group_sum(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    (x,) = values
+    if attrs["group"] < 1 or x.width % attrs["group"]:
+        raise _wrong("group_sum", values, attrs)
+    return (*rows_of(x), x.width // attrs["group"])
+
+
+def _softmax(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    if attrs["group"] < 1 or values[0].width % attrs["group"]:
+        raise _wrong("softmax", values, attrs)
+    return values[0].shape
 
 
 SCANS: Mapping[str, Signature] = {
@@ -193,6 +208,10 @@ SCANS: Mapping[str, Signature] = {
     ),
     # each `group`: x / sqrt(sum(x^2) + eps) * scale
     "l2_norm": Signature(("x",), ("group", "eps", "scale"), _l2, per_element(4)),
+    # the sum of each `group` of columns
+    "group_sum": Signature(("x",), ("group",), _group_sum, per_element(1)),
+    # e^x over the sum of e^x, over each `group`
+    "softmax": Signature(("x",), ("group",), _softmax, per_element(8)),
     # exp(a * softplus(x)); each number of a is for as many columns
     "decay": Signature(("x", "a"), (), _decay, per_element(8)),
 }
