@@ -188,5 +188,5 @@ def assemble(
         return decoder.head(b, c, norm(b, x, "output_norm"))
 
     return decoder.assemble(
-        c, catalog, embed=embed, layer=layer, head=head, state=kept.state, streams=streams
+        c, catalog, embed=embed, layer=layer, head=head, state=kept.state, hidden=streams * c.width
     )
