@@ -29,8 +29,9 @@ GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "hybrid
 VOCABULARY, TOKENS = 48, 24
 # Positions whose logits are kept.
 ROWS = [0, 1, 5, 17, 23]
-_WIDTH, _FFN, _LAYERS, _HEADS, _DIM, _RANK = 128, 48, 4, 4, 8, 32
-# Heads of 64 are what llama.cpp can compute of RWKV-7 on every machine: two of them.
+_WIDTH, _FFN, _LAYERS, _HEADS, _DIM, _RANK = 32, 48, 4, 4, 8, 32
+# RWKV's: heads of 64 are what llama.cpp can compute of RWKV-7 on every machine, and two of them.
+_WIDE = 128
 _EXPERTS, _EXPERT_FFN = 6, 24
 
 Shapes = dict[str, tuple[int, ...]]
@@ -68,20 +69,22 @@ _LATENT: Mapping[str, Any] = {
 _INNER = _HEADS * _DIM
 
 
-def _frame() -> Shapes:
-    table = (VOCABULARY, _WIDTH)
-    return {"token_embd.weight": table, "output.weight": table, "output_norm.weight": (_WIDTH,)}
+def _frame(width: int) -> Shapes:
+    table = (VOCABULARY, width)
+    return {"token_embd.weight": table, "output.weight": table, "output_norm.weight": (width,)}
 
 
 def _norms(*names: str) -> Shapes:
     return {f"{name}.weight": (_WIDTH,) for name in names}
 
 
-def _feed_forward(prefix: str = "ffn_", suffix: str = "", ffn: int = _FFN) -> Shapes:
+def _feed_forward(
+    prefix: str = "ffn_", suffix: str = "", ffn: int = _FFN, width: int = _WIDTH
+) -> Shapes:
     return {
-        f"{prefix}gate{suffix}.weight": (ffn, _WIDTH),
-        f"{prefix}up{suffix}.weight": (ffn, _WIDTH),
-        f"{prefix}down{suffix}.weight": (_WIDTH, ffn),
+        f"{prefix}gate{suffix}.weight": (ffn, width),
+        f"{prefix}up{suffix}.weight": (ffn, width),
+        f"{prefix}down{suffix}.weight": (width, ffn),
     }
 
 
@@ -233,35 +236,35 @@ def _lfm2(i: int) -> Shapes:
 
 
 def _vectors(*names: str) -> Shapes:
-    return {f"{name}.weight": (_WIDTH,) for name in names}
+    return {f"{name}.weight": (_WIDE,) for name in names}
 
 
 def _both(*names: str) -> Shapes:
-    return {f"{name}.{kind}": (_WIDTH,) for name in names for kind in ("weight", "bias")}
+    return {f"{name}.{kind}": (_WIDE,) for name in names for kind in ("weight", "bias")}
 
 
 def _squares(*names: str) -> Shapes:
-    return {f"time_mix_{name}.weight": (_WIDTH, _WIDTH) for name in names}
+    return {f"time_mix_{name}.weight": (_WIDE, _WIDE) for name in names}
 
 
 def _channel_mix(*lerps: str) -> Shapes:
     return {
-        **{f"channel_mix_lerp_{part}.weight": (1, 1, _WIDTH) for part in lerps},
-        "channel_mix_key.weight": (_FFN, _WIDTH),
-        "channel_mix_value.weight": (_WIDTH, _FFN),
+        **{f"channel_mix_lerp_{part}.weight": (1, 1, _WIDE) for part in lerps},
+        "channel_mix_key.weight": (_FFN, _WIDE),
+        "channel_mix_value.weight": (_WIDE, _FFN),
     }
 
 
 def _time_mix_6() -> Shapes:
     return {
         **_squares("receptance", "gate", "output"),
-        "time_mix_lerp_x.weight": (1, 1, _WIDTH),
-        "time_mix_lerp_fused.weight": (5, 1, 1, _WIDTH),
-        "time_mix_w1.weight": (5 * _RANK, _WIDTH),
-        "time_mix_w2.weight": (5, _WIDTH, _RANK),
-        "time_mix_decay.weight": (_WIDTH,),
-        "time_mix_decay_w1.weight": (24, _WIDTH),
-        "time_mix_decay_w2.weight": (_WIDTH, 24),
+        "time_mix_lerp_x.weight": (1, 1, _WIDE),
+        "time_mix_lerp_fused.weight": (5, 1, 1, _WIDE),
+        "time_mix_w1.weight": (5 * _RANK, _WIDE),
+        "time_mix_w2.weight": (5, _WIDE, _RANK),
+        "time_mix_decay.weight": (_WIDE,),
+        "time_mix_decay_w1.weight": (24, _WIDE),
+        "time_mix_decay_w2.weight": (_WIDE, 24),
     }
 
 
@@ -271,21 +274,25 @@ def _rwkv6(i: int) -> Shapes:
         **_time_mix_6(),
         **_squares("key", "value"),
         **_channel_mix("k", "r"),
-        "channel_mix_receptance.weight": (_WIDTH, _WIDTH),
+        "channel_mix_receptance.weight": (_WIDE, _WIDE),
         "time_mix_first.weight": (4, 32),
     }
     if i == 1:
         # Older files keep what is mixed apart.
         del out["time_mix_lerp_fused.weight"]
-        out |= {f"time_mix_lerp_{part}.weight": (1, 1, _WIDTH) for part in "wkvrg"}
+        out |= {f"time_mix_lerp_{part}.weight": (1, 1, _WIDE) for part in "wkvrg"}
     return out
 
 
 def _qrwkv6(i: int) -> Shapes:
     del i
-    out: Shapes = {**_norms("attn_norm", "ffn_norm"), **_time_mix_6(), **_feed_forward()}
-    for part, rows in (("receptance", _WIDTH), ("key", 64), ("value", 64)):
-        out[f"time_mix_{part}.weight"] = (rows, _WIDTH)
+    out: Shapes = {
+        **_vectors("attn_norm", "ffn_norm"),
+        **_time_mix_6(),
+        **_feed_forward(width=_WIDE),
+    }
+    for part, rows in (("receptance", _WIDE), ("key", 64), ("value", 64)):
+        out[f"time_mix_{part}.weight"] = (rows, _WIDE)
         out[f"time_mix_{part}.bias"] = (rows,)
     return out
 
@@ -294,13 +301,13 @@ def _time_mix_7(i: int, gate: int) -> Shapes:
     out: Shapes = {
         **_squares("receptance", "key", "value", "output"),
         **_vectors(*(f"time_mix_{part}" for part in ("w0", "a0", "v0", "k_k", "k_a", "r_k"))),
-        "time_mix_lerp_fused.weight": (6 if gate else 5, 1, 1, _WIDTH),
+        "time_mix_lerp_fused.weight": (6 if gate else 5, 1, 1, _WIDE),
     }
     # llama.cpp wants the first layer to have these of another size, and does not use them.
     for part, rank in (("w", 16), ("a", 24), ("v", 20 if i else 24), ("g", gate)):
         if rank:
-            out[f"time_mix_{part}1.weight"] = (rank, _WIDTH)
-            out[f"time_mix_{part}2.weight"] = (_WIDTH, rank)
+            out[f"time_mix_{part}1.weight"] = (rank, _WIDE)
+            out[f"time_mix_{part}2.weight"] = (_WIDE, rank)
     return out
 
 
@@ -310,10 +317,11 @@ def _rwkv7(i: int) -> Shapes:
 
 
 def _arwkv7(i: int) -> Shapes:
-    return {**_norms("attn_norm", "ffn_norm"), **_time_mix_7(i, 0), **_feed_forward()}
+    return {**_vectors("attn_norm", "ffn_norm"), **_time_mix_7(i, 0), **_feed_forward(width=_WIDE)}
 
 
 _WKV: Mapping[str, Any] = {
+    "embedding_length": _WIDE,
     "attention.head_count": 0,
     "wkv.head_size": 32,
     "time_mix_extra_dim": _RANK,
@@ -322,7 +330,7 @@ _WKV: Mapping[str, Any] = {
     "attention.iclr_lora_rank": 24,
     "attention.value_residual_mix_lora_rank": 20,
 }
-_NORM_OF_TABLE: Shapes = {**_both("token_embd_norm"), "output_norm.bias": (_WIDTH,)}
+_NORM_OF_TABLE: Shapes = {**_both("token_embd_norm"), "output_norm.bias": (_WIDE,)}
 
 
 _INTERVAL: Mapping[str, Any] = {
@@ -413,8 +421,8 @@ def metadata(name: str, **changed: Any) -> dict[str, Any]:
 
 def shapes(name: str) -> Shapes:
     """Of all tensors, rows first."""
-    _, layer, around = _FAMILIES[name]
-    out = {**_frame(), **around}
+    keys, layer, around = _FAMILIES[name]
+    out = {**_frame(keys.get("embedding_length", _WIDTH)), **around}
     for i in range(_LAYERS):
         out |= {f"blk.{i}.{key}": shape for key, shape in layer(i).items()}
     return {key: shape for key, shape in out.items() if shape}
