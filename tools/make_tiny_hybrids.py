@@ -416,6 +416,8 @@ def metadata(name: str, **changed: Any) -> dict[str, Any]:
         "tokenizer.ggml.model": "test",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [0.0] * VOCABULARY,
+        # The first stands for what is not known, the next two begin and end texts.
+        "tokenizer.ggml.token_type": [2, 3, 3, *[1] * (VOCABULARY - 3)],
     }
 
 
@@ -442,14 +444,14 @@ def array(name: str, key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return made
 
 
-def write(path: Path, name: str, **changed: Any) -> Path:
-    """Write the tiny file of a family."""
+def write(path: Path, name: str, tokenizer: str = "test", **changed: Any) -> Path:
+    """Write the tiny file of a family. With "llama" for a ``tokenizer`` its tokens are texts."""
     f32 = by_name("F32")
     sources = [
         TensorSource.of(key, shape, f32, array(name, key, shape))
         for key, shape in shapes(name).items()
     ]
-    write_gguf(path, metadata(name, **changed), sources)
+    write_gguf(path, {**metadata(name, **changed), "tokenizer.ggml.model": tokenizer}, sources)
     return path
 
 

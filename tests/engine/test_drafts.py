@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import make_tiny_hybrids
 import make_tiny_models
 from strata.backends.base import NoBooks
 from strata.backends.registry import backend_class
@@ -118,6 +119,27 @@ def test_every_family(name: str, tmp_path: Path) -> None:
             known = answers(runner, context, asked, p)
             status = check(runner, context, known, p, right=right, parallel=3).status()
             assert 0 < status.draft_tokens_kept < status.draft_tokens
+    finally:
+        close()
+
+
+@pytest.mark.parametrize("name", ["kimi-linear", "minimax-01", "rwkv6", "rwkv7"])
+def test_further_recurrences(name: str, tmp_path: Path) -> None:
+    """Rolled back among others, and where some have to give way."""
+    runner, close = runner_of(make_tiny_hybrids.write(tmp_path / "m.gguf", name), 192)
+    asked = prompts(runner.model.vocab_size, [120, 61, 62, 63])
+    try:
+        known = answers(runner, 192, asked, GREEDY)
+        status = check(runner, 192, known, GREEDY, right=0.7, parallel=3).status()
+        assert 0 < status.draft_tokens_kept < status.draft_tokens
+        # Three fit by their blocks of keys, or by their slots of state.
+        mixed = len(runner.model.groups) > 1
+        slots = 12 if mixed else 7
+        blocks = tuple(slots if group.recurrent else 6 for group in runner.model.groups)
+        kv = KVSettings(blocks=blocks)
+        status = check(runner, 192, known, GREEDY, right=0.8, parallel=4, kv=kv).status()
+        assert status.draft_tokens_kept > 0
+        assert status.preemptions > 0 or not mixed
     finally:
         close()
 
