@@ -41,6 +41,7 @@ MB = 10**6
 NOTHING = "20MB"
 TIMEOUT = 600
 _NEEDS = re.compile(r"needs (\d+)MB")
+_KNOWN = re.compile(r"given (\d+)MB or more, that is known")
 _ENTRIES = ("Hello there.", "Tell me more. " * 40, "/clear", "And now?", "/bye")
 
 # The shapes of random weights: sizes of vocabulary, layers and heads differ, and so do floors.
@@ -157,19 +158,24 @@ def standard_input(command: Command) -> Iterator[int]:
 
 
 def smallest(model: str, command: Command) -> int:
-    """Bytes of the smallest budget of a command, by what its refusal names."""
-    with standard_input(command) as stdin:
-        done = subprocess.run(
-            command.words(model, NOTHING),
-            stdin=stdin,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-    found = _NEEDS.search(done.stderr + done.stdout)
+    """Bytes of the smallest budget of a command, by what its refusals name."""
+    said = refusal(model, command, NOTHING)
+    found = _NEEDS.search(said)
     if found is None:
-        raise SystemExit(f"{command.name} of {model} names no budget: {done.stderr[-500:]}")
+        raise SystemExit(f"{command.name} of {model} names no budget: {said[-500:]}")
+    if (enough := _KNOWN.search(said)) is not None:
+        # A budget that surely does; the smallest is named where the text can be counted.
+        exactly = _NEEDS.search(refusal(model, command, f"{enough[1]}MB"))
+        return int((exactly or enough)[1]) * MB
     return int(found[1]) * MB
+
+
+def refusal(model: str, command: Command, budget: str) -> str:
+    """What a command says in a budget."""
+    with standard_input(command) as stdin:
+        words = command.words(model, budget)
+        done = subprocess.run(words, stdin=stdin, capture_output=True, text=True, timeout=TIMEOUT)
+    return done.stderr + done.stdout
 
 
 def libraries() -> Iterator[Path]:
@@ -212,12 +218,7 @@ def at_the_smallest(command: Command, model: str, answering: int) -> tuple[int, 
     if not command.budgeted or command.refused or command.name == "plan":
         return answering, measure(command, model, answering)
     floor = smallest(model, command)
-    row = measure(command, model, floor)
-    if found := _NEEDS.search(row.get("said", "")):
-        # Named once the text is known: before, it was that of a usual one.
-        floor = int(found[1]) * MB
-        row = measure(command, model, floor)
-    return floor, row
+    return floor, measure(command, model, floor)
 
 
 # Runs a command and says how large it was: Linux counts a child when it is waited for.

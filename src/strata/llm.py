@@ -23,13 +23,12 @@ from strata.engine import (
 )
 from strata.engine.loading import load
 from strata.engine.runtime import LoadOptions
-from strata.engine.texts import chat_ids, encoded, pair_ids, prompt_ids
+from strata.engine.texts import TextWorkload, chat_ids, encoded, pair_ids, prompt_ids
 from strata.errors import UsageError
 from strata.hub.references import resolve
 from strata.models import Pooling, read_pooling
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
-from strata.text import Tokenizer
 
 if TYPE_CHECKING:
     from strata.memory import Ledger
@@ -93,10 +92,9 @@ class LLM:
     cache it causes: weights that have no room are streamed from the file in every sweep, and
     BudgetTooSmall is raised before loading if even that does not fit. Without it the budget is what
     the machine leaves. A Plan is made for ``workload`` (whose context and concurrency are those
-    given here; or a function that makes it with the tokenizer, encoding by the books that it gets),
-    in any case if ``planned``, else
-    where memory is short. ``plan`` is executed instead of one made here, as it stands: its budget
-    is held, and its context, threads and all else it has count and not those given here.
+    given here; or what makes it of a text), in any case if ``planned``, else where memory is short.
+    ``plan`` is executed instead of one made here, as it stands: its budget is held, and its
+    context, threads and all else it has count and not those given here.
 
     ``kv_type`` is how keys and values are kept: ``f16``, ``bf16`` or ``q8_0``. ``kv_bytes`` bounds
     the KV of all requests together, which then wait for each other or give way. The KV of earlier
@@ -119,7 +117,7 @@ class LLM:
         context: int | None = None,
         parallel: int = 1,
         memory: int | str | None = None,
-        workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None,
+        workload: Workload | TextWorkload | None = None,
         planned: bool = False,
         plan: Plan | None = None,
         kv_type: str | None = None,

@@ -13,7 +13,7 @@ import pytest
 from obeyed import six_scripts
 from strata.backends.cpu.backend import available_isas
 from strata.engine import runtime
-from strata.engine.texts import OWNER, encoded
+from strata.engine.texts import OWNER, TextWorkload, encoded
 from strata.formats import open_model
 from strata.llm import LLM
 from strata.machine.probe import load_machine
@@ -80,7 +80,8 @@ def test_what_a_text_holds_is_planned_for(smollm2_path: Path) -> None:
             assert ledger.owned["tokenizer"] > 0
             return Workload(100, answer_tokens=8, text_bytes=nbytes)
 
-        with LLM(smollm2_path, memory=memory, context=256, threads=1, workload=workload) as llm:
+        planned = TextWorkload(Workload(), workload)
+        with LLM(smollm2_path, memory=memory, context=256, threads=1, workload=planned) as llm:
             assert llm.plan is not None
             assert llm.ledger.owned.get(OWNER, 0) == nbytes
             found.append(llm.plan.predicted.memory.resident)

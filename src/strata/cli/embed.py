@@ -62,7 +62,7 @@ def command(
         quiet=quiet,
         memory=memory,
         parallel=min(MOST_PARALLEL, len(asked)),
-        workload=ids.workload,
+        workload=ids.workload(),
         embedding=True,
     ) as llm:
         found = llm.embed(

@@ -17,10 +17,9 @@ from strata.cli.options import SIZE, threads_option
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
+    from strata.engine.texts import TextWorkload
     from strata.llm import LLM
-    from strata.memory import Ledger
     from strata.plan import Workload
-    from strata.text import Tokenizer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -75,7 +74,7 @@ def open_llm(
     quiet: bool,
     parallel: int = 1,
     memory: int | None = None,
-    workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None,
+    workload: Workload | TextWorkload | None = None,
     planned: bool = False,
     kv_type: str | None = None,
     kv_bytes: int | None = None,

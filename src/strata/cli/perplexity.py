@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -65,19 +66,28 @@ def command(
     text = read_text(file).removesuffix("\n")
     if not text:
         raise UsageError(f"{file} is empty")
-    from strata.engine.texts import encoded
+    from strata.engine.texts import TextWorkload, encoded, most_tokens
     from strata.plan import Workload
     from strata.report.perplexity import SCORED_BYTES
+    from strata.text.cutting import PART
 
     ids: Sequence[int] | None = None
+    most = None if chunks is None else chunks * context
 
-    def workload(tokenizer: Tokenizer, ledger: Ledger) -> Workload:
+    def planned(tokens: int) -> Workload:
+        held = tokens * (array("i").itemsize + SCORED_BYTES)
+        return Workload(context - 1, logit_rows=context, answer_tokens=0, text_bytes=held)
+
+    def made(tokenizer: Tokenizer, ledger: Ledger) -> Workload:
         # Before the weights are there, and once.
         nonlocal ids
-        most = None if chunks is None else chunks * context
         ids = encoded(tokenizer, text, ledger, add_special=True, most=most)
-        held = len(ids) * (ids.itemsize + SCORED_BYTES)
-        return Workload(context - 1, logit_rows=context, answer_tokens=0, text_bytes=held)
+        return planned(len(ids))
+
+    tokens = most_tokens(len(text.encode("utf-8", "replace")))
+    # Of a part, of which each character has four bytes at most, all are made.
+    tokens = tokens if most is None else min(tokens, most + 4 * PART)
+    workload = TextWorkload(planned(tokens), made)
 
     with open_llm(
         model,

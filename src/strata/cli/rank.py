@@ -43,7 +43,7 @@ def command(
     from strata.engine.texts import pair_ids
 
     asked = asked_texts(texts, file)
-    pairs = Encoded(asked, partial(pair_ids, query=query))
+    pairs = Encoded(asked, partial(pair_ids, query=query), beside=query)
     with open_llm(
         model,
         backend=backend,
@@ -53,7 +53,7 @@ def command(
         quiet=quiet,
         memory=memory,
         parallel=min(MOST_PARALLEL, len(asked)),
-        workload=pairs.workload,
+        workload=pairs.workload(),
         embedding=True,
     ) as llm:
         ids = pairs.ids(llm.tokenizer, llm.ledger)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from strata.errors import UsageError
 
 if TYPE_CHECKING:
     from strata.decode import SamplingParams
+    from strata.engine.texts import TextWorkload
     from strata.llm import LLM, Output
     from strata.memory import Ledger
     from strata.plan import Workload
@@ -97,10 +97,6 @@ def command(
 
     asked = None if prompt is None else _Asked(prompt, system, raw)
 
-    def workload(tokenizer: Tokenizer, ledger: Ledger) -> Workload:
-        assert asked is not None
-        return _workload(asked.encode(tokenizer, ledger), params)
-
     with open_llm(
         model,
         backend=backend,
@@ -111,7 +107,7 @@ def command(
         context=context,
         quiet=quiet,
         memory=memory,
-        workload=None if chatting else workload,
+        workload=None if asked is None else asked.workload(params),
         planned=explain,
     ) as llm:
         if not raw and not llm.tokenizer.chat_templates:
@@ -147,6 +143,17 @@ class _Asked:
         self._prompt, self._system, self._raw = prompt, system, raw
         self._ids: array[int] | None = None
 
+    def workload(self, params: SamplingParams) -> TextWorkload:
+        """What the Plan is made for: this prompt, and as long an answer as may come."""
+        from strata.engine.texts import TextWorkload, most_tokens
+
+        text = self._prompt + (self._system or "")
+        most = most_tokens(len(text.encode("utf-8", "replace")))
+        return TextWorkload(
+            _workload(most, params),
+            lambda tokenizer, ledger: _workload(len(self.encode(tokenizer, ledger)), params),
+        )
+
     def encode(self, tokenizer: Tokenizer, ledger: Ledger) -> array[int]:
         """Its token ids."""
         if self._ids is None:
@@ -164,12 +171,12 @@ class _Asked:
         return chat_ids(tokenizer, messages, ledger)
 
 
-def _workload(tokens: Sequence[int], params: SamplingParams) -> Workload:
-    """What the Plan is made for: this prompt, and as long an answer as may come, or a usual one."""
+def _workload(tokens: int, params: SamplingParams) -> Workload:
+    """Of a prompt of so many tokens, and as long an answer as may come, or a usual one."""
     from strata.plan import Workload
 
     # A Plan has at least a token to make; without one the prompt is refused later, by its name.
-    prompt_tokens = max(len(tokens), 1)
+    prompt_tokens = max(tokens, 1)
     if params.max_tokens is None:
         return Workload(prompt_tokens)
     return Workload(prompt_tokens, answer_tokens=params.max_tokens)

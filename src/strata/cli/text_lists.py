@@ -14,6 +14,7 @@ from strata.cli.engine_options import read_text
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
+    from strata.engine.texts import TextWorkload
     from strata.memory import Ledger
     from strata.plan import Workload
     from strata.text import Tokenizer
@@ -48,10 +49,11 @@ def asked_texts(texts: Sequence[str], file: Path | None) -> list[str]:
 
 
 class Encoded:
-    """Ids of texts, made once: before the weights are there where a Plan is made for them."""
+    """Ids of texts, made once: before the weights are there where a Plan is made for them.
+    ``beside`` is a text that is encoded with each of them."""
 
-    def __init__(self, texts: Sequence[str], encode: Encode) -> None:
-        self._texts, self._encode = texts, encode
+    def __init__(self, texts: Sequence[str], encode: Encode, beside: str = "") -> None:
+        self._texts, self._encode, self._beside = texts, encode, beside
         self._ids: list[array[int]] = []
 
     def ids(self, tokenizer: Tokenizer, ledger: Ledger) -> list[array[int]]:
@@ -60,13 +62,26 @@ class Encoded:
             self._ids = [self._encode(tokenizer, text, ledger) for text in self._texts]
         return self._ids
 
-    def workload(self, tokenizer: Tokenizer, ledger: Ledger) -> Workload:
+    def workload(self) -> TextWorkload:
         """What a Plan is made for: no text has an answer."""
-        from strata.plan import Workload
+        from strata.engine.texts import TextWorkload, most_tokens
 
-        ids = self.ids(tokenizer, ledger)
-        held = sum(len(each) * each.itemsize for each in ids)
-        return Workload(max(len(each) for each in ids), answer_tokens=0, text_bytes=held)
+        most = [
+            most_tokens(len((text + self._beside).encode("utf-8", "replace")))
+            for text in self._texts
+        ]
+
+        def made(tokenizer: Tokenizer, ledger: Ledger) -> Workload:
+            return _workload([len(each) for each in self.ids(tokenizer, ledger)])
+
+        return TextWorkload(_workload(most), made)
+
+
+def _workload(tokens: Sequence[int]) -> Workload:
+    from strata.plan import Workload
+
+    held = sum(tokens) * array("i").itemsize
+    return Workload(max(tokens), answer_tokens=0, text_bytes=held)
 
 
 def progress_line(quiet: bool) -> Callable[[int, int], None] | None:

@@ -19,6 +19,7 @@ from strata.engine.runtime import (
     settled_memory,
     smallest_budget,
 )
+from strata.engine.texts import TextWorkload
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
@@ -162,11 +163,16 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
     if needed > room:
         assert options.memory is not None
         # Where that is not all for which there is no room, what does for all of it.
-        smallest = (options.process_bytes or 0) + needed
-        smallest = max(smallest, smallest_budget(file, model, options))
+        built = (options.process_bytes or 0) + needed
+        smallest = max(built, smallest_budget(file, model, options))
+        needs = f"it needs {-(-smallest // MB)}MB at least"
+        if isinstance(options.workload, TextWorkload):
+            # How much it is, is known once the tokenizer is there.
+            needs = f"for so long a text it needs {-(-smallest // MB)}MB, or less: given "
+            needs += f"{-(-built // MB) + 1}MB or more, that is known exactly"
         raise BudgetTooSmall(
             f"{format_size(options.memory)} are too little for {file.path.name}: to build its "
             f"tokenizer, of {outline.tokens} tokens and {outline.merges} merges, takes "
-            f"{format_size(needed)} for a while, so that it needs {-(-smallest // MB)}MB at least",
+            f"{format_size(needed)} for a while, and {needs}",
             smallest,
         )

@@ -6,7 +6,6 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +19,7 @@ from strata.backends.weights import WeightSource
 from strata.engine.engine import TOKEN_BUDGET
 from strata.engine.runner import LoadProgress, Runner
 from strata.engine.texts import OWNER as TEXTS
+from strata.engine.texts import TextWorkload
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, LedgerAccount, process_memory
@@ -58,8 +58,8 @@ print(json.dumps(to_json(probe(pathlib.Path(sys.argv[1]))[0])))
 class LoadOptions:
     """What is asked for. ``memory`` is a budget, None for what the machine leaves; ``workload`` is
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
-    ``parallel``, or makes that with the model's tokenizer, and books in which the budget's room for
-    that is; ``planned`` asks for a Plan in any case.
+    ``parallel``, or what makes that with the model's tokenizer; ``planned`` asks for a Plan in any
+    case.
     ``kv_type`` None leaves it to the backend; ``kv_bytes`` bounds the KV of all requests, and
     ``kv_store`` is a directory for prefixes. ``slowdown`` bounds what a prompt costs those who
     read answers meanwhile, which takes a Plan too. ``serving`` says
@@ -72,7 +72,7 @@ class LoadOptions:
     threads: int | None = None
     context: int | None = None
     parallel: int = 1
-    workload: Workload | Callable[[Tokenizer, Ledger], Workload] | None = None
+    workload: Workload | TextWorkload | None = None
     planned: bool = False
     kv_type: str | None = None
     kv_bytes: int | None = None
@@ -180,9 +180,9 @@ def make_runtime(
     limited = options.memory is not None or plan is not None
     if plan is None and kind.plans and _needs_plan(file, options):
         machine = this_machine(file)
-        if callable(options.workload):
+        if isinstance(options.workload, TextWorkload):
             books = _ledger(options.memory, 0, tokenizer_bytes)
-            options = replace(options, workload=options.workload(tokenizer, books))
+            options = replace(options, workload=options.workload.made(tokenizer, books))
         plan = _make_plan(file, model, machine, options, kind)
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
@@ -195,7 +195,7 @@ def make_runtime(
         _check_plan(plan, model)
         budget = plan.budget if limited else None
         ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
-        if options.workload is not None and not callable(options.workload):
+        if options.workload is not None and not isinstance(options.workload, TextWorkload):
             ledger.take(TEXTS, options.workload.text_bytes)
         settings = _settings(plan, limited)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
@@ -266,9 +266,15 @@ def this_machine(file: ModelFile) -> Machine:
 
 
 def smallest_budget(file: ModelFile, model: Model, options: LoadOptions) -> int:
-    """Bytes of the least budget in which a Plan can be made; 0 where that given is one."""
+    """Bytes of the least budget in which a Plan can be made, whatever a text comes to; 0 where that
+    given is one."""
     from strata.plan import BudgetTooSmall
 
+    if isinstance(options.workload, TextWorkload):
+        most = options.workload.at_most
+        fits = max(1, model.context_length - most.answer_tokens)
+        most = replace(most, prompt_tokens=min(most.prompt_tokens, fits))
+        options = replace(options, workload=most)
     try:
         _make_plan(file, model, this_machine(file), options, backend_class(options.backend))
     except BudgetTooSmall as error:
@@ -289,14 +295,15 @@ def _make_plan(
     options: LoadOptions,
     kind: type[Backend],
 ) -> Plan:
-    """The Plan for what is asked for; for a usual workload where that is still to be made."""
+    """The Plan for what is asked for, or for a usual workload."""
     from strata.machine import constants
     from strata.plan import Limits, Workload, outline, plan
     from strata.plan.memory_model import server_bytes
     from strata.plan.planner import BudgetTooSmall
 
     workload = options.workload
-    if workload is None or callable(workload):
+    assert not isinstance(workload, TextWorkload)
+    if workload is None:
         half = (options.context or model.context_length) // 2
         usual = Workload()
         workload = replace(

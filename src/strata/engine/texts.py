@@ -6,15 +6,36 @@ A server has a share of its own for that, which its requests wait for.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from strata.errors import UsageError
 from strata.memory import Ledger, LedgerError
 from strata.text import Tokenizer
 
+if TYPE_CHECKING:
+    from strata.plan import Workload
+
 OWNER = "texts"
 """In the ledger: of ids that are kept, and of what encoding takes meanwhile."""
+
+_AROUND = 512
+
+
+@dataclass(frozen=True)
+class TextWorkload:
+    """The Workload of texts. ``made`` gives it, with the model's tokenizer and books that have the
+    budget's room for encoding; ``at_most`` is what it comes to at most, from which a budget is
+    named that has no room for the tokenizer."""
+
+    at_most: Workload
+    made: Callable[[Tokenizer, Ledger], Workload]
+
+
+def most_tokens(nbytes: int) -> int:
+    """Tokens that a text of so many bytes has at most, with a usual template around it."""
+    return nbytes + _AROUND
 
 
 def encoded(
