@@ -39,7 +39,8 @@ std::shared_ptr<WeightPlace> make_place(std::shared_ptr<WeightFile> file, int64_
                                         int format, int64_t n, int64_t k, int storage,
                                         int64_t stored_width, int64_t first_column,
                                         std::optional<nb::ndarray<const float, nb::ndim<2>,
-                                                                  nb::c_contig>> factors) {
+                                                                  nb::c_contig>> factors,
+                                        int64_t run, int64_t step) {
   const auto f = static_cast<Format>(format);
   const FormatInfo* info = format_info(f);
   require(info != nullptr, "no kernel for format " + std::to_string(format));
@@ -58,11 +59,17 @@ std::shared_ptr<WeightPlace> make_place(std::shared_ptr<WeightFile> file, int64_
   require(!factors || !info->panelled, "weight: scales are put to rows that are kept as they are");
   if (place->storage == Storage::columns) {
     require(info->elements == 1 && first_column >= 0 && stored_width < kMost / k &&
-                first_column + n <= stored_width,
+                first_column + (run > 0 ? run : n) <= stored_width,
             "weight: columns out of range");
     place->stored_width = stored_width;
     place->first_column = first_column;
   }
+  // Each matrix ends with a panel, so that none has rows of two.
+  require(run >= 0 && step >= 0 && (run == 0 || (n % run == 0 && run % kPanel == 0 && !factors &&
+                                                 step < kMost / (n / run))),
+          "weight: rows of several matrices");
+  place->run = run;
+  place->step = step;
   if (factors) {
     const auto rows = static_cast<int64_t>(factors->shape(0));
     const auto columns = static_cast<int64_t>(factors->shape(1));
@@ -141,7 +148,8 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("cached_bytes", &WeightFile::cached_bytes);
   nb::class_<WeightPlace>(m, "WeightPlace")
       .def(nb::new_(&make_place), "file"_a, "offset"_a, "format"_a, "n"_a, "k"_a, "storage"_a = 0,
-           "stored_width"_a = 0, "first_column"_a = 0, "factors"_a = nb::none())
+           "stored_width"_a = 0, "first_column"_a = 0, "factors"_a = nb::none(),
+           "run"_a = 0, "step"_a = 0)
       .def_prop_ro("panel_bytes", &WeightPlace::panel_bytes)
       .def_prop_ro("panels", [](const WeightPlace& p) { return panels(p.n); })
       .def_prop_ro("format", [](const WeightPlace& p) { return static_cast<int>(p.format); })

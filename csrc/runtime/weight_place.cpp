@@ -31,10 +31,11 @@ int64_t WeightPlace::file_bytes(int64_t panel0, int64_t panel1) const {
 }
 
 int64_t WeightPlace::end() const {
+  const int64_t last = offset + (run > 0 ? (n / run - 1) * step : 0);
   switch (storage) {
-    case Storage::rows: return offset + n * row_bytes();
-    case Storage::scaled: return offset + n * k;
-    case Storage::columns: return offset + stored_width * row_bytes();
+    case Storage::rows: return last + (run > 0 ? run : n) * row_bytes();
+    case Storage::scaled: return last + n * k;
+    case Storage::columns: return last + stored_width * row_bytes();
   }
   return 0;
 }
@@ -42,6 +43,8 @@ int64_t WeightPlace::end() const {
 int64_t WeightPlace::panels_at_once(int64_t request_bytes) const {
   int64_t room = request_bytes;
   if (storage == Storage::columns) room -= kColumnsRead;
+  // What is read of each matrix, and beside it all of them.
+  if (storage == Storage::rows && run > 0) room /= 2;
   // Bytes of the file and, beside them, the same with their scales put in.
   if (storage == Storage::scaled) room /= 2;
   return std::clamp<int64_t>(room / (kPanel * row_bytes()), 1, panels(n));
@@ -55,11 +58,21 @@ int64_t WeightPlace::staging(int64_t panels_at_once) const {
   const int64_t rows = std::min(panels_at_once * kPanel, n);
   const int64_t bytes = rows * row_bytes();
   switch (storage) {
-    case Storage::rows: return WeightFile::span(bytes);
+    case Storage::rows:
+      return run > 0 ? WeightFile::span(run_bytes(rows)) + bytes : WeightFile::span(bytes);
     case Storage::scaled: return WeightFile::span(rows * k) + bytes;
     case Storage::columns: return lines_bytes() + bytes;
   }
   return 0;
+}
+
+void WeightPlace::collect(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
+                          ReadCounters& counters) const {
+  const int64_t row = row_bytes();
+  each_run(row0, rows, [&](int64_t begin, int64_t first, int64_t count, int64_t done) {
+    const uint8_t* from = file->read(begin + first * row, count * row, lines, counters);
+    std::memcpy(out + done * row, from, static_cast<size_t>(count * row));
+  });
 }
 
 void WeightPlace::gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
@@ -67,17 +80,19 @@ void WeightPlace::gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* ou
   const int64_t element = row_bytes() / k;
   const int64_t stored = stored_width * element;
   const int64_t at_once = std::max<int64_t>(1, kColumnsRead / stored);
-  for (int64_t i0 = 0; i0 < k; i0 += at_once) {
-    const int64_t count = std::min(at_once, k - i0);
-    const uint8_t* from = file->read(offset + i0 * stored, count * stored, lines, counters);
-    from += (first_column + row0) * element;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < count; ++i) {
-        std::memcpy(out + (r * k + i0 + i) * element, from + i * stored + r * element,
-                    static_cast<size_t>(element));
+  each_run(row0, rows, [&](int64_t begin, int64_t first, int64_t count, int64_t done) {
+    for (int64_t i0 = 0; i0 < k; i0 += at_once) {
+      const int64_t lines_read = std::min(at_once, k - i0);
+      const uint8_t* from = file->read(begin + i0 * stored, lines_read * stored, lines, counters);
+      from += (first_column + first) * element;
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t i = 0; i < lines_read; ++i) {
+          std::memcpy(out + ((done + r) * k + i0 + i) * element, from + i * stored + r * element,
+                      static_cast<size_t>(element));
+        }
       }
     }
-  }
+  });
 }
 
 void WeightPlace::put_scales(const uint8_t* codes, int64_t row0, int64_t rows,
@@ -96,6 +111,11 @@ void WeightPlace::put_scales(const uint8_t* codes, int64_t row0, int64_t rows,
 // The bytes of some rows in the form that `pack` takes.
 const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                                     ReadCounters& counters) const {
+  if (storage == Storage::rows && run > 0) {
+    uint8_t* out = staging + WeightFile::span(run_bytes(rows));
+    collect(row0, rows, staging, out, counters);
+    return out;
+  }
   if (storage == Storage::rows) {
     return file->read(offset + row0 * row_bytes(), rows * row_bytes(), staging, counters);
   }
@@ -123,7 +143,8 @@ int64_t WeightPlace::slot_bytes(int64_t panel0, int64_t panel1) const {
 }
 
 int64_t WeightPlace::scratch_bytes() const {
-  return storage == Storage::columns ? lines_bytes() : 0;
+  if (storage == Storage::columns) return lines_bytes();
+  return run > 0 ? WeightFile::span(run_bytes(n)) : 0;
 }
 
 const uint8_t* WeightPlace::read_rows(int64_t panel0, int64_t panel1, uint8_t* slot,
@@ -132,6 +153,10 @@ const uint8_t* WeightPlace::read_rows(int64_t panel0, int64_t panel1, uint8_t* s
   const int64_t rows = std::min(panel1 * kPanel, n) - row0;
   if (storage == Storage::columns) {
     gather(row0, rows, scratch, slot, counters);
+    return slot;
+  }
+  if (run > 0) {
+    collect(row0, rows, scratch, slot, counters);
     return slot;
   }
   const int64_t row = stored_row_bytes();

@@ -25,6 +25,9 @@ struct WeightPlace {
   int64_t n, k;
   Storage storage = Storage::rows;
   int64_t stored_width = 0, first_column = 0;
+  // Where rows are those of several matrices: `run` rows of each, and the bytes from one matrix to
+  // the next. 0: one matrix.
+  int64_t run = 0, step = 0;
   // Scale of row r, block b of 128: factors[r / factor_rows * factor_stride + (b or 0)], with b
   // where the stride is more than 1.
   std::vector<float> factors;
@@ -61,6 +64,22 @@ struct WeightPlace {
                          ReadCounters& counters) const;
   int64_t lines_bytes() const;   // of staging for stored lines
   // Rows put together from lines of the file, and from codes and their scales.
+  // The bytes of a matrix's rows, one after the other.
+  int64_t run_bytes(int64_t rows) const { return std::min(rows, run) * row_bytes(); }
+  // Calls f(where the matrix begins, its first row, rows, rows before) for the matrices that rows
+  // [row0, row0 + rows) are of.
+  template <class F> void each_run(int64_t row0, int64_t rows, F f) const {
+    for (int64_t done = 0; done < rows;) {
+      const int64_t matrix = run > 0 ? (row0 + done) / run : 0;
+      const int64_t row = row0 + done - matrix * run;
+      const int64_t count = run > 0 ? std::min(rows - done, run - row) : rows;
+      f(offset + matrix * step, row, count, done);
+      done += count;
+    }
+  }
+  // Reads rows that are of several matrices, by way of `lines`.
+  void collect(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
+               ReadCounters& counters) const;
   void gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
               ReadCounters& counters) const;
   void put_scales(const uint8_t* codes, int64_t row0, int64_t rows, uint8_t* out) const;

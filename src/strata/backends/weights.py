@@ -89,6 +89,12 @@ class WeightSource:
             return [place for place in places if place is not None]
         info, stored = self._file.tensors[weight.source], self._file.stored(weight.source)
         first = 0 if weight.each is None else weight.each[0]
+        if weight.transform == "transpose":
+            self._check_transposable(weight)
+            width = info.shape[2]
+            step = k * info.type.tensor_nbytes((width,))
+            offsets = (stored.offset + e * step for e in range(count))
+            return [MatrixPlace(stored.file, at, "columns", width, first) for at in offsets]
         row = info.type.tensor_nbytes((k,))
         starts = (e * info.shape[1] + first for e in range(count))
         return [MatrixPlace(stored.file, stored.offset + start * row) for start in starts]
@@ -107,14 +113,15 @@ class WeightSource:
         if weight.experts:
             alone = (Weight(weight.name, weight.shape[1:], s, weight.each) for s in weight.experts)
             return np.concatenate([self.raw(w) for w in alone])
-        if weight.each is not None:
-            every = self._file.read(info.name).reshape(*info.shape[:2], -1)
-            return np.ascontiguousarray(every[:, slice(*weight.each)]).reshape(-1)
         if weight.transform == "transpose":
             self._check_transposable(weight)
             stored = self._file.read(info.name).view(_FLOATS[info.type.name]).reshape(info.shape)
-            rows = stored.T if weight.rows is None else stored.T[slice(*weight.rows)]
+            rows, part = np.swapaxes(stored, -1, -2), weight.rows or weight.each
+            rows = rows if part is None else rows[..., slice(*part), :]
             return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        if weight.each is not None:
+            every = self._file.read(info.name).reshape(*info.shape[:2], -1)
+            return np.ascontiguousarray(every[:, slice(*weight.each)]).reshape(-1)
         raw = self._file.read(info.name, weight.rows)
         if weight.transform in _MAPS:
             mapped = _MAPS[weight.transform](dequantize(info.type, raw, weight.shape))

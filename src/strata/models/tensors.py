@@ -41,7 +41,8 @@ class Tensor:
     ``part`` says where it lies if the file fuses it with others; ``apart`` is False where its own
     name in GGUF files is that of the fused tensor. ``unit_axes``: some writers give it axes of one
     entry, others leave them out. A shape of three axes is a matrix for each of several experts;
-    with ``{e}`` in it ``huggingface`` names the tensor of each. ``part`` is then of every matrix.
+    with ``{e}`` in it ``huggingface`` names the tensor of each. ``part`` and ``transform`` are then
+    of every matrix.
     """
 
     huggingface: str | None
@@ -198,7 +199,7 @@ class Catalog:
             if info is not None:
                 self._check(info, shape, transform, unit_axes=tensor.unit_axes)
                 if len(shape) == 3:
-                    return Weight(canonical, tensor.shape, source, each=rows)
+                    return Weight(canonical, tensor.shape, source, transform=transform, each=rows)
                 return Weight(canonical, tensor.shape, source, rows, transform)
         name = " or ".join(f"'{source}'" for source, _, _ in stored if source)
         message = f"tensor {name} is missing: the file is incomplete or another model"
@@ -243,7 +244,7 @@ class Catalog:
                 f"tensor '{info.name}' holds whole numbers ({info.type.name}), not weights: its "
                 f"quantisation is not known here; use the unquantised model or a GGUF of it"
             )
-        expected = shape[::-1] if transform == "transpose" else shape
+        expected = (*shape[:-2], *shape[:-3:-1]) if transform == "transpose" else shape
         alike = _squeezed(info.shape) == _squeezed(expected)
         if tuple(info.shape) != expected and not (unit_axes and alike):
             raise TensorShape(

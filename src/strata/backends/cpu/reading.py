@@ -69,18 +69,29 @@ class WeightReader:
     def expert_places(
         self, weight: Weight, source: WeightSource
     ) -> list[_native.WeightPlace] | None:
-        """Where the matrices of experts are: one place if they lie one after the other and none
-        ends within a panel, else one for each. None as with ``place``."""
+        """Where the matrices of experts are: one place if they are of one tensor and none ends
+        within a panel, else one for each. None as with ``place``."""
         experts, n, k = weight.shape
         found = source.expert_places(weight)
         if not found:
             return None
-        if n % PANEL == 0 and not weight.experts and weight.each is None:
-            return [self._place(weight, source, found[0], experts * n, k)]
+        if n % PANEL == 0 and not weight.experts and found[0].storage != "scaled":
+            step = found[1].offset - found[0].offset if experts > 1 else 0
+            # Parts of every matrix, or columns of it, do not lie one after the other.
+            run = n if weight.each or found[0].storage == "columns" else 0
+            place = self._place(weight, source, found[0], experts * n, k, run, step if run else 0)
+            return [place]
         return [self._place(weight, source, place, n, k) for place in found]
 
     def _place(
-        self, weight: Weight, source: WeightSource, found: MatrixPlace, n: int, k: int
+        self,
+        weight: Weight,
+        source: WeightSource,
+        found: MatrixPlace,
+        n: int,
+        k: int,
+        run: int = 0,
+        step: int = 0,
     ) -> _native.WeightPlace:
         try:
             return _native.WeightPlace(
@@ -93,6 +104,8 @@ class WeightReader:
                 found.stored_width,
                 found.first_column,
                 None if found.factors is None else np.ascontiguousarray(found.factors, np.float32),
+                run,
+                step,
             )
         except ValueError as error:
             raise _unusable(weight, source, error) from None
