@@ -107,7 +107,10 @@ POSTS: dict[str, dict[str, Any]] = {
             {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
             {
                 "role": "assistant",
-                "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {"a": 1}}],
+                "content": [
+                    {"type": "thinking", "thinking": "so", "signature": ""},
+                    {"type": "tool_use", "id": "1", "name": "look", "input": {"a": 1}},
+                ],
             },
             {
                 "role": "user",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from strata.server.parsers import AnswerFormat, Piece, Thought, Tool, ToolCall, answer_format
-from strata.server.parsers.base import CallBegin, CallDelta
+from strata.server.parsers import AnswerFormat, ToolCall, answer_format
+from strata.server.parsers.base import CallDelta
 from strata.server.parsers.deepseek import DeepSeek
 from strata.server.parsers.gemma4 import Gemma4
 from strata.server.parsers.glm import Glm
@@ -22,52 +22,8 @@ from strata.server.parsers.kimi import Kimi
 from strata.server.parsers.lfm2 import Lfm2
 from strata.server.parsers.llama3 import Llama3
 from strata.server.parsers.mistral import Mistral
-from strata.server.parsers.plain import tell_of_tools, with_calls_written
 from strata.server.parsers.qwen_coder import QwenCoder
-
-NOTHING: dict[str, Any] = {"type": "object"}
-ADD = Tool(
-    "add",
-    None,
-    {
-        "type": "object",
-        "properties": {
-            "a": {"type": "integer"},
-            "b": {"type": "string"},
-            "c": {},
-            "d": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-            "e": {"$ref": "#/$defs/e"},
-        },
-        "$defs": {"e": {"enum": ["1", "true"]}},
-    },
-)
-TOOLS = (ADD, Tool("get.it", None, NOTHING))
-
-TEMPLATES = {
-    "hermes": "tools tool_calls <tool_call>",
-    "granite3": "tools <|tool_call|> <think></think> and write your response between "
-    "<response></response>",
-    "nemotron": "tools <TOOLCALL>",
-    "minimax1": "tools <tool_calls>",
-    "llama3": '<|python_tag|> "parameters"',
-    "mistral": "[TOOL_CALLS] [THINK] [/THINK]",
-    "qwen-coder": "<tool_call> <function= <parameter= <think> </think>",
-    "glm": "<tool_call> <arg_key> <think> </think>",
-    "deepseek": "<｜tool▁call▁begin｜> <think> </think>",
-    "deepseek3": "<｜tool▁call▁begin｜> ```json",
-    "dsml": "｜DSML｜ function_calls </think>",
-    "dsml4": "｜DSML｜ tool_calls </think>",
-    "minimax2": "<minimax:tool_call> <think> </think>",
-    "kimi": "<|tool_call_begin|> <think> </think>",
-    "lfm2": "<|tool_list_start|>",
-    "gemma4": "<|tool_call>call:",
-    "harmony": "<|channel|> <|message|>",
-    "qwen3": "<tool_call> <think> </think>",
-}
-FORMATS = {name: answer_format(template) for name, template in TEMPLATES.items()}
-
-PROMPT = "<|start|>assistant"
-"""At whose end answers begin."""
+from support.tool_answers import FORMATS, PROMPT, TOOLS, joined, read
 
 HARD = {"a": 1, "b": '}</tool_call>] \\ "\n<|end|>', "c": [{"x": [None, True]}, "é😀"]}
 HARD_JSON = json.dumps(HARD)
@@ -151,8 +107,12 @@ CASES: list[tuple[str, str, list[Any]]] = [
     (
         "qwen-coder",
         "<tool_call><function=add><parameter=a>one</parameter><parameter=c>True</parameter>"
+        "<parameter=f>['x', {\"y\": (1, None)}]</parameter><parameter=g>[x</parameter>"
         "</function></tool_call><tool_call><function=get.it></function></tool_call>",
-        [call("add", {"a": "one", "c": True}), GET],
+        [
+            call("add", {"a": "one", "c": True, "f": ["x", {"y": [1, None]}], "g": "[x"}),
+            GET,
+        ],
     ),
     (
         "qwen-coder",
@@ -247,50 +207,21 @@ CASES: list[tuple[str, str, list[Any]]] = [
     ("harmony", "<|channel|>ana", []),
     ("harmony", "plain <|text", ["plain <|text"]),
     ("harmony", '<|channel|>commentary to=functions.add<|message|>{"a', [call("add", '{"a')]),
+    (
+        "seed",
+        "<seed:think>hm</seed:think><seed:tool_call>\n<function=get.it>\n</function>\n"
+        "</seed:tool_call>",
+        [["hm"], GET],
+    ),
+    (
+        "command-r",
+        '<|START_ACTION|>[\n  {"tool_call_id": "0", "tool_name": "get.it", "parameters": {}}\n]'
+        "<|END_ACTION|>",
+        [GET],
+    ),
     ("qwen3", "<think>\nHm, 2 < 3.\n</think>\n\nYes.\n", [["Hm, 2 < 3."], "Yes.\n"]),
     ("qwen3", f"<think><tool_call>{GET_JSON}</think>", [[f"<tool_call>{GET_JSON}"]]),
 ]
-
-
-def joined(pieces: Sequence[Piece]) -> list[Any]:
-    """As in CASES. A call has a beginning, and says in pieces what it says at its end."""
-    out: list[Any] = []
-    begun: CallBegin | None = None
-    arguments = ""
-    for piece in pieces:
-        if isinstance(piece, CallBegin):
-            assert begun is None
-            begun, arguments = piece, ""
-        elif isinstance(piece, CallDelta):
-            assert begun is not None
-            assert piece.text
-            arguments += piece.text
-        elif isinstance(piece, ToolCall):
-            assert begun is not None
-            assert (begun.name, begun.id, arguments) == (piece.name, piece.id, piece.arguments)
-            parsed = piece.parsed
-            out.append((piece.name, piece.arguments if parsed is None else parsed))
-            begun = None
-        else:
-            assert begun is None
-            text = piece.text if isinstance(piece, Thought) else piece
-            assert text
-            if isinstance(piece, Thought):
-                if out and isinstance(out[-1], list):
-                    text = out.pop()[0] + text
-                out.append([text])
-            elif out and isinstance(out[-1], str):
-                out[-1] += text
-            else:
-                out.append(text)
-    assert begun is None
-    return out
-
-
-def read(form: AnswerFormat, parts: Sequence[str]) -> list[Any]:
-    parser = form.parser(TOOLS, PROMPT)
-    pieces = [piece for part in parts for piece in parser.push(part)]
-    return joined([*pieces, *parser.finish()])
 
 
 def cut(text: str, cuts: Sequence[int]) -> list[str]:
@@ -504,148 +435,18 @@ def test_the_format_is_the_templates() -> None:
     kinds = {name: type(form.calls) for name, form in FORMATS.items()}
     assert kinds == {
         **dict.fromkeys(("hermes", "granite3", "nemotron", "minimax1", "qwen3"), Hermes),
+        **{"command-r": Hermes, "seed": QwenCoder},
         **{"llama3": Llama3, "mistral": Mistral, "qwen-coder": QwenCoder, "glm": Glm},
         **{"deepseek": DeepSeek, "deepseek3": DeepSeek, "dsml": Invoke, "dsml4": Invoke},
         **{"minimax2": Invoke, "kimi": Kimi, "lfm2": Lfm2, "gemma4": Gemma4, "harmony": Harmony},
     }
-    assert type(answer_format("").calls) is Hermes
+    for template in ("", "<arg_key> tool_calls"):
+        assert type(answer_format(template).calls) is Hermes
     thinking = {name for name, form in FORMATS.items() if form.thinks}
     assert thinking == FORMATS.keys() - {
-        *("hermes", "nemotron", "minimax1", "llama3", "deepseek3", "lfm2")
+        *("hermes", "nemotron", "minimax1", "llama3", "deepseek3", "lfm2", "command-r")
     }
     assert not answer_format("{{ messages[0].content }}").thinks
-
-
-@pytest.mark.parametrize("closing", [{"additionalProperties": False, "unknownKeyword": 1}, {}])
-@pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_forced_call_is_one_that_the_parser_finds(
-    name: str, special: bool, closing: dict[str, Any]
-) -> None:
-    grammar = pytest.importorskip("strata.decode.grammar", reason="llguidance is not installed")
-    marks = [mark for mark in _MARKS if special]
-    letters = [b"", *(bytes([byte]) for byte in range(256)), *(b"" for _ in marks)]
-
-    class Letters:
-        vocab_size = len(letters)
-        bos_id = None
-        stop_ids = frozenset([0])
-
-        def token_bytes(self, id: int, *, special: bool = False) -> bytes:
-            return marks[id - 257].encode() if special and id > 256 else letters[id]
-
-        def encode(self, text: str) -> list[int]:
-            return [byte + 1 for byte in text.encode()]
-
-    def token_id(mark: str) -> int | None:
-        return 257 + marks.index(mark) if mark in marks else None
-
-    # References are looked up from the root of a tool's own schema.
-    parameters: Any = {
-        "type": "object",
-        "$defs": {"x": {"enum": ["y"]}},
-        "properties": {
-            "a": {"$ref": "#/$defs/x"},
-            "n": {"type": "array", "items": {"enum": [1]}, "minItems": 1, "maxItems": 1},
-            "o": {"type": "boolean"},
-        },
-        "required": ["a", "n"],
-        **closing,
-    }
-    tools = [Tool("add", None, parameters), Tool("get.it", "Gets.", parameters)]
-    source = FORMATS[name].calls.grammar(tools, token_id)
-    draw = random.Random(1)
-    position = grammar.GrammarCompiler(Letters()).lark(source).start()
-    text = b""
-    while True:
-        allowed = position.allowed()
-        may = [id for id in range(len(letters)) if allowed[id]]
-        # What a grammar does not bound ends soon.
-        token = 0 if 0 in may else draw.choice(may)
-        position.accept(token)
-        if token == 0:
-            break
-        text += marks[token - 257].encode() if token > 256 else letters[token]
-        assert len(text) < 2000
-    parser = FORMATS[name].parser(tools, PROMPT, thinking=False)
-    pieces = joined([*parser.push(text.decode(errors="replace")), *parser.finish()])
-    ((called, arguments),) = pieces
-    assert called in ("add", "get.it"), text
-    if name == "gemma4":
-        assert {"a", "n"} <= arguments.keys()
-    else:
-        assert arguments.pop("o", True) in (True, False)
-        assert arguments == {"a": "y", "n": [1]}, text
-
-
-_MARKS = [
-    *("<|channel|>", "<|message|>", "<|constrain|>", "<|tool_call>", "<tool_call|>", '<|"|>'),
-    *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
-    *("<|tool_call_argument_begin|>", "<|tool_call_end|>", "[TOOL_CALLS]", "[ARGS]"),
-    *("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>", "<|tool_call|>", "<|tool_call_start|>"),
-]
-
-
-def test_a_tool_that_names_no_arguments_has_none() -> None:
-    for parameters in ({}, {"type": "object"}, {"type": "object", "properties": {}}):
-        for name in ("hermes", "harmony", "kimi"):
-            tools = [Tool("now", None, parameters)]
-            source = FORMATS[name].calls.grammar(tools, lambda name: None)
-            assert '"additionalProperties": false' in source
-    anything = Tool("put", None, {"type": "object", "additionalProperties": True})
-    source = FORMATS["hermes"].calls.grammar([anything], lambda name: None)
-    assert '"additionalProperties": true' in source
-
-
-def test_tools_in_words() -> None:
-    tools = [Tool("add", "Adds.", {"type": "object"})]
-    call = {"function": {"name": "add", "arguments": {}}}
-    messages = [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "2"},
-    ]
-    told = tell_of_tools(messages, tools)
-    assert [message["role"] for message in told] == ["system", "user", "assistant", "user"]
-    assert '"add"' in told[0]["content"]
-    assert read(FORMATS["hermes"], [told[2]["content"]]) == [("add", {})]
-    system = tell_of_tools([{"role": "system", "content": "Be kind."}, *messages], tools)
-    assert system[0]["content"].startswith("Be kind.\n\n")
-    assert len(system) == 4
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_calls_that_are_written_are_read_again(name: str) -> None:
-    function = {"name": "add", "arguments": {"a": 1, "b": "it's \"\n", "c": [None, True, {}]}}
-    message = {"role": "assistant", "content": "So", "tool_calls": [{"function": function}]}
-    (written,) = with_calls_written([message], FORMATS[name].calls)
-    assert "tool_calls" not in written
-    if isinstance(FORMATS[name].calls, (Hermes, Lfm2)):
-        assert read(FORMATS[name], [written["content"]]) == [
-            "So",
-            ("add", function["arguments"]),
-        ]
-
-
-def test_history_is_as_templates_want_it() -> None:
-    calls = [{"id": "call_12345", "function": {"name": n, "arguments": {}}} for n in ("a", "b")]
-    calls[1]["id"] = "other"
-    messages = [
-        {"role": "assistant", "content": "So", "reasoning_content": "hm", "tool_calls": calls},
-        {"role": "tool", "content": "1", "tool_call_id": "other"},
-        {"role": "tool", "content": "2", "tool_call_id": "call_12345"},
-        {"role": "assistant", "content": "Done", "reasoning_content": "oh"},
-    ]
-    told = FORMATS["harmony"].calls.history(messages)
-    assert [m.get("content") for m in told] == [None, "2", None, "1", "Done"]
-    assert told[0]["reasoning_content"] == "hm\n\nSo"
-    assert [len(m["tool_calls"]) for m in told if "tool_calls" in m] == [1, 1]
-    short = FORMATS["mistral"].calls.history(messages)
-    ids = [call["id"] for call in short[0]["tool_calls"]]
-    assert ids == [short[2]["tool_call_id"], short[1]["tool_call_id"]]
-    assert all(len(id) == 9 and id.isalnum() for id in ids)
-    assert FORMATS["mistral"].calls.history(short) == short
-    assert FORMATS["kimi"].calls.history(messages) == messages
 
 
 def test_numbers_that_are_none_make_no_object() -> None:

@@ -101,7 +101,7 @@ def say(server: Running, monkeypatch: pytest.MonkeyPatch) -> Say:
         def follow(prompts: Any, params: Any, **options: Any) -> Any:
             return run(prompts, replace(params, grammar=service.grammars.lark(source)), **options)
 
-        form = answer_format(template)
+        form = answer_format(f"tools {template}")
         monkeypatch.setattr(conversation, "answer_format", lambda template: form)
         monkeypatch.setattr(service, "run", follow)
 

@@ -85,9 +85,8 @@ def plain_message(message: Message) -> dict[str, Any]:
         if any(part.type not in ("text", "refusal", "input_text") for part in content):
             raise UsageError("this server reads text only: a message has a part of another type")
         content = "".join(part.text or "" for part in content)
-    if content is None and not message.tool_calls:
-        content = ""
-    plain: dict[str, Any] = {"role": role, "content": content}
+    # Templates ask for the text of a message that has none, too.
+    plain: dict[str, Any] = {"role": role, "content": content or ""}
     if message.name is not None:
         plain["name"] = message.name
     if message.reasoning_content is not None:

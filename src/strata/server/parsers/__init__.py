@@ -56,10 +56,15 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[[], ToolFormat]], ...] = (
     (("<|tool_list_start|>",), Lfm2),
     (("List of tools: [",), Lfm2),
     (("[TOOL_CALLS]",), Mistral),
+    (("<seed:tool_call>",), lambda: QwenCoder("<seed:tool_call>", "</seed:tool_call>")),
     (("<function=", "<parameter="), QwenCoder),
     (("<arg_key>",), Glm),
     (("<|tool_call|>", "<|/tool_call|>"), lambda: Hermes("<|tool_call|>", "<|/tool_call|>", True)),
     (("<|tool_call|>",), lambda: Hermes("<|tool_call|>", None, True)),
+    (
+        ("<|START_ACTION|>", "<|END_ACTION|>"),
+        lambda: Hermes("<|START_ACTION|>", "<|END_ACTION|>", True),
+    ),
     (("<TOOLCALL>",), lambda: Hermes("<TOOLCALL>", "</TOOLCALL>", True)),
     (("<tool_calls>",), lambda: Hermes("<tool_calls>", "</tool_calls>")),
     (("<tool_call>",), Hermes),
@@ -109,8 +114,11 @@ class AnswerFormat:
 
 
 def answer_format(template: str) -> AnswerFormat:
-    """The format that a chat template's text teaches; Hermes's for one that knows no tools."""
+    """The format that a chat template's text teaches; of calls Hermes's if it knows no tools."""
     make = next((make for marks, make in _FORMATS if all(m in template for m in marks)), Hermes)
     calls = make()
+    if "tools" not in template and not calls.has_thoughts:
+        # Told of them in words, a model is told of Hermes's format.
+        calls = Hermes()
     thoughts = None if calls.has_thoughts else thoughts_of(template, calls.ends_thoughts)
     return AnswerFormat(calls, thoughts)

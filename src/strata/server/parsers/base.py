@@ -105,7 +105,7 @@ class Parser(Protocol):
 class ToolFormat(ABC):
     """How one family of models writes calls."""
 
-    ends_thoughts: ClassVar[tuple[str, ...]] = ()
+    ends_thoughts: tuple[str, ...] = ()
     """Marks of calls that no thought has in it: it is over where one comes."""
     has_thoughts: ClassVar[bool] = False
     """Whether thoughts are a part of the format."""

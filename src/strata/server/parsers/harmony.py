@@ -14,6 +14,7 @@ from typing import Any
 from strata.server.parsers.base import Reading, TokenId, Tool, ToolFormat, Tools
 from strata.server.parsers.grammars import lark_alternatives
 from strata.server.parsers.grammars import mark as marked
+from strata.server.parsers.history import one_call_a_message
 from strata.server.parsers.source import Source, nowhere
 
 START, CHANNEL, CONSTRAIN = "<|start|>", "<|channel|>", "<|constrain|>"
@@ -48,30 +49,8 @@ class Harmony(ToolFormat):
                 yield from source.until(CHANNEL, *_ENDS, give=source.say)
 
     def history(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        """One call a message, its result behind it; what was said before a call is thought, since
-        templates take one of the two."""
-        results = {m["tool_call_id"]: m for m in messages if m.get("tool_call_id") is not None}
-        out: list[Mapping[str, Any]] = []
-        placed: set[str] = set()
-        for message in messages:
-            calls = message.get("tool_calls") or ()
-            if message.get("tool_call_id") in placed:
-                continue
-            if not calls:
-                out.append(message)
-                continue
-            said = [message.get("reasoning_content"), message.get("content")]
-            thought = "\n\n".join(text for text in said if text)
-            for number, call in enumerate(calls):
-                alone = {"role": message["role"], "content": None, "tool_calls": [call]}
-                if thought and not number:
-                    alone["reasoning_content"] = thought
-                out.append(alone)
-                result = results.get(call.get("id")) if len(calls) > 1 else None
-                if result is not None:
-                    placed.add(call["id"])
-                    out.append(result)
-        return out
+        """See ToolFormat. What was said before a call is thought: templates take one of the two."""
+        return [_thinking_only(message) for message in one_call_a_message(messages)]
 
     def opening(self, prompt: str) -> str:
         """See ToolFormat."""
@@ -106,3 +85,11 @@ def _message(head: str, source: Source, tools: Tools) -> Reading[None]:
         elsewhere = recipient is not None and recipient[1] != "assistant"
         thought = elsewhere or (channel is not None and channel[1] == "analysis")
         yield from source.until(*_ENDS, give=source.think if thought else source.say)
+
+
+def _thinking_only(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    said = [message.get("reasoning_content"), message.get("content")]
+    thought = "\n\n".join(text for text in said if text)
+    if not message.get("tool_calls") or not thought:
+        return message
+    return {**message, "content": None, "reasoning_content": thought}

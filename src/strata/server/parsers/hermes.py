@@ -1,5 +1,5 @@
 """JSON objects between marks: ``<tool_call>`` of Hermes, Qwen, Granite 4 and many others; with
-marks of their own Granite 3 and Phi 4 (a list), Nemotron and MiniMax M1.
+marks of their own Granite 3, Phi 4, Nemotron and Command R (a list), and MiniMax M1.
 
 Format: https://github.com/NousResearch/Hermes-Function-Calling
 """

@@ -7,6 +7,7 @@ import re
 from strata.server.parsers.base import Reading, Tools
 from strata.server.parsers.source import Source, nowhere
 
+_NAMES = ("name", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 _BARE = re.compile(r"[^\s,\]}\"]*")
 
@@ -34,7 +35,7 @@ def read_calls(source: Source, tools: Tools, *stops: str) -> Reading[bool]:
 
 
 def read_call(source: Source, tools: Tools, *stops: str) -> Reading[bool]:
-    """An object of a ``name`` among ``tools`` and its arguments, an object or the text of one;
+    """An object of a name among ``tools`` and its arguments, an object or the text of one;
     whether a call has begun, which is still to be ended. One of ``stops`` ends it as well."""
     if not (yield from source.take("{")):
         return False
@@ -49,7 +50,7 @@ def read_call(source: Source, tools: Tools, *stops: str) -> Reading[bool]:
         if key is None or not (yield from source.take(":")):
             return False
         yield from source.space()
-        if key == "name":
+        if key in _NAMES:
             name = yield from source.json_string()
             if name not in tools:
                 return False

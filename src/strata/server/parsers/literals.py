@@ -80,6 +80,21 @@ def read_literal(source: Source, style: Style, give: Give) -> Reading[bool]:
             return True
 
 
+def python_as_json(text: str) -> str | None:
+    """The JSON of a list or a dictionary as Python writes it; None if ``text`` is none."""
+    source, parts = Source(), list[str]()
+    source.feed(text)
+    source.ended = True
+    complete = False
+    reading = read_literal(source, PYTHON, parts.append)
+    try:
+        # All of the text is there: it pauses nowhere.
+        next(reading)
+    except StopIteration as end:
+        complete = bool(end.value) and source.exhausted
+    return "".join(parts) if complete and text[:1] in _CLOSING else None
+
+
 def read_python_arguments(source: Source) -> Reading[bool]:
     """Arguments by their names up to the closing parenthesis, as those of a call that has begun;
     False if the text ends before it."""

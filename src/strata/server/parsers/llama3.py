@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from strata.server.parsers.base import Reading, TokenId, Tool, ToolFormat, Tools
 from strata.server.parsers.grammars import lark_alternatives
+from strata.server.parsers.history import one_call_a_message
 from strata.server.parsers.json_calls import read_calls
 from strata.server.parsers.literals import read_python_arguments
 from strata.server.parsers.source import Source
@@ -23,6 +25,10 @@ _NAME = re.compile(r"[\w-]*")
 
 class Llama3(ToolFormat):
     """See the module."""
+
+    def history(self, messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """See ToolFormat."""
+        return one_call_a_message(messages)
 
     def read(self, source: Source, tools: Tools) -> Reading[None]:
         """See ToolFormat."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from strata.server.parsers.base import Reading, Tool
 from strata.server.parsers.grammars import json_rule
-from strata.server.parsers.literals import json_text
+from strata.server.parsers.literals import json_text, python_as_json
 from strata.server.parsers.source import Source
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
@@ -109,15 +109,24 @@ def _at(root: Mapping[str, Any], path: str) -> Any:
 
 
 def _as_json(text: str) -> str:
-    """``text`` if it is JSON, or a word of Python's; else a string of it."""
+    """``text`` if it is JSON, or what Python writes for it; else a string of it."""
     stripped = text.strip()
     if stripped in _PYTHON:
         return _PYTHON[stripped]
+    if _is_json(stripped):
+        return stripped
+    value = python_as_json(stripped)
+    if value is not None and _is_json(value):
+        return value
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _is_json(text: str) -> bool:
     try:
-        json.loads(stripped, parse_constant=_refuse)
+        json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return json.dumps(text, ensure_ascii=False)
-    return stripped
+        return False
+    return True
 
 
 def _refuse(name: str) -> None:
