@@ -109,6 +109,7 @@ FAMILIES: Mapping[str, str] = {
     "kimi-linear": "kimi_linear.build",
     "bailingmoe3": "kimi_linear.build_ling",
     "minimax-01": "minimax_01.build",
+    "MiniMaxForCausalLM": "minimax_01.build",
     "plamo2": "plamo2.build",
     "rwkv6": "rwkv6.build",
     "rwkv6qwen2": "rwkv6.build_qwen",
@@ -121,6 +122,9 @@ FAMILIES: Mapping[str, str] = {
     "qwen3_5_text": "qwen35.build",
     "Qwen3_5ForCausalLM": "qwen35.build",
     "Qwen3_5ForConditionalGeneration": "qwen35.build",
+    "qwen3_5_moe_text": "qwen35.build",
+    "Qwen3_5MoeForCausalLM": "qwen35.build",
+    "Qwen3_5MoeForConditionalGeneration": "qwen35.build",
     "OPTForCausalLM": "opt.build",
 }
 

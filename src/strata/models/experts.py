@@ -186,7 +186,9 @@ def mixture_tensors(
     for name, theirs, shape in kinds:
         at = {"gate": 0, "up": m.ffn}.get(name)
         fused = None
-        if at is not None:
+        if name == "down" and c.keys.kind != "gguf":
+            fused = Part("", f"{stored}.experts.down_proj", 0, c.width)
+        elif at is not None:
             fused = Part(
                 "blk.{i}.ffn_gate_up_exps.weight", f"{stored}.experts.gate_up_proj", at, 2 * m.ffn
             )

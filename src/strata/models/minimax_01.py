@@ -13,7 +13,7 @@ import numpy as np
 from strata.formats import ModelFile
 from strata.models import decoder, experts
 from strata.models.config import Config, read_config
-from strata.models.errors import ConfigError
+from strata.models.llama import MIXTRAL
 from strata.models.qwen35 import attends
 from strata.models.rope import read_rope
 from strata.models.state_space import Kept
@@ -21,21 +21,23 @@ from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 
 
-def decays(heads: int, layers: int, i: int) -> tuple[float, ...]:
-    """What of its state each head of layer ``i`` keeps from one position to the next."""
+def decays(heads: int, layers: int, i: int, spread: float = 0.0) -> tuple[float, ...]:
+    """What of its state each head of layer ``i`` keeps from one position to the next. Where
+    transformers counts layers, so much is added to how many there are."""
     first = 2.0 ** -(2.0 ** -(math.log2(heads) - 3))
-    depth = 1.0 - i / max(layers - 1, 1) + 1e-5
+    depth = 1.0 - i / (layers - 1 + spread if layers > 1 else 1) + 1e-5
     slopes = first ** np.arange(1, heads + 1)
     return tuple(float(d) for d in np.exp(-slopes * depth).astype(np.float32))
 
 
 def lightning_tensors(c: Config) -> dict[str, Tensor]:
     """Of a layer of lightning attention; q, k and v of a head stand together."""
+    stored = "{p}layers.{i}.self_attn."
     return {
-        "blk.{i}.attn_qkv.weight": Tensor(None, (3 * c.q_width, c.width)),
-        "blk.{i}.attn_gate.weight": Tensor(None, (c.q_width, c.width)),
-        "blk.{i}.attn_norm_2.weight": Tensor(None, (c.q_width,)),
-        "blk.{i}.attn_output.weight": Tensor(None, (c.width, c.q_width)),
+        "blk.{i}.attn_qkv.weight": Tensor(f"{stored}qkv_proj.weight", (3 * c.q_width, c.width)),
+        "blk.{i}.attn_gate.weight": Tensor(f"{stored}output_gate.weight", (c.q_width, c.width)),
+        "blk.{i}.attn_norm_2.weight": Tensor(f"{stored}norm.weight", (c.q_width,)),
+        "blk.{i}.attn_output.weight": Tensor(f"{stored}out_proj.weight", (c.width, c.q_width)),
         **decoder.scale_tensors(c, "attn_qkv"),
         **decoder.scale_tensors(c, "attn_output"),
     }
@@ -50,9 +52,8 @@ def lightning(b: Builder, c: Config, catalog: Catalog, kept: Kept, x: str, i: in
         gate = b.activation(b.matmul(x, f"{name}gate.weight"), "sigmoid")
     q, k, v = (b.columns(made, head_dim=3 * dim, start=n * dim, width=dim) for n in range(3))
     layer = kept.matrices(c.heads, dim, dim)
-    y = b.linear_attention(
-        *(q, k, v), layer=layer, heads=c.heads, decays=decays(c.heads, c.layers, i)
-    )
+    fixed = decays(c.heads, c.layers, i, 0.0 if catalog.kind == "gguf" else 1e-5)
+    y = b.linear_attention(q, k, v, layer=layer, heads=c.heads, decays=fixed)
     y = b.mul(b.rms_norm(y, f"{name}norm_2.weight", decoder.rms_eps(c)), gate)
     with b.unit("attention"):
         return decoder.product(b, catalog, y, f"{name}output", scaled=False)
@@ -60,23 +61,24 @@ def lightning(b: Builder, c: Config, catalog: Catalog, kept: Kept, x: str, i: in
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a MiniMax-01 file."""
-    if file.kind != "gguf":
-        raise ConfigError("MiniMax-01 is read from GGUF files alone so far: use a GGUF of it")
     c = read_config(file, architecture, context, experts=True)
-    m = experts.read_mixture(c, renormalise=True)
+    decoder.check_activation(c, "silu")
+    m = experts.read_mixture(c, renormalise=True, names=MIXTRAL)
     attending = attends(c, interval=8)
     full = [i for i in range(c.layers) if attending[i]]
     rest = [i for i in range(c.layers) if not attending[i]]
     tensors = {
         **decoder.frame_tensors(c),
-        **decoder.norm_tensors(c, attn_norm="", ffn_norm=""),
+        **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         **on_layers(decoder.attention_tensors(c, bias=False, out_bias=False), full),
         **on_layers(lightning_tensors(c), rest),
         **experts.mixture_tensors(c, m),
     }
-    catalog = Catalog(file, tensors, c.layers, harmless=decoder.harmless(c))
+    # Decays as transformers keeps them: they follow from the number of heads and layers.
+    unused = (*decoder.harmless(c), r".*\.self_attn\.(slope_rate|(query|key|diagonal)_decay)")
+    catalog = Catalog(file, tensors, c.layers, harmless=unused)
     rope, eps, kept = read_rope(c, "neox"), decoder.rms_eps(c), Kept()
-    residual = c.keys.number("residual_scale")
+    full_parts, rest_parts, ffn_parts = (_parts(c, name) for name in ("full", "linear", "mlp"))
 
     def layer(b: Builder, x: str, i: int) -> str:
         x = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
@@ -84,9 +86,17 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             h = decoder.attention(b, c, catalog, x, i, rope=rope, layer=kept.kv(c, i))
         else:
             h = lightning(b, c, catalog, kept, x, i)
-        x = b.add(h, b.scale(x, residual))
+        parts = full_parts if attending[i] else rest_parts
+        x = b.add(b.scale(h, parts[1]), b.scale(x, parts[0]))
         x = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         h = experts.feed_forward(b, catalog, m, x, i, scaled=False)
-        return b.add(h, b.scale(x, residual))
+        return b.add(b.scale(h, ffn_parts[1]), b.scale(x, ffn_parts[0]))
 
     return decoder.normed(c, catalog, layer, eps, state=kept.state)
+
+
+def _parts(c: Config, name: str) -> tuple[float, float]:
+    """With what a residual, and what is added to it, are multiplied."""
+    if c.keys.kind == "gguf":
+        return c.keys.number("residual_scale"), 1.0
+    return c.keys.number(f"{name}_alpha", 1.0), c.keys.number(f"{name}_beta", 1.0)

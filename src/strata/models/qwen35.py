@@ -1,4 +1,5 @@
-"""Qwen3.5 (dense): three layers of the gated delta rule, then one of gated attention.
+"""Qwen3.5 and 3.6, with experts or without: three layers of the gated delta rule, then one of
+gated attention.
 
 Sources: the Qwen3.5 and Qwen3-Next configurations of transformers; Gated Delta Networks
 (arXiv:2412.06464). Value heads that share a key head are neighbours in Hugging Face files, and
@@ -14,11 +15,14 @@ from strata.formats import ModelFile
 from strata.models import decoder, experts
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
+from strata.models.keys import Keys
 from strata.models.rope import Rope, read_rope
 from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 from strata.program.ops.scans import MOST_KEYS
+
+NAMES = experts.HuggingFaceNames(shared="shared_expert")
 
 _TYPES = {"linear_attention", "full_attention"}
 _NORMS = {"attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"}
@@ -227,13 +231,16 @@ def tensors(c: Config) -> dict[str, Tensor]:
 
 
 def _mixture(c: Config) -> experts.Mixture | None:
-    return experts.read_mixture(c, renormalise=True)
+    return experts.read_mixture(c, renormalise=True, names=NAMES)
 
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Qwen3.5 file, with experts or without; blocks that predict further tokens are
     not used."""
-    c = read_config(file, architecture, context, head_dim=256, experts=file.kind == "gguf")
+    # Where all layers have experts config.json names no other feed-forward.
+    routed = Keys(file, architecture).find("experts")[1] is not None
+    ratio = 4 if routed and file.kind != "gguf" else None
+    c = read_config(file, architecture, context, head_dim=256, experts=True, ffn_ratio=ratio)
     c, further = decoder.without_further(c)
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)

@@ -19,8 +19,6 @@ from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 
-_NAMES = experts.HuggingFaceNames(shared="shared_expert")
-
 
 def delta_tensors(c: Config, d: Delta, *, fused: bool) -> dict[str, Tensor]:
     """Of a layer of the delta rule; ``fused``: the gates are in one product with q, k and v."""
@@ -80,7 +78,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c, further = decoder.without_further(c)
     decoder.check_activation(c, "silu")
     d, attending = replace(qwen35.read_delta(c), tiled=False), qwen35.attends(c)
-    m = experts.read_mixture(c, renormalise=True, names=_NAMES)
+    m = experts.read_mixture(c, renormalise=True, names=qwen35.NAMES)
     if m is None:
         raise ConfigError(f"'{c.keys.find('experts')[0]}' is missing: Qwen3-Next has experts")
     full = [i for i in range(c.layers) if attending[i]]

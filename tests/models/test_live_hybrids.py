@@ -1,0 +1,109 @@
+"""Hybrids in Hugging Face directories against transformers, which wrote them.
+
+Prefill at once, in pieces and step by step, in float32. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strata.formats import open_model
+from support.forward import logits
+
+pytestmark = pytest.mark.slow
+
+VOCABULARY = 272
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+DELTA = {
+    "head_dim": 16,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "full_attention_interval": 2,
+}
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 48,
+}
+HYBRIDS: list[tuple[str, dict[str, Any]]] = [
+    ("Qwen3Next", {**DELTA, **EXPERTS, "norm_topk_prob": True}),
+    ("Qwen3_5Moe", {**DELTA, **EXPERTS, "intermediate_size": ...}),
+    (
+        "MiniMax",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "block_size": 16,
+            **{f"{part}_alpha_factor": 1.5 for part in ("full_attn", "linear_attn", "mlp")},
+            "linear_attn_beta_factor": 0.5,
+            "mlp_beta_factor": 0.75,
+        },
+    ),
+]
+
+
+def made(transformers: Any, kind: str, settings: dict[str, Any]) -> Any:
+    """transformers' model of these sizes; ... leaves one out."""
+    config = getattr(transformers, f"{kind}TextConfig", None)
+    config = config or getattr(transformers, f"{kind}Config")
+    named = {**SIZES, **settings}
+    sizes = config(**{key: value for key, value in named.items() if value is not ...})
+    return getattr(transformers, f"{kind}ForCausalLM")(sizes).float().eval()
+
+
+@pytest.mark.parametrize(("kind", "settings"), HYBRIDS, ids=[kind for kind, _ in HYBRIDS])
+def test_logits_are_those_of_transformers(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    model = made(transformers, kind, settings)
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
+            if weight.ndim == 1:
+                weight.add_(1)
+        expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    model.save_pretrained(tmp_path)
+    with open_model(tmp_path) as file:
+        for chunks in ([len(tokens)], [23, 1, 36], [1] * len(tokens)):
+            found = logits(file, tokens.tolist(), chunks=chunks)
+            # Steps of one token are within 1e-4; transformers' chunks go through inverse matrices.
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_experts_in_one_tensor_are_those_apart(tmp_path: Path) -> None:
+    """As the checkpoints that people download have them."""
+    transformers = pytest.importorskip("transformers")
+    written = pytest.importorskip("safetensors.torch")
+    kind, settings = next(row for row in HYBRIDS if row[0] == "Qwen3_5Moe")
+    model = made(transformers, kind, settings)
+    model.save_pretrained(tmp_path)
+    tokens = list(range(20))
+    with open_model(tmp_path) as file:
+        apart = logits(file, tokens)
+    whole = {key: value.contiguous() for key, value in model.state_dict().items()}
+    assert any(key.endswith("experts.down_proj") for key in whole)
+    written.save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with open_model(tmp_path) as file:
+        assert np.array_equal(logits(file, tokens), apart)
