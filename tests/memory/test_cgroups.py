@@ -86,6 +86,18 @@ def test_a_model_in_a_group_of_its_budget(
 
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_a_budget_above_the_groups_is_the_groups(smollm2_path: Path) -> None:
+    command = [sys.executable, "-m", "strata", "run", str(smollm2_path), "hi", "--max-tokens", "2"]
+    free = subprocess.run([*command, "--memory", "10GB"], capture_output=True, text=True)
+    with group(128_000_000) as made:
+        done = made.run([*command, "--memory", "10GB"], 300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == free.stdout
+    assert "128 MB of memory here" in done.stderr
+    assert "are read in every sweep" in done.stderr
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_the_first_run_measures_the_machine_within_the_budget(
     smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_tightest_limit_up_the_tree_holds(tmp_path: Path, name: str) -> None
     root = system(tmp_path, mounts=V2, cgroup="0::/a/b\n", files=files)
     # 500000 are left below 4000000, and the cache that nobody uses can go.
     assert memory_available(root) == 750_000 + 100 * 1024
+    assert memory_total(root) == 4_000_000
     assert len(headrooms(root)) == 3
 
 

@@ -353,6 +353,15 @@ def test_without_a_budget_a_share_of_the_free_memory_is_left() -> None:
         plan(model("llama-3.1-8b"), replace(host, memory_available=0), Limits(), Workload())
 
 
+def test_a_budget_above_what_is_there_is_what_is_there() -> None:
+    m, host, work = model("llama-3.1-8b"), machine("laptop"), Workload(context=1024)
+    there = plan(m, host, Limits(2 * GB), work)
+    more = plan(m, host, Limits(999 * GB, there=2 * GB), work)
+    assert replace(more, choices=()) == replace(there, choices=())
+    assert "999 GB given" in more.choices[0].reason
+    assert plan(m, host, Limits(2 * GB, there=16 * GB), work) == there
+
+
 def test_context_gives_way_to_weights_unless_it_is_asked_for() -> None:
     m, host = model("llama-3.1-8b"), machine("laptop")
     assert plan(m, host, Limits(8 * GB), Workload()).context == 4096

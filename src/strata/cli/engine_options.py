@@ -116,7 +116,7 @@ def open_llm(
         )
     with llm:
         if not quiet:
-            for line in _costs(llm):
+            for line in _costs(llm, memory):
                 remark(line)
         if not quiet and sys.stderr.isatty():
             from strata.cli.sweep_line import SweepLine
@@ -125,13 +125,15 @@ def open_llm(
         yield llm
 
 
-def _costs(llm: LLM) -> Iterator[str]:
+def _costs(llm: LLM, memory: int | None) -> Iterator[str]:
     """What it costs that memory is short: speed, as predicted, and context."""
     from strata.sizes import format_size
 
     plan = llm.plan
     if plan is None:
         return
+    if memory is not None and plan.budget < memory:
+        yield f"there are {format_size(plan.budget)} of memory here, and no more is planned with"
     p = plan.predicted
     if p.sweep_bytes:
         n = p.concurrency

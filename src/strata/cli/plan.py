@@ -75,7 +75,6 @@ def command(
     from strata.plan import Limits, Workload, outline, plan, to_json
     from strata.plan.budgets import budget_table
 
-    limits = Limits(memory, threads, kv_type)
     workload = Workload(prompt_tokens, concurrency, context, answer_tokens)
     with _header(model, offline, quiet or as_json) as file:
         built = build_model(file)
@@ -85,6 +84,7 @@ def command(
             machine = load_machine(machine_file)
         else:
             machine = _this_machine(file, quiet or as_json)
+        limits = Limits(memory, threads, kv_type, there=machine.memory_total or None)
         result = plan(sizes, machine, limits, workload)
         table = budget_table(sizes, machine, limits, workload)
     if as_json:

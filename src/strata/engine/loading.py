@@ -26,6 +26,7 @@ from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
 from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT, MB
+from strata.memory.limits import memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
 from strata.program import Model
 from strata.sizes import format_size
@@ -56,10 +57,13 @@ def load(
 ) -> Loaded:
     """Load the model at ``path``, by ``plan`` where there is one.
 
-    Raises BudgetTooSmall before any weight is read, and UsageError for what contradicts the model.
+    A budget above what the machine and its cgroups have is what they have. Raises BudgetTooSmall
+    before any weight is read, and UsageError for what contradicts the model.
     """
     process = base_memory(planned=options.wants_plan)
     options = replace(options, process_bytes=process)
+    if options.memory is not None:
+        options = replace(options, memory=min(options.memory, memory_total() or options.memory))
     file = open_model(path, _header_room(options))
     try:
         return _load(file, options, plan, progress)

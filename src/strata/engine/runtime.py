@@ -23,7 +23,7 @@ from strata.engine.texts import TextWorkload
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, LedgerAccount, process_memory
-from strata.memory.limits import memory_available
+from strata.memory.limits import memory_available, memory_total
 from strata.program import Model
 from strata.sizes import format_size
 
@@ -355,6 +355,12 @@ def _check_plan(plan: Plan, model: Model) -> None:
     units = sorted((*plan.resident, *plan.streamed))
     if units != sorted(names) or len(plan.kv_blocks) != len(model.groups):
         raise UsageError(f"this plan was made for another model: {plan.model}")
+    there = memory_total()
+    if there and plan.predicted.peak_bytes > there:
+        raise UsageError(
+            f"this plan takes {format_size(plan.predicted.peak_bytes)}, and there are "
+            f"{format_size(there)} here: make one for this machine"
+        )
 
 
 def _settings(plan: Plan, limited: bool) -> BackendSettings:

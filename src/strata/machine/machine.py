@@ -65,9 +65,10 @@ class DiskRate:
 class Machine:
     """A machine as measured: what the planner needs to know of it.
 
-    ``memory_available`` is what a process may still take: free memory, cut by the limits of the
-    cgroups above it. ``read_latency_s`` is the time of one small read, ``step_overhead_s`` that of
-    one native call. Disk rates are those of the disk that holds the model.
+    ``memory_total`` is what a process can have at most, ``memory_available`` what it may still
+    take: free memory, both cut by the limits of the cgroups above it. ``read_latency_s`` is the
+    time of one small read, ``step_overhead_s`` that of one native call. Disk rates are those of the
+    disk that holds the model.
     """
 
     cpu: str

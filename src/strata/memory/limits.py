@@ -27,8 +27,9 @@ class Headroom:
 
 
 def memory_total(root: Path = Path("/")) -> int:
-    """Bytes of memory of the machine; 0 where the system does not say."""
-    return _meminfo(root).get("MemTotal", 0)
+    """Bytes that this process can have at most: those of the machine, or what a cgroup above it
+    allows; 0 where the system does not say."""
+    return min((room.limit for room in headrooms(root)), default=0)
 
 
 def memory_available(root: Path = Path("/")) -> int:

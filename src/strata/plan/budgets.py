@@ -23,6 +23,6 @@ def budget_table(
     while power < full:
         budgets |= {b for b in (power, 2 * power, 4 * power) if floor < b < full}
         power *= 10
-    if limits.memory is not None and limits.memory > floor:
-        budgets.add(limits.memory)
+    if limits.budget is not None and limits.budget > floor:
+        budgets.add(limits.budget)
     return tuple(planner.plan(budget) for budget in sorted(budgets))

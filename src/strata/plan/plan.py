@@ -19,12 +19,13 @@ FORMAT_VERSION = 4
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user allows and wants. ``memory`` None: what the machine and its cgroups leave;
-    ``kv_type`` is wanted and never chosen, because the answer depends on it. ``kv_bytes`` bounds
-    the KV of all requests together; None leaves each room for a whole context. ``process_bytes``
-    is what the process takes that will run the Plan, before it opens the model; None for a usual
-    one. ``slowdown`` bounds how many times as long a sweep may take because a prompt comes in
-    beside answers; None for no bound."""
+    """What the user allows and wants. ``memory`` None: what the machine and its cgroups leave; of
+    more than is ``there`` (None: nobody looked) that is planned with. ``kv_type`` is wanted and
+    never chosen, because the answer depends on it. ``kv_bytes`` bounds the KV of all requests
+    together; None leaves each room for a whole context. ``process_bytes`` is what the process takes
+    that will run the Plan, before it opens the model; None for a usual one. ``slowdown`` bounds how
+    many times as long a sweep may take because a prompt comes in beside answers; None for no
+    bound."""
 
     memory: int | None = None
     threads: int | None = None
@@ -32,6 +33,14 @@ class Limits:
     kv_bytes: int | None = None
     slowdown: float | None = None
     process_bytes: int | None = None
+    there: int | None = None
+
+    @property
+    def budget(self) -> int | None:
+        """What is planned with."""
+        if self.memory is None or self.there is None:
+            return self.memory
+        return min(self.memory, self.there)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def plan(model: Outline, machine: Machine, limits: Limits, workload: Workload) -
     Pure: the same arguments give the same Plan. Raises BudgetTooSmall, or UsageError for a
     workload that the model cannot serve.
     """
-    return Planner(model, machine, limits, workload).plan(limits.memory)
+    return Planner(model, machine, limits, workload).plan(limits.budget)
 
 
 class Planner:
@@ -73,7 +73,7 @@ class Planner:
         self.model, self.machine, self.workload = model, machine, workload
         self.threads = limits.threads or machine.cores
         self._kv_type: KVTypeName = limits.kv_type
-        self._slowdown = limits.slowdown
+        self._slowdown, self._limits = limits.slowdown, limits
         self._room = StateRoom(model, limits.kv_type, workload.concurrency, limits.kv_bytes)
         self._process = limits.process_bytes or constants.PROCESS
         self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
@@ -387,6 +387,7 @@ class Planner:
                 resident=best.resident,
                 budget=budget,
                 given=given,
+                limits=self._limits,
                 room_for_a_grammar=self._room_for_a_grammar(),
             ),
             predicted=best.prediction,

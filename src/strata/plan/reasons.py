@@ -10,7 +10,7 @@ from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.plan.memory_model import Sizes
 from strata.plan.outline import Outline
-from strata.plan.plan import Choice, Prediction, Workload
+from strata.plan.plan import Choice, Limits, Prediction, Workload
 from strata.program import StateGroup
 from strata.sizes import format_size
 
@@ -26,11 +26,12 @@ def explain(
     resident: frozenset[str],
     budget: int,
     given: bool,
+    limits: Limits,
     room_for_a_grammar: int,
 ) -> tuple[Choice, ...]:
     """The choices in the order in which people ask for them."""
     choices = [
-        _budget(machine, budget, given),
+        _budget(machine, limits, budget, given),
         _weights(model, resident, prediction),
     ]
     if sizes.ring_bytes:
@@ -51,7 +52,10 @@ def explain(
     )
 
 
-def _budget(machine: Machine, budget: int, given: bool) -> Choice:
+def _budget(machine: Machine, limits: Limits, budget: int, given: bool) -> Choice:
+    if given and limits.memory is not None and budget == limits.budget != limits.memory:
+        why = f"all that is there, and less than the {format_size(limits.memory)} given"
+        return Choice("budget", format_size(budget), why)
     if given:
         return Choice("budget", format_size(budget), "as given")
     left = format_size(machine.memory_available - budget)
