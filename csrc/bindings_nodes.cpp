@@ -186,7 +186,7 @@ void bind_nodes(nb::module_& m) {
            "up"_a, "down"_a, "selection"_a.none(), "ffn"_a, "top_k"_a, "scoring"_a,
            "select_logits"_a, "softmax_chosen"_a, "renormalise"_a, "least_sum"_a, "scale"_a,
            "groups"_a, "groups_kept"_a, "group_top2"_a, "activation"_a, "clamp"_a, "limit"_a,
-           "weigh_input"_a, "tiles"_a, "narrow"_a, "work"_a)
+           "weigh_input"_a, "jitter"_a, "shared_by"_a, "tiles"_a, "narrow"_a, "work"_a)
       .def_prop_ro("scratch_floats", &NodeBuilder::scratch_floats)
       .def_prop_ro("nodes", &NodeBuilder::nodes)
       .def("set_timing", &NodeBuilder::set_timing, "on"_a)

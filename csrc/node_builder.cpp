@@ -303,22 +303,25 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
                           int64_t ffn, int64_t top_k, int scoring, bool select_logits,
                           bool softmax_chosen, bool renormalise, float least_sum, float scale,
                           int64_t groups, int64_t groups_kept, bool group_top2, int activation,
-                          int clamp, float limit, bool weigh_input,
-                          const std::tuple<int, int>& tiles, int64_t narrow, int64_t work) {
-  const int64_t count = at(logits).width;
+                          int clamp, float limit, bool weigh_input, float jitter,
+                          int64_t shared_by, const std::tuple<int, int>& tiles, int64_t narrow,
+                          int64_t work) {
+  require(shared_by > 0 && at(logits).width % shared_by == 0, "experts: none for some choices");
+  const int64_t count = at(logits).width / shared_by;
   const int64_t width = at(x).width;
   require(at(out).width == width && at(out).f32 != at(x).f32 && !at(x).selected &&
               !at(logits).selected && !at(out).selected,
           "experts: rows or widths differ");
-  require(ffn > 0 && top_k > 0 && top_k <= count && groups > 0 && count % groups == 0 &&
+  require(ffn > 0 && top_k > 0 && top_k <= count && groups > 0 && at(logits).width % groups == 0 &&
               groups_kept > 0 && groups_kept <= groups,
           "experts: so many cannot be chosen");
-  require(scoring >= 0 && scoring <= static_cast<int>(Scoring::none) && clamp >= 0 &&
+  require(scoring >= 0 && scoring <= static_cast<int>(Scoring::sparsemixer) && clamp >= 0 &&
               clamp <= static_cast<int>(Clamp::oai) && activation >= 0 &&
               activation <= static_cast<int>(Activation::relu2),
           "experts: no such function");
   require(work >= 0 && work % 64 == 0, "experts: no workspace");
-  require(!selection || static_cast<int64_t>(selection->size()) == count, "experts: selection");
+  require(!selection || static_cast<int64_t>(selection->size()) == at(logits).width,
+          "experts: selection");
   const auto [inner_tiles, outer_tiles] = tiles;
   std::vector<StreamedProduct> streamed{{gate.has_value(), inner_tiles, {}},
                                         {false, outer_tiles, {}}};
@@ -341,8 +344,8 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
   };
   ExpertsSpec s{at(x), f32_value(logits), f32_value(out), count, ffn, top_k, {}, {}, {},
                 floats(selection), static_cast<Scoring>(scoring), select_logits, softmax_chosen,
-                renormalise, weigh_input, group_top2, least_sum, scale, limit, groups,
-                groups_kept, static_cast<Activation>(activation), static_cast<Clamp>(clamp),
+                renormalise, weigh_input, group_top2, least_sum, scale, limit, jitter, shared_by,
+                groups, groups_kept, static_cast<Activation>(activation), static_cast<Clamp>(clamp),
                 Value::kNone, work};
   if (gate) s.gate = part(*gate, ffn, width, 0);
   s.up = part(up, ffn, width, 0);

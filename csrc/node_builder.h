@@ -64,8 +64,8 @@ class NodeBuilder {
                const std::optional<Array1<float>>& selection, int64_t ffn, int64_t top_k,
                int scoring, bool select_logits, bool softmax_chosen, bool renormalise,
                float least_sum, float scale, int64_t groups, int64_t groups_kept, bool group_top2,
-               int activation, int clamp, float limit, bool weigh_input,
-               const std::tuple<int, int>& tiles, int64_t narrow, int64_t work);
+               int activation, int clamp, float limit, bool weigh_input, float jitter,
+               int64_t shared_by, const std::tuple<int, int>& tiles, int64_t narrow, int64_t work);
 
   int64_t scratch_floats() const { return scratch_; }
   int64_t nodes() const { return list_.nodes(); }

@@ -117,6 +117,9 @@ def metadata(name: str, **changed: Any) -> dict[str, Any]:
         keys |= {"embedding_scale": 3.0, "residual_scale": 0.5}
     if GGUF[name].mixture is not None:
         keys |= _EXPERTS | _LOCAL
+    if name == "grovemoe":
+        keys |= {"expert_chunk_feed_forward_length": 16, "experts_per_group": 2}
+        keys["expert_group_scale"] = 0.7
     if name == "smallthinker":
         # llama.cpp has this one whatever the file says.
         keys["attention.sliding_window"] = 4096

@@ -156,7 +156,9 @@ struct StreamsSpec {
   float number = 0;             // the least mean square, or deviations
 };
 
-enum class Scoring : int32_t { softmax = 0, sigmoid = 1, sqrt_softplus = 2, none = 3 };
+enum class Scoring : int32_t {
+  softmax = 0, sigmoid = 1, sqrt_softplus = 2, none = 3, sparsemixer = 4
+};
 enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3 };
 
 // A matrix of [n, k] for each expert, one after the other, each of whole panels.
@@ -175,8 +177,8 @@ struct ExpertsSpec {
   Floats selection;
   Scoring scoring;
   bool select_logits, softmax_chosen, renormalise, weigh_input, group_top2;
-  float least_sum, scale, limit;
-  int64_t groups, groups_kept;
+  float least_sum, scale, limit, jitter;
+  int64_t shared_by, groups, groups_kept;
   Activation activation;
   Clamp clamp;
   int64_t narrow;   // where x lies as bf16, as with a product

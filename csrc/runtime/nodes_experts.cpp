@@ -354,7 +354,7 @@ int64_t ExpertsSpec::scratch_floats() const {
   const auto bf16 = static_cast<int64_t>(act_row_bytes(ActKind::bf16, x.width));
   const int64_t row = format_info(up.format)->act == ActKind::q8 ? q8 : whole_lines(x.width * 4) + bf16;
   const int64_t gating = gate_scratch() + 2 * made + kRowBlock * row / 4;
-  return std::max({gating, down_scratch() + made, 2 * (experts + groups)});
+  return std::max({gating, down_scratch() + made, 2 * (logits.width + groups)});
 }
 
 int64_t ExpertsSpec::work_bytes(int64_t rows) const { return ExpertsPlaces(*this, rows).bytes; }
@@ -364,6 +364,7 @@ namespace {
 ExpertsSpec outline(int64_t experts, int64_t width, int64_t ffn, int64_t top_k, int up, int down) {
   ExpertsSpec s{};
   s.x.width = width;
+  s.logits.width = experts;
   s.experts = experts;
   s.ffn = ffn;
   s.top_k = top_k;

@@ -39,18 +39,20 @@ class RouteNode final : public Node {
     const ExpertsSpec& s = now_->s;
     const float* logits = c.f32(s.logits, row);
     float* score = c.arena->scratch(thread);
-    float* ranked = score + s.experts;
-    scores(logits, s.experts, s.scoring, score);
+    const int64_t count = s.logits.width;
+    float* ranked = score + count;
+    scores(logits, count, s.scoring, score);
     const float* by = s.select_logits ? logits : score;
-    for (int64_t e = 0; e < s.experts; ++e) {
+    for (int64_t e = 0; e < count; ++e) {
       ranked[e] = s.selection.empty() ? by[e] : by[e] + s.selection[static_cast<size_t>(e)];
     }
-    if (s.groups > 1) drop_groups(ranked, ranked + s.experts);
+    if (s.groups > 1) drop_groups(ranked, ranked + count);
     auto* chosen = now_->at<int32_t>(c, now_->places->chosen) + row * s.top_k;
     auto* weight = now_->at<float>(c, now_->places->weight) + row * s.top_k;
     for (int64_t k = 0; k < s.top_k; ++k) {
-      const int64_t e = best(ranked, s.experts);
-      chosen[k] = static_cast<int32_t>(e);
+      const int64_t e = best(ranked, count);
+      if (s.scoring == Scoring::sparsemixer) score[e] = among_near(ranked, count, e, s.jitter);
+      chosen[k] = static_cast<int32_t>(e / s.shared_by);
       ranked[e] = kTaken;
     }
     std::sort(chosen, chosen + s.top_k);
@@ -80,8 +82,19 @@ class RouteNode final : public Node {
     return std::max<int64_t>(found, 0);
   }
 
+  // A softmax over what is left and near its largest, x[top]: the weight of that.
+  static float among_near(const float* x, int64_t n, int64_t top, float jitter) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (x[i] == kTaken || (x[top] - x[i]) / std::max(std::abs(x[i]), x[top]) > jitter) continue;
+      sum += std::exp(static_cast<double>(x[i]) - static_cast<double>(x[top]));
+    }
+    return static_cast<float>(1 / sum);
+  }
+
   static void scores(const float* x, int64_t n, Scoring scoring, float* out) {
     switch (scoring) {
+      case Scoring::sparsemixer:
       case Scoring::none: std::copy(x, x + n, out); break;
       case Scoring::softmax: {
         const double top = static_cast<double>(*std::max_element(x, x + n));
@@ -109,7 +122,7 @@ class RouteNode final : public Node {
 
   void drop_groups(float* ranked, float* worth) const {
     const ExpertsSpec& s = now_->s;
-    const int64_t each = s.experts / s.groups;
+    const int64_t each = s.logits.width / s.groups;
     float* const gone = worth + s.groups;
     std::fill(gone, gone + s.groups, 0.0f);
     for (int64_t g = 0; g < s.groups; ++g) {

@@ -21,6 +21,7 @@ ROUTERS = [
     "dots1",  # sigmoid with a bias on what is chosen, scaled
     "gpt-oss",  # a softmax of the chosen, biases
     "grok",  # a mean with a plain feed-forward
+    "grovemoe",  # what experts give goes on through shared ones
     "olmoe",  # softmax, not renormalised
     "qwen2moe",  # a gate on what is shared
     "smallthinker",  # the router reads the layer's input

@@ -77,6 +77,18 @@ ERNIE = {
 }
 HUNYUAN = {"num_experts": 6, "moe_topk": 3, "head_dim": 16}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0}
+# transformers divides by PhiMoE's short factors whatever the length, which its first publication
+# does not: here both are the same.
+_FACTORS = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0, 9.0]
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 16,
+    "short_factor": _FACTORS,
+    "long_factor": _FACTORS,
+    "short_mscale": 1.1,
+    "long_mscale": 1.25,
+}
 EXAONE = {
     "num_experts": 6,
     "num_experts_per_tok": 3,
@@ -103,6 +115,9 @@ MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 0, "moe_layer_start_index": 0}),
     ("HunYuanMoEV1", HUNYUAN),
     ("HunYuanMoEV1", {**HUNYUAN, "rope_parameters": {**DYNAMIC, "alpha": 50.0}}),
+    ("Phimoe", {"num_local_experts": 6, "attention_bias": True, "lm_head_bias": True}),
+    ("Phimoe", {"num_local_experts": 6, "router_jitter_noise": 0.4}),
+    ("Phimoe", {"num_local_experts": 6, "rope_parameters": LONG}),
     ("ExaoneMoe", {**EXAONE, "sliding_window": 16, "layer_types": WINDOWS}),
     ("DeepseekV3", {**DEEPSEEK, "n_group": 4, "topk_group": 2}),
     ("DeepseekV3", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "rope_parameters": YARN}),

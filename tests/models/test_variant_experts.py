@@ -51,6 +51,10 @@ def test_what_a_file_says_of_its_experts_counts(tmp_path: Path) -> None:
         ("smallthinker", "rope.freq_base_swa", 0.0),
         ("mellum", "expert_used_count", 7),
         ("mellum", "expert_used_count", "x"),
+        ("grovemoe", "experts_per_group", 4),
+        ("grovemoe", "experts_per_group", 0),
+        ("grovemoe", "expert_group_scale", "x"),
+        ("grovemoe", "expert_chunk_feed_forward_length", -1),
         ("ernie4_5-moe", "interleave_moe_layer_step", 0),
     ],
 )

@@ -68,6 +68,9 @@ VARIATIONS: list[dict[str, Any]] = [
     {"top_k": 2, "groups": 4, "groups_kept": 1, "group_score": "max"},
     *({"top_k": 2, "clamp": c, "limit": 0.7} for c in CLAMPS[1:]),
     {"top_k": 2, "function": "gelu_tanh"},
+    {"top_k": 2, "scoring": "sparsemixer", "jitter": 0.5},
+    {"top_k": 3, "shared_by": 2, "renormalise": True},
+    {"top_k": 4, "shared_by": 4, "scoring": "sigmoid"},
     {"top_k": 8},
 ]
 
@@ -78,6 +81,12 @@ VARIATIONS: list[dict[str, Any]] = [
 def test_native_is_the_reference(attrs: dict[str, Any], more: bool, isa: str) -> None:
     experts, width, ffn = 8, 40, 24
     named = arrays(experts, width, ffn) | (extras(experts, width, ffn) if more else {})
+    choices = experts * attrs.get("shared_by", 1)
+    named["router"] = draw(choices, width, seed=1)
+    if more:
+        named["selection"] = draw(choices, seed=11)
+    if attrs.get("scoring") == "sparsemixer":
+        named.pop("selection", None)
     lab = Lab(draw(9, width), named, body(named, **attrs))
     got, want = lab.run(CpuBackend(threads=2, isa=isa)), lab.run(ReferenceBackend())
     # Two products of `width` and `ffn` terms of about 1 each, up to 8 experts of such outputs.
@@ -203,6 +212,7 @@ def test_logits_that_are_no_numbers_choose_experts_all_the_same() -> None:
         ({"top_k": 2, "groups": 3}, "1 of 3 groups of 8"),
         ({"top_k": 4, "groups": 4, "groups_kept": 1}, "fewer than 4"),
         ({"top_k": 2, "scoring": "best"}, "unknown scoring 'best'"),
+        ({"top_k": 2, "scoring": "sparsemixer", "groups": 2}, "by logits alone"),
         ({"top_k": 2, "clamp": "oai", "function": "relu"}, "only gates with silu"),
     ],
 )

@@ -269,6 +269,8 @@ class _Composed:
             scaled=v.ffn_scaled,
             router_input=entry if r.router == "entry" else None,
         )
+        if r.chunks:
+            return experts.with_chunks(b, self.catalog, self.layers[i], m, x, out, i)
         if dense is not None:
             out = b.add(dense, out)
             return b.scale(out, math.sqrt(0.5)) if r.beside == "mean" else out

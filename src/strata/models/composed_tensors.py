@@ -8,7 +8,7 @@ from dataclasses import replace
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
-from strata.models.experts import Mixture, Routing, mixture_tensors
+from strata.models.experts import Mixture, Routing, chunk_tensors, mixture_tensors
 from strata.models.tensors import Part, Tensor
 from strata.models.variants import Variant
 
@@ -190,6 +190,8 @@ def _ffn(c: Config, v: Variant, m: Mixture | None) -> dict[str, Tensor]:
 def _experts(c: Config, v: Variant, m: Mixture) -> dict[str, Tensor]:
     r = v.mixture or Routing()
     out, beside = mixture_tensors(c, replace(m, layers=(True,)), bias=r.biased), r.beside
+    if r.chunks:
+        out |= chunk_tensors(c, m)
     if beside == "entry":
         out |= _products(replace(c, ffn=c.width), v) | _norm(c, v, "ffn_norm_exps")
     elif beside == "mean":

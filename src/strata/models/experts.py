@@ -47,7 +47,9 @@ class Routing:
     feed-forward that a layer has beside its experts, all added (``entry``: it is as wide as the
     model, and the experts read the layer's input by a norm of their own), or that it may have, and
     the sum is divided by the square root of 2 (``mean``). ``halved``: experts and shared ones are
-    averaged. ``biased``: routers and experts may have biases.
+    averaged. ``biased``: routers and experts may have biases. ``chunks``:
+    what the experts give goes on through smaller ones, each of which some neighbours share, and
+    what those give is added, scaled.
     """
 
     scoring: str = "softmax"
@@ -58,6 +60,7 @@ class Routing:
     beside: Literal["", "entry", "mean"] = ""
     halved: bool = False
     biased: bool = False
+    chunks: bool = False
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -134,13 +137,16 @@ def read_mixture(
 def settled(c: Config, r: Routing, names: HuggingFaceNames | None = None) -> Mixture | None:
     """The mixture of a file of a family; None where it has no experts."""
     chosen = c.keys.integer("top_k", 1, low=0) if r.split else 1
+    attrs = dict(r.attrs)
+    if r.scoring == "sparsemixer":
+        attrs["jitter"] = 2 * c.keys.number("router_jitter", 0.01, high=1.0)
     m = read_mixture(
         c,
         scoring=r.scoring,
         renormalise=r.renormalise,
         ffn=c.ffn // max(chosen, 1),
         names=names,
-        **r.attrs,
+        **attrs,
     )
     kinds = c.keys.texts("ffn_kinds", c.layers, ("dense", "sparse"))
     if m is not None and kinds is not None:
@@ -272,6 +278,47 @@ def routed(
             **extras,
             **{**m.attrs, **attrs},
         )
+
+
+def chunk_tensors(c: Config, m: Mixture) -> dict[str, Tensor]:
+    """The smaller experts of a layer, which neighbours share."""
+    each = c.keys.integer("chunk_experts", high=m.experts)
+    if m.experts % each:
+        key = c.keys.find("chunk_experts")[0]
+        raise ConfigError(f"'{key}' is {each}: no divisor of {m.experts}")
+    ffn = c.keys.integer("chunk_ffn", 0, low=0, high=16 * MAX_WIDTH) or c.head_dim
+    inside = (m.experts // each, ffn, c.width)
+    shapes = {"gate": inside, "up": inside, "down": (inside[0], c.width, ffn)}
+    return {
+        f"blk.{{i}}.ffn_{part}_chexps.weight": Tensor(None, shape) for part, shape in shapes.items()
+    }
+
+
+def with_chunks(
+    b: Builder, catalog: Catalog, c: Config, m: Mixture, x: str, out: str, i: int
+) -> str:
+    """``out``, what the experts of layer i gave for x, and what smaller ones give for that.
+
+    As llama.cpp has it: which of them, and with what weights, say the scores of x that have their
+    numbers.
+    """
+    name, each = f"blk.{i}.ffn_", c.keys.integer("chunk_experts")
+    with b.unit("ffn"):
+        logits = b.matmul(x, f"{name}gate_inp.weight")
+    with b.unit("experts"):
+        more = b.experts(
+            out,
+            logits,
+            f"{name}up_chexps.weight",
+            f"{name}down_chexps.weight",
+            gate=f"{name}gate_chexps.weight",
+            **{
+                **m.attrs,
+                "shared_by": each,
+                "top_k": min(m.attrs["top_k"], m.experts // each),
+            },
+        )
+    return b.add(out, b.scale(more, c.keys.number("chunk_scale")))
 
 
 def shared(

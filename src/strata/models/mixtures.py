@@ -90,6 +90,12 @@ HUGGING_FACE: Mapping[str, Variant] = {
         mixture=Routing(renormalise=None),
         directory=Directory(bias="all"),
     ),
+    "PhimoeForCausalLM": Variant(
+        norm="layer",
+        mixture=Routing(scoring="sparsemixer", renormalise=False),
+        unread=("expert_ffn", "shared_experts", "dense_layers"),
+        directory=Directory(_MIXTRAL, bias="all"),
+    ),
     "Qwen2MoeForCausalLM": Variant(
         mixture=Routing(renormalise=None),
         directory=Directory(

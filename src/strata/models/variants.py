@@ -255,6 +255,11 @@ GGUF: Mapping[str, Variant] = {
             "rope_beta_fast": 8.0,
         },
     ),
+    "grovemoe": Variant(
+        qk_norm="head",
+        mixture=Routing(split=True, chunks=True),
+        unread=_ROUTED,
+    ),
     "hunyuan-dense": Variant(qk_norm="head", late=True),
     "hunyuan-moe": Variant(
         qk_norm="head",

@@ -22,6 +22,7 @@ Cut = Callable[[list[Any], bool], int]
 class ExpertShapes:
     """Sizes of an ``experts`` Op and what its matrices are called."""
 
+    choices: int
     experts: int
     width: int
     ffn: int
@@ -36,7 +37,16 @@ class ExpertShapes:
         named = expert_inputs(op)
         up, down = named["up"], named["down"]
         experts, ffn, width = (int(n) for n in program.values[up].shape)
-        return cls(experts, width, ffn, op.attrs["top_k"], named.get("gate"), up, down)
+        return cls(
+            experts * op.attrs["shared_by"],
+            experts,
+            width,
+            ffn,
+            op.attrs["top_k"],
+            named.get("gate"),
+            up,
+            down,
+        )
 
     @property
     def products(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -50,7 +60,7 @@ class ExpertShapes:
 
     def scratch_bytes(self, formats: Mapping[str, int], *, streams: bool) -> int:
         """Bytes of scratch of each thread."""
-        known = (self.experts, self.width, self.ffn, formats[self.up], formats[self.down], streams)
+        known = (self.choices, self.width, self.ffn, formats[self.up], formats[self.down], streams)
         return 4 * int(_native.experts_scratch(*known))
 
 
@@ -95,6 +105,8 @@ def build_experts(b: Building, op: Op, narrow: int, work: int, cut: Cut) -> None
         clamp=CLAMPS.index(a["clamp"]),
         limit=a["limit"],
         weigh_input=a["weigh_input"],
+        jitter=a["jitter"],
+        shared_by=a["shared_by"],
         tiles=(cut(inside, shapes.gate is not None), cut(outside, False)),
         narrow=narrow,
         work=work,

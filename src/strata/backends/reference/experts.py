@@ -43,11 +43,30 @@ def choose(ranked: Floats, a: Attrs) -> NDArray[np.intp]:
     return chosen
 
 
+def sparsemixer(logits: Floats, a: Attrs) -> tuple[NDArray[np.intp], Floats]:
+    """The experts of each row, best first, and their weights: [rows, top_k] each."""
+    left, rows = logits.copy(), np.arange(len(logits))
+    chosen, weights = [], []
+    for _ in range(a["top_k"]):
+        e = np.argmax(left, axis=-1)
+        top = left[rows, e][:, None]
+        with np.errstate(invalid="ignore"):
+            far = (top - left) / np.maximum(np.abs(left), top) > np.float32(a["jitter"])
+        powers = np.where(far | np.isneginf(left), 0, np.exp(left - top))
+        chosen.append(e)
+        weights.append(np.float32(1) / powers.sum(axis=-1))
+        left[rows, e] = -np.inf
+    return np.stack(chosen, axis=-1), np.stack(weights, axis=-1).astype(np.float32)
+
+
 def route(logits: Floats, selection: Floats | None, a: Attrs) -> Floats:
     """The weight of every expert for each row, 0 where it was not chosen: [rows, experts]."""
+    if a["scoring"] == "sparsemixer":
+        chosen, weight = sparsemixer(logits, a)
+        return _spread(chosen, weight, logits.shape[-1])
     score = scores(logits, a["scoring"])
     ranked = logits if a["select"] == "logits" else score
-    chosen = choose(ranked if selection is None else ranked + selection, a)
+    chosen = choose(ranked if selection is None else ranked + selection, a) // a["shared_by"]
     weight = np.take_along_axis(score, chosen, axis=-1)
     if a["softmax_chosen"]:
         weight = scores(weight, "softmax")
@@ -55,8 +74,12 @@ def route(logits: Floats, selection: Floats | None, a: Attrs) -> Floats:
         total = weight.sum(axis=-1, keepdims=True)
         weight = weight / np.maximum(total, np.float32(a["least_sum"]))
     weight = weight * np.float32(a["scale"])
-    out: Floats = np.zeros(logits.shape, np.float32)
-    np.put_along_axis(out, chosen, weight, axis=-1)
+    return _spread(chosen, weight, logits.shape[-1] // a["shared_by"])
+
+
+def _spread(chosen: NDArray[np.intp], weight: Floats, experts: int) -> Floats:
+    out: Floats = np.zeros((len(chosen), experts), np.float32)
+    np.add.at(out, (np.arange(len(chosen))[:, None], chosen), weight)
     return out
 
 
@@ -91,7 +114,7 @@ def experts(a: Attrs, operands: list[Floats]) -> Floats:
         return out + named[f"{name}_bias"][e] if f"{name}_bias" in named else out
 
     total = np.zeros_like(x)
-    for e in range(logits.shape[-1]):
+    for e in range(len(up)):
         weight = weights[:, e : e + 1]
         wanted = weight * x if a["weigh_input"] else x
         inner = product(wanted, up, "up", e)

@@ -9,8 +9,12 @@ from strata.program.ops.dense import ACTIVATIONS
 from strata.program.ops.signature import Signature, rows_of
 from strata.program.program import ProgramError, Shape, Value
 
-SCORINGS = ("softmax", "sigmoid", "sqrt_softplus", "none")
-"""How a router's logit becomes the score of an expert; softmax is over all of them."""
+SCORINGS = ("softmax", "sigmoid", "sqrt_softplus", "none", "sparsemixer")
+"""How a router's logit becomes the score of an expert; softmax is over all of them.
+
+``sparsemixer`` (arXiv:2409.12136) chooses by logits, one after the other, and scores each by a
+softmax over those of the rest that are near it: whose distance is at most ``jitter`` times the
+larger of the best logit and their own magnitude."""
 
 CLAMPS = ("none", "inputs", "silu", "oai")
 """What a ``limit`` bounds. ``inputs``: the gate from above and up on both sides; ``silu``: the
@@ -35,6 +39,8 @@ EXPERT_DEFAULTS: Mapping[str, Any] = {
     "clamp": "none",
     "limit": 0.0,
     "weigh_input": False,
+    "jitter": 0.0,
+    "shared_by": 1,
 }
 EXTRAS = ("gate", *_BIASES, *_SCALES, "selection")
 
@@ -47,7 +53,7 @@ def expert_operands(values: list[Value], attrs: Mapping[str, Any]) -> dict[str, 
 def _experts(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     named = expert_operands(values, attrs)
     x, logits, up = named["x"], named["logits"], named["up"]
-    experts = logits.width
+    experts = logits.width // attrs["shared_by"]
     if len(up.shape) != 3:
         raise ProgramError(f"experts: '{up.name}' {up.shape} has not the axes of experts")
     ffn = up.shape[1]
@@ -59,7 +65,7 @@ def _experts(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
         "up_bias": (experts, ffn),
         "gate_bias": (experts, ffn),
         "down_bias": (experts, x.width),
-        "selection": (experts,),
+        "selection": (logits.width,),
         **dict.fromkeys(_SCALES, (experts,)),
     }
     for name, shape in shapes.items():
@@ -69,7 +75,11 @@ def _experts(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
             )
     if rows_of(logits) != rows_of(x):
         raise ProgramError(f"experts: '{x.name}' and '{logits.name}' have other rows")
-    _check(attrs, experts, gated="gate" in named)
+    if experts * attrs["shared_by"] != logits.width:
+        raise ProgramError(f"experts: {attrs['shared_by']} share one, of {logits.width}")
+    if attrs["scoring"] == "sparsemixer" and ("selection" in named or attrs["groups"] > 1):
+        raise ProgramError("experts: sparsemixer chooses by logits alone")
+    _check(attrs, logits.width, gated="gate" in named)
     return x.shape
 
 
@@ -109,6 +119,8 @@ EXPERTS: Mapping[str, Signature] = {
     # (or logit: `select`) plus `selection`, the lowest index of equals first, and only out of the
     # `groups_kept` best groups. Their scores are the weights: put through a softmax of their own
     # (`softmax_chosen`), divided by their sum, at least `least_sum` (`renormalise`), times `scale`.
+    # Where so many neighbours share an expert (`shared_by`), the chosen ones' experts come in their
+    # place, with the scores of those numbers.
     # With `weigh_input` a weight multiplies what goes into the expert instead of what comes out.
     # Products are scaled by their expert's *_scale before the bias is added.
     "experts": Signature(
@@ -128,6 +140,8 @@ EXPERTS: Mapping[str, Signature] = {
             "clamp",
             "limit",
             "weigh_input",
+            "jitter",
+            "shared_by",
             "extras",
         ),
         _experts,
