@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from strata.backends.kv_types import KV_TYPES
+from strata.backends.reference import ReferenceBackend
 from strata.formats import open_model
-from support.forward import logits
+from support.forward import Forward, logits
+from support.streaming import forward, least_ring, units
+from support.streaming import settings as streaming
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +56,33 @@ GEMMA3N: dict[str, Any] = {
     "final_logit_softcapping": 5.0,
 }
 FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
+    (
+        "Llama4",
+        "Llama4Text",
+        {
+            "head_dim": 16,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 8,
+            "floor_scale": 16,
+        },
+    ),
+    (
+        "Llama4",
+        "Llama4Text",
+        {
+            "head_dim": 16,
+            "intermediate_size": 32,
+            "intermediate_size_mlp": 32,
+            "num_local_experts": 4,
+            "use_qk_norm": False,
+            "attn_temperature_tuning": False,
+            "no_rope_layers": [1, 0, 1, 1, 0],
+        },
+    ),
     ("Gemma3n", "Gemma3nText", GEMMA3N),
     (
         "Gemma4",
@@ -74,7 +105,7 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
             "enable_moe_block": True,
             "num_experts": 6,
             "top_k_experts": 3,
-            "moe_intermediate_size": 24,
+            "moe_intermediate_size": 32,
         },
     ),
 ]
@@ -104,3 +135,10 @@ def test_logits_are_those_of_transformers(
         for chunks in ([len(tokens)], [1] * len(tokens)):
             found = logits(file, tokens.tolist(), chunks=chunks)
             np.testing.assert_allclose(found, expected[:, : found.shape[1]], rtol=0, atol=2e-4)
+        # With keys and values rounded alike; streamed, every tensor is read where it lies.
+        rounded = Forward(file, backend=ReferenceBackend(KV_TYPES[0])).logits(tokens.tolist())
+        native = forward(file, None).logits(tokens.tolist())
+        assert np.abs(native - rounded).max() < 2.0**-8 * np.abs(rounded).max()
+        for tile in (4096, 40000):
+            how = streaming(units(file), tile=tile, ring=least_ring(file, tile))
+            assert forward(file, how).logits(tokens.tolist()).tobytes() == native.tobytes()
