@@ -83,6 +83,21 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
             "no_rope_layers": [1, 0, 1, 1, 0],
         },
     ),
+    (
+        "Afmoe",
+        "Afmoe",
+        {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "moe_intermediate_size": 32,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "num_shared_experts": 2,
+            "num_dense_layers": 1,
+            "route_scale": 1.5,
+            "mup_enabled": True,
+        },
+    ),
     ("Gemma3n", "Gemma3nText", GEMMA3N),
     (
         "Gemma4",
@@ -140,5 +155,8 @@ def test_logits_are_those_of_transformers(
         native = forward(file, None).logits(tokens.tolist())
         assert np.abs(native - rounded).max() < 2.0**-8 * np.abs(rounded).max()
         for tile in (4096, 40000):
-            how = streaming(units(file), tile=tile, ring=least_ring(file, tile))
+            # Experts that are tensors of their own have to fit.
+            apart = any(".experts.0." in name for name in file.tensors)
+            names = [u for u in units(file) if not (apart and ".experts" in u)]
+            how = streaming(names, tile=tile, ring=1 << 20 if apart else least_ring(file, tile))
             assert forward(file, how).logits(tokens.tolist()).tobytes() == native.tobytes()

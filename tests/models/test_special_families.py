@@ -22,6 +22,7 @@ from strata.models import build_model, trained_context
 from strata.models.errors import ConfigError, MissingTensor, TensorShape
 from strata.program import Model, PagedKV, Shared
 from support.forward import Forward
+from support.headers import Header
 from support.special_models import SPECIAL, header, shapes, write
 from support.streaming import forward, least_ring, settings, units
 
@@ -256,3 +257,68 @@ FAULTS: list[tuple[str, str, Any]] = [
 def test_settings_that_cannot_be(architecture: str, key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key):
         build_model(header(architecture, **{key: value}))
+
+
+STATED: dict[str, dict[str, Any]] = {
+    name: {
+        "architectures": [f"{name}ForCausalLM"],
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "layer_types": [local, local, "full_attention", local, "full_attention"],
+        **more,
+    }
+    for name, local, more in (
+        ("Gemma3n", "sliding_attention", {"num_kv_shared_layers": 2}),
+        ("Gemma4", "sliding_attention", {"num_kv_shared_layers": 2, "num_experts": None}),
+        (
+            "Llama4",
+            "chunked_attention",
+            {"num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1},
+        ),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("Gemma3n", "activation_sparsity_pattern", [1.5] * 5),
+        ("Gemma3n", "activation_sparsity_pattern", [0.5] * 4),
+        ("Gemma3n", "altup_num_inputs", 1),
+        ("Gemma3n", "altup_active_idx", 4),
+        ("Gemma3n", "altup_correct_scale", "no"),
+        ("Gemma3n", "laurel_rank", 0),
+        ("Gemma3n", "intermediate_size", [96] * 4),
+        ("Gemma3n", "vocab_size_per_layer_input", 0),
+        ("Gemma4", "per_layer_config", 3),
+        ("Gemma4", "per_layer_config", {"1": {"head_dim": 0}}),
+        ("Gemma4", "per_layer_config", {"2": {"num_attention_heads": 3}}),
+        ("Gemma4", "num_key_value_heads", 3),
+        ("Gemma4", "use_bidirectional_attention", "all"),
+        ("Gemma4", "num_kv_shared_layers", 5),
+        ("Gemma4", "num_kv_shared_layers", 4),
+        ("Gemma4", "hidden_size_per_layer_input", -1),
+        ("Gemma4", "enable_moe_block", "yes"),
+        ("Gemma4", "global_head_dim", 0),
+        ("Gemma4", "use_double_wide_mlp", 2),
+        ("Llama4", "moe_layers", [5]),
+        ("Llama4", "moe_layers", 3),
+        ("Llama4", "attention_chunk_size", -1),
+        ("Llama4", "no_rope_layers", [2] * 5),
+        ("Llama4", "intermediate_size_mlp", 0),
+        ("Llama4", "layer_types", ["sliding_attention"] * 5),
+        ("Llama4", "use_qk_norm", 1),
+    ],
+)
+def test_settings_of_directories_that_cannot_be(name: str, key: str, value: Any) -> None:
+    with pytest.raises(MissingTensor):
+        build_model(Header("huggingface", STATED[name], {}))
+    with pytest.raises(ConfigError, match=key):
+        build_model(Header("huggingface", {**STATED[name], key: value}, {}))

@@ -84,6 +84,7 @@ FAMILIES: Mapping[str, str] = {
     "Llama4ForConditionalGeneration": "llama4.build",
     "mimo2": "mimo2.build",
     "afmoe": "afmoe.build",
+    "AfmoeForCausalLM": "afmoe.build",
     "hy_v3": "hy_v3.build",
     "minimax-m3": "minimax_m3.build",
     "laguna": "laguna.build",

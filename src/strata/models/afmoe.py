@@ -15,12 +15,15 @@ from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, Model
 
+_NAMES = experts.HuggingFaceNames(router="router.gate", selection="expert_bias")
+
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of an AFMoE file."""
     c = read_config(file, architecture, context, experts=True)
     c = decoder.with_windows(c, c.keys.integer("window", 0, low=0), 4)
-    m = experts.read_mixture(c, scoring="sigmoid")
+    gguf = file.kind == "gguf"
+    m = experts.read_mixture(c, scoring="sigmoid", renormalise=None if gguf else True, names=_NAMES)
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.norm_tensors(
@@ -41,11 +44,12 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     catalog = Catalog(file, tensors, c.layers, harmless=unused)
     full, local = read_rope(c, "neox"), read_local_rope(c, "neox", scaled=True)
     eps = decoder.rms_eps(c)
+    scale = math.sqrt(c.width) if c.keys.flag("root_scale", gguf) else 1.0
 
     def layer(b: Builder, x: str, i: int) -> str:
         name, turn = f"blk.{i}.", local if c.windows[i] else full
         h = b.rms_norm(x, f"{name}attn_norm.weight", eps)
-        rope = turn if (i + 1) % 4 else None
+        rope = turn if ((i + 1) % 4 if gguf else c.windows[i]) else None
         h = decoder.attention(b, c, catalog, h, i, rope=rope, norm_eps=eps, gate="sigmoid")
         x = b.add(x, b.rms_norm(h, f"{name}post_attention_norm.weight", eps))
         h = b.rms_norm(x, f"{name}ffn_norm.weight", eps)
@@ -55,7 +59,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     return decoder.assemble(
         c,
         catalog,
-        embed=lambda b: b.embed("token_embd.weight", math.sqrt(c.width)),
+        embed=lambda b: b.embed("token_embd.weight", scale),
         layer=layer,
         head=lambda b, x: decoder.head(b, c, b.rms_norm(x, "output_norm.weight", eps)),
     )

@@ -64,7 +64,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     layers = [replace(c, ffn=width) for width in widths]
     a = _altup(c)
     p = per_layer.read_per_layer(c, a.count * c.width, 256)
-    deviations = _deviations(c)
+    deviations, scaled = _deviations(c), c.keys.flag("altup_scaled", True)
     tensors = _tensors(c, a, p)
     for i, own in enumerate(layers):
         of_layer = {**shared_kv.tensors(own, sources[i] == i), **decoder.gated_tensors(own)}
@@ -85,7 +85,6 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     )
     full, local = read_rope(c, "neox", base=1e6), read_local_rope(c, "neox", base=1e4)
     eps, half = decoder.rms_eps(c), float(np.float32(math.sqrt(0.5)))
-    scaled = c.keys.flag("altup_scaled", True)
 
     def layer(b: Builder, row: str, i: int) -> str:
         name = f"blk.{i}."

@@ -51,6 +51,8 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         m = replace(m, layers=_routed_layers(c))
     c = replace(c, ffn=c.keys.integer("dense_ffn", c.ffn, high=16 * MAX_WIDTH))
     bias = c.keys.flag("attention_bias", False)
+    normed = c.keys.flag("qk_norm", not (m and m.experts == _MAVERICK))
+    temperature = _TEMPERATURE if c.keys.flag("temperature", True) else 0.0
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.rope_tensors(c),
@@ -70,8 +72,6 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     )
     rope = read_rope(c, "interleaved", factors=decoder.rope_factors(c, catalog))
     eps = decoder.rms_eps(c)
-    normed = c.keys.flag("qk_norm", not (m and m.experts == _MAVERICK))
-    temperature = _TEMPERATURE if c.keys.flag("temperature", True) else 0.0
 
     def prepared(b: Builder, x: str) -> str:
         """A query or key with its position."""
