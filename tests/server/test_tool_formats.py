@@ -396,9 +396,10 @@ def test_reading_is_linear_in_the_text(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_million_brackets(name: str) -> None:
-    for text in hostile(1_000_000)[:4]:
+    texts = hostile(1_000_000)
+    for text in [*texts[:4], *texts[8:17]]:
         found = read(FORMATS[name], cut(text, range(0, len(text), 1000)))
-        assert sum(map(len, found)) > 999_000 or name == "harmony"
+        assert len(str(found)) > 999_000
 
 
 @pytest.mark.parametrize(

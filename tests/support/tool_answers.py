@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from strata.server.parsers import AnswerFormat, Piece, Thought, Tool, ToolCall, answer_format
@@ -56,38 +57,41 @@ PROMPT = "<|start|>assistant"
 
 
 def joined(pieces: Sequence[Piece]) -> list[Any]:
-    """As in CASES. A call has a beginning, and says in pieces what it says at its end."""
+    """Text as it is, thoughts in a list, calls as a name and arguments, which are text where they
+    are no object. A call has a beginning, and says in pieces what it says at its end."""
     out: list[Any] = []
-    begun: CallBegin | None = None
-    arguments = ""
-    for piece in pieces:
-        if isinstance(piece, CallBegin):
-            assert begun is None
-            begun, arguments = piece, ""
-        elif isinstance(piece, CallDelta):
+    for kind, group in groupby(pieces, key=_kind):
+        if kind != "call":
+            text = "".join(piece if isinstance(piece, str) else piece.text for piece in group)
+            assert text
+            out.append([text] if kind == "thought" else text)
+            continue
+        begun: CallBegin | None = None
+        arguments: list[str] = []
+        for piece in group:
+            if isinstance(piece, CallBegin):
+                assert begun is None
+                begun, arguments = piece, []
+                continue
             assert begun is not None
-            assert piece.text
-            arguments += piece.text
-        elif isinstance(piece, ToolCall):
-            assert begun is not None
-            assert (begun.name, begun.id, arguments) == (piece.name, piece.id, piece.arguments)
+            if isinstance(piece, CallDelta):
+                assert piece.text
+                arguments.append(piece.text)
+                continue
+            assert isinstance(piece, ToolCall)
+            said = (piece.name, piece.id, piece.arguments)
+            assert (begun.name, begun.id, "".join(arguments)) == said
             parsed = piece.parsed
             out.append((piece.name, piece.arguments if parsed is None else parsed))
             begun = None
-        else:
-            assert begun is None
-            text = piece.text if isinstance(piece, Thought) else piece
-            assert text
-            if isinstance(piece, Thought):
-                if out and isinstance(out[-1], list):
-                    text = out.pop()[0] + text
-                out.append([text])
-            elif out and isinstance(out[-1], str):
-                out[-1] += text
-            else:
-                out.append(text)
-    assert begun is None
+        assert begun is None
     return out
+
+
+def _kind(piece: Piece) -> str:
+    if isinstance(piece, str):
+        return "text"
+    return "thought" if isinstance(piece, Thought) else "call"
 
 
 def read(form: AnswerFormat, parts: Sequence[str]) -> list[Any]:
