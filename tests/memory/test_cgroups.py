@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,3 +107,19 @@ def test_the_first_run_measures_the_machine_within_the_budget(
     with group(128_000_000) as made:
         done = made.run([*command, "--memory", "128MB"], 300)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+@pytest.mark.parametrize("megabytes", [110, 160, 200])
+def test_a_machine_that_is_not_known_is_measured_within_the_group(
+    megabytes: int, smollm2_path: Path, tmp_path: Path
+) -> None:
+    """Or not at all, which says why; nothing is killed."""
+    words = ["env", f"STRATA_HOME={tmp_path}", sys.executable, "-m", "strata", "run"]
+    words += [str(smollm2_path), "Hi", "--max-tokens", "2", "--memory", f"{megabytes}MB"]
+    with group(megabytes * 10**6) as made:
+        done = made.run(words, 300)
+        assert made.kills == 0
+    if done.returncode:
+        assert re.search(r"not known yet: run .* more memory; measuring it takes", done.stderr)
+    assert megabytes < 200 or done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ from strata.engine.texts import TextWorkload
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
 from strata.memory import Ledger, LedgerAccount, process_memory
-from strata.memory.limits import memory_available, memory_total
+from strata.memory.limits import headrooms, memory_available, memory_free, memory_total
 from strata.program import Model
 from strata.sizes import format_size
 
@@ -43,7 +43,7 @@ _SAMPLING = 20
 
 
 class ProbeEndedError(StrataError):
-    """The process that measures this machine was ended."""
+    """The process that measures this machine has no room, or was ended."""
 
 
 _PROBE = """
@@ -246,20 +246,25 @@ def this_machine(file: ModelFile) -> Machine:
     """This machine and the disk under a model. What is not known yet is measured by a process of
     its own, so that measuring takes nothing of our budget. Raises DiskProbeError and
     ProbeEndedError."""
-    from strata.machine.probe import known_machine, probe
+    from strata.machine.probe import LEAST_BYTES, known_machine, probe
     from strata.plan import Machine, from_json
 
     path = file.paths[0]
     known = known_machine(path)
     if known is not None:
         return known
+    unknown = f"this machine is not known yet: run `strata probe {file.path}` once where there is "
+    if headrooms() and (free := memory_free()) < LEAST_BYTES:
+        raise ProbeEndedError(
+            f"{unknown}more memory; measuring it takes {format_size(LEAST_BYTES)}, and "
+            f"{format_size(free)} are free"
+        )
     command = [sys.executable, "-c", _PROBE, str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode < 0:
         # Here it would take the memory of which there was too little there.
         raise ProbeEndedError(
-            "this machine is not known yet, and measuring it was ended by the system, mostly for "
-            f"want of memory: run `strata probe {file.path}` once where there is more of it"
+            f"{unknown}more memory; measuring it was ended by the system, mostly for want of that"
         )
     # One that failed says here why.
     return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]

@@ -19,11 +19,15 @@ from strata.machine.machine import Machine
 from strata.machine.probe_compute import attention, caches, compute_probe, cpu_name
 from strata.machine.probe_disk import probe_disk
 from strata.machine.values import ValueFileError, from_json, to_json
-from strata.memory.limits import memory_available, memory_total
+from strata.memory.limits import memory_available, memory_free, memory_total
 
 READ_SECONDS = 0.6
 KERNEL_SECONDS = 2.4
 DISK_SECONDS = 4.0
+
+LEAST_BYTES = 80_000_000
+"""Of memory that is free before a process that measures begins: 57 MB of its own were seen, 38 of
+them before it measures anything, and pages of files."""
 
 Progress = Callable[[str], None]
 """Told what is measured next."""
@@ -79,8 +83,8 @@ def _measure(path: Path, progress: Progress) -> Machine:
     known_caches = caches()
     largest = max((c.nbytes for c in known_caches), default=0)
     progress("attention")
-    attention_rate, overhead = attention(cores, isa, memory_available())
-    with compute_probe(cores, isa, largest, memory_available()) as compute:
+    attention_rate, overhead = attention(cores, isa, memory_free())
+    with compute_probe(cores, isa, largest, memory_free()) as compute:
         progress("memory")
         memory_read = compute.memory_read(READ_SECONDS)
         progress("kernels")

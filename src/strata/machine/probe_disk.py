@@ -19,7 +19,7 @@ import numpy as np
 from strata.backends.cpu.profile import HUGE_PAGE
 from strata.errors import StrataError
 from strata.machine.machine import DiskRate, ReadMode
-from strata.memory.limits import memory_available
+from strata.memory.limits import memory_free
 
 _SIZES = (256 << 10, 1 << 20, 4 << 20, 16 << 20)
 _DEPTHS = (1, 2, 4, 8)
@@ -55,7 +55,7 @@ def _measure(file: Path, seconds: float) -> tuple[tuple[DiskRate, ...], float]:
     size = file.stat().st_size
     modes: list[ReadMode] = ["direct", "buffered"] if _direct_works(file) else ["buffered"]
     # Every thread has a buffer of its own.
-    most = min(size, memory_available() // 4)
+    most = min(size, memory_free() // 4)
     combinations: list[tuple[ReadMode, int, int]] = [
         (mode, request, depth)
         for mode in modes

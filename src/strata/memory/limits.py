@@ -43,6 +43,11 @@ def memory_available(root: Path = Path("/")) -> int:
     return min((min(room.free + held, room.limit) for room in rooms), default=0)
 
 
+def memory_free(root: Path = Path("/")) -> int:
+    """Bytes that may be taken beside what this process holds; 0 where the system does not say."""
+    return min((room.free for room in headrooms(root)), default=0)
+
+
 def headrooms(root: Path = Path("/")) -> list[Headroom]:
     """Every limit that holds for this process: the machine's memory and cgroups up the tree."""
     info = _meminfo(root)
