@@ -4,10 +4,12 @@
 
 One client reads a stream of tokens; beside it, one after the other, each attack goes on: requests
 that are costly to read, to encode or to watch for stop strings, crowds of connections, and foreign
-templates and grammars, which are worked on in guarded processes. The 99th percentile of the time
-between two tokens is set against that without an attack, of streams right before and after: no
-more than twice as much holds. `plain` is no attack: as many requests for tokens at a time, which
-share the machine by right.
+templates and grammars, which are worked on in guarded processes. Quiet streams and attacked ones
+come in turns. The 99th percentile of the time between two tokens is set against that without an
+attack: no more than twice as much holds. `plain` is no attack: as many requests for tokens at a
+time, which share the machine by right. Beside the times stands what ran meanwhile, in processor
+seconds for each of the quiet client's tokens: the server's event loop, its other threads (which
+compute and encode), its guarded processes, and the attackers themselves, who are of this process.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -37,6 +40,8 @@ from strata.hub.references import resolve
 
 ALLOWED = 2.0
 """By how much the slow tokens may be slower beside an attack."""
+
+TURNS = 3
 
 Answers = Counter[int]
 """How often each status was the answer to an attacker."""
@@ -131,8 +136,8 @@ ATTACKS: dict[str, Attack] = {
 
 
 @contextmanager
-def serving(model: Path, threads: int) -> Iterator[str]:
-    """The address of a server in another process."""
+def serving(model: Path, threads: int) -> Iterator[tuple[str, int]]:
+    """The address of a server in another process, and its number."""
     command = [sys.executable, "-m", "strata", "serve", str(model), "--alias", "it", "--port", "0"]
     process = subprocess.Popen(
         [*command, "--threads", str(threads), "--context", "4096"],
@@ -143,7 +148,7 @@ def serving(model: Path, threads: int) -> Iterator[str]:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("listening at "):
-                yield line.split()[2]
+                yield line.split()[2], process.pid
                 return
         raise SystemExit("the server did not start")
     finally:
@@ -178,23 +183,56 @@ def percentile(times: Sequence[float], share: float) -> float:
     return sorted(times)[min(len(times) - 1, int(share * len(times)))]
 
 
-def measure(url: str, attack: Attack, attackers: int, tokens: int) -> dict[str, Any]:
-    """Alone, beside the attack, and alone again."""
-    alone = token_times(url, tokens // 2)
-    over, answers = threading.Event(), Answers()
-    threads = [
-        threading.Thread(target=attack.go, args=(url, over, answers)) for _ in range(attackers)
-    ]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.5)
-    try:
-        beside = token_times(url, tokens)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    alone += token_times(url, tokens // 2)
+def processor_seconds(pid: int) -> dict[str, float]:
+    """What ran until now, by who ran it; guarded processes that have ended are with their parent's
+    children."""
+    tick = os.sysconf("SC_CLK_TCK")
+
+    def seconds(stat: Path, first: int = 11) -> float:
+        # proc(5): utime and stime, and those of children that were waited for, behind the name.
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            return sum(map(int, fields[first : first + 2])) / tick
+        return 0.0
+
+    threads = {int(t.name): seconds(t / "stat") for t in Path(f"/proc/{pid}/task").iterdir()}
+    guarded = seconds(Path(f"/proc/{pid}/stat"), 13)
+    parents, found = {pid}, True
+    while found:
+        found = {
+            int(p.name)
+            for p in Path("/proc").iterdir()
+            if p.name.isdigit() and int(p.name) not in parents and _parent(p) in parents
+        }
+        guarded += sum(seconds(Path(f"/proc/{n}/stat")) for n in found)
+        guarded += sum(seconds(Path(f"/proc/{n}/stat"), 13) for n in found)
+        parents |= found
+    ours = os.times()
+    return {
+        "loop": threads.get(pid, 0.0),
+        "threads": sum(threads.values()) - threads.get(pid, 0.0),
+        "guarded": guarded,
+        "attackers": ours.user + ours.system,
+    }
+
+
+def _parent(process: Path) -> int:
+    with suppress(OSError):
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def measure(url: str, pid: int, attack: Attack, attackers: int, tokens: int) -> dict[str, Any]:
+    """Alone and beside the attack, in turns."""
+    alone: list[float] = []
+    beside: list[float] = []
+    answers = Answers()
+    ran: Counter[str] = Counter()
+    for _ in range(TURNS):
+        alone += token_times(url, tokens // TURNS)
+        before = processor_seconds(pid)
+        beside += attacked(url, attack, attackers, tokens // TURNS, answers)
+        ran.update({who: s - before[who] for who, s in processor_seconds(pid).items()})
     p99 = percentile(alone, 0.99), percentile(beside, 0.99)
     return {
         "answers": {str(status): count for status, count in sorted(answers.items())},
@@ -203,8 +241,28 @@ def measure(url: str, attack: Attack, attackers: int, tokens: int) -> dict[str, 
         "beside_median_s": statistics.median(beside),
         "beside_p99_s": p99[1],
         "beside_most_s": max(beside),
+        "ran_s_per_token": {who: seconds / len(beside) for who, seconds in ran.items()},
         "ratio": p99[1] / p99[0],
     }
+
+
+def attacked(
+    url: str, attack: Attack, attackers: int, tokens: int, answers: Answers
+) -> list[float]:
+    """Seconds between the tokens of an answer beside the attack."""
+    over = threading.Event()
+    threads = [
+        threading.Thread(target=attack.go, args=(url, over, answers)) for _ in range(attackers)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    try:
+        return token_times(url, tokens)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -213,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="attacks whose name has this in it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--attackers", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=330)
     parser.add_argument("--note", help="what else the machine did")
     parser.add_argument("--json", type=Path, help="write everything there")
     args = parser.parse_args(argv)
@@ -225,11 +283,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = model
             if template is not None:
                 path = with_template(model, template, Path(directory) / "model.gguf")
-            with serving(path, args.threads) as url:
+            with serving(path, args.threads) as (url, pid):
                 token_times(url, 50)
                 for name, attack in chosen.items():
                     if attack.template == template:
-                        found = results[name] = measure(url, attack, args.attackers, args.tokens)
+                        found = results[name] = measure(
+                            url, pid, attack, args.attackers, args.tokens
+                        )
                         print(line(name, found), flush=True)
     held = sum(found["ratio"] <= ALLOWED for found in results.values())
     print(f"{held} of {len(results)} hold")
@@ -250,7 +310,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def line(name: str, found: dict[str, Any]) -> str:
     alone, beside = (1e3 * found[f"{which}_p99_s"] for which in ("alone", "beside"))
     times = f"alone {alone:7.1f} ms   beside {beside:7.1f} ms   {found['ratio']:.2f}"
-    return f"{name:30} {times}   {found['answers']}"
+    ran = ", ".join(f"{who} {1e3 * s:.1f}" for who, s in found["ran_s_per_token"].items())
+    return f"{name:30} {times}   {found['answers']}   ms a token: {ran}"
 
 
 if __name__ == "__main__":

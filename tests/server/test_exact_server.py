@@ -11,12 +11,16 @@ from typing import Any
 import pytest
 
 from strata import LLM, SamplingParams
+from support.fixed_machine import know_a_machine
 from support.running import load, metric, serving, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 pytestmark = pytest.mark.slow
 
 CLIENTS = 16
+TIMEOUT_S = 900.0
+"""Of a request that waits for others while nearly all weights are read in each step."""
+
 BUDGETS = {"resident": "1GB", "streamed": "235MB"}
 """Of memory; the second holds few of the weights."""
 
@@ -57,7 +61,7 @@ async def together(url: str, bodies: list[dict[str, Any]]) -> list[list[float]]:
     """Log-probabilities of the answers, half of them streamed, to sixteen clients at a time."""
     places = asyncio.Semaphore(CLIENTS)
     draw = random.Random(4)
-    async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as http:
 
         async def ask(body: dict[str, Any]) -> list[float]:
             async with places:
@@ -79,12 +83,13 @@ async def together(url: str, bodies: list[dict[str, Any]]) -> list[list[float]]:
 
 @pytest.mark.parametrize("weights", BUDGETS)
 def test_a_crowd_gets_what_each_would_get_alone(
-    smollm2_path: Path, tmp_path: Path, weights: str
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
+    know_a_machine(monkeypatch, tmp_path / "home", smollm2_path)
     bodies = requests()
     with load(smollm2_path) as llm:
         expected = [alone(llm, body) for body in bodies]
-    options = (*OPTIONS, "--memory", BUDGETS[weights], "--kv-store", str(tmp_path))
+    options = (*OPTIONS, "--memory", BUDGETS[weights], "--kv-store", str(tmp_path / "kv"))
     hits = []
     for _ in range(2):
         with serving(smollm2_path, *options) as (process, url):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cgroups import group, why_not
+from support.fixed_machine import know_a_machine
 from support.running import NAMES, Running, load, metric, running, wait_for
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
@@ -117,7 +118,10 @@ def test_nothing_stays_behind(soaked: Running) -> None:
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.mark.parametrize("weights", BUDGETS)
-def test_a_server_in_a_group_of_its_budget(smollm2_path: Path, weights: str) -> None:
+def test_a_server_in_a_group_of_its_budget(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    know_a_machine(monkeypatch, tmp_path, smollm2_path)
     budget = BUDGETS[weights]
     command = [sys.executable, "-m", "strata", "serve", str(smollm2_path), "--port", "0"]
     command += ["--memory", str(budget), "--parallel", "8", "--context", "512", "--threads", "2"]

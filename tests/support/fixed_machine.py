@@ -1,0 +1,25 @@
+"""A machine for processes that tests start: one measured while busy decides other Plans.
+
+Waking threads that share their cores takes many times as long. A Plan then prefers large steps to
+weights that stay, and what streams in a budget changes from one probe to the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from strata.backends.cpu.backend import available_isas
+from strata.machine import probe
+
+MACHINE = Path(__file__).resolve().parent / "machines" / "server.json"
+
+
+def know_a_machine(monkeypatch: pytest.MonkeyPatch, home: Path, model: Path) -> None:
+    """Children of this process take ``MACHINE`` for the one that they run on."""
+    machine = replace(probe.load_machine(MACHINE), isa=available_isas()[0], cores=2)
+    monkeypatch.setenv("STRATA_HOME", str(home))
+    probe._remember(probe._cache_file(model), probe._fingerprint(model), machine)
+    assert probe.known_machine(model) is not None
