@@ -22,13 +22,13 @@ from strata.decode.grammar import GrammarsBusy
 from strata.formats import open_model
 from strata.guard.limits import TEMPLATE_WARD
 from strata.machine.values import ValueFileError
-from strata.memory import process_memory
 from strata.memory.ledger import LedgerError
 from strata.models import build_model
 from strata.plan import Limits, Outline, Plan, Workload, from_json, outline, plan, to_json
 from strata.server.service import Service
 from strata.server.settings import Settings
 from support.described import machine
+from support.weighing import settled_bytes
 
 CONTEXT = 320
 PROMPT = [int(t) for t in np.random.default_rng(5).integers(20, 250, 150)]
@@ -57,7 +57,7 @@ def sizes(path: Path) -> Outline:
 def planned(sizes: Outline, work: Workload, **limits: Any) -> Plan:
     """A Plan for this process, with room for everything."""
     host = replace(machine("laptop"), isa=available_isas()[0], cores=2)
-    process = process_memory().total
+    process = settled_bytes()
     return plan(sizes, host, Limits(process + ROOM, 2, process_bytes=process, **limits), work)
 
 
@@ -354,7 +354,7 @@ def test_a_field_has_its_effect(
 
 def test_the_budget_of_a_plan_is_held(path: Path, base: Plan) -> None:
     with pytest.raises(LedgerError, match=r"more than the .* given"):
-        LLM(path, plan=replace(base, budget=process_memory().total + 1000))
+        LLM(path, plan=replace(base, budget=settled_bytes() + 1000))
 
 
 def test_a_longer_context_than_the_usual_one(path: Path, base: Plan) -> None:

@@ -12,7 +12,8 @@ import pytest
 import make_tiny_models
 from strata.errors import StrataError
 from strata.llm import LLM
-from strata.memory import peak_bytes, process_memory
+from strata.memory import peak_bytes
+from support.weighing import settled_bytes
 
 BUDGET = 60_000_000
 """Beside what this process takes already."""
@@ -103,8 +104,8 @@ def test_what_has_no_room_is_not_read(
 ) -> None:
     path = make(tmp_path)
     with pytest.raises(StrataError):  # the libraries are there from here on
-        LLM(tmp_path / "none", memory=process_memory().total)
+        LLM(tmp_path / "none", memory=settled_bytes())
     before = peak_bytes()
     with pytest.raises(StrataError, match=says):
-        LLM(path, memory=process_memory().total + BUDGET)
+        LLM(path, memory=settled_bytes() + BUDGET)
     assert peak_bytes() - before < BUDGET

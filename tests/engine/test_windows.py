@@ -18,10 +18,10 @@ from strata.backends.weights import WeightSource
 from strata.decode import Sample
 from strata.formats import open_model
 from strata.kv import blocks_for, window_blocks
-from strata.memory import process_memory
 from strata.models import build_model
 from strata.plan import Limits, Plan, Workload, outline, plan
 from support.described import machine
+from support.weighing import settled_bytes
 
 WINDOW, CONTEXT = 100, 1400
 PROMPT = [int(t) for t in np.random.default_rng(8).integers(20, 250, 1100)]
@@ -44,7 +44,7 @@ def planned(path: Path, backend: str, parallel: int) -> Plan:
         profile = backend_class(backend).profile(model, WeightSource(file))
         sizes = outline(path.name, model, file, profile)
     host = replace(machine("laptop"), isa=available_isas()[0], cores=2)
-    process = process_memory().total
+    process = settled_bytes()
     limits = Limits(process + 300 * 10**6, 2, process_bytes=process)
     made = plan(sizes, host, limits, Workload(100, parallel, CONTEXT, 20))
     assert made.kv_blocks[1] == parallel * window_blocks(model.groups[1], made.max_tokens)

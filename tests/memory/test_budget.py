@@ -20,6 +20,7 @@ from strata.llm import LLM
 from strata.machine.probe import load_machine
 from strata.memory import LedgerError, process_memory
 from strata.plan import Plan, from_json, to_json
+from support.weighing import settled_bytes
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 MACHINE = SUPPORT / "machines" / "server.json"
@@ -75,7 +76,7 @@ def test_too_small_a_budget_is_refused_before_loading(smollm2_path: Path) -> Non
 
 @pytest.mark.usefixtures("_known_machine")
 def test_a_plan_of_another_model_is_refused(smollm2_path: Path) -> None:
-    memory = process_memory().total + 350 * 10**6
+    memory = settled_bytes() + 350 * 10**6
     with LLM(smollm2_path, memory=memory, context=256, threads=1) as llm:
         plan = llm.plan
     assert plan is not None
@@ -89,13 +90,13 @@ def test_a_plan_of_another_model_is_refused(smollm2_path: Path) -> None:
 
 @pytest.mark.usefixtures("_known_machine")
 def test_what_the_plan_forgot_is_refused_before_it_is_allocated(smollm2_path: Path) -> None:
-    memory = process_memory().total + 350 * 10**6
+    memory = settled_bytes() + 350 * 10**6
     with LLM(smollm2_path, memory=memory, context=256, threads=1) as llm:
         plan = llm.plan
     assert plan is not None
     data = to_json(plan)
     # As if KV were free: there is no room for so much of it.
-    budget = process_memory().total + 250 * 10**6
+    budget = settled_bytes() + 250 * 10**6
     data |= {"context": 8192, "budget": budget, "kv_blocks": [128]}
     with pytest.raises(LedgerError, match=r"kv would take 189 MB"):
         LLM(smollm2_path, plan=from_json(Plan, data), memory=budget, context=8192)

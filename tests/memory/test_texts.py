@@ -20,6 +20,7 @@ from strata.machine.probe import load_machine
 from strata.memory import Ledger, LedgerError, process_memory
 from strata.plan import Workload
 from strata.text import Tokenizer, load_tokenizer
+from support.weighing import settled_bytes
 
 MACHINE = Path(__file__).resolve().parents[1] / "support" / "machines" / "server.json"
 UNCUT = "A" * 400_000
@@ -60,7 +61,7 @@ def test_what_has_no_room_is_not_encoded(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.usefixtures("_known_machine")
 def test_a_long_word_keeps_to_the_budget(smollm2_path: Path) -> None:
-    memory = process_memory().total + 350 * 10**6
+    memory = settled_bytes() + 350 * 10**6
     with LLM(smollm2_path, memory=memory, context=256, threads=1) as llm:
         before = process_memory().total
         for ask in (llm.generate, llm.tokenize, llm.perplexity):
@@ -71,7 +72,7 @@ def test_a_long_word_keeps_to_the_budget(smollm2_path: Path) -> None:
 
 @pytest.mark.usefixtures("_known_machine")
 def test_what_a_text_holds_is_planned_for(smollm2_path: Path) -> None:
-    memory, held = process_memory().total + 120 * 10**6, 30 * 10**6
+    memory, held = settled_bytes() + 120 * 10**6, 30 * 10**6
     found = []
     for nbytes in (0, held):
 
