@@ -235,6 +235,36 @@ def _lfm2(i: int) -> Shapes:
     }
 
 
+def _nemotron(i: int) -> Shapes:
+    out: Shapes = _norms("attn_norm")
+    if i == 0:
+        # 32 columns of the mixer with a gate, two groups of B and C of 8 states, 4 steps.
+        return {
+            **out,
+            "ssm_in.weight": (32 + 64 + 4, _WIDTH),
+            "ssm_conv1d.weight": (64, 4),
+            "ssm_conv1d.bias": (64,),
+            "ssm_dt.bias": (4,),
+            "ssm_a": (4, 1),
+            "ssm_d": (4, 1),
+            "ssm_norm.weight": (2, 16),
+            "ssm_out.weight": (_WIDTH, 32),
+        }
+    if i == 1:
+        return {**out, **_attention()}
+    routed: Shapes = {
+        "ffn_gate_inp.weight": (_EXPERTS, _WIDTH),
+        "exp_probs_b.bias": (_EXPERTS,),
+        "ffn_up_exps.weight": (_EXPERTS, _EXPERT_FFN, 16),
+        "ffn_down_exps.weight": (_EXPERTS, 16, _EXPERT_FFN),
+        "ffn_latent_down.weight": (16, _WIDTH),
+        "ffn_latent_up.weight": (_WIDTH, 16),
+        "ffn_up_shexp.weight": (40, _WIDTH),
+        "ffn_down_shexp.weight": (_WIDTH, 40),
+    }
+    return {**out, **routed}
+
+
 def _vectors(*names: str) -> Shapes:
     return {f"{name}.weight": (_WIDE,) for name in names}
 
@@ -384,6 +414,27 @@ _FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[int], Shapes], Shapes
     "minimax-01": (
         {**_MIXTURE, **_INTERVAL, "feed_forward_length": _EXPERT_FFN, "residual_scale": 1.5},
         _minimax,
+        {},
+    ),
+    "nemotron_h_moe": (
+        {
+            **_MIXTURE,
+            "attention.head_count_kv": [0, 2, 0, 0],
+            "attention.key_length": _DIM,
+            "attention.value_length": _DIM,
+            "feed_forward_length": [0, 0, _EXPERT_FFN, _EXPERT_FFN],
+            "ssm.inner_size": 32,
+            "ssm.state_size": 8,
+            "ssm.time_step_rank": 4,
+            "ssm.group_count": 2,
+            "ssm.conv_kernel": 4,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 40,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "moe_latent_size": 16,
+        },
+        _nemotron,
         {},
     ),
     "rwkv6": ({**_WKV, "rescale_every_n_layers": 2}, _rwkv6, _NORM_OF_TABLE),

@@ -79,7 +79,7 @@ def in_company(forward: Forward, tokens: list[int]) -> np.ndarray[Any, Any]:
 
 
 # Without a head of its own the embedding table is the head.
-OPTIONAL = ("exp_probs_b.bias", "ffn_gate_inp_shexp.weight")
+OPTIONAL = ("exp_probs_b.bias", "ffn_gate_inp_shexp.weight", "ssm_conv1d.bias")
 # Biases of keys and so on; what mixes the first layer's values into those of the first layer.
 OPTIONAL_OF_RWKV = re.compile(
     r".*\.time_mix_(receptance|key|value)\.bias|blk\.0\.time_mix_v\d\.weight"
@@ -125,6 +125,9 @@ def test_missing_and_foreign_tensors_are_named(file: Any) -> None:
         ("qwen3next", "nextn_predict_layers", 4, ConfigError),
         ("minimax-01", "residual_scale", float("nan"), ConfigError),
         ("minimax-01", "full_attention_interval", "x", ConfigError),
+        ("nemotron_h_moe", "moe_latent_size", -1, ConfigError),
+        ("nemotron_h_moe", "moe_latent_size", 8, TensorShape),
+        ("nemotron_h_moe", "expert_shared_feed_forward_length", 48, TensorShape),
         ("rwkv6", "wkv.head_size", 0, ConfigError),
         ("rwkv6", "wkv.head_size", 24, ConfigError),
         ("rwkv6", "wkv.head_size", 64, TensorShape),

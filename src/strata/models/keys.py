@@ -102,6 +102,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "embed_scale": (None, ("scale_emb",)),
     "depth_scale": (None, ("scale_depth",)),
     "base_width": (None, ("dim_model_base",)),
+    "expert_width": ("moe_latent_size", ()),
     "latent_key": ("attention.key_length_mla", ()),
     "latent_value": ("attention.value_length_mla", ()),
     "latent_key_local": ("attention.key_length_mla_swa", ()),
