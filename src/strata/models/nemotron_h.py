@@ -83,8 +83,8 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c, further = decoder.without_further(c)
     sizes = state_space.read_sizes(c, version=2)
     kind = kinds(c)
-    each = c.ffn // max(1, c.keys.integer("top_k", 1, low=0))
-    m = experts.read_mixture(c, scoring="sigmoid", ffn=each) if file.kind == "gguf" else None
+    share = c.ffn // max(1, c.keys.integer("top_k", 1, low=0))
+    m = experts.read_mixture(c, scoring="sigmoid", ffn=share) if file.kind == "gguf" else None
     width = c.keys.integer("expert_width", 0, low=0, high=MAX_WIDTH) or c.width
     attention = decoder.attention_tensors(c, bias=False, out_bias=False)
     ffn = {n: t for n, t in decoder.gated_tensors(c).items() if "gate" not in n}
