@@ -4,8 +4,8 @@ Random weights of published shapes with the first of their layers only, so that 
 3.1 GB; what is measured and how is as in bench/against_llamacpp.py. Of a mixture, the share of read
 bandwidth counts the experts that a token chooses.
 
-`taskset -c 0,1 python bench/families_against_llamacpp.py --llama-bin DIR --files DIR --json out.json`
-DIR of files keeps what is written there for the next run.
+`taskset -c 0,1 python bench/families_against_llamacpp.py --llama-bin DIR --files FOLDER [NAME ...]`
+FOLDER keeps what is written there for the next run.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from strata.sizes import format_size
 
 if TYPE_CHECKING:
     from strata.synth import Shape
+    from strata.synth.routing import RoutingName
 
 
 @click.command("synth")
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     help="safetensors: a Hugging Face directory in bf16  [default: gguf].",
 )
 @click.option("--layers", type=click.IntRange(min=1), help="Only the first so many layers.")
+@click.option(
+    "--routing",
+    type=click.Choice(("even", "skewed", "sticky")),
+    default=None,
+    help="Routers that choose all experts alike, or some more often, or these and the last ones "
+    "again  [default: as random weights do].",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @click.option("--keep", is_flag=True, help="Keep what was written when interrupted (*.partial).")
@@ -40,6 +48,7 @@ def command(
     quant: str | None,
     kind: str | None,
     layers: int | None,
+    routing: RoutingName | None,
     seed: int,
     force: bool,
     keep: bool,
@@ -83,6 +92,7 @@ def command(
             recipe=None if kind == "safetensors" else quant or "Q4_K_M",
             tokenizer=tokenizer,
             seed=seed,
+            routing=routing,
             progress=progress,
             keep_partial=keep,
         )

@@ -13,6 +13,7 @@ from strata.quant import BlockType
 from strata.quant.encode import quantize
 from strata.synth.outline import SynthTensor
 from strata.synth.recipes import is_matrix
+from strata.synth.routing import Routing
 
 # Elements of a pool, about. The number of its blocks is a prime, so that a row, which is a round
 # number of blocks, hardly ever begins twice at the same place.
@@ -26,12 +27,16 @@ class Pools:
     """Gives tensors their bytes: normal values with a deviation of 1 / sqrt(row width), so that a
     product of normal activations is normal again and nothing grows from layer to layer."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, routing: Routing | None = None) -> None:
+        self._routing = routing
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._pools: dict[tuple[str, int], Bytes] = {}
 
     def chunks(self, tensor: SynthTensor) -> Iterable[Bytes]:
         """The bytes of a tensor, in pieces."""
+        rows = None if self._routing is None else self._routing.rows(tensor.name, tensor.shape)
+        if rows is not None:
+            return _repeated(quantize(tensor.type, rows).reshape(-1), tensor)
         if not is_matrix(tensor.shape):
             values = np.broadcast_to(np.asarray(tensor.fill, np.float32), tensor.shape)
             floats = np.ascontiguousarray(values)
@@ -57,6 +62,13 @@ class Pools:
             values *= np.float32(1 / math.sqrt(width))
             self._pools[key] = quantize(type, values).reshape(-1)
         return self._pools[key]
+
+
+def _repeated(piece: Bytes, tensor: SynthTensor) -> Iterator[Bytes]:
+    left = tensor.type.tensor_nbytes(tensor.shape)
+    while left:
+        yield piece[:left]
+        left -= min(left, len(piece))
 
 
 def _prime_below(number: int) -> int:

@@ -22,6 +22,7 @@ from strata.synth.outline import (
     known_recipe,
 )
 from strata.synth.pools import Pools
+from strata.synth.routing import Routing, RoutingName
 from strata.synth.shape import Shape
 from strata.synth.vocabulary import SizedVocabulary
 
@@ -39,6 +40,7 @@ def write_model(
     recipe: str | None,
     tokenizer: Mapping[str, Any],
     seed: int = 0,
+    routing: RoutingName | None = None,
     progress: Progress | None = None,
     keep_partial: bool = False,
 ) -> int:
@@ -46,12 +48,15 @@ def write_model(
 
     ``recipe`` names the quantisation of a GGUF file ``out``; with None ``out`` is a new or empty
     directory that gets the files of a Hugging Face model in bf16. ``tokenizer`` is the GGUF
-    metadata of a model with a byte-level BPE tokenizer. The same shape, recipe and seed give the
-    same bytes. Nothing half-written stays, unless ``keep_partial``. Raises DiskFullError before
+    metadata of a model with a byte-level BPE tokenizer. ``routing``, for the experts of a GGUF
+    file, is described in ``synth.routing``. The same arguments give the same bytes. Nothing
+    half-written stays, unless ``keep_partial``. Raises DiskFullError before
     the first byte if the disk has no room, WriteError, or UsageError for a path that is taken.
     """
+    if recipe is None and routing is not None:
+        raise UsageError("--routing is for GGUF files")
+    pools = Pools(seed, None if routing is None else Routing(shape, routing, seed))
     vocabulary = SizedVocabulary(tokenizer, shape.vocab)
-    pools = Pools(seed)
     if recipe is None:
         tensors = huggingface_tensors(shape)
     else:
