@@ -7,17 +7,68 @@
 
 #include "kernels/rows.h"
 
+// For lambdas: they are part of the loop that calls them.
+#define STRATA_HERE __attribute__((always_inline))
+
 namespace strata::STRATA_ISA {
 
 static inline float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 STRATA_INLINE F32x16 sum4(const F32x16 (&s)[4]) { return (s[0] + s[1]) + (s[2] + s[3]); }
 
-// The state that a row starts from: what was before the span, then what the row before has left.
-STRATA_INLINE const float* begin_scan(const ScanArgs& a, int lanes) {
-  if (a.before != nullptr) return a.before;
-  std::memset(a.after, 0, static_cast<size_t>(a.k_dim * lanes) * sizeof(float));
-  return a.after;
+// Calls f(i, i % 4) for i < n. What takes turns with i, as sums do, is then in registers.
+template <class F> STRATA_INLINE void by_fours(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) f(i + t, t);
+  }
+#pragma GCC unroll 4
+  for (int t = 0; t < 3; ++t) {
+    if (i + t < n) f(i + t, t);
+  }
+}
+
+// Rows of the state that stay in registers while some rows of the step pass by, and how many pass.
+inline constexpr int kHeldStates = kWidth == 16 ? 16 : 4;
+inline constexpr int64_t kScanRows = 32;
+
+// What a row of ssm_scan_head brings, and the four sums of its output so far.
+struct SsmRow {
+  float added[16];   // dt * x
+  float sums[4][16];
+  float decay;
+  const float *b, *c;
+};
+
+// kStates rows of the state from `i` on, a multiple of 4 where they are more than one: read at
+// `from` (null: zeros), left at `to`.
+template <int kStates>
+STRATA_INLINE void ssm_states(SsmRow* rows, int64_t count, int64_t i, const float* from, float* to,
+                              int lanes) {
+  constexpr int kSums = kStates < 4 ? kStates : 4;
+  F32x16 state[kStates];
+#pragma GCC unroll 16
+  for (int j = 0; j < kStates; ++j) {
+    state[j] = from == nullptr ? zero16() : load_part(from + (i + j) * lanes, lanes);
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    SsmRow& row = rows[r];
+    const F32x16 decay = broadcast(row.decay), added = load(row.added);
+    const float *b = row.b + i, *c = row.c + i;
+    F32x16 sums[kSums];
+#pragma GCC unroll 4
+    for (int t = 0; t < kSums; ++t) sums[t] = load(row.sums[(i + t) & 3]);
+#pragma GCC unroll 16
+    for (int j = 0; j < kStates; ++j) {
+      state[j] = fma(state[j], decay, broadcast(b[j]) * added);
+      sums[j % kSums] = fma(state[j], broadcast(c[j]), sums[j % kSums]);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kSums; ++t) store(row.sums[(i + t) & 3], sums[t]);
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < kStates; ++j) store_part(to + (i + j) * lanes, state[j], lanes);
 }
 
 // in: x, dt, b, c; parameters: a and d of the heads.
@@ -25,22 +76,40 @@ static void ssm_scan_head(const ScanArgs& s, int64_t head, int64_t column, int l
   const int64_t group = head * s.key_heads / s.heads;
   const float a = s.parameters[0][head];
   const F32x16 d = broadcast(s.parameters[1][head]);
-  const float* state = begin_scan(s, lanes);
-  for (int64_t r = 0; r < s.rows; ++r) {
-    const float dt = softplus(s.at(1, r)[head]);
-    const float* b = s.at(2, r) + group * s.k_dim;
-    const float* c = s.at(3, r) + group * s.k_dim;
-    const F32x16 x = load_part(s.at(0, r) + head * s.v_dim + column, lanes);
-    const F32x16 decay = broadcast(std::exp(dt * a)), added = broadcast(dt) * x;
-    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
-    for (int64_t i = 0; i < s.k_dim; ++i) {
-      const F32x16 now = fma(load_part(state + i * lanes, lanes), decay, broadcast(b[i]) * added);
-      store_part(s.after + i * lanes, now, lanes);
-      sums[i & 3] = fma(now, broadcast(c[i]), sums[i & 3]);
+  const auto x = [&](int64_t r) { return load_part(s.at(0, r) + head * s.v_dim + column, lanes); };
+  const float* state = s.before;
+  SsmRow rows[kScanRows];
+  for (int64_t first = 0; first < s.rows; first += kScanRows) {
+    const int64_t count = s.rows - first < kScanRows ? s.rows - first : kScanRows;
+    for (int64_t i = 0; i < count; ++i) {
+      SsmRow& row = rows[i];
+      const float dt = softplus(s.at(1, first + i)[head]);
+      row.decay = std::exp(dt * a);
+      row.b = s.at(2, first + i) + group * s.k_dim;
+      row.c = s.at(3, first + i) + group * s.k_dim;
+      store(row.added, broadcast(dt) * x(first + i));
+      for (float* sum : row.sums) store(sum, zero16());
     }
-    store_part(s.row_out(r) + head * s.v_dim + column, fma(d, x, sum4(sums)), lanes);
+    int64_t i = 0;
+    for (; i + kHeldStates <= s.k_dim; i += kHeldStates) {
+      ssm_states<kHeldStates>(rows, count, i, state, s.after, lanes);
+    }
+    for (; i < s.k_dim; ++i) ssm_states<1>(rows, count, i, state, s.after, lanes);
+    for (i = 0; i < count; ++i) {
+      const F32x16 sums[4] = {load(rows[i].sums[0]), load(rows[i].sums[1]), load(rows[i].sums[2]),
+                              load(rows[i].sums[3])};
+      store_part(s.row_out(first + i) + head * s.v_dim + column,
+                 fma(d, x(first + i), sum4(sums)), lanes);
+    }
     state = s.after;
   }
+}
+
+// The state that a row starts from: what was before the span, then what the row before has left.
+STRATA_INLINE const float* begin_scan(const ScanArgs& a, int lanes) {
+  if (a.before != nullptr) return a.before;
+  std::memset(a.after, 0, static_cast<size_t>(a.k_dim * lanes) * sizeof(float));
+  return a.after;
 }
 
 // The same where every column is a head: `a` is [k_dim][columns], dt and d have all columns.
@@ -57,42 +126,57 @@ static void ssm_scan_channels(const ScanArgs& s, int64_t, int64_t column, int la
     const F32x16 x = load_part(s.at(0, r) + column, lanes);
     const F32x16 added = dt * x;
     F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
-    for (int64_t i = 0; i < s.k_dim; ++i) {
+    by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
       const F32x16 decay = exp(dt * load_part(a + i * s.v_dim, lanes));
       const F32x16 now = fma(load_part(state + i * lanes, lanes), decay, broadcast(b[i]) * added);
       store_part(s.after + i * lanes, now, lanes);
-      sums[i & 3] = fma(now, broadcast(c[i]), sums[i & 3]);
-    }
+      sums[t] = fma(now, broadcast(c[i]), sums[t]);
+    });
     store_part(s.row_out(r) + column, fma(d, x, sum4(sums)), lanes);
     state = s.after;
   }
 }
 
-// in: q, k, v, decay, beta.
+// in: q, k, v, decay, beta. A pass over the state takes a row's correction in and lets what the next
+// row finds decay, so that each element is read and written once a row.
 static void gated_delta(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
   const int64_t key_head = s.tiled ? head % s.key_heads : head * s.key_heads / s.heads;
+  const auto key = [&](int64_t r) { return s.at(1, r) + key_head * s.k_dim; };
+  const auto decay = [&](int64_t r) { return s.at(3, r) + (s.by_key ? head * s.k_dim : head); };
+  const int64_t step = s.by_key ? 1 : 0;
   const float* state = begin_scan(s, lanes);
+  F32x16 found[4] = {zero16(), zero16(), zero16(), zero16()};
+  const float *k = key(0), *by = decay(0);
+  by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
+    const F32x16 now = load_part(state + i * lanes, lanes) * broadcast(by[i * step]);
+    store_part(s.after + i * lanes, now, lanes);
+    found[t] = fma(now, broadcast(k[i]), found[t]);
+  });
   for (int64_t r = 0; r < s.rows; ++r) {
     const float* q = s.at(0, r) + key_head * s.k_dim;
-    const float* k = s.at(1, r) + key_head * s.k_dim;
-    const float* decay = s.at(3, r) + (s.by_key ? head * s.k_dim : head);
-    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
-    for (int64_t i = 0; i < s.k_dim; ++i) {
-      const F32x16 now =
-          load_part(state + i * lanes, lanes) * broadcast(decay[s.by_key ? i : 0]);
-      store_part(s.after + i * lanes, now, lanes);
-      sums[i & 3] = fma(now, broadcast(k[i]), sums[i & 3]);
-    }
+    k = key(r);
     const F32x16 v = load_part(s.at(2, r) + head * s.v_dim + column, lanes);
-    const F32x16 delta = broadcast(s.at(4, r)[head]) * (v - sum4(sums));
-    for (F32x16& sum : sums) sum = zero16();
-    for (int64_t i = 0; i < s.k_dim; ++i) {
-      const F32x16 now = fma(broadcast(k[i]), delta, load_part(s.after + i * lanes, lanes));
-      store_part(s.after + i * lanes, now, lanes);
-      sums[i & 3] = fma(now, broadcast(q[i]), sums[i & 3]);
+    const F32x16 delta = broadcast(s.at(4, r)[head]) * (v - sum4(found));
+    F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+    if (r + 1 == s.rows) {
+      by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
+        const F32x16 now = fma(broadcast(k[i]), delta, load_part(s.after + i * lanes, lanes));
+        store_part(s.after + i * lanes, now, lanes);
+        sums[t] = fma(now, broadcast(q[i]), sums[t]);
+      });
+    } else {
+      const float* next = key(r + 1);
+      by = decay(r + 1);
+      for (F32x16& sum : found) sum = zero16();
+      by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
+        F32x16 now = fma(broadcast(k[i]), delta, load_part(s.after + i * lanes, lanes));
+        sums[t] = fma(now, broadcast(q[i]), sums[t]);
+        now = now * broadcast(by[i * step]);
+        store_part(s.after + i * lanes, now, lanes);
+        found[t] = fma(now, broadcast(next[i]), found[t]);
+      });
     }
     store_part(s.row_out(r) + head * s.v_dim + column, sum4(sums), lanes);
-    state = s.after;
   }
 }
 
@@ -106,12 +190,12 @@ static void linear_attention(const ScanArgs& s, int64_t head, int64_t column, in
     const float* decay = s.by_key ? s.at(3, r) + first : s.parameters[0] + head;
     const F32x16 v = load_part(s.at(2, r) + head * s.v_dim + column, lanes);
     F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
-    for (int64_t i = 0; i < s.k_dim; ++i) {
+    by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
       const F32x16 kept = broadcast(decay[s.by_key ? i : 0]) * load_part(state + i * lanes, lanes);
       const F32x16 now = fma(broadcast(k[i]), v, kept);
       store_part(s.after + i * lanes, now, lanes);
-      sums[i & 3] = fma(now, broadcast(q[i]), sums[i & 3]);
-    }
+      sums[t] = fma(now, broadcast(q[i]), sums[t]);
+    });
     store_part(s.row_out(r) + head * s.v_dim + column, sum4(sums), lanes);
     state = s.after;
   }
@@ -128,12 +212,12 @@ static void wkv6(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
     const float* w = s.at(3, r) + first;
     const F32x16 v = load_part(s.at(2, r) + first + column, lanes);
     F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
-    for (int64_t i = 0; i < s.k_dim; ++i) {
+    by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
       const F32x16 kv = broadcast(k[i]) * v, was = load_part(state + i * lanes, lanes);
-      sums[i & 3] = fma(broadcast(q[i]), fma(broadcast(u[i]), kv, was), sums[i & 3]);
+      sums[t] = fma(broadcast(q[i]), fma(broadcast(u[i]), kv, was), sums[t]);
       const float decay = std::exp(-std::exp(w[i]));
       store_part(s.after + i * lanes, fma(broadcast(decay), was, kv), lanes);
-    }
+    });
     store_part(s.row_out(r) + first + column, sum4(sums), lanes);
     state = s.after;
   }
@@ -148,18 +232,18 @@ static void wkv7(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
     const float *a = s.at(4, r) + first, *b = s.at(5, r) + first;
     const F32x16 v = load_part(s.at(3, r) + first + column, lanes);
     F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
-    for (int64_t i = 0; i < s.k_dim; ++i) {
-      sums[i & 3] = fma(broadcast(a[i]), load_part(state + i * lanes, lanes), sums[i & 3]);
-    }
+    by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
+      sums[t] = fma(broadcast(a[i]), load_part(state + i * lanes, lanes), sums[t]);
+    });
     const F32x16 removed = sum4(sums);
     for (F32x16& sum : sums) sum = zero16();
-    for (int64_t i = 0; i < s.k_dim; ++i) {
+    by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
       F32x16 now = broadcast(w[i]) * load_part(state + i * lanes, lanes);
       now = fma(broadcast(b[i]), removed, now);
       now = fma(broadcast(k[i]), v, now);
       store_part(s.after + i * lanes, now, lanes);
-      sums[i & 3] = fma(now, broadcast(q[i]), sums[i & 3]);
-    }
+      sums[t] = fma(now, broadcast(q[i]), sums[t]);
+    });
     store_part(s.row_out(r) + first + column, sum4(sums), lanes);
     state = s.after;
   }
