@@ -57,6 +57,8 @@ BILLIONS = {
     "glm-4.5-air": 106.8,
     "lfm2-8b-a1b": 8.34,
     "granite-4-h-tiny": 6.94,
+    "gemma-4-26b-a4b": 25.2,
+    "rwkv7-1.5b": 1.53,
 }
 BOTH = [name for name, shape in SHAPES.items() if shape.family in HUGGING_FACE]
 ONLY_GGUF = [name for name in SHAPES if name not in BOTH]

@@ -22,6 +22,9 @@ _WIDTHS = {
     "attention.value_length_mla": 32,
     "attention.q_lora_rank": 32,
     "rope.dimension_count": 16,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "rope.dimension_count_swa": 16,
     "expert_feed_forward_length": 64,
     "expert_shared_feed_forward_length": 64,
     "expert_group_count": 4,
@@ -36,7 +39,7 @@ _OF_FAMILIES: Mapping[str, Mapping[str, Any]] = {
 
 def tiny(name: str) -> Shape:
     """The first layers of a published mixture, one of each kind, in small."""
-    shape = with_layers(SHAPES[name], 6 if "granite" in name else 4)
+    shape = with_layers(SHAPES[name], 6 if name.startswith(("granite", "gemma")) else 4)
     keys = dict(shape.keys)
     for key, value in {**_WIDTHS, **_OF_FAMILIES.get(shape.family, {})}.items():
         if key in keys:

@@ -165,4 +165,32 @@ MIXTURES: tuple[Shape, ...] = (
         },
         holds=(CONV_BIAS,),
     ),
+    Shape(
+        *("gemma-4-26b-a4b", "gemma4", 30, 2816, 2112, 16, 8, 512, 262144, 262144, 1e6),
+        tied=True,
+        eps=1e-6,
+        window=1024,
+        experts=128,
+        top_k=8,
+        keys={
+            # Every sixth layer sees all keys, with fewer and wider heads; keys are values there.
+            "attention.sliding_window_pattern": [i % 6 != 5 for i in range(30)],
+            "attention.head_count_kv": [8 if i % 6 != 5 else 2 for i in range(30)],
+            "attention.key_length_swa": 256,
+            "attention.value_length_swa": 256,
+            "attention.shared_kv_layers": 0,
+            "rope.dimension_count_swa": 256,
+            "rope.freq_base_swa": 10000.0,
+            "embedding_length_per_layer_input": 0,
+            "expert_feed_forward_length": 704,
+            "final_logit_softcapping": 30.0,
+        },
+        holds=(
+            "blk.{i}.ffn_gate_inp.weight",
+            "blk.{i}.ffn_down_exps.scale",
+            "blk.{i}.layer_output_scale.weight",
+            "rope_freqs.weight",
+            *(f"blk.{i}.attn_v.weight" for i in range(30) if i % 6 != 5),
+        ),
+    ),
 )

@@ -163,7 +163,7 @@ def _blank(shape: Shape, recipe: str | None) -> Blank:
     table = (shape.vocab, shape.width)
     frame = ("token_embd.weight",) if shape.tied else ("token_embd.weight", "output.weight")
     there: dict[str, tuple[int, ...]] = dict.fromkeys(frame, table)
-    there |= {name.replace("{i}", "0"): (1,) for name in shape.holds}
+    there |= {n.replace("{i}", str(i)): (1,) for n in shape.holds for i in range(shape.layers)}
     infos = {n: TensorInfo(n, dims, by_name("F32"), path, 0, 0) for n, dims in there.items()}
     return Blank("gguf", path, gguf_metadata(shape, recipe), infos)
 

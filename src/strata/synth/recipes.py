@@ -39,7 +39,9 @@ RECIPES: dict[str, tuple[str, int]] = {
 
 _FLOATS = ("F32", "F16", "BF16")
 # What stays as it was computed: routers, norms of groups, short convolutions.
-_FLOAT32 = re.compile(r"ffn_gate_inp\.weight|_norm\.weight|(ssm_conv1d|shortconv\.conv)\.weight")
+_FLOAT32 = re.compile(
+    r"(ffn_gate_inp|_norm|ssm_conv1d|shortconv\.conv|time_mix_[wavg][12])\.weight"
+)
 # Beside eight experts these are small. Of the second only where others have four bits or less.
 _OF_EIGHT = {"attn_k": "Q8_0", "attn_v": "Q8_0", "attn_output": "Q5_K"}
 _FOUR_BITS = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M")

@@ -257,6 +257,19 @@ RECURRENT: tuple[Shape, ...] = (
 )
 
 
+_RWKV7 = Shape(
+    *("rwkv7-1.5b", "rwkv7", 24, 2048, 8192, 0, 0, 64, 65536, 1 << 20, 10000.0),
+    keys={
+        "attention.layer_norm_epsilon": 1e-5,
+        "wkv.head_size": 64,
+        "attention.decay_lora_rank": 96,
+        "attention.iclr_lora_rank": 96,
+        "attention.value_residual_mix_lora_rank": 64,
+        "attention.gate_lora_rank": 256,
+        "token_shift_count": 2,
+    },
+)
+
 _ALL = (
     _smollm2("135m", 30, 576, 1536, 9, 3),
     _smollm2("360m", 32, 960, 2560, 15, 5),
@@ -297,6 +310,7 @@ _ALL = (
     Shape("phi-3-mini", "phi3", 32, 3072, 8192, 32, 32, 96, 32064, 4096, 10000.0, window=2047),
     Shape("phi-4", "phi3", 40, 5120, 17920, 40, 10, 128, 100352, 16384, 250000.0),
     *RECURRENT,
+    _RWKV7,
     *MIXTURES,
     _qwen3moe("30b-a3b", 48, 2048, 768, 32),
     _qwen3moe("235b-a22b", 94, 4096, 1536, 64),
