@@ -94,7 +94,8 @@ Context NodeBuilder::check(const Team& team, const std::string& isa, Arena& aren
     require(s.work + s.work_bytes(step.view.tokens_count) <= static_cast<int64_t>(arena.size()),
             "arena: the workspace of experts does not fit");
   }
-  require(!list_.streamed() || stream_, "nodes: no stream was attached");
+  require(streamed_.empty() || stream_, "nodes: no stream was attached");
+  require(cached_.empty() || experts_attached_, "nodes: no cache of experts was attached");
   return {matrix, kernels, &arena, &step.view, &state, external, team.team.threads()};
 }
 
@@ -168,6 +169,7 @@ void bind_nodes(nb::module_& m) {
            "tiles"_a = 0, "narrow"_a = Value::kNone, "groups"_a = 1)
       .def("heads", &NodeBuilder::heads, "parts"_a, "out"_a, "count"_a)
       .def("attach", &NodeBuilder::attach, "stream"_a, "track"_a)
+      .def("attach_experts", &NodeBuilder::attach_experts, "cache"_a, "first"_a)
       .def("rope", &NodeBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &NodeBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
@@ -186,7 +188,7 @@ void bind_nodes(nb::module_& m) {
            "up"_a, "down"_a, "selection"_a.none(), "ffn"_a, "top_k"_a, "scoring"_a,
            "select_logits"_a, "softmax_chosen"_a, "renormalise"_a, "least_sum"_a, "scale"_a,
            "groups"_a, "groups_kept"_a, "group_top2"_a, "activation"_a, "clamp"_a, "limit"_a,
-           "weigh_input"_a, "jitter"_a, "shared_by"_a, "tiles"_a, "narrow"_a, "work"_a)
+           "weigh_input"_a, "jitter"_a, "shared_by"_a, "narrow"_a, "work"_a)
       .def_prop_ro("scratch_floats", &NodeBuilder::scratch_floats)
       .def_prop_ro("nodes", &NodeBuilder::nodes)
       .def("set_timing", &NodeBuilder::set_timing, "on"_a)
@@ -206,7 +208,7 @@ void bind_nodes(nb::module_& m) {
   m.def("experts_work", &experts_work, "experts"_a, "ffn"_a, "top_k"_a, "down"_a, "rows"_a,
         "Bytes of workspace for experts whose down product has this format.");
   m.def("experts_scratch", &experts_scratch, "experts"_a, "width"_a, "ffn"_a, "up"_a, "down"_a,
-        "streams"_a, "Floats of scratch that each thread needs for experts of these formats.");
+        "Floats of scratch that each thread needs for experts of these formats.");
   nb::class_<Joined>(m, "Joined")
       .def(nb::init<std::vector<NodeBuilder*>>(), "segments"_a, nb::keep_alive<1, 2>())
       .def("run", &Joined::run, "team"_a, "isa"_a, "arena"_a, "step"_a, "state"_a, "max_rows"_a)

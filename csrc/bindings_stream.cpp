@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -105,6 +106,32 @@ std::vector<Track> make_tracks(const std::vector<std::vector<std::vector<RangeTu
   return out;
 }
 
+std::shared_ptr<ExpertMatrix> make_expert_matrix(std::vector<WeightPlacePtr> places, int64_t experts,
+                                           int64_t n, int64_t k) {
+  const auto count = static_cast<int64_t>(places.size());
+  require(experts > 0 && n > 0 && (count == 1 || count == experts), "experts: places");
+  require(count == experts || n % kPanel == 0, "experts: one ends within a panel");
+  for (const WeightPlacePtr& p : places) {
+    require(p->n == (count == experts ? n : experts * n) && p->k == k &&
+                p->format == places[0]->format && p->storage == places[0]->storage,
+            "experts: places are not alike");
+  }
+  return std::make_shared<ExpertMatrix>(ExpertMatrix{std::move(places), experts, n, k});
+}
+
+using ExpertLayers = std::vector<std::vector<std::shared_ptr<ExpertMatrix>>>;
+
+std::vector<ExpertMatrices> make_layers(const ExpertLayers& layers) {
+  std::vector<ExpertMatrices> out;
+  require(!layers.empty(), "experts: no layers");
+  for (const auto& layer : layers) {
+    require(layer.size() == 2 || layer.size() == 3, "experts: two or three matrices");
+    for (const auto& m : layer) require(m->experts == layer[0]->experts, "experts: as many each");
+    out.emplace_back(layer.begin(), layer.end());
+  }
+  return out;
+}
+
 void check_threads(int threads) {
   require(threads > 0 && threads <= 64, "reading takes from 1 to 64 threads");
 }
@@ -157,13 +184,55 @@ void bind_stream(nb::module_& m) {
   nb::class_<FileRows>(m, "FileRows")
       .def(nb::init<std::shared_ptr<const WeightPlace>, std::shared_ptr<ReadCounters>>(),
            "place"_a, "counters"_a);
+  nb::class_<Readers>(m, "Readers")
+      .def(nb::new_([](int threads, int64_t scratch_each, int64_t ring_bytes) {
+             check_threads(threads);
+             require(scratch_each >= 0 && ring_bytes >= 0, "readers: negative sizes");
+             return std::make_shared<Readers>(threads, scratch_each,
+                                              Stream::most_under_way(ring_bytes));
+           }),
+           "threads"_a, "scratch_each"_a, "ring_bytes"_a)
+      .def_static("scratch_bytes", &Readers::scratch_bytes, "threads"_a, "each"_a)
+      .def_prop_ro("counters", [](const Readers& r) -> const ReadCounters& { return r.counters; })
+      .def_prop_ro("waited_s", [](const Readers& r) { return r.queue.times().waited_s; })
+      .def_prop_ro("idle_s", [](const Readers& r) { return r.queue.times().idle_s; })
+      .def_prop_ro("fetching_s", [](const Readers& r) { return r.queue.times().fetching_s; });
+  nb::class_<ExpertMatrix>(m, "ExpertMatrix")
+      .def(nb::new_(&make_expert_matrix), "places"_a, "experts"_a, "n"_a, "k"_a)
+      .def_prop_ro("format", [](const ExpertMatrix& e) { return static_cast<int>(e.format()); })
+      .def_prop_ro("input_form", [](const ExpertMatrix& e) { return input_form(e.format()); });
+  nb::class_<ExpertCache>(m, "ExpertCache")
+      .def(nb::new_([](const ExpertLayers& layers, int64_t slots, int64_t request_bytes,
+                       std::shared_ptr<Readers> readers) {
+             require(slots > 0 && slots < (int64_t{1} << 31) && request_bytes > 0,
+                     "experts: there must be slots, and reads have a size");
+             return std::make_shared<ExpertCache>(make_layers(layers), slots, request_bytes,
+                                                  std::move(readers));
+           }),
+           "layers"_a, "slots"_a, "request_bytes"_a, "readers"_a)
+      .def_prop_ro("nbytes", &ExpertCache::nbytes)
+      .def_prop_ro("hits", [](const ExpertCache& c) { return c.counts().hits.load(); })
+      .def_prop_ro("misses", [](const ExpertCache& c) { return c.counts().misses.load(); })
+      .def_prop_ro("needed_bytes", [](const ExpertCache& c) { return c.counts().needed.load(); })
+      .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().read.load(); })
+      .def("record", &ExpertCache::record, "on"_a,
+           "Writes down the visits from now on, or no longer; not while a step runs.")
+      .def_prop_ro("visits", [](const ExpertCache& c) { return c.visits(); });
+  m.def("expert_memory",
+        [](const ExpertLayers& layers, int64_t request_bytes) {
+          require(request_bytes > 0, "reads must have a size");
+          const std::vector<ExpertMatrices> made = make_layers(layers);
+          return std::make_tuple(ExpertCache::slot_bytes(made),
+                                 ExpertCache::scratch_bytes(made, request_bytes));
+        },
+        "layers"_a, "request_bytes"_a,
+        "Bytes of a slot for any of these experts, and of scratch for each thread that reads.");
   nb::class_<Stream>(m, "Stream")
       .def(nb::new_([](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks,
-                       int64_t ring_bytes, int threads) {
-             check_threads(threads);
-             return std::make_shared<Stream>(make_tracks(tracks), ring_bytes, threads);
+                       int64_t ring_bytes, std::shared_ptr<Readers> readers) {
+             return std::make_shared<Stream>(make_tracks(tracks), ring_bytes, std::move(readers));
            }),
-           "tracks"_a, "ring_bytes"_a, "threads"_a)
+           "tracks"_a, "ring_bytes"_a, "readers"_a)
       .def("begin_sweep",
            [](Stream& s, const std::vector<int>& order) {
              require(!order.empty(), "stream: a sweep of nothing");
@@ -175,23 +244,19 @@ void bind_stream(nb::module_& m) {
            },
            "order"_a)
       .def_prop_ro("ring_bytes", [](const Stream& s) { return s.ring_bytes(); })
-      .def_prop_ro("counters", [](const Stream& s) -> const ReadCounters& { return s.counters(); })
-      .def_prop_ro("used_bytes", &Stream::used_bytes)
-      .def_prop_ro("waited_s", [](const Stream& s) { return s.times().waited_s; })
-      .def_prop_ro("full_s", [](const Stream& s) { return s.times().idle_s; })
-      .def_prop_ro("fetching_s", [](const Stream& s) { return s.times().fetching_s; });
+      .def_prop_ro("used_bytes", &Stream::used_bytes);
   m.def("stream_memory",
-        [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks, int threads) {
-          check_threads(threads);
+        [](const std::vector<std::vector<std::vector<RangeTuple>>>& tracks) {
           const std::vector<Track> made = make_tracks(tracks);
           int64_t most = 0;
           for (const Track& track : made) {
             for (const Tile& tile : track) most = std::max(most, tile_bytes(tile));
           }
-          return std::make_tuple(most, Stream::scratch_bytes(made) * threads);
+          return std::make_tuple(most, Stream::scratch_bytes(made));
         },
-        "tracks"_a, "threads"_a,
-        "Bytes of ring buffer that the largest tile takes, and of staging for all threads.");
+        "tracks"_a,
+        "Bytes of ring buffer that the largest tile takes, and of scratch for each thread that "
+        "reads.");
   m.def("packing_bytes",
         [](int format, int64_t k) -> int64_t {
           const auto f = static_cast<Format>(format);

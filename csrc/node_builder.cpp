@@ -304,8 +304,7 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
                           bool softmax_chosen, bool renormalise, float least_sum, float scale,
                           int64_t groups, int64_t groups_kept, bool group_top2, int activation,
                           int clamp, float limit, bool weigh_input, float jitter,
-                          int64_t shared_by, const std::tuple<int, int>& tiles, int64_t narrow,
-                          int64_t work) {
+                          int64_t shared_by, int64_t narrow, int64_t work) {
   require(shared_by > 0 && at(logits).width % shared_by == 0, "experts: none for some choices");
   const int64_t count = at(logits).width / shared_by;
   const int64_t width = at(x).width;
@@ -322,24 +321,19 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
   require(work >= 0 && work % 64 == 0, "experts: no workspace");
   require(!selection || static_cast<int64_t>(selection->size()) == at(logits).width,
           "experts: selection");
-  const auto [inner_tiles, outer_tiles] = tiles;
-  std::vector<StreamedProduct> streamed{{gate.has_value(), inner_tiles, {}},
-                                        {false, outer_tiles, {}}};
-  const auto part = [&](const ExpertsOperand& from, int64_t n, int64_t k, size_t product) {
+  ExpertMatrices cached;
+  const auto part = [&](const ExpertsOperand& from, int64_t n, int64_t k) {
     const auto& [operand, bias, scales] = from;
     const auto* packed = std::get_if<WeightPtr>(&operand);
-    require((packed != nullptr) == (streamed[product].tiles == 0),
-            "experts: all packed or all streamed");
-    const WeightPlacePtr place = packed ? nullptr : std::get<WeightPlacePtr>(operand);
-    const Format format = packed ? (*packed)->format : place->format;
-    require((packed ? (*packed)->k : place->k) == k, "experts: shapes differ");
-    // Streamed panels are those of the file: no expert may end within one.
-    require(packed ? (*packed)->n == count * panels(n) * kPanel
-                   : place->n == count * n && n % kPanel == 0,
+    const ExpertMatrixPtr places =
+        packed ? nullptr : std::get<std::shared_ptr<ExpertMatrix>>(operand);
+    const Format format = packed ? (*packed)->format : places->format();
+    require(packed ? (*packed)->k == k && (*packed)->n == count * panels(n) * kPanel
+                   : places->k == k && places->n == n && places->experts == count,
             "experts: shapes differ");
     require(!bias || static_cast<int64_t>(bias->size()) == count * n, "experts: bias width");
     require(!scales || static_cast<int64_t>(scales->size()) == count, "experts: scales");
-    if (place) streamed[product].parts.push_back(place);
+    if (places) cached.push_back(places);
     return ExpertsPart{packed ? *packed : nullptr, format, floats(bias), floats(scales)};
   };
   ExpertsSpec s{at(x), f32_value(logits), f32_value(out), count, ffn, top_k, {}, {}, {},
@@ -347,9 +341,11 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
                 renormalise, weigh_input, group_top2, least_sum, scale, limit, jitter, shared_by,
                 groups, groups_kept, static_cast<Activation>(activation), static_cast<Clamp>(clamp),
                 Value::kNone, work};
-  if (gate) s.gate = part(*gate, ffn, width, 0);
-  s.up = part(up, ffn, width, 0);
-  s.down = part(down, width, ffn, 1);
+  if (gate) s.gate = part(*gate, ffn, width);
+  s.up = part(up, ffn, width);
+  s.down = part(down, width, ffn);
+  require(cached.empty() || cached.size() == (gate ? 3u : 2u),
+          "experts: all are packed, or none");
   const ActKind act = format_info(s.up.format)->act;
   require(act == ActKind::q8 ? s.x.q8 != Value::kNone : s.x.f32 != Value::kNone,
           "experts: the input is not kept in the form that the weights need");
@@ -365,18 +361,25 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
   }
   ExpertNodes nodes = make_experts(std::move(s));
   list_.add(std::move(nodes.route));
-  add_product(std::move(nodes.gate_up), std::move(streamed[0]));
+  const int64_t before = list_.nodes();
+  list_.add(std::move(nodes.gate_up));
   if (nodes.narrow) list_.add(std::move(nodes.narrow));
-  add_product(std::move(nodes.down), std::move(streamed[1]));
+  list_.add(std::move(nodes.down));
+  if (cached.empty()) return;
+  list_.in_turns(list_.nodes() - before, nodes.turns);
+  cached_.push_back({std::move(nodes.turns), std::move(cached)});
 }
 
-void NodeBuilder::add_product(std::unique_ptr<Node> node, StreamedProduct product) {
-  if (product.tiles == 0) {
-    list_.add(std::move(node));
-    return;
+void NodeBuilder::attach_experts(std::shared_ptr<ExpertCache> cache, int first) {
+  require(first >= 0 && static_cast<size_t>(first) + cached_.size() <= cache->layers().size(),
+          "experts: no such layer");
+  for (size_t i = 0; i < cached_.size(); ++i) {
+    const int layer = first + static_cast<int>(i);
+    require(cache->layers()[static_cast<size_t>(layer)] == cached_[i].matrices,
+            "experts: the layer is another one");
+    cached_[i].turns->attach(cache, layer);
   }
-  list_.add_streamed(std::move(node), product.tiles);
-  streamed_.push_back(std::move(product));
+  experts_attached_ = true;
 }
 
 const Value& NodeBuilder::at(int64_t id) const {

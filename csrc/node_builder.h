@@ -56,8 +56,9 @@ class NodeBuilder {
   void match_rms(int64_t x, int64_t like, int64_t out, float least);
   void cutoff(int64_t x, int64_t out, float deviations, int64_t spare);
 
-  // One matrix of each expert: its operand, bias and scale.
-  using ExpertsOperand = std::tuple<Operand, std::optional<Array1<float>>,
+  // One matrix of each expert, a weight or the places of what a cache holds: and bias and scale.
+  using ExpertsWeight = std::variant<WeightPtr, std::shared_ptr<ExpertMatrix>>;
+  using ExpertsOperand = std::tuple<ExpertsWeight, std::optional<Array1<float>>,
                                     std::optional<Array1<float>>>;
   void experts(int64_t x, int64_t logits, int64_t out, const std::optional<ExpertsOperand>& gate,
                const ExpertsOperand& up, const ExpertsOperand& down,
@@ -65,7 +66,10 @@ class NodeBuilder {
                int scoring, bool select_logits, bool softmax_chosen, bool renormalise,
                float least_sum, float scale, int64_t groups, int64_t groups_kept, bool group_top2,
                int activation, int clamp, float limit, bool weigh_input, float jitter,
-               int64_t shared_by, const std::tuple<int, int>& tiles, int64_t narrow, int64_t work);
+               int64_t shared_by, int64_t narrow, int64_t work);
+  // From which cache experts come that do not stay: those of these nodes are its layers from
+  // `first` on.
+  void attach_experts(std::shared_ptr<ExpertCache> cache, int first);
 
   int64_t scratch_floats() const { return scratch_; }
   int64_t nodes() const { return list_.nodes(); }
@@ -93,8 +97,11 @@ class NodeBuilder {
     int tiles;
     std::vector<WeightPlacePtr> parts;
   };
+  struct CachedExperts {
+    std::shared_ptr<ExpertTurns> turns;
+    ExpertMatrices matrices;
+  };
 
-  void add_product(std::unique_ptr<Node> node, StreamedProduct product);
   const Value& at(int64_t id) const;
   const Value& f32_value(int64_t id) const;
   RowSpec row_spec(int function, int64_t a, int64_t out, std::optional<int64_t> b,
@@ -109,6 +116,8 @@ class NodeBuilder {
   std::vector<std::pair<Value, int64_t>> narrow_;   // inputs as bf16, and where they lie
   std::vector<ExpertsSpec> experts_;
   std::vector<StreamedProduct> streamed_;
+  std::vector<CachedExperts> cached_;
+  bool experts_attached_ = false;
   std::shared_ptr<Stream> stream_;
   int track_ = -1;
   int64_t vocabulary_ = -1, max_positions_ = -1, scratch_ = 0;

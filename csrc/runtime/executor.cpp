@@ -93,6 +93,7 @@ void NodeList::append_to(std::vector<Phase>& run, int number) {
 }
 
 void NodeList::run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end) {
+  if (begin == end) return;
   std::vector<Phase> phases;
   phases.reserve(static_cast<size_t>(end - begin));
   append_nodes(phases, begin, end, 0);
@@ -101,24 +102,38 @@ void NodeList::run_nodes(ThreadTeam& team, const Context& context, int64_t begin
 
 void NodeList::run(ThreadTeam& team, const Context& context, Stream* stream, int track,
                    const Check& check) {
-  run_nodes(team, context, 0, streamed() ? streamed_[0].node : nodes());
   auto checked = std::chrono::steady_clock::now();
   int tile = 0;
+  int64_t done = 0;   // nodes
   for (size_t i = 0; i < streamed_.size(); ++i) {
+    const Streamed& s = streamed_[i];
+    run_nodes(team, context, done, s.node);
+    done = s.node + s.count;
+    if (s.turns) {
+      struct Ending {
+        Turns& turns;
+        ~Ending() { turns.end(); }
+      } ending{*s.turns};
+      s.turns->begin(context);
+      while (s.turns->next(check)) run_nodes(team, context, s.node, done);
+      continue;
+    }
     const int64_t next = i + 1 < streamed_.size() ? streamed_[i + 1].node : nodes();
-    for (int left = streamed_[i].tiles; left > 0; --left) {
+    for (int left = s.tiles; left > 0; --left) {
       Context with_tile = context;
       with_tile.tile = &stream->acquire(track, tile++, check);
       // What follows the product runs in the same go as its last tile.
-      run_nodes(team, with_tile, streamed_[i].node, left == 1 ? next : streamed_[i].node + 1);
+      run_nodes(team, with_tile, s.node, left == 1 ? next : done);
       stream->release();
       if (std::chrono::steady_clock::now() - checked >= kCheckEvery) {
         check();
         checked = std::chrono::steady_clock::now();
       }
     }
+    done = next;
   }
-  if (streamed()) stream->check_files();
+  run_nodes(team, context, done, nodes());
+  if (tile > 0) stream->check_files();
 }
 
 std::vector<double> NodeList::take_times() {

@@ -115,6 +115,19 @@ struct Phase {
 
 class Stream;
 
+// Nodes that run in turns: each time on those of their weights that are in memory by then.
+class Turns {
+ public:
+  virtual ~Turns() = default;
+  // What the step needs is known by now: asks for it.
+  virtual void begin(const Context& c) = 0;
+  // Waits until there is something to work on; false when all is done. `check` is called now and
+  // then and may throw. ReadError if something cannot be read.
+  virtual bool next(const std::function<void()>& check) = 0;
+  // After the last turn, and after one that failed.
+  virtual void end() = 0;
+};
+
 // What a Segment was lowered to.
 class NodeList {
  public:
@@ -124,11 +137,15 @@ class NodeList {
   void add(std::unique_ptr<Node> node) { nodes_.push_back(std::move(node)); }
   // The last node's weights come in so many tiles, from the stream that `run` is given.
   void add_streamed(std::unique_ptr<Node> node, int tiles) {
-    streamed_.push_back({nodes(), tiles});
+    streamed_.push_back({nodes(), tiles, 1, nullptr});
     add(std::move(node));
   }
-  // Runs the nodes; those that are streamed a tile at a time, as tiles of `track` come. `check`
-  // is called now and then and may throw. Throws what a node threw, or ReadError.
+  // The last so many nodes run in turns.
+  void in_turns(int64_t count, std::shared_ptr<Turns> turns) {
+    streamed_.push_back({nodes() - count, 0, count, std::move(turns)});
+  }
+  // Runs the nodes; those that are streamed a tile at a time, as tiles of `track` come, and those
+  // with turns as often as these say. `check` is called now and then and may throw. Throws what a node threw, or ReadError.
   void run(ThreadTeam& team, const Context& context, Stream* stream, int track,
            const std::function<void()>& check);
   // The same for a run of several Segments, none of them streamed.
@@ -143,6 +160,8 @@ class NodeList {
   struct Streamed {
     int64_t node;
     int tiles;
+    int64_t count;                  // of nodes
+    std::shared_ptr<Turns> turns;   // null: tiles
   };
   void append_nodes(std::vector<Phase>& run, int64_t begin, int64_t end, int number);
   void run_nodes(ThreadTeam& team, const Context& context, int64_t begin, int64_t end);

@@ -2,9 +2,10 @@
 //
 // A pair is a row and one expert that it chose. Pairs are numbered by expert, those of one expert
 // by row, so that each expert's weights are read once a step, for all its rows at a time. An output
-// is the sum over its row's experts in the order of their numbers: which rows share a step, and how
-// the work is cut, changes no bit of it.
+// is the sum over its row's experts in the order of their numbers: which rows share a step, how the
+// work is cut, and which experts are in memory first, changes no bit of it.
 #pragma once
+#include <array>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -48,7 +49,8 @@ struct ExpertsPlaces {
 // What the nodes of one Op share.
 struct ExpertsStep {
   explicit ExpertsStep(ExpertsSpec spec) : s(std::move(spec)) {
-    active.reserve(static_cast<size_t>(s.experts));
+    for (auto* list : {&active, &worked, &ready}) list->reserve(static_cast<size_t>(s.experts));
+    if (!s.up.weight) weights.resize(static_cast<size_t>(s.experts));
   }
 
   template <class T> T* at(const Context& c, int64_t place) const {
@@ -60,6 +62,10 @@ struct ExpertsStep {
   std::optional<ExpertsPlaces> places;
   bool grouped = false;
   std::vector<int32_t> active;   // experts that some row chose
+  std::vector<int32_t> worked;   // those of them whose gates and ups are worked on,
+  std::vector<int32_t> ready;    // and whose downs are
+  // Of experts that are in memory for a while: where gate, up and down lie.
+  std::vector<std::array<const uint8_t*, 3>> weights;
 };
 
 // Chooses the experts of each row.

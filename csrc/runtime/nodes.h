@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/executor.h"
+#include "runtime/expert_cache.h"
 #include "runtime/weight_place.h"
 
 namespace strata {
@@ -163,7 +164,7 @@ enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3 };
 
 // A matrix of [n, k] for each expert, one after the other, each of whole panels.
 struct ExpertsPart {
-  WeightPtr weight;    // null: streamed
+  WeightPtr weight;    // null: in a cache of experts
   Format format;
   Floats bias, scale;  // [experts, n] and [experts], or empty
 };
@@ -193,15 +194,22 @@ struct ExpertsSpec {
   int64_t work_bytes(int64_t rows) const;
 };
 
-// In their order; of what streams gate_up takes the tiles of gates and ups, down those of downs.
+// Lets products run on the experts that are in memory, in the order in which they come.
+class ExpertTurns : public Turns {
+ public:
+  // Where layer `layer` of a cache is the one of these experts.
+  virtual void attach(std::shared_ptr<ExpertCache> cache, int layer) = 0;
+};
+
+// In their order. With turns, those that follow the first run in them.
 struct ExpertNodes {
   std::unique_ptr<Node> route, gate_up, narrow, down;   // narrow: may be null
+  std::shared_ptr<ExpertTurns> turns;                   // null: all are resident
 };
 ExpertNodes make_experts(ExpertsSpec spec);
 // ExpertsSpec::work_bytes and scratch_floats of experts that are not built yet, by their formats.
 int64_t experts_work(int64_t experts, int64_t ffn, int64_t top_k, int down, int64_t rows);
-int64_t experts_scratch(int64_t experts, int64_t width, int64_t ffn, int up, int down,
-                        bool streams);
+int64_t experts_scratch(int64_t experts, int64_t width, int64_t ffn, int up, int down);
 
 std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out);
 std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out);

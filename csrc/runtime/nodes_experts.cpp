@@ -1,6 +1,7 @@
 // The products of a mixture of experts: the chosen ones' gates and ups, and their downs with the
 // weighted sum.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "runtime/experts_step.h"
@@ -13,33 +14,16 @@ constexpr int64_t kRowBlock = 64;
 // Panels of a chunk: what comes out of them for kRowBlock rows stays in the second-level cache.
 constexpr int64_t kMostPanels = 16;
 
-// Panels [panel0, panel1) of one expert's matrix, as far as they are in memory.
-struct Slice {
-  int32_t expert;
-  int64_t panel0, panel1;
-};
+enum Part : size_t { kGate = 0, kUp = 1, kDown = 2 };
 
-// What both products have in common: which slices there are, and multiplying with one.
+// What both products have in common: multiplying with a part of one expert's matrix.
 class ExpertProduct : public Node {
  protected:
   explicit ExpertProduct(std::shared_ptr<ExpertsStep> now) : now_(std::move(now)) {}
 
-  // The slices of all experts that some row chose, within the panels that `c` has.
-  void find_slices(const Context& c, const WeightPtr& whole, int64_t panels_each) {
-    slices_.clear();
-    const PanelView all{0, 0, now_->s.experts * panels_each,
-                        whole ? whole->bytes.data() : nullptr};
-    const PanelView& view = whole ? all : (*c.tile)[0];
-    for (const int32_t e : now_->active) {
-      const int64_t begin = std::max(view.panel0, e * panels_each);
-      const int64_t end = std::min(view.panel1, (e + 1) * panels_each);
-      if (begin < end) slices_.push_back({e, begin - e * panels_each, end - e * panels_each});
-    }
-  }
-
   // out[r, columns of panel0 .. panel1) for rows r of acts, which lie one after the other.
-  void multiply(const Context& c, const ExpertsPart& part, int view, int64_t n, int64_t k,
-                const Slice& slice, int64_t panel0, int64_t panel1, const uint8_t* acts,
+  void multiply(const Context& c, const ExpertsPart& part, Part which, int64_t n, int64_t k,
+                int32_t expert, int64_t panel0, int64_t panel1, const uint8_t* acts,
                 int64_t act_stride, const uint8_t* narrow, int64_t rows, float* out,
                 int64_t out_stride, float* scratch) const {
     MatmulArgs a{};
@@ -53,28 +37,12 @@ class ExpertProduct : public Node {
       a.narrow = narrow;
       a.narrow_stride = static_cast<int64_t>(act_row_bytes(ActKind::bf16, k));
     }
-    const MatmulFn matmul = c.matrix->matmul(part.format);
-    const int64_t base = slice.expert * panels(n);   // panels before this expert's
-    if (part.weight) {
-      const int64_t bytes = static_cast<int64_t>(packed_bytes(part.format, kPanel, k));
-      a.weight = part.weight->bytes.data() + base * bytes;
-      a.fetch_end = slice.panel1;
-      matmul(a, 0, rows, panel0, panel1, scratch);
-      return;
-    }
-    const PanelView& v = (*c.tile)[static_cast<size_t>(view)];
-    const int64_t row_bytes = v.place->stored_row_bytes();
-    const int64_t bytes = v.place->panel_bytes();
-    auto* const packed = reinterpret_cast<uint8_t*>(scratch + matmul_scratch_floats(k));
-    const int64_t step = packed_together(bytes);
-    for (int64_t at = panel0; at < panel1; at += step) {
-      const int64_t end = std::min(at + step, panel1);
-      v.place->pack_panels(v.base + (base + at - v.panel0) * kPanel * row_bytes, base + at,
-                           base + end, packed);
-      a.weight = packed - at * bytes;
-      a.fetch_end = end;
-      matmul(a, 0, rows, at, end, scratch);
-    }
+    a.weight = now_->weights.empty()
+                   ? part.weight->bytes.data() +
+                         expert * static_cast<int64_t>(packed_bytes(part.format, panels(n) * kPanel, k))
+                   : now_->weights[static_cast<size_t>(expert)][which];
+    a.fetch_end = panels(n);
+    c.matrix->matmul(part.format)(a, 0, rows, panel0, panel1, scratch);
   }
 
   // y = y * scale + bias
@@ -92,15 +60,12 @@ class ExpertProduct : public Node {
   }
 
   std::shared_ptr<ExpertsStep> now_;
-  std::vector<Slice> slices_;
 };
 
 class GateUpNode final : public ExpertProduct {
  public:
   explicit GateUpNode(std::shared_ptr<ExpertsStep> now) : ExpertProduct(std::move(now)) {
     const ExpertsSpec& s = now_->s;
-    slices_.reserve(static_cast<size_t>(s.experts));
-    starts_.reserve(static_cast<size_t>(s.experts) + 1);
     act_ = format_info(s.up.format)->act;
     row_bytes_ = act_ == ActKind::q8 ? static_cast<int64_t>(act_row_bytes(ActKind::q8, s.x.width))
                                      : whole_lines(s.x.width * 4);
@@ -109,27 +74,20 @@ class GateUpNode final : public ExpertProduct {
   int64_t begin(const Context& c) override {
     if (now_->rows == 0) return 0;
     group_pairs(c, *now_);
-    const ExpertsSpec& s = now_->s;
-    find_slices(c, s.up.weight, panels(s.ffn));
-    int64_t units = 0;
-    for (const Slice& slice : slices_) units += slice.panel1 - slice.panel0;
-    grain_ = std::clamp<int64_t>(units / (kExpertChunks * c.threads), 1, kMostPanels);
+    const auto count = static_cast<int64_t>(now_->worked.size());
+    const int64_t each = panels(now_->s.ffn);
+    grain_ = std::clamp<int64_t>(count * each / (kExpertChunks * c.threads), 1, kMostPanels);
     grain_ = ceil_div(grain_, 2) * 2;   // a quantisation block is two panels wide
-    starts_.assign(1, 0);
-    for (const Slice& slice : slices_) {
-      starts_.push_back(starts_.back() + ceil_div(slice.panel1 - slice.panel0, grain_));
-    }
-    return starts_.back();
+    chunks_each_ = ceil_div(each, grain_);
+    return count * chunks_each_;
   }
 
   void chunk(const Context& c, int64_t index, int thread) override {
     const ExpertsSpec& s = now_->s;
-    const auto number =
-        std::upper_bound(starts_.begin(), starts_.end(), index) - starts_.begin() - 1;
-    const Slice& slice = slices_[static_cast<size_t>(number)];
-    const int64_t p0 = slice.panel0 + (index - starts_[static_cast<size_t>(number)]) * grain_;
-    const int64_t p1 = std::min(p0 + grain_, slice.panel1);
-    const auto* first = now_->at<int32_t>(c, now_->places->first) + slice.expert;
+    const int32_t expert = now_->worked[static_cast<size_t>(index / chunks_each_)];
+    const int64_t p0 = index % chunks_each_ * grain_;
+    const int64_t p1 = std::min(p0 + grain_, panels(s.ffn));
+    const auto* first = now_->at<int32_t>(c, now_->places->first) + expert;
     float* const scratch = c.arena->scratch(thread);
     float* const gate = scratch + s.gate_scratch();
     float* const up = gate + kRowBlock * kMostPanels * kPanel;
@@ -140,13 +98,13 @@ class GateUpNode final : public ExpertProduct {
       const uint8_t *acts, *narrow;
       gather(c, pair, count, gathered, &acts, &narrow);
       if (s.gate) {
-        multiply(c, *s.gate, 0, s.ffn, s.x.width, slice, p0, p1, acts, row_bytes_, narrow, count,
-                 gate, columns, scratch);
+        multiply(c, *s.gate, kGate, s.ffn, s.x.width, expert, p0, p1, acts, row_bytes_, narrow,
+                 count, gate, columns, scratch);
       }
-      multiply(c, s.up, s.gate ? 1 : 0, s.ffn, s.x.width, slice, p0, p1, acts, row_bytes_, narrow,
-               count, up, columns, scratch);
+      multiply(c, s.up, kUp, s.ffn, s.x.width, expert, p0, p1, acts, row_bytes_, narrow, count, up,
+               columns, scratch);
       for (int64_t i = 0; i < count; ++i) {
-        activate(c, slice.expert, pair + i, p0 * kPanel, columns, gate + i * columns,
+        activate(c, expert, pair + i, p0 * kPanel, columns, gate + i * columns,
                  up + i * columns);
       }
     }
@@ -228,31 +186,20 @@ class GateUpNode final : public ExpertProduct {
   }
 
   ActKind act_;
-  int64_t row_bytes_, grain_ = 1;
-  std::vector<int64_t> starts_;   // of each slice: its first chunk; and their number
+  int64_t row_bytes_, grain_ = 1, chunks_each_ = 1;
 };
 
 // Chunks are ranges of columns, each through all experts, so that an output is added up in order.
 class DownNode final : public ExpertProduct {
  public:
-  explicit DownNode(std::shared_ptr<ExpertsStep> now) : ExpertProduct(std::move(now)) {
-    slices_.reserve(static_cast<size_t>(now_->s.experts));
-  }
+  explicit DownNode(std::shared_ptr<ExpertsStep> now) : ExpertProduct(std::move(now)) {}
 
   int64_t begin(const Context& c) override {
-    if (now_->rows == 0) return 0;
-    const ExpertsSpec& s = now_->s;
-    find_slices(c, s.down.weight, panels(s.out.width));
-    if (slices_.empty()) return 0;
-    first_ = panels(s.out.width);
-    int64_t end = 0;
-    for (const Slice& slice : slices_) {
-      first_ = std::min(first_, slice.panel0);
-      end = std::max(end, slice.panel1);
-    }
-    grain_ = std::clamp<int64_t>((end - first_) / (kExpertChunks * c.threads), 1, kMostPanels);
+    if (now_->rows == 0 || now_->ready.empty()) return 0;
+    const int64_t all = panels(now_->s.out.width);
+    grain_ = std::clamp<int64_t>(all / (kExpertChunks * c.threads), 1, kMostPanels);
     if (now_->rows > 1) grain_ = ceil_div(grain_, 2) * 2;   // many rows take two panels at a time
-    return ceil_div(end - first_, grain_);
+    return ceil_div(all, grain_);
   }
 
   void chunk(const Context& c, int64_t index, int thread) override {
@@ -265,22 +212,20 @@ class DownNode final : public ExpertProduct {
     const uint8_t* middle = now_->at<uint8_t>(c, now_->places->middle);
     const auto narrow_bytes = static_cast<int64_t>(act_row_bytes(ActKind::bf16, s.ffn));
     const bool twice = s.down_act() == ActKind::bf16 && c.matrix->narrow_row != nullptr;
-    for (const Slice& slice : slices_) {
-      const int64_t p0 = std::max(first_ + index * grain_, slice.panel0);
-      const int64_t p1 = std::min(first_ + (index + 1) * grain_, slice.panel1);
-      if (p0 >= p1) continue;
-      const int64_t c0 = p0 * kPanel;
-      const int64_t columns = std::min(p1 * kPanel, s.out.width) - c0;
-      for (int64_t pair = firsts[slice.expert]; pair < firsts[slice.expert + 1];
-           pair += kRowBlock) {
-        const int64_t count = std::min<int64_t>(kRowBlock, firsts[slice.expert + 1] - pair);
-        multiply(c, s.down, 0, s.out.width, s.ffn, slice, p0, p1,
+    const int64_t p0 = index * grain_;
+    const int64_t p1 = std::min(p0 + grain_, panels(s.out.width));
+    const int64_t c0 = p0 * kPanel;
+    const int64_t columns = std::min(p1 * kPanel, s.out.width) - c0;
+    for (const int32_t expert : now_->ready) {
+      for (int64_t pair = firsts[expert]; pair < firsts[expert + 1]; pair += kRowBlock) {
+        const int64_t count = std::min<int64_t>(kRowBlock, firsts[expert + 1] - pair);
+        multiply(c, s.down, kDown, s.out.width, s.ffn, expert, p0, p1,
                  middle + pair * s.middle_stride(), s.middle_stride(),
                  twice ? now_->at<uint8_t>(c, now_->places->narrow) + pair * narrow_bytes : nullptr,
                  count, made, columns, scratch);
         for (int64_t i = 0; i < count; ++i) {
           float* y = made + i * columns;
-          finish(s.down, slice.expert, s.out.width, 1.0f, c0, columns, y);
+          finish(s.down, expert, s.out.width, 1.0f, c0, columns, y);
           const float w = s.weigh_input ? 1.0f : weight[order[pair + i]];
           float* out = c.f32(s.out, order[pair + i] / s.top_k) + c0;
           for (int64_t j = 0; j < columns; ++j) out[j] += w * y[j];
@@ -290,26 +235,39 @@ class DownNode final : public ExpertProduct {
   }
 
  private:
-  int64_t first_ = 0, grain_ = 1;
+  int64_t grain_ = 1;
 };
 
-// The middle as bf16, where the down product reads it so.
+// The middle as bf16, where the down product reads it so. Chunks are some of an expert's rows.
 class NarrowMiddleNode final : public Node {
  public:
-  explicit NarrowMiddleNode(std::shared_ptr<ExpertsStep> now) : now_(std::move(now)) {}
+  explicit NarrowMiddleNode(std::shared_ptr<ExpertsStep> now) : now_(std::move(now)) {
+    starts_.reserve(static_cast<size_t>(now_->s.experts) + 1);
+  }
 
   int64_t begin(const Context& c) override {
     if (c.matrix->narrow_row == nullptr) return 0;
-    const int64_t pairs = now_->rows * now_->s.top_k;
+    const auto* first = now_->at<int32_t>(c, now_->places->first);
+    int64_t pairs = 0;
+    for (const int32_t e : now_->worked) pairs += first[e + 1] - first[e];
     each_ = std::max<int64_t>(1, pairs / (kExpertChunks * c.threads));
-    return ceil_div(pairs, each_);
+    starts_.assign(1, 0);
+    for (const int32_t e : now_->worked) {
+      starts_.push_back(starts_.back() + ceil_div(first[e + 1] - first[e], each_));
+    }
+    return starts_.back();
   }
 
   void chunk(const Context& c, int64_t index, int) override {
     const ExpertsSpec& s = now_->s;
-    const int64_t end = std::min((index + 1) * each_, now_->rows * s.top_k);
+    const auto number =
+        std::upper_bound(starts_.begin(), starts_.end(), index) - starts_.begin() - 1;
+    const auto* first = now_->at<int32_t>(c, now_->places->first) +
+                        now_->worked[static_cast<size_t>(number)];
+    const int64_t begin = first[0] + (index - starts_[static_cast<size_t>(number)]) * each_;
+    const int64_t end = std::min<int64_t>(begin + each_, first[1]);
     const auto bytes = static_cast<int64_t>(act_row_bytes(ActKind::bf16, s.ffn));
-    for (int64_t p = index * each_; p < end; ++p) {
+    for (int64_t p = begin; p < end; ++p) {
       c.matrix->narrow_row(
           now_->at<float>(c, now_->places->middle + p * s.middle_stride()), s.ffn,
           reinterpret_cast<uint16_t*>(now_->at<uint8_t>(c, now_->places->narrow) + p * bytes));
@@ -319,16 +277,70 @@ class NarrowMiddleNode final : public Node {
  private:
   std::shared_ptr<ExpertsStep> now_;
   int64_t each_ = 1;
+  std::vector<int64_t> starts_;   // of each expert: its first chunk; and their number
 };
 
-int64_t packing_floats(Format format, int64_t k) {
-  return (packing_bytes(static_cast<int64_t>(packed_bytes(format, kPanel, k))) + 3) / 4;
-}
+// Gates and ups of experts as they come, downs of as many as are there without a gap.
+class CachedTurns final : public ExpertTurns {
+ public:
+  explicit CachedTurns(std::shared_ptr<ExpertsStep> now) : now_(std::move(now)) {
+    taken_.reserve(static_cast<size_t>(now_->s.experts));
+    here_.reserve(static_cast<size_t>(now_->s.experts));
+  }
+
+  void attach(std::shared_ptr<ExpertCache> cache, int layer) override {
+    cache_ = std::move(cache);
+    layer_ = layer;
+  }
+
+  void begin(const Context& c) override {
+    finished_ = 0;
+    now_->active.clear();
+    if (now_->rows > 0) group_pairs(c, *now_);
+    here_.assign(now_->active.size(), 0);
+    cache_->begin(layer_, now_->active);
+  }
+
+  bool next(const std::function<void()>& check) override {
+    ExpertsStep& step = *now_;
+    cache_->finished(finished_);
+    if (finished_ == step.active.size()) {
+      cache_->verify();
+      return false;
+    }
+    taken_.clear();
+    cache_->take(taken_, check);
+    step.worked.clear();
+    step.ready.clear();
+    for (const int32_t place : taken_) {
+      const int32_t expert = step.active[static_cast<size_t>(place)];
+      auto& at = step.weights[static_cast<size_t>(expert)];
+      size_t part = 0;
+      at[kGate] = step.s.gate ? cache_->weight(place, part++) : nullptr;
+      at[kUp] = cache_->weight(place, part++);
+      at[kDown] = cache_->weight(place, part);
+      step.worked.push_back(expert);
+      here_[static_cast<size_t>(place)] = 1;
+    }
+    for (; finished_ < here_.size() && here_[finished_]; ++finished_) {
+      step.ready.push_back(step.active[finished_]);
+    }
+    return true;
+  }
+
+  void end() override { cache_->end(); }
+
+ private:
+  std::shared_ptr<ExpertsStep> now_;
+  std::shared_ptr<ExpertCache> cache_;
+  int layer_ = -1;
+  size_t finished_ = 0;
+  std::vector<int32_t> taken_;
+  std::vector<uint8_t> here_;
+};
 
 // Floats of scratch before what a product makes.
-int64_t product_floats(Format format, int64_t k, bool streams) {
-  return ceil_div(matmul_scratch_floats(k) + (streams ? packing_floats(format, k) : 0), 16) * 16;
-}
+int64_t product_floats(int64_t k) { return ceil_div(matmul_scratch_floats(k), 16) * 16; }
 
 }  // namespace
 
@@ -339,14 +351,9 @@ int64_t ExpertsSpec::middle_stride() const {
                                    : whole_lines(ffn * 4);
 }
 
-int64_t ExpertsSpec::gate_scratch() const {
-  const int64_t most = product_floats(up.format, x.width, !up.weight);
-  return gate ? std::max(most, product_floats(gate->format, x.width, !gate->weight)) : most;
-}
+int64_t ExpertsSpec::gate_scratch() const { return product_floats(x.width); }
 
-int64_t ExpertsSpec::down_scratch() const {
-  return product_floats(down.format, ffn, !down.weight);
-}
+int64_t ExpertsSpec::down_scratch() const { return product_floats(ffn); }
 
 int64_t ExpertsSpec::scratch_floats() const {
   const int64_t made = kRowBlock * kMostPanels * kPanel;
@@ -380,23 +387,20 @@ int64_t experts_work(int64_t experts, int64_t ffn, int64_t top_k, int down, int6
   return outline(experts, ffn, ffn, top_k, down, down).work_bytes(rows);
 }
 
-int64_t experts_scratch(int64_t experts, int64_t width, int64_t ffn, int up, int down,
-                        bool streams) {
-  ExpertsSpec s = outline(experts, width, ffn, 1, up, down);
-  if (streams) return s.scratch_floats();
-  const auto none = std::make_shared<PackedWeight>(Format::F32, 1, 1);
-  s.up.weight = s.down.weight = none;
-  return s.scratch_floats();
+int64_t experts_scratch(int64_t experts, int64_t width, int64_t ffn, int up, int down) {
+  return outline(experts, width, ffn, 1, up, down).scratch_floats();
 }
 
 ExpertNodes make_experts(ExpertsSpec spec) {
   const bool narrow = spec.down_act() == ActKind::bf16;
+  const bool cached = !spec.up.weight;
   auto now = std::make_shared<ExpertsStep>(std::move(spec));
   ExpertNodes nodes;
   nodes.route = make_route(now);
   nodes.gate_up = std::make_unique<GateUpNode>(now);
   if (narrow) nodes.narrow = std::make_unique<NarrowMiddleNode>(now);
   nodes.down = std::make_unique<DownNode>(now);
+  if (cached) nodes.turns = std::make_shared<CachedTurns>(now);
   return nodes;
 }
 

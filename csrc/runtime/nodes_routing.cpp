@@ -177,6 +177,7 @@ void group_pairs(const Context& c, ExpertsStep& now) {
   for (int64_t e = s.experts; e > 0; --e) first[e] = first[e - 1];
   first[0] = 0;
   now.grouped = true;
+  if (now.weights.empty()) now.worked = now.ready = now.active;
 }
 
 }  // namespace strata

@@ -36,37 +36,42 @@ ReadQueue::~ReadQueue() {
   for (std::thread& t : team_) t.join();
 }
 
-void ReadQueue::submit(ReadBatch* batch) {
+void ReadQueue::submit(ReadBatch* batch, bool urgent) {
   {
     std::lock_guard<std::mutex> hold(lock_);
     about_to_allocate(sizeof batch);
-    open_.push_back(batch);
+    (urgent ? urgent_ : open_).push_back(batch);
+    batch->claimed_ = batch->done_ = 0;
+    batch->failure_ = nullptr;
   }
   wanted_.notify_one();
 }
 
-// A batch of which something is to be read now; nullptr when there is none, or enough under way.
-ReadBatch* ReadQueue::next() {
+// Where a batch stands first of which something is to be read now; nullptr when there is none, or
+// enough under way.
+std::deque<ReadBatch*>* ReadQueue::next() {
+  if (!urgent_.empty()) return &urgent_;
   if (open_.empty()) return nullptr;
   ReadBatch* const batch = open_.front();
   const bool few =
       under_way_ == 0 || under_way_ <= most_bytes_ - batch->bytes(batch->claimed_);
-  return few ? batch : nullptr;
+  return few ? &open_ : nullptr;
 }
 
 void ReadQueue::work(int thread) {
   uint8_t* const scratch = scratch_ + thread * scratch_each_;
   std::unique_lock<std::mutex> hold(lock_);
   while (!stop_) {
-    ReadBatch* const batch = next();
-    if (batch == nullptr) {
+    std::deque<ReadBatch*>* const from = next();
+    if (from == nullptr) {
       if (++idle_ == alive_) idle_since_ = Clock::now();
       wanted_.wait(hold);
       if (idle_-- == alive_) idle_s_ += seconds(Clock::now() - idle_since_);
       continue;
     }
+    ReadBatch* const batch = from->front();
     const size_t read = batch->claimed_++;
-    if (batch->claimed_ == batch->reads()) open_.pop_front();
+    if (batch->claimed_ == batch->reads()) from->pop_front();
     const int64_t bytes = batch->bytes(read);
     ++busy_;
     under_way_ += bytes;
@@ -95,8 +100,11 @@ void ReadQueue::work(int thread) {
       failed_ = true;
       // What is left of it is of no use.
       std::erase(open_, batch);
+      std::erase(urgent_, batch);
     }
-    if (failure || batch->done_ == batch->reads() || busy_ == 0) ready_.notify_all();
+    if (failure || batch->done_ == batch->reads() || busy_ == 0 || withdrawing_ > 0) {
+      ready_.notify_all();
+    }
     if (dies) break;
   }
   --alive_;
@@ -122,9 +130,25 @@ void ReadQueue::wait(const ReadBatch& batch, const Check& check) {
   waited_s_ += seconds(Clock::now() - start);
 }
 
+bool ReadQueue::complete(const ReadBatch& batch) const {
+  std::lock_guard<std::mutex> hold(lock_);
+  if (batch.failure_) std::rethrow_exception(batch.failure_);
+  return batch.done_ == batch.reads();
+}
+
+void ReadQueue::withdraw(ReadBatch* batch) {
+  std::unique_lock<std::mutex> hold(lock_);
+  std::erase(open_, batch);
+  std::erase(urgent_, batch);
+  ++withdrawing_;
+  ready_.wait(hold, [&] { return batch->done_ == batch->claimed_; });
+  --withdrawing_;
+}
+
 void ReadQueue::drop() {
   std::unique_lock<std::mutex> hold(lock_);
   open_.clear();
+  urgent_.clear();
   ready_.wait(hold, [&] { return busy_ == 0; });
   failed_ = false;
 }

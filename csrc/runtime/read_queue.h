@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/storage.h"
 #include "runtime/weight_file.h"
 
 namespace strata {
@@ -37,8 +38,8 @@ class ReadBatch {
   std::exception_ptr failure_;
 };
 
-// Threads that read batches in the order in which they were submitted. As many reads are under way
-// as there are threads, but no more than `most_bytes` of them.
+// Threads that read batches in the order in which they were submitted, those first that are urgent.
+// As many reads are under way as there are threads, but no more than `most_bytes` of them.
 class ReadQueue {
  public:
   // `scratch` is that of thread 0; each has `scratch_each` bytes.
@@ -48,10 +49,15 @@ class ReadQueue {
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
 
-  // The batch stays where it is until it was waited for without an error, or all were dropped.
-  void submit(ReadBatch* batch);
+  // The batch stays where it is until it was waited for without an error, was withdrawn, or all were
+  // dropped. One that is `urgent` comes before all that are not, and however much is under way.
+  void submit(ReadBatch* batch, bool urgent = false);
   // Waits until all of a batch is read. ReadError if some of it cannot be.
   void wait(const ReadBatch& batch, const Check& check);
+  // Whether all of a batch is read. ReadError if some of it cannot be.
+  bool complete(const ReadBatch& batch) const;
+  // Forgets a batch, once those of its reads that are under way have ended.
+  void withdraw(ReadBatch* batch);
   // Forgets all batches, once the reads that are under way have ended.
   void drop();
   // Whether a read failed since batches were dropped.
@@ -67,7 +73,7 @@ class ReadQueue {
  private:
   using Clock = std::chrono::steady_clock;
 
-  ReadBatch* next();
+  std::deque<ReadBatch*>* next();
   void work(int thread);
 
   const int threads_;
@@ -77,14 +83,41 @@ class ReadQueue {
   mutable std::mutex lock_;
   std::condition_variable ready_;     // a batch is complete, or all is quiet, or a thread has ended
   std::condition_variable wanted_;    // there is something to read, or all shall end
-  std::deque<ReadBatch*> open_;       // of which something is still to be taken up
+  std::deque<ReadBatch*> urgent_, open_;   // of which something is still to be taken up
   bool stop_ = false, failed_ = false;
+  int withdrawing_ = 0;
   int busy_ = 0, alive_ = 0, idle_ = 0;
   int64_t under_way_ = 0;             // bytes that are being read
   Clock::time_point idle_since_;
   BusyClock fetching_;
   double waited_s_ = 0, idle_s_ = 0;
   std::vector<std::thread> team_;
+};
+
+// Threads with what they read into and what they count: those of everything that comes from the disk
+// while a model runs.
+class Readers {
+ public:
+  // `each` bytes of scratch for every thread.
+  Readers(int threads, int64_t each, int64_t most_bytes)
+      : scratch_(static_cast<size_t>(scratch_bytes(threads, each)), false,
+                 WeightFile::kBufferAlign),
+        queue(threads, scratch_.data(), scratch_bytes(1, each), most_bytes),
+        scratch_each(each) {}
+
+  // What they take beside stacks.
+  static int64_t scratch_bytes(int threads, int64_t each) {
+    constexpr int64_t kTo = WeightFile::kBufferAlign;
+    return (each + kTo - 1) / kTo * kTo * threads;
+  }
+
+ private:
+  AlignedBytes scratch_;
+
+ public:
+  ReadCounters counters;
+  ReadQueue queue;   // after what its threads use
+  const int64_t scratch_each;
 };
 
 }  // namespace strata

@@ -23,13 +23,14 @@ int64_t Stream::scratch_bytes(const std::vector<Track>& tracks) {
   return most;
 }
 
-Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads)
+Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, std::shared_ptr<Readers> readers)
     : tracks_(std::move(tracks)),
-      scratch_(static_cast<size_t>(scratch_bytes(tracks_) * threads), false,
-               WeightFile::kBufferAlign),
+      readers_(std::move(readers)),
       order_(counts(tracks_)),
-      ring_(ring_bytes, counters_),
-      queue_(threads, scratch_.data(), scratch_bytes(tracks_), ring_bytes / 4 * 3) {
+      ring_(ring_bytes, readers_->counters) {
+  if (scratch_bytes(tracks_) > readers_->scratch_each) {
+    throw std::invalid_argument("stream: readers with too little scratch");
+  }
   for (const Track& track : tracks_) {
     for (const Tile& tile : track) {
       if (tile_bytes(tile) > ring_bytes) {
@@ -42,7 +43,12 @@ Stream::Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads)
       }
     }
   }
-  read_ahead();
+  try {
+    read_ahead();
+  } catch (...) {
+    readers_->queue.drop();   // before what it reads into is gone
+    throw;
+  }
 }
 
 void Stream::read_ahead() {
@@ -53,7 +59,7 @@ void Stream::read_ahead() {
       CachedTile* const tile = ring_.admit(id, track[static_cast<size_t>(id.tile)]);
       if (tile == nullptr) return;
       order_.advance();
-      queue_.submit(tile);
+      readers_->queue.submit(tile);
     }
   } catch (...) {
     // A tile may have its place and never be read.
@@ -64,8 +70,8 @@ void Stream::read_ahead() {
 
 void Stream::begin_sweep(std::vector<int> order) {
   const bool serves = order_.begin(std::move(order));
-  if (!serves || queue_.failed()) {
-    queue_.drop();
+  if (!serves || readers_->queue.failed()) {
+    readers_->queue.drop();
     held_ = nullptr;
     ring_.clear();
     order_.rewind();
@@ -79,7 +85,7 @@ const std::vector<PanelView>& Stream::acquire(int track, int tile, const Check& 
   if (found == nullptr) {
     throw std::logic_error("stream: tiles are taken in the order of the sweep");
   }
-  queue_.wait(*found, check);
+  readers_->queue.wait(*found, check);
   held_ = found;
   return found->views();
 }

@@ -15,12 +15,13 @@ namespace strata {
 using Track = std::vector<Tile>;
 
 // Goes ahead through the order of tiles as far as the ring buffer admits them, has them read, and
-// hands them to its one caller. No more than three quarters of the ring buffer are on their way at a
-// time: disks give what they were asked for together at about the same time, and then the next
-// reads need room at once.
+// hands them to its one caller. `most_under_way` of the ring buffer are on their way at a time: disks
+// give what they were asked for together at about the same time, and then the next reads need room
+// at once.
 class Stream {
  public:
-  Stream(std::vector<Track> tracks, int64_t ring_bytes, int threads);
+  Stream(std::vector<Track> tracks, int64_t ring_bytes, std::shared_ptr<Readers> readers);
+  ~Stream() { readers_->queue.drop(); }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
@@ -37,28 +38,24 @@ class Stream {
 
   const std::vector<Track>& tracks() const { return tracks_; }
   int64_t ring_bytes() const { return ring_.nbytes(); }
+  static int64_t most_under_way(int64_t ring_bytes) { return ring_bytes / 4 * 3; }
   // Bytes that a thread needs beside the ring buffer.
   static int64_t scratch_bytes(const std::vector<Track>& tracks);
 
   // The following may be asked for by any thread.
-  const ReadCounters& counters() const { return counters_; }
   // Bytes of the file whose tiles were used and released.
   int64_t used_bytes() const { return used_bytes_.load(); }
-  // Of these `idle_s` is how long all threads waited for room in the ring buffer.
-  ReadQueue::Times times() const { return queue_.times(); }
 
  private:
   void read_ahead();
 
   const std::vector<Track> tracks_;
   std::vector<std::shared_ptr<const WeightFile>> files_;
-  ReadCounters counters_;
-  AlignedBytes scratch_;
+  const std::shared_ptr<Readers> readers_;
   SweepOrder order_;
   RingBuffer ring_;
   CachedTile* held_ = nullptr;
   std::atomic<int64_t> used_bytes_{0};
-  ReadQueue queue_;   // the last one: its threads end before what they read into
 };
 
 }  // namespace strata

@@ -27,6 +27,7 @@ from strata.models import build_model
 from strata.plan import Limits, Outline, Plan, Workload, from_json, outline, plan, to_json
 from strata.server.service import Service
 from strata.server.settings import Settings
+from strata.synth import SHAPES, write_model
 from support.described import machine
 from support.weighing import settled_bytes
 
@@ -96,7 +97,7 @@ def cpu(llm: LLM) -> CpuBackend:
 def largest_tile(llm: LLM) -> int:
     """Its bytes in the ring buffer."""
     tracks = [s.track for s in llm.engine.runner.loaded if s.track]  # type: ignore[attr-defined]
-    return int(_native.stream_memory(tracks, 1)[0])
+    return int(_native.stream_memory(tracks)[0])
 
 
 def bytes_of_a_sweep(llm: LLM) -> int:
@@ -247,6 +248,9 @@ LOADED: Mapping[str, Callable[[LLM], int]] = {
 }
 """The same for fields whose value is not a number that a run could show."""
 
+ELSEWHERE = {"expert_slots": "test_slots_for_experts_are_those_of_the_plan"}
+"""Fields that are in force for other models only, and where that is seen."""
+
 REFUSED = {"version": "what the other fields mean"}
 """Fields of which only one value can be executed."""
 
@@ -290,7 +294,7 @@ def changes(plan: Plan, field: str) -> dict[str, Any]:
 
 
 def test_no_field_is_forgotten() -> None:
-    known = [*SEEN, *LOADED, *REFUSED, *DESCRIBING]
+    known = [*SEEN, *LOADED, *ELSEWHERE, *REFUSED, *DESCRIBING]
     assert sorted(known) == sorted(f.name for f in fields(Plan))
 
 
@@ -401,3 +405,35 @@ def test_a_plan_of_another_format_is_refused(path: Path, base: Plan) -> None:
             from_json(Plan, other)
     with pytest.raises(UsageError, match="this plan has format version"):
         LLM(path, plan=replace(base, version=base.version - 1))
+
+
+def test_slots_for_experts_are_those_of_the_plan(smollm2_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    with open_model(smollm2_path) as source:
+        tokenizer = dict(source.metadata)
+        write_model(SHAPES["tiny-qwen3moe"], path, recipe="Q4_K_M", tokenizer=tokenizer)
+    with open_model(path) as file:
+        model = build_model(file)
+        profile = CpuBackend.profile(model, WeightSource(file))
+        sizes = outline(path.name, model, file, profile)
+    everything = planned(sizes, Workload(20, 2, 64, 20))
+    assert everything.expert_slots == 0
+    routed = tuple(unit.name for unit in profile.units if unit.reads == "routed")
+    prompts = [[21, 22, 23, 24, 25], [27, 26]]
+    params = SamplingParams(max_tokens=12, logprobs=2, ignore_eos=True)
+    with LLM(path, plan=everything) as llm:
+        want = [output.logprobs for output in llm.generate(prompts, params)]
+    misses = []
+    for slots in (2, 3, profile.experts):
+        resident = tuple(name for name in everything.resident if name not in routed)
+        made = replace(
+            everything, resident=resident, streamed=routed, expert_slots=slots, io_threads=3
+        )
+        with LLM(path, plan=made) as llm:
+            assert [output.logprobs for output in llm.generate(prompts, params)] == want
+            assert llm.ledger.owned["experts"] == slots * profile.slot_bytes
+            assert "ring" not in llm.ledger.owned
+            misses.append(cpu(llm).stats().expert_misses)
+            llm.runtime.check_integrity()
+    assert misses[0] > misses[2]
+    assert misses[2] <= profile.experts

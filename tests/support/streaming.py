@@ -31,11 +31,16 @@ def settings(
     threads: int = 3,
     request: int = SMALL_REQUEST,
     direct: bool = False,
+    slots: int = 5,
 ) -> BackendSettings:
     """Small tiles and requests, so that small models have many."""
     reading = Reading(threads, request, direct, drop_behind=True)
     return BackendSettings(
-        streamed=frozenset(streamed), ring_bytes=ring, tile_bytes=tile, reading=reading
+        streamed=frozenset(streamed),
+        ring_bytes=ring,
+        tile_bytes=tile,
+        expert_slots=slots,
+        reading=reading,
     )
 
 
@@ -62,7 +67,7 @@ def least_ring(file: ModelFile, tile: int, context: int | None = None) -> int:
     how = settings(units(file, context), tile=tile)
     loaded = Forward(file, context, CpuBackend(threads=1, settings=how))
     tracks = [s.track for s in loaded.segments if s.track]  # type: ignore[attr-defined]
-    most, _ = _native.stream_memory(tracks, 1)
+    most, _ = _native.stream_memory(tracks)
     return most
 
 

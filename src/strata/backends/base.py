@@ -178,10 +178,12 @@ class BackendStats:
     Streaming: ``used`` bytes of the file were multiplied with, ``wanted`` bytes were read in
     ``reads`` reads, some of them ahead, for which the system was asked for ``from_disk`` bytes
     (alignment adds some). Seconds: ``reading_s`` some read was under way, ``fetching_s`` some
-    reader read or packed, ``waited_s`` the kernels waited for a tile, ``full_s`` all readers waited
-    for room. ``rows`` are the bytes of table rows, fetched one by one in ``row_reads`` reads that
-    asked the system for ``rows_from_disk``. What stays was loaded once: ``loaded`` bytes, with some
-    read under way for ``loading_s``.
+    reader read or packed, ``waited_s`` the kernels waited for a tile or an expert, ``full_s`` all
+    readers waited for room, or to be asked. Experts that are not resident: ``expert_hits`` were in
+    memory when a step needed them, ``expert_misses`` were read; ``expert_bytes`` of the file they
+    were in all, of which ``expert_read`` are those read. ``rows`` are the bytes of table rows,
+    fetched one by one in ``row_reads`` reads that asked the system for ``rows_from_disk``. What
+    stays was loaded once: ``loaded`` bytes, with some read under way for ``loading_s``.
     """
 
     used: int = 0
@@ -197,6 +199,10 @@ class BackendStats:
     rows_from_disk: int = 0
     loaded: int = 0
     loading_s: float = 0.0
+    expert_hits: int = 0
+    expert_misses: int = 0
+    expert_bytes: int = 0
+    expert_read: int = 0
 
     def __add__(self, other: BackendStats) -> BackendStats:
         return BackendStats(*(a + b for a, b in zip(_figures(self), _figures(other), strict=True)))

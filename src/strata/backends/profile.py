@@ -13,6 +13,7 @@ from typing import Protocol
 
 from strata.backends.kv_types import KVType, choose_kv_type
 from strata.program import LayerState, Reads, Segment, StateGroup, state_groups
+from strata.program.cost import distinct_experts
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,30 @@ class MatrixProfile:
 @dataclass(frozen=True)
 class UnitProfile:
     """A WeightUnit's sizes: ``packed_bytes`` in memory when it stays, ``streamed_bytes`` read from
-    the file in a sweep when it does not. Of tables only the rows of a step's tokens are read, which
-    is not counted."""
+    the file in every sweep when it does not. Of tables only the rows of a step's tokens are read,
+    which is not counted; and of ``experts``, of which a row chooses ``top_k``, those that were
+    chosen and are not in a slot: ``expert_bytes`` each."""
 
     name: str
     reads: Reads
     matrices: tuple[MatrixProfile, ...]
+    experts: int = 0
+    top_k: int = 0
 
     @cached_property
     def streamed_bytes(self) -> int:
         """Bytes read from the file in a sweep when it is not resident."""
-        return 0 if self.reads == "rows" else sum(m.file_bytes for m in self.matrices)
+        return sum(m.file_bytes for m in self.matrices) if self.reads == "all" else 0
+
+    @cached_property
+    def file_bytes(self) -> int:
+        """Bytes of its matrices in the file."""
+        return sum(m.file_bytes for m in self.matrices)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert in the file; 0 for other units."""
+        return self.file_bytes // self.experts if self.experts else 0
 
     @cached_property
     def packed_bytes(self) -> int:
@@ -96,6 +110,11 @@ class UnitProfile:
         if self.reads == "rows":
             return 0.0
         return sum(rates.pack_s(m.format, m.file_bytes) for m in self.matrices)
+
+    def needed(self, rows: int) -> float:
+        """Of its experts, how many a step of so many rows is expected to need, if all are chosen
+        alike."""
+        return distinct_experts(self.experts, self.top_k, rows) if self.experts else 0.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +226,16 @@ class ModelProfile(ABC):
         """Bytes of so many blocks of each group of state."""
         sizes = self.block_nbytes(kv_type)
         return sum(count * size for count, size in zip(blocks, sizes, strict=True))
+
+    @cached_property
+    def experts(self) -> int:
+        """Experts of all layers."""
+        return sum(unit.experts for unit in self.units)
+
+    @property
+    @abstractmethod
+    def slot_bytes(self) -> int:
+        """Bytes of a slot with room for any expert; 0 where there are none."""
 
     @abstractmethod
     def arena_bytes(self, tokens: int, logit_rows: int) -> int:

@@ -17,8 +17,8 @@ MAX_LOGIT_ROWS = 64
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read: by ``threads`` at a time, and what is loaded once with reads of at most
-    ``request_bytes``.
+    """How files are read: by ``threads`` at a time; what is loaded once, and experts, with reads of
+    at most ``request_bytes``.
 
     ``direct`` reads go past the page cache where the file system can. Buffered ones leave nothing
     in it with ``drop_behind``.
@@ -38,7 +38,8 @@ class BackendSettings:
     ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
     The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
     buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
-    are fetched one by one. A backend that streams nothing keeps all.
+    are fetched one by one; and experts, those that are chosen, into ``expert_slots``, each with
+    room for one of any layer. A backend that streams nothing keeps all.
     """
 
     max_tokens: int = MAX_TOKENS
@@ -48,4 +49,5 @@ class BackendSettings:
     streamed: frozenset[str] = frozenset()
     ring_bytes: int = 0
     tile_bytes: int = 0
+    expert_slots: int = 0
     reading: Reading = field(default_factory=Reading)

@@ -29,6 +29,8 @@ def lines(e: Explanation) -> Iterator[str]:
             yield f"{name}: {_speed(sweeps)}"
             if sweeps.disk_bytes:
                 yield f"  {_disk(sweeps)}"
+            if sweeps.expert_bytes:
+                yield f"  {_experts(sweeps)}"
     yield f"memory: {_memory(e)}"
     yield e.verdict
 
@@ -46,6 +48,15 @@ def _disk(s: SweepsReport) -> str:
         f"{format_size(s.disk_bytes)} from disk at {s.disk_bytes_s / 1e9:.2f} GB/s{share}; "
         f"waiting: kernels {100 * s.waited_share:.0f} %, readers {100 * s.full_share:.0f} %; "
         f"overlap {100 * s.overlap:.0f} %"
+    )
+
+
+def _experts(s: SweepsReport) -> str:
+    needed = s.expert_hits + s.expert_misses
+    return (
+        f"experts: {s.expert_hits} of {needed} needed were in memory "
+        f"({100 * s.expert_hits / needed:.0f} %), {s.expert_misses} read; "
+        f"{format_size(s.expert_read_bytes)} of {format_size(s.expert_bytes)} came from disk"
     )
 
 

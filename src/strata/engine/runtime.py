@@ -377,6 +377,7 @@ def _settings(plan: Plan, limited: bool) -> BackendSettings:
         streamed=frozenset(plan.streamed),
         ring_bytes=plan.ring_bytes,
         tile_bytes=plan.tile_bytes,
+        expert_slots=plan.expert_slots,
         reading=Reading(
             threads=plan.io_threads,
             request_bytes=plan.request_bytes,

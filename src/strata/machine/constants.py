@@ -69,6 +69,9 @@ RING_TILES = 15
 """Tiles that the ring buffer has room for: three quarters on their way, the others in use, ready,
 and lost where it wraps."""
 
+LEAST_SLOTS = 2
+"""Experts that there is room for at least: one is used while the next is read."""
+
 READERS = 16
 """Threads that read ahead: the more requests a disk has, the better it keeps going. Often a tile
 is of several matrices, and so more than one read."""

@@ -8,9 +8,10 @@ from functools import cache
 from itertools import compress
 
 from strata.backends.kv_types import KV_BLOCK
-from strata.backends.profile import SweepSize
+from strata.backends.profile import SweepSize, UnitProfile
 from strata.machine import constants
 from strata.machine.rates import Rates
+from strata.plan.expert_policies import AHEAD
 from strata.plan.outline import Outline
 from strata.plan.plan import Bound
 from strata.program import PagedKV
@@ -30,18 +31,33 @@ class SweepTime:
 class Streaming:
     """What a choice of resident units leaves to stream, and how: bytes of each Segment and seconds
     of packing them, whether rows of tables are looked up on the disk, its bandwidth and the ring
-    buffer."""
+    buffer. Of ``experts``, those of each Segment that are read when they are chosen, the share
+    ``hit_rate`` is found in a slot."""
 
     segment_bytes: tuple[int, ...]
     segment_pack_s: tuple[float, ...]
     lookups: bool
     bytes_s: float
     ring_bytes: int
+    experts: tuple[tuple[UnitProfile, ...], ...] = ()
+    hit_rate: float = 0.0
 
     @property
     def nbytes(self) -> int:
-        """Bytes in every sweep."""
+        """Bytes in every sweep, whatever is chosen."""
         return sum(self.segment_bytes)
+
+    def expert_bytes(self, rows: int) -> float:
+        """Bytes of experts that a step of so many rows reads."""
+        needed = sum(unit.needed(rows) * unit.expert_bytes for s in self.experts for unit in s)
+        return needed * (1 - self.hit_rate)
+
+
+def hit_rate(experts: int, slots: int) -> float:
+    """Of needed experts, the share that is found in a slot when all are chosen alike."""
+    if not experts:
+        return 0.0
+    return 1.0 if slots >= experts else max(0, slots - AHEAD) / experts
 
 
 class CostModel:
@@ -58,27 +74,39 @@ class CostModel:
         self.pack_s = {unit.name: unit.pack_seconds(rates) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
+        self._needed: dict[object, list[tuple[float, float]]] = {}
         self._without_logits = [not s.selects for s in model.segments]
 
-    def streaming(self, resident: Collection[str], bytes_s: float, ring_bytes: int) -> Streaming:
-        """What streams when the units of these names stay."""
+    def streaming(
+        self, resident: Collection[str], bytes_s: float, ring_bytes: int, expert_slots: int = 0
+    ) -> Streaming:
+        """What streams when the units of these names stay. If all experts are chosen alike, as many
+        are found as there are slots but for those that are just used or read."""
         rest = [[u for u in s.units if u.name not in resident] for s in self.model.segments]
         return Streaming(
             segment_bytes=tuple(sum(u.streamed_bytes for u in units) for units in rest),
-            segment_pack_s=tuple(sum(self.pack_s[u.name] for u in units) for units in rest),
+            segment_pack_s=tuple(
+                sum(self.pack_s[u.name] for u in units if not u.experts) for units in rest
+            ),
             lookups=any(u.reads == "rows" for units in rest for u in units),
             bytes_s=bytes_s,
             ring_bytes=ring_bytes,
+            experts=tuple(
+                found for units in rest if (found := tuple(u for u in units if u.experts))
+            ),
+            hit_rate=hit_rate(sum(u.experts for units in rest for u in units), expert_slots),
         )
 
     def sweep(self, size: SweepSize, streaming: Streaming) -> SweepTime:
         """A sweep through Segments that are resident, and those of which some units stream.
 
         Reading goes ahead of the work as far as the ring buffer has room: all that resident
-        Segments take between two that stream is only of use for that.
+        Segments take between two that stream is only of use for that. Experts are waited for: what
+        is done meanwhile is not counted.
         """
         rate = streaming.bytes_s * constants.DISK_SHARE
-        reading = working = packing = 0.0
+        reading, packing, _ = self._experts_s(size, streaming)
+        working = 0.0
         for seconds, nbytes, pack in self._parts(size, streaming):
             reading += nbytes / rate
             working += seconds
@@ -109,9 +137,30 @@ class CostModel:
                 total += taken
             total += outside
             ahead = min(room, ahead + rate * outside)
+        total += self._experts_s(size, streaming)[2]
         if streaming.lookups:
             total += size.tokens * self.rates.machine.read_latency_s / self.rates.threads
         return total
+
+    def _experts_s(self, size: SweepSize, streaming: Streaming) -> tuple[float, float, float]:
+        """Seconds of reading and of packing experts that are not there, and those waited for."""
+        if not streaming.experts or streaming.hit_rate == 1:
+            return 0.0, 0.0, 0.0
+        key = size.tokens, tuple(u.name for s in streaming.experts for u in s)
+        if key not in self._needed:
+            units = [[(u, u.needed(size.tokens) / u.experts) for u in s] for s in streaming.experts]
+            self._needed[key] = [
+                (sum(n * u.file_bytes for u, n in s), sum(n * self.pack_s[u.name] for u, n in s))
+                for s in units
+            ]
+        missing = 1 - streaming.hit_rate
+        each_s = missing / (streaming.bytes_s * constants.DISK_SHARE)
+        reading = packing = waited = 0.0
+        for nbytes, pack_s in self._needed[key]:
+            reading += nbytes * each_s
+            packing += pack_s * missing
+            waited += max(nbytes * each_s, pack_s * missing)
+        return reading, packing, waited
 
     def _parts(self, size: SweepSize, streaming: Streaming) -> list[tuple[float, int, float]]:
         """Of each Segment that runs: seconds of arithmetic, bytes that stream, seconds of packing

@@ -20,8 +20,8 @@ class Sizes:
 
     ``server_bytes`` are taken by who answers over HTTP, 0 where nobody does; ``process_bytes`` by
     everything that is there before the model is opened; ``beside`` says what is set aside for
-    requests, templates and grammars. ``ring_bytes``
-    is that of a run that streams, and 0 for one in which everything is resident: then
+    requests, templates and grammars. ``ring_bytes`` and ``expert_slots``
+    are those of a run that streams, and 0 for one in which everything is resident: then
     ``request_bytes`` and ``io_threads`` are those of loading.
     """
 
@@ -38,6 +38,12 @@ class Sizes:
     server_bytes: int = 0
     beside: Beside = NOTHING
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
+    expert_slots: int = 0
+
+    @property
+    def streams(self) -> bool:
+        """Whether something is read while the model runs, beside rows of tables."""
+        return self.ring_bytes > 0 or self.expert_slots > 0
 
     @property
     def tile_bytes(self) -> int:
@@ -92,7 +98,7 @@ def memory_shares(model: Outline, sizes: Sizes, resident: Collection[str]) -> Me
 
 def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     """The shares when no unit of weights is resident: only vectors are."""
-    streams = sizes.ring_bytes > 0
+    streams = sizes.streams
     threads = sizes.threads * constants.THREAD
     threads += sizes.io_threads * constants.READER if streams else 0
     arena = model.profile.arena_bytes(sizes.max_tokens, sizes.logit_rows)
@@ -101,14 +107,18 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = model.profile.loading_bytes(sizes.io_threads, sizes.request_bytes)
+    slots = sizes.expert_slots * model.profile.slot_bytes
     beside_ring = 0
-    if streams:
+    if sizes.ring_bytes:
         beside_ring = model.profile.streaming_bytes(sizes.io_threads, sizes.tile_bytes)
+    if slots:
+        # Experts are read as what stays is loaded.
+        beside_ring += staging
     kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     logits = sizes.logit_rows * model.row_width * 4 + sampling
     activations = arena + scratch + attention
     # Loading comes first, where the others will be.
-    staging = max(beside_ring, staging - sizes.ring_bytes - kv - logits - activations)
+    staging = max(beside_ring, staging - sizes.ring_bytes - slots - kv - logits - activations)
     base = MemoryShares(
         interpreter=sizes.process_bytes
         + constants.STARTED
@@ -124,6 +134,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         margin=0,
         server=sizes.server_bytes + admission_bytes(sizes.beside),
         guard=guard_bytes(sizes.beside, model.vocabulary),
+        experts=slots,
     )
     return _with_margin(base, model.vector_bytes)
 

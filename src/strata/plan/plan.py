@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class MemoryShares:
 
     ``resident`` are the weights that stay: matrices of resident units, and all vectors (norms,
     biases). ``ring`` and ``staging`` serve the streamed ones: tiles ready for the
-    kernels, and bytes as the file has them on the way there. ``server`` is what answering over HTTP
+    kernels, and bytes as the file has them on the way there; ``experts`` are the slots of those
+    that are read when they are chosen. ``server`` is what answering over HTTP
     takes: its libraries, connections and requests; ``guard`` what processes for templates and
     grammars may. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
@@ -94,6 +95,7 @@ class MemoryShares:
     margin: int
     server: int = 0
     guard: int = 0
+    experts: int = 0
 
     @property
     def total(self) -> int:
@@ -110,6 +112,7 @@ class MemoryShares:
             + self.margin
             + self.server
             + self.guard
+            + self.experts
         )
 
 
@@ -121,7 +124,9 @@ class Prediction:
     once, which touches only part of what is reserved for a longer context.
     ``load_s`` ends when the first sweep may begin; ``ttft_s`` is from there until ``concurrency``
     prompts of ``prompt_tokens`` that came together have their first tokens; ``decode_tok_s`` counts
-    the tokens of all of them while the answers are half written. ``sweep_bytes`` are read from the
+    the tokens of all of them while the answers are half written. ``expert_hit_rate`` is the share
+    of experts needed by a sweep of a decode that are found in a slot, if routers choose all alike:
+    one that prefers some finds more. ``sweep_bytes`` are read from the
     disk in each sweep of a decode, which takes ``sweep_read_s`` of reading and ``sweep_compute_s``
     of work, overlapped; ``bound`` says what decides.
     """
@@ -137,6 +142,7 @@ class Prediction:
     sweep_read_s: float
     sweep_compute_s: float
     bound: Bound
+    expert_hit_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,8 +157,9 @@ class Plan:
     threads read ahead in ``read_mode``, each one matrix's part of a tile at a time; what loading
     and they need beside the ring buffer never exceeds ``predicted.memory.staging``. What stays is
     loaded by as many threads, with reads of ``request_bytes``. Vectors (norms, biases) always stay.
-    Of tables in ``streamed`` the rows of the step's tokens are fetched. When all units are resident
-    ``ring_bytes`` is 0.
+    Of tables in ``streamed`` the rows of the step's tokens are fetched, and of experts in it those
+    that are chosen, by the same threads with reads of ``request_bytes``, into ``expert_slots``,
+    each with room for one of any layer. Where nothing goes through it ``ring_bytes`` is 0.
 
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
     time. ``parallel`` sequences of ``context`` positions run together; ``kv_blocks`` are the blocks
@@ -174,6 +181,7 @@ class Plan:
     streamed: tuple[str, ...]
     ring_bytes: int
     tile_bytes: int
+    expert_slots: int
     read_mode: ReadMode
     request_bytes: int
     io_threads: int

@@ -14,7 +14,8 @@ from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.beside import Beside, added_beside, steps
-from strata.plan.cost_model import CostModel
+from strata.plan.cost_model import CostModel, Streaming
+from strata.plan.expert_policies import AHEAD
 from strata.plan.memory_model import (
     Sizes,
     added_bytes,
@@ -22,6 +23,7 @@ from strata.plan.memory_model import (
     memory_shares,
     peak_bytes,
     peak_while_opening,
+    resident_bytes,
     room_for_weights,
     server_bytes,
     sources,
@@ -187,10 +189,35 @@ class Planner:
             if fixed.total > budget:
                 continue
             room = room_for_weights(fixed, budget)
+            if self.model.profile.experts:
+                filled = (
+                    self._with_slots(sizes, room, order, budget) for order in self._fill_orders
+                )
+                for with_slots, resident in dict.fromkeys(filled):
+                    yield self._candidate(with_slots, tile, read, resident)
+                continue
             for resident in dict.fromkeys(fill(order, room) for order in self._fill_orders):
                 # Where nothing streams the ring buffer would be for nothing.
                 if resident != self._all:
                     yield self._candidate(sizes, tile, read, resident)
+
+    def _with_slots(
+        self, sizes: Sizes, room: int, order: Sequence[UnitProfile], budget: int
+    ) -> tuple[Sizes, frozenset[str]]:
+        """What stays of what every sweep reads; then as many slots for experts as there is room
+        for, and tables in what they leave."""
+        dense = [unit for unit in order if unit.reads == "all"]
+        resident = fill(dense, room)
+        if len(resident) == len(dense):
+            sizes = replace(sizes, ring_bytes=0)
+            room = room_for_weights(fixed_shares(self.model, sizes), budget)
+        room -= resident_bytes(self.model, resident)
+        experts, each = self.model.profile.experts, self.model.profile.slot_bytes
+        more = min(experts - sizes.expert_slots, room // each)
+        sizes = replace(sizes, expert_slots=sizes.expert_slots + more)
+        kept = [unit for unit in order if unit.name in resident or unit.reads == "rows"]
+        room += resident_bytes(self.model, resident) - more * each
+        return sizes, fill(kept, room)
 
     def _sizes(self, context: int) -> Iterator[tuple[Sizes, int, DiskRate]]:
         """Every way to stream: (sizes, bytes of a tile, how the disk is read)."""
@@ -206,6 +233,7 @@ class Planner:
                     # Many threads load as fast with smaller requests, and their buffers are few.
                     request_bytes=min(self._loading.request_bytes, constants.READERS_REQUEST),
                     io_threads=constants.READERS,
+                    expert_slots=min(constants.LEAST_SLOTS, self.model.profile.experts),
                 )
                 yield sizes, tile, read
 
@@ -266,11 +294,7 @@ class Planner:
     def predict(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Prediction:
         """What a run of these sizes will do; of memory only what does not depend on weights."""
         w = self.workload
-        # Of a usual read, as if everything streamed.
-        reads = self.model.reads(sizes.tile_bytes) if sizes.ring_bytes else 0
-        each = self.model.streamed_bytes / reads if reads else 0.0
-        bytes_s = kept_up(self.machine, read, sizes.ring_bytes, each)
-        streaming = self._costs.streaming(resident, bytes_s, sizes.ring_bytes)
+        streaming = self._streaming(sizes, read, resident)
         loads = _prefill(w, sizes.max_tokens)
         ttft = sum(self._costs.sweep_s(load, streaming) for load in loads)
         # One token for each sequence, with the answers half written.
@@ -285,17 +309,32 @@ class Planner:
             ttft_s=ttft,
             concurrency=w.concurrency,
             decode_tok_s=rate,
-            sweep_bytes=streaming.nbytes,
+            sweep_bytes=streaming.nbytes + round(streaming.expert_bytes(w.concurrency)),
             sweep_read_s=decode.read_s,
             sweep_compute_s=decode.compute_s,
             bound=decode.bound,
+            expert_hit_rate=streaming.hit_rate,
         )
+
+    def _streaming(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Streaming:
+        rates = [read.bytes_s]
+        if sizes.ring_bytes:
+            # Of a usual read, as if everything streamed.
+            reads = self.model.reads(sizes.tile_bytes)
+            each = self.model.streamed_bytes / reads if reads else 0.0
+            rates.append(kept_up(self.machine, read, sizes.ring_bytes, each))
+        if sizes.expert_slots:
+            slot = self.model.profile.slot_bytes
+            # As much is on its way as of a ring buffer of this size.
+            room = int(min(AHEAD, sizes.expert_slots) * slot / constants.RING_SHARE)
+            rates.append(kept_up(self.machine, read, room, min(sizes.request_bytes, slot / 3)))
+        return self._costs.streaming(resident, min(rates), sizes.ring_bytes, sizes.expert_slots)
 
     def _load_s(self, resident: frozenset[str], read: DiskRate) -> float:
         nbytes, packing = 0, 0.0
         for unit in self.model.units:
             if unit.name in resident:
-                nbytes += unit.streamed_bytes
+                nbytes += 0 if unit.reads == "rows" else unit.file_bytes
                 packing += self._costs.pack_s[unit.name]
         tokenizer = self.model.tokenizer
         opening = (tokenizer.tokens + tokenizer.merges) * constants.OPEN_TOKEN
@@ -344,7 +383,7 @@ class Planner:
         w = self.workload
         return prefill_budget(
             self._costs,
-            self._costs.streaming(best.resident, best.read.bytes_s, 0),
+            self._costs.streaming(best.resident, best.read.bytes_s, 0, best.sizes.expert_slots),
             slowdown=self._slowdown,
             parallel=w.concurrency,
             answer_past=w.prompt_tokens + w.answer_tokens // 2,
@@ -361,7 +400,8 @@ class Planner:
             resident=tuple(name for name in order if name in best.resident),
             streamed=tuple(name for name in order if name not in best.resident),
             ring_bytes=sizes.ring_bytes,
-            tile_bytes=best.tile_bytes,
+            tile_bytes=best.tile_bytes if sizes.ring_bytes else 0,
+            expert_slots=sizes.expert_slots,
             read_mode=best.read.mode,
             request_bytes=sizes.request_bytes,
             io_threads=sizes.io_threads,
@@ -435,8 +475,8 @@ def fill_orders(model: Outline) -> tuple[list[UnitProfile], ...]:
     Of the layers the heavier kind of unit comes first (the feed-forward), and of a kind each next
     one far from those before: what streams is small and lies evenly between what stays, and is read
     while that is computed. The head comes before them, so that they hide what is read, or after
-    them, where there is less of it. Then what a router chooses from, of which a sweep reads a part,
-    and last the tables, of which it reads rows.
+    them, where there is less of it. Then what a router chooses from, of which a sweep reads a part
+    (the room is for slots), and last the tables, of which it reads rows.
     """
     kinds: dict[int, list[UnitProfile]] = {}
     head: list[UnitProfile] = []

@@ -32,17 +32,20 @@ def explain(
     """The choices in the order in which people ask for them."""
     choices = [
         _budget(machine, limits, budget, given),
-        _weights(model, resident, prediction),
+        _weights(model, resident, sizes, prediction),
     ]
+    if sizes.expert_slots:
+        choices.append(_experts(model, workload, sizes, prediction))
     if sizes.ring_bytes:
         choices += [
             Choice(
                 "ring",
                 format_size(sizes.ring_bytes),
                 "three quarters on its way from the disk, the rest in use, ready, or its end",
-            ),
-            _reading(machine, sizes, read),
+            )
         ]
+    if sizes.streams:
+        choices.append(_reading(machine, sizes, read))
     return (
         *choices,
         _sweep(workload, sizes),
@@ -63,9 +66,14 @@ def _budget(machine: Machine, limits: Limits, budget: int, given: bool) -> Choic
     return Choice("budget", format_size(budget), f"{free} are free; {left} are left to others")
 
 
-def _weights(model: Outline, resident: frozenset[str], prediction: Prediction) -> Choice:
+def _weights(
+    model: Outline, resident: frozenset[str], sizes: Sizes, prediction: Prediction
+) -> Choice:
     count, total = len(resident), len(model.units)
-    streamed = prediction.sweep_bytes
+    streamed = sum(u.streamed_bytes for u in model.units if u.name not in resident)
+    if not streamed and sizes.expert_slots:
+        held = format_size(prediction.memory.resident)
+        return Choice("weights", f"{held} stay in memory", "all that every sweep reads")
     if not streamed:
         held = format_size(prediction.memory.resident)
         return Choice("weights", f"{held} stay in memory", "everything fits the budget")
@@ -78,6 +86,21 @@ def _weights(model: Outline, resident: frozenset[str], prediction: Prediction) -
         # By itself it would be read with too little beside it.
         why = f"the head, and of the rest {why}"
     return Choice("weights", value, why)
+
+
+def _experts(model: Outline, workload: Workload, sizes: Sizes, prediction: Prediction) -> Choice:
+    rows = workload.concurrency
+    held = format_size(prediction.memory.experts)
+    value = f"{sizes.expert_slots} of {model.profile.experts} at a time, {held}"
+    needed = sum(unit.needed(rows) * unit.expert_bytes for unit in model.units)
+    read = format_size(round(needed * (1 - prediction.expert_hit_rate)))
+    what = "token" if rows == 1 else f"{rows} tokens"
+    return Choice(
+        "experts",
+        value,
+        f"if all are chosen alike {prediction.expert_hit_rate:.0%} of those needed are there: a "
+        f"{what} needs {format_size(round(needed))} and reads {read}",
+    )
 
 
 def _reading(machine: Machine, sizes: Sizes, read: DiskRate) -> Choice:

@@ -26,7 +26,8 @@ class SweepsReport:
     under way; ``disk_share`` is the former of the measured bandwidth. ``waited_share`` of the time
     the kernels waited for weights, ``full_share`` all readers waited for the kernels. ``overlap``
     is the longer of fetching and computing (packing included) against the time of the sweeps:
-    1 is perfect.
+    1 is perfect. Of experts that are not resident ``expert_hits`` were in memory when they were
+    needed and ``expert_misses`` were read: ``expert_read_bytes`` of ``expert_bytes`` needed.
     """
 
     sweeps: int
@@ -42,6 +43,10 @@ class SweepsReport:
     waited_share: float
     full_share: float
     overlap: float
+    expert_hits: int
+    expert_misses: int
+    expert_bytes: int
+    expert_read_bytes: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,10 @@ def _report(t: SweepTotal, bandwidth: float | None, plan: Plan | None) -> Sweeps
         waited_share=min(1.0, s.waited_s / t.seconds),
         full_share=min(1.0, s.full_s / t.seconds),
         overlap=min(1.0, max(s.fetching_s, t.compute_s) / t.seconds),
+        expert_hits=s.expert_hits,
+        expert_misses=s.expert_misses,
+        expert_bytes=s.expert_bytes,
+        expert_read_bytes=s.expert_read,
     )
 
 

@@ -23,7 +23,7 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
-from strata.backends.cpu.experts import padded_rows
+from strata.backends.cpu.experts import ExpertLayer, padded_rows
 from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
@@ -43,7 +43,7 @@ from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.errors import UsageError
-from strata.program import LayerState, Model, Segment, Weight, state_groups
+from strata.program import LayerState, Model, Reads, Segment, Weight, state_groups
 from strata.program.ops import float_operands
 from strata.quant import by_name
 from strata.quant.grids import grid
@@ -177,7 +177,9 @@ class CpuBackend:
         self._reader = WeightReader(self.settings.reading)
         self._segments: list[NativeSegment] = []
         self._arena: _native.Arena | None = None
+        self._readers: _native.Readers | None = None
         self._stream: _native.Stream | None = None
+        self._experts: _native.ExpertCache | None = None
         # A weight used by two Segments (a tied embedding) is held once.
         self._packed: weakref.WeakValueDictionary[object, _native.PackedWeight] = (
             weakref.WeakValueDictionary()
@@ -223,16 +225,7 @@ class CpuBackend:
             routed = unit.reads == "routed"
             streams = unit.name in self.settings.streamed
             if streams and self._packed.get(_key(weight, weights)) is None:
-                places = self._places(weight, weights, routed=routed)
-                if places is None or len(places) > 1:
-                    nbytes = packed_nbytes(weight, weights, routed=routed)
-                    raise WeightError(
-                        f"tensor '{weight.source}' cannot be streamed: give enough memory to hold "
-                        f"it, {nbytes:,} bytes"
-                    )
-                place = places[0]
-                rows = unit.reads == "rows"
-                matrices[weight.name] = self._reader.rows(place) if rows else place
+                matrices[weight.name] = self._streamed(weight, weights, unit.reads)
             else:
                 matrices[weight.name] = self._pack(weight, weights, loads, routed=routed)
         self._reader.load(loads)
@@ -246,6 +239,20 @@ class CpuBackend:
         self._segments.append(native)
         self._arena = self._stats = None
         return native
+
+    def _streamed(self, weight: Weight, weights: WeightSource, reads: Reads) -> Any:
+        """Where a weight is read from while the model runs."""
+        if reads == "routed":
+            experts = self._reader.expert_matrix(weight, weights)
+            if experts is not None:
+                return experts
+        elif (place := self._reader.place(weight, weights)) is not None:
+            return self._reader.rows(place) if reads == "rows" else place
+        nbytes = packed_nbytes(weight, weights, routed=reads == "routed")
+        raise WeightError(
+            f"tensor '{weight.source}' cannot be streamed: give enough memory to hold "
+            f"it, {nbytes:,} bytes"
+        )
 
     def _pack(
         self,
@@ -316,23 +323,46 @@ class CpuBackend:
         )
         self._books.take("activations", arena + 4 * scratch * self.threads + partials)
         self._books.take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
-        tracks = [s.track for s in self._segments if s.track]
         allocated = _native.Arena(arena, self.threads, scratch)
-        if tracks:
-            self._stream = self._make_stream(tracks)
+        if any(s.streams for s in self._segments):
+            self._prepare_streaming()
         self._arena = allocated
 
-    def _make_stream(self, tracks: list[Track]) -> _native.Stream:
-        reading, ring_bytes = self.settings.reading, self.settings.ring_bytes
-        tile, staging = _native.stream_memory(tracks, reading.threads)
-        if tile > ring_bytes:
-            raise UsageError(f"a ring buffer of {ring_bytes} bytes does not hold a tile of {tile}")
-        self._books.take("ring", ring_bytes)
-        self._books.take("staging", staging)
-        stream = _native.Stream(tracks, ring_bytes, reading.threads)
-        for number, segment in enumerate(s for s in self._segments if s.track):
-            segment.attach(stream, number)
-        return stream
+    def _prepare_streaming(self) -> None:
+        reading, ring_bytes, slots = (
+            self.settings.reading,
+            self.settings.ring_bytes,
+            self.settings.expert_slots,
+        )
+        tracks: list[Track] = [s.track for s in self._segments if s.track]
+        layers: list[ExpertLayer] = [layer for s in self._segments for layer in s.experts]
+        scratch = 0
+        if tracks:
+            tile, scratch = _native.stream_memory(tracks)
+            if tile > ring_bytes:
+                raise UsageError(
+                    f"a ring buffer of {ring_bytes} bytes does not hold a tile of {tile}"
+                )
+            self._books.take("ring", ring_bytes)
+        if layers:
+            slot, reads = _native.expert_memory(layers, reading.request_bytes)
+            if slots < 1:
+                raise UsageError("experts that do not stay need a slot at least")
+            self._books.take("experts", slots * slot)
+            scratch = max(scratch, reads)
+        self._books.take("staging", _native.Readers.scratch_bytes(reading.threads, scratch))
+        readers = _native.Readers(reading.threads, scratch, ring_bytes)
+        if layers:
+            self._experts = _native.ExpertCache(layers, slots, reading.request_bytes, readers)
+            first = 0
+            for segment in self._segments:
+                segment.attach_experts(self._experts, first)
+                first += len(segment.experts)
+        if tracks:
+            self._stream = _native.Stream(tracks, ring_bytes, readers)
+            for number, segment in enumerate(s for s in self._segments if s.track):
+                segment.attach(self._stream, number)
+        self._readers = readers
 
     def run(
         self, loaded: LoadedSegment, step: Step, state: StateCache, inputs: Activations
@@ -360,7 +390,7 @@ class CpuBackend:
 
     def join(self, loaded: Sequence[LoadedSegment]) -> JoinedSegments | None:
         """Resident Segments in one native call; None where some of them are streamed."""
-        segments = [s for s in loaded if isinstance(s, NativeSegment) and not s.track]
+        segments = [s for s in loaded if isinstance(s, NativeSegment) and not s.streams]
         if len(segments) < max(2, len(loaded)):
             return None
         return JoinedSegments(segments, self.settings.max_tokens)
@@ -383,13 +413,13 @@ class CpuBackend:
         return self._step[2]
 
     def close(self) -> None:
-        """Let go of all Segments, the arena and the ring buffer; no Segment can be run afterwards.
+        """Let go of all Segments, the arena, the ring buffer and experts; nothing can be run then.
 
         Memory is free once nobody else holds the Segments either.
         """
         self._segments.clear()
         self._ropes.clear()
-        self._arena = self._stream = self._step = None
+        self._arena = self._stream = self._experts = self._readers = self._step = None
 
     def export(
         self, activations: Activations, names: Sequence[str]
@@ -422,7 +452,7 @@ class CpuBackend:
         """See Backend. Where nothing is streamed it stays the same once all is loaded."""
         if self._stats is not None:
             return self._stats
-        stream, loading, rows = self._stream, self._reader.counters, self._reader.row_counters
+        readers, loading, rows = self._readers, self._reader.counters, self._reader.row_counters
         stats = BackendStats(
             rows=rows.wanted,
             row_reads=rows.reads,
@@ -430,18 +460,28 @@ class CpuBackend:
             loaded=loading.wanted,
             loading_s=loading.reading_s,
         )
-        if stream is not None:
-            tiles = stream.counters
+        if readers is not None:
+            stream, experts, read = self._stream, self._experts, readers.counters
+            stats = replace(
+                stats,
+                used=0 if stream is None else stream.used_bytes,
+                wanted=read.wanted,
+                from_disk=read.from_disk,
+                reads=read.reads,
+                reading_s=read.reading_s,
+                fetching_s=readers.fetching_s,
+                waited_s=readers.waited_s,
+                full_s=readers.idle_s,
+            )
+            if experts is None:
+                return stats
             return replace(
                 stats,
-                used=stream.used_bytes,
-                wanted=tiles.wanted,
-                from_disk=tiles.from_disk,
-                reads=tiles.reads,
-                reading_s=tiles.reading_s,
-                fetching_s=stream.fetching_s,
-                waited_s=stream.waited_s,
-                full_s=stream.full_s,
+                used=stats.used + experts.read_bytes,
+                expert_hits=experts.hits,
+                expert_misses=experts.misses,
+                expert_bytes=experts.needed_bytes,
+                expert_read=experts.read_bytes,
             )
         if self._arena is not None and not self.settings.streamed:
             self._stats = stats

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from strata.program.ops.experts import CLAMPS, SCORINGS
 
 PANEL = 16
 
-Cut = Callable[[list[Any], bool], int]
-"""Cuts the streamed matrices of a product into tiles and counts them; 0 for packed ones."""
+ExpertLayer = list[_native.ExpertMatrix]
+"""The matrices of a layer's experts that are not resident: gate (where there is one), up, down."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class ExpertShapes:
         down = formats[self.down]
         return int(_native.experts_work(self.experts, self.ffn, self.top_k, down, rows))
 
-    def scratch_bytes(self, formats: Mapping[str, int], *, streams: bool) -> int:
+    def scratch_bytes(self, formats: Mapping[str, int]) -> int:
         """Bytes of scratch of each thread."""
-        known = (self.choices, self.width, self.ffn, formats[self.up], formats[self.down], streams)
+        known = (self.choices, self.width, self.ffn, formats[self.up], formats[self.down])
         return 4 * int(_native.experts_scratch(*known))
 
 
@@ -69,8 +69,8 @@ def padded_rows(experts: int, rows: int) -> int:
     return experts * -(-rows // PANEL) * PANEL
 
 
-def build_experts(b: Building, op: Op, narrow: int, work: int, cut: Cut) -> None:
-    """Routing, the products and the weighted sum."""
+def build_experts(b: Building, op: Op, narrow: int, work: int) -> ExpertLayer:
+    """Routing, the products and the weighted sum; returns what is to come from a cache."""
     named = expert_inputs(op)
     shapes = ExpertShapes.of(op, b.program)
     matrices, floats = b.parameters.matrices, b.parameters.floats
@@ -79,7 +79,6 @@ def build_experts(b: Building, op: Op, narrow: int, work: int, cut: Cut) -> None
         extras = (named.get(f"{name}_{kind}") for kind in ("bias", "scale"))
         return (matrices[named[name]], *(None if e is None else floats[e] for e in extras))
 
-    inside, outside = ([matrices[m] for m in names] for names in shapes.products)
     selection = named.get("selection")
     a = op.attrs
     b.native.experts(
@@ -107,7 +106,8 @@ def build_experts(b: Building, op: Op, narrow: int, work: int, cut: Cut) -> None
         weigh_input=a["weigh_input"],
         jitter=a["jitter"],
         shared_by=a["shared_by"],
-        tiles=(cut(inside, shapes.gate is not None), cut(outside, False)),
         narrow=narrow,
         work=work,
     )
+    parts = [matrices[name] for names in shapes.products for name in names]
+    return [m for m in parts if isinstance(m, _native.ExpertMatrix)]

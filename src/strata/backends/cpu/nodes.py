@@ -18,8 +18,8 @@ from strata.program.ops.attention import alibi_slopes
 class Parameters:
     """A Segment's weights, and where RoPE tables come from.
 
-    Matrices are packed (PackedWeight), streamed (WeightPlace) in tiles of ``tile_bytes``, or
-    looked up in their file (FileRows); vectors are floats.
+    Matrices are packed (PackedWeight), streamed (WeightPlace) in tiles of ``tile_bytes``, held for
+    a while (ExpertMatrix) or looked up in their file (FileRows); vectors are floats.
     """
 
     matrices: Mapping[str, Any]

@@ -40,6 +40,9 @@ READ_ENTRY = 160
 STORED_LINES = 136 << 10
 """Lines of a transposed matrix that are read at a time."""
 
+CACHE_LINE = 64
+"""Bytes of one."""
+
 HUGE_PAGE = 2 << 20
 """Bytes of one, in which memory for reads is taken."""
 
@@ -69,15 +72,10 @@ class CpuSegmentProfile(SegmentProfile):
         found = []
         for node in self.lowered.nodes:
             together = node.glu is not None
-            products = [(tuple(p.op.inputs[1] for p in node.products), together)]
-            if node.op.kind == "experts":
-                inside, outside = ExpertShapes.of(node.op, self.segment.program).products
-                products = [(inside, len(inside) > 1), (outside, False)]
-            for names, whole in products:
-                matrices = [weights[name] for name in names]
-                parts = tuple(ProductPart(-(-m.rows // PANEL), panel_bytes(m)) for m in matrices)
-                if parts:
-                    found.append((parts, whole))
+            matrices = [weights[p.op.inputs[1]] for p in node.products]
+            parts = tuple(ProductPart(-(-m.rows // PANEL), panel_bytes(m)) for m in matrices)
+            if parts:
+                found.append((parts, together))
         return tuple(found)
 
     @cached_property
@@ -160,6 +158,18 @@ class CpuModelProfile(ModelProfile):
             self._arenas[key] = max(s.arena_bytes(tokens, logit_rows) for s in self._distinct)
         return self._arenas[key]
 
+    @cached_property
+    def slot_bytes(self) -> int:
+        """See ModelProfile; each matrix begins at a cache line."""
+        each = (
+            sum(
+                -(-m.packed_bytes // unit.experts // CACHE_LINE) * CACHE_LINE for m in unit.matrices
+            )
+            for unit in self.units
+            if unit.experts
+        )
+        return max(each, default=0)
+
     def scratch_bytes(self, *, streams: bool) -> int:
         """See ModelProfile; panels of what streams are packed in the scratch."""
         return self._streaming_scratch if streams else self._resident_scratch
@@ -172,11 +182,12 @@ class CpuModelProfile(ModelProfile):
         }
         attention = (int(_native.attention_scratch_floats(*shape)) for shape in shapes)
         products = int(_native.matmul_scratch_floats(max(widths, default=0)))
-        return max(4 * max(products, *attention, 0), self._experts_scratch(streams=False))
+        return max(4 * max(products, *attention, 0), self._experts_scratch)
 
-    def _experts_scratch(self, *, streams: bool) -> int:
+    @cached_property
+    def _experts_scratch(self) -> int:
         each = (
-            ExpertShapes.of(op, s.segment.program).scratch_bytes(s.formats, streams=streams)
+            ExpertShapes.of(op, s.segment.program).scratch_bytes(s.formats)
             for s in self._distinct
             for op in s.segment.program.ops
             if op.kind == "experts"
@@ -185,11 +196,11 @@ class CpuModelProfile(ModelProfile):
 
     @cached_property
     def _streaming_scratch(self) -> int:
-        streamed = (m for s in self.segments for m in s.matrices if not m.lookup)
+        streamed = (m for unit in self.units if unit.reads == "all" for m in unit.matrices)
         products = (
             4 * int(_native.matmul_scratch_floats(m.width)) + _packing_bytes(m) for m in streamed
         )
-        return max(self._resident_scratch, self._experts_scratch(streams=True), *products)
+        return max(self._resident_scratch, *products)
 
     def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
         """See ModelProfile."""
@@ -294,8 +305,20 @@ def _packing_bytes(m: MatrixProfile) -> int:
 
 
 def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
+    chosen = {
+        name: op.attrs["top_k"]
+        for op in segment.program.ops
+        if op.kind == "experts"
+        for name in op.inputs
+    }
     units = tuple(
-        UnitProfile(unit.name, unit.reads, tuple(_matrix(w, unit, weights) for w in unit.weights))
+        UnitProfile(
+            unit.name,
+            unit.reads,
+            tuple(_matrix(w, unit, weights) for w in unit.weights),
+            unit.experts,
+            chosen.get(unit.weights[0].name, 0),
+        )
         for unit in segment.units
     )
     floats = float_operands(segment.program)

@@ -66,6 +66,11 @@ class WeightReader:
         found = source.place(weight)
         return None if found is None else self._place(weight, source, found, *weight.matrix)
 
+    def expert_matrix(self, weight: Weight, source: WeightSource) -> _native.ExpertMatrix | None:
+        """Where experts are of which a cache holds some; None as with ``place``."""
+        places = self.expert_places(weight, source)
+        return None if places is None else _native.ExpertMatrix(places, *weight.shape)
+
     def expert_places(
         self, weight: Weight, source: WeightSource
     ) -> list[_native.WeightPlace] | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 import strata._native as _native
 from strata.backends.base import Step
-from strata.backends.cpu.experts import ExpertShapes, build_experts
+from strata.backends.cpu.experts import ExpertLayer, ExpertShapes, build_experts
 from strata.backends.cpu.lower import Node, lower
 from strata.backends.cpu.nodes import NODES, Building, Parameters
 from strata.backends.cpu.nodes_scans import SCAN_NODES
@@ -40,7 +40,7 @@ class NativeSegment:
 
     The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
     are written to an array of the caller's, of width ``external`` (0: there are none). ``track``
-    are the tiles of streamed weights.
+    are the tiles of streamed weights, ``experts`` the layers of experts that are not resident.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class NativeSegment:
         self._isa = isa
         self._parameters = parameters
         self.track: Track = []
+        self.experts: list[ExpertLayer] = []
         self._max_tokens = max_tokens
         self._native = _native.NodeList()
         self.node_ops: list[str] = []
@@ -130,6 +131,15 @@ class NativeSegment:
         """Take streamed weights from the stream's track ``number``, which is this ``track``."""
         self._native.attach(stream, number)
 
+    def attach_experts(self, cache: _native.ExpertCache, first: int) -> None:
+        """Take experts from the cache, whose layers from ``first`` on are these ``experts``."""
+        self._native.attach_experts(cache, first)
+
+    @property
+    def streams(self) -> bool:
+        """Whether some of its weights are not resident."""
+        return bool(self.track or self.experts)
+
     @property
     def arena_bytes(self) -> int:
         """Bytes of arena that a step of the most tokens needs."""
@@ -193,7 +203,9 @@ class NativeSegment:
         if node.products:
             self._build_products(node, narrow)
         elif op.kind == "experts":
-            build_experts(building, op, narrow, work, self._count_tiles)
+            layer = build_experts(building, op, narrow, work)
+            if layer:
+                self.experts.append(layer)
         elif op.kind in ROW_FUNCTIONS:
             self._row(op.kind, op.inputs[0], self._ids[op.output], **self._row_arguments(op))
         else:
@@ -251,9 +263,6 @@ class NativeSegment:
         groups = int(shape[0]) if len(shape) == 3 else 1
         self._native.matmul(self._ids[x], parts, glu, len(tiles), narrow, groups)
         self._mark("matmul")
-
-    def _count_tiles(self, weights: list[Any], together: bool) -> int:
-        return len(self._cut(weights, together=together))
 
     def _cut(self, weights: list[Any], *, together: bool) -> list[Tile]:
         """The tiles of a product whose weights are streamed; none for packed ones."""

@@ -74,6 +74,7 @@ def forecast(llm: LLM) -> Forecast | None:
         names if plan is None else plan.resident,
         _disk_rate(llm, machine),
         0 if plan is None else plan.ring_bytes,
+        0 if plan is None else plan.expert_slots,
     )
     return Forecast(costs, streaming, nbytes.most_common(1)[0][0])
 

@@ -28,6 +28,7 @@ from strata.server.telemetry.forecast import Forecast, forecast
 _PARTS = {
     "weights": "weights_bytes",
     "ring": "ring_bytes",
+    "experts": "ring_bytes",
     "staging": "ring_bytes",
     "kv": "kv",
     "activations": "activations_bytes",

@@ -1,0 +1,46 @@
+// Which expert gives way to another one that is needed. `strata.plan.experts` has the same policies
+// in Python, where recorded visits are replayed: both choose alike, to the last bit of a score.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace strata {
+
+// Experts have numbers over all layers, in the order of layers.
+class ExpertPolicy {
+ public:
+  virtual ~ExpertPolicy() = default;
+  // A step comes to a layer; one that is not behind the last one begins a new sweep.
+  virtual void visit(int layer) = 0;
+  // The visit uses this one.
+  virtual void use(int64_t expert) = 0;
+  // Which of these, at least one, gives way.
+  virtual size_t choose(const std::vector<int64_t>& experts) const = 0;
+};
+
+// The least frequently used one, where a use counts the less the longer it is ago. Uses count from
+// the end of their sweep on, so that no layer is ahead of others because its turn came before; and
+// of equals the one goes whose layer is the last to come again. Experts that all are used in every
+// sweep, more than there is room for, are so found as often as room allows, where the least recently
+// used one would always have gone just before it is needed.
+class DecayingFrequency final : public ExpertPolicy {
+ public:
+  // `layer_of` each expert.
+  explicit DecayingFrequency(std::vector<int32_t> layer_of);
+  void visit(int layer) override;
+  void use(int64_t expert) override;
+  size_t choose(const std::vector<int64_t>& experts) const override;
+
+  static constexpr double kDecay = 0.97;   // of a use, with each sweep
+
+ private:
+  const std::vector<int32_t> layer_of_;
+  const int32_t layers_;
+  int layer_ = -1;
+  double gain_ = 1;                // what a use of this sweep is worth beside those before
+  std::vector<double> scores_;
+  std::vector<int64_t> used_;      // in this sweep
+};
+
+}  // namespace strata

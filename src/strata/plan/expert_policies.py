@@ -1,0 +1,211 @@
+"""Which experts stay in memory: policies, and what each comes to on recorded visits.
+
+A *visit* is what a step does in a layer of experts: its number among such layers, and the experts
+that the step's rows chose, in rising order. ``replay`` does what ``csrc/runtime/expert_cache.cpp``
+does, without weights, and ``DecayingFrequency`` what ``csrc/runtime/expert_policy.cpp`` does: hits
+and misses are the same. Experts have numbers over all layers, in the order of layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+Visit = tuple[int, Sequence[int]]
+
+AHEAD = 8
+"""Experts of a visit that may be on their way or in use before one gives way to the next."""
+
+DECAY = 0.97
+"""What a use is worth after each sweep of what it was worth before."""
+
+_MOST_GAIN = 1e100
+
+
+class Policy(Protocol):
+    """Which expert gives way to one that is needed."""
+
+    def visit(self, layer: int) -> None:
+        """A step comes to a layer; one that is not behind the last one begins a new sweep."""
+
+    def use(self, expert: int) -> None:
+        """The visit uses this one."""
+
+    def choose(self, experts: Sequence[int]) -> int:
+        """Which of these, at least one, gives way."""
+
+
+class LeastRecentlyUsed(Policy):
+    """The field's usual one. Where every sweep uses more experts than there is room for, each goes
+    just before it is needed again."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, int] = {}
+        self._now = 0
+
+    def visit(self, layer: int) -> None:
+        """Layers are all the same."""
+
+    def use(self, expert: int) -> None:
+        """It becomes the most recent one."""
+        self._now += 1
+        self._last[expert] = self._now
+
+    def choose(self, experts: Sequence[int]) -> int:
+        """The one whose use is the longest ago."""
+        return min(experts, key=lambda e: self._last.get(e, 0))
+
+
+class DecayingFrequency(Policy):
+    """The least frequently used one, where a use counts the less the longer it is ago.
+
+    Uses count from the end of their sweep on, so that no layer is ahead of others because its turn
+    came before; of equals the one goes whose layer is the last to come again.
+    """
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        self._layer_of = [layer for layer, count in enumerate(experts) for _ in range(count)]
+        self._layers = len(experts)
+        self._scores = [0.0] * len(self._layer_of)
+        self._used: list[int] = []
+        self._layer = -1
+        self._gain = 1.0
+
+    def visit(self, layer: int) -> None:
+        """See Policy."""
+        if layer <= self._layer:
+            for expert in self._used:
+                self._scores[expert] += self._gain
+            self._used.clear()
+            self._gain /= DECAY
+            if self._gain > _MOST_GAIN:
+                self._scores = [score / _MOST_GAIN for score in self._scores]
+                self._gain /= _MOST_GAIN
+        self._layer = layer
+
+    def use(self, expert: int) -> None:
+        """See Policy."""
+        self._used.append(expert)
+
+    def choose(self, experts: Sequence[int]) -> int:
+        """See Policy."""
+
+        def key(expert: int) -> tuple[float, int, int]:
+            ahead = self._layer_of[expert] - self._layer
+            away = ahead if ahead > 0 else ahead + self._layers
+            return self._scores[expert], -away, expert
+
+        return min(experts, key=key)
+
+
+class StaticHot(Policy):
+    """Those stay that were used most in other visits, whatever comes."""
+
+    def __init__(self, uses: Mapping[int, int]) -> None:
+        self._uses = uses
+
+    @classmethod
+    def of(cls, visits: Sequence[Visit], experts: Sequence[int]) -> StaticHot:
+        """By the uses of these visits."""
+        first = [0, *accumulate(experts)]
+        return cls(Counter(first[layer] + e for layer, chosen in visits for e in chosen))
+
+    def visit(self, layer: int) -> None:
+        """Nothing changes."""
+
+    def use(self, expert: int) -> None:
+        """Nothing changes."""
+
+    def choose(self, experts: Sequence[int]) -> int:
+        """The one with the fewest uses, of equals the first."""
+        return min(experts, key=lambda e: (self._uses.get(e, 0), e))
+
+
+class Belady(Policy):
+    """The one whose next use is the farthest: no policy that does not know what comes is better."""
+
+    def __init__(self, visits: Sequence[Visit], experts: Sequence[int]) -> None:
+        first = [0, *accumulate(experts)]
+        self._next: dict[int, list[int]] = {}
+        for number in range(len(visits) - 1, -1, -1):
+            layer, chosen = visits[number]
+            for e in chosen:
+                self._next.setdefault(first[layer] + e, []).append(number)
+        self._never = len(visits)
+        self._now = -1
+
+    def visit(self, layer: int) -> None:
+        """The next one of the visits that it knows."""
+        self._now += 1
+
+    def use(self, expert: int) -> None:
+        """It was known."""
+
+    def choose(self, experts: Sequence[int]) -> int:
+        """See Policy."""
+        return max(experts, key=self._next_use)
+
+    def _next_use(self, expert: int) -> int:
+        uses = self._next.get(expert, [])
+        while uses and uses[-1] <= self._now:
+            uses.pop()
+        return uses[-1] if uses else self._never
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Experts that were in memory when a visit needed them, and those that had to be read."""
+
+    hits: int
+    misses: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Of all that were needed; 0 where nothing was."""
+        needed = self.hits + self.misses
+        return self.hits / needed if needed else 0.0
+
+
+def replay(visits: Sequence[Visit], experts: Sequence[int], slots: int, policy: Policy) -> Replay:
+    """What a cache of ``slots`` experts does on visits; ``experts`` are those of each layer."""
+    first = [0, *accumulate(experts)]
+    held: dict[int, int] = {}
+    holds: list[int | None] = [None] * slots
+    hits = misses = 0
+    for layer, chosen in visits:
+        policy.visit(layer)
+        needed = [first[layer] + e for e in chosen]
+        places = {expert: place for place, expert in enumerate(needed)}
+        for place, expert in enumerate(needed):
+            if expert in held:
+                hits += 1
+            else:
+                misses += 1
+                slot = _find_slot(holds, places, place, policy, held)
+                if (other := holds[slot]) is not None:
+                    del held[other]
+                holds[slot] = expert
+                held[expert] = slot
+            policy.use(expert)
+    return Replay(hits, misses)
+
+
+def _find_slot(
+    holds: Sequence[int | None],
+    places: Mapping[int, int],
+    place: int,
+    policy: Policy,
+    held: Mapping[int, int],
+) -> int:
+    """An empty slot, or that of one that gives way: neither one that is needed later nor one of
+    those last admitted, while there is any other."""
+    if len(held) < len(holds):
+        return next(slot for slot, expert in enumerate(holds) if expert is None)
+    ahead = min(AHEAD, len(holds) - 1)
+    may_go = [e for e in held if not places.get(e, place - ahead - 1) >= place - ahead]
+    if may_go:
+        return held[policy.choose(may_go)]
+    return held[max((e for e in held if e in places), key=lambda e: places[e])]

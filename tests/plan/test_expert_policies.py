@@ -1,0 +1,115 @@
+"""Policies of a cache of experts, by counts on visits that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from strata.plan.expert_policies import (
+    AHEAD,
+    Belady,
+    DecayingFrequency,
+    LeastRecentlyUsed,
+    Policy,
+    StaticHot,
+    Visit,
+    replay,
+)
+
+LAYERS, EXPERTS, CHOSEN = 6, 32, 4
+SIZES = [EXPERTS] * LAYERS
+
+
+def routes(tokens: int, skew: float, sticky: float = 0.0, seed: int = 1) -> list[Visit]:
+    """Each layer prefers other experts; ``sticky`` is how often a choice of before comes again."""
+    random = np.random.default_rng(seed)
+    weights = np.arange(1, EXPERTS + 1) ** -skew
+    prefers = [random.permutation(weights / weights.sum()) for _ in range(LAYERS)]
+    last: list[Sequence[int]] = [()] * LAYERS
+    visits: list[Visit] = []
+    for _ in range(tokens):
+        for layer in range(LAYERS):
+            kept = [e for e in last[layer] if random.random() < sticky]
+            drawn = random.choice(EXPERTS, EXPERTS, replace=False, p=prefers[layer])
+            chosen = [*kept, *(int(e) for e in drawn if e not in kept)][:CHOSEN]
+            last[layer] = chosen
+            visits.append((layer, sorted(chosen)))
+    return visits
+
+
+def policies(visits: Sequence[Visit], past: Sequence[Visit]) -> dict[str, Policy]:
+    return {
+        "lru": LeastRecentlyUsed(),
+        "lfu": DecayingFrequency(SIZES),
+        "hot": StaticHot.of(past, SIZES),
+        "belady": Belady(visits, SIZES),
+    }
+
+
+def rates(visits: Sequence[Visit], slots: int, past: Sequence[Visit] = ()) -> dict[str, float]:
+    chosen = policies(visits, past)
+    return {name: replay(visits, SIZES, slots, p).hit_rate for name, p in chosen.items()}
+
+
+@pytest.mark.parametrize("slots", [1, 3, 9, 24, 60, LAYERS * EXPERTS])
+@pytest.mark.parametrize("skew", [0.0, 1.2])
+def test_nobody_is_better_than_who_knows_what_comes(slots: int, skew: float) -> None:
+    visits, past = routes(120, skew, sticky=0.3), routes(120, skew, seed=2)
+    got = rates(visits, slots, past)
+    assert max(got.values()) == got["belady"]
+    assert all(0 <= rate <= 1 for rate in got.values())
+
+
+def test_with_room_for_all_each_is_read_once() -> None:
+    visits = routes(100, 0.8)
+    every = len({(layer, e) for layer, chosen in visits for e in chosen})
+    for policy in policies(visits, visits).values():
+        assert replay(visits, SIZES, LAYERS * EXPERTS, policy).misses == every
+
+
+@pytest.mark.parametrize("slots", [9, 12, 16, 20])
+def test_below_the_cycle_of_a_token_there_is_no_cliff(slots: int) -> None:
+    """The same experts in every token, more than there are slots: the recent ones are all gone
+    when they are needed again, the others are there as often as there is room."""
+    cycle = [(layer, [1, 5, 9, 20]) for layer in range(LAYERS)]
+    visits = cycle * 50
+    got = rates(visits, slots, visits)
+    assert got["lru"] == 0
+    needed = LAYERS * CHOSEN
+    least = (slots - CHOSEN) / needed * (1 - 2 / 50)
+    assert got["lfu"] >= least
+    assert got["lfu"] <= got["belady"] <= slots / needed
+
+
+def test_a_prompt_in_which_all_are_needed_keeps_what_it_can() -> None:
+    """Sweeps of many rows need every expert; some slots let them through, others keep theirs."""
+    visits = [(layer, list(range(EXPERTS))) for layer in range(LAYERS)] * 10
+    slots = 100
+    got = rates(visits, slots, visits)
+    assert got["lru"] == 0
+    assert got["lfu"] >= 0.9 * (slots - AHEAD - 1) / (LAYERS * EXPERTS) * 9 / 10
+
+
+@pytest.mark.parametrize("slots", [24, 48, 96])
+def test_uses_count_more_than_when_they_were(slots: int) -> None:
+    visits, past = routes(300, 1.0), routes(300, 1.0, seed=1)
+    got = rates(visits, slots, past)
+    assert got["lfu"] > got["lru"]
+    assert got["hot"] > got["lru"]
+
+
+def test_what_is_hot_changes_and_is_followed() -> None:
+    first, then = routes(200, 1.5, seed=1), routes(400, 1.5, seed=9)
+    policy = DecayingFrequency(SIZES)
+    replay(first, SIZES, 48, policy)
+    assert replay(then, SIZES, 48, policy).hit_rate > 0.9 * rates(then, 48)["lfu"]
+
+
+def test_a_few_visits_by_hand() -> None:
+    visits: list[Visit] = [(0, [0, 1]), (0, [0, 2]), (0, [0, 1])]
+    # Two slots: one of them is always in use, and what is used less often gives way.
+    assert replay(visits, [3], 2, DecayingFrequency([3])).hits == 2
+    assert replay(visits, [3], 3, LeastRecentlyUsed()).hits == 3
+    assert replay([], [3], 1, LeastRecentlyUsed()).hit_rate == 0

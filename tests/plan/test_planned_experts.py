@@ -1,0 +1,94 @@
+"""Plans of mixtures: what does not fit is held in slots, and more memory is never worse."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from strata.machine import constants
+from strata.plan import Limits, Plan, Workload, plan
+from strata.plan.budgets import budget_table
+from strata.plan.cost_model import hit_rate
+from strata.plan.expert_policies import AHEAD
+from strata.plan.planner import Planner
+from support.described import machine, model
+
+MB, GB = 10**6, 10**9
+SHAPES = ("qwen3-30b-a3b", "mixtral-8x7b")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_table_of_budgets(shape: str) -> None:
+    m, host = model(shape), machine("laptop")
+    routed = {unit.name for unit in m.units if unit.reads == "routed"}
+    table = budget_table(m, host, Limits(), Workload(context=1024))
+    assert len(table) >= 4
+    for p in table:
+        shares = p.predicted.memory
+        assert p.predicted.peak_bytes <= p.budget
+        assert shares.total <= p.budget
+        assert shares.experts == p.expert_slots * m.profile.slot_bytes
+        # All are resident, or all share the slots.
+        assert routed <= set(p.resident) or routed <= set(p.streamed)
+        assert (p.expert_slots >= constants.LEAST_SLOTS) == (routed <= set(p.streamed))
+        # Slots come after what every sweep reads.
+        dense = [unit for unit in m.units if unit.reads == "all"]
+        if p.expert_slots > constants.LEAST_SLOTS + 8:
+            assert {unit.name for unit in dense} <= set(p.resident)
+            assert (p.ring_bytes, p.tile_bytes) == (0, 0)
+    for less, more in itertools.pairwise(table):
+        assert more.predicted.decode_tok_s >= 0.99 * less.predicted.decode_tok_s
+        assert more.expert_slots >= less.expert_slots or not more.expert_slots
+    assert table[-1].expert_slots == 0
+
+
+def between(shape: str, share: float) -> Plan:
+    """One in which about this share of what everything takes is there."""
+    m, host = model(shape), machine("laptop")
+    planner = Planner(m, host, Limits(), Workload(context=1024))
+    return planner.plan(int(share * planner.everything()))
+
+
+def test_bytes_of_a_token_are_those_of_the_experts_that_are_not_there() -> None:
+    p, m = between("qwen3-30b-a3b", 0.5), model("qwen3-30b-a3b")
+    assert p.ring_bytes == 0
+    needed = sum(8 * unit.expert_bytes for unit in m.units if unit.experts)
+    assert 0.3 < p.predicted.expert_hit_rate < 0.7
+    assert p.predicted.expert_hit_rate == hit_rate(48 * 128, p.expert_slots)
+    assert p.predicted.sweep_bytes == round(needed * (1 - p.predicted.expert_hit_rate))
+    # Not all that are there to be chosen from, as a sweep would read them.
+    assert p.predicted.sweep_bytes < 0.06 * sum(u.file_bytes for u in m.units if u.experts)
+    (said,) = [c for c in p.choices if c.name == "experts"]
+    assert f"{p.expert_slots} of 6144" in said.value
+    assert "if all are chosen alike" in said.reason
+    assert f"{p.predicted.expert_hit_rate:.0%}" in said.reason
+
+
+def test_a_sweep_of_many_rows_reads_each_expert_once() -> None:
+    m, host = model("qwen3-30b-a3b"), machine("laptop")
+    planner = Planner(m, host, Limits(), Workload(context=1024))
+    p = planner.plan(planner.floor() + 50 * MB)
+    rates = planner._costs.streaming(p.resident, 1e9, p.ring_bytes, p.expert_slots)
+    every = sum(unit.file_bytes for unit in m.units if unit.experts)
+    missing = 1 - p.predicted.expert_hit_rate
+    assert rates.expert_bytes(4096) == pytest.approx(every * missing)
+    one = sum(8 * unit.expert_bytes for unit in m.units if unit.experts)
+    assert rates.expert_bytes(1) == pytest.approx(one * missing)
+
+
+def test_hit_rates_of_slots() -> None:
+    assert hit_rate(0, 0) == hit_rate(100, AHEAD) == hit_rate(100, 2) == 0
+    assert hit_rate(100, AHEAD + 40) == 0.4
+    assert hit_rate(100, 100) == 1
+
+
+def test_the_floor_has_the_least_slots() -> None:
+    m, host = model("qwen3-30b-a3b"), machine("laptop")
+    planner = Planner(m, host, Limits(), Workload(context=1024))
+    p = planner.plan(planner.floor())
+    assert p.expert_slots >= constants.LEAST_SLOTS
+    assert p.predicted.expert_hit_rate == hit_rate(m.profile.experts, p.expert_slots)
+    more = plan(m, host, replace(Limits(), memory=planner.floor() + GB), Workload(context=1024))
+    assert more.expert_slots > p.expert_slots
