@@ -183,7 +183,7 @@ def make_runtime(
         if isinstance(options.workload, TextWorkload):
             books = _ledger(options.memory, 0, tokenizer_bytes)
             options = replace(options, workload=options.workload.made(tokenizer, books))
-        plan = _make_plan(file, model, machine, options, kind)
+        plan = _make_plan(file, model, machine, options, kind, tokenizer_bytes)
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
         context, parallel = model.context_length, options.parallel
@@ -299,10 +299,12 @@ def _make_plan(
     machine: Machine,
     options: LoadOptions,
     kind: type[Backend],
+    tokenizer_bytes: int | None = None,
 ) -> Plan:
-    """The Plan for what is asked for, or for a usual workload."""
+    """The Plan for what is asked for, or for a usual workload. A tokenizer that is there already
+    takes ``tokenizer_bytes``, not what it is thought to."""
     from strata.machine import constants
-    from strata.plan import Limits, Workload, outline, plan
+    from strata.plan import Limits, Workload, outline, plan, tokenizer_memory
     from strata.plan.memory_model import server_bytes
     from strata.plan.planner import BudgetTooSmall
 
@@ -327,6 +329,8 @@ def _make_plan(
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(workload))
     process += workload.text_bytes
+    if tokenizer_bytes is not None:
+        process += tokenizer_bytes - tokenizer_memory.tokenizer_bytes(sizes.tokenizer)
     limits = Limits(
         memory=options.memory,
         threads=options.threads,
