@@ -37,6 +37,23 @@ def test_lines_json_and_files_say_the_same(smollm2_path: Path, tmp_path: Path) -
     assert budgeted.stdout == plain.stdout
 
 
+def test_many_texts_come_as_each_alone_would(smollm2_path: Path) -> None:
+    """More than are worked on at a time."""
+    texts = [f"Number {i} of them." for i in range(70)]
+    options = ("--dimensions", "4", "--context", "32")
+    plain = embed(str(smollm2_path), *options, stdin="\n".join(texts))
+    rows = plain.stdout.splitlines()
+    assert (plain.returncode, len(rows)) == (0, 70)
+    last = embed(str(smollm2_path), texts[-1], *options)
+    assert last.stdout.splitlines() == rows[-1:]
+    said = json.loads(embed(str(smollm2_path), *options, "--json", stdin="\n".join(texts)).stdout)
+    assert len(said["embeddings"]) == 70
+    late = embed(str(smollm2_path), *options, "--json", stdin="\n".join([*texts, "long " * 40]))
+    assert late.returncode == 2
+    assert "text 71 has" in json.loads(late.stdout)["error"]["message"]
+    assert np.allclose(said["embeddings"][69], [float(x) for x in rows[-1].split()], atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

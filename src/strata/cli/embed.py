@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from strata.cli.console import print_json
 from strata.cli.engine_options import backend_options, memory_report, open_llm
 from strata.cli.options import json_option, memory_option, model_argument, quiet_option
 from strata.cli.text_lists import MOST_PARALLEL, Encoded, asked_texts, file_option, progress_line
+
+_TOGETHER = 4 * MOST_PARALLEL
 
 
 @click.command("embed")
@@ -65,26 +67,35 @@ def command(
         workload=ids.workload(),
         embedding=True,
     ) as llm:
-        found = llm.embed(
-            ids.ids(llm.tokenizer, llm.ledger),
-            pooling=pooling,  # type: ignore[arg-type]
-            dimensions=dimensions,
-            normalize=not raw,
-            progress=progress_line(quiet),
-        )
-        if as_json:
-            print_json(
-                {
-                    "model": model,
-                    "embeddings": found.tolist(),
-                    "dimensions": found.shape[1],
-                    "load_s": llm.load_s,
-                    "backend": llm.backend,
-                    "threads": llm.threads,
-                    "isa": llm.isa,
-                    "memory": memory_report(),
-                }
+        # Some at a time, printed as they come: all of many texts would take what nobody planned.
+        every = ids.ids(llm.tokenizer, llm.ledger)
+        shown = progress_line(quiet)
+        width = 0
+        llm.engine.check_lengths(every)
+        for start in range(0, len(every), _TOGETHER):
+            found = llm.embed(
+                every[start : start + _TOGETHER],
+                pooling=pooling,  # type: ignore[arg-type]
+                dimensions=dimensions,
+                normalize=not raw,
             )
-            return
-    for row in found:
-        click.echo(" ".join(f"{value:.8g}" for value in row.tolist()))
+            width = found.shape[1]
+            for index, row in enumerate(found, start):
+                if as_json:
+                    before = ", " if index else '{"embeddings": ['
+                    click.echo(before + json.dumps(row.tolist()), nl=False)
+                else:
+                    click.echo(" ".join(f"{value:.8g}" for value in row.tolist()))
+            if shown is not None:
+                shown(min(start + _TOGETHER, len(every)), len(every))
+        if as_json:
+            rest = {
+                "model": model,
+                "dimensions": width,
+                "load_s": llm.load_s,
+                "backend": llm.backend,
+                "threads": llm.threads,
+                "isa": llm.isa,
+                "memory": memory_report(),
+            }
+            click.echo(f"], {json.dumps(rest)[1:]}")

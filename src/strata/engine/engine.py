@@ -367,6 +367,17 @@ class Engine:
             self.token_budget,
         )
 
+    def check_lengths(self, texts: Sequence[Sequence[int]]) -> None:
+        """ContextExceeded for a text that is longer than the context, EngineError for one without
+        tokens or with unknown ones."""
+        for number, text in enumerate(texts):
+            self._check(text)
+            if len(text) > self.context:
+                raise ContextExceeded(
+                    f"text {number + 1} has {len(text)} tokens and the context {self.context}: "
+                    f"shorten it or raise the context"
+                )
+
     def embed(
         self,
         texts: Sequence[Sequence[int]],
@@ -380,13 +391,7 @@ class Engine:
         """
         if not self.runner.model.embeds:
             raise EngineError("this model was loaded to continue texts: embedding=True embeds them")
-        for number, text in enumerate(texts):
-            self._check(text)
-            if len(text) > self.context:
-                raise ContextExceeded(
-                    f"text {number + 1} has {len(text)} tokens and the context {self.context}: "
-                    f"shorten it or raise the context"
-                )
+        self.check_lengths(texts)
         return embed(
             self.runner,
             self._memory.state,
