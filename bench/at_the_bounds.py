@@ -37,6 +37,24 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"model": "it", "prompt": _ENGLISH * 12_000}),
     ("/v1/completions", {"model": "it", "prompt": "word " * 1_900, "max_tokens": 8}),
 ]
+LAST = (PATH, CHAT)
+"""What is still answered at the end."""
+
+_TEXTS = {"query": "what is a panda", "documents": ["a lazy dog"] * 200}
+OF_TEXTS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/rerank", {"model": "it", "query": "what is a panda", "documents": ["a lazy dog"]}),
+    ("/v1/rerank", {"model": "it", **_TEXTS}),
+    ("/v1/rerank", {"model": "it", **_TEXTS, "documents": ["a"] * 2_000}),
+    ("/v1/rerank", {"model": "it", **_TEXTS, "documents": ["fox " * 20_000] * 8}),
+    ("/v1/rerank", {"model": "it", **_TEXTS, "query": "fox " * 400_000}),
+    ("/v1/embeddings", {"model": "it", "input": ["a lazy dog"] * 2_000}),
+    ("/v1/embeddings", {"model": "it", "input": "\U0001f642" * 250_000}),
+    ("/v1/embeddings", {"model": "it", "input": [[1] * 200] * 100}),
+    ("/tokenize", {"content": _ENGLISH * 4_000}),
+    ("/tokenize", {"content": "A" * 100_000}),
+]
+"""The same of a server whose model embeds or ranks; the first is answered."""
+
 ANSWERS = frozenset({200, 400, 413, 429, 503, "URLError", "ConnectionResetError"})
 """What they may end in: an answer, a refusal by its name, or a connection that is closed before all
 of a body was sent that is refused."""

@@ -123,6 +123,9 @@ ATTACKS: dict[str, Attack] = {
     "special tokens": posting("/tokenize", {"content": "<|im_end|>" * 15_000}),
     "200,000 messages": posting(CHAT_PATH, {**CHAT, "messages": MESSAGES * 200_000}),
     "messages at the bound": posting(CHAT_PATH, {**CHAT, "messages": MESSAGES * 4_000}),
+    "turns to be left out": posting(
+        "/api/chat", {"messages": MESSAGES * 4_000, "options": {"num_predict": 1}, "stream": False}
+    ),
     "wrong messages": posting(CHAT_PATH, {**CHAT, "messages": [1] * 30_000}),
     "a silent crowd": Attack(silent_crowd),
     "a schema without end": _schema({"type": "integer", "multipleOf": 99999989}),
@@ -140,7 +143,8 @@ def serving(model: Path, threads: int) -> Iterator[tuple[str, int]]:
     """The address of a server in another process, and its number."""
     command = [sys.executable, "-m", "strata", "serve", str(model), "--alias", "it", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--threads", str(threads), "--context", "4096"],
+        # Tokens that are guessed ahead come by several at a time.
+        [*command, "--threads", str(threads), "--context", "4096", "--draft", "off"],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -41,7 +41,10 @@ SIDES = ("before", "after")
 SHAPE, QUANT = "llama-3.2-1b", "Q4_K_M"
 ABOUT = """
 import importlib.metadata, json
-found = importlib.metadata.distribution("strata")
+try:
+    found = importlib.metadata.distribution("strata-llm")
+except importlib.metadata.PackageNotFoundError:  # as it was named at first
+    found = importlib.metadata.distribution("strata")
 source = json.loads(found.read_text("direct_url.json") or "{}")
 print(json.dumps({"version": found.version, "source": source}))
 """

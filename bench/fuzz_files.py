@@ -7,8 +7,10 @@ special_tokens_map.json, generation_config.json, chat_template.jinja, the index 
 is then opened, built, asked for ids, text, a chat's prompt and some tokens, in a process of its own
 that may take 10 seconds and 300 MB.
 
-Every fourth attack changes the metadata of a tiny GGUF file of any architecture that has one (its
-vocabulary it leaves alone), and some ids go through the model.
+Every eighth attack changes what verbs read beside models: importance matrices of both forms, lines
+of questions with several answers and of requests, kept logits. Every fourth changes the metadata of
+a tiny GGUF file of any architecture that has one (its vocabulary it leaves alone), and some ids go
+through the model.
 
 `python bench/fuzz_files.py --attacks 2000 --json out.json`; `--only N` makes one attack again.
 """
@@ -21,22 +23,32 @@ import json
 import os
 import random
 import shutil
+import struct
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from attacked import Ending, run_apart
 from machine import describe
 from strata.decode import SamplingParams
+from strata.errors import UsageError
 from strata.formats import open_model
 from strata.formats.errors import WriteError
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.llm import LLM
+from strata.quant import by_name
+from strata.quantizer.importance import read_importance
+from strata.report.quality.kept_logits import MAGIC, peek
+from strata.report.quality.tasks import read_questions
+from strata.server.batch import _request, requests_in
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
@@ -44,6 +56,7 @@ import make_tiny_hybrids
 import make_tiny_models
 import make_tiny_variants
 from strata.backends.cpu.backend import CpuBackend
+from support import foreign_checkpoints
 from support.forward import Forward
 
 FAMILIES = ("llama", "phi3_long", "gemma3", "gpt2", "qwen2")
@@ -117,6 +130,10 @@ ROPES: list[dict[str, Any]] = [
 ]
 
 
+FOREIGN = ("gptq", "awq", "w4a16", "nf4", "int8", "hqq")
+"""Checkpoints that others quantised."""
+
+
 class Seeds:
     """The models that are attacked: metadata, weights and side files of each family."""
 
@@ -135,6 +152,10 @@ class Seeds:
                 tensors = [(i.name, i, opened.read(i.name)) for i in opened.tensors.values()]
                 metadata = {k: _plain(v) for k, v in opened.metadata.items()}
             self.gguf[name] = metadata, tensors
+        for scheme in FOREIGN:
+            path, _, _ = foreign_checkpoints.write(directory / scheme, scheme)
+            self.directories[scheme] = path
+            _add_side_files(path)
 
 
 def _plain(value: Any) -> Any:
@@ -145,8 +166,8 @@ def _add_side_files(path: Path) -> None:
     tokens = json.loads((path / "tokenizer.json").read_text())["added_tokens"]
     end = {**tokens[0]}
     number = end.pop("id")
-    with open_model(path) as opened:
-        names = list(opened.tensors)
+    with safe_open(path / "model.safetensors", "np") as opened:
+        names = list(opened.keys())
     files: dict[str, Any] = {
         "tokenizer_config.json": {
             "added_tokens_decoder": {str(number): end},
@@ -353,6 +374,8 @@ def _once(raw: Any) -> Callable[[], Any]:
 
 def use(path: Path) -> None:
     """All that a user does with a model."""
+    # What is repacked goes with the attack.
+    os.environ["STRATA_HOME"] = str(path.parent / "home")
     with LLM(path, threads=1, context=16) as llm:
         tokenizer = llm.tokenizer
         for text in TEXTS:
@@ -372,10 +395,91 @@ def use_ids(path: Path) -> None:
         Forward(file, 16, CpuBackend(threads=1)).logits([1, 2, 3])
 
 
+CALL = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+LINES: dict[str, list[dict[str, Any]]] = {
+    "questions": [
+        {"query": "Is it?", "choices": ["yes", "no"], "gold": 1},
+        {"arguments": [["Is it?", " yes"], ["Is it?", " no"]], "target": 0},
+        {"arguments": {"gen_args_0": {"arg_0": "Is?", "arg_1": " a"}}, "target": "0"},
+        {
+            "question": "Is it?",
+            "choices": {"label": ["A", "B"], "text": ["yes", "no"]},
+            "answerKey": "B",
+        },
+    ],
+    "requests": [
+        {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": CALL},
+        {"custom_id": "2", "method": "POST", "url": "/v1/embeddings", "body": {"input": "hi"}},
+    ],
+    "logits": [
+        {
+            "version": 1,
+            "text": "a",
+            "model": "b",
+            "windows": 1,
+            "context": 8,
+            "first": 4,
+            "vocab_size": 16,
+        }
+    ],
+}
+
+
+def attack_input(target: Path, rng: random.Random) -> Callable[[], object]:
+    """A file that a verb reads beside the model, changed, and who reads it."""
+    kind = rng.choice(("matrix", "old matrix", *LINES))
+    path = target / "input"
+    if kind == "matrix":
+        shapes = rng.choice(((2, 8), (2, 8), (16,), (1,), (0, 8), (2, 0)))
+        of = {"in_sum2": shapes, "counts": rng.choice(((2, 1), (2, 1), (1, 1), (3, 1), (0, 1)))}
+        sources = []
+        for name, shape in of.items():
+            raw = np.ones(shape, np.float32)
+            source = TensorSource.of("", shape, by_name("F32"), raw)
+            sources.append((f"blk.0.ffn_up.weight.{name}", source, raw.view(np.uint8).reshape(-1)))
+        metadata: dict[str, Any] = {
+            "general.type": "imatrix",
+            "imatrix.datasets": ["a"],
+            "imatrix.chunk_count": 1,
+            "imatrix.chunk_size": 512,
+        }
+        change_metadata(metadata, "", rng)
+        with suppress(WriteError, UnicodeEncodeError):
+            _write(path, metadata, sources, rng)
+        return lambda: path.exists() and read_importance(path)
+    if kind == "old matrix":
+        name = b"blk.0.ffn_up.weight"
+        old = struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii8f", 3, 8, *range(8))
+        path.write_bytes(change_bytes(old + struct.pack("<ii", 1, 1) + b"a", rng))
+        return lambda: read_importance(path)
+    lines = copy.deepcopy(rng.choices(LINES[kind], k=3))
+    for line in lines:
+        change(line, rng)
+    joined = "\n".join(json.dumps(line) for line in lines).encode()
+    joined = change_bytes(joined, rng) if rng.random() < 0.2 else joined
+    if kind == "logits":
+        said = json.dumps(lines[0]).encode()
+        path.write_bytes(change_bytes(MAGIC + len(said).to_bytes(8, "little") + said, rng))
+        return lambda: peek(path)
+    path.write_bytes(joined)
+    if kind == "questions":
+        return lambda: read_questions(path)
+    asked = list(requests_in(BytesIO(joined)))
+    return lambda: [_named(lambda line=line: _request(line)) for line in asked]
+
+
+def _named(read: Callable[[], object]) -> None:
+    """Lines of requests fail each alone."""
+    with suppress(UsageError):
+        read()
+
+
 def attack(seeds: Seeds, number: int) -> Ending:
     """The attack of that number and what it ended in."""
     rng = random.Random(number)
     with tempfile.TemporaryDirectory() as target:
+        if number % 8 == 5:
+            return run_apart(attack_input(Path(target), rng))
         if number % 4 == 3:
             file = attack_architecture(Path(target), rng)
             return run_apart(lambda: use_ids(file))

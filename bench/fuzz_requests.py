@@ -1,6 +1,7 @@
 """Attacks on every field of every endpoint: each ends in an answer or in an error of the client's.
 
-A server with a tiny model is asked by several clients at once. Every request begins as one that
+Servers with a tiny model that chats, one that embeds and one that ranks are asked by several
+clients at once. Every request begins as one that
 uses all fields of its endpoint in the form of that protocol; then values, keys or bytes of its body
 are changed. What ends in a 500, in no answer within 10 seconds, in a closed connection, in a body
 that is no JSON or in an answer of the server's own failing is not allowed.
@@ -20,9 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from urllib.parse import quote, urlsplit
 
 from fuzz_files import RAW, STRINGS, Seeds, change, change_bytes
 from machine import describe
+from support.encoders import encoder, words
 
 SECONDS = 10.0
 CLIENTS = 6
@@ -168,9 +170,93 @@ POSTS: dict[str, dict[str, Any]] = {
 POSTS["/v1/messages/count_tokens"] = {
     key: POSTS["/v1/messages"][key] for key in ("messages", "system", "tools", "tool_choice")
 }
+POSTS["/v1/chat/completions/input_tokens"] = POSTS["/v1/chat/completions"]
+POSTS["/apply-template"] = POSTS["/v1/chat/completions"]
+POSTS["/v1/responses"] = {
+    "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "so"}]},
+        {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "done"},
+    ],
+    "instructions": "Be short.",
+    "previous_response_id": None,
+    "store": True,
+    "max_output_tokens": 3,
+    "tools": [{"type": "function", **FUNCTION}],
+    "tool_choice": "auto",
+    "text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
+    "reasoning": {"effort": "low"},
+    "truncation": "auto",
+    "top_logprobs": 2,
+    "metadata": {"a": "b"},
+    "stream": False,
+    "temperature": 0.5,
+    "top_p": 0.9,
+}
+POSTS["/v1/responses/input_tokens"] = POSTS["/v1/responses"]
+POSTS["/completion"] = {
+    **SAMPLING,
+    "prompt": ["Hi", [1, "there", 2], {"prompt_string": "Hi"}],
+    "n_predict": 3,
+    "n_probs": 2,
+    "logit_bias": [[5, 1.5], ["Hi", False]],
+    "return_tokens": True,
+    "response_fields": ["content", "timings/predicted_n"],
+    "n_cmpl": 1,
+    "json_schema": SCHEMA,
+    "grammar": 'root ::= "a"',
+    "cache_prompt": True,
+    "id_slot": 0,
+    "stream": False,
+}
+POSTS["/infill"] = {
+    **POSTS["/completion"],
+    "prompt": "Hi",
+    "input_prefix": "def f(",
+    "input_suffix": "return",
+    "input_extra": [{"filename": "a.py", "text": "x"}],
+}
+OF_EMBEDDING: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {
+        "input": ["hi there", [5, 6], {"prompt_string": "hi"}, [5, "hi"]],
+        "encoding_format": "base64",
+        "dimensions": 8,
+        "embd_normalize": 2,
+    },
+    "/api/embed": {"input": ["hi there", "hi"], "truncate": True, "dimensions": 8},
+    "/api/embeddings": {"prompt": "hi there"},
+}
+OF_RANKING: dict[str, dict[str, Any]] = {
+    "/v1/rerank": {
+        "query": "hi there",
+        "documents": ["hi", {"text": "there"}],
+        "texts": None,
+        "top_n": 1,
+        "return_documents": True,
+        "return_text": False,
+    },
+}
+POSTS |= OF_EMBEDDING | OF_RANKING
 GETS = ("/v1/models", "/v1/models/", "/api/tags", "/api/ps", "/api/version", "/health", "/metrics")
+GETS += ("/props", "/slots", "/lora-adapters", "/v1/responses/")
 # Two of them at once are an error of their own, so mostly there is one.
-_FORMS = ("response_format", "grammar", "regex", "format", "output_config", "tools")
+_MEANT = frozenset(
+    (
+        *("model", "messages", "prompt", "content", "tokens", "input", "query", "documents"),
+        *("input_prefix", "input_suffix"),
+    )
+)
+_FORMS = (
+    "json_schema",
+    "text",
+    "response_format",
+    "grammar",
+    "regex",
+    "format",
+    "output_config",
+    "tools",
+)
 
 
 @dataclass(frozen=True)
@@ -182,16 +268,23 @@ class Asked:
     body: bytes | None
     kind: str = "application/json"
 
+    @property
+    def of(self) -> str:
+        """The server that it is for."""
+        if self.path in OF_EMBEDDING:
+            return "embeds"
+        return "ranks" if self.path in OF_RANKING else "chats"
 
-def request(number: int, model: str) -> Asked:
-    """The request of that number."""
+
+def request(number: int, names: Mapping[str, str]) -> Asked:
+    """The request of that number, to models of these names."""
     rng = random.Random(number)
     if rng.random() < 0.03:
         path = rng.choice(GETS)
         path += quote(rng.choice(STRINGS)[:2000], errors="replace") if path.endswith("/") else ""
         return Asked(rng.choice(("GET", "GET", "HEAD", "POST", "DELETE")), path, None)
     path = rng.choice(list(POSTS))
-    body = {"model": model, **copy.deepcopy(POSTS[path])}
+    body = {"model": names[Asked("POST", path, None).of], **copy.deepcopy(POSTS[path])}
     forms = [key for key in _FORMS if key in body]
     kept = rng.choice([*forms, None])
     for key in forms:
@@ -199,7 +292,7 @@ def request(number: int, model: str) -> Asked:
             del body[key]
     body["stream"] = rng.random() < 0.3
     for key in list(body):
-        if key not in ("model", "messages", "prompt", "content", "tokens") and rng.random() < 0.3:
+        if key not in _MEANT and rng.random() < 0.3:
             del body[key]
     if rng.random() < 0.1:
         _put_schema(body, rng)
@@ -224,6 +317,13 @@ def _put_schema(body: dict[str, Any], rng: random.Random) -> None:
         body["output_config"]["format"]["schema"] = schema
     elif "format" in body:
         body["format"] = schema
+    elif "json_schema" in body:
+        body["json_schema"] = schema
+    elif "text" in body:
+        body["text"]["format"]["schema"] = schema
+    elif body.get("tools") and "parameters" in body["tools"][0]:
+        body["tools"][0]["parameters"] = schema
+        body["tool_choice"] = "required"
     elif body.get("tools") and "function" in body["tools"][0]:
         body["tools"][0]["function"]["parameters"] = schema
         body["tool_choice"] = "required"
@@ -264,7 +364,8 @@ def ask(url: str, asked: Asked) -> Answered:
 
 
 def _wrong(status: int, kind: str, body: bytes, method: str) -> str:
-    if status >= 500 and status != 503:
+    # Not now (503), and never with this model (501), are refusals with a name.
+    if status >= 500 and status not in (501, 503):
         return f"status {status}: {body[:_MOST_TOLD]!r}"
     if method == "HEAD" or kind == "text/plain":
         return ""
@@ -311,6 +412,31 @@ def _resident(process: subprocess.Popen[str]) -> tuple[int, int]:
     return int(found["VmRSS"]) * 1024, int(found["VmHWM"]) * 1024
 
 
+Servers = Mapping[str, tuple[str, subprocess.Popen[str]]]
+
+
+def dead(servers: Servers) -> bool:
+    """Whether one of them has ended."""
+    return any(process.poll() is not None for _, process in servers.values())
+
+
+def models(directory: Path) -> dict[str, Path]:
+    """A model for each kind of server."""
+    vocabulary = words("hi there")
+    return {
+        "chats": Seeds(directory).directories["llama"],
+        "embeds": encoder(directory / "embeds.gguf", types=1, **vocabulary),
+        "ranks": encoder(directory / "ranks.gguf", types=1, ranks=True, **vocabulary),
+    }
+
+
+def listed(url: str) -> str:
+    """What a server calls its model."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc)
+    connection.request("GET", "/v1/models")
+    return str(json.loads(connection.getresponse().read())["data"][0]["id"])
+
+
 def main() -> None:
     """Send the requests and tell what they ended in; exit code 1 if any was not allowed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -323,41 +449,42 @@ def main() -> None:
     numbers = range(args.first, args.first + args.requests)
     if args.only is not None:
         numbers = range(args.only, args.only + 1)
-    with tempfile.TemporaryDirectory() as directory:
-        model = Seeds(Path(directory)).directories["llama"]
-        with served(model) as (url, process):
-            listed = http.client.HTTPConnection(urlsplit(url).netloc)
-            listed.request("GET", "/v1/models")
-            name = json.loads(listed.getresponse().read())["data"][0]["id"]
-            before = _resident(process)[0]
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = {
+            kind: stack.enter_context(served(model)) for kind, model in models(directory).items()
+        }
+        names = {kind: listed(url) for kind, (url, _) in servers.items()}
+        before = sum(_resident(process)[0] for _, process in servers.values())
 
-            until = time.monotonic() + 60 * args.minutes
-            sizes: list[int] = []
+        until = time.monotonic() + 60 * args.minutes
+        sizes: list[int] = []
 
-            def one(number: int) -> tuple[int, Answered] | None:
-                if time.monotonic() > until:
-                    return None
-                if number % 2000 == 0 and process.poll() is None:
-                    sizes.append(_resident(process)[0])
-                asked = request(number, name)
-                answered = ask(url, asked)
-                if answered.wrong or args.only is not None:
-                    print(f"request {number}: {asked.path} {answered.wrong}", flush=True)
-                if args.only is not None:
-                    print((asked.body or b"").decode("utf-8", "replace"), answered, flush=True)
-                return number, answered
+        def one(number: int) -> tuple[int, Answered] | None:
+            if time.monotonic() > until:
+                return None
+            if number % 2000 == 0 and not dead(servers):
+                sizes.append(sum(_resident(process)[0] for _, process in servers.values()))
+            asked = request(number, names)
+            answered = ask(servers[asked.of][0], asked)
+            if answered.wrong or args.only is not None:
+                print(f"request {number}: {asked.path} {answered.wrong}", flush=True)
+            if args.only is not None:
+                print((asked.body or b"").decode("utf-8", "replace"), answered, flush=True)
+            return number, answered
 
-            with ThreadPoolExecutor(CLIENTS) as clients:
-                answers = dict(filter(None, clients.map(one, numbers)))
-            alive = process.poll() is None
-            after, most = _resident(process) if alive else (0, 0)
+        with ThreadPoolExecutor(CLIENTS) as clients:
+            answers = dict(filter(None, clients.map(one, numbers)))
+        alive = not dead(servers)
+        ends = [_resident(process) for _, process in servers.values()] if alive else []
+        after, most = (sum(end[i] for end in ends) for i in (0, 1))
     wrong = {n: a for n, a in answers.items() if a.wrong}
     told = {
         "machine": describe(),
         "requests": len(answers),
         "statuses": dict(sorted(Counter(a.status for a in answers.values()).items())),
         "not_allowed": [
-            {"request": n, "path": request(n, name).path, "why": a.wrong} for n, a in wrong.items()
+            {"request": n, "path": request(n, names).path, "why": a.wrong} for n, a in wrong.items()
         ],
         "longest_s": max(a.seconds for a in answers.values()),
         "server_alive": alive,

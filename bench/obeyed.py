@@ -1,21 +1,24 @@
 """Budgets obeyed by every verb: in control groups of exactly the budget, with cold libraries.
 
 `python bench/obeyed.py --models DIRECTORY --json out.json`; `--quick` has SmolLM2 alone, in the
-smallest budgets; `--only TEXT` those cases whose name has it.
+smallest budgets; `--only TEXT` those cases whose name has it. What holds by `out.json` is not
+measured again, so that a run can be ended at any time, also after `--seconds`, and be gone on with.
 
 A case is a model, a command and a budget: the smallest that the command itself names when it has
-none that does, and some above it. What has no budget of its own (`tokenize`, `plan`) runs in the
-smallest in which the model answers. Before each the interpreter's libraries, the model and the
+none that does, and some above it. What has no budget of its own (`tokenize`) runs in the smallest
+in which the model answers. Before each the interpreter's libraries, the model and the
 kernel's copies of both are forgotten, so that the group is charged for them again. A case holds if
 nothing was killed, the command ended as it should, and no process was ever larger than the budget;
 `peak_group` counts all processes and the page cache. `server` is asked for all that its bounds
-allow by eight clients at once. Models with random weights are made in DIRECTORY and stay there.
+allow by eight clients at once, of an encoder too. Models with random weights are made in DIRECTORY
+and stay there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pty
 import random
@@ -25,6 +28,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from at_the_bounds import ANSWERS, CHAT, PATH, REQUESTS, ask, ask_together, encoded
+from at_the_bounds import ANSWERS, LAST, OF_TEXTS, REQUESTS, ask, ask_together, encoded
 from cgroups import Group, group, why_not
 
 STRATA = (sys.executable, "-m", "strata")
@@ -50,6 +54,15 @@ MADE = {
     "qwen3-0.6b": ("qwen3-0.6b", "Q8_0"),
     "gemma-3-270m": ("gemma-3-270m", "Q4_0"),
 }
+
+ENCODER = "an encoder"
+_ENCODER = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from support.encoders import encoder, words
+encoder(Path(sys.argv[2]), types=1, ranks=True, **words(sys.argv[3]))
+"""
 
 SCRIPTS = (
     "The quick brown fox doesn't jump over the lazy dog; it can't be bothered. ",
@@ -98,6 +111,9 @@ def commands(texts: Path) -> list[Command]:
     (texts / "six.txt").write_text(million)
     (texts / "capitals.txt").write_text("A" * 1_000_000)
     six, capitals = str(texts / "six.txt"), str(texts / "capitals.txt")
+    (texts / "lines.txt").write_text("\n".join(lines(six_scripts(20_000), 400)))
+    (texts / "short.txt").write_text("\n".join(lines(six_scripts(40_000), 60)))
+    of_lines, of_short = str(texts / "lines.txt"), str(texts / "short.txt")
     few = ("--max-tokens", "8", "--threads", "2")
     small, explained = ("--prompt", "200", "--gen", "8"), ("--explain", "--json")
     run = ("run", "MODEL")
@@ -121,10 +137,20 @@ def commands(texts: Path) -> list[Command]:
         Command(
             "tokenize of A", ("tokenize", "MODEL", "--file", capitals), budgeted=False, refused=True
         ),
+        Command("embed", ("embed", "MODEL", "--file", of_lines, "--json")),
+        Command("rank", ("rank", "MODEL", "what is a panda", "--file", of_short, "--json")),
         SERVE,
+        SERVE_TEXTS,
     ]
 
 
+def lines(text: str, length: int) -> list[str]:
+    """A text as lines of so many characters, none of them empty."""
+    some = (text[at : at + length].replace("\n", " ") for at in range(0, len(text), length))
+    return [line for line in some if line.strip()]
+
+
+SERVE_TEXTS = Command("serve texts", ("serve", "MODEL", "--port", "0", "--alias", "it"))
 SERVE = Command(
     "serve",
     ("serve", "MODEL", "--port", "0", "--alias", "it", "--context", "2048", "--parallel", "2"),
@@ -203,8 +229,8 @@ def measure(command: Command, model: str, budget: int) -> dict[str, Any]:
     forget(libraries())
     forget(iter([Path(model)]))
     with group(budget) as made:
-        if command is SERVE:
-            row = _served(made, command.words(model, f"{budget}B"))
+        if command in (SERVE, SERVE_TEXTS):
+            row = _served(made, command, model, budget)
         else:
             row = _run(made, command, command.words(model, f"{budget}B"))
         row |= {"kills": made.kills, "peak_group": made.peak, "cached_at_end": made.cached}
@@ -215,7 +241,7 @@ def measure(command: Command, model: str, budget: int) -> dict[str, Any]:
 def at_the_smallest(command: Command, model: str, answering: int) -> tuple[int, dict[str, Any]]:
     """The smallest budget of a command, or ``answering`` for one that has none of its own, and
     what became of it there."""
-    if not command.budgeted or command.refused or command.name == "plan":
+    if not command.budgeted or command.refused:
         return answering, measure(command, model, answering)
     floor = smallest(model, command)
     return floor, measure(command, model, floor)
@@ -248,8 +274,9 @@ def _run(made: Group, command: Command, words: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def _served(made: Group, words: Sequence[str]) -> dict[str, Any]:
-    process = made.start(words)
+def _served(made: Group, command: Command, model: str, budget: int) -> dict[str, Any]:
+    process = made.start(command.words(model, f"{budget}B"))
+    requests = REQUESTS if command is SERVE else OF_TEXTS
     assert process.stderr is not None
     lines = [process.stderr.readline()]
     while lines[-1] and not lines[-1].startswith("listening at http://"):
@@ -262,7 +289,7 @@ def _served(made: Group, words: Sequence[str]) -> dict[str, Any]:
     drain.start()
     wrong: list[str] = []
     try:
-        for path, body in REQUESTS:
+        for path, body in requests:
             data = encoded(body)
             answers = ask_together(url, path, data)
             if process.poll() is not None:
@@ -271,7 +298,8 @@ def _served(made: Group, words: Sequence[str]) -> dict[str, Any]:
             if not set(answers) <= ANSWERS:
                 wrong.append(f"{path} of {len(data)} bytes: {answers}")
         else:
-            if (last := ask(url, PATH, encoded(CHAT))) != 200:
+            path, body = LAST if command is SERVE else OF_TEXTS[0]
+            if (last := ask(url, path, encoded(body))) != 200:
                 wrong.append(f"the last one: {last}")
         peak = vm_peak(process.pid)
     finally:
@@ -291,32 +319,53 @@ def vm_peak(pid: int) -> int:
     return 0
 
 
-def measured(args: argparse.Namespace, texts: Path) -> Iterator[dict[str, Any]]:
-    """The rows of all cases."""
-    for name in ["smollm2"] if args.quick else ["smollm2", *MADE]:
-        path = resolved(name, args.models)
-        kinds = commands(texts)
-        if name != "smollm2":
-            # What a text becomes is the tokenizer's business, which is the same.
-            kinds = [kind for kind in kinds if kind.name in _OF_OTHERS]
-        answering = smallest(path, kinds[0])
+Row = dict[str, Any]
+
+
+def measured(
+    args: argparse.Namespace, texts: Path, known: Sequence[Row], ends: float
+) -> Iterator[Row]:
+    """The rows of all cases that are not known, until it is to end."""
+    there = {(row["model"], row["command"], row["above"]): row["budget"] for row in known}
+    for name in ["smollm2"] if args.quick else ["smollm2", *MADE, ENCODER]:
+        # What a text becomes is the tokenizer's business, which is the same.
+        kinds = [kind for kind in commands(texts) if kind.name in _OF.get(name, _OF_OTHERS)]
+        steps = [0] if args.quick else [0, 10, 60] if name == "smollm2" else [0, 40]
+        answering = 0
         for kind in kinds:
-            if args.only and args.only not in f"{name} {kind.name}":
+            left = [step for step in steps if (name, kind.name, step) not in there]
+            if not left or (args.only and args.only not in f"{name} {kind.name}"):
                 continue
-            case = {"model": name, "command": kind.name}
-            floor, row = at_the_smallest(kind, path, answering)
-            yield {**case, "budget": floor, **row}
-            more = (10, 60) if name == "smollm2" else (40,)
-            for step in () if args.quick else more:
-                budget = floor + step * MB
-                yield {**case, "budget": budget, **measure(kind, path, budget)}
+            path = resolved(name, args.models)
+            answering = answering or smallest(path, kinds[0])
+            for step in left:
+                if time.monotonic() > ends:
+                    return
+                case = {"model": name, "command": kind.name, "above": step}
+                if step == 0:
+                    budget, row = at_the_smallest(kind, path, answering)
+                    there[name, kind.name, 0] = budget
+                else:
+                    budget = there[name, kind.name, 0] + step * MB
+                    row = measure(kind, path, budget)
+                yield {**case, "budget": budget, **row}
 
 
 _OF_OTHERS = ("run", "perplexity", "bench", "serve")
+_OF_SMOLLM2 = ("run", "run long", "run six scripts", "run 1 MB", "run 1 MB of A", "chat")
+_OF_SMOLLM2 += ("perplexity", "bench", "plan", "tokenize", "tokenize json", "tokenize pieces")
+_OF_SMOLLM2 += ("tokenize of A", "embed", "serve")
+_OF = {"smollm2": _OF_SMOLLM2, ENCODER: ("rank", "serve texts")}
 
 
 def resolved(name: str, folder: Path) -> str:
     """Where a model lies; one with random weights is made."""
+    if name == ENCODER:
+        path = folder / "encoder.gguf"
+        tests = Path(__file__).resolve().parents[1] / "tests"
+        made = [sys.executable, "-c", _ENCODER, tests, path, "what is a panda " + SCRIPTS[0]]
+        subprocess.run(made, check=True)
+        return str(path)
     if name not in MADE:
         said = subprocess.run(
             [*STRATA, "show", name, "--json"], capture_output=True, text=True, check=True
@@ -341,20 +390,26 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", help="cases whose name has this in it")
+    parser.add_argument("--seconds", type=float, help="begin no case after so many")
+    parser.add_argument("--note", help="what else the machine did")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if reason := why_not():
         raise SystemExit(reason)
     machine = described()
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    if args.json and args.json.exists():
+        rows = [row for row in json.loads(args.json.read_text())["rows"] if row["holds"]]
+    before = len(rows)
+    ends = time.monotonic() + args.seconds if args.seconds else math.inf
     with tempfile.TemporaryDirectory() as texts:
-        for row in measured(args, Path(texts)):
-            rows.append(row)
+        for row in measured(args, Path(texts), rows, ends):
+            rows.append({**row, "commit": machine["commit"]})
             print(line(row), file=sys.stderr, flush=True)
             if args.json:
-                whole = {"machine": machine, **summary(rows), "rows": rows}
+                whole = {"machine": machine, "note": args.note, **summary(rows), "rows": rows}
                 args.json.write_text(json.dumps(whole, indent=1) + "\n")
-    print(json.dumps(summary(rows)))
+    print(json.dumps({**summary(rows), "measured now": len(rows) - before}))
     raise SystemExit(summary(rows)["hold"] < len(rows))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from machine import Bandwidth
 from strata import LLM, SamplingParams
-from strata.backends.cpu.backend import choose_isa
+from strata.backends.cpu.host import choose_isa
 from strata.program import StepSize
 
 BATCH_PROMPT = 16

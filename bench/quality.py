@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from machine import describe, peer_version
 from strata import LLM
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.host import available_isas
 from strata.formats import ModelFile, open_model
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.quant import by_name, dequantize

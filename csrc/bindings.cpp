@@ -34,6 +34,7 @@ void translate(const std::exception_ptr& error, void*) {
 strata::FailPoint point(const std::string& kind) {
   if (kind == "allocation") return strata::FailPoint::allocation;
   if (kind == "thread") return strata::FailPoint::thread;
+  if (kind == "write") return strata::FailPoint::write;
   throw std::invalid_argument("'allocation' or 'thread', not '" + kind + "'");
 }
 
@@ -50,6 +51,7 @@ NB_MODULE(_native, m) {
   bind_stream(m);
   bind_runtime(m);
   bind_nodes(m);
+  bind_quant(m);
   bind_text(m);
   m.def("fail_after",
         [](const std::string& kind, int64_t n, bool always) {

@@ -7,6 +7,7 @@
 void bind_kernels(nanobind::module_& m);
 void bind_runtime(nanobind::module_& m);
 void bind_nodes(nanobind::module_& m);
+void bind_quant(nanobind::module_& m);
 void bind_stream(nanobind::module_& m);
 void bind_text(nanobind::module_& m);
 

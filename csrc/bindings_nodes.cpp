@@ -15,7 +15,9 @@ const StepKernels* step_kernels(const std::string& isa) {
   if (isa == "scalar") return step_kernels_scalar();
 #if defined(__x86_64__)
   if (isa == "avx2") return step_kernels_avx2();
+#if defined(STRATA_AVX512)
   if (isa == "avx512") return step_kernels_avx512();
+#endif
 #elif defined(__aarch64__)
   if (isa == "neon") return step_kernels_neon();
 #endif
@@ -169,12 +171,14 @@ void bind_nodes(nb::module_& m) {
            "tiles"_a = 0, "narrow"_a = Value::kNone, "groups"_a = 1)
       .def("heads", &NodeBuilder::heads, "parts"_a, "out"_a, "count"_a)
       .def("attach", &NodeBuilder::attach, "stream"_a, "track"_a)
+      .def("foresee", &NodeBuilder::foresee, "x"_a, "norm"_a, "weight"_a.none(), "shift"_a.none(),
+           "epsilon"_a, "router"_a, "bias"_a.none())
       .def("attach_experts", &NodeBuilder::attach_experts, "cache"_a, "first"_a)
       .def("rope", &NodeBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &NodeBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
            "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),
-           "sinks"_a = nb::none())
+           "sinks"_a = nb::none(), "call"_a = nb::none())
       .def("short_conv", &NodeBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &NodeBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,

@@ -2,7 +2,10 @@
 // needs to be.
 #include "bindings_runtime.h"
 
+#include "runtime/kv_tier.h"
+
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -166,11 +169,11 @@ std::unique_ptr<Step> make_step(const StateStore& store, Array1<int32_t> tokens,
 
 // (kv_heads, k_dim, v_dim, v_in_k, floats); zeros where a layer does not keep that.
 using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t>;
-// (layers, window, recurrent, blocks).
-using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, bool, int64_t>;
+// (layers, window, recurrent, blocks, slots).
+using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, bool, int64_t, int64_t>;
 
 void make_store(StateStore* self, int type, const std::vector<KeptTuple>& layers,
-                const std::vector<GroupTuple>& groups) {
+                const std::vector<GroupTuple>& groups, const std::string& directory) {
   require(type >= 0 && type < kKvTypes, "state: no such KV type");
   std::vector<StateStore::Kept> kept;
   for (const auto& [heads, k_dim, v_dim, v_in_k, floats] : layers) {
@@ -182,8 +185,10 @@ void make_store(StateStore* self, int type, const std::vector<KeptTuple>& layers
   }
   std::vector<bool> seen(kept.size(), false);
   std::vector<StateStore::Group> made;
-  for (const auto& [numbers, window, recurrent, blocks] : groups) {
+  for (const auto& [numbers, window, recurrent, blocks, slots] : groups) {
     require(blocks > 0 && window >= 0, "state: at least one block a group");
+    require(slots == 0 || (slots > 0 && window == 0 && !recurrent && made.empty()),
+            "state: only blocks of all positions lie in slots");
     require(made.empty() || !made.back().recurrent, "state: the recurrent group is the last");
     for (int64_t i : numbers) {
       require(i >= 0 && i < static_cast<int64_t>(kept.size()) && !seen[static_cast<size_t>(i)],
@@ -192,10 +197,10 @@ void make_store(StateStore* self, int type, const std::vector<KeptTuple>& layers
       const StateStore::Kept& k = kept[static_cast<size_t>(i)];
       require(recurrent ? k.floats > 0 : k.kv_heads > 0, "state: a layer is in a group of another kind");
     }
-    StateStore::Group group{numbers, window, recurrent, blocks};
+    StateStore::Group group{numbers, window, recurrent, blocks, slots};
     made.push_back(std::move(group));
   }
-  new (self) StateStore(static_cast<KvType>(type), kept, std::move(made));
+  new (self) StateStore(static_cast<KvType>(type), kept, std::move(made), directory);
 }
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -232,38 +237,71 @@ void bind_runtime(nb::module_& m) {
       .def_prop_ro("format", [](const PackedWeight& w) { return static_cast<int>(w.format); })
       .def_prop_ro("input_form", [](const PackedWeight& w) { return input_form(w.format); });
   nb::class_<StateStore>(m, "StateStore")
-      .def("__init__", &make_store, "type"_a, "layers"_a, "groups"_a)
+      .def("__init__", &make_store, "type"_a, "layers"_a, "groups"_a, "directory"_a = "")
       .def_prop_ro("nbytes", &StateStore::nbytes)
       .def("block_nbytes",
            [](StateStore& s, int64_t group) {
-             s.block(group, 0);
+             s.check_block(group, 0);
              return s.group(group).block_stride;
            },
            "group"_a)
       .def("copy",
            [](StateStore& s, int64_t group, int64_t source, int64_t target) {
-             const uint8_t* from = s.block(group, source);
-             uint8_t* to = s.block(group, target);
+             s.check_block(group, source);
+             s.check_block(group, target);
              nb::gil_scoped_release release;
-             std::memmove(to, from, static_cast<size_t>(s.group(group).block_stride));
+             s.copy(group, source, target);
            },
            "group"_a, "source"_a, "target"_a)
       .def("read",
            [](StateStore& s, int64_t group, int64_t block, Bytes out) {
-             const uint8_t* from = s.block(group, block);
+             s.check_block(group, block);
              check_size(s, group, out.size());
              nb::gil_scoped_release release;
-             std::memcpy(out.data(), from, out.size());
+             s.read(group, block, out.data());
            },
            "group"_a, "block"_a, "out"_a)
       .def("write",
            [](StateStore& s, int64_t group, int64_t block, ConstBytes data) {
-             uint8_t* to = s.block(group, block);
+             s.check_block(group, block);
              check_size(s, group, data.size());
              nb::gil_scoped_release release;
-             std::memcpy(to, data.data(), data.size());
+             s.write(group, block, data.data());
            },
-           "group"_a, "block"_a, "data"_a);
+           "group"_a, "block"_a, "data"_a)
+      .def("begin",
+           [](StateStore& s, const Step& step, const std::vector<int64_t>& calls,
+              std::shared_ptr<Readers> readers) {
+             require(s.tier() != nullptr && readers != nullptr, "state: all of it is in memory");
+             require(step.store == s.id(), "step: made for the blocks of another state");
+             const std::vector<int64_t>& layers = s.group(s.tier_group()).layers;
+             std::vector<int> numbers;
+             for (const int64_t layer : calls) {
+               const auto found = std::find(layers.begin(), layers.end(), layer);
+               numbers.push_back(found == layers.end() ? -1 : static_cast<int>(found - layers.begin()));
+             }
+             nb::gil_scoped_release release;
+             s.tier()->begin(step.view, s.tier_group(), std::move(numbers), std::move(readers));
+           },
+           "step"_a, "calls"_a, "readers"_a,
+           "A step begins whose layers attend in this order: blocks that it writes come to memory.")
+      .def_prop_ro("read_bytes",
+                   [](const StateStore& s) {
+                     return s.tier() == nullptr ? 0 : s.tier()->counts().read.from_disk.load();
+                   })
+      .def_prop_ro("written_bytes", [](const StateStore& s) {
+        return s.tier() == nullptr ? 0 : s.tier()->counts().written.load();
+      })
+      .def_static(
+          "file_bytes",
+          [](const std::vector<int64_t>& layers, int64_t blocks) {
+            int64_t sum = 0;
+            for (const int64_t bytes : layers) sum += KvTier::piece(bytes) * blocks;
+            return sum;
+          },
+          "layers"_a, "blocks"_a, "Bytes of so many blocks on disk; of each layer's part of one.")
+      .def_static("ring_bytes", &StateStore::ring_bytes, "layers"_a,
+                  "Bytes of memory beside slots, for blocks that are not in any.");
   nb::class_<RopeTable>(m, "RopeTable")
       .def(nb::init<std::vector<float>, float>(), "inv_freq"_a, "mscale"_a);
   nb::class_<Arena>(m, "Arena")

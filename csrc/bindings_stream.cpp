@@ -16,6 +16,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "runtime/expert_replay.h"
 #include "runtime/nodes.h"
 #include "runtime/stream.h"
 #include "runtime/weight_loader.h"
@@ -203,21 +204,60 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("input_form", [](const ExpertMatrix& e) { return input_form(e.format()); });
   nb::class_<ExpertCache>(m, "ExpertCache")
       .def(nb::new_([](const ExpertLayers& layers, int64_t slots, int64_t request_bytes,
-                       std::shared_ptr<Readers> readers) {
+                       std::shared_ptr<Readers> readers, int64_t ahead) {
              require(slots > 0 && slots < (int64_t{1} << 31) && request_bytes > 0,
                      "experts: there must be slots, and reads have a size");
              return std::make_shared<ExpertCache>(make_layers(layers), slots, request_bytes,
-                                                  std::move(readers));
+                                                  std::move(readers), ahead);
            }),
-           "layers"_a, "slots"_a, "request_bytes"_a, "readers"_a)
+           "layers"_a, "slots"_a, "request_bytes"_a, "readers"_a, "ahead"_a = 0)
       .def_prop_ro("nbytes", &ExpertCache::nbytes)
+      .def_prop_ro("slots", &ExpertCache::slots)
+      .def_prop_ro("ahead", &ExpertCache::ahead)
+      .def("resize", &ExpertCache::resize, "slots"_a, "ahead"_a = 0,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "So many slots from now on, and for what is foreseen; not while a step runs.")
+      .def("read_by", &ExpertCache::read_by, "readers"_a, "Others read from now on.")
       .def_prop_ro("hits", [](const ExpertCache& c) { return c.counts().hits.load(); })
       .def_prop_ro("misses", [](const ExpertCache& c) { return c.counts().misses.load(); })
       .def_prop_ro("needed_bytes", [](const ExpertCache& c) { return c.counts().needed.load(); })
       .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().read.load(); })
+      .def("scores", &ExpertCache::scores, "What uses so far are worth, of each expert.")
+      .def("begin_with", &ExpertCache::begin_with, "scores"_a,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "Those are here from now on that were worth most to another cache.")
+      .def_prop_ro("begun_with", [](const ExpertCache& c) { return c.counts().begun_with.load(); })
+      .def_prop_ro("foreseen", [](const ExpertCache& c) { return c.counts().foreseen.load(); })
+      .def_prop_ro("right", [](const ExpertCache& c) { return c.counts().right.load(); })
+      .def_prop_ro("begun", [](const ExpertCache& c) { return c.counts().begun.load(); })
+      .def_prop_ro("ahead_bytes", [](const ExpertCache& c) { return c.counts().ahead.load(); })
+      .def_prop_ro("wasted_bytes", [](const ExpertCache& c) { return c.counts().wasted.load(); })
       .def("record", &ExpertCache::record, "on"_a,
            "Writes down the visits from now on, or no longer; not while a step runs.")
-      .def_prop_ro("visits", [](const ExpertCache& c) { return c.visits(); });
+      .def_prop_ro("visits", [](const ExpertCache& c) { return c.visits(); })
+      .def_prop_ro("routes",
+                   [](const ExpertCache& c) {
+                     std::vector<std::tuple<int, int64_t, std::vector<int32_t>>> out;
+                     for (const auto& r : c.routes()) out.emplace_back(r.layer, r.rows, r.chosen);
+                     return out;
+                   },
+                   "Of each visit: the layer, rows, and what each row chose, by row.");
+  m.def("replay_experts",
+        [](std::vector<int32_t> experts, std::vector<int32_t> layers, std::vector<int64_t> firsts,
+           std::vector<int32_t> chosen, int64_t slots, const std::string& policy, int64_t counted,
+           double decay, const std::vector<int64_t>& uses) {
+          const Visits visits{std::move(experts), std::move(layers), std::move(firsts),
+                              std::move(chosen)};
+          require(slots > 0 && decay > 0 && decay <= 1, "replay: slots and decay");
+          visits.check();
+          nb::gil_scoped_release release;
+          const auto by = make_policy(policy, visits, slots, decay, uses);
+          const Replayed done = replay(visits, slots, counted, *by);
+          return std::make_tuple(done.hits, done.misses);
+        },
+        "experts"_a, "layers"_a, "firsts"_a, "chosen"_a, "slots"_a, "policy"_a, "counted"_a = 0,
+        "decay"_a = DecayingFrequency::kDecay, "uses"_a = std::vector<int64_t>{},
+        "Hits and misses of a cache of experts on recorded visits, under a policy.");
   m.def("expert_memory",
         [](const ExpertLayers& layers, int64_t request_bytes) {
           require(request_bytes > 0, "reads must have a size");

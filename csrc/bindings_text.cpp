@@ -91,14 +91,17 @@ Pairs split_pairs(const Texts& texts) {
   return pairs;
 }
 
-// What a JSON text can become: values, nesting, and bytes of its widest character in Python.
-nb::typed<nb::tuple, size_t, size_t, size_t> measure_json(const nb::bytes& text) {
-  const auto* at = reinterpret_cast<const unsigned char*>(text.c_str());
-  const auto* const end = at + text.size();
+struct JsonMeasure {
+  size_t values, depth, width;
+};
+
+// What a JSON text can become: values, nesting, and bytes of its widest character in Python. No
+// further than where there are more than `most` values.
+JsonMeasure measured(const unsigned char* at, const unsigned char* const end, size_t most) {
   size_t values = 1, depth = 0, deepest = 0;
   unsigned char widest = 0;
   bool quoted = false, wide_escape = false, pair_escape = false;
-  for (; at < end; ++at) {
+  for (; at < end && values <= most; ++at) {
     const unsigned char byte = *at;
     if (byte > widest) widest = byte;
     if (byte == '"') {
@@ -119,7 +122,18 @@ nb::typed<nb::tuple, size_t, size_t, size_t> measure_json(const nb::bytes& text)
     }
   }
   const bool four = widest >= 0xF0 || pair_escape, two = widest >= 0xC4 || wide_escape;
-  return nb::make_tuple(values, deepest, size_t{four ? 4u : two ? 2u : 1u});
+  return {values, deepest, size_t{four ? 4u : two ? 2u : 1u}};
+}
+
+nb::typed<nb::tuple, size_t, size_t, size_t> measure_json(const nb::bytes& text, size_t most) {
+  const auto* begin = reinterpret_cast<const unsigned char*>(text.c_str());
+  const size_t size = text.size();
+  JsonMeasure m;
+  {
+    const nb::gil_scoped_release others;
+    m = measured(begin, begin + size, most);
+  }
+  return nb::make_tuple(m.values, m.depth, m.width);
 }
 
 }  // namespace
@@ -137,7 +151,8 @@ void bind_text(nb::module_& m) {
   m.def("split_pairs", &strata::split_pairs, "texts"_a,
         "Each text in two at its first space, the first character apart; those without are left "
         "out.");
-  m.def("measure_json", &strata::measure_json, "text"_a,
+  m.def("measure_json", &strata::measure_json, "text"_a, "most"_a,
         "Of a JSON text, without parsing it: the most values and keys that it can have, how deep "
-        "they are nested, and bytes of its widest character in Python (1, 2 or 4).");
+        "they are nested, and bytes of its widest character in Python (1, 2 or 4). No further than "
+        "where there are more than `most` values. Releases the GIL.");
 }

@@ -166,7 +166,7 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
                             int64_t k_dim, int64_t v_dim, float scale, int64_t window,
                             float softcap, bool causal, bool chunked,
                             const std::optional<Array1<float>>& slopes,
-                            const std::optional<Array1<float>>& sinks) {
+                            const std::optional<Array1<float>>& sinks, std::optional<int> call) {
   require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
           "attention: KV heads have as many heads each");
   require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
@@ -184,7 +184,8 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
   if (v) s.v = f32_value(*v);
   attention_.push_back({layer, kv_heads, k_dim, v_dim, window, k.has_value(), v.has_value()});
   scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
-  for (auto& node : make_attention(s)) list_.add(std::move(node));
+  require(!call || *call >= 0, "attention: negative call");
+  add_attention(list_, std::move(s), call);
 }
 
 void NodeBuilder::short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
@@ -366,8 +367,34 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
   if (nodes.narrow) list_.add(std::move(nodes.narrow));
   list_.add(std::move(nodes.down));
   if (cached.empty()) return;
+  if (foresight_ && !foresight_->choice) {
+    require(foresight_->x.width == width && foresight_->router->n == experts_.back().logits.width &&
+                shared_by == 1,
+            "foresee: another router");
+    foresight_->choice = experts_.back();
+  }
   list_.in_turns(list_.nodes() - before, nodes.turns);
   cached_.push_back({std::move(nodes.turns), std::move(cached)});
+}
+
+void NodeBuilder::foresee(int64_t x, int norm, const std::optional<Array1<float>>& weight,
+                          const std::optional<Array1<float>>& shift, double epsilon,
+                          WeightPtr router, const std::optional<Array1<float>>& bias) {
+  require(!foresight_ && cached_.empty() && norm >= 0 && norm <= 2, "foresee: what comes first");
+  const Value& from = f32_value(x);
+  const auto fits = [](const Floats& f, int64_t n) {
+    return f.empty() || static_cast<int64_t>(f.size()) == n;
+  };
+  auto f = std::make_shared<Foresight>(
+      Foresight{from, static_cast<Foresight::Norm>(norm), floats(weight), floats(shift), epsilon,
+                std::move(router), floats(bias), {}, nullptr});
+  require(f->router->k == from.width && !from.selected && fits(f->weight, from.width) &&
+              fits(f->shift, from.width) && fits(f->bias, f->router->n),
+          "foresee: widths differ");
+  scratch_ = std::max(scratch_, foresee_scratch(from.width, f->router->n));
+  list_.add(make_foresee(f));
+  list_.add(make_ask(f));
+  foresight_ = std::move(f);
 }
 
 void NodeBuilder::attach_experts(std::shared_ptr<ExpertCache> cache, int first) {
@@ -378,6 +405,10 @@ void NodeBuilder::attach_experts(std::shared_ptr<ExpertCache> cache, int first) 
     require(cache->layers()[static_cast<size_t>(layer)] == cached_[i].matrices,
             "experts: the layer is another one");
     cached_[i].turns->attach(cache, layer);
+    if (i == 0 && foresight_ && foresight_->choice) {
+      foresight_->layer = layer;
+      foresight_->cache = cache;
+    }
   }
   experts_attached_ = true;
 }

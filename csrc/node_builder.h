@@ -42,7 +42,7 @@ class NodeBuilder {
                  int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
                  float scale, int64_t window, float softcap, bool causal, bool chunked,
                  const std::optional<Array1<float>>& slopes,
-                 const std::optional<Array1<float>>& sinks);
+                 const std::optional<Array1<float>>& sinks, std::optional<int> call);
   void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
                   const std::optional<Array1<float>>& bias);
   // Of heads with a state of [k_dim][v_dim]: operands and parameters as step_kernels.h has them.
@@ -67,6 +67,11 @@ class NodeBuilder {
                float least_sum, float scale, int64_t groups, int64_t groups_kept, bool group_top2,
                int activation, int clamp, float limit, bool weigh_input, float jitter,
                int64_t shared_by, int64_t narrow, int64_t work);
+  // From x, what goes into the Segment, tells the first experts that come from a cache, by the norm
+  // and the router of their logits: before all other nodes.
+  void foresee(int64_t x, int norm, const std::optional<Array1<float>>& weight,
+               const std::optional<Array1<float>>& shift, double epsilon, WeightPtr router,
+               const std::optional<Array1<float>>& bias);
   // From which cache experts come that do not stay: those of these nodes are its layers from
   // `first` on.
   void attach_experts(std::shared_ptr<ExpertCache> cache, int first);
@@ -117,6 +122,7 @@ class NodeBuilder {
   std::vector<ExpertsSpec> experts_;
   std::vector<StreamedProduct> streamed_;
   std::vector<CachedExperts> cached_;
+  std::shared_ptr<Foresight> foresight_;
   bool experts_attached_ = false;
   std::shared_ptr<Stream> stream_;
   int track_ = -1;

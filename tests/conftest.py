@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ def _copying() -> type[Backend]:
 
 register("copying", _copying)
 
+# Options of the person who runs the tests are not theirs.
+os.environ["XDG_CONFIG_HOME"] = os.devnull
+
 BACKENDS = ["cpu", pytest.param("copying", marks=pytest.mark.slow)]
 """What is tested above the backends holds on each of them."""
 
@@ -30,6 +34,14 @@ BACKENDS = ["cpu", pytest.param("copying", marks=pytest.mark.slow)]
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled_heap() -> None:
+    """What is there before the tests of a module stays, thousands of other tests among it: garbage
+    is looked for in what is new."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

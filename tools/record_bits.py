@@ -43,7 +43,7 @@ from strata import LLM, Output, SamplingParams
 Bits = NDArray[np.uint64]
 Work = Callable[[LLM, "Case"], Bits]
 
-KV_TYPES = ("f16", "bf16", "q8_0")
+KV_TYPES = ("f16", "bf16", "q8_0", "int4")
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 8
 CROWDED_KV_BYTES = 1 << 20
 """Of 64 KB blocks: 16, where the five requests of a crowd want 24."""

@@ -110,6 +110,7 @@ STRATA_INLINE void write_output(const AttentionArgs& a, int64_t head, const floa
     each_vector(a.shape.v_dim, [&](int64_t i, int lanes) {
       store_part(out + i, load(p + 2 + i) / sum, lanes);
     });
+    rotate(out, a.shape.v_dim, a.v_rotation);
     return;
   }
   // The sink comes last, whatever the splits: both orders of magnitude are kept apart.
@@ -119,6 +120,7 @@ STRATA_INLINE void write_output(const AttentionArgs& a, int64_t head, const floa
   each_vector(a.shape.v_dim, [&](int64_t i, int lanes) {
     store_part(out + i, (load(p + 2 + i) * f) / sum, lanes);
   });
+  rotate(out, a.shape.v_dim, a.v_rotation);
 }
 
 // The scores of one row over one block become weights, in place; keys outside [lo, hi) weigh an
@@ -172,8 +174,11 @@ STRATA_INLINE void gather_queries(const AttentionArgs& a, int64_t kv_head, int64
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t r = row0; r < row1; ++r)
     for (int64_t g = 0; g < group; ++g, q += a.shape.k_dim)
+    {
       scale_row(a.q + r * a.q_stride + (kv_head * group + g) * a.shape.k_dim, a.scale,
                 a.shape.k_dim, q);
+      rotate(q, a.shape.k_dim, a.k_rotation);
+    }
 }
 
 // Values that are part of the keys, of slots [first, most) and those beside them up to whole
@@ -194,8 +199,40 @@ static __attribute__((noinline)) void unpack_values(const Kv& kv, int64_t v_dim,
   }
 }
 
+// A block as run_split reads it: in place, or unpacked.
+template <class Kv, bool = Kv::kUnpacks> struct Block : Kv {
+  Block(const uint8_t* head, const KvShape& s, float*) : Kv(head, s) {}
+  void begin_values(const AttentionArgs&, int64_t, int64_t) const {}
+};
+template <class Kv> struct Block<Kv, true> {
+  Block(const uint8_t* from, const KvShape& s, float* unpacked)
+      : head(from), k(unpacked), v(unpacked + kKvBlock * s.k_dim), stride(kv_value_stride(s.v_dim)) {
+    Kv::unpack_keys(head, s, k);
+  }
+  // Those of slots [first, most). Keys of which values are a part are turned back.
+  void begin_values(const AttentionArgs& a, int64_t first, int64_t most) const {
+    if (a.shape.v_in_k) {
+      Kv::rotate_rows(k, a.shape.k_dim, a.k_rotation);
+    } else {
+      Kv::unpack_values(head, a.shape, first, most, v);
+    }
+  }
+  inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
+    return load(k + dim * kKvBlock + slot);
+  }
+  inline __attribute__((always_inline)) F32x16 values(int64_t slot, int64_t dim) const {
+    return load(v + slot * stride + dim);
+  }
+  void fetch_keys(int64_t, int64_t, int64_t) const {}
+  void fetch_values(int64_t, int64_t, int64_t) const {}
+
+  const uint8_t* head;
+  float *k, *v;
+  int64_t stride;
+};
+
 // The partial results of one split for all query vectors; p holds one partial a vector, cleared.
-// `unpacked` has room for the values of a block where they are part of the keys.
+// `unpacked` has room for the keys and values of a block.
 template <class Kv>
 static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                       int64_t split, const float* q, float* scores, float* p, float* unpacked) {
@@ -207,7 +244,8 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   int64_t end = last / kKvBlock + 1;
   if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
   for (; block < end; ++block) {
-    const Kv kv(a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes, a.shape);
+    const uint8_t* head = a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes;
+    const Block<Kv> kv(head, a.shape, unpacked);
     const int64_t base = block * kKvBlock;
     // A few queries wait for memory: every read asks for the same place of the next block, so that
     // memory never rests while this block is worked on.
@@ -235,10 +273,12 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
+    kv.begin_values(a, first, most);
     if (a.shape.v_in_k) {
-      unpack_values(kv, a.shape.v_dim, first, most, unpacked);
-      const auto values = [unpacked, width](int64_t slot, int64_t dim) {
-        return load(unpacked + slot * width + dim);
+      float* apart = unpacked + kKvBlock * a.shape.k_dim;
+      unpack_values(kv, a.shape.v_dim, first, most, apart);
+      const auto values = [apart, width](int64_t slot, int64_t dim) {
+        return load(apart + slot * width + dim);
       };
       product(scores, kKvBlock, values, first, most, vectors, width, p + 2, stride);
       continue;
@@ -297,6 +337,30 @@ static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, 
   }
 }
 
+template <class Kv>
+static void attend_on(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                      int64_t split0, int64_t split1, bool first, float* running, float* scratch) {
+  const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
+  const int64_t stride = partial_floats(a.shape.v_dim);
+  float* q = scratch;
+  float* scores = q + kQueryTile * a.shape.k_dim;
+  float* part = scores + kQueryTile * kKvBlock;
+  gather_queries(a, kv_head, row0, row1, q);
+  const auto kept = [&](int64_t i) {
+    return running + ((row0 + i / group) * a.heads + kv_head * group + i % group) * stride;
+  };
+  for (int64_t i = 0; first && i < vectors; ++i) clear_partial(kept(i), a.shape.v_dim);
+  const int64_t begin = first_key(a, a.past + row0) / (kKvBlock * kSplitBlocks);
+  const int64_t last = last_key(a, a.past + row1 - 1) / (kKvBlock * kSplitBlocks);
+  for (int64_t split = split0 > begin ? split0 : begin; split < split1 && split <= last; ++split) {
+    for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.shape.v_dim);
+    run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part,
+                  part + 2 * kQueryTile * stride);
+    for (int64_t i = 0; i < vectors; ++i)
+      merge_partial(kept(i), part + i * stride, a.shape.v_dim);
+  }
+}
+
 static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int64_t splits,
                          const float* partials, float* scratch) {
   const int64_t stride = partial_floats(a.shape.v_dim);
@@ -307,7 +371,7 @@ static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int6
 }
 
 template <class Kv> constexpr KvKernels kv_kernels() {
-  return {Kv::store, attend<Kv>, attend_split<Kv>};
+  return {Kv::store, attend<Kv>, attend_split<Kv>, attend_on<Kv>};
 }
 
 static const StepKernels* step_table() {
@@ -318,7 +382,8 @@ static const StepKernels* step_table() {
       group_sum, softmax_groups,
       {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7, linear_attention},
       merge_splits,
-      {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>()}};
+      {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>(),
+       kv_kernels<KvInt4>()}};
   return &table;
 }
 

@@ -4,14 +4,19 @@
 
 namespace strata {
 
-// A row of the file of a format that is not panelled.
+// A row of the file of a format without a PanelLayout.
 void decode_row(Format f, const uint8_t* row, int64_t k, float* out);
 
 // The codebook of an IQ format, nullptr where it has none or was not handed over.
 const uint8_t* grid_of(Format f);
 
-// Half of a scale of NVFP4.
-float nvfp4_scale(uint8_t b);
+// The same as the products want it: the codes of all entries as they are added up (book_values), and
+// two tables of a byte an entry: fields of two bits, four elements each, or of four bits, two each.
+struct Book {
+  const uint8_t* codes;
+  const uint8_t* fields;
+};
+Book book_of(Format f);
 
 // The 16 rows of a panel of such a format as out[k][16]; rows beyond n are zero.
 void decode_panel(Format f, const uint8_t* rows, int64_t n, int64_t k, int64_t panel, float* out);

@@ -1,8 +1,9 @@
 // The table of formats, the codebooks handed over by Python, and the decoders of the formats that
-// keep the file's rows. Layouts: ggml-common.h of the ggml project; OCP MX formats 1.0; the numpy
+// are not made of plain codes. Layouts: ggml-common.h of the ggml project; OCP MX formats 1.0; the numpy
 // decoders of strata.quant are the truth, and these give the same bits.
 #include <array>
 #include <atomic>
+#include <mutex>
 
 #include "kernels/decode.h"
 #include "kernels/layout.h"
@@ -29,27 +30,26 @@ constexpr FormatInfo kFormats[] = {
     {Format::IQ4_XS, 256, 136, ActKind::q8, true},
     {Format::MXFP4, 32, 17, ActKind::q8, true},
     {Format::F64, 1, 8, ActKind::f32, false},
-    {Format::IQ1_S, 256, 50, ActKind::q8, false},
-    {Format::IQ1_M, 256, 56, ActKind::q8, false},
-    {Format::IQ2_XXS, 256, 66, ActKind::q8, false},
-    {Format::IQ2_XS, 256, 74, ActKind::q8, false},
-    {Format::IQ2_S, 256, 82, ActKind::q8, false},
-    {Format::IQ3_XXS, 256, 98, ActKind::q8, false},
-    {Format::IQ3_S, 256, 110, ActKind::q8, false},
-    {Format::TQ1_0, 256, 54, ActKind::q8, false},
-    {Format::TQ2_0, 256, 66, ActKind::q8, false},
-    {Format::NVFP4, 64, 36, ActKind::q8, false},
-    {Format::Q1_0, 128, 18, ActKind::q8, false},
-    {Format::Q2_0, 64, 18, ActKind::q8, false},
+    {Format::IQ1_S, 256, 50, ActKind::q8, true},
+    {Format::IQ1_M, 256, 56, ActKind::q8, true},
+    {Format::IQ2_XXS, 256, 66, ActKind::q8, true},
+    {Format::IQ2_XS, 256, 74, ActKind::q8, true},
+    {Format::IQ2_S, 256, 82, ActKind::q8, true},
+    {Format::IQ3_XXS, 256, 98, ActKind::q8, true},
+    {Format::IQ3_S, 256, 110, ActKind::q8, true},
+    {Format::TQ1_0, 256, 54, ActKind::q8, true},
+    {Format::TQ2_0, 256, 66, ActKind::q8, true},
+    {Format::NVFP4, 64, 36, ActKind::q8, true},
+    {Format::Q1_0, 128, 18, ActKind::q8, true},
+    {Format::Q2_0, 64, 18, ActKind::q8, true},
     {Format::F8_E4M3_B128, 128, 132, ActKind::f32, false},
 };
 
 consteval bool layouts_fit_the_file() {
   for (const FormatInfo& f : kFormats) {
     if (f.act != ActKind::q8) continue;
-    if (!f.panelled) {
-      const FileRowLayout l = file_row_layout(f.format);
-      if (l.elements != f.elements || l.bytes != f.bytes) return false;
+    if (const BookLayout l = book_layout(f.format); l.parts != 0) {
+      if (l.elements != f.elements || l.block() != kPanel * f.bytes) return false;
       continue;
     }
     const PanelLayout l = panel_layout(f.format);
@@ -68,12 +68,47 @@ struct Grid {
   Format format;
   size_t bytes;
   std::atomic<const uint8_t*> data;
+  uint8_t* codes;
+  uint8_t* fields;
 };
+// Codes of all entries, then fields.
+template <Format kFormat> struct BookRoom {
+  static constexpr BookLayout kL = book_layout(kFormat);
+  alignas(64) static inline uint8_t codes[128 * kL.tables * kL.entry];
+  alignas(64) static inline uint8_t fields[2 * 128 * kL.tables];
+};
+template <Format kFormat> constexpr Grid grid_for() {
+  using Room = BookRoom<kFormat>;
+  return {kFormat, sizeof Room::codes, nullptr, Room::codes, Room::fields};
+}
 Grid grids[] = {
-    {Format::IQ1_S, 2048 * 8, nullptr},  {Format::IQ2_XXS, 256 * 8, nullptr},
-    {Format::IQ2_XS, 512 * 8, nullptr},  {Format::IQ2_S, 1024 * 8, nullptr},
-    {Format::IQ3_XXS, 256 * 4, nullptr}, {Format::IQ3_S, 512 * 4, nullptr},
+    grid_for<Format::IQ1_S>(), grid_for<Format::IQ2_XXS>(), grid_for<Format::IQ2_XS>(),
+    grid_for<Format::IQ2_S>(), grid_for<Format::IQ3_XXS>(), grid_for<Format::IQ3_S>(),
 };
+std::mutex grids_written;
+
+// Fills in what is made of a grid; false where it has a value that its format does not know.
+bool make_book(const Grid& g, const uint8_t* data) {
+  const BookLayout l = book_layout(g.format);
+  const BookValues values = book_values(g.format);
+  const int width = l.entry == 8 ? 2 : 4;   // of a field in bits
+  const size_t entries = g.bytes / static_cast<size_t>(l.entry);
+  std::memset(g.fields, 0, 2 * entries);
+  for (size_t i = 0; i < g.bytes; ++i) {
+    const uint8_t code = static_cast<uint8_t>(
+        g.format == Format::IQ1_S ? l.zero - 1 + 8 * static_cast<int8_t>(data[i])
+                                  : l.zero + data[i]);
+    int field = 0;
+    while (field < 1 << (l.entry == 8 ? 2 : 3) && values.v[field] != code) ++field;
+    if (field == 1 << (l.entry == 8 ? 2 : 3)) return false;
+    g.codes[i] = code;
+    const size_t entry = i / static_cast<size_t>(l.entry);
+    const int element = static_cast<int>(i) % l.entry, half = l.entry / 2;
+    g.fields[entry + (element < half ? 0 : entries)] |=
+        static_cast<uint8_t>(field << width * (element % half));
+  }
+  return true;
+}
 
 // Eight signs from seven bits: the eighth makes their number even.
 uint8_t even_signs(uint32_t seven) {
@@ -191,34 +226,6 @@ void decode_tq1_0(const uint8_t* b, float* out) {
   }
 }
 
-void decode_tq2_0(const uint8_t* b, float* out) {
-  const float d = load_half(b + 64);
-  for (int i = 0; i < 256; ++i) {
-    const int q = (b[i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4)) & 3;
-    out[i] = d * static_cast<float>(q - 1);
-  }
-}
-
-void decode_nvfp4(const uint8_t* b, float* out) {
-  for (int i = 0; i < 64; ++i) {
-    const uint8_t byte = b[4 + i / 16 * 8 + i % 8];
-    const int code = (byte >> 4 * (i / 8 % 2)) & 15;
-    out[i] = nvfp4_scale(b[i / 16]) * static_cast<float>(kMxfp4Values[code]);
-  }
-}
-
-void decode_q1_0(const uint8_t* b, float* out) {
-  const float d = load_half(b);
-  for (int i = 0; i < 128; ++i) out[i] = (b[2 + i / 8] >> i % 8) & 1 ? d : -d;
-}
-
-void decode_q2_0(const uint8_t* b, float* out) {
-  const float d = load_half(b);
-  for (int i = 0; i < 64; ++i) {
-    out[i] = d * static_cast<float>(((b[2 + i / 4] >> 2 * (i % 4)) & 3) - 1);
-  }
-}
-
 void decode_f8_b128(const uint8_t* b, float* out) {
   static const auto values = [] {
     std::array<float, 256> v{};
@@ -244,23 +251,12 @@ BlockDecoder block_decoder(Format f) {
     case Format::IQ3_XXS: return decode_iq3_xxs;
     case Format::IQ3_S: return decode_iq3_s;
     case Format::TQ1_0: return decode_tq1_0;
-    case Format::TQ2_0: return decode_tq2_0;
-    case Format::NVFP4: return decode_nvfp4;
-    case Format::Q1_0: return decode_q1_0;
-    case Format::Q2_0: return decode_q2_0;
     case Format::F8_E4M3_B128: return decode_f8_b128;
     default: return nullptr;
   }
 }
 
 }  // namespace
-
-// Half of an unsigned E4M3 scale. ggml reads 0x7f as zero and ignores the sign bit of the others.
-float nvfp4_scale(uint8_t b) {
-  if (b == 0x7f) return 0.0f;
-  if (b == 0xff) return 240.0f;
-  return e4m3_to_float(b & 127) * 0.5f;
-}
 
 const uint8_t* grid_of(Format f) {
   const Format owner = f == Format::IQ1_M ? Format::IQ1_S : f;
@@ -284,10 +280,21 @@ size_t act_row_bytes(ActKind kind, int64_t k) {
   return static_cast<size_t>((k * 4 + 63) / 64 * 64);
 }
 
+Book book_of(Format f) {
+  const Format owner = f == Format::IQ1_M ? Format::IQ1_S : f;
+  for (const Grid& g : grids) {
+    if (g.format == owner) return {g.codes, g.fields};
+  }
+  return {};
+}
+
 bool set_grid(Format f, const uint8_t* data, size_t bytes) {
   for (Grid& g : grids) {
     if (g.format != f) continue;
     if (g.bytes != bytes) return false;
+    const std::lock_guard lock(grids_written);
+    if (g.data.load(std::memory_order_relaxed) != nullptr) return true;   // it is in use
+    if (!make_book(g, data)) return false;
     g.data.store(data, std::memory_order_release);
     return true;
   }

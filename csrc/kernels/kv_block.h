@@ -14,6 +14,7 @@ STRATA_INLINE F32x16 within(const F32x16& v, float most) {
 template <F32x16 (*kLoad)(const uint16_t*), void (*kStore)(uint16_t*, const F32x16&),
           bool kIsHalf>
 struct KvNarrow {
+  static constexpr bool kUnpacks = false;
   KvNarrow(const uint8_t* head, const KvShape& s)
       : k(reinterpret_cast<const uint16_t*>(head)), v(k + s.k_dim * kKvBlock),
         stride(kv_value_stride(s.v_dim)) {}
@@ -69,6 +70,7 @@ STRATA_INLINE F32x16 broadcast_f16(uint16_t h) {
 }
 
 struct KvQ8 {
+  static constexpr bool kUnpacks = false;
   KvQ8(const uint8_t* head, const KvShape& s)
       : k(reinterpret_cast<const int8_t*>(head)),
         key_scales(reinterpret_cast<const uint16_t*>(k + s.k_dim * kKvBlock)),
@@ -144,6 +146,185 @@ struct KvQ8 {
   const int8_t* v;
   int64_t stride;
   const uint16_t* value_scales;
+};
+
+// Multiplies each `block` elements with a Hadamard matrix of determinant one: its own inverse. Sums
+// are made in one order, that of the butterflies.
+STRATA_INLINE void rotate(float* x, int64_t n, int64_t block) {
+  if (block < 2) return;
+  for (int64_t half = 1; half < block; half *= 2) {
+    for (int64_t start = 0; start < n; start += 2 * half) {
+      for (int64_t i = start; i < start + half; ++i) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+    }
+  }
+  const float norm = 1.0f / __builtin_sqrtf(static_cast<float>(block));
+  for (int64_t i = 0; i < n; ++i) x[i] *= norm;
+}
+
+// Four bits an element of a rotated head. A block is unpacked before it is used: that costs less
+// than unpacking in the loop, where every element would be needed for several queries.
+struct KvInt4 {
+  static constexpr bool kUnpacks = true;
+
+  // The same over rows [n][kKvBlock].
+  static void rotate_rows(float* x, int64_t n, int64_t block) {
+    if (block < 2) return;
+    for (int64_t half = 1; half < block; half *= 2) {
+      for (int64_t start = 0; start < n; start += 2 * half) {
+        for (int64_t i = start * kKvBlock; i < (start + half) * kKvBlock; i += 16) {
+          const F32x16 a = load(x + i), b = load(x + i + half * kKvBlock);
+          store_row(x + i, a + b);
+          store_row(x + i + half * kKvBlock, a - b);
+        }
+      }
+    }
+    const F32x16 norm = broadcast(1.0f / __builtin_sqrtf(static_cast<float>(block)));
+    for (int64_t i = 0; i < n * kKvBlock; i += 16) store_row(x + i, load(x + i) * norm);
+  }
+
+  // out [k_dim][kKvBlock]
+  static __attribute__((noinline)) void unpack_keys(const uint8_t* head, const KvShape& s,
+                                                    float* out) {
+    const int64_t pairs = (s.k_dim + 1) / 2, groups = kv_groups4(s.k_dim);
+    const auto* scales = reinterpret_cast<const uint16_t*>(head + pairs * kKvBlock);
+    const uint16_t* least = scales + groups * kKvBlock;
+    for (int64_t slot = 0; slot < kKvBlock; slot += 16) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const F32x16 scale = load_f16(scales + g * kKvBlock + slot);
+        const F32x16 low = load_f16(least + g * kKvBlock + slot);
+        const int64_t end = (g + 1) * kKvGroup4 < s.k_dim ? (g + 1) * kKvGroup4 : s.k_dim;
+        for (int64_t dim = g * kKvGroup4; dim < end; dim += 2) {
+          F32x16 a, b;
+          codes(head + dim / 2 * kKvBlock + slot, a, b);
+          store_row(out + dim * kKvBlock + slot, fma(a, scale, low));
+          if (dim + 1 < end) store_row(out + (dim + 1) * kKvBlock + slot, fma(b, scale, low));
+        }
+      }
+    }
+  }
+
+  // out [kKvBlock][value stride] for slots [first, most)
+  static __attribute__((noinline)) void unpack_values(const uint8_t* head, const KvShape& s,
+                                                      int64_t first, int64_t most, float* out) {
+    const int64_t stride = kv_value_stride(s.v_dim), bytes = (s.v_dim + 31) / 32 * 16;
+    const int64_t groups = kv_groups4(s.v_dim);
+    const uint8_t* values = value_codes(head, s);
+    const auto* scales = reinterpret_cast<const uint16_t*>(values + bytes * kKvBlock);
+    const uint16_t* least = scales + groups * kKvBlock;
+    for (int64_t slot = first; slot < most; ++slot) {
+      for (int64_t dim = 0; dim < stride; dim += 32) {
+        const int64_t at = dim / kKvGroup4 * kKvBlock + slot;
+        const F32x16 scale = broadcast_f16(scales[at]), low = broadcast_f16(least[at]);
+        F32x16 a, b;
+        codes(values + slot * bytes + dim / 2, a, b);
+        store_row(out + slot * stride + dim, fma(a, scale, low));
+        if (dim + 16 < stride) store_row(out + slot * stride + dim + 16, fma(b, scale, low));
+      }
+    }
+  }
+
+  // Quantises up to kKvGroup4 elements.
+  static void quantise(const float* x, int64_t n, uint8_t* q, uint16_t* scale, uint16_t* least) {
+    constexpr float kMost = 65504.0f;
+    F32x16 top = broadcast(-kMost), bottom = broadcast(kMost), poison = zero16();
+    const float spare = n > 0 ? x[0] : 0.0f;
+    each_vector(n, [&](int64_t i, int lanes) {
+      float t[16];
+      for (int j = 0; j < 16; ++j) t[j] = j < lanes ? x[i + j] : spare;
+      const F32x16 v = within(load(t), kMost);
+      top = max(top, v);
+      bottom = min(bottom, v);
+      poison = fma(load(t), zero16(), poison);   // a NaN must not be lost
+    });
+    const float low = -reduce_max(zero16() - bottom), high = reduce_max(top);
+    uint16_t t[16];
+    store_f16(t, broadcast(low + reduce_add(poison)));
+    *least = t[0];
+    float from[16], step[16];
+    store_row(from, load_f16(t));
+    // From the least value as it is kept, so that the largest is reached.
+    store_f16(t, broadcast((high - from[0]) / 15.0f));
+    *scale = t[0];
+    store_row(step, load_f16(t));
+    const bool usable = step[0] > 0.0f && step[0] < kMost;
+    each_vector(n, [&](int64_t i, int lanes) {
+      const F32x16 v = within(load_part(x + i, lanes), kMost);
+      const F32x16 code = (v - broadcast(from[0])) / broadcast(step[0]);
+      int8_t out[16] = {};
+      for (int p = 0; usable && p < kParts; ++p) {
+        const F32v held = vmin(vset(15.0f), vmax(vzero(), code.part[p]));
+        vstore_s8(out + p * kWidth, vcvt_i32(vround(held)));
+      }
+      for (int j = 0; j < lanes; ++j) q[i + j] = static_cast<uint8_t>(out[j]);
+    });
+  }
+
+  static void store(const float* key, const float* value, const KvShape& s, int64_t slot,
+                    uint8_t* head) {
+    const int64_t pairs = (s.k_dim + 1) / 2, groups = kv_groups4(s.k_dim);
+    auto* scales = reinterpret_cast<uint16_t*>(head + pairs * kKvBlock) + slot;
+    float x[kPart];
+    uint8_t q[kKvGroup4 + 2];
+    each_part(key, s.k_dim, x, [&](int64_t at, int64_t n) {
+      for (int64_t i = 0; i < n; i += kKvGroup4) {
+        const int64_t g = (at + i) / kKvGroup4, count = n - i < kKvGroup4 ? n - i : kKvGroup4;
+        quantise(x + i, count, q, scales + g * kKvBlock, scales + (groups + g) * kKvBlock);
+        q[count] = 0;
+        uint8_t* to = head + (at + i) / 2 * kKvBlock + slot;
+        for (int64_t j = 0; j < count; j += 2)
+          to[j / 2 * kKvBlock] = static_cast<uint8_t>(q[j] | q[j + 1] << 4);
+      }
+    });
+    if (s.v_in_k) return;
+    const int64_t bytes = (s.v_dim + 31) / 32 * 16, value_groups = kv_groups4(s.v_dim);
+    uint8_t* values = const_cast<uint8_t*>(value_codes(head, s));
+    auto* value_scales = reinterpret_cast<uint16_t*>(values + bytes * kKvBlock) + slot;
+    uint8_t* to = values + slot * bytes;
+    for (int64_t i = 0; i < bytes; ++i) to[i] = 0;
+    each_part(value, s.v_dim, x, [&](int64_t at, int64_t n) {
+      for (int64_t i = 0; i < n; i += kKvGroup4) {
+        const int64_t g = (at + i) / kKvGroup4, count = n - i < kKvGroup4 ? n - i : kKvGroup4;
+        quantise(x + i, count, q, value_scales + g * kKvBlock,
+                 value_scales + (value_groups + g) * kKvBlock);
+        for (int64_t j = 0; j < count; ++j) {
+          const int64_t dim = at + i + j;
+          to[dim / 32 * 16 + dim % 16] |= static_cast<uint8_t>(q[j] << (dim % 32 < 16 ? 0 : 4));
+        }
+      }
+    });
+  }
+
+ private:
+  // Rotated and quantised together: a multiple of both, so that no group or block is cut.
+  static constexpr int64_t kPart = kMostRotated > kKvGroup4 ? kMostRotated : kKvGroup4;
+
+  static const uint8_t* value_codes(const uint8_t* head, const KvShape& s) {
+    return head + ((s.k_dim + 1) / 2 + 4 * kv_groups4(s.k_dim)) * kKvBlock;
+  }
+  template <class F> static void each_part(const float* from, int64_t dim, float* x, const F& f) {
+    const int64_t block = kv_rotation(KvType::int4, dim);
+    for (int64_t at = 0; at < dim; at += kPart) {
+      const int64_t n = dim - at < kPart ? dim - at : kPart;
+      for (int64_t i = 0; i < n; ++i) x[i] = from[at + i];
+      rotate(x, n, block);
+      f(at, n);
+    }
+  }
+  // Sixteen bytes: their lower halves, their upper halves.
+  static inline __attribute__((always_inline)) void codes(const uint8_t* p, F32x16& low, F32x16& high) {
+    for (int i = 0; i < kParts; ++i) {
+      const I32v c = vload_u8_i32(p + i * kWidth);
+      low.part[i] = vcvt_f32(vand_i32(c, vset_i32(15)));
+      high.part[i] = vcvt_f32(vshr_i32(c, 4));
+    }
+  }
+  static inline __attribute__((always_inline)) void store_row(float* p, const F32x16& v) {
+    ::strata::STRATA_ISA::store(p, v);
+  }
 };
 
 }  // namespace strata::STRATA_ISA

@@ -1,7 +1,7 @@
 // How a block format lies in a panel of 16 output rows, and what its numbers mean: one table row a
 // format. Constants only: nothing in here may become code in the files of an instruction set.
 //
-// A panel is its blocks along K, one after the other; a block is as large as the 16 blocks of the
+// A panel of PanelLayout is its blocks along K, one after the other; a block is as large as the 16 blocks of the
 // file it is made of (IQ4_XS, whose scales grow to bytes, a little larger):
 //   head   16 lanes each of d (f16, or one E8M0 byte) and the second f16 (a minimum, or the scale
 //          of minima); then the 6-bit scales, where there are any
@@ -11,7 +11,7 @@
 //   bytes    8 vectors, one a group
 //   nibbles  4 vectors, group v in the low and group v + 4 in the high half of each byte
 //   pairs    2 vectors of 2-bit fields, group 4v + j in the bits 2j and 2j + 1
-//   bits     1 vector, group g in bit g
+//   bits     1 vector, group g in bit g; where there is nothing else the codes are 0 and 2
 // 6-bit scales are two values a lane for each of eight sub-blocks, 32 bytes; sub-blocks 2j and 2j+1
 // make a vector of 64. The low four bits of vectors j and j + 2 share the bytes of one, the high two
 // bits of vector j are the bits 2j and 2j + 1 of a third one.
@@ -26,6 +26,7 @@ enum class SubScale {
   six_with_min,  // 6 bits, and 6 bits for the minimum
   byte_signed,   // int8
   nibble_with_min,   // low half scale, high half minimum
+  e4m3,          // half of an unsigned E4M3 number, and no d
 };
 enum class Codebook { none, iq4, mxfp4 };
 
@@ -45,7 +46,9 @@ struct PanelLayout {
   }
   // Scales (and minima) of every 32 elements that lie before their codes.
   constexpr int byte_scales() const { return sub_scale != SubScale::none && !six() ? parts : 0; }
-  constexpr int second_at() const { return e8m0 ? 16 : 32; }
+  constexpr int second_at() const { return e8m0 ? 16 : sub_scale == SubScale::e4m3 ? 0 : 32; }
+  // What is added to these bits of a code that has `bits`.
+  constexpr int bit_at() const { return nibbles ? 4 : pairs ? 2 : 1; }
   constexpr int six_at() const { return second_at() + (second ? 32 : 0); }
   constexpr int head() const { return six_at() + (six() ? 3 * 64 : 0); }
   constexpr int codes_at() const { return 16 * byte_scales(); }   // from the start of the 32
@@ -58,7 +61,7 @@ struct PanelLayout {
   constexpr int max_code() const {
     if (bytes || codebook == Codebook::iq4) return 255;
     if (codebook == Codebook::mxfp4) return 28;
-    const int low = nibbles ? 4 : 2;
+    const int low = nibbles ? 4 : pairs ? 2 : 1;
     return (1 << (low + (nibbles && pairs ? 2 : 0) + (bits ? 1 : 0))) - 1;
   }
 };
@@ -83,30 +86,69 @@ constexpr PanelLayout panel_layout(Format f) {
     case Format::IQ4_NL: return {32,  n, n, S::none,            1, 128, n, y, n, n, C::iq4};
     case Format::IQ4_XS: return {256, n, n, S::byte_signed,     1, 128, n, y, n, n, C::iq4};
     case Format::MXFP4:  return {32,  y, n, S::none,            1, 16,  n, y, n, n, C::mxfp4};
+    case Format::NVFP4:  return {64,  n, n, S::e4m3,            2, 16,  n, y, n, n, C::mxfp4};
+    case Format::TQ2_0:  return {256, n, n, S::none,            1, 1,   n, n, y, n, C::none};
+    case Format::Q2_0:   return {64,  n, n, S::none,            1, 1,   n, n, y, n, C::none};
+    case Format::Q1_0:   return {128, n, n, S::none,            1, 1,   n, n, n, y, C::none};
     default: return {};
   }
 }
 
-// A format that keeps the file's rows and whose codes fit 8 bits; elements == 0 for any other.
-struct FileRowLayout {
-  int elements, bytes;   // of a block
-  int parts;             // scales for each 32 elements: 1, or 2 of 16 elements
+// A format of 256 elements a block whose codes are looked up by indices, or are digits to the base
+// of 3. In its panel, 16 lanes each of:
+//   head   d (f16; of IQ1_M four f16, whose top four bits each are d and whose rest are scales);
+//          bytes of scales; bytes (of IQ1: pairs of bytes, with shifts) of the indices' high bits
+//   for every 32 elements: words of four indices (their low bytes), then a word of signs
+// A word of signs has a bit an element, or seven for eight (the eighth makes their number even)
+// with a scale in the top four; of IQ2_XS a byte has the index's ninth bit and seven signs.
+// TQ1_0 has d and the 13 words of the file's digits.
+struct BookLayout {
+  int parts;          // scales for each 32 elements: 1, or 2 of 16 elements
+  int zero;           // codes are stored plus this
+  int max_code;
+  int entry;          // elements an index stands for; 0 where codes are digits
+  int tables;         // of 128 entries
+  int d_bytes, scale_bytes, high_bytes;   // of a lane, in the head
+  bool signs;
+
+  static constexpr int elements = 256;
+  constexpr int scales_at() const { return 16 * d_bytes; }
+  constexpr int high_at() const { return scales_at() + 16 * scale_bytes; }
+  constexpr int head() const { return high_at() + 16 * high_bytes; }
+  constexpr int signs_at() const { return entry == 0 ? 0 : 512 / entry; }   // from the start of the 32
+  constexpr int sub() const { return signs_at() + (signs ? 64 : 0); }
+  constexpr int block() const { return head() + (entry == 0 ? 13 * 64 : 8 * sub()); }
 };
-constexpr FileRowLayout file_row_layout(Format f) {
+// parts == 0 for any other.
+constexpr BookLayout book_layout(Format f) {
   switch (f) {
-    case Format::IQ1_S:   return {256, 50, 1};
-    case Format::IQ1_M:   return {256, 56, 2};
-    case Format::IQ2_XXS: return {256, 66, 1};
-    case Format::IQ2_XS:  return {256, 74, 2};
-    case Format::IQ2_S:   return {256, 82, 2};
-    case Format::IQ3_XXS: return {256, 98, 1};
-    case Format::IQ3_S:   return {256, 110, 1};
-    case Format::TQ1_0:   return {256, 54, 1};
-    case Format::TQ2_0:   return {256, 66, 1};
-    case Format::NVFP4:   return {64, 36, 2};
-    case Format::Q1_0:    return {128, 18, 1};
-    case Format::Q2_0:    return {64, 18, 1};
+    //                      parts zero max entry tables  d scales high signs
+    case Format::IQ1_S:   return {1, 16, 25,  8, 16, 2, 0, 16, false};
+    case Format::IQ1_M:   return {2, 16, 25,  8, 16, 8, 0, 16, false};
+    case Format::IQ2_XXS: return {1, 64, 107, 8, 2,  2, 0, 0,  true};
+    case Format::IQ2_XS:  return {2, 64, 107, 8, 4,  2, 8, 0,  true};
+    case Format::IQ2_S:   return {2, 64, 107, 8, 8,  2, 8, 8,  true};
+    case Format::IQ3_XXS: return {1, 64, 126, 4, 2,  2, 0, 0,  true};
+    case Format::IQ3_S:   return {1, 16, 31,  4, 4,  2, 4, 8,  true};
+    case Format::TQ1_0:   return {1, 1,  2,   0, 0,  2, 0, 0,  false};
     default: return {};
+  }
+}
+
+// The values of a codebook, a number of them that is a power of two, plus what codes are stored plus.
+// IQ1's are eighths, and an eighth below: indices come with a bit that moves them two up.
+struct BookValues { uint8_t v[16]; };
+constexpr BookValues book_values(Format f) {
+  constexpr BookValues three = {{7, 15, 23, 23}};
+  constexpr BookValues iq2 = {{64 + 8, 64 + 25, 64 + 43, 64 + 43}};
+  constexpr BookValues iq3_xxs = {{68, 76, 84, 92, 100, 108, 116, 126, 68, 76, 84, 92, 100, 108, 116, 126}};
+  constexpr BookValues iq3_s = {{17, 19, 21, 23, 25, 27, 29, 31, 17, 19, 21, 23, 25, 27, 29, 31}};
+  switch (f) {
+    case Format::IQ1_S:
+    case Format::IQ1_M: return three;
+    case Format::IQ3_XXS: return iq3_xxs;
+    case Format::IQ3_S: return iq3_s;
+    default: return iq2;
   }
 }
 

@@ -6,6 +6,7 @@
 // cannot change a bit of it.
 #pragma once
 #include "kernels/decode.h"
+#include "kernels/books.h"
 #include "kernels/weights.h"
 
 namespace strata::STRATA_ISA {
@@ -40,8 +41,13 @@ STRATA_INLINE void finish(const MatmulArgs& a, int64_t row, int64_t column, F32v
 // as without. Codes are unpacked for all rows at once.
 inline constexpr int64_t kRangeBytes = 16 * 1024;
 inline constexpr int64_t kUnpackedBytes = 37 * 1024;
-// Rows from which on unpacking first is faster.
-inline constexpr int64_t kFewRows = 2 * kTileRows;
+// Rows up to which codes are used as they are unpacked; for more, unpacking first is faster. Indices
+// into codebooks are looked up once for all of three rows.
+template <Format kFormat> inline constexpr bool kLooksUp = book_layout(kFormat).parts != 0;
+template <Format kFormat> inline constexpr int kMostTileRows =
+    kLooksUp<kFormat> && kTileRows > 2 ? 2 : kTileRows;
+template <Format kFormat> inline constexpr int64_t kFewRows =
+    kLooksUp<kFormat> ? kMostTileRows<kFormat> : 2 * kTileRows;
 // Far enough that memory answers in time at full bandwidth, near enough to stay in the first level.
 inline constexpr int64_t kPrefetchBytes = 8192;
 
@@ -106,7 +112,10 @@ STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int
   for (int64_t b = 0; b < range.end; ++b, block += W::kBlock) {
     typename W::template Head<kParts> heads[kPanels];
 #pragma GCC unroll 2
-    for (int i = 0; i < kPanels; ++i) W::head(block + i * panel_bytes, part0, heads[i]);
+    for (int i = 0; i < kPanels; ++i) {
+      if (fetch) prefetch_ahead<W::kHead>(block + i * panel_bytes, range);
+      W::head(block + i * panel_bytes, part0, heads[i]);
+    }
     const uint8_t* p = block + W::kHead;
     for (int sub = 0; sub < W::kSubs; ++sub, ++at, p += W::kSub) {
       U8v codes[kUnits][8];
@@ -115,7 +124,7 @@ STRATA_APART void tile(const MatmulArgs& a, const Range& range, int64_t row, int
       for (int u = 0; u < kUnits; ++u) {
         const uint8_t* here = p + u / kParts * panel_bytes;
         if (fetch && u % kParts == 0) prefetch_ahead<W::kSub>(here, range);
-        W::codes(here, part0 + u % kParts, codes[u]);
+        W::codes(heads[u / kParts], u % kParts, here, sub, part0 + u % kParts, codes[u]);
         W::scales(heads[u / kParts], u % kParts, here, sub, part0 + u % kParts, scale[u],
                   minimum[u]);
       }
@@ -155,11 +164,14 @@ template <int kRows, class F> STRATA_INLINE void row_tiles(int64_t row0, int64_t
 }
 
 // Rows [first, last) with kUnits units. Few rows wait for memory, and take them all at once so that
-// they are read once; more rows as many as registers hold.
+// they are read once; more rows as many as registers hold. A panel without a second one, which comes
+// last, has no large tiles of its own.
 template <Format kFormat, int kUnits>
 static void units_of_rows(const MatmulArgs& a, const Range& range, int64_t first, int64_t last,
                           int64_t unit) {
-  row_tiles<kTileRows>(first, last, [&](auto rows, int64_t row) {
+  constexpr int kMostRows =
+      kSharedActs && kUnits < kStepUnits && kTileRows > 2 ? 2 : kMostTileRows<kFormat>;
+  row_tiles<kMostRows>(first, last, [&](auto rows, int64_t row) {
     constexpr int kMost = rows.value <= 2 && kVectors ? kUnits : kSharedActs ? 2 : 1;
     constexpr int kTogether = kMost < kUnits ? kMost : kUnits;
     for (int u = 0; u < kUnits; u += kTogether) {
@@ -168,9 +180,25 @@ static void units_of_rows(const MatmulArgs& a, const Range& range, int64_t first
   });
 }
 
+// What formats that are alike once unpacked have in common.
+template <int kPartsOf, bool kMinimaOf, bool kZeroOf, int kMaxCodeOf> struct AlikeOnceUnpacked {
+  static constexpr int kParts = kPartsOf;
+  static constexpr bool kMinima = kMinimaOf, kZero = kZeroOf;
+  static constexpr int kMaxCode = kMaxCodeOf;
+};
+
 // What is unpacked of 32 elements for one unit: their codes, then scales and minima as floats.
 template <Format kFormat> struct Unpacked {
-  using W = Source<kFormat>;
+  using W = Weights<kFormat>;
+  // How many products of two of the largest code fit 16 bits is what counts of it, and nothing where
+  // units share activations.
+  static constexpr int kFitting = W::kMaxCode > 127 ? 0 : 32767 / (2 * 127 * W::kMaxCode);
+  static constexpr int kMaxCode = kSharedActs || kFitting == 0 ? 255
+                                  : kFitting == 1              ? 127
+                                  : kFitting < 8               ? 32767 / (2 * 127 * kFitting)
+                                                               : 16;
+  static_assert(kMaxCode >= W::kMaxCode);
+  using Alike = AlikeOnceUnpacked<W::kParts, W::kMinima, W::kZero != 0, kMaxCode>;
   static constexpr int kCodes = 32 * kWidth;
   static constexpr int kBytes =
       kCodes + W::kParts * (W::kMinima ? 2 : 1) * kWidth * static_cast<int>(sizeof(float));
@@ -200,7 +228,7 @@ STRATA_APART void unpack_units(const MatmulArgs& a, const Range& range, int64_t 
         for (int t = 0; t < kPanelParts; ++t) {
           U8v codes[8];
           F32v scale[2], minimum[2];
-          W::codes(p, t, codes);
+          W::codes(head, t, p, sub, t, codes);
           W::scales(head, t, p, sub, t, scale, minimum);
           uint8_t* here = out + t * unit_bytes;
 #pragma GCC unroll 8
@@ -217,25 +245,14 @@ STRATA_APART void unpack_units(const MatmulArgs& a, const Range& range, int64_t 
   }
 }
 
-// The same of a format that keeps the file's rows.
-template <Format kFormat>
-static void unpack_rows(const MatmulArgs& a, const Range& range, int64_t unit, int64_t units,
-                        uint8_t* to) {
-  using W = FileRows<kFormat>;
-  const int64_t unit_bytes = (range.end - range.begin) * W::kSubs * Unpacked<kFormat>::kBytes;
-  for (int64_t done = 0; done < units; done += kPanelParts) {
-    const CodesTo codes = {to + done * unit_bytes, unit_bytes, kWidth, W::kZero != 0};
-    unpack_file_rows(kFormat, a.weight, a.n, a.k, (unit + done) / kPanelParts, range.begin,
-                     range.end, codes);
-  }
-}
-
 // `tile` on unpacked weights: the same numbers in the same order, and the same function for all
 // formats that are alike once unpacked.
-template <int kParts, bool kMinima, int kZero, int kMaxCode, int kRows, int kUnits>
+template <class Alike, int kRows, int kUnits>
 STRATA_APART void tile_unpacked(const MatmulArgs& a, const Range& range, int64_t begin,
-                                int64_t subs, const uint8_t* weights, int64_t row, int64_t unit,
-                                const Sums& sums) {
+                                int64_t subs, int zero_shift, const uint8_t* weights, int64_t row,
+                                int64_t unit, const Sums& sums) {
+  constexpr int kParts = Alike::kParts;
+  constexpr bool kMinima = Alike::kMinima;
   constexpr int kBytes = 32 * kWidth + kParts * (kMinima ? 2 : 1) * kWidth * 4;
   const int64_t unit_bytes = subs * kBytes;
   const ActBlock* acts[kRows];
@@ -270,10 +287,11 @@ STRATA_APART void tile_unpacked(const MatmulArgs& a, const Range& range, int64_t
       for (int i = 0; i < kParts; ++i) {
         constexpr int groups = 8 / kParts;
         const int which = kParts == 1 ? 2 : i;
-        const I32v start =
-            kZero ? vshl_i32<log2_of(kZero)>(vset_i32(x.nsum[which])) : vset_i32(0);
+        const I32v start = vset_i32(
+            Alike::kZero ? static_cast<int32_t>(static_cast<uint32_t>(x.nsum[which]) << zero_shift)
+                         : 0);
         I32v dot[kUnits];
-        dots<groups, kMaxCode, groups == 8 ? 2 : 1>(codes, i * groups, x.q + 4 * groups * i, start, dot);
+        dots<groups, Alike::kMaxCode, groups == 8 ? 2 : 1>(codes, i * groups, x.q + 4 * groups * i, start, dot);
 #pragma GCC unroll 4
         for (int u = 0; u < kUnits; ++u) {
           F32v& sum = acc[r][u];
@@ -293,20 +311,27 @@ STRATA_APART void tile_unpacked(const MatmulArgs& a, const Range& range, int64_t
   }
 }
 
-// Rows [first, last) with `units` units, unpacked to `room`. Meanwhile the weights that come next,
-// `next_bytes` of each panel from `next` on, are asked for.
-template <Format kFormat>
-static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first, int64_t last,
-                          int64_t unit, int64_t units, uint8_t* room, const Sums& sums,
-                          const uint8_t* next) {
-  using W = Source<kFormat>;
+// A format as `matmul_unpacked` wants to know it.
+struct UnpackedFormat {
+  int64_t elements, block, subs;    // of a block
+  int64_t unit_bytes, range_blocks; // of 32 elements unpacked; Unpacked::kBlocks
+  int zero_shift;
+  void (*unpack)(const MatmulArgs&, const Range&, int64_t unit, int64_t units, uint8_t* to);
+  void (*multiply)(const MatmulArgs&, const Range&, const UnpackedFormat&, int64_t first,
+                   int64_t last, int64_t unit, int64_t units, const uint8_t* room, const Sums&,
+                   const uint8_t* next);
+};
+
+// Rows [first, last) with `units` units, unpacked in `room`. Meanwhile the weights that come next,
+// as many of each panel from `next` on, are asked for.
+template <class Alike>
+STRATA_APART void unpacked_rows(const MatmulArgs& a, const Range& range, const UnpackedFormat& f,
+                                int64_t first, int64_t last, int64_t unit, int64_t units,
+                                const uint8_t* room, const Sums& sums, const uint8_t* next) {
   constexpr int kTile = kSharedActs ? 2 : 1;
-  constexpr int kMaxCode = kSharedActs ? 255 : W::kMaxCode;   // of no matter there
-  const int64_t subs = (range.end - range.begin) * W::kSubs;
-  const int64_t panel_bytes = a.k / W::kElements * W::kBlock;
-  const int64_t range_bytes = (range.end - range.begin) * W::kBlock;
-  if constexpr (kInFileRows<kFormat>) unpack_rows<kFormat>(a, range, unit, units, room);
-  else unpack_units<kFormat>(a, range, unit, units, room);
+  const int64_t subs = (range.end - range.begin) * f.subs;
+  const int64_t panel_bytes = a.k / f.elements * f.block;
+  const int64_t range_bytes = (range.end - range.begin) * f.block;
   const int64_t slice = (range_bytes * kManyTileRows / (last - first) + 127) / 64 * 64;
   int64_t fetched = 0;
   row_tiles<kManyTileRows>(first, last, [&](auto rows, int64_t row) {
@@ -319,9 +344,9 @@ static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first
     fetched += slice;
     const auto some = [&](auto count, int64_t u) {
       const Sums these = {sums.at + u * sums.unit + (row - first) * kWidth, sums.unit};
-      tile_unpacked<W::kParts, W::kMinima, W::kZero, kMaxCode, rows.value, count.value>(
-          a, range, range.begin * W::kSubs, subs, room + u * subs * Unpacked<kFormat>::kBytes, row,
-          unit + u, these);
+      tile_unpacked<Alike, rows.value, count.value>(a, range, range.begin * f.subs, subs,
+                                                    f.zero_shift, room + u * subs * f.unit_bytes,
+                                                    row, unit + u, these);
     };
     int64_t u = 0;
     for (; u + kTile <= units; u += kTile) some(Index<kTile>{}, u);
@@ -332,21 +357,19 @@ static void unpacked_rows(const MatmulArgs& a, const Range& range, int64_t first
 }
 
 // Many rows: range after range of K, a few panels at a time.
-template <Format kFormat>
-static void matmul_unpacked(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
-                            int64_t panel1, float* scratch) {
-  using W = Source<kFormat>;
-  const int64_t blocks = a.k / W::kElements, units = panel1 * kPanelParts;
-  const int64_t panel_bytes = blocks * W::kBlock;
+STRATA_APART void matmul_unpacked(const UnpackedFormat& f, const MatmulArgs& a, int64_t row0,
+                                  int64_t row1, int64_t panel0, int64_t panel1, float* scratch) {
+  const int64_t blocks = a.k / f.elements, units = panel1 * kPanelParts;
+  const int64_t panel_bytes = blocks * f.block;
   const uint8_t* limit =
       a.weight + (panel1 > a.fetch_end ? panel1 : a.fetch_end) * panel_bytes;
-  const int64_t ranges = (blocks + Unpacked<kFormat>::kBlocks - 1) / Unpacked<kFormat>::kBlocks;
+  const int64_t ranges = (blocks + f.range_blocks - 1) / f.range_blocks;
   const int64_t along = (blocks + ranges - 1) / ranges;
   // The unpacked range comes first in scratch; it takes no more than 12 floats an element of K.
   uint8_t* room = reinterpret_cast<uint8_t*>(scratch);
   float* waiting = scratch + (ranges > 1 ? kUnpackedBytes / 4 : 0);
   const int64_t floats = matmul_scratch_floats(a.k) - kUnpackedBytes / 4;
-  int64_t step = kActCacheBytes / (along * W::kSubs * static_cast<int64_t>(sizeof(ActBlock)));
+  int64_t step = kActCacheBytes / (along * f.subs * static_cast<int64_t>(sizeof(ActBlock)));
   step = step < kManyTileRows ? kManyTileRows : step / kManyTileRows * kManyTileRows;
   for (int64_t first = row0; first < row1; first += step) {
     const int64_t last = first + step < row1 ? first + step : row1, rows = last - first;
@@ -368,9 +391,10 @@ static void matmul_unpacked(const MatmulArgs& a, int64_t row0, int64_t row1, int
           const bool on = left > kStepUnits || end == blocks;
           const int64_t panel = on ? (unit + now) / kPanelParts : unit0 / kPanelParts;
           const int64_t block = left > kStepUnits ? begin : end == blocks ? 0 : end;
-          unpacked_rows<kFormat>(a, range, first, last, unit, now, room,
-                                 {waiting + (unit - unit0) * rows * kWidth, rows * kWidth},
-                                 a.weight + panel * panel_bytes + block * W::kBlock);
+          f.unpack(a, range, unit, now, room);
+          f.multiply(a, range, f, first, last, unit, now, room,
+                     {waiting + (unit - unit0) * rows * kWidth, rows * kWidth},
+                     a.weight + panel * panel_bytes + block * f.block);
         }
       }
     }
@@ -381,8 +405,12 @@ template <Format kFormat>
 static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                          int64_t panel1, float* scratch) {
   using W = Weights<kFormat>;
-  if (row1 - row0 > kFewRows) {
-    matmul_unpacked<kFormat>(a, row0, row1, panel0, panel1, scratch);
+  using U = Unpacked<kFormat>;
+  if (row1 - row0 > kFewRows<kFormat>) {
+    static constexpr UnpackedFormat format = {
+        W::kElements,    W::kBlock, W::kSubs, U::kBytes, U::kBlocks,
+        W::kZeroShift, unpack_units<kFormat>, unpacked_rows<typename U::Alike>};
+    matmul_unpacked(format, a, row0, row1, panel0, panel1, scratch);
     return;
   }
   const int64_t blocks = a.k / W::kElements;
@@ -390,7 +418,7 @@ static void matmul_codes(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
   const Range range = {0, blocks, true, true, a.weight + end_panel * blocks * W::kBlock};
   const int64_t units = panel1 * kPanelParts;
   int64_t unit = panel0 * kPanelParts;
-  if (kSharedActs && row1 - row0 > 1) {
+  if (kSharedActs && !kLooksUp<kFormat> && row1 - row0 > 1) {
     for (; unit + kStepUnits <= units; unit += kStepUnits)
       units_of_rows<kFormat, kStepUnits>(a, range, row0, row1, unit);
   }

@@ -39,4 +39,12 @@ inline float e4m3_to_float(uint8_t b) {
   return b & 128 ? -v : v;
 }
 
+// The E4M3 number whose half a scale of NVFP4 is. ggml reads 0x7f as zero, 0xff as 480, and ignores
+// the sign bit of the others.
+inline uint8_t nvfp4_byte(uint8_t b) {
+  return b == 0x7f ? uint8_t{0} : static_cast<uint8_t>(b & 127);
+}
+// An E4M3 number without a sign, 480 where all seven bits are set.
+inline float e4m3_scale(uint8_t b) { return b == 0x7f ? 480.0f : e4m3_to_float(b); }
+
 }  // namespace strata

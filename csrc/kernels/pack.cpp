@@ -1,5 +1,6 @@
 // Weights from the file's rows into panels, and single rows back out (layout.h has the layout).
-// A block is taken apart into codes and scales, and those are put where the kernels want them.
+// A block is taken apart into codes and scales, and those are put where the kernels want them; one
+// whose codes are looked up is a permutation of bytes.
 #include "kernels/decode.h"
 #include "kernels/layout.h"
 #include "kernels/numbers.h"
@@ -21,6 +22,11 @@ uint32_t word(const uint8_t* p, int i) { return load_le<uint32_t>(p + 4 * i); }
 
 // Four bits to the lowest bits of four bytes.
 uint32_t spread_bits(uint32_t four) { return ((four & 15u) * 0x00204081u) & kLow1; }
+
+// Four fields of two bits to four bytes.
+uint32_t spread_pairs(uint32_t four) {
+  return (four | four << 6 | four << 12 | four << 18) & kLow2;
+}
 
 // 32 elements whose first half is in the low nibbles of 16 bytes and second half in the high ones.
 void read_nibbles16(const uint8_t* qs, uint32_t* q) {
@@ -90,6 +96,27 @@ void read_block(Format f, const uint8_t* p, Block& b) {
     case Format::MXFP4:
       b.d = p[0];
       read_nibbles16(p + 1, b.q);
+      break;
+    case Format::NVFP4:
+      for (int s = 0; s < 4; ++s) {
+        b.scale[s] = nvfp4_byte(p[s]);
+        for (int g = 0; g < 2; ++g) {
+          b.q[4 * s + g] = word(p + 4 + 8 * s, g) & kLow4;
+          b.q[4 * s + 2 + g] = (word(p + 4 + 8 * s, g) >> 4) & kLow4;
+        }
+      }
+      break;
+    case Format::TQ2_0:
+      read_pairs(p, b);
+      b.d = load_le<uint16_t>(p + 64);
+      break;
+    case Format::Q1_0:
+      b.d = load_le<uint16_t>(p);
+      for (int g = 0; g < 32; ++g) b.q[g] = spread_bits(p[2 + g / 2] >> 4 * (g % 2)) << 1;
+      break;
+    case Format::Q2_0:
+      b.d = load_le<uint16_t>(p);
+      for (int g = 0; g < 16; ++g) b.q[g] = spread_pairs(p[2 + g]);
       break;
     case Format::Q2_K:
       std::memcpy(b.scale, p, 16);
@@ -170,7 +197,7 @@ struct SixPlace {
 void write_lane(const PanelLayout& l, Block& b, uint8_t* panel, int lane) {
   if (l.e8m0) {
     panel[lane] = static_cast<uint8_t>(b.d);
-  } else {
+  } else if (l.sub_scale != SubScale::e4m3) {
     std::memcpy(panel + 2 * lane, &b.d, 2);
   }
   if (l.second) std::memcpy(panel + l.second_at() + 2 * lane, &b.second, 2);
@@ -202,7 +229,7 @@ void write_lane(const PanelLayout& l, Block& b, uint8_t* panel, int lane) {
       }
     }
     if (l.bits) {
-      const int from = l.nibbles ? 4 : 2;
+      const int from = l.bit_at();
       uint32_t packed = 0;
       for (int g = 0; g < 8; ++g) packed |= ((q[g] >> from) & kLow1) << g;
       put(l.bits_at(), 0, packed);
@@ -211,7 +238,7 @@ void write_lane(const PanelLayout& l, Block& b, uint8_t* panel, int lane) {
 }
 
 void read_lane(const PanelLayout& l, const uint8_t* panel, int lane, Block& b) {
-  b.d = l.e8m0 ? panel[lane] : load_le<uint16_t>(panel + 2 * lane);
+  b.d = l.e8m0 ? panel[lane] : load_le<uint16_t>(panel + 2 * lane);   // e4m3: of no matter
   b.second = l.second ? load_le<uint16_t>(panel + l.second_at() + 2 * lane) : uint16_t{0};
   for (int sub = 0; sub < l.subs(); ++sub) {
     for (int i = 0; l.six() && i < 2; ++i) {
@@ -230,7 +257,7 @@ void read_lane(const PanelLayout& l, const uint8_t* panel, int lane, Block& b) {
       if (l.pairs) {
         q |= ((get(l.pairs_at(), g / 4) >> 2 * (g % 4)) & kLow2) << (l.nibbles ? 4 : 0);
       }
-      if (l.bits) q |= ((get(l.bits_at(), 0) >> g) & kLow1) << (l.nibbles ? 4 : 2);
+      if (l.bits) q |= ((get(l.bits_at(), 0) >> g) & kLow1) << l.bit_at();
       b.q[8 * sub + g] = q;
     }
   }
@@ -255,6 +282,7 @@ void block_floats(const PanelLayout& l, const Block& b, float* out) {
       case SubScale::byte_signed:
         scale = d * static_cast<float>(static_cast<int8_t>(b.scale[part]));
         break;
+      case SubScale::e4m3: scale = e4m3_scale(b.scale[part]) * 0.5f; break;
       case SubScale::nibble_with_min:
         scale = d * static_cast<float>(b.scale[part] & 15);
         minimum = -(second * static_cast<float>(b.scale[part] >> 4));
@@ -266,6 +294,79 @@ void block_floats(const PanelLayout& l, const Block& b, float* out) {
     if (l.codebook == Codebook::mxfp4) value = kMxfp4Values[code];
     out[i] = scale * static_cast<float>(value);
     if (l.minima()) out[i] += minimum;
+  }
+}
+
+// A run of a block's bytes in the file and in a panel, where lanes are `stride` bytes apart.
+struct Piece { int file, size, panel, stride; };
+
+// Calls f(Piece) for all of a block of a format of book_layout.
+template <class F> void for_pieces(Format format, F f) {
+  const BookLayout l = book_layout(format);
+  const auto words = [&](int file, int count, int panel) {
+    for (int i = 0; i < count; ++i) f(Piece{file + 4 * i, 4, panel + 64 * i, 4});
+  };
+  const auto planes = [&](int file, int size, int count, int panel) {
+    for (int i = 0; i < count; ++i) f(Piece{file + size * i, size, panel + 16 * size * i, size});
+  };
+  const auto subs = [&](int file, int words_each, int at) {
+    for (int s = 0; s < 8; ++s) words(file + 4 * words_each * s, words_each, l.head() + at + s * l.sub());
+  };
+  switch (format) {
+    case Format::IQ1_S:
+      planes(0, 2, 1, 0);
+      planes(34, 2, 8, l.high_at());
+      return subs(2, 1, 0);
+    case Format::IQ1_M:
+      planes(48, 2, 4, 0);
+      planes(32, 2, 8, l.high_at());
+      return subs(0, 1, 0);
+    case Format::IQ2_XXS:
+      planes(0, 2, 1, 0);
+      return subs(2, 2, 0);
+    case Format::IQ2_XS:
+      planes(0, 2, 1, 0);
+      planes(66, 1, 8, l.scales_at());
+      for (int i = 0; i < 64; ++i) {   // low bytes of the indices, then what is above them
+        const int at = l.head() + i / 8 * l.sub() + (i % 2 ? l.signs_at() : 0) + i % 8 / 2;
+        f(Piece{2 + i, 1, at, 4});
+      }
+      return;
+    case Format::IQ2_S:
+      planes(0, 2, 1, 0);
+      planes(74, 1, 8, l.scales_at());
+      planes(66, 1, 8, l.high_at());
+      subs(2, 1, 0);
+      return subs(34, 1, l.signs_at());
+    case Format::IQ3_XXS:
+      planes(0, 2, 1, 0);
+      subs(2, 2, 0);
+      return subs(66, 1, l.signs_at());
+    case Format::IQ3_S:
+      planes(0, 2, 1, 0);
+      planes(106, 1, 4, l.scales_at());
+      planes(66, 1, 8, l.high_at());
+      subs(2, 2, 0);
+      return subs(74, 1, l.signs_at());
+    case Format::TQ1_0:
+      planes(52, 2, 1, 0);
+      return words(0, 13, l.head());
+    default: return;
+  }
+}
+
+void pack_book(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* panel, int64_t row0) {
+  const BookLayout l = book_layout(f);
+  const int64_t bytes = format_info(f)->bytes, blocks = k / l.elements;
+  const int64_t lanes = n - row0 < kPanel ? n - row0 : kPanel;
+  for (int64_t i = 0; i < blocks; ++i, panel += l.block()) {
+    if (lanes < kPanel) std::memset(panel, 0, static_cast<size_t>(l.block()));
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const uint8_t* block = src + ((row0 + lane) * blocks + i) * bytes;
+      for_pieces(f, [&](const Piece& p) {
+        std::memcpy(panel + p.panel + lane * p.stride, block + p.file, static_cast<size_t>(p.size));
+      });
+    }
   }
 }
 
@@ -338,6 +439,7 @@ int64_t step_of(Format f) { return f == Format::BF16 ? 2 : 1; }
 int64_t panel_bytes(Format f, int64_t k) {
   const PanelLayout l = panel_layout(f);
   if (l.elements != 0) return k / l.elements * l.block();
+  if (const BookLayout book = book_layout(f); book.parts != 0) return k / book.elements * book.block();
   const int64_t step = step_of(f);
   return kPanel * row_bytes(f, (k + step - 1) / step * step);
 }
@@ -365,6 +467,10 @@ void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst, int6
     const int64_t row0 = panel * kPanel;
     if (l.elements != 0) {
       pack_codes(f, l, src, n, k, out, row0);
+      continue;
+    }
+    if (book_layout(f).parts != 0) {
+      pack_book(f, src, n, k, out, row0);
       continue;
     }
     const int64_t row = row_bytes(f, k);
@@ -402,6 +508,16 @@ void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t r
     for (int64_t i = 0; i < k; i += l.elements, panel += l.block()) {
       read_lane(l, panel, lane, b);
       block_floats(l, b, out + i);
+    }
+    return;
+  }
+  if (const BookLayout book = book_layout(f); book.parts != 0) {
+    uint8_t block[128];
+    for (int64_t i = 0; i < k; i += book.elements, panel += book.block()) {
+      for_pieces(f, [&](const Piece& p) {
+        std::memcpy(block + p.file, panel + p.panel + lane * p.stride, static_cast<size_t>(p.size));
+      });
+      decode_row(f, block, book.elements, out + i);
     }
     return;
   }

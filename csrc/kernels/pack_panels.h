@@ -94,7 +94,7 @@ template <Format F> struct PanelAt {
       }
     }
     if constexpr (l.bits) {
-      constexpr int from = l.nibbles ? -4 : -2;
+      constexpr int from = -l.bit_at();
       I32v all = field<from>(q[0], kLow1);
       all = joined<1>(all, field<from>(q[1], kLow1));
       all = joined<2>(all, field<from>(q[2], kLow1));
@@ -189,10 +189,10 @@ template <Format F> STRATA_INLINE void pack_k4(const RowsAt& rows, const PanelAt
   }
 }
 
-// Q2_K and Q3_K: 2 bits of 128 elements in 32 bytes, and for Q3_K a third in another 32 bytes.
+// Q2_K, TQ2_0 and Q3_K: 2 bits of 128 elements in 32 bytes, and for Q3_K a third in another 32 bytes.
 template <Format F> STRATA_INLINE void pack_pairs(const RowsAt& rows, const PanelAt<F>& panel) {
   constexpr PanelLayout l = PanelAt<F>::l;
-  constexpr bool third = F == Format::Q3_K;
+  constexpr bool third = F == Format::Q3_K, plain = F == Format::TQ2_0;
   I32v scale[4];
   if constexpr (third) {
     I32v w[4];
@@ -206,6 +206,8 @@ template <Format F> STRATA_INLINE void pack_pairs(const RowsAt& rows, const Pane
     scale[3] = joined<4>(field<-4>(second, kLow4), field<-6>(high, kLow2));
     panel.six(scale);
     panel.halves(0, vsra_i32<16>(w[3]));
+  } else if constexpr (plain) {
+    panel.halves(0, vsra_i32<16>(rows.word(62)));
   } else {
     rows.words4(0, scale);
     const I32v d = rows.word(80);
@@ -215,7 +217,7 @@ template <Format F> STRATA_INLINE void pack_pairs(const RowsAt& rows, const Pane
   I32v bits[8], w[8], q[8];
   if constexpr (third) rows.words8(0, bits);
   for (int half = 0; half < 2; ++half) {
-    rows.words8((third ? 32 : 16) + 32 * half, w);
+    rows.words8((plain ? 0 : third ? 32 : 16) + 32 * half, w);
     for (int s = 4 * half; s < 4 * half + 4; ++s) {
       for (int g = 0; g < 8; ++g) {
         q[g] = field<0>(w[g], kLow2);
@@ -226,7 +228,7 @@ template <Format F> STRATA_INLINE void pack_pairs(const RowsAt& rows, const Pane
         }
       }
       panel.codes(s, q);
-      if constexpr (!third) panel.byte_scales(s, scale);
+      if constexpr (!third && !plain) panel.byte_scales(s, scale);
     }
   }
 }
@@ -276,19 +278,162 @@ STRATA_INLINE void pack_iq4xs(const RowsAt& rows, const PanelAt<Format::IQ4_XS>&
   }
 }
 
+STRATA_INLINE void pack_nvfp4(const RowsAt& rows, const PanelAt<Format::NVFP4>& panel) {
+  constexpr int32_t low7 = 0x7f7f7f7f;
+  const I32v bytes = rows.word(0);
+  // Zero where all of the lowest seven bits, and no other, are set.
+  const I32v other = vxor_u8(bytes, vset_i32(low7));
+  const I32v some = vor_i32(vadd_i32(field<0>(other, low7), vset_i32(low7)), other);
+  const I32v one = field<-7>(some, kLow1);
+  const I32v scales = vand_i32(bytes, vsub_i32(vshl_i32<7>(one), one));
+  I32v w[8], q[8];
+  rows.words8(4, w);
+  for (int s = 0; s < 2; ++s) {
+    for (int g = 0; g < 4; ++g) {
+      q[g / 2 * 4 + g % 2] = field<0>(w[4 * s + g], kLow4);
+      q[g / 2 * 4 + g % 2 + 2] = field<-4>(w[4 * s + g], kLow4);
+    }
+    panel.byte_scales(s, &scales);
+    panel.codes(s, q);
+  }
+}
+
+STRATA_INLINE void pack_q1(const RowsAt& rows, const PanelAt<Format::Q1_0>& panel) {
+  I32v w[4];
+  panel.halves(0, rows.word(0));
+  rows.words4(2, w);
+  for (int s = 0; s < 4; ++s) {
+    I32v q[8];
+    for (I32v& v : q) v = vset_i32(0);
+    fifth_bits(w[s], q);
+    for (I32v& v : q) v = vsra_i32<3>(v);
+    panel.codes(s, q);
+  }
+}
+
+STRATA_INLINE void pack_q2(const RowsAt& rows, const PanelAt<Format::Q2_0>& panel) {
+  I32v w[4], q[8];
+  panel.halves(0, rows.word(0));
+  rows.words4(2, w);
+  for (int s = 0; s < 2; ++s) {
+    for (int g = 0; g < 8; ++g) {
+      I32v& bytes = w[2 * s + g / 4];
+      const I32v x = vand_i32(bytes, vset_i32(255));
+      const I32v two = joined<6>(x, x);
+      q[g] = vand_i32(joined<12>(two, two), vset_i32(kLow2));
+      bytes = vsra_i32<8>(bytes);
+    }
+    panel.codes(s, q);
+  }
+}
+
 template <Format F> STRATA_INLINE void pack_block(const RowsAt& rows, const PanelAt<F>& panel) {
   if constexpr (PanelAt<F>::l.elements == 32) pack_small<F>(rows, panel);
+  else if constexpr (F == Format::NVFP4) pack_nvfp4(rows, panel);
+  else if constexpr (F == Format::Q1_0) pack_q1(rows, panel);
+  else if constexpr (F == Format::Q2_0) pack_q2(rows, panel);
   else if constexpr (F == Format::Q4_K || F == Format::Q5_K) pack_k4<F>(rows, panel);
-  else if constexpr (F == Format::Q2_K || F == Format::Q3_K) pack_pairs<F>(rows, panel);
+  else if constexpr (F == Format::Q2_K || F == Format::Q3_K || F == Format::TQ2_0) pack_pairs<F>(rows, panel);
   else if constexpr (F == Format::Q6_K) pack_q6k(rows, panel);
   else pack_iq4xs(rows, panel);
 }
 
+// Where a block of book_layout takes the lanes of one vector.
+template <Format F> struct BookAt {
+  static constexpr BookLayout l = book_layout(F);
+  uint8_t* p;
+  int lane;
+
+  void word(int at, I32v v) const {
+    vstore_i32(reinterpret_cast<int32_t*>(p + at) + lane, v);
+  }
+  void sub(int s, int at, I32v v) const { word(l.head() + s * l.sub() + at, v); }
+  void half(int at, I32v v) const { vstore_u16(reinterpret_cast<uint16_t*>(p + at) + lane, v); }
+  // Bytes of words one by one.
+  void bytes(int at, I32v v) const {
+    alignas(64) uint8_t all[4 * kWidth];
+    vstore_u8(all, vsplit_bytes(v));
+    for (int b = 0; b < 4; ++b) __builtin_memcpy(p + at + 16 * b + lane, all + b * kWidth, kWidth);
+  }
+  void halves(int at, I32v v) const {
+    half(at, v);
+    half(at + 32, vsra_i32<16>(v));
+  }
+};
+
+template <Format F> STRATA_INLINE void pack_block(const RowsAt& rows, const BookAt<F>& panel) {
+  constexpr BookLayout l = book_layout(F);
+  I32v w[8];
+  // Words of each sub-block, `each` of them, from `at` on in the file.
+  const auto subs = [&](int64_t at, int each, int to) {
+    for (int first = 0; first < 8 * each; first += 4) {
+      rows.words4(at + 4 * first, w);
+      for (int i = 0; i < 4; ++i) {
+        panel.sub((first + i) / each, to + 64 * ((first + i) % each), w[i]);
+      }
+    }
+  };
+  const auto bytes8 = [&](int64_t at, int to) {
+    panel.bytes(to, rows.word(at));
+    panel.bytes(to + 64, rows.word(at + 4));
+  };
+  const auto halves8 = [&](int64_t at, int to) {
+    rows.words4(at, w);
+    for (int i = 0; i < 4; ++i) panel.halves(to + 64 * i, w[i]);
+  };
+  if constexpr (F != Format::IQ1_M && F != Format::TQ1_0) panel.half(0, rows.word(0));
+  if constexpr (F == Format::TQ1_0) {
+    for (int i = 0; i < 12; i += 4) {
+      rows.words4(4 * i, w);
+      for (int j = 0; j < 4; ++j) panel.word(l.head() + 64 * (i + j), w[j]);
+    }
+    panel.word(l.head() + 64 * 12, rows.word(48));
+    panel.half(0, vsra_i32<16>(rows.word(50)));
+  } else if constexpr (F == Format::IQ1_S) {
+    halves8(34, l.high_at());
+    subs(2, 1, 0);
+  } else if constexpr (F == Format::IQ1_M) {
+    panel.halves(0, rows.word(48));
+    panel.halves(64, rows.word(52));
+    halves8(32, l.high_at());
+    subs(0, 1, 0);
+  } else if constexpr (F == Format::IQ2_XXS) {
+    subs(2, 2, 0);
+  } else if constexpr (F == Format::IQ2_XS) {
+    bytes8(66, l.scales_at());
+    for (int s = 0; s < 8; s += 2) {
+      rows.words4(2 + 8 * s, w);
+      for (int i = 0; i < 2; ++i) {   // low bytes of four pairs, then their high bytes
+        const I32v a = w[2 * i], b = w[2 * i + 1];
+        const I32v low = vor_i32(vor_i32(field<0>(a, 0xff), field<-8>(a, 0xff00)),
+                                 vor_i32(field<16>(b, 0xff0000), vshl_i32<24>(vsra_i32<16>(b))));
+        const I32v high = vor_i32(vor_i32(field<-8>(a, 0xff), field<-16>(a, 0xff00)),
+                                  vor_i32(field<8>(b, 0xff0000), vand_i32(b, vset_i32(~0xffffff))));
+        panel.sub(s + i, 0, low);
+        panel.sub(s + i, l.signs_at(), high);
+      }
+    }
+  } else if constexpr (F == Format::IQ2_S) {
+    bytes8(66, l.high_at());
+    bytes8(74, l.scales_at());
+    subs(2, 1, 0);
+    subs(34, 1, l.signs_at());
+  } else if constexpr (F == Format::IQ3_XXS) {
+    subs(2, 2, 0);
+    subs(66, 1, l.signs_at());
+  } else if constexpr (F == Format::IQ3_S) {
+    panel.bytes(l.scales_at(), rows.word(106));
+    bytes8(66, l.high_at());
+    subs(2, 2, 0);
+    subs(74, 1, l.signs_at());
+  }
+}
+
 // A panel of blocks: `row_bytes` from row to row, `block_bytes` of the file from block to block.
-template <Format F>
+template <Format F, template <Format> class At>
 static void pack_codes(const uint8_t* rows, int64_t row_bytes, int64_t block_bytes,
                        uint8_t* panel) {
-  for (int64_t at = 0; at < row_bytes; at += block_bytes, panel += PanelAt<F>::l.block()) {
+  for (int64_t at = 0; at < row_bytes; at += block_bytes, panel += At<F>::l.block()) {
     for (int lane = 0; lane < kPanel; lane += kWidth) {
       const uint8_t* p = rows + lane * row_bytes + at;
       for (int i = 0; i < kWidth; ++i) {
@@ -296,7 +441,7 @@ static void pack_codes(const uint8_t* rows, int64_t row_bytes, int64_t block_byt
           prefetch(p + i * row_bytes + kPackAhead + line);
         }
       }
-      pack_block<F>({p, row_bytes}, {panel, lane});
+      pack_block<F>({p, row_bytes}, At<F>{panel, lane});
     }
   }
 }
@@ -335,11 +480,16 @@ static PackPanelFn pack_panel_of(Format f, int64_t row_bytes) {
     case Format::F32:
     case Format::BF16: return row_bytes % 16 == 0 ? pack_words : nullptr;
     case Format::F16: return row_bytes % 16 == 0 ? pack_halves : nullptr;
-#define STRATA_CODES(name) case Format::name: return pack_codes<Format::name>;
+#define STRATA_CODES(name) case Format::name: return pack_codes<Format::name, PanelAt>;
     STRATA_CODES(Q4_0) STRATA_CODES(Q4_1) STRATA_CODES(Q5_0) STRATA_CODES(Q5_1) STRATA_CODES(Q8_0)
     STRATA_CODES(Q2_K) STRATA_CODES(Q3_K) STRATA_CODES(Q4_K) STRATA_CODES(Q5_K) STRATA_CODES(Q6_K)
-    STRATA_CODES(IQ4_NL) STRATA_CODES(IQ4_XS) STRATA_CODES(MXFP4)
+    STRATA_CODES(IQ4_NL) STRATA_CODES(IQ4_XS) STRATA_CODES(MXFP4) STRATA_CODES(NVFP4)
+    STRATA_CODES(TQ2_0) STRATA_CODES(Q1_0) STRATA_CODES(Q2_0)
 #undef STRATA_CODES
+#define STRATA_BOOKS(name) case Format::name: return pack_codes<Format::name, BookAt>;
+    STRATA_BOOKS(IQ1_S) STRATA_BOOKS(IQ1_M) STRATA_BOOKS(IQ2_XXS) STRATA_BOOKS(IQ2_XS)
+    STRATA_BOOKS(IQ2_S) STRATA_BOOKS(IQ3_XXS) STRATA_BOOKS(IQ3_S) STRATA_BOOKS(TQ1_0)
+#undef STRATA_BOOKS
     default: return nullptr;
   }
 }

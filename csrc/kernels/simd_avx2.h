@@ -110,6 +110,31 @@ STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) {
 }
 STRATA_INLINE U8v vset_u8(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) { return _mm256_and_si256(a, b); }
+STRATA_INLINE I32v vxor_i32(I32v a, I32v b) { return _mm256_xor_si256(a, b); }
+STRATA_INLINE U8v vbytes(I32v a) { return a; }
+// The even and the odd 32-bit words of two vectors, one after the other.
+STRATA_INLINE U8v veven_words(U8v a, U8v b) {
+  const __m256 words = _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0x88);
+  return _mm256_permute4x64_epi64(_mm256_castps_si256(words), 0xd8);
+}
+STRATA_INLINE U8v vodd_words(U8v a, U8v b) {
+  const __m256 words = _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), 0xdd);
+  return _mm256_permute4x64_epi64(_mm256_castps_si256(words), 0xd8);
+}
+// All bits of byte i of a lane where bit 4 * kGroup + i is set.
+template <int kGroup> STRATA_INLINE U8v vbit_masks(I32v bits) {
+  constexpr int at = kGroup / 2;
+  const __m256i byte = _mm256_shuffle_epi8(
+      bits, _mm256_broadcastsi128_si256(_mm_setr_epi8(at, at, at, at, at + 4, at + 4, at + 4, at + 4,
+                                                      at + 8, at + 8, at + 8, at + 8, at + 12,
+                                                      at + 12, at + 12, at + 12)));
+  const __m256i one = _mm256_set1_epi32(
+      static_cast<int>(kGroup % 2 == 0 ? 0x08040201u : 0x80402010u));
+  return _mm256_cmpeq_epi8(_mm256_and_si256(byte, one), one);
+}
+STRATA_INLINE U8v vadd_u8(U8v a, U8v b) { return _mm256_add_epi8(a, b); }
+STRATA_INLINE U8v vsub_u8(U8v a, U8v b) { return _mm256_sub_epi8(a, b); }
+STRATA_INLINE U8v vavg_u8(U8v a, U8v b) { return _mm256_avg_epu8(a, b); }
 STRATA_INLINE U8v vxor_u8(U8v a, U8v b) { return _mm256_xor_si256(a, b); }
 STRATA_INLINE U8v vor_masked_u8(U8v a, U8v b, U8v mask) {
   return _mm256_or_si256(a, _mm256_and_si256(b, mask));

@@ -1,4 +1,4 @@
-// The vector layer on AVX-512 (F, BW, VL, DQ, VNNI, BF16, VBMI): 16 float lanes a vector.
+// The vector layer on AVX-512 (F, BW, VL, DQ, VNNI, BF16, VBMI, GFNI): 16 float lanes a vector.
 // Every simd_*.h gives the same names, so the kernel templates are written once. Everything in here
 // has internal linkage: an inline function shared between instruction sets could be merged by the
 // linker into one that this processor cannot run.
@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #define STRATA_ISA avx512
+#define STRATA_BYTE_PERMUTES   // books_permuted.h
 #define STRATA_INLINE static inline __attribute__((always_inline))
 
 namespace strata::STRATA_ISA {
@@ -115,6 +116,20 @@ STRATA_INLINE U8v vload_u8(const uint8_t* p) { return _mm512_loadu_si512(p); }
 STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) { _mm512_storeu_si512(p, v); }
 STRATA_INLINE U8v vset_u8(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) { return _mm512_and_si512(a, b); }
+STRATA_INLINE I32v vxor_i32(I32v a, I32v b) { return _mm512_xor_si512(a, b); }
+STRATA_INLINE U8v vbytes(I32v a) { return a; }
+// The even and the odd 32-bit words of two vectors, one after the other.
+STRATA_INLINE U8v veven_words(U8v a, U8v b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_permutex2var_epi32(a, even, b);
+}
+STRATA_INLINE U8v vodd_words(U8v a, U8v b) {
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return _mm512_permutex2var_epi32(a, odd, b);
+}
+STRATA_INLINE U8v vadd_u8(U8v a, U8v b) { return _mm512_add_epi8(a, b); }
+STRATA_INLINE U8v vsub_u8(U8v a, U8v b) { return _mm512_sub_epi8(a, b); }
+STRATA_INLINE U8v vavg_u8(U8v a, U8v b) { return _mm512_avg_epu8(a, b); }   // rounded up
 STRATA_INLINE U8v vxor_u8(U8v a, U8v b) { return _mm512_xor_si512(a, b); }
 // a | (b & mask)
 STRATA_INLINE U8v vor_masked_u8(U8v a, U8v b, U8v mask) {

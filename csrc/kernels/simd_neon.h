@@ -113,6 +113,26 @@ STRATA_INLINE U8v vload_u8(const uint8_t* p) { return vld1q_u8(p); }
 STRATA_INLINE void vstore_u8(uint8_t* p, U8v v) { vst1q_u8(p, v); }
 STRATA_INLINE U8v vset_u8(uint8_t x) { return vdupq_n_u8(x); }
 STRATA_INLINE U8v vand_u8(U8v a, U8v b) { return vandq_u8(a, b); }
+STRATA_INLINE I32v vxor_i32(I32v a, I32v b) { return veorq_s32(a, b); }
+STRATA_INLINE U8v vbytes(I32v a) { return vreinterpretq_u8_s32(a); }
+// The even and the odd 32-bit words of two vectors, one after the other.
+STRATA_INLINE U8v veven_words(U8v a, U8v b) {
+  return vreinterpretq_u8_u32(vuzp1q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b)));
+}
+STRATA_INLINE U8v vodd_words(U8v a, U8v b) {
+  return vreinterpretq_u8_u32(vuzp2q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b)));
+}
+// All bits of byte i of a lane where bit 4 * kGroup + i is set.
+template <int kGroup> STRATA_INLINE U8v vbit_masks(I32v bits) {
+  constexpr uint8_t at = kGroup / 2;
+  constexpr uint8_t places[16] = {at, at, at, at, at + 4, at + 4, at + 4, at + 4,
+                                  at + 8, at + 8, at + 8, at + 8, at + 12, at + 12, at + 12, at + 12};
+  const uint8x16_t byte = vqtbl1q_u8(vbytes(bits), vld1q_u8(places));
+  return vtstq_u8(byte, vreinterpretq_u8_u32(vdupq_n_u32(kGroup % 2 == 0 ? 0x08040201u : 0x80402010u)));
+}
+STRATA_INLINE U8v vadd_u8(U8v a, U8v b) { return vaddq_u8(a, b); }
+STRATA_INLINE U8v vsub_u8(U8v a, U8v b) { return vsubq_u8(a, b); }
+STRATA_INLINE U8v vavg_u8(U8v a, U8v b) { return vrhaddq_u8(a, b); }
 STRATA_INLINE U8v vxor_u8(U8v a, U8v b) { return veorq_u8(a, b); }
 STRATA_INLINE U8v vor_masked_u8(U8v a, U8v b, U8v mask) { return vorrq_u8(a, vandq_u8(b, mask)); }
 template <int N> STRATA_INLINE U8v vshr_u8(U8v a) {

@@ -18,9 +18,18 @@ inline constexpr int kActivations = 10;
 
 // How keys and values are kept. q8_0 is int8 with an f16 scale for each kKvGroup elements of one
 // position, so that a position is written once and never again.
-enum class KvType : int32_t { f16 = 0, bf16 = 1, q8_0 = 2 };
-inline constexpr int kKvTypes = 3;
+enum class KvType : int32_t { f16 = 0, bf16 = 1, q8_0 = 2, int4 = 3 };
+inline constexpr int kKvTypes = 4;
 inline constexpr int64_t kKvGroup = 32;
+// int4 is codes of four bits with a scale and a least value, both f16, for each so many elements of
+// one position of a head that was rotated: by Hadamard matrices of the largest power of two that
+// divides its elements, kMostRotated at most (SAW-INT4, arXiv 2604.19157).
+inline constexpr int64_t kKvGroup4 = 64, kMostRotated = 128;
+inline int64_t kv_rotation(KvType type, int64_t dim) {
+  int64_t block = 1;
+  while (type == KvType::int4 && block < kMostRotated && dim % (2 * block) == 0) block *= 2;
+  return block;
+}
 
 // What is kept of a position for one KV head. With v_in_k no values are: they are the first v_dim
 // elements of the keys.
@@ -34,8 +43,16 @@ inline int64_t kv_value_stride(int64_t v_dim) { return (v_dim + 15) / 16 * 16; }
 // Scales of one position of one head, for its key or its value.
 inline int64_t kv_groups(int64_t dim) { return (dim + kKvGroup - 1) / kKvGroup; }
 // Bytes of one KV head in one block, a multiple of 64: K as [k_dim][kKvBlock], then V as
-// [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind each.
+// [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind each. int4 has bytes of two
+// dimensions [k_dim / 2][kKvBlock], and of dimensions 16 apart [kKvBlock][v_dim / 2], behind each the
+// scales and then the least values [groups][kKvBlock].
+inline int64_t kv_groups4(int64_t dim) { return (dim + kKvGroup4 - 1) / kKvGroup4; }
 inline int64_t kv_head_bytes(KvType type, const KvShape& s) {
+  if (type == KvType::int4) {
+    int64_t bytes = (s.k_dim + 1) / 2 + 4 * kv_groups4(s.k_dim);
+    if (!s.v_in_k) bytes += (s.v_dim + 31) / 32 * 16 + 4 * kv_groups4(s.v_dim);
+    return kKvBlock * bytes;
+  }
   int64_t elements = s.k_dim, groups = kv_groups(s.k_dim);
   if (!s.v_in_k) {
     elements += kv_value_stride(s.v_dim);
@@ -63,16 +80,17 @@ struct AttentionArgs {
   int64_t seen;            // 0: a row sees what came before; else so many positions, in its window
   const float* slopes;     // of heads: what a key loses by each position of its distance; or null
   const float* sinks;      // of heads: scores that weigh in the sum and have no value; or null
+  int64_t k_rotation = 1, v_rotation = 1;   // of what is kept; values that are part of keys are not
 };
 
 // Query rows times heads of a group that one call of `attend` may hold.
 inline constexpr int64_t kQueryTile = 48;
 // Floats of one partial result: maximum, sum, and the unnormalised output.
 inline int64_t partial_floats(int64_t v_dim) { return 2 + kv_value_stride(v_dim); }
-// Values that are part of the keys are unpacked a block at a time.
+// Keys and values of a block may be unpacked before they are used.
 inline int64_t attention_scratch_floats(const KvShape& s) {
-  const int64_t values = s.v_in_k ? kKvBlock * kv_value_stride(s.v_dim) : 0;
-  return kQueryTile * (s.k_dim + kKvBlock + 2 * partial_floats(s.v_dim)) + values + 256;
+  const int64_t unpacked = kKvBlock * (s.k_dim + kv_value_stride(s.v_dim));
+  return kQueryTile * (s.k_dim + kKvBlock + 2 * partial_floats(s.v_dim)) + unpacked + 256;
 }
 
 // What depends on how KV is kept.
@@ -88,6 +106,11 @@ struct KvKernels {
   // partials + ((row * heads + head) * splits + split) * partial_floats.
   void (*attend_split)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
                        int64_t split, int64_t splits, float* partials, float* scratch);
+  // Splits [split0, split1) of the same one after the other, added to what came of those before:
+  // the partial of (row, head) at running + (row * heads + head) * partial_floats. `first` if none
+  // did.
+  void (*attend_on)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
+                    int64_t split0, int64_t split1, bool first, float* running, float* scratch);
 };
 
 // A recurrence over the rows of a span for the columns [column, column + lanes) of one head's state,

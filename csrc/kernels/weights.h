@@ -3,7 +3,7 @@
 #pragma once
 #include <type_traits>
 
-#include "kernels/file_rows.h"
+#include "kernels/layout.h"
 
 namespace strata::STRATA_ISA {
 
@@ -38,7 +38,7 @@ constexpr ByteTable byte_table(const int8_t* values, int add) {
   return t;
 }
 
-template <Format kFormat> struct Weights {
+template <Format kFormat> struct PanelWeights {
   static constexpr PanelLayout kL = panel_layout(kFormat);
   static constexpr int kBlock = kL.block();
   static constexpr int kHead = kL.head();
@@ -72,7 +72,7 @@ template <Format kFormat> struct Weights {
         const F32v normal = vcast_f32(vshl_i32<23>(vsub_i32(e, vset_i32(1))));
         const F32v tiny = vcast_f32(vshl_i32<21>(vadd_i32(e, vset_i32(1))));
         h.d[t] = vselect_lt(vcvt_f32(e), vset(1.5f), tiny, normal);
-      } else {
+      } else if constexpr (kL.sub_scale != SubScale::e4m3) {
         h.d[t] = vload_f16(reinterpret_cast<const uint16_t*>(block) + lane);
       }
       if constexpr (kL.second) {
@@ -122,6 +122,12 @@ template <Format kFormat> struct Weights {
           scale[i] = vmul(h.d[t], vcvt_f32(vsub_i32(six(h.six, sub, part, i), vset_i32(32))));
         } else if constexpr (kL.sub_scale == SubScale::byte_signed) {
           scale[i] = vmul(h.d[t], vcvt_f32(vload_s8_i32(bytes)));
+        } else if constexpr (kL.sub_scale == SubScale::e4m3) {
+          // Exponents 120 more than they are; the eight smallest numbers have none.
+          const I32v b = vload_u8_i32(bytes);
+          const F32v normal = vcast_f32(vadd_i32(vshl_i32<20>(b), vset_i32(119 << 23)));
+          const F32v number = vcvt_f32(b);
+          scale[i] = vselect_lt(number, vset(7.5f), vmul(number, vset(0x1p-10f)), normal);
         } else {
           const I32v both = vload_u8_i32(bytes);
           scale[i] = vmul(h.d[t], vcvt_f32(vand_i32(both, vset_i32(15))));
@@ -132,7 +138,8 @@ template <Format kFormat> struct Weights {
   }
 
   // The eight vectors of codes of the 32 elements at p.
-  STRATA_INLINE void codes(const uint8_t* p, int part, U8v* c) {
+  template <int kTileParts>
+  STRATA_INLINE void codes(const Head<kTileParts>&, int, const uint8_t* p, int, int part, U8v* c) {
     constexpr int codes_at = kL.codes_at();
     constexpr int pairs_at = kL.pairs_at();
     constexpr int bits_at = kL.bits_at();
@@ -164,31 +171,15 @@ template <Format kFormat> struct Weights {
       });
     }
     if constexpr (kL.bits) {
-      constexpr int at = kL.nibbles ? 4 : 2;
+      constexpr int at = kL.bit_at();
       const U8v mask = vset_u8(1 << at);
       const U8v b = vload_u8(lane + bits_at);
       unrolled<0, 8>([&](auto g) {
-        c[g.value] = vor_masked_u8(c[g.value], moved<at - g.value>(b), mask);
+        const U8v bit = moved<at - g.value>(b);
+        c[g.value] = at > 1 ? vor_masked_u8(c[g.value], bit, mask) : vand_u8(bit, mask);
       });
     }
   }
 };
-
-// What the products ask of a format that keeps the file's rows: its codes are made by file_rows.cpp.
-template <Format kFormat> struct FileRows {
-  static constexpr FileRowLayout kL = file_row_layout(kFormat);
-  static constexpr int kElements = kL.elements;
-  static constexpr int kBlock = static_cast<int>(kPanel) * kL.bytes;
-  static constexpr int kSubs = kL.elements / 32;
-  static constexpr int kParts = kL.parts;
-  static constexpr bool kMinima = false;
-  static constexpr int kMaxCode = 255;
-  static constexpr int kZero = kSignedBytes ? 0 : 128;
-};
-
-template <Format kFormat>
-inline constexpr bool kInFileRows = file_row_layout(kFormat).elements != 0;
-template <Format kFormat>
-using Source = std::conditional_t<kInFileRows<kFormat>, FileRows<kFormat>, Weights<kFormat>>;
 
 }  // namespace strata::STRATA_ISA

@@ -17,12 +17,14 @@ bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
 }
+#if defined(STRATA_AVX512)
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
-         __builtin_cpu_supports("avx512vbmi");
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
 }
+#endif
 #elif defined(__aarch64__)
 // The dot-product extension; every Apple processor has it.
 bool has_dotprod() {
@@ -38,6 +40,8 @@ bool has_dotprod() {
 
 #if !defined(__x86_64__)
 const KernelTable* kernels_avx2() { return nullptr; }
+#endif
+#if !defined(STRATA_AVX512)
 const KernelTable* kernels_avx512() { return nullptr; }
 #endif
 #if !defined(__aarch64__)
@@ -49,7 +53,9 @@ const KernelTable* select_kernels(const char* name) {
   int count = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#if defined(STRATA_AVX512)
   if (has_avx512()) best_first[count++] = kernels_avx512();
+#endif
   if (has_avx2()) best_first[count++] = kernels_avx2();
 #elif defined(__aarch64__)
   if (has_dotprod()) best_first[count++] = kernels_neon();

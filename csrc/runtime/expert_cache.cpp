@@ -1,6 +1,8 @@
 #include "runtime/expert_cache.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "runtime/fail_points.h"
@@ -9,6 +11,13 @@ namespace strata {
 namespace {
 
 constexpr int64_t kAlign = 64;
+
+// Of what is read ahead so much has to be needed; what a visit told counts so much less after the
+// next one; and where it was less, one visit in so many tries again.
+constexpr double kWorth = 0.5, kRemembered = 0.995;
+constexpr int64_t kTriedAgain = 17;
+// More than all uses that a policy remembers can be worth.
+constexpr double kMostWorth = 1e9;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -37,14 +46,33 @@ class ExpertCache::Slot final : public ReadBatch {
     expert_ = expert;
     id_ = id;
     ready_ = false;
+    ahead_ = false;
+    fresh_ = true;
   }
-  void clear() { id_ = -1; }
+  void clear() {
+    id_ = -1;
+    ahead_ = false;
+  }
   int64_t id() const { return id_; }   // -1: nothing is here
+  // Whether it is read ahead, and not one of those that are here.
+  bool ahead() const { return ahead_; }
+  void set_ahead(bool on) { ahead_ = on; }
   int layer() const { return layer_; }
   int32_t expert() const { return expert_; }
   bool ready() const { return ready_; }
   void set_ready() { ready_ = true; }
+  // Whether nobody needed it yet, and files are still to be looked at.
+  bool fresh() const { return fresh_; }
+  void set_needed() { fresh_ = false; }
   const uint8_t* memory() const { return memory_; }
+  // Has what another slot has, which is empty then.
+  void take_over(Slot& from, int64_t bytes) {
+    std::memcpy(memory_, from.memory_, static_cast<size_t>(bytes));
+    hold(from.layer_, from.expert_, from.id_);
+    ready_ = true;
+    fresh_ = from.fresh_;
+    from.clear();
+  }
 
   size_t reads() const override { return layout().reads.size(); }
   int64_t bytes(size_t read) const override {
@@ -74,7 +102,7 @@ class ExpertCache::Slot final : public ReadBatch {
   int layer_ = 0;
   int32_t expert_ = 0;
   int64_t id_ = -1;
-  bool ready_ = false;
+  bool ready_ = false, ahead_ = false, fresh_ = true;
 };
 
 int64_t ExpertCache::slot_bytes(const std::vector<ExpertMatrices>& layers) {
@@ -101,15 +129,12 @@ int64_t ExpertCache::scratch_bytes(const std::vector<ExpertMatrices>& layers,
 }
 
 ExpertCache::ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
-                         std::shared_ptr<Readers> readers)
+                         std::shared_ptr<Readers> readers, int64_t ahead)
     : matrices_(std::move(layers)),
       request_bytes_(request_bytes),
-      readers_(std::move(readers)),
-      memory_(static_cast<size_t>(slot_bytes(matrices_) * slots), false),
+      each_(slot_bytes(matrices_)),
       policy_(std::make_unique<DecayingFrequency>(layers_of(matrices_))) {
-  if (scratch_bytes(matrices_, request_bytes_) > readers_->scratch_each) {
-    throw std::invalid_argument("experts: readers with too little scratch");
-  }
+  read_by(std::move(readers));
   int64_t count = 0, most = 0;
   for (const ExpertMatrices& matrices : matrices_) {
     Layer layer{count, {}, {}};
@@ -127,18 +152,97 @@ ExpertCache::ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int6
     most = std::max(most, matrices[0]->experts);
     layers_.push_back(std::move(layer));
   }
-  about_to_allocate(static_cast<size_t>(slots) * sizeof(Slot));
-  const int64_t each = slot_bytes(matrices_);
-  for (int64_t i = 0; i < slots; ++i) {
-    slots_.push_back(std::make_unique<Slot>(*this, memory_.data() + i * each));
-  }
   slot_of_.assign(static_cast<size_t>(count), -1);
   place_of_.assign(static_cast<size_t>(most), -1);
+  if (ahead < 0 || ahead >= slots) throw std::invalid_argument("experts: slots for none");
+  add_slots(slots);
+  keep_ahead(ahead);
 }
 
-ExpertCache::~ExpertCache() { end(); }
+ExpertCache::~ExpertCache() {
+  end();
+  settle();
+}
 
-void ExpertCache::begin(int layer, const std::vector<int32_t>& needed) {
+void ExpertCache::read_by(std::shared_ptr<Readers> readers) {
+  if (scratch_bytes(matrices_, request_bytes_) > readers->scratch_each) {
+    throw std::invalid_argument("experts: readers with too little scratch");
+  }
+  if (readers_) settle();
+  readers_ = std::move(readers);
+}
+
+void ExpertCache::resize(int64_t slots, int64_t ahead) {
+  if (layer_ >= 0 || slots < 1 || ahead < 0 || ahead >= slots) {
+    throw std::invalid_argument("experts: they cannot be resized so");
+  }
+  settle();
+  const int64_t count = this->slots();
+  if (slots > count) add_slots(slots - count);
+  keep_ahead(ahead);
+  remove_slots(std::max<int64_t>(0, count - slots));
+}
+
+void ExpertCache::add_slots(int64_t count) {
+  about_to_allocate(static_cast<size_t>(count) * sizeof(Slot));
+  std::vector<std::unique_ptr<Slot>> added;
+  memory_.reserve(memory_.size() + 1);
+  slots_.reserve(slots_.size() + static_cast<size_t>(count));
+  auto bytes = std::make_unique<AlignedBytes>(static_cast<size_t>(count * each_), false);
+  for (int64_t i = 0; i < count; ++i) {
+    added.push_back(std::make_unique<Slot>(*this, bytes->data() + i * each_));
+  }
+  memory_.push_back({std::move(bytes), count});
+  for (auto& slot : added) slots_.push_back(std::move(slot));
+  count_free();
+}
+
+void ExpertCache::keep_ahead(int64_t slots) {
+  ahead_slots_.reserve(static_cast<size_t>(slots));
+  leaving_.reserve(static_cast<size_t>(slots));
+  ahead_ = slots;
+}
+
+void ExpertCache::count_free() {
+  free_.clear();
+  free_.reserve(slots_.size());
+  for (int64_t i = slots(); i-- > 0;) {
+    if (slots_[static_cast<size_t>(i)]->id() < 0) free_.push_back(i);
+  }
+  held_ = slots() - static_cast<int64_t>(free_.size());
+}
+
+void ExpertCache::remove_slots(int64_t count) {
+  const int64_t left = slots() - count;
+  std::vector<int64_t> held;
+  for (const auto& slot : slots_) {
+    if (slot->id() >= 0) held.push_back(slot->id());
+  }
+  while (static_cast<int64_t>(held.size()) > left - ahead_) {
+    const size_t goes = policy_->choose(held);
+    forget(slot_of_[static_cast<size_t>(held[goes])]);
+    held.erase(held.begin() + static_cast<std::ptrdiff_t>(goes));
+  }
+  size_t empty = 0;
+  for (auto i = static_cast<size_t>(left); i < slots_.size(); ++i) {
+    Slot& from = *slots_[i];
+    if (from.id() < 0) continue;
+    while (slots_[empty]->id() >= 0) ++empty;
+    slot_of_[static_cast<size_t>(from.id())] = static_cast<int32_t>(empty);
+    slots_[empty]->take_over(from, each_);
+  }
+  slots_.resize(static_cast<size_t>(left));
+  count_free();
+  if (count == 0) return;
+  for (; count >= memory_.back().slots; memory_.pop_back()) count -= memory_.back().slots;
+  Piece& last = memory_.back();
+  last.slots -= count;
+  last.bytes->shrink(static_cast<size_t>(last.slots * each_));
+}
+
+void ExpertCache::begin(int layer, const std::vector<int32_t>& needed, const int32_t* chosen,
+                        int64_t rows, int64_t top_k) {
+  if (foreseen_layer_ != layer) forget_foreseen();
   layer_ = layer;
   needed_ = needed;
   taken_.assign(needed_.size(), 0);
@@ -147,20 +251,142 @@ void ExpertCache::begin(int layer, const std::vector<int32_t>& needed) {
   for (size_t i = 0; i < needed_.size(); ++i) {
     place_of_[static_cast<size_t>(needed_[i])] = static_cast<int32_t>(i);
   }
+  if (!ahead_slots_.empty()) {
+    const auto right = std::count_if(ahead_slots_.begin(), ahead_slots_.end(), [&](int64_t i) {
+      return place_of_[static_cast<size_t>(slots_[static_cast<size_t>(i)]->expert())] >= 0;
+    });
+    counts_.right += right;
+    asked_ = asked_ * kRemembered + static_cast<double>(ahead_slots_.size());
+    right_ = right_ * kRemembered + static_cast<double>(right);
+  }
   policy_->visit(layer);
-  if (recording_) visits_.emplace_back(layer, needed_);
+  if (!recording_) return;
+  visits_.emplace_back(layer, needed_);
+  routes_.push_back({layer, rows, std::vector<int32_t>(chosen, chosen + rows * top_k)});
 }
 
-// The slot for a needed expert that is not here: an empty one, or that of one that gives way. Neither
-// those give way that are needed later nor those last admitted, while there is any other.
-int64_t ExpertCache::find_slot(size_t place) const {
+void ExpertCache::begin_with(const std::vector<double>& scores) {
+  if (layer_ >= 0 || held_ > 0 || scores.size() != slot_of_.size()) {
+    throw std::invalid_argument("experts: they cannot begin so");
+  }
+  std::vector<int64_t> hot;
+  for (size_t id = 0; id < scores.size(); ++id) {
+    if (!std::isfinite(scores[id]) || scores[id] < 0 || scores[id] > kMostWorth) {
+      throw std::invalid_argument("experts: a use is worth no such number");
+    }
+    if (scores[id] > 0) hot.push_back(static_cast<int64_t>(id));
+  }
+  std::stable_sort(hot.begin(), hot.end(), [&](int64_t a, int64_t b) {
+    return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
+  });
+  if (static_cast<int64_t>(hot.size()) > capacity()) hot.resize(static_cast<size_t>(capacity()));
+  policy_->begin_with(scores);
+  for (const int64_t id : hot) {
+    const auto after = std::upper_bound(layers_.begin(), layers_.end(), id,
+                                        [](int64_t i, const Layer& l) { return i < l.first; });
+    const auto layer = static_cast<int>(after - layers_.begin()) - 1;
+    const int64_t found = free_.back();
+    Slot& slot = *slots_[static_cast<size_t>(found)];
+    slot.hold(layer, static_cast<int32_t>(id - layers_[static_cast<size_t>(layer)].first), id);
+    try {
+      readers_->queue.submit(&slot, Urgency::idle);
+    } catch (...) {
+      slot.clear();
+      throw;
+    }
+    free_.pop_back();
+    ++held_;
+    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
+    ++counts_.begun_with;
+  }
+}
+
+bool ExpertCache::foresees() {
+  if (ahead_ == 0) return false;
+  if (right_ < kWorth * asked_ && ++passed_ < kTriedAgain) return false;
+  passed_ = 0;
+  return true;
+}
+
+void ExpertCache::foresee(int layer, const std::vector<int32_t>& likely) {
+  forget_foreseen();
+  reclaim();
+  foreseen_layer_ = layer;
+  const Layer& at = layers_[static_cast<size_t>(layer)];
+  for (const int32_t expert : likely) {
+    // Some free slots are for those that will be here.
+    if (static_cast<int64_t>(free_.size()) <= capacity() - held_) return;
+    const int64_t id = at.first + expert;
+    if (slot_of_[static_cast<size_t>(id)] >= 0) continue;
+    Slot& slot = *slots_[static_cast<size_t>(free_.back())];
+    ahead_slots_.push_back(free_.back());
+    slot.hold(layer, expert, id);
+    slot.set_ahead(true);
+    try {
+      readers_->queue.submit(&slot, Urgency::idle);
+    } catch (...) {
+      slot.clear();
+      ahead_slots_.pop_back();
+      throw;
+    }
+    free_.pop_back();
+    ++counts_.foreseen;
+  }
+}
+
+// What was foreseen and not needed goes, as soon as nothing is read into its slot any more.
+void ExpertCache::forget_foreseen() {
+  foreseen_layer_ = -1;
+  for (const int64_t i : ahead_slots_) {
+    Slot& slot = *slots_[static_cast<size_t>(i)];
+    const size_t begun = readers_->queue.abandon(&slot);
+    for (size_t read = 0; read < begun; ++read) counts_.wasted += slot.bytes(read);
+    leaving_.push_back(i);
+  }
+  ahead_slots_.clear();
+}
+
+void ExpertCache::reclaim() {
+  std::erase_if(leaving_, [&](int64_t i) {
+    Slot& slot = *slots_[static_cast<size_t>(i)];
+    if (!readers_->queue.quiet(slot)) return false;
+    slot.clear();
+    free_.push_back(i);
+    return true;
+  });
+}
+
+// Nothing is read ahead any more, nor what a cache began with.
+void ExpertCache::settle() {
+  for (int64_t i = 0; i < slots(); ++i) {
+    Slot& slot = *slots_[static_cast<size_t>(i)];
+    if (slot.id() < 0 || slot.ahead() || slot.ready()) continue;
+    bool read = false;
+    try {
+      read = readers_->queue.complete(slot);
+    } catch (const ReadError&) {
+    }
+    if (read) {
+      slot.set_ready();
+    } else {
+      forget(i);
+    }
+  }
+  forget_foreseen();
+  for (const int64_t i : leaving_) readers_->queue.withdraw(slots_[static_cast<size_t>(i)].get());
+  reclaim();
+}
+
+// The slot of one that gives way to a needed expert. Neither those give way that are needed later nor
+// those last admitted, while there is any other.
+int64_t ExpertCache::find_victim(size_t place) const {
   const auto count = static_cast<int64_t>(slots_.size());
-  const int64_t ahead = std::min(kAhead, count - 1);
+  const int64_t ahead = std::min(kAhead, capacity() - 1);
   std::vector<int64_t> experts, slots;
   int64_t last = -1, last_place = -1;
   for (int64_t i = 0; i < count; ++i) {
     const Slot& slot = *slots_[static_cast<size_t>(i)];
-    if (slot.id() < 0) return i;
+    if (slot.id() < 0 || slot.ahead()) continue;
     const int64_t at =
         slot.layer() == layer_ ? place_of_[static_cast<size_t>(slot.expert())] : -1;
     if (at > last_place) {
@@ -174,6 +400,32 @@ int64_t ExpertCache::find_slot(size_t place) const {
   return experts.empty() ? last : slots[policy_->choose(experts)];
 }
 
+// The slot in which a missing expert will be: it is read, or has been since it was foreseen.
+int64_t ExpertCache::bring(int32_t expert, int64_t id) {
+  for (size_t i = 0; i < ahead_slots_.size(); ++i) {
+    const int64_t found = ahead_slots_[i];
+    Slot& slot = *slots_[static_cast<size_t>(found)];
+    if (slot.id() != id) continue;
+    const size_t begun = readers_->queue.hasten(&slot);
+    slot.set_ahead(false);
+    ahead_slots_.erase(ahead_slots_.begin() + static_cast<std::ptrdiff_t>(i));
+    counts_.begun += begun > 0;
+    for (size_t read = 0; read < begun; ++read) counts_.ahead += slot.bytes(read);
+    return found;
+  }
+  const int64_t found = free_.back();
+  Slot& slot = *slots_[static_cast<size_t>(found)];
+  slot.hold(layer_, expert, id);
+  try {
+    readers_->queue.submit(&slot, Urgency::now);
+  } catch (...) {
+    slot.clear();
+    throw;
+  }
+  free_.pop_back();
+  return found;
+}
+
 // Has a needed expert read unless it is here. False while the one that is to give way is in use.
 bool ExpertCache::admit(size_t place) {
   const Layer& layer = layers_[static_cast<size_t>(layer_)];
@@ -184,28 +436,27 @@ bool ExpertCache::admit(size_t place) {
   for (const ExpertMatrixPtr& m : matrices) bytes += m->file_bytes(expert);
   if (slot_of_[static_cast<size_t>(id)] >= 0) {
     ++counts_.hits;
+    Slot& slot = *slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(id)])];
+    if (slot.fresh()) {
+      if (!slot.ready()) readers_->queue.hasten(&slot);
+      read_from(matrices, expert);
+      slot.set_needed();
+    }
   } else {
-    const int64_t found = find_slot(place);
-    Slot& slot = *slots_[static_cast<size_t>(found)];
-    if (slot.id() >= 0 && slot.layer() == layer_) {
-      const int32_t at = place_of_[static_cast<size_t>(slot.expert())];
-      if (at >= static_cast<int32_t>(finished_) && at < static_cast<int32_t>(place)) return false;
-    }
-    forget(slot);
-    slot.hold(layer_, expert, id);
-    try {
-      readers_->queue.submit(&slot, true);
-    } catch (...) {
-      slot.clear();
-      throw;
-    }
-    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
-    for (const ExpertMatrixPtr& m : matrices) {
-      const WeightFile* file = m->place(expert).file.get();
-      if (std::find(read_from_.begin(), read_from_.end(), file) == read_from_.end()) {
-        read_from_.push_back(file);
+    if (held_ == capacity()) {
+      const int64_t victim = find_victim(place);
+      const Slot& goes = *slots_[static_cast<size_t>(victim)];
+      if (goes.layer() == layer_) {
+        const int32_t at = place_of_[static_cast<size_t>(goes.expert())];
+        if (at >= static_cast<int32_t>(finished_) && at < static_cast<int32_t>(place)) return false;
       }
+      forget(victim);
     }
+    const int64_t found = bring(expert, id);
+    ++held_;
+    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
+    slots_[static_cast<size_t>(found)]->set_needed();
+    read_from(matrices, expert);
     ++counts_.misses;
     counts_.read += bytes;
   }
@@ -214,9 +465,24 @@ bool ExpertCache::admit(size_t place) {
   return true;
 }
 
-void ExpertCache::forget(Slot& slot) {
-  if (slot.id() >= 0) slot_of_[static_cast<size_t>(slot.id())] = -1;
-  slot.clear();
+// Files are to be looked at after the visit.
+void ExpertCache::read_from(const ExpertMatrices& matrices, int32_t expert) {
+  for (const ExpertMatrixPtr& m : matrices) {
+    const WeightFile* file = m->place(expert).file.get();
+    if (std::find(read_from_.begin(), read_from_.end(), file) == read_from_.end()) {
+      read_from_.push_back(file);
+    }
+  }
+}
+
+// Of one that is here.
+void ExpertCache::forget(int64_t slot) {
+  Slot& goes = *slots_[static_cast<size_t>(slot)];
+  if (!goes.ready()) readers_->queue.withdraw(&goes);
+  slot_of_[static_cast<size_t>(goes.id())] = -1;
+  goes.clear();
+  free_.push_back(slot);
+  --held_;
 }
 
 void ExpertCache::take(std::vector<int32_t>& ready, const Check& check) {
@@ -260,8 +526,9 @@ void ExpertCache::verify() {
     for (const WeightFile* file : read_from_) file->check_unchanged();
   } catch (...) {
     // Who knows what was read.
-    for (const auto& slot : slots_) {
-      if (slot->ready()) forget(*slot);
+    for (int64_t i = 0; i < slots(); ++i) {
+      const Slot& slot = *slots_[static_cast<size_t>(i)];
+      if (slot.id() >= 0 && !slot.ahead()) forget(i);
     }
     throw;
   }
@@ -275,10 +542,9 @@ void ExpertCache::end() {
     const int32_t at = slot_of_[static_cast<size_t>(first + e)];
     if (at < 0) continue;
     Slot& slot = *slots_[static_cast<size_t>(at)];
-    if (slot.ready()) continue;
-    readers_->queue.withdraw(&slot);
-    forget(slot);
+    if (!slot.ready()) forget(at);
   }
+  forget_foreseen();
   needed_.clear();
   layer_ = -1;
 }
@@ -286,6 +552,7 @@ void ExpertCache::end() {
 void ExpertCache::record(bool on) {
   recording_ = on;
   visits_.clear();
+  routes_.clear();
 }
 
 }  // namespace strata

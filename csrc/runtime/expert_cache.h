@@ -36,13 +36,18 @@ using ExpertMatrices = std::vector<ExpertMatrixPtr>;
 // Slots, each with room for any one expert, packed as the kernels want it while it is read: one that
 // is found costs no more than a weight that stays. A *visit* is what a step does in a layer: it needs
 // some experts, takes those that are here and those that come, and is finished with them in rising
-// order. Which are read and which give way depends on the order of visits alone, never on the time
-// that something takes. For one thread at a time.
+// order. Which are found, which are missing and which give way depends on the order of visits alone,
+// never on the time that something takes. For one thread at a time.
+//
+// Some slots may be kept for those that a coming visit will probably need: they are read while
+// nothing else is, and are as missing as before when they are needed, but for that their bytes are
+// here or on their way. When their visit is over, the others of them are forgotten.
 class ExpertCache {
  public:
-  // Reads are of at most about `request_bytes`.
+  // Reads are of at most about `request_bytes`. Of the slots `ahead`, fewer than all, are for what
+  // is foreseen.
   ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
-              std::shared_ptr<Readers> readers);
+              std::shared_ptr<Readers> readers, int64_t ahead = 0);
   ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
@@ -54,8 +59,19 @@ class ExpertCache {
   // next: enough to keep a disk busy.
   static constexpr int64_t kAhead = 8;
 
-  // Begins a visit that needs these, numbers in rising order.
-  void begin(int layer, const std::vector<int32_t>& needed);
+  // What uses so far are worth to the policy, of each expert of all layers. A cache in which nothing
+  // was needed yet may begin with what another one had: those that are worth most are here from then
+  // on, and are read while nothing else is, or when they are needed.
+  std::vector<double> scores() const { return policy_->scores(); }
+  void begin_with(const std::vector<double>& scores);
+  // Whether it is worth while to foresee: always at first, then as long as at least half of what was
+  // read ahead was needed, and else now and then.
+  bool foresees();
+  // The next visit is to this layer, and will probably need these, the likeliest first.
+  void foresee(int layer, const std::vector<int32_t>& likely);
+  // Begins a visit that needs these, numbers in rising order, because rows chose so: `top_k` each.
+  void begin(int layer, const std::vector<int32_t>& needed, const int32_t* chosen, int64_t rows,
+             int64_t top_k);
   // Adds to `ready` the places within `needed` of those that have come to be here since; waits for
   // one if there is none. ReadError if one could not be read.
   void take(std::vector<int32_t>& ready, const Check& check);
@@ -68,13 +84,27 @@ class ExpertCache {
   // Ends a visit, whether or not all was done.
   void end();
 
+  // Between two visits: so many slots from now on, and so many of them for what is foreseen. Of
+  // experts for which there is no slot any more those go that would give way first, and their memory
+  // with them.
+  void resize(int64_t slots, int64_t ahead);
+  // Between two visits: others read from now on.
+  void read_by(std::shared_ptr<Readers> readers);
+
   const std::vector<ExpertMatrices>& layers() const { return matrices_; }
-  int64_t nbytes() const { return static_cast<int64_t>(memory_.size()); }
+  int64_t slots() const { return static_cast<int64_t>(slots_.size()); }
+  int64_t ahead() const { return ahead_; }
+  int64_t nbytes() const { return slots() * each_; }
 
   // The following may be asked for by any thread. Experts that visits found here, and that had to be
-  // read; bytes of the file that the visits needed, and that were read for them.
+  // read; bytes of the file that the visits needed, and that were read for them. Experts that were
+  // not here and foreseen, for as many as there are slots, and how many of these were needed. All
+  // that depends on visits and what is foreseen alone; on time depends how many of those read had
+  // been begun ahead, and the bytes of these, and bytes that were read ahead in vain.
   struct Counts {
     std::atomic<int64_t> hits{0}, misses{0}, needed{0}, read{0};
+    std::atomic<int64_t> foreseen{0}, right{0}, begun{0}, ahead{0}, wasted{0};
+    std::atomic<int64_t> begun_with{0};   // experts that were here from the beginning
   };
   const Counts& counts() const { return counts_; }
 
@@ -82,6 +112,12 @@ class ExpertCache {
   void record(bool on);
   using Visit = std::pair<int, std::vector<int32_t>>;
   const std::vector<Visit>& visits() const { return visits_; }
+  struct Route {
+    int layer;
+    int64_t rows;
+    std::vector<int32_t> chosen;   // by row
+  };
+  const std::vector<Route>& routes() const { return routes_; }
 
  private:
   struct Read {
@@ -95,18 +131,41 @@ class ExpertCache {
   };
   class Slot;
 
-  int64_t find_slot(size_t place) const;
+  // Slots that came together, behind each other.
+  struct Piece {
+    std::unique_ptr<AlignedBytes> bytes;
+    int64_t slots;
+  };
+
+  int64_t capacity() const { return slots() - ahead_; }
+  int64_t find_victim(size_t place) const;
   bool admit(size_t place);
-  void forget(Slot& slot);
+  int64_t bring(int32_t expert, int64_t id);
+  void forget(int64_t slot);
+  void forget_foreseen();
+  void reclaim();
+  void settle();
+  void read_from(const ExpertMatrices& matrices, int32_t expert);
+  void keep_ahead(int64_t slots);
+  void count_free();
+  void add_slots(int64_t count);
+  void remove_slots(int64_t count);
 
   const std::vector<ExpertMatrices> matrices_;
-  const int64_t request_bytes_;
-  const std::shared_ptr<Readers> readers_;
+  const int64_t request_bytes_, each_;
+  std::shared_ptr<Readers> readers_;
   std::vector<Layer> layers_;
-  AlignedBytes memory_;
+  std::vector<Piece> memory_;   // of slots in the order of their numbers
   std::vector<std::unique_ptr<Slot>> slots_;
   std::vector<int32_t> slot_of_;   // of each expert of all layers; -1: not here
-  std::unique_ptr<ExpertPolicy> policy_;
+  std::vector<int64_t> free_;      // slots in which nothing is
+  int64_t ahead_ = 0, held_ = 0;   // slots for what is foreseen; experts that are here
+  int foreseen_layer_ = -1;
+  std::vector<int64_t> ahead_slots_;   // of those that were foreseen for the coming visit,
+  std::vector<int64_t> leaving_;       // and of those in vain of which reads are still under way
+  double asked_ = 0, right_ = 0;       // foreseen, and needed of them, the last ones more
+  int64_t passed_ = 0;                 // visits for which nothing was foreseen, in a row
+  std::unique_ptr<DecayingFrequency> policy_;
 
   // The visit that is under way.
   int layer_ = -1;
@@ -119,6 +178,7 @@ class ExpertCache {
   Counts counts_;
   bool recording_ = false;
   std::vector<Visit> visits_;
+  std::vector<Route> routes_;
 };
 
 }  // namespace strata

@@ -9,8 +9,9 @@ constexpr double kMostGain = 1e100;
 
 }  // namespace
 
-DecayingFrequency::DecayingFrequency(std::vector<int32_t> layer_of)
+DecayingFrequency::DecayingFrequency(std::vector<int32_t> layer_of, double decay)
     : layer_of_(std::move(layer_of)),
+      decay_(decay),
       layers_(layer_of_.empty() ? 0 : layer_of_.back() + 1),
       scores_(layer_of_.size(), 0.0) {
   used_.reserve(layer_of_.size());
@@ -20,7 +21,7 @@ void DecayingFrequency::visit(int layer) {
   if (layer <= layer_) {
     for (const int64_t e : used_) scores_[static_cast<size_t>(e)] += gain_;
     used_.clear();
-    gain_ /= kDecay;
+    gain_ /= decay_;
     if (gain_ > kMostGain) {
       for (double& score : scores_) score /= kMostGain;
       gain_ /= kMostGain;
@@ -30,6 +31,17 @@ void DecayingFrequency::visit(int layer) {
 }
 
 void DecayingFrequency::use(int64_t expert) { used_.push_back(expert); }
+
+std::vector<double> DecayingFrequency::scores() const {
+  std::vector<double> out = scores_;
+  for (const int64_t e : used_) out[static_cast<size_t>(e)] += gain_;
+  for (double& score : out) score /= gain_;
+  return out;
+}
+
+void DecayingFrequency::begin_with(const std::vector<double>& scores) {
+  for (size_t e = 0; e < scores_.size(); ++e) scores_[e] = scores[e] * gain_;
+}
 
 size_t DecayingFrequency::choose(const std::vector<int64_t>& experts) const {
   size_t found = 0;

@@ -26,16 +26,21 @@ class ExpertPolicy {
 // used one would always have gone just before it is needed.
 class DecayingFrequency final : public ExpertPolicy {
  public:
-  // `layer_of` each expert.
-  explicit DecayingFrequency(std::vector<int32_t> layer_of);
+  // `layer_of` each expert; `decay` is what a use is worth after each sweep of what it was.
+  explicit DecayingFrequency(std::vector<int32_t> layer_of, double decay = kDecay);
   void visit(int layer) override;
   void use(int64_t expert) override;
   size_t choose(const std::vector<int64_t>& experts) const override;
 
-  static constexpr double kDecay = 0.97;   // of a use, with each sweep
+  // What uses so far are worth now, of each expert; and such numbers as those of uses before.
+  std::vector<double> scores() const;
+  void begin_with(const std::vector<double>& scores);
+
+  static constexpr double kDecay = 0.99;
 
  private:
   const std::vector<int32_t> layer_of_;
+  const double decay_;
   const int32_t layers_;
   int layer_ = -1;
   double gain_ = 1;                // what a use of this sweep is worth beside those before

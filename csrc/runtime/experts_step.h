@@ -68,6 +68,9 @@ struct ExpertsStep {
   std::vector<std::array<const uint8_t*, 3>> weights;
 };
 
+// The experts that a row chooses by its logits, in rising order; `score` has room for twice as many
+// numbers as there are logits, and for the groups, and holds the scores afterwards.
+void choose_experts(const ExpertsSpec& s, const float* logits, float* score, int32_t* chosen);
 // Chooses the experts of each row.
 std::unique_ptr<Node> make_route(std::shared_ptr<ExpertsStep> now);
 // Numbers pairs by expert, once a step.

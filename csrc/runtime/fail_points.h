@@ -1,4 +1,4 @@
-// What the system may refuse: memory and threads. Tests let the n-th of either be refused.
+// What the system may refuse: memory, threads, room in a file. Tests let the n-th be refused.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -29,8 +29,8 @@ class ThreadStartError : public std::runtime_error {
   explicit ThreadStartError(const char* why);
 };
 
-enum class FailPoint : int { allocation = 0, thread = 1 };
-inline constexpr int kFailPoints = 2;
+enum class FailPoint : int { allocation = 0, thread = 1, write = 2 };
+inline constexpr int kFailPoints = 3;
 
 // From now on the n-th point of this kind (from 1) fails, and with `always` all that follow it too.
 // 0 ends that.

@@ -194,6 +194,30 @@ struct ExpertsSpec {
   int64_t work_bytes(int64_t rows) const;
 };
 
+// What is needed to tell a layer's experts from what goes into it.
+struct Foresight {
+  enum class Norm : int32_t { none = 0, rms = 1, layer = 2 };
+  // Of a step of more rows so many, evenly apart, are asked.
+  static constexpr int64_t kMostRows = 16;
+
+  Value x;
+  Norm norm;
+  Floats weight, shift;
+  double epsilon;
+  WeightPtr router;
+  Floats bias;
+  // Known later than the nodes that come first: how the layer chooses, and where its experts are.
+  std::optional<ExpertsSpec> choice;
+  std::shared_ptr<ExpertCache> cache;
+  int layer = -1;
+  int64_t rows = 0;   // of this step that are asked
+};
+// The logits of the layer's router; and what comes of them.
+std::unique_ptr<Node> make_foresee(std::shared_ptr<Foresight> f);
+std::unique_ptr<Node> make_ask(std::shared_ptr<Foresight> f);
+// Floats of scratch that this takes.
+int64_t foresee_scratch(int64_t width, int64_t logits);
+
 // Lets products run on the experts that are in memory, in the order in which they come.
 class ExpertTurns : public Turns {
  public:
@@ -224,8 +248,9 @@ std::unique_ptr<Node> make_short_conv(ShortConvSpec spec);
 std::unique_ptr<Node> make_scan(ScanSpec spec);
 std::unique_ptr<Node> make_group(GroupSpec spec);
 std::unique_ptr<Node> make_streams(StreamsSpec spec);
-// Store k and v (unless shared), attend, merge: up to three nodes.
-std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec);
+// Store k and v (unless shared), attend, merge: up to three nodes. With the number of the `call`
+// among those of a sweep attention goes in turns, as blocks come that are not in memory.
+void add_attention(NodeList& list, AttentionSpec spec, std::optional<int> call);
 
 // The most that Arena::partials comes to for so many sequences of so many positions.
 int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threads,

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "runtime/kv_tier.h"
 #include "runtime/nodes.h"
 
 namespace strata {
@@ -50,6 +51,8 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.seen = s.causal ? 0 : span.past + span.rows;
   a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
   a.sinks = s.sinks.empty() ? nullptr : s.sinks.data();
+  a.k_rotation = kv_rotation(c.state->type(), a.shape.k_dim);
+  a.v_rotation = a.shape.v_in_k ? 1 : kv_rotation(c.state->type(), a.shape.v_dim);
   return a;
 }
 
@@ -83,7 +86,7 @@ class StoreNode final : public Node {
     const StateStore::Layer& layer = c.state->layer(s_.layer);
     const int32_t number = span.tables[layer.group][position / kKvBlock];
     if (number < 0) return;
-    uint8_t* block = layer.data + number * c.state->group_of(layer).block_stride;
+    uint8_t* block = c.state->part(layer, number);
     const float* k = c.f32(*s_.k, row);
     const float* v = s_.v ? c.f32(*s_.v, row) : nullptr;
     for (int64_t h = 0; h < s_.kv_heads; ++h) {
@@ -100,19 +103,90 @@ class StoreNode final : public Node {
 // are computed apart or one after the other does not change a bit: both merge in the same order.
 struct Cut {
   bool split = false;
+  bool in_turns = false;           // splits of a row have one partial result, span after span
   int64_t splits = 0;              // of the longest span
   float* partials = nullptr;
   int64_t partial_stride = 0;      // floats of one span
 };
 
+float* partials_of(const Cut& cut, const AttentionSpec& s, const Span& span) {
+  return cut.partials + span.row * s.heads * partial_floats(s.v_dim);
+}
+
+// Attention over blocks of which some are read meanwhile: in turns, each over what is there.
+class AttendTurns final : public Turns {
+ public:
+  AttendTurns(int64_t layer, int call) : layer_(layer), call_(call) {}
+
+  void begin(const Context& c) override {
+    const bool kept = c.state->tier() != nullptr &&
+                      c.state->layer(layer_).group == c.state->tier_group();
+    tier_ = kept ? c.state->tier() : nullptr;
+    next_ = 0;
+    done_ = false;
+    if (tier_ != nullptr) tier_->attend(call_);
+  }
+
+  bool next(const Check& check) override {
+    if (tier_ == nullptr) return !std::exchange(done_, true);
+    if (std::exchange(holds_, false)) tier_->release();
+    items_.clear();
+    const auto& all = tier_->items();
+    while (next_ < all.size()) {
+      const KvTier::Item& item = all[next_];
+      // Those of a span go one after the other.
+      if (!items_.empty() && items_.back()->span == item.span) break;
+      if (!item.cold.empty()) {
+        tier_->acquire(item, check);
+        holds_ = true;
+      }
+      items_.push_back(&item);
+      ++next_;
+      if (holds_) break;
+    }
+    done_ = items_.empty();
+    return !done_;
+  }
+
+  void end() override {
+    if (tier_ == nullptr) return;
+    holds_ = false;
+    if (!done_) tier_->drop();
+  }
+
+  // What the turn goes over; null where all is in memory.
+  const std::vector<const KvTier::Item*>* items() const { return tier_ == nullptr ? nullptr : &items_; }
+  const int32_t* table(size_t span) const { return tier_->table(span); }
+
+ private:
+  const int64_t layer_;
+  const int call_;
+  KvTier* tier_ = nullptr;
+  std::vector<const KvTier::Item*> items_;
+  size_t next_ = 0;
+  bool holds_ = false, done_ = false;
+};
+
 class AttendNode final : public Node {
  public:
-  AttendNode(AttentionSpec spec, std::shared_ptr<Cut> cut)
-      : s_(std::move(spec)), cut_(std::move(cut)) {}
+  AttendNode(AttentionSpec spec, std::shared_ptr<Cut> cut, std::shared_ptr<AttendTurns> turns)
+      : s_(std::move(spec)), cut_(std::move(cut)), turns_(std::move(turns)) {}
 
   int64_t begin(const Context& c) override {
     tile_ = query_tile(s_.heads, s_.kv_heads);
     parts_ = s_.kv_heads * shares(s_.heads, s_.kv_heads);
+    cut_->in_turns = turns_ && turns_->items() != nullptr;
+    if (cut_->in_turns) {
+      cut_->split = true;
+      cut_->splits = 1;
+      cut_->partials = c.arena->partials(
+          static_cast<size_t>(c.step->tokens_count * s_.heads * partial_floats(s_.v_dim)));
+      int64_t chunks = 0;
+      for (const KvTier::Item* item : *turns_->items()) {
+        chunks += ceil_div(c.step->spans[item->span].rows, tile_) * parts_;
+      }
+      return chunks;
+    }
     int64_t tiles = 0, longest = 0, most_rows = 0;
     for (const Span& span : c.step->spans) {
       tiles += ceil_div(span.rows, tile_);
@@ -135,6 +209,25 @@ class AttendNode final : public Node {
   void chunk(const Context& c, int64_t index, int thread) override {
     float* scratch = c.arena->scratch(thread);
     const int64_t kv_head = index % parts_;
+    if (cut_->in_turns) {
+      int64_t tile = index / parts_;
+      for (const KvTier::Item* item : *turns_->items()) {
+        const Span& span = c.step->spans[item->span];
+        const int64_t tiles = ceil_div(span.rows, tile_);
+        if (tile >= tiles) {
+          tile -= tiles;
+          continue;
+        }
+        AttentionArgs a = arguments(c, s_, span);
+        a.table = turns_->table(item->span);
+        a.block_stride = KvTier::kUnit;
+        const int64_t row0 = (tiles - 1 - tile) * tile_;
+        kernels(c).attend_on(a, kv_head, row0, std::min(row0 + tile_, span.rows), item->split0,
+                             item->split1, item->first, partials_of(*cut_, s_, span), scratch);
+        return;
+      }
+      return;
+    }
     if (cut_->split) {
       const int64_t split = index / parts_ % cut_->splits;
       const int64_t which = index / (parts_ * cut_->splits);
@@ -161,6 +254,7 @@ class AttendNode final : public Node {
  private:
   AttentionSpec s_;
   std::shared_ptr<Cut> cut_;
+  std::shared_ptr<AttendTurns> turns_;
   int64_t tile_ = 1, parts_ = 1;   // rows; parts of heads, each of one KV head
 };
 
@@ -181,7 +275,9 @@ class MergeNode final : public Node {
         const Span& span = c.step->spans[i];
         if (row < span.row || row >= span.row + span.rows) continue;
         const AttentionArgs a = arguments(c, s_, span);
-        const float* partials = cut_->partials + static_cast<int64_t>(i) * cut_->partial_stride;
+        const float* partials =
+            cut_->in_turns ? partials_of(*cut_, s_, span)
+                           : cut_->partials + static_cast<int64_t>(i) * cut_->partial_stride;
         for (int64_t h = 0; h < s_.heads; ++h) {
           c.step_kernels->merge_splits(a, row - span.row, h, cut_->splits, partials,
                                        c.arena->scratch(thread));
@@ -212,13 +308,14 @@ int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threa
   return static_cast<int64_t>(Arena::partials_room(static_cast<size_t>(floats)));
 }
 
-std::vector<std::unique_ptr<Node>> make_attention(AttentionSpec spec) {
+void add_attention(NodeList& list, AttentionSpec spec, std::optional<int> call) {
   auto cut = std::make_shared<Cut>();
-  std::vector<std::unique_ptr<Node>> nodes;
-  if (spec.k) nodes.push_back(std::make_unique<StoreNode>(spec));
-  nodes.push_back(std::make_unique<AttendNode>(spec, cut));
-  nodes.push_back(std::make_unique<MergeNode>(spec, cut));
-  return nodes;
+  std::shared_ptr<AttendTurns> turns;
+  if (call) turns = std::make_shared<AttendTurns>(spec.layer, *call);
+  if (spec.k) list.add(std::make_unique<StoreNode>(spec));
+  list.add(std::make_unique<AttendNode>(spec, cut, turns));
+  if (turns) list.in_turns(1, std::move(turns));
+  list.add(std::make_unique<MergeNode>(spec, cut));
 }
 
 }  // namespace strata

@@ -298,7 +298,9 @@ class CachedTurns final : public ExpertTurns {
     now_->active.clear();
     if (now_->rows > 0) group_pairs(c, *now_);
     here_.assign(now_->active.size(), 0);
-    cache_->begin(layer_, now_->active);
+    const int32_t* const chosen =
+        now_->rows > 0 ? now_->at<int32_t>(c, now_->places->chosen) : nullptr;
+    cache_->begin(layer_, now_->active, chosen, now_->rows, now_->s.top_k);
   }
 
   bool next(const std::function<void()>& check) override {
@@ -361,7 +363,8 @@ int64_t ExpertsSpec::scratch_floats() const {
   const auto bf16 = static_cast<int64_t>(act_row_bytes(ActKind::bf16, x.width));
   const int64_t row = format_info(up.format)->act == ActKind::q8 ? q8 : whole_lines(x.width * 4) + bf16;
   const int64_t gating = gate_scratch() + 2 * made + kRowBlock * row / 4;
-  return std::max({gating, down_scratch() + made, 2 * (logits.width + groups)});
+  return std::max({gating, down_scratch() + made, 2 * (logits.width + groups),
+                   foresee_scratch(x.width, logits.width)});
 }
 
 int64_t ExpertsSpec::work_bytes(int64_t rows) const { return ExpertsPlaces(*this, rows).bytes; }

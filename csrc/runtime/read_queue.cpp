@@ -1,11 +1,15 @@
 #include "runtime/read_queue.h"
 
+#include <algorithm>
 #include <string>
 
 #include "runtime/fail_points.h"
 
 namespace strata {
 namespace {
+
+// Of so many threads one reads what is for idle ones.
+constexpr int kSparing = 4;
 
 double seconds(std::chrono::steady_clock::duration d) {
   return std::chrono::duration<double>(d).count();
@@ -36,22 +40,45 @@ ReadQueue::~ReadQueue() {
   for (std::thread& t : team_) t.join();
 }
 
-void ReadQueue::submit(ReadBatch* batch, bool urgent) {
+void ReadQueue::submit(ReadBatch* batch, Urgency urgency) {
   {
     std::lock_guard<std::mutex> hold(lock_);
     about_to_allocate(sizeof batch);
-    (urgent ? urgent_ : open_).push_back(batch);
+    (urgency == Urgency::now ? urgent_ : urgency == Urgency::turn ? open_ : spare_).push_back(batch);
     batch->claimed_ = batch->done_ = 0;
     batch->failure_ = nullptr;
   }
   wanted_.notify_one();
 }
 
+size_t ReadQueue::hasten(ReadBatch* batch) {
+  size_t begun;
+  {
+    std::lock_guard<std::mutex> hold(lock_);
+    begun = batch->claimed_;
+    if (std::find(spare_.begin(), spare_.end(), batch) == spare_.end()) return begun;
+    urgent_.push_back(batch);
+    std::erase(spare_, batch);
+  }
+  wanted_.notify_one();
+  return begun;
+}
+
+void ReadQueue::forget(ReadBatch* batch) {
+  std::erase(open_, batch);
+  std::erase(urgent_, batch);
+  std::erase(spare_, batch);
+}
+
 // Where a batch stands first of which something is to be read now; nullptr when there is none, or
 // enough under way.
 std::deque<ReadBatch*>* ReadQueue::next() {
   if (!urgent_.empty()) return &urgent_;
-  if (open_.empty()) return nullptr;
+  if (open_.empty()) {
+    // What is wanted next would have to wait for what is under way then.
+    const bool free = !spare_.empty() && sparing_ < std::max(1, alive_ / kSparing);
+    return free ? &spare_ : nullptr;
+  }
   ReadBatch* const batch = open_.front();
   const bool few =
       under_way_ == 0 || under_way_ <= most_bytes_ - batch->bytes(batch->claimed_);
@@ -73,6 +100,8 @@ void ReadQueue::work(int thread) {
     const size_t read = batch->claimed_++;
     if (batch->claimed_ == batch->reads()) from->pop_front();
     const int64_t bytes = batch->bytes(read);
+    const bool spares = from == &spare_;
+    sparing_ += spares;
     ++busy_;
     under_way_ += bytes;
     // Whoever takes something up wakes the next one, as long as there is more.
@@ -93,16 +122,16 @@ void ReadQueue::work(int thread) {
     fetching_.leave();
     hold.lock();
     --busy_;
+    sparing_ -= spares;
     under_way_ -= bytes;
     ++batch->done_;
     if (failure) {
       batch->failure_ = failure;
       failed_ = true;
       // What is left of it is of no use.
-      std::erase(open_, batch);
-      std::erase(urgent_, batch);
+      forget(batch);
     }
-    if (failure || batch->done_ == batch->reads() || busy_ == 0 || withdrawing_ > 0) {
+    if (failure || batch->done_ == batch->reads() || busy_ == sparing_ || withdrawing_ > 0) {
       ready_.notify_all();
     }
     if (dies) break;
@@ -138,18 +167,28 @@ bool ReadQueue::complete(const ReadBatch& batch) const {
 
 void ReadQueue::withdraw(ReadBatch* batch) {
   std::unique_lock<std::mutex> hold(lock_);
-  std::erase(open_, batch);
-  std::erase(urgent_, batch);
+  forget(batch);
   ++withdrawing_;
   ready_.wait(hold, [&] { return batch->done_ == batch->claimed_; });
   --withdrawing_;
+}
+
+size_t ReadQueue::abandon(ReadBatch* batch) {
+  std::lock_guard<std::mutex> hold(lock_);
+  forget(batch);
+  return batch->claimed_;
+}
+
+bool ReadQueue::quiet(const ReadBatch& batch) const {
+  std::lock_guard<std::mutex> hold(lock_);
+  return batch.done_ == batch.claimed_;
 }
 
 void ReadQueue::drop() {
   std::unique_lock<std::mutex> hold(lock_);
   open_.clear();
   urgent_.clear();
-  ready_.wait(hold, [&] { return busy_ == 0; });
+  ready_.wait(hold, [&] { return busy_ == sparing_; });
   failed_ = false;
 }
 

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "runtime/fail_points.h"
+#include "runtime/kv_tier.h"
 
 namespace strata {
 namespace {
@@ -64,10 +65,28 @@ AlignedBytes::~AlignedBytes() {
   }
 }
 
+void AlignedBytes::shrink(size_t bytes) {
+  if (size_ < kMapFrom || bytes >= size_) return;
+  // What is smaller than this is freed otherwise.
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t kept = round_up(bytes < kMapFrom ? kMapFrom : bytes, page);
+  const size_t end = round_up(size_, page);
+  if (kept >= end) return;
+  munmap(data_ + kept, end - kept);
+  size_ = kept;
+}
+
 PackedWeight::PackedWeight(Format f, int64_t rows, int64_t width)
     : format(f), n(rows), k(width), bytes(packed_bytes(f, rows, width), false) {}
 
-StateStore::StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups)
+StateStore::~StateStore() = default;
+
+int64_t StateStore::ring_bytes(const std::vector<int64_t>& layer_bytes) {
+  return KvTier::kPlaces * KvTier::place_bytes(layer_bytes) + KvFile::kAlign;
+}
+
+StateStore::StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups,
+                       const std::string& directory)
     : type_(type), groups_(std::move(groups)) {
   static std::atomic<uint64_t> next{1};
   id_ = next.fetch_add(1);
@@ -83,8 +102,13 @@ StateStore::StateStore(KvType type, const std::vector<Kept>& layers, std::vector
           round_up(static_cast<size_t>(layer.kept.floats) * sizeof(float), kAlign));
     };
     for (int64_t i : group.layers) group.block_stride += bytes(layer(i));
-    group.buffer = std::make_unique<AlignedBytes>(
-        static_cast<size_t>(group.blocks * group.block_stride), true);
+    int64_t size = group.blocks * group.block_stride;
+    std::vector<int64_t> parts;
+    if (group.slots > 0) {
+      for (int64_t i : group.layers) parts.push_back(bytes(layer(i)));
+      size = group.slots * group.block_stride + ring_bytes(parts);
+    }
+    group.buffer = std::make_unique<AlignedBytes>(static_cast<size_t>(size), true);
     uint8_t* data = group.buffer->data();
     for (int64_t i : group.layers) {
       Layer& layer = layers_[static_cast<size_t>(i)];
@@ -92,22 +116,52 @@ StateStore::StateStore(KvType type, const std::vector<Kept>& layers, std::vector
       layer.data = data;
       data += bytes(layer);
     }
+    if (group.slots == 0) continue;
+    std::vector<KvTier::Layer> made;
+    for (int64_t i : group.layers) made.push_back({layer(i).data, bytes(layer(i))});
+    uint8_t* ring = group.buffer->data() + group.slots * group.block_stride;
+    ring += (KvFile::kAlign - reinterpret_cast<uintptr_t>(ring) % KvFile::kAlign) % KvFile::kAlign;
+    tier_ = std::make_unique<KvTier>(std::move(made), group.block_stride, group.blocks, group.slots,
+                                     ring, KvTier::place_bytes(parts), directory);
+    tier_group_ = static_cast<int64_t>(g);
   }
 }
 
 int64_t StateStore::nbytes() const {
   int64_t sum = 0;
-  for (const Group& group : groups_) sum += group.blocks * group.block_stride;
+  for (const Group& group : groups_) sum += static_cast<int64_t>(group.buffer->size());
   return sum;
 }
 
-uint8_t* StateStore::block(int64_t group, int64_t block) {
+void StateStore::check_block(int64_t group, int64_t block) const {
   if (group < 0 || group >= groups() || block < 0 || block >= this->group(group).blocks) {
     throw std::out_of_range("there is no block " + std::to_string(block) + " of group " +
                             std::to_string(group));
   }
+}
+
+void StateStore::copy(int64_t group, int64_t source, int64_t target) {
+  if (group == tier_group_) return tier_->copy(source, target);
   const Group& g = this->group(group);
-  return g.buffer->data() + block * g.block_stride;
+  std::memmove(g.buffer->data() + target * g.block_stride, g.buffer->data() + source * g.block_stride,
+               static_cast<size_t>(g.block_stride));
+}
+
+void StateStore::read(int64_t group, int64_t block, uint8_t* out) {
+  if (group == tier_group_) return tier_->read(block, out);
+  const Group& g = this->group(group);
+  std::memcpy(out, g.buffer->data() + block * g.block_stride, static_cast<size_t>(g.block_stride));
+}
+
+void StateStore::write(int64_t group, int64_t block, const uint8_t* data) {
+  if (group == tier_group_) return tier_->write(block, data);
+  const Group& g = this->group(group);
+  std::memcpy(g.buffer->data() + block * g.block_stride, data, static_cast<size_t>(g.block_stride));
+}
+
+uint8_t* StateStore::part(const Layer& layer, int64_t block) const {
+  const int64_t at = layer.group == tier_group_ ? tier_->slot(block) : block;
+  return layer.data + at * group_of(layer).block_stride;
 }
 
 RopeTable::RopeTable(std::vector<float> inv_freq, float mscale)

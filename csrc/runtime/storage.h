@@ -2,12 +2,15 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels/kernels.h"
 #include "kernels/step_kernels.h"
 
 namespace strata {
+
+class KvTier;
 
 // Aligned (by default to a cache line), uninitialised or zeroed bytes with one owner.
 class AlignedBytes {
@@ -19,6 +22,9 @@ class AlignedBytes {
   uint8_t* data() { return data_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // Gives back what lies behind the first so many bytes, in whole pages, where it came straight from
+  // the system.
+  void shrink(size_t bytes);
 
   // From this size on buffers begin at a multiple of it and are made of huge pages where the system
   // has them.
@@ -62,10 +68,14 @@ class StateStore {
     int64_t window;       // 0: all positions are kept
     bool recurrent;
     int64_t blocks;
+    int64_t slots = 0;          // blocks in memory where the others are in a file; 0: all are
     int64_t block_stride = 0;   // bytes
     std::unique_ptr<AlignedBytes> buffer = nullptr;
   };
-  StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups);
+  // The file is made in `directory`, where a group has slots.
+  StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups,
+             const std::string& directory);
+  ~StateStore();
   StateStore(const StateStore&) = delete;
   StateStore& operator=(const StateStore&) = delete;
   KvType type() const { return type_; }
@@ -79,13 +89,27 @@ class StateStore {
   bool recurrent() const { return !groups_.empty() && groups_.back().recurrent; }
   int64_t nbytes() const;
   // std::out_of_range for a group or a block that is not there.
-  uint8_t* block(int64_t group, int64_t block);
+  void check_block(int64_t group, int64_t block) const;
+  void copy(int64_t group, int64_t source, int64_t target);
+  void read(int64_t group, int64_t block, uint8_t* out);
+  void write(int64_t group, int64_t block, const uint8_t* data);
+
+  // A layer's part of a block; one that a step writes, where not all are in memory.
+  uint8_t* part(const Layer& layer, int64_t block) const;
+  // Where the blocks of the group with slots are; null where no group has any.
+  KvTier* tier() const { return tier_.get(); }
+  int64_t tier_group() const { return tier_group_; }
+  // Bytes of memory that a group takes in so many slots (0: all its blocks are in memory), with the
+  // ring buffer.
+  static int64_t ring_bytes(const std::vector<int64_t>& layer_bytes);
 
  private:
   KvType type_;
   uint64_t id_;
   std::vector<Layer> layers_;
   std::vector<Group> groups_;
+  std::unique_ptr<KvTier> tier_;   // before the buffers it looks into
+  int64_t tier_group_ = -1;
 };
 
 // cos and sin of every position seen so far, times mscale.

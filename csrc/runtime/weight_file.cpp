@@ -42,8 +42,9 @@ struct FaultState {
 };
 FaultState g_faults;
 
-// Waits or throws as asked; true if the read shall find the file's end.
-bool meet_fault(const std::string& path, int64_t offset) {
+}  // namespace
+
+bool meet_read_fault(const std::string& path, int64_t offset) {
   if (!g_faults.on.load(std::memory_order_relaxed)) return false;
   int64_t delay = 0, number = 0;
   ReadFaults f;
@@ -62,8 +63,6 @@ bool meet_fault(const std::string& path, int64_t offset) {
   if (number == f.die_at) throw AllocationError(0);
   return number == f.cut_at;
 }
-
-}  // namespace
 
 void set_read_faults(const ReadFaults& faults) {
   std::lock_guard<std::mutex> hold(g_faults.lock);
@@ -146,7 +145,7 @@ const uint8_t* WeightFile::read(int64_t offset, int64_t bytes, uint8_t* buffer,
     ~Inside() { clock.leave(); }
     BusyClock& clock;
   } inside(counters.busy);
-  const bool cut = meet_fault(path_, offset);
+  const bool cut = meet_read_fault(path_, offset);
   int64_t at = first;
   while (at < end) {
     const ssize_t got =

@@ -82,5 +82,7 @@ struct ReadFaults {
   int64_t die_at = 0;      // the thread of the n-th read ends by something unforeseen
 };
 void set_read_faults(const ReadFaults& faults);
+// Where something is read: waits or throws as asked; true if the read shall find the file's end.
+bool meet_read_fault(const std::string& path, int64_t offset);
 
 }  // namespace strata

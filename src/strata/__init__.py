@@ -8,20 +8,56 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from strata.answers import Chunk, Output
+    from strata.async_llm import AsyncLLM
     from strata.decode import SamplingParams
-    from strata.errors import StrataError, UsageError
-    from strata.llm import LLM, Chunk, Output
+    from strata.decode.grammar import GrammarError
+    from strata.engine.engine import ContextExceeded
+    from strata.errors import ArgumentTypeError, OutOfMemoryError, StrataError, UsageError
+    from strata.formats import FormatError
+    from strata.hub.downloads import DownloadError, ModelNotFound
+    from strata.llm import LLM
+    from strata.plan import BudgetTooSmall
+    from strata.text import ChatTemplateError
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "Chunk", "Output", "SamplingParams", "StrataError", "UsageError", "__version__"]
+__all__ = [
+    "LLM",
+    "ArgumentTypeError",
+    "AsyncLLM",
+    "BudgetTooSmall",
+    "ChatTemplateError",
+    "Chunk",
+    "ContextExceeded",
+    "DownloadError",
+    "FormatError",
+    "GrammarError",
+    "ModelNotFound",
+    "OutOfMemoryError",
+    "Output",
+    "SamplingParams",
+    "StrataError",
+    "UsageError",
+    "__version__",
+]
 
 # The rooms behind these names bring numpy along: they are entered when a name is first used, so
 # that `import strata` and the command line's help stay quick.
 _HOMES = {
+    "ArgumentTypeError": "strata.errors",
+    "AsyncLLM": "strata.async_llm",
+    "BudgetTooSmall": "strata.plan",
+    "ChatTemplateError": "strata.text",
+    "ContextExceeded": "strata.engine.engine",
+    "DownloadError": "strata.hub.downloads",
+    "FormatError": "strata.formats",
+    "GrammarError": "strata.decode.grammar",
     "LLM": "strata.llm",
-    "Chunk": "strata.llm",
-    "Output": "strata.llm",
+    "ModelNotFound": "strata.hub.downloads",
+    "OutOfMemoryError": "strata.errors",
+    "Chunk": "strata.answers",
+    "Output": "strata.answers",
     "SamplingParams": "strata.decode",
     "StrataError": "strata.errors",
     "UsageError": "strata.errors",

@@ -11,6 +11,10 @@ class UsageError(StrataError):
     """The caller asked for something that cannot be asked for; exit code 2, a 4xx over HTTP."""
 
 
+class ArgumentTypeError(UsageError, TypeError):
+    """An argument of another type than can be used."""
+
+
 class OutOfMemoryError(StrataError, MemoryError):
     """The system refused memory that was to be had by the budget."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -12,21 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.decode import FinishReason, Sample, SamplingParams
-from strata.engine import (
-    Delta,
-    Driver,
-    Engine,
-    Job,
-    LoadProgress,
-    Timings,
-)
+from strata import asking
+from strata.answers import Answer, Chunk, Output, whole
+from strata.decode import SamplingParams
+from strata.decode.constraint import Grammar
+from strata.decode.defaults import sampling_defaults
+from strata.decode.grammar import GrammarCompiler
+from strata.engine import Driver, Engine, Job, LoadProgress
 from strata.engine.loading import load
 from strata.engine.runtime import LoadOptions
 from strata.engine.texts import TextWorkload, chat_ids, encoded, pair_ids, prompt_ids
 from strata.errors import UsageError
 from strata.hub.references import resolve
-from strata.models import Pooling, read_pooling
+from strata.models import Pooling, embedding_model, read_pooling
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
 
@@ -38,47 +38,14 @@ if TYPE_CHECKING:
 DEFAULT_STORE_BYTES = 4 << 30
 """The most that a store of prefixes takes on disk unless asked otherwise."""
 
-Prompt = str | list[int]
+Params = SamplingParams | Mapping[str, Any]
 Message = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Output:
-    """A whole answer. ``token_ids`` includes an end token, ``text`` does not.
-
-    ``logprobs`` has one Sample a token if they were asked for. ``seed`` is the one that was
-    used, None for a greedy answer. ``cached_tokens`` of the prompt were known and not computed.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[Sample, ...] | None
-    finish_reason: FinishReason
-    prompt_tokens: int
-    seed: int | None
-    timings: Timings
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer: one token of prompt number ``index``, and the text certain with it.
-
-    ``logprob`` and ``top`` are as in ``strata.decode.Sample``. The last chunk of an answer has its
-    ``finish_reason``, and the whole of it as ``output``.
-    """
-
-    index: int
-    text: str
-    token_id: int
-    logprob: float | None
-    top: tuple[tuple[int, float], ...]
-    finish_reason: FinishReason | None
-    output: Output | None
-
-
 class LLM:
-    """A model with its weights loaded and KV for ``parallel`` sequences of ``context`` positions.
+    """A model with its weights loaded and KV for ``parallel`` sequences of ``context`` positions
+    (None: up to 8, as there is room beside weights that surely fit, so that lists run together;
+    else 1).
 
     ``model`` is a reference: a built-in name, a .gguf file, a Hugging Face directory, or a
     repository, which is downloaded unless it is here; a Path is taken as it is. ``backend`` is
@@ -96,16 +63,27 @@ class LLM:
     ``plan`` is executed instead of one made here, as it stands: its budget is held, and its
     context, threads and all else it has count and not those given here.
 
-    ``kv_type`` is how keys and values are kept: ``f16``, ``bf16`` or ``q8_0``. ``kv_bytes`` bounds
-    the KV of all requests together, which then wait for each other or give way. The KV of earlier
-    prompts is kept in memory while there is room, so that a common beginning is computed once;
+    ``kv_type`` is how keys and values are kept: ``f16``, ``bf16``, ``q8_0`` or ``int4``.
+    ``kv_bytes`` bounds the KV of all requests together, which then wait for each other or give way.
+    The KV of earlier prompts is kept in memory while there is room, so that a common beginning is
+    computed once;
     ``kv_store``, a directory of its own of at most ``kv_store_bytes``, keeps it for later processes
-    too; what others have made is never touched, and refused.
+    too; what others have made is never touched, and refused. KV that has no room in memory is in a
+    nameless file in ``kv_disk``, with the same answers: None is Strata's own folder, used where a
+    context fits no other way; a directory is used where that is faster, too; False forbids it.
 
     ``slowdown`` bounds how much longer a step may take because a prompt comes in beside answers
     that somebody reads; None, for batches that nobody watches, has the most tokens a second.
+    ``draft`` says how tokens are guessed ahead, of which a step decides several: ``ngram`` looks
+    them up in the prompt and the answer, ``suffix`` in earlier ones, too; ``off``. ``auto`` is what
+    is best here. Only as much is guessed as is worth its time, and no answer changes by it.
+    ``experts_ahead``: of the slots for experts at most so many are for those that are read before a
+    router has chosen them, while the disk is idle; no answer changes by it.
+    ``draft_model``, a smaller model with the same vocabulary, guesses what is not found in texts;
+    all of it stays in memory.
     ``serving`` sets memory aside for a server in this process. ``embedding``: the model is for
-    ``embed``, which takes no head, and continues no text.
+    ``embed``, which takes no head, and continues no text. ``chat_template`` (Jinja) is used instead
+    of the model's own.
     """
 
     def __init__(
@@ -115,7 +93,7 @@ class LLM:
         backend: str = "cpu",
         threads: int | None = None,
         context: int | None = None,
-        parallel: int = 1,
+        parallel: int | None = None,
         memory: int | str | None = None,
         workload: Workload | TextWorkload | None = None,
         planned: bool = False,
@@ -124,11 +102,30 @@ class LLM:
         kv_bytes: int | str | None = None,
         kv_store: str | Path | None = None,
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
+        kv_disk: str | Path | Literal[False] | None = None,
         slowdown: float | None = None,
+        draft: str = "auto",
+        experts_ahead: int = 0,
+        draft_model: str | Path | None = None,
         serving: bool = False,
         embedding: bool = False,
+        chat_template: str | None = None,
         progress: LoadProgress | None = None,
     ) -> None:
+        asking.typed("model", model, str, Path)
+        for name, value in (("threads", threads), ("context", context), ("parallel", parallel)):
+            asking.typed(name, value, int, optional=True)
+        for name, size in (("memory", memory), ("kv_bytes", kv_bytes)):
+            asking.typed(name, size, int, str, optional=True)
+        if plan is not None:
+            from strata.plan import Plan
+
+            asking.typed("plan", plan, Plan)
+        asking.typed("experts_ahead", experts_ahead, int)
+        if experts_ahead < 0:
+            raise UsageError(f"experts_ahead must be at least 0, not {experts_ahead}")
+        if parallel is not None and parallel < 1:
+            raise UsageError(f"parallel must be at least 1, not {parallel}")
         self.path = model if isinstance(model, Path) else resolve(model, progress=progress)
         started = perf_counter()
         loaded = load(
@@ -137,7 +134,8 @@ class LLM:
                 memory=None if memory is None else _size(memory),
                 threads=threads,
                 context=context,
-                parallel=parallel,
+                parallel=parallel or 1,
+                together=parallel is None,
                 workload=workload,
                 planned=planned,
                 kv_type=kv_type,
@@ -148,6 +146,11 @@ class LLM:
                 kv_store=None if kv_store is None else Path(kv_store).expanduser(),
                 kv_store_bytes=_size(kv_store_bytes),
                 slowdown=slowdown,
+                chat_template=chat_template,
+                kv_disk=_directory(kv_disk),
+                draft="off" if embedding else draft,
+                experts_ahead=experts_ahead,
+                draft_model=_reference(draft_model, progress),
             ),
             plan,
             progress,
@@ -158,6 +161,7 @@ class LLM:
         self.tokenizer = loaded.tokenizer
         self.runtime = loaded.runtime
         self.wanted_context = loaded.wanted_context
+        self.sampling_defaults = sampling_defaults(loaded.file)
         self.driver = Driver(loaded.engine)
         self.load_s = perf_counter() - started
 
@@ -190,7 +194,25 @@ class LLM:
         """What happened so far, against the plan if there is one."""
         from strata.report.explain import explain
 
-        return explain(self.runtime, self.engine.runner)
+        drafting = self.engine.drafting
+        totals = None if drafting is None else drafting.totals
+        return explain(self.runtime, self.engine.runner, totals)
+
+    def set_budget(self, memory: int | str) -> Plan:
+        """Run within another budget from the next step on, without loading anew.
+
+        The Plan is the one that loading with ``memory`` would make, for the context there is, and
+        is returned. Memory that it does not need goes back to the system at once: slots of experts
+        first, then weights that will be streamed, and KV where there is no room for that of all
+        requests; what more memory allows is read now. Answers that are under way keep their bits.
+        BudgetTooSmall, with the smallest that will do, leaves everything as it was. Any thread may
+        call.
+        """
+        from strata.engine.live_budget import set_budget
+
+        size = _size(memory)
+        with self.driver.alone() as engine:
+            return set_budget(self.runtime, engine, size)
 
     @property
     def context(self) -> int:
@@ -198,10 +220,48 @@ class LLM:
         is short and none was asked for."""
         return self.engine.context
 
+    def compile(
+        self,
+        *,
+        json_schema: Mapping[str, Any] | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        choice: Sequence[str] | None = None,
+    ) -> Grammar:
+        """What answers must obey, for ``SamplingParams(grammar=...)``: JSON that is valid under a
+        schema, text that matches an expression (Rust's syntax) as a whole, one of some texts, or a
+        grammar in llama.cpp's GBNF or llguidance's Lark. UsageError unless exactly one is given,
+        GrammarError for one that is not usable."""
+        given = [json_schema, regex, grammar, choice]
+        if sum(each is not None for each in given) != 1:
+            raise UsageError("give exactly one of json_schema, regex, grammar and choice")
+        asking.typed("regex", regex, str, optional=True)
+        asking.typed("grammar", grammar, str, optional=True)
+        asking.typed("json_schema", json_schema, Mapping, optional=True)
+        compiler = self._grammars
+        if json_schema is not None:
+            return compiler.json_schema(json_schema)
+        if choice is not None:
+            if isinstance(choice, str) or not choice:
+                raise UsageError("choice is a list of texts")
+            for text in choice:
+                asking.typed("each choice", text, str)
+            return compiler.regex("|".join(map(_escaped, choice)))
+        return compiler.grammar(grammar) if grammar is not None else compiler.regex(regex or "")
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        from importlib.util import find_spec
+
+        if find_spec("llguidance") is None:
+            raise UsageError("grammars need llguidance: pip install 'strata-llm[server]'")
+        return GrammarCompiler(self.tokenizer, account=self.runtime.guarded)
+
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> list[int]:
         """Token ids of ``text``; see ``Tokenizer.encode``."""
+        asking.typed("text", text, str)
         return encoded(
             self.tokenizer, text, self.ledger, add_special=add_special, parse_special=parse_special
         ).tolist()
@@ -209,92 +269,196 @@ class LLM:
     @overload
     def generate(
         self,
-        prompts: Prompt,
-        params: SamplingParams | None = None,
+        prompts: str | list[int] | Mapping[str, Any],
+        params: Params | None = None,
         *,
+        n: Literal[1] = 1,
+        schema: object = None,
         stream: Literal[False] = False,
         continuing: bool = True,
+        progress: bool | None = None,
     ) -> Output: ...
     @overload
     def generate(
         self,
-        prompts: list[str] | list[list[int]],
-        params: SamplingParams | None = None,
+        prompts: list[str] | list[list[int]] | list[dict[str, Any]],
+        params: Params | Sequence[Params] | None = None,
         *,
+        n: Literal[1] = 1,
+        schema: object = None,
         stream: Literal[False] = False,
         continuing: bool = True,
+        progress: bool | None = None,
     ) -> list[Output]: ...
     @overload
     def generate(
         self,
-        prompts: Prompt | list[str] | list[list[int]],
-        params: SamplingParams | None = None,
+        prompts: Any,
+        params: Params | Sequence[Params] | None = None,
         *,
+        n: int = 1,
+        schema: object = None,
         stream: Literal[True],
         continuing: bool = True,
+        progress: bool | None = None,
     ) -> Iterator[Chunk]: ...
+    @overload
+    def generate(
+        self,
+        prompts: Any,
+        params: Params | Sequence[Params] | None = None,
+        *,
+        n: int,
+        schema: object = None,
+        stream: Literal[False] = False,
+        continuing: bool = True,
+        progress: bool | None = None,
+    ) -> Any: ...
 
     def generate(
         self,
-        prompts: Prompt | list[str] | list[list[int]],
-        params: SamplingParams | None = None,
+        prompts: Any,
+        params: Params | Sequence[Params] | None = None,
         *,
+        n: int = 1,
+        schema: object = None,
         stream: bool = False,
         continuing: bool = True,
-    ) -> Output | list[Output] | Iterator[Chunk]:
-        """Continue one prompt or a list of them, each text or token ids.
+        progress: bool | None = None,
+    ) -> Any:
+        """Continue one prompt or a list of them, each text, token ids, or a dict with ``prompt`` or
+        ``prompt_token_ids``. Those of a list run together.
 
         Text gets the tokens that the model wants at a beginning, and names of special tokens in it
-        become these tokens; ids are taken as they are. ``continuing`` False: the answer begins a
-        text of its own, as in a conversation. One prompt gives one Output, a list gives a list in
-        its order; with ``stream`` Chunks come as tokens do, those of all prompts mixed.
-        Everything is checked before the first token: UsageError for what cannot be served.
+        become these tokens; ids are taken as they are. ``params`` are SamplingParams or a dict of
+        what differs from the model's own, for all prompts or a list with one for each.
+        ``continuing`` False: the answer begins a text of its own, as in a conversation.
+
+        One prompt gives one Output, a list gives a list in its order, with ``n`` above 1 of lists
+        of so many; with ``stream`` Chunks come as tokens do, those of all answers mixed. ``schema``
+        is a JSON schema or a class of pydantic's: answers obey it, and ``Output.parsed`` is the
+        value. ``progress`` draws a line on standard error (None: of long lists, on a terminal).
+        Everything is checked before the first token: UsageError for what cannot be served,
+        ArgumentTypeError for what is of a wrong type.
         """
-        one = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        batch: Sequence[Any] = [prompts] if one else prompts
+        batch, one = asking.prompts_of(prompts)
         ids = [
             prompt_ids(self.tokenizer, p, self.ledger) if isinstance(p, str) else p for p in batch
         ]
-        run = self._start(ids, params or SamplingParams(), continuing=continuing)
-        if stream:
-            return run
-        outputs = _whole(run, len(ids))
-        return outputs[0] if one else outputs
+        return self._answer(
+            ids, one, params, n, schema, stream=stream, continuing=continuing, progress=progress
+        )
 
     @overload
     def chat(
         self,
         messages: Sequence[Message],
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        n: Literal[1] = 1,
+        schema: object = None,
         stream: Literal[False] = False,
+        progress: bool | None = None,
     ) -> Output: ...
     @overload
     def chat(
         self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
+        messages: Sequence[Sequence[Message]],
+        params: Params | Sequence[Params] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        n: Literal[1] = 1,
+        schema: object = None,
+        stream: Literal[False] = False,
+        progress: bool | None = None,
+    ) -> list[Output]: ...
+    @overload
+    def chat(
+        self,
+        messages: Any,
+        params: Params | Sequence[Params] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        n: int = 1,
+        schema: object = None,
         stream: Literal[True],
+        progress: bool | None = None,
     ) -> Iterator[Chunk]: ...
+    @overload
+    def chat(
+        self,
+        messages: Any,
+        params: Params | Sequence[Params] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        n: int,
+        schema: object = None,
+        stream: Literal[False] = False,
+        progress: bool | None = None,
+    ) -> Any: ...
 
     def chat(
         self,
-        messages: Sequence[Message],
-        params: SamplingParams | None = None,
+        messages: Any,
+        params: Params | Sequence[Params] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        n: int = 1,
+        schema: object = None,
         stream: bool = False,
-    ) -> Output | Iterator[Chunk]:
-        """Answer a conversation of ``{"role": ..., "content": ...}`` with the model's template.
+        progress: bool | None = None,
+    ) -> Any:
+        """Answer a conversation of ``{"role": ..., "content": ...}`` with the model's template, or
+        a list of conversations together.
 
-        ChatTemplateError if the model has none. ``stream`` as in ``generate``.
+        ChatTemplateError if the model has no template. All else as in ``generate``.
         """
-        ids = chat_ids(self.tokenizer, messages, self.ledger, tools)
-        run = self._start([ids], params or SamplingParams(), continuing=False)
-        return run if stream else _whole(run, 1)[0]
+        batch, one = asking.conversations_of(messages)
+        asking.typed("tools", tools, list, tuple, optional=True)
+        ids = [list(chat_ids(self.tokenizer, each, self.ledger, tools)) for each in batch]
+        return self._answer(
+            ids, one, params, n, schema, stream=stream, continuing=False, progress=progress
+        )
+
+    def prompt_logprobs(self, prompt: str | list[int]) -> list[float | None]:
+        """The natural log-probability of each token of a prompt, given all before it; None for the
+        first, which nothing precedes. Text becomes tokens as in ``generate``."""
+        ((text,), one) = asking.prompts_of(prompt)
+        if not one:
+            raise UsageError("give one prompt at a time")
+        ids = prompt_ids(self.tokenizer, text, self.ledger) if isinstance(text, str) else text
+        if len(ids) == 1:
+            return [None]
+        with self.driver.alone() as engine:
+            return [None, *engine.logprobs(ids, 0).tolist()]
+
+    def _answer(
+        self,
+        ids: Sequence[Sequence[int]],
+        one: bool,
+        given: object,
+        n: int,
+        schema: object,
+        *,
+        stream: bool,
+        continuing: bool,
+        progress: bool | None,
+    ) -> Any:
+        """Run prompts: an Output, a list of them, or with ``n`` above 1 of lists; or Chunks."""
+        params = asking.params_of(given, self.sampling_defaults, len(ids))
+        if schema is not None:
+            if any(each.grammar is not None for each in params):
+                raise UsageError("a schema and a grammar exclude each other")
+            obeyed = self.compile(json_schema=asking.schema_of(schema))
+            params = [replace(each, grammar=obeyed, ignore_eos=False) for each in params]
+        every = [choice for each in params for choice in asking.choices(each, n)]
+        prompts = [prompt for prompt in ids for _ in range(n)]
+        run = self._start(prompts, every, schema, continuing=continuing)
+        if stream:
+            return run
+        shown = asking.shown(run, len(prompts), progress, lambda chunk: chunk.output is not None)
+        return asking.shaped(whole(shown, len(prompts)), one, n)
 
     def perplexity(
         self,
@@ -309,6 +473,7 @@ class LLM:
         ``context`` may not exceed that of this LLM; UsageError if the text is too short.
         """
         tokenizer = self.tokenizer
+        asking.typed("text", text, str, Sequence)
         ids = text
         if isinstance(ids, str):
             ids = encoded(tokenizer, ids, self.ledger, add_special=True)
@@ -336,8 +501,8 @@ class LLM:
         ``pooling`` is what the file says (``mean`` where it says nothing): the mean of what the
         model gives for each token, or what it gives for the ``first`` or the ``last``. The first
         ``dimensions`` of them are taken, for models that were trained so, and made 1 long unless
-        ``normalize`` is False. UsageError for an LLM without ``embedding``, for texts longer than
-        the context, and for more dimensions than there are.
+        ``normalize`` is False. UsageError for texts longer than the context, and for more
+        dimensions than there are.
         """
         one = isinstance(texts, str)
         batch: Sequence[Any] = [texts] if one else texts
@@ -347,7 +512,7 @@ class LLM:
         ]
         if self.model.ranks:
             raise UsageError("this model scores pairs of texts (`strata rank`) and embeds none")
-        width = self.model.row_width
+        width = embedding_model(self.model).row_width
         if dimensions is not None and not 1 <= dimensions <= width:
             raise UsageError(f"{dimensions} dimensions are asked for; embeddings have {width}")
         how = pooling or read_pooling(self._file) or "mean"
@@ -413,61 +578,44 @@ class LLM:
         self.close()
 
     def _start(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, continuing: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        schema: object = None,
+        *,
+        continuing: bool,
     ) -> Iterator[Chunk]:
         """Check everything now, run when iterated."""
-        for prompt in prompts:
+        for prompt, each in zip(prompts, params, strict=True):
             # Before it is made a list, which takes nine times as much.
-            self.engine.limit(prompt, params)
-        jobs = [Job(list(p), params, self.tokenizer.stream(continuing=continuing)) for p in prompts]
+            self.engine.limit(prompt, each)
+        jobs = [
+            Job(list(prompt), each, self.tokenizer.stream(continuing=continuing))
+            for prompt, each in zip(prompts, params, strict=True)
+        ]
         self.driver.check(jobs)
-        return self._run(jobs)
+        return self._run(jobs, schema)
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[Chunk]:
-        answers = [_Answer(index) for index in range(len(jobs))]
+    def _run(self, jobs: Sequence[Job], schema: object) -> Iterator[Chunk]:
+        answers = [Answer(index, schema) for index in range(len(jobs))]
         with self.driver.submit(jobs) as run:
             for index, delta in run:
                 yield answers[index].add(delta)
 
 
-class _Answer:
-    """Puts the deltas of one request together."""
+def _escaped(text: str) -> str:
+    """A text as a regular expression of Rust's, which knows no other escapes than these."""
+    return re.sub(r"([\\.+*?()|\[\]{}^$#&\-~])", r"\\\1", text)
 
-    def __init__(self, index: int) -> None:
-        self._index = index
-        self._texts: list[str] = []
 
-    def add(self, delta: Delta) -> Chunk:
-        self._texts.append(delta.text)
-        sample, request = delta.sample, delta.request
-        output = None
-        if delta.finish_reason is not None:
-            params = request.sampler.params
-            output = Output(
-                text="".join(self._texts),
-                token_ids=tuple(sample.token for sample in request.output),
-                logprobs=tuple(request.output) if params.logprobs is not None else None,
-                finish_reason=delta.finish_reason,
-                prompt_tokens=len(request.prompt),
-                cached_tokens=request.cached_tokens,
-                seed=request.sampler.seed if params.temperature else None,
-                timings=request.timings,
-            )
-        return Chunk(
-            self._index,
-            delta.text,
-            sample.token,
-            sample.logprob,
-            sample.top,
-            delta.finish_reason,
-            output,
-        )
+def _reference(model: str | Path | None, progress: LoadProgress | None) -> Path | None:
+    """Where a model lies that is referred to, downloaded if need be."""
+    return resolve(model, progress=progress) if isinstance(model, str) else model
+
+
+def _directory(chosen: str | Path | Literal[False] | None) -> Path | Literal[False] | None:
+    return Path(chosen).expanduser() if isinstance(chosen, str | Path) else chosen
 
 
 def _size(size: int | str) -> int:
     return parse_size(size) if isinstance(size, str) else size
-
-
-def _whole(run: Iterator[Chunk], count: int) -> list[Output]:
-    outputs = {chunk.index: chunk.output for chunk in run if chunk.output is not None}
-    return [outputs[index] for index in range(count)]

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, Span, Step
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
@@ -39,11 +40,11 @@ class Runs:
     def fresh(self) -> None:
         self.state = self.backend.state_cache(self.model.state, [16])
 
-    def last_logits(self, cuts: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of the last token, in steps that end at ``cuts`` and at the end."""
+    def last_logits(self, cuts: Sequence[int], count: int = len(TOKENS)) -> NDArray[np.float32]:
+        """Logits of the last of ``count`` tokens, in steps that end at ``cuts`` and at the end."""
         self.fresh()
         past = 0
-        for end in [*cuts, len(TOKENS)]:
+        for end in [*cuts, count]:
             positions = np.arange(past, end, dtype=np.int32)
             span = Span(0, end - past, past, (TABLE,))
             last = np.array([end - past - 1], np.int32)
@@ -58,7 +59,9 @@ def file(smollm2_path: Path) -> Iterator[ModelFile]:
         yield opened
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "isa", [ISAS[0], *(pytest.param(isa, marks=pytest.mark.slow) for isa in ISAS[1:])]
+)
 def test_bits_depend_on_tokens_alone(file: ModelFile, isa: str) -> None:
     one = Runs(file, CpuBackend(threads=1, isa=isa))
     whole = one.last_logits([])
@@ -68,6 +71,13 @@ def test_bits_depend_on_tokens_alone(file: ModelFile, isa: str) -> None:
         cuts = sorted(set(np.random.default_rng(threads).integers(1, len(TOKENS), 5).tolist()))
         assert several.last_logits(cuts).tobytes() == whole.tobytes()
         assert several.last_logits([len(TOKENS) - 1]).tobytes() == whole.tobytes()
+
+
+def test_more_threads_than_cores(file: ModelFile) -> None:
+    """Few tokens, for runs in which every access is watched."""
+    alone = Runs(file, CpuBackend(threads=1, isa=ISAS[0])).last_logits([], 12)
+    crowd = Runs(file, CpuBackend(threads=5, isa=ISAS[0]))
+    assert crowd.last_logits([9, 11], 12).tobytes() == alone.tobytes()
 
 
 def test_bits_do_not_depend_on_company(file: ModelFile) -> None:

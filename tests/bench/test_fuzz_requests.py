@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
-pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
+pytest.importorskip("fastapi", reason="the extra strata-llm[server] is not installed")
+pytest.importorskip("uvicorn", reason="the extra strata-llm[server] is not installed")
 pytestmark = pytest.mark.slow
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"

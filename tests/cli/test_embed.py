@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 
 pytest.importorskip("strata._native")
 
+from support.command_line import strata
 
-def embed(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "strata", "embed", *args]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
+
+def embed(*args: str, stdin: str = "") -> CompletedProcess[str]:
+    return strata("embed", *args, stdin=stdin)
 
 
 def test_lines_json_and_files_say_the_same(smollm2_path: Path, tmp_path: Path) -> None:
@@ -39,19 +39,19 @@ def test_lines_json_and_files_say_the_same(smollm2_path: Path, tmp_path: Path) -
 
 def test_many_texts_come_as_each_alone_would(smollm2_path: Path) -> None:
     """More than are worked on at a time."""
-    texts = [f"Number {i} of them." for i in range(70)]
+    texts = [f"Number {i} of them." for i in range(40)]
     options = ("--dimensions", "4", "--context", "32")
     plain = embed(str(smollm2_path), *options, stdin="\n".join(texts))
     rows = plain.stdout.splitlines()
-    assert (plain.returncode, len(rows)) == (0, 70)
+    assert (plain.returncode, len(rows)) == (0, 40)
     last = embed(str(smollm2_path), texts[-1], *options)
     assert last.stdout.splitlines() == rows[-1:]
     said = json.loads(embed(str(smollm2_path), *options, "--json", stdin="\n".join(texts)).stdout)
-    assert len(said["embeddings"]) == 70
+    assert len(said["embeddings"]) == 40
     late = embed(str(smollm2_path), *options, "--json", stdin="\n".join([*texts, "long " * 40]))
     assert late.returncode == 2
-    assert "text 71 has" in json.loads(late.stdout)["error"]["message"]
-    assert np.allclose(said["embeddings"][69], [float(x) for x in rows[-1].split()], atol=1e-7)
+    assert "text 41 has" in json.loads(late.stdout)["error"]["message"]
+    assert np.allclose(said["embeddings"][39], [float(x) for x in rows[-1].split()], atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,31 @@ def test_refusals_are_one_line(smollm2_path: Path, args: list[str], said: str) -
     assert done.stdout == ""
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_object_that_was_begun_is_ended(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from strata import LLM, StrataError
+    from strata.cli import embed as verb  # noqa: F401
+    from strata.cli import main
+
+    asked: list[int] = []
+    real = LLM.embed
+
+    def fails_later(self: LLM, texts: list[list[int]], **options: object) -> object:
+        asked.append(len(texts))
+        if len(asked) == 2:
+            raise StrataError("it broke")
+        return real(self, texts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LLM, "embed", fails_later)
+    texts = [f"Number {i}" for i in range(40)]
+    assert (
+        main(["embed", str(smollm2_path), *texts, "--json", "-c", "16", "--dimensions", "2"]) == 1
+    )
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert len(said["embeddings"]) == asked[0] < 40
+    assert said["error"] == {"type": "StrataError", "message": "it broke"}
+    assert err == "strata: error: it broke\n"

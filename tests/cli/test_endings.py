@@ -231,3 +231,16 @@ def test_a_template_cannot_command_the_terminal(run: Callable[..., tuple[int, st
     template = ChatTemplate("{{ raise_exception('\x1b[2J' ~ messages[0].content) }}")
     _, _, err = run(lambda: template.render([{"role": "user", "content": "\x1b[31m"}]))
     assert err == "strata: error: the chat template failed: \\x1b[2J\\x1b[31m\n"
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_help_keeps_to_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for verb in ("", *verbs.VERBS):
+        assert main([*verb.split(), "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines
+        # A name of a file is not cut.
+        assert [line for line in lines if len(line) > width and line.strip().count(" ")] == []

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import pytest
 pytest.importorskip("strata._native")
 
 from strata import LLM
+from support.command_line import strata
 from support.encoders import encoder, words
 
 QUERY = "what is a panda"
@@ -25,9 +25,8 @@ def model(tmp_path: Path) -> str:
     return str(encoder(tmp_path / "m.gguf", types=1, ranks=True, **vocabulary))
 
 
-def rank(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "strata", "rank", *args]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120)
+def rank(*args: str, stdin: str = "") -> CompletedProcess[str]:
+    return strata("rank", *args, stdin=stdin)
 
 
 def test_the_best_text_comes_first(model: str) -> None:

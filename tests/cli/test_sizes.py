@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from strata.cli.options import SIZE
 from strata.errors import UsageError
-from strata.sizes import format_size, parse_size
+from strata.sizes import (
+    format_budget,
+    format_seconds,
+    format_size,
+    format_speed,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +77,44 @@ def test_the_option_type_names_the_parameter() -> None:
     assert SIZE.convert(5, None, None) == 5
     with pytest.raises(click.BadParameter, match="512MB"):
         SIZE.convert("four", None, None)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1, "1MB"),
+        (345_000_000, "345MB"),
+        (345_000_001, "346MB"),
+        (9_999_000_001, "10000MB"),
+        (10_000_000_001, "10.1GB"),
+        (107_453_000_000, "107.5GB"),
+        (200_000_000_000, "200GB"),
+    ],
+)
+def test_a_budget_is_named_as_it_is_typed_and_never_too_small(size: int, text: str) -> None:
+    assert format_budget(size) == text
+    assert parse_size(text) >= size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0123, "12.3 ms"),
+        (0.9999, "1 s"),
+        (3.456, "3.46 s"),
+        (119, "119 s"),
+        (700, "11.7 min"),
+        (90_000, "25 h"),
+        (9.09e5, "10.5 days"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"),
+    [(4049.2, "4049 tok/s"), (0.0897, "0.0897 tok/s"), (1.1e-6, "a token in 10.5 days")],
+)
+def test_speeds(speed: float, text: str) -> None:
+    assert format_speed(speed) == text

@@ -112,6 +112,53 @@ def test_a_conversation(terminal: Terminal) -> None:
     assert terminal.process.wait(TIMEOUT_S) == 0
 
 
+def test_settings_files_and_a_full_context(smollm2_path: Path, tmp_path: Path) -> None:
+    talk = tmp_path / "talk.json"
+    terminal = Terminal(str(smollm2_path), *OPTIONS[:-1], "128", "--stats")
+    try:
+        terminal.until(PROMPT)
+        terminal.send("/set max_tokens 20\n")
+        terminal.until(PROMPT)
+        terminal.send("/set warmth 3\n")
+        assert "no setting 'warmth'" in terminal.until(PROMPT)
+        terminal.send("/set\n")
+        assert re.search(r"max_tokens +20\n", terminal.until(PROMPT))
+        sizes, told = [], ""
+        for turn in range(4):
+            terminal.send(f"Tell me a story, number {turn}\n")
+            said = terminal.until(PROMPT)
+            told += said
+            sizes += prompt_tokens(said)
+        assert "128 positions is full: the oldest" in told
+        assert len(sizes) == 4, "every turn was answered"
+        terminal.send(f"/save {talk}\n")
+        assert "saved)" in terminal.until(PROMPT)
+        terminal.send("/clear\n")
+        terminal.until(PROMPT)
+        terminal.send(f"/load {talk}\n")
+        assert "loaded)" in terminal.until(PROMPT)
+        terminal.send("/exit\n")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+    finally:
+        terminal.close()
+
+
+@pytest.mark.slow
+def test_a_full_context_is_refused_where_that_was_asked_for(smollm2_path: Path) -> None:
+    options = ["--max-tokens", "20", "--when-full", "refuse"]
+    terminal = Terminal(str(smollm2_path), *OPTIONS[:-1], "128", *options)
+    try:
+        terminal.until(PROMPT)
+        terminal.send("Tell me a story\n")
+        terminal.until(PROMPT)
+        terminal.send("Tell me another one that is longer " * 9 + "\n")
+        assert "128 positions is full; /clear" in terminal.until(PROMPT)
+        terminal.send("/quit\n")
+        assert terminal.process.wait(TIMEOUT_S) == 0
+    finally:
+        terminal.close()
+
+
 def test_several_lines_are_one_entry(terminal: Terminal) -> None:
     terminal.until(PROMPT)
     terminal.send('"""one\n')
@@ -128,6 +175,7 @@ def test_several_lines_are_one_entry(terminal: Terminal) -> None:
     assert terminal.process.wait(TIMEOUT_S) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("readline"), reason="no line editing")
 @pytest.mark.parametrize(
     ("begins", "ends", "says"),
@@ -185,7 +233,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(smollm2_path: Path) -> None:
 
 def test_an_interrupted_answer_ends_in_a_clean_line(smollm2_path: Path) -> None:
     with subprocess.Popen(
-        [*COMMAND, str(smollm2_path), "Tell me a long story", *OPTIONS, "--ignore-eos"],
+        [*COMMAND, str(smollm2_path), "Tell me a long story", *OPTIONS, "--ignore-eos", "-q"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

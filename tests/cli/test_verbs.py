@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import sys
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from strata.cli import main
 from strata.formats import ModelFile
 from strata.text import Tokenizer, load_tokenizer
+from support.fixed_machine import MACHINE
 
 BACKEND = "cpu" if importlib.util.find_spec("strata._native") else "reference"
 ENGINE = ["--backend", BACKEND, "--threads", "2"]
@@ -57,13 +61,31 @@ class Strata:
         return Result(code, captured.out, captured.err)
 
 
+_TOKENIZERS: dict[Path, Tokenizer] = {}
+
+
+@pytest.fixture(autouse=True)
+def _one_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a short run is spent on making the same one again."""
+
+    def known(file: ModelFile) -> Tokenizer:
+        if file.path not in _TOKENIZERS:
+            _TOKENIZERS[file.path] = load_tokenizer(file)
+        own = copy(_TOKENIZERS[file.path])
+        # Which an option replaces.
+        own.chat_templates = {**own.chat_templates}
+        return own
+
+    monkeypatch.setattr("strata.engine.loading.load_tokenizer", known)
+
+
 @pytest.fixture
 def strata(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Strata:
     return Strata(capsys, monkeypatch)
 
 
 def test_run_prints_the_answer_and_nothing_else(strata: Strata, model: str) -> None:
-    plain = strata("run", model, "Say hello.", "--max-tokens", "30", *ENGINE)
+    plain = strata("run", model, "Say hello.", "--max-tokens", "30", "--quiet", *ENGINE)
     assert (plain.code, plain.err) == (0, "")
     result = strata("run", model, "Say hello.", "--max-tokens", "30", "--json", *ENGINE)
     value = result.json
@@ -84,6 +106,68 @@ def test_run_takes_standard_input(strata: Strata, model: str) -> None:
     argument = strata("run", model, "Say hello.", *options)
     assert strata("run", model, *options, stdin=b"Say hello.\n").out == argument.out
     assert strata("run", model, "-", *options, stdin=b"Say hello.\r\n").out == argument.out
+    both = strata("run", model, "Say", "hello.", *options, stdin=b"Be kind.\n")
+    assert both.out == strata("run", model, "Be kind.\n\nSay hello.", *options).out != argument.out
+
+
+def test_run_takes_what_users_of_llama_cpp_type(strata: Strata, model: str, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("Be kind.\n")
+    common = ["-n", "5", "-t", "2", "--backend", BACKEND, "-q"]
+    ours = strata("run", model, "Be kind.\n\nSay hello.", *common)
+    theirs = strata("run", "-m", model, "-p", "Say hello.", "-f", str(file), "-ngl", "99", *common)
+    assert theirs.out == ours.out
+    assert theirs.err == "-ngl has no effect: everything is computed on the processor\n"
+    template = ["--chat-template", "{{ messages[0].content }}"]
+    assert strata("run", model, "Once", *template, *common).out == strata(
+        "run", model, "Once", "--raw", *common
+    ).out.removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "matches"),
+    [
+        ("--regex", "(yes|no), (sir|madam)", r"(yes|no), (sir|madam)"),
+        ("--grammar", 'root ::= "a" | "bc"', "a|bc"),
+        ("--json-schema", '{"type": "object", "properties": {}}', r"\{.*\}"),
+    ],
+)
+def test_run_obeys_a_grammar(
+    strata: Strata, model: str, option: str, value: str, matches: str
+) -> None:
+    pytest.importorskip("llguidance")
+    answer = strata("run", model, "Is it so?", option, value, "-n", "30", *ENGINE)
+    assert re.fullmatch(matches, answer.out.removesuffix("\n"), re.DOTALL)
+
+
+def test_run_says_what_was_cut(strata: Strata, model: str) -> None:
+    limit = strata("run", model, "Tell a story.", "--max-tokens", "5", *ENGINE)
+    assert "cut off after 5 tokens, as --max-tokens says" in limit.err
+    context = strata("run", model, "Tell a story.", "--context", "48", "--ignore-eos", *ENGINE)
+    assert "cut off: the context of 48 positions is full" in context.err
+    whole = strata("run", model, "Tell a story.", "--max-tokens", "5", "--stop", "e", *ENGINE)
+    assert "cut off" not in whole.err
+
+
+@pytest.mark.skipif(BACKEND != "cpu", reason="nothing is planned")
+def test_run_tells_its_speed_before_it_starts(
+    strata: Strata, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from strata.backends.cpu.host import available_isas
+    from strata.machine.probe import load_machine
+
+    args = ["run", model, "Hi", "--max-tokens", "1", "--threads", "2"]
+    monkeypatch.setattr("strata.machine.probe.known_machine", lambda path: None)
+    assert "`strata probe` measures this machine" in strata(*args).err
+    assert "probe" not in strata(*args, "--quiet").err
+    machine = replace(load_machine(MACHINE), isa=available_isas()[0], memory_available=8 * 10**9)
+    monkeypatch.setattr("strata.machine.probe.known_machine", lambda path: machine)
+    told = strata(*args).err
+    assert re.match(
+        r"all 9\d\.\d MB of weights stay in memory; predicted: the first token of a prompt of \d+ "
+        r"after .* m?s, then \S+ tok/s\n",
+        told,
+    )
 
 
 def test_run_options_reach_the_model(strata: Strata, model: str) -> None:
@@ -219,8 +303,12 @@ def test_bench_of_ops(strata: Strata, model: str) -> None:
         (["run", "MODEL", "a", "--max-tokens", "0"], b"", 2, "max_tokens must be at least 1"),
         (["run", "MODEL", "a", "--context", "1"], b"", 2, "--context"),
         (["run", "MODEL", "a", "--context", "1000000"], b"", 2, "context"),
-        (["run", "MODEL", "a " * 70, "--context", "64"], b"", 2, "raise the context"),
+        (["run", "MODEL", "a " * 70, "--context", "64", "--quiet"], b"", 2, "raise the context"),
         (["run", "MODEL", "a", "--raw", "--system", "b"], b"", 2, "--raw"),
+        (["run", "MODEL", "a", "--json-schema", "{"], b"", 2, "the JSON schema is not JSON"),
+        (["run", "MODEL", "a", "--json-schema", "3"], b"", 2, "a JSON schema is an object"),
+        (["run", "MODEL", "a", "--regex", "a", "--grammar", "b"], b"", 2, "exclude each other"),
+        (["run", "MODEL", "a", "--chat-template", "none"], b"", 2, "no file none"),
         (["run", "MODEL", "a", "--backend", "gpu"], b"", 2, "--backend"),
         (["run", "/no/such.gguf", "a"], b"", 1, "/no/such.gguf"),
         (["tokenize", "MODEL", "a", "--file", "FILE"], b"", 2, "not both"),

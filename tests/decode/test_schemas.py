@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from strata.decode.schemas import closed
+from strata.decode.schemas import closed, enforced
 
 OBJECT: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 CLOSED = {**OBJECT, "additionalProperties": False}
@@ -55,3 +55,44 @@ def test_objects_have_what_they_name(schema: Any, expected: Any) -> None:
 )
 def test_what_is_composed_is_left_alone(schema: Any) -> None:
     assert closed(schema) == schema
+
+
+def test_what_no_grammar_enforces_is_left_open() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "ids": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+            "when": {"type": "string", "format": "date-time"},
+            "name": {"type": "string", "format": "slug", "pattern": "^(?=a)[a-z]+$"},
+            "code": {"type": "string", "pattern": "^[A-Z]{2}$"},
+            "kind": {"oneOf": [{"const": "a"}, {"not": {"const": "b"}, "type": "string"}]},
+            "not": {"type": "string"},
+        },
+        "propertyNames": {"pattern": "^[a-z]+$"},
+        "if": {"required": ["ids"]},
+        "then": {"required": ["name"]},
+        "dependentRequired": {},
+    }
+    found, left_out = enforced(schema)
+    assert found == {
+        "type": "object",
+        "properties": {
+            "ids": {"type": "array", "items": {"type": "integer"}},
+            "when": {"type": "string", "format": "date-time"},
+            "name": {"type": "string"},
+            "code": {"type": "string", "pattern": "^[A-Z]{2}$"},
+            "kind": {"anyOf": [{"const": "a"}, {"type": "string"}]},
+            # A property may be called so.
+            "not": {"type": "string"},
+        },
+    }
+    assert left_out == [
+        "properties.ids.uniqueItems",
+        "properties.name.format (slug)",
+        "properties.name.pattern",
+        "properties.kind.oneOf.1.not",
+        "propertyNames",
+        "if",
+        "then",
+    ]
+    assert enforced(found) == (found, [])

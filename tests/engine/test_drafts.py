@@ -15,12 +15,13 @@ import pytest
 
 import make_tiny_hybrids
 import make_tiny_models
-from strata.backends.base import NoBooks
+from strata.backends.base import KV_BLOCK, NoBooks
 from strata.backends.registry import backend_class
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.decode import Draft, Sample, SamplingParams
 from strata.engine import Engine, KVSettings, Runner
+from strata.engine.drafting import Drafting
 from strata.errors import UsageError
 from strata.formats import open_model
 from strata.models import build_model
@@ -71,6 +72,10 @@ def oracle(known: Known, right: float, vocabulary: int) -> Oracle:
     return Oracle(follow, right, vocabulary=vocabulary)
 
 
+def drafting(known: Known, right: float, vocabulary: int) -> Drafting:
+    return Drafting(oracle(known, right, vocabulary), most=8)
+
+
 def check(
     runner: Runner,
     context: int,
@@ -88,8 +93,7 @@ def check(
         parallel=parallel,
         token_budget=64,
         kv=kv,
-        proposer=oracle(known, right, vocabulary),
-        draft_tokens=6,
+        drafting=Drafting(oracle(known, right, vocabulary), most=6),
     )
     requests = [engine.submit(prompt, p) for prompt in known]
     while engine.busy:
@@ -119,6 +123,23 @@ def test_every_family(name: str, tmp_path: Path) -> None:
             known = answers(runner, context, asked, p)
             status = check(runner, context, known, p, right=right, parallel=3).status()
             assert 0 < status.draft_tokens_kept < status.draft_tokens
+    finally:
+        close()
+
+
+def test_guesses_leave_the_state_at_the_end_of_a_block(tmp_path: Path) -> None:
+    """Where it is found again: a conversation goes on from there though an answer was guessed."""
+    runner, close = runner_of(make_tiny_hybrids.write(tmp_path / "m.gguf", "rwkv7"), 192)
+    (prompt,) = prompts(runner.model.vocab_size, [53])
+    try:
+        known = answers(runner, 192, [prompt], GREEDY)
+        engine = check(runner, 192, known, GREEDY, right=1.0, parallel=1)
+        assert engine.status().draft_tokens_kept > 0
+        turn = [*prompt, *(s.token for s in known[prompt]), 3]
+        request = engine.submit(turn, GREEDY)
+        while engine.busy:
+            engine.step()
+        assert request.cached_tokens == KV_BLOCK < len(turn)
     finally:
         close()
 
@@ -182,7 +203,7 @@ def test_a_request_that_is_cancelled_between_drafts_leaves_the_others_as_they_ar
     asked = prompts(vocabulary, [70, 40, 20])
     known = answers(hybrid, 256, asked, GREEDY)
     for when in range(1, 8):
-        engine = Engine(hybrid, context=256, parallel=3, proposer=oracle(known, 0.7, vocabulary))
+        engine = Engine(hybrid, context=256, parallel=3, drafting=drafting(known, 0.7, vocabulary))
         requests = [engine.submit(prompt, GREEDY) for prompt in known]
         for _ in range(when):
             engine.step()
@@ -205,7 +226,7 @@ def test_an_answer_ends_where_it_would_without_drafts(hybrid: Runner) -> None:
     tokens = [s.token for s in known[prompt]]
     for limit in (1, 2, 5):
         p = SamplingParams(max_tokens=limit, ignore_eos=True)
-        engine = Engine(hybrid, context=256, proposer=oracle(known, 1.0, hybrid.model.vocab_size))
+        engine = Engine(hybrid, context=256, drafting=drafting(known, 1.0, hybrid.model.vocab_size))
         request = engine.submit(prompt, p)
         while engine.busy:
             engine.step()
@@ -216,7 +237,7 @@ def test_an_answer_ends_where_it_would_without_drafts(hybrid: Runner) -> None:
         hybrid,
         context=256,
         stop_ids=frozenset([end]),
-        proposer=oracle(known, 1.0, hybrid.model.vocab_size),
+        drafting=drafting(known, 1.0, hybrid.model.vocab_size),
     )
     request = engine.submit(prompt, SamplingParams(max_tokens=24))
     while engine.busy:
@@ -233,7 +254,7 @@ def test_fewer_sweeps_where_guesses_are_right() -> None:
     known = answers(runner, 256, prompts(model.vocab_size, [30]), GREEDY)
     proposer = oracle(known, 1.0, model.vocab_size)
     proposer.trees = False
-    engine = Engine(runner, context=256, proposer=proposer, draft_tokens=7)
+    engine = Engine(runner, context=256, drafting=Drafting(proposer, most=7))
     engine.submit(next(iter(known)), GREEDY)
     while engine.busy:
         engine.step()
@@ -251,12 +272,15 @@ def test_no_more_is_guessed_than_an_answer_may_have() -> None:
     asked: list[int] = []
 
     class Asked:
-        def propose(self, tokens: Sequence[int], most: int) -> Draft:
+        def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
             asked.append(most)
             assert len(tokens) + most < 128
             return Draft((0,) * most)
 
-    engine = fake_engine(context=128, proposer=Asked(), draft_tokens=4)
+        def end(self, id: int, tokens: Sequence[int]) -> None:
+            pass
+
+    engine = fake_engine(context=128, drafting=Drafting(Asked(), most=4))
     engine.submit([1] * 120, SamplingParams(ignore_eos=True))
     while engine.busy:
         engine.step()

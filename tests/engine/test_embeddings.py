@@ -11,13 +11,14 @@ import pytest
 
 pytest.importorskip("strata._native")
 
-from strata import LLM, UsageError
+from strata import LLM, SamplingParams, UsageError
 from strata.backends.base import Backend
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightSource
 from strata.engine import Engine, KVSettings, Runner
 from strata.formats import open_model
 from strata.models import build_model
+from strata.plan import BudgetTooSmall
 from support.encoders import CONTEXT, VOCABULARY, encoder
 from support.forward import Forward
 
@@ -48,6 +49,7 @@ def test_they_are_made_of_the_last_norm(
     assert np.allclose(whole, expected / np.linalg.norm(expected), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_but_the_text_changes_a_bit(llm: LLM, smollm2_path: Path) -> None:
     together = llm.embed(TEXTS)
     assert together.shape == (3, 576)
@@ -87,8 +89,22 @@ def test_refusals(llm: LLM, smollm2_path: Path) -> None:
         llm.embed("a", dimensions=577)
     with pytest.raises(UsageError, match="empty"):
         llm.embed([[]])
-    with LLM(smollm2_path, context=64) as usual, pytest.raises(UsageError, match="embedding=True"):
-        usual.embed("a")
+
+
+@pytest.mark.slow
+def test_a_model_that_continues_texts_embeds_them_too(llm: LLM, smollm2_path: Path) -> None:
+    expected, ids = llm.embed(TEXTS), None
+    with pytest.raises(BudgetTooSmall) as caught:
+        LLM(smollm2_path, threads=2, context=512, memory=1)
+    # In the smallest budget most of it is streamed, the head too.
+    for memory in (None, caught.value.smallest + (20 << 20)):
+        with LLM(smollm2_path, threads=2, context=512, memory=memory) as usual:
+            before = usual.generate("Once upon", SamplingParams(max_tokens=6))
+            assert np.array_equal(usual.embed(TEXTS), expected)
+            after = usual.generate("Once upon", SamplingParams(max_tokens=6))
+            assert before.token_ids == after.token_ids
+            assert ids in (None, after.token_ids)
+            ids = after.token_ids
 
 
 def embedded(

@@ -18,6 +18,7 @@ from strata.backends.base import KV_BLOCK
 from strata.backends.kv_types import F32
 from strata.decode import SamplingParams
 from strata.engine import Engine, KVSettings, Request, StoreSettings
+from strata.engine.drafting import Drafting
 from strata.errors import UsageError
 from strata.kv.store_directory import StoreDirectory
 from strata.program import LayerState, state_groups
@@ -92,7 +93,7 @@ def run(
     assert (status.running, status.waiting) == (0, 0)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     work=arrivals,
     pauses=st.lists(st.integers(0, 30), min_size=1, max_size=10),
@@ -126,8 +127,7 @@ def test_any_schedule_gives_the_same_tokens(
         cache=cache,
         prefill_budget=prefill_budget,
         state=state,
-        proposer=proposer,
-        draft_tokens=7,
+        drafting=None if proposer is None else Drafting(proposer, most=7),
     )
     run(engine, work, pauses, cancelled, state)
 
@@ -157,7 +157,7 @@ def small_engine(
     )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     work=arrivals,
     again=arrivals,
@@ -186,7 +186,7 @@ def test_a_batch_with_everything_at_once() -> None:
     and are seen to."""
     backend = FakeBackend()
     proposer = Oracle(lambda tokens: expected_tokens(tokens, 6), 0.6)
-    engine = small_engine(12, 6, 64, backend=backend, proposer=proposer)
+    engine = small_engine(12, 6, 64, backend=backend, drafting=Drafting(proposer, most=8))
     work = [(0, 200, 5, 1, 90), (0, 200, 5, 1, 90), (0, 200, 5, 1, 90), (1, 150, 9, 2, 99)] * 3
     run(engine, work, [3, 0, 0, 9], set())
     status = engine.status()

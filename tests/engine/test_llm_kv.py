@@ -81,6 +81,7 @@ def test_another_models_kv_is_not_found_though_one_byte_differs(
             assert llm.generate(PROMPT, PARAMS).cached_tokens == (known or 0)
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_while_it_runs_keeps_nothing_more(
     smollm2_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_model_that_changes_while_it_runs_keeps_nothing_more(
     assert caplog.text.count("the model's files were changed") == 1
 
 
+@pytest.mark.slow
 def test_kv_memory_is_bounded(smollm2_path: Path) -> None:
     with LLM(smollm2_path, threads=2, context=256, parallel=4, kv_bytes="8MB") as llm:
         assert llm.engine.kv_bytes <= 8_000_000

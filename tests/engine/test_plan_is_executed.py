@@ -16,9 +16,11 @@ import make_tiny_models
 import strata._native as _native
 from strata import LLM, SamplingParams, UsageError
 from strata.backends.base import KV_BLOCK
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.weights import WeightSource
 from strata.decode.grammar import GrammarsBusy
+from strata.decode.suffix import SuffixProposer
 from strata.formats import open_model
 from strata.guard.limits import TEMPLATE_WARD
 from strata.machine.values import ValueFileError
@@ -79,6 +81,8 @@ def base(sizes: Outline) -> Plan:
         max_tokens=64,
         logit_rows=4,
         prefill_budget=(),
+        draft_tokens=6,
+        history_tokens=500,
         grammars=2,
         template_bytes=10 << 20,
         admitted_bytes=7_000_000,
@@ -145,8 +149,34 @@ def rows_of_the_head(llm: LLM) -> int:
 def beside_an_answer(llm: LLM) -> tuple[int, ...]:
     """Tokens of a prompt in a step beside an answer; empty where it is as many as there is room."""
     llm.engine.forget_prefixes()
+    drafting = llm.engine.drafting
+    assert drafting is not None
+    # What is guessed for the answer would be rows as well.
+    drafting.enabled = False
     most = max(rows - 1 for rows, running in steps(llm, [1], PROMPT, tokens=12) if running == 2)
+    drafting.enabled = True
     return () if most == llm.engine.token_budget - 1 else (most,)
+
+
+def guessed_together(llm: LLM) -> int:
+    """Tokens guessed at most in a step of one answer, where costs do not count."""
+    drafting = llm.engine.drafting
+    assert drafting is not None
+    before, drafting.costs = drafting.costs, None
+    # The first one is the prompt's.
+    _, *answering = steps(llm, [1, 2, 3] * 9, tokens=30)
+    most = max(rows - 1 for rows, _ in answering)
+    drafting.costs = before
+    return most
+
+
+def remembered(llm: LLM) -> int:
+    """Tokens of earlier texts that are kept."""
+    drafting = llm.engine.drafting
+    assert drafting is not None
+    assert isinstance(drafting.proposer, SuffixProposer)
+    assert drafting.proposer.history is not None
+    return drafting.proposer.history.capacity
 
 
 def pools(llm: LLM) -> tuple[int, ...]:
@@ -227,7 +257,10 @@ SEEN: Mapping[str, Callable[[LLM], object]] = {
     "max_tokens": largest_step,
     "logit_rows": rows_of_the_head,
     "kv_blocks": pools,
+    "kv_slots": lambda llm: llm.engine._memory.state.slots,  # type: ignore[attr-defined]
     "prefill_budget": beside_an_answer,
+    "draft_tokens": guessed_together,
+    "history_tokens": remembered,
     "kv_type": kv_type,
     "context": longest,
     "parallel": together,
@@ -248,7 +281,10 @@ LOADED: Mapping[str, Callable[[LLM], int]] = {
 }
 """The same for fields whose value is not a number that a run could show."""
 
-ELSEWHERE = {"expert_slots": "test_slots_for_experts_are_those_of_the_plan"}
+ELSEWHERE = {
+    "expert_slots": "test_slots_for_experts_are_those_of_the_plan",
+    "expert_ahead": "test_slots_for_experts_are_those_of_the_plan",
+}
 """Fields that are in force for other models only, and where that is seen."""
 
 REFUSED = {"version": "what the other fields mean"}
@@ -277,7 +313,10 @@ def changes(plan: Plan, field: str) -> dict[str, Any]:
         "max_tokens": {"max_tokens": 48},
         "logit_rows": {"logit_rows": 3},
         "kv_blocks": {"kv_blocks": tuple(n + 3 + i for i, n in enumerate(plan.kv_blocks))},
+        "kv_slots": {"kv_slots": 9},
         "prefill_budget": {"prefill_budget": (7,)},
+        "draft_tokens": {"draft_tokens": 5},
+        "history_tokens": {"history_tokens": 300},
         "kv_type": {"kv_type": "q8_0"},
         "context": {"context": plan.context - 100},
         "parallel": {"parallel": plan.parallel + 1},
@@ -424,16 +463,16 @@ def test_slots_for_experts_are_those_of_the_plan(smollm2_path: Path, tmp_path: P
     with LLM(path, plan=everything) as llm:
         want = [output.logprobs for output in llm.generate(prompts, params)]
     misses = []
-    for slots in (2, 3, profile.experts):
+    for slots, ahead in ((2, 0), (3, 1), (profile.experts, 0)):
         resident = tuple(name for name in everything.resident if name not in routed)
-        made = replace(
-            everything, resident=resident, streamed=routed, expert_slots=slots, io_threads=3
-        )
+        made = replace(everything, resident=resident, streamed=routed, io_threads=3)
+        made = replace(made, expert_slots=slots, expert_ahead=ahead)
         with LLM(path, plan=made) as llm:
             assert [output.logprobs for output in llm.generate(prompts, params)] == want
             assert llm.ledger.owned["experts"] == slots * profile.slot_bytes
             assert "ring" not in llm.ledger.owned
             misses.append(cpu(llm).stats().expert_misses)
+            assert (cpu(llm).stats().foreseen > 0) == (ahead > 0)
             llm.runtime.check_integrity()
     assert misses[0] > misses[2]
     assert misses[2] <= profile.experts

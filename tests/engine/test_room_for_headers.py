@@ -89,13 +89,21 @@ def _padded(target: Path, size: int, pad: bytes, note: str = "") -> Path:
     ("make", "says"),
     [
         (_large_header, "header larger than .* the memory budget has no room"),
-        (_many_tokens, r"its tokenizer, of 4\d{5} tokens .* needs \d+MB"),
-        (_long_token, r"its tokenizer, .* needs \d+MB"),
+        pytest.param(
+            _many_tokens,
+            r"its tokenizer, of 4\d{5} tokens .* needs \d+MB",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(_long_token, r"its tokenizer, .* needs \d+MB", marks=pytest.mark.slow),
         (
             _long_safetensors_header,
             r"the header is 4\d{7} bytes long; .* budget has no room",
         ),
-        (_many_tensors, r"header at byte 8: the JSON has about \d+ values"),
+        pytest.param(
+            _many_tensors,
+            r"header at byte 8: the JSON has about \d+ values",
+            marks=pytest.mark.slow,
+        ),
         (_many_values, r"tokenizer_config\.json: the JSON has about \d+ values"),
     ],
 )

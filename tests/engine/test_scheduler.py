@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from strata.backends.base import KV_BLOCK
 from strata.decode import Draft
-from strata.engine.scheduler import Advance, Scheduler
+from strata.engine.scheduler import Advance, Propose, Scheduler
 from strata.kv import BlockPool, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex
 from strata.program import StateGroup
 
@@ -29,7 +29,6 @@ def scheduler(
     token_budget: int = 100,
     prefill_budget: Sequence[int] = (),
     known: bool = False,
-    draft_tokens: int = 0,
     groups: Sequence[StateGroup] = FULL,
 ) -> Scheduler:
     pools = [BlockPool(blocks) for _ in groups]
@@ -40,7 +39,6 @@ def scheduler(
         parallel=parallel,
         token_budget=token_budget,
         prefill_budget=prefill_budget,
-        draft_tokens=draft_tokens,
     )
 
 
@@ -323,17 +321,22 @@ def test_an_interrupt_while_somebody_is_admitted_leaves_it_waiting(
     assert step(s)[1] == (1, 149, 1, 1)
 
 
+def guessing(draft: Draft) -> Propose:
+    """The same for every sequence."""
+    return lambda tokens, rows, room: dict.fromkeys(tokens, draft)
+
+
 def guess(*tokens: int, parents: tuple[int, ...] | None = None) -> Draft:
     return Draft(tokens, parents)
 
 
 def test_a_draft_is_kept_as_far_as_it_was_chosen() -> None:
-    s = scheduler(draft_tokens=4)
+    s = scheduler()
     s.add(1, prompt(10))
     commit(s, s.plan(), 50)
     for chosen, kept in (([51, 52, 53], 2), ([60], 0), ([51, 52, 53, 54, 55], 4)):
         past = s.computed(1)
-        (a,) = s.plan(lambda id, tokens, most: guess(51, 52, 53, 54))
+        (a,) = s.plan(guessing(guess(51, 52, 53, 54)))
         assert (a.past, a.rows, a.needs_logits) == (past, 5, 5)
         s.commit(a, chosen)
         s.check_integrity()
@@ -343,12 +346,12 @@ def test_a_draft_is_kept_as_far_as_it_was_chosen() -> None:
 
 
 def test_a_branch_that_was_chosen_becomes_the_sequence() -> None:
-    s = scheduler(draft_tokens=8)
+    s = scheduler()
     s.add(1, prompt(KV_BLOCK - 2))
     commit(s, s.plan(), 50)
     # 51 52 53 and 51 62 63, across the edge of a block
     tree = guess(51, 52, 62, 53, 63, parents=(-1, 0, 0, 1, 2))
-    (a,) = s.plan(lambda id, tokens, most: tree)
+    (a,) = s.plan(guessing(tree))
     assert a.draft.tokens == (51, 52, 53, 62, 63)
     assert a.draft.chains() == [(0, 1, 2), (3, 4)]
     (branch,) = a.branches
@@ -363,50 +366,52 @@ def test_a_branch_that_was_chosen_becomes_the_sequence() -> None:
 
 
 def test_a_draft_pushes_nobody_out_and_shrinks() -> None:
-    s = scheduler(blocks=4, draft_tokens=8, token_budget=500)
+    s = scheduler(blocks=4, token_budget=500)
     for id in (1, 2):
         s.add(id, prompt(KV_BLOCK - 1, id))
     while s.computed(1) < 2 * KV_BLOCK - 1:
         step(s)
     tree = guess(51, 61, parents=(-1, -1))
-    plan = s.plan(lambda id, tokens, most: tree)
+    plan = s.plan(guessing(tree))
     assert [a.draft.tokens for a in plan] == [(), ()]
     assert s.preemptions == 0
 
 
 def test_a_plan_with_drafts_that_is_not_committed_holds_nothing() -> None:
-    s = scheduler(draft_tokens=8)
+    s = scheduler()
     s.add(1, prompt(10))
     commit(s, s.plan())
     tree = guess(51, 61, parents=(-1, -1))
-    first = s.plan(lambda id, tokens, most: tree)
+    first = s.plan(guessing(tree))
     assert len(first[0].branches) == 1
     s.check_integrity()
     s.commit(first[0], [9])
     # What was not chosen is given back at once, not with the next plan.
     assert s._manager.unused() == [7]
-    s.plan(lambda id, tokens, most: tree)
+    s.plan(guessing(tree))
     assert s.plan()[0].branches == ()
     s.check_integrity()
-    s.plan(lambda id, tokens, most: tree)
+    s.plan(guessing(tree))
     s.remove(1)
     s.check_integrity()
 
 
-def test_drafts_share_what_the_step_has_left() -> None:
-    s = scheduler(draft_tokens=5, token_budget=10)
+def test_drafts_are_asked_for_together_with_the_room_that_is_left() -> None:
+    s = scheduler(token_budget=10)
     for id in range(3):
         s.add(id, [id])
     commit(s, s.plan())
-    asked: list[int] = []
+    s.add(3, [9, 9, 9])
+    asked: list[tuple[list[int], int, int]] = []
 
-    def propose(id: int, tokens: Sequence[int], most: int) -> Draft:
-        asked.append(most)
-        return Draft((1,) * 20)
+    def propose(tokens: Mapping[int, Sequence[int]], rows: int, room: int) -> dict[int, Draft]:
+        asked.append((list(tokens), rows, room))
+        return {0: Draft((1, 1)), 2: Draft((1, 2))}
 
     plan = s.plan(propose)
-    assert asked == [5, 2]
-    assert [a.rows for a in plan] == [6, 3, 1]
+    # A prompt that is not computed yet is not asked for.
+    assert asked == [([0, 1, 2], 6, 4)]
+    assert [a.rows for a in plan] == [3, 1, 3, 3]
 
 
 def test_windows_give_blocks_back_and_are_admitted_by_what_they_hold() -> None:
@@ -423,19 +428,23 @@ def test_windows_give_blocks_back_and_are_admitted_by_what_they_hold() -> None:
 
 def test_recurrent_state_is_computed_again_behind_what_was_kept() -> None:
     groups = (StateGroup((0,)), StateGroup((1,), recurrent=True))
-    s = scheduler(blocks=8, draft_tokens=4, groups=groups)
+    s = scheduler(blocks=8, groups=groups)
     s.add(1, prompt(10))
     commit(s, s.plan(), 50)
-    (a,) = s.plan(lambda id, tokens, most: guess(51, 52, 53, parents=(-1, 0, -1)))
+    (a,) = s.plan(guessing(guess(51, 52, 53, parents=(-1, 0, -1))))
     assert a.draft.tokens == (51, 52)
     source, target = a.tables[1]
     assert source != target
     s.commit(a, [51, 60])
-    (a,) = s.plan(lambda id, tokens, most: guess(1))
-    assert (a.past, a.tokens, a.draft.tokens) == (10, (50, 51, 60), ())
+    (a,) = s.plan(guessing(guess(1)))
+    assert (a.past, a.tokens, a.redone, a.draft.tokens) == (10, (50, 51, 60), 2, (1,))
     assert a.tables[1][0] == source
     s.commit(a, [61])
-    (a,) = s.plan(lambda id, tokens, most: guess(62))
-    s.commit(a, [62, 63])
-    assert s.computed(1) == 15
+    (a,) = s.plan()
+    assert (a.past, a.tokens, a.redone) == (10, (50, 51, 60, 61), 3)
+    s.commit(a, [62])
+    (a,) = s.plan(guessing(guess(63)))
+    assert a.tokens == (62,)
+    s.commit(a, [63, 64])
+    assert s.computed(1) == 16
     s.check_integrity()

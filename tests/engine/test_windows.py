@@ -12,7 +12,7 @@ import pytest
 import make_tiny_models
 from strata import LLM, SamplingParams
 from strata.backends.base import KV_BLOCK
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.host import available_isas
 from strata.backends.registry import backend_class
 from strata.backends.weights import WeightSource
 from strata.decode import Sample

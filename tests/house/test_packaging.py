@@ -11,7 +11,7 @@ from strata import _native
 
 
 def test_the_version_is_the_one_of_the_package() -> None:
-    assert importlib.metadata.version("strata") == strata.__version__
+    assert importlib.metadata.version("strata-llm") == strata.__version__
 
 
 def test_types_are_shipped() -> None:

@@ -44,9 +44,17 @@ EXAMPLES = [
     Example(
         "a model",
         r"\bgranite\b(?!-)",
-        4,
+        5,
         "granite",
-        frozenset({"models/variants.py", "models/mixtures.py"}),
+        frozenset({"models/variants.py", "models/directories.py", "models/mixtures.py"}),
+    ),
+    Example(
+        "a family of directories",
+        r"\bStarcoder2",
+        1,
+        read=frozenset(
+            {"models/mixtures.py", "tests/models/test_live_mixtures.py", "docs/models.md"}
+        ),
     ),
     Example(
         "an Op",
@@ -56,15 +64,15 @@ EXAMPLES = [
         read=frozenset({"csrc/kernels/simd_*.h"}),
         with_recipe="a kernel",
     ),
-    # One that lies in panels and one that keeps the file's rows.
-    Example("a block format", r"\b(Q4_0|Q1_0)\b", 13),
+    # One that is made of codes and one whose codes are looked up.
+    Example("a block format", r"\b(Q4_0|IQ1_M)\b", 23),
     Example(
         "a file format",
         r"\bformats[./]huggingface\b|\b(ConfigMissingError|attacks_on_huggingface)\b",
         4,
         "huggingface",
     ),
-    Example("an instruction set", r"(?<![a-z])neon\b", 9, "neon"),
+    Example("an instruction set", r"(?<![a-z])neon\b", 12, "neon"),
     Example("a pre-tokenizer", r"'deepseek-llm'", 1),
     Example("an endpoint", r"/v1/completions\b", 1, "openai"),
     Example("a tool-call format", r"\bparsers[./]mistral\b", 2, "mistral"),

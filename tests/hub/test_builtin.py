@@ -76,6 +76,7 @@ def test_fetching_and_then_not_fetching_again(
     assert fetch_builtin("tiny") == path
 
 
+@pytest.mark.slow
 def test_verifying_replaces_a_damaged_file(tiny: BuiltinModel) -> None:
     path = fetch_builtin("tiny")
     stamp = path.stat()

@@ -14,6 +14,7 @@ from strata.engine import runtime
 from strata.errors import StrataError, UsageError
 from strata.formats import open_model
 from strata.machine.machine import Cache
+from strata.machine.other_work import OtherWork
 from strata.machine.probe import load_machine, probe
 from strata.machine.probe_compute import ComputeProbe, attention, caches
 from strata.machine.probe_disk import DiskProbeError, probe_disk
@@ -43,11 +44,24 @@ def test_a_scratch_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [p.name for p in tmp_path.iterdir()] == ["small.gguf"]
 
 
+@pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="no folder that nobody may write to")
+def test_a_folder_that_cannot_be_written_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even root may write there."""
+    monkeypatch.setattr("strata.machine.probe_disk._SCRATCH_BYTES", 40 << 20)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rates, _ = probe_disk(Path("/proc/sys"), 0.2)
+    assert all(d.bytes_s > 1e5 for d in rates)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(DiskProbeError, match="cannot be measured"):
         probe_disk(tmp_path / "nothing" / "here", 0.1)
 
 
+@pytest.mark.slow
 def test_kernels_memory_and_attention() -> None:
     compute = ComputeProbe(2, "scalar", 1 << 20, 1 << 30)
     try:
@@ -183,3 +197,38 @@ def test_measuring_that_is_ended_is_not_done_here(
     with open_model(smollm2_path) as file, pytest.raises(StrataError, match="strata probe /"):
         runtime.this_machine(file)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_others_are_seen(tmp_path: Path) -> None:
+    """Of 100 ticks that two processors had, 60 were busy, and hardly any of them ours."""
+    stat = tmp_path / "proc" / "stat"
+    stat.parent.mkdir()
+    stat.write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0\n")
+    others = OtherWork(tmp_path)
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat.write_text(f"cpu  {30 * ticks} 0 {20 * ticks} {40 * ticks} 0 0 0 {10 * ticks} 0 0\n")
+    assert 0.5 < others.share() <= 0.6
+    stat.write_text("nonsense")
+    assert others.share() == 0.0
+    assert OtherWork(tmp_path / "nowhere").share() == 0.0
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    quiet = machine("server")
+    measured = [replace(quiet, busy=0.4), replace(quiet, spread=0.5), quiet, quiet]
+    monkeypatch.setattr("strata.machine.probe._measure", lambda *_: measured.pop(0))
+    assert main(["probe", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["busy"] == 0.4
+    assert "others took 40%" in captured.err
+    # A second one that is no better does not replace it.
+    assert main(["probe", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["busy"] == 0.4
+    assert main(["probe", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["busy"] == 0.0
+    assert main(["probe", str(tmp_path)]) == 0
+    assert "measured before" in capsys.readouterr().err
+    assert len(measured) == 1

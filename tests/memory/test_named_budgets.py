@@ -30,11 +30,11 @@ COMMANDS = {
 }
 CASES = [
     ("run", "short"),
-    ("run", "long"),
-    ("raw", "scripts"),
+    pytest.param("run", "long", marks=pytest.mark.slow),
+    pytest.param("raw", "scripts", marks=pytest.mark.slow),
     pytest.param("in a context", "long", marks=pytest.mark.slow),
-    ("perplexity", "scripts"),
-    ("perplexity of long windows", "long"),
+    pytest.param("perplexity", "scripts", marks=pytest.mark.slow),
+    pytest.param("perplexity of long windows", "long", marks=pytest.mark.slow),
 ]
 
 

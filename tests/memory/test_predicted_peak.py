@@ -28,7 +28,9 @@ def check(model: Path, budget: str) -> None:
     assert max(got["predicted"], got["reserved"]) <= got["budget"]
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(
+    "budget", ["floor", *(pytest.param(b, marks=pytest.mark.slow) for b in BUDGETS if b != "floor")]
+)
 def test_a_small_model(smollm2_path: Path, budget: str) -> None:
     check(smollm2_path, budget)
 

@@ -10,7 +10,7 @@ import pytest
 from at_the_bounds import ANSWERS, CHAT, PATH, REQUESTS, ask, ask_together, encoded
 from cgroups import group, why_not
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
+pytest.importorskip("fastapi", reason="the extra strata-llm[server] is not installed")
 
 REASON = why_not()
 

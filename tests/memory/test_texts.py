@@ -5,20 +5,31 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from array import array
 from dataclasses import replace
 from pathlib import Path
+from sys import getsizeof
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from obeyed import six_scripts
-from strata.backends.cpu.backend import available_isas
-from strata.engine import runtime
-from strata.engine.texts import OWNER, TextWorkload, encoded
+from strata.backends.cpu.host import available_isas
+from strata.cli.run import command as run_verb
+from strata.engine import runtime, texts
+from strata.engine.loading import load
+from strata.engine.runtime import LoadOptions, base_memory
+from strata.engine.texts import OWNER, TextWorkload, chat_ids, encoded
+from strata.errors import UsageError
 from strata.formats import open_model
 from strata.llm import LLM
 from strata.machine.probe import load_machine
 from strata.memory import Ledger, LedgerError, process_memory
-from strata.plan import Workload
+from strata.models import build_model
+from strata.plan import BudgetTooSmall, Workload
+from strata.plan.outline import tokenizer_outline
+from strata.plan.tokenizer_memory import tokenizer_building_bytes
 from strata.text import Tokenizer, load_tokenizer
 from support.weighing import settled_bytes
 
@@ -56,7 +67,50 @@ def test_what_has_no_room_is_not_encoded(tokenizer: Tokenizer) -> None:
         encoded(tokenizer, UNCUT, ledger)
     assert not ledger.owned.get(OWNER)
     # As long, and cut.
-    assert len(encoded(tokenizer, "A word. " * 50_000, Ledger(2_000_000))) > 100_000
+    assert len(encoded(tokenizer, "A word. " * 50_000, Ledger(2_500_000))) > 100_000
+
+
+def test_ids_and_copies_of_a_text_are_entered_as_they_come(tokenizer: Tokenizer) -> None:
+    text = "\U0001f642 word. " * 50_000
+    ledger = Ledger(getsizeof(text) + 1_000_000)
+    with pytest.raises(LedgerError, match="texts would take"):
+        encoded(tokenizer, text, ledger)
+    assert ledger.total == 0
+    # Of few ids little is entered.
+    assert len(encoded(tokenizer, text, ledger, most=1000)) < 5000
+    with pytest.raises(LedgerError, match="texts would take"):
+        chat_ids(tokenizer, [{"role": "user", "content": text}], ledger, most=1000)
+    assert ledger.total == 0
+
+
+def test_a_prompt_beyond_any_context_is_refused_while_it_is_encoded(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(*args: Any, **kwargs: Any) -> array[int]:
+        made.append(encoded(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(texts, "encoded", counted)
+    for raw in ((), ("--raw",)):
+        done = CliRunner().invoke(
+            run_verb, [str(smollm2_path), "--context", "64", *raw, "-p", "word " * 100_000]
+        )
+        assert isinstance(done.exception, UsageError)
+        assert "has 64 tokens or more and leaves no room" in str(done.exception)
+    assert all(len(ids) < 5000 for ids in made)
+
+
+@pytest.mark.usefixtures("_known_machine")
+def test_building_a_tokenizer_leaves_room_for_what_it_touches(smollm2_path: Path) -> None:
+    # So much is known of it, and libraries are touched besides.
+    with open_model(smollm2_path) as file:
+        needed = tokenizer_building_bytes(tokenizer_outline(build_model(file, 64), file))
+    process = base_memory(planned=True)
+    options = LoadOptions(memory=process + needed + 1_000_000, context=64)
+    with pytest.raises(BudgetTooSmall, match="to build its tokenizer"):
+        load(smollm2_path, options)
 
 
 @pytest.mark.usefixtures("_known_machine")

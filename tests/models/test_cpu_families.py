@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import make_tiny_models
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.kv_types import F16
 from strata.backends.reference import ReferenceBackend
 from strata.formats import ModelFile, open_model

@@ -22,7 +22,8 @@ from support.forward import Forward
 pytest.importorskip("strata._native")
 
 from strata import LLM, SamplingParams
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.reference import ReferenceBackend
 from strata.formats import open_model
 from strata.text import load_tokenizer

@@ -43,9 +43,38 @@ EXPERTS = {
     "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 48,
 }
+LFM2 = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+}
+MAMBA = {"mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2}
+GRANITE = {
+    **MAMBA,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_n_groups": 1,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "layer_types": ["mamba", "attention", "mamba", "attention"],
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.5,
+}
+JAMBA = {
+    **MAMBA,
+    "mamba_dt_rank": 8,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts_per_tok": 2,
+    "use_mamba_kernels": False,
+}
 HYBRIDS: list[tuple[str, dict[str, Any]]] = [
     ("Qwen3Next", {**DELTA, **EXPERTS, "norm_topk_prob": True}),
     ("Qwen3_5Moe", {**DELTA, **EXPERTS, "intermediate_size": ...}),
+    ("Lfm2Moe", {**LFM2, "num_dense_layers": 1}),
+    ("GraniteMoeHybrid", {**GRANITE, "shared_intermediate_size": 56}),
+    ("Jamba", {**JAMBA, "num_experts": 4, "expert_layer_period": 2, "expert_layer_offset": 1}),
     (
         "MiniMax",
         {
@@ -83,6 +112,9 @@ def test_logits_are_those_of_transformers(
             weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
             if weight.ndim == 1:
                 weight.add_(1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.normal_()
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     model.save_pretrained(tmp_path)
     with open_model(tmp_path) as file:

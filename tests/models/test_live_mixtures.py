@@ -5,6 +5,7 @@ Prefill at once and step by step, in float32. Needs torch and transformers.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ EXAONE = {
     "first_k_dense_replace": 1,
     "num_shared_experts": 1,
 }
+GPT_OSS = {
+    **LOCAL,
+    "head_dim": 16,
+    "sliding_window": 16,
+    "layer_types": WINDOWS,
+}
 MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     ("Qwen3Moe", {**QWEN3, "norm_topk_prob": True}),
@@ -105,6 +112,8 @@ MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Qwen2Moe", {**QWEN3, "shared_expert_intermediate_size": 56}),
     ("GraniteMoe", {**LOCAL, **GRANITE}),
     ("GraniteMoeShared", {**LOCAL, **GRANITE, "shared_intermediate_size": 56}),
+    ("GptOss", {**GPT_OSS}),
+    ("GptOss", {**GPT_OSS, "rope_parameters": YARN, "attention_bias": False}),
     ("Glm4Moe", {**DEEPSEEK_LIKE, "use_qk_norm": True, "attention_bias": True}),
     ("Glm4Moe", {**DEEPSEEK_LIKE, "n_group": 4, "topk_group": 2, "num_nextn_predict_layers": 1}),
     ("Dots1", {**DEEPSEEK_LIKE, "norm_topk_prob": True}),
@@ -144,6 +153,41 @@ def test_logits_are_those_of_transformers(
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     model.save_pretrained(tmp_path)
     with open_model(tmp_path) as file:
+        file.repack(tmp_path / "repacked")
+        for chunks in ([len(tokens)], [1] * len(tokens)):
+            found = logits(file, tokens.tolist(), chunks=chunks)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_gpt_oss_in_mxfp4_as_published(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    written = pytest.importorskip("safetensors.torch")
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    torch.manual_seed(1)
+    config = transformers.GptOssConfig(**{**SIZES, **GPT_OSS})
+    model = transformers.GptOssForCausalLM(config).float().eval()
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
+    model.save_pretrained(tmp_path)
+    stored = dict(model.state_dict())
+    with torch.no_grad():
+        for name in [n for n in stored if n.endswith(("gate_up_proj", "down_proj"))]:
+            count, k, n = stored.pop(name).shape
+            blocks = torch.randint(0, 256, (count, n, k // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(120, 125, (count, n, k // 32), dtype=torch.uint8)
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            made = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+            model.get_parameter(name).copy_(made)
+        expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    whole = {key: value.contiguous() for key, value in stored.items()}
+    written.save_file(whole, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    stated = json.loads((tmp_path / "config.json").read_text())
+    stated["quantization_config"] = {"quant_method": "mxfp4"}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with open_model(tmp_path) as file:
+        gate = file.tensors["model.layers.0.mlp.experts.gate_proj"]
+        assert (gate.type.name, gate.shape) == ("MXFP4", (6, 96, 64))
         for chunks in ([len(tokens)], [1] * len(tokens)):
             found = logits(file, tokens.tolist(), chunks=chunks)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

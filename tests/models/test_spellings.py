@@ -203,7 +203,7 @@ ALIASES["llama"].append("AquilaForCausalLM")
 GENERATION = "ConditionalGeneration"
 GGUF_ONLY = {"falcon-h1", "plamo2", *make_tiny_hybrids.names()}
 # Directories of these are written in test_live_hybrids.py.
-LIVE = {"Qwen3NextForCausalLM", "MiniMaxForCausalLM", "qwen3_5_moe_text"}
+LIVE = {"Qwen3NextForCausalLM", "MiniMaxForCausalLM", "qwen3_5_moe_text", "Lfm2MoeForCausalLM"}
 LIVE |= {f"Qwen3_5MoeFor{task}" for task in ("CausalLM", "ConditionalGeneration")}
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.kv_types import KVType
 from strata.backends.reference import ReferenceBackend
 from strata.program import PagedKV, Recurrent, Shared, state_groups

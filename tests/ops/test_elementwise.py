@@ -8,7 +8,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.reference import ReferenceBackend
 from strata.program import PagedKV, ProgramError

@@ -14,6 +14,7 @@ from strata import _native
 from strata.quant import by_name
 from support.native_weights import (
     ALL,
+    BOOKS,
     CODES,
     DECODED,
     EPS,
@@ -91,7 +92,7 @@ def test_bias_and_residual_are_added_in_this_order(name: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", CODES + BOOKS)
 def test_extreme_codes_do_not_overflow(name: str, isa: str) -> None:
     """All codes and activations at their limits: 16-bit sums inside the products must hold them."""
     kind = by_name(name)
@@ -99,12 +100,18 @@ def test_extreme_codes_do_not_overflow(name: str, isa: str) -> None:
     one = packed(name, n, k)
     for fill in (0x00, 0xFF, 0x7F, 0x80):
         raw = np.full((n * k // kind.elements, kind.nbytes), fill, np.uint8)
-        scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}.get(name, (0, 2))
+        own = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,)}
+        scales = own.get(name, (0, 2))
+        if name not in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K"):
+            scales = scales[:1]
         if name == "MXFP4":
             raw[:, 0] = 127
-        elif name not in ("Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q2_K"):
-            scales = scales[:1]
-        if name != "MXFP4":
+        elif name == "NVFP4":
+            raw[:, :4] = 56
+        elif name == "IQ1_M":
+            # A half whose four bits each are the highest of four numbers.
+            raw[:, 49:56:2] = raw[:, 49:56:2] & 15 | np.array([0x00, 0x00, 0x80, 0x30], np.uint8)
+        else:
             for at in scales:
                 raw[:, at : at + 2] = np.array([0.5], "<f2").view(np.uint8)
         data = np.zeros_like(one.data)

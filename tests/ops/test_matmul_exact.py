@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strata import _native
 from support.native_weights import (
     ALL,
+    BOOKS,
     CODES,
     DECODED,
     ISAS,
@@ -70,7 +71,7 @@ def test_every_number_of_columns(name: str, isa: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_split_of_rows_and_panels(isa: str, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(CODES + NUMBERS + ["IQ2_XS", "IQ3_S", "NVFP4"]))
+    name = data.draw(st.sampled_from(CODES + NUMBERS + BOOKS))
     n = data.draw(st.integers(1, 70))
     rows = data.draw(st.integers(1, 20))
     k = 256 * data.draw(st.integers(1, 4))

@@ -7,7 +7,16 @@ import pytest
 
 from strata import _native
 from strata.quant import by_name, dequantize
-from support.native_weights import ALL, CODES, ISAS, assert_same_bits, file_rows, number_of, packed
+from support.native_weights import (
+    ALL,
+    BOOKS,
+    CODES,
+    ISAS,
+    assert_same_bits,
+    file_rows,
+    number_of,
+    packed,
+)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -21,7 +30,7 @@ def test_rows_come_back_bit_for_bit(name: str) -> None:
             assert_same_bits(out, weight.values[row])
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", CODES + BOOKS)
 def test_any_bytes_come_back(name: str) -> None:
     """Every bit of codes and scales has its place, NaN and infinite scales included."""
     kind = by_name(name)

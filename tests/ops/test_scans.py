@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.reference import ReferenceBackend
 from strata.program import Recurrent
 from support.mixed_sequences import run_mixed

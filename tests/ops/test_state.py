@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from strata.backends.base import NO_BLOCK, Span, Step
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.kv_types import F16, KVType
 from strata.backends.reference import ReferenceBackend
 from strata.program import PagedKV, Recurrent, Shared
@@ -127,8 +128,12 @@ def test_keys_and_values_of_any_shape(
     assert again.tobytes() == got.tobytes()
 
 
+# Of int4 heads are rotated as a whole: values apart are other numbers than a part of the keys.
+ALIKE = [t for t in CpuBackend.kv_types if t.name != "int4"]
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_type", CpuBackend.kv_types, ids=lambda t: t.name)
+@pytest.mark.parametrize("kv_type", ALIKE, ids=lambda t: t.name)
 @pytest.mark.parametrize("v_dim", [32, 64, 96])
 def test_values_in_keys_have_the_bits_of_values_apart(
     isa: str, kv_type: KVType, v_dim: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.reference import ReferenceBackend
 from support.small_programs import Floats, Lab
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from strata.backends.profile import SweepSize
 from strata.machine import constants
 from strata.plan import Limits, Plan, Workload, plan
 from strata.plan.budgets import budget_table
@@ -92,3 +93,29 @@ def test_the_floor_has_the_least_slots() -> None:
     assert p.predicted.expert_hit_rate == hit_rate(m.profile.experts, p.expert_slots)
     more = plan(m, host, replace(Limits(), memory=planner.floor() + GB), Workload(context=1024))
     assert more.expert_slots > p.expert_slots
+
+
+@pytest.mark.parametrize("rows", [1, 16, 512])
+def test_what_is_there_is_worked_on_while_the_others_are_read(rows: int) -> None:
+    m, host = model("qwen3-30b-a3b"), machine("laptop")
+    planner = Planner(m, host, Limits(), Workload(context=1024))
+    costs = planner._costs
+    resident = frozenset(unit.name for unit in m.units if unit.reads != "routed")
+    size = SweepSize(rows, 1, 64, 1)
+    inside = costs.sweep_s(size, costs.streaming(resident, 1e9, 0, m.profile.experts))
+    products = sum(sum(s.experts_seconds(rows, costs.rates)) for s in m.segments)
+    assert 0 < products < inside
+    for slots in (64, 2000, 5000):
+        streaming = costs.streaming(resident, 1e9, 0, slots)
+        reading, packing, waited = costs._experts_s(size, streaming)
+        total = costs.sweep_s(size, streaming)
+        assert total == pytest.approx(inside + waited)
+        # Some work hides some reading, never all of it, and what is packed takes the cores.
+        assert max(reading - products, packing) <= waited <= max(reading, packing)
+        assert waited < reading or reading <= packing
+    # A disk that takes no time leaves the packing, and one that takes all of it the last ones.
+    fast = costs.streaming(resident, 1e15, 0, 64)
+    assert costs._experts_s(size, fast)[2] == pytest.approx(costs._experts_s(size, fast)[1])
+    slow = costs.streaming(resident, 1e6, 0, 64)
+    reading, _, waited = costs._experts_s(size, slow)
+    assert waited == pytest.approx(reading, rel=0.01)

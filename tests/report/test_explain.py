@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from strata.backends.base import BackendStats, Span, Step
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.host import available_isas
 from strata.cli import explain_report
 from strata.cli.sweep_line import SweepLine, line
 from strata.decode import SamplingParams

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("strata._native")
 
 from strata import LLM
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.host import available_isas
 
 # Context 512, first 10 windows: transformers in float32 on the dequantised weights, and llama.cpp.
 TRANSFORMERS = 23.4416

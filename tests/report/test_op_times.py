@@ -11,7 +11,7 @@ from support.fake_model import fake_engine
 pytest.importorskip("strata._native")
 
 from strata import LLM, SamplingParams
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.host import available_isas
 from strata.backends.cpu.segment import multiplies
 from strata.errors import UsageError
 from strata.machine.roofline import Roofline, measure_overhead, measure_roofline

@@ -11,7 +11,7 @@ import pytest
 from strata.llm import LLM
 
 if TYPE_CHECKING:
-    # Without the extra strata[server] this module skips whoever imports it, which must not be us.
+    # Without strata-llm[server] this module skips whoever imports it, which must not be us.
     from support.browser import Browser
     from support.running import Running
 

@@ -11,7 +11,7 @@ import pytest
 
 from strata.engine import Turn
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
+pytest.importorskip("fastapi", reason="the extra strata-llm[server] is not installed")
 
 from strata.server.bridge import AsyncRun, Bridge, Observer
 

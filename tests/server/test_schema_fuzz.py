@@ -27,7 +27,7 @@ CHECKS = (
 @pytest.fixture(scope="module")
 def small(smollm2_path: Path) -> Iterator[Running]:
     """Answers are short, because there is no room for long ones."""
-    with load(smollm2_path, context=64) as served, running(served) as server:
+    with load(smollm2_path, context=64, serving=True) as served, running(served) as server:
         yield server
 
 
@@ -54,7 +54,35 @@ ENDPOINTS = (
     "POST /detokenize",
     "GET /health",
     "GET /metrics",
+    "GET /memory",
+    "POST /memory",
+    "DELETE /v1/responses/{id}",
+    "GET /lora-adapters",
+    "GET /props",
+    "GET /slots",
+    "GET /v1/responses/{id}",
+    "GET /v1/responses/{id}/input_items",
+    "POST /api/embed",
+    "POST /api/embeddings",
+    "POST /apply-template",
+    "POST /completion",
+    "POST /infill",
+    "POST /props",
+    "POST /v1/chat/completions/input_tokens",
+    "POST /v1/embeddings",
+    "POST /v1/rerank",
+    "POST /v1/responses",
+    "POST /v1/responses/input_tokens",
 )
+
+
+def has_body(endpoint: str) -> bool:
+    return endpoint.startswith("POST") and endpoint not in WITHOUT_BODY
+
+
+# What this model, or any server, cannot do is said with 501, as llama-server does.
+NOT_HERE = {"POST /infill", "POST /props"}
+WITHOUT_BODY = {"POST /props"}
 
 
 def test_every_endpoint_is_tried(small: Running) -> None:
@@ -66,7 +94,7 @@ def test_every_endpoint_is_tried(small: Running) -> None:
     [
         *((endpoint, "positive") for endpoint in ENDPOINTS),
         # Where nothing is sent, nothing can be sent wrongly.
-        *((endpoint, "negative") for endpoint in ENDPOINTS if endpoint.startswith("POST")),
+        *((endpoint, "negative") for endpoint in ENDPOINTS if has_body(endpoint)),
     ],
 )
 def test_no_request_breaks_the_server(small: Running, endpoint: str, mode: str) -> None:
@@ -83,7 +111,8 @@ def test_no_request_breaks_the_server(small: Running, endpoint: str, mode: str) 
         if isinstance(case.body, dict) and "model" in case.body and right:
             case.body["model"] = NAMES[0]
         response = case.call(timeout=30)
-        case.validate_response(response, checks=checks)
+        not_here = endpoint in NOT_HERE and response.status_code == 501
+        case.validate_response(response, checks=checks[1:] if not_here else checks)
 
     attempt()
     small.wait_until_free()

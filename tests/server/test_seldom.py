@@ -8,7 +8,7 @@ import pytest
 
 from strata.server.seldom import Seldom
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
+pytest.importorskip("fastapi", reason="the extra strata-llm[server] is not installed")
 
 
 def _fails(number: int) -> BaseException:

@@ -453,3 +453,29 @@ def test_the_format_is_the_templates() -> None:
 def test_numbers_that_are_none_make_no_object() -> None:
     for text in ('{"a": NaN}', '{"a": 1e999}', "[" * 100_000, "[]", ""):
         assert ToolCall("add", text).parsed is None
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("hermes", 'So: <tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'),
+        ("llama3", '{"name": "add", "parameters": {"a": 1}}'),
+        ("mistral", 'So: [TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}]'),
+    ],
+)
+def test_a_call_that_is_cut_is_no_text(name: str, whole: str) -> None:
+    """Wherever the limit cuts an answer: of a call that has not begun there is nothing, and all
+    of it is text only where nothing says that it will be a call."""
+    surely = whole.index('"name"') + len('"name"')
+    for end in range(surely, len(whole)):
+        parser = FORMATS[name].parser(TOOLS, "x")
+        found = [*parser.push(whole[:end]), *parser.finish(cut=True)]
+        text = "".join(piece for piece in found if isinstance(piece, str))
+        assert text.strip() in ("", "So:"), whole[:end]
+
+
+def test_an_object_that_is_cut_is_text() -> None:
+    parser = FORMATS["llama3"].parser(TOOLS, "x")
+    answer = '{"city": "Rome", "po'
+    found = [*parser.push(answer), *parser.finish(cut=True)]
+    assert "".join(piece for piece in found if isinstance(piece, str)) == answer

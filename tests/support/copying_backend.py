@@ -113,11 +113,16 @@ class CopyingBackend:
     def threads(self) -> int | None:
         return self.inner.threads
 
-    def load(self, segment: Segment, weights: WeightSource) -> LoadedSegment:
-        return DeviceSegment(self.inner.load(segment, weights))
+    def load(
+        self, segment: Segment, weights: WeightSource, *, beside: bool = False
+    ) -> LoadedSegment:
+        return DeviceSegment(self.inner.load(segment, weights, beside=beside))
 
     def prepare(self) -> None:
         self.inner.prepare()
+
+    def rearrange(self, settings: BackendSettings) -> list[LoadedSegment]:
+        return [DeviceSegment(segment) for segment in self.inner.rearrange(settings)]
 
     def state_cache(
         self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None

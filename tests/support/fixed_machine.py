@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from strata.backends.cpu.backend import available_isas
+from strata.backends.cpu.host import available_isas
 from strata.machine import probe
 
 MACHINE = Path(__file__).resolve().parent / "machines" / "server.json"

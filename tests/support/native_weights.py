@@ -19,12 +19,13 @@ Bytes = NDArray[np.uint8]
 ISAS: list[str] = _native.available_isas()
 LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-CODES = [*LEGACY, *K_QUANTS, "IQ4_NL", "IQ4_XS", "MXFP4"]
+SMALL = ["MXFP4", "NVFP4", "TQ2_0", "Q1_0", "Q2_0"]
+CODES = [*LEGACY, *K_QUANTS, "IQ4_NL", "IQ4_XS", *SMALL]
 NUMBERS = ["F32", "F16", "BF16"]
 GRIDS = ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
-FILE_ROWS = [*GRIDS, "IQ1_M", "TQ1_0", "TQ2_0", "NVFP4", "Q1_0", "Q2_0"]
+BOOKS = [*GRIDS, "IQ1_M", "TQ1_0"]
 DECODED = ["F64", "F8_E4M3_B128"]
-ALL = CODES + NUMBERS + FILE_ROWS + DECODED
+ALL = CODES + NUMBERS + BOOKS + DECODED
 EPS = 2.0**-24
 
 for _name in GRIDS:

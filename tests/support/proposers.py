@@ -27,7 +27,7 @@ class Oracle:
         self.trees = trees
         self.proposed = 0
 
-    def propose(self, tokens: Sequence[int], most: int) -> Draft:
+    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
         """A chain, a tree, or nothing."""
         random = Random(hash((len(tokens), *tokens[-3:])))
         right = list(self._answer(tokens))[: random.randint(0, most)]
@@ -53,3 +53,6 @@ class Oracle:
                 at = len(drafted) - 1
         self.proposed += len(drafted)
         return Draft(tuple(drafted), tuple(parents) if self.trees else None)
+
+    def end(self, id: int, tokens: Sequence[int]) -> None:
+        """Nothing is kept."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from numpy.random import default_rng
 
-from strata.backends.cpu.backend import CpuBackend, available_isas
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.host import available_isas
 from strata.backends.weights import WeightSource
 from strata.decode import SamplingParams
 from strata.engine.runtime import base_memory

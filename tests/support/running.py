@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra strata[server] is not installed")
-pytest.importorskip("uvicorn", reason="the extra strata[server] is not installed")
-pytest.importorskip("prometheus_client", reason="the extra strata[server] is not installed")
-pytest.importorskip("llguidance", reason="the extra strata[server] is not installed")
+pytest.importorskip("fastapi", reason="the extra strata-llm[server] is not installed")
+pytest.importorskip("uvicorn", reason="the extra strata-llm[server] is not installed")
+pytest.importorskip("prometheus_client", reason="the extra strata-llm[server] is not installed")
+pytest.importorskip("llguidance", reason="the extra strata-llm[server] is not installed")
 
 from strata.llm import LLM
 from strata.server.service import Service

@@ -32,6 +32,7 @@ def settings(
     request: int = SMALL_REQUEST,
     direct: bool = False,
     slots: int = 5,
+    ahead: int = 0,
 ) -> BackendSettings:
     """Small tiles and requests, so that small models have many."""
     reading = Reading(threads, request, direct, drop_behind=True)
@@ -40,6 +41,7 @@ def settings(
         ring_bytes=ring,
         tile_bytes=tile,
         expert_slots=slots,
+        expert_ahead=ahead,
         reading=reading,
     )
 

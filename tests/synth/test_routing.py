@@ -49,7 +49,7 @@ def counted(
         return chosen
 
     monkeypatch.setattr(experts, "choose", counting)
-    with LLM(path, context=TOKENS + 4, backend="reference") as llm:
+    with LLM(path, context=TOKENS + 4, backend="reference", draft="off") as llm:
         params = SamplingParams(max_tokens=TOKENS, temperature=1.0, seed=1, ignore_eos=True)
         seen.clear()
         llm.generate([5], params)

@@ -181,8 +181,12 @@ class BackendStats:
     reader read or packed, ``waited_s`` the kernels waited for a tile or an expert, ``full_s`` all
     readers waited for room, or to be asked. Experts that are not resident: ``expert_hits`` were in
     memory when a step needed them, ``expert_misses`` were read; ``expert_bytes`` of the file they
-    were in all, of which ``expert_read`` are those read. ``rows`` are the bytes of table rows,
-    fetched one by one in ``row_reads`` reads that asked the system for ``rows_from_disk``. What
+    were in all, of which ``expert_read`` are those read; with ``expert_kept``
+    it began. Of experts that were not there
+    ``foreseen`` were read ahead, of which ``foreseen_right`` were needed; reading ``ahead`` of
+    these had begun by then, ``ahead_bytes`` of it, and ``wasted_bytes`` were read of others.
+    ``rows`` are the bytes of table rows, fetched one by one in ``row_reads`` reads that asked the
+    system for ``rows_from_disk``. What
     stays was loaded once: ``loaded`` bytes, with some read under way for ``loading_s``.
     """
 
@@ -203,6 +207,12 @@ class BackendStats:
     expert_misses: int = 0
     expert_bytes: int = 0
     expert_read: int = 0
+    expert_kept: int = 0
+    foreseen: int = 0
+    foreseen_right: int = 0
+    ahead: int = 0
+    ahead_bytes: int = 0
+    wasted_bytes: int = 0
 
     def __add__(self, other: BackendStats) -> BackendStats:
         return BackendStats(*(a + b for a, b in zip(_figures(self), _figures(other), strict=True)))
@@ -260,8 +270,12 @@ class Backend(Protocol):
     def profile(model: Model, weights: WeightSource) -> ModelProfile:
         """What a Model would take here, from its header alone. UsageError unless it ``plans``."""
 
-    def load(self, segment: Segment, weights: WeightSource) -> LoadedSegment:
-        """Bring a Segment's weights into this backend's form."""
+    def load(
+        self, segment: Segment, weights: WeightSource, *, beside: bool = False
+    ) -> LoadedSegment:
+        """Bring a Segment's weights into this backend's form. ``beside``: after ``prepare``, one
+        more that runs in place of the last one, of vectors that others have; UsageError else.
+        """
 
     def prepare(self) -> None:
         """All Segments are loaded: take what running takes, and begin to read ahead."""
@@ -289,6 +303,15 @@ class Backend(Protocol):
     def import_(self, arrays: Mapping[str, NDArray[np.float32]], step: Step) -> Activations:
         """The reverse: float32 [rows, width] as the inputs of the next Segment over ``step``. All
         inputs of that Segment are given at once."""
+
+    def rearrange(self, settings: BackendSettings) -> list[LoadedSegment]:
+        """Between two steps, when nobody holds a loaded Segment: hold and stream what other
+        settings say, of as many positions. Returns the Segments anew, which give the same bits.
+        When that fails nothing can be run until another call succeeds. UsageError unless it
+        ``plans``."""
+
+    def give_back(self, state: StateCache) -> None:
+        """Free state that nobody uses any more."""
 
     def stats(self) -> BackendStats:
         """What was read so far. Cheap enough for every sweep."""

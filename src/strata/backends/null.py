@@ -108,7 +108,7 @@ class NullBackend:
         del model, weights
         raise UsageError("the null backend keeps to no memory budget; the cpu backend does")
 
-    def load(self, segment: Segment, weights: WeightSource) -> NullSegment:
+    def load(self, segment: Segment, weights: WeightSource, *, beside: bool = False) -> NullSegment:
         """Look up the bytes of a Segment's weights in their block formats."""
         stored = {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
         return NullSegment(segment, stored)
@@ -123,6 +123,14 @@ class NullBackend:
     ) -> NullState:
         """The sizes of so many blocks of each group."""
         return NullState(state, blocks, kv_type or self.kv_types[0])
+
+    def give_back(self, state: StateCache) -> None:
+        """Nothing was taken."""
+
+    def rearrange(self, settings: BackendSettings) -> list[LoadedSegment]:
+        """UsageError: it keeps to no Plan."""
+        del settings
+        raise UsageError("the null backend keeps to no memory budget; the cpu backend does")
 
     def join(self, loaded: Sequence[LoadedSegment]) -> None:
         """Segments run one by one."""

@@ -151,6 +151,25 @@ class SegmentProfile(ABC):
         """Bytes of its matrices in memory."""
         return sum(unit.packed_bytes for unit in self.units)
 
+    @cached_property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for Segments that differ in names and in the layer's number alone."""
+        matrices = {m.name: (m.format, m.rows, m.width, m.packed_bytes) for m in self.matrices}
+        values = self.segment.program.values
+
+        def shape(name: str) -> object:
+            return matrices.get(name) or (values[name].shape if name in values else None)
+
+        return tuple(
+            (
+                op.kind,
+                values[op.output].shape,
+                *map(shape, op.inputs),
+                *(repr(item) for item in sorted(op.attrs.items()) if item[0] != "layer"),
+            )
+            for op in self.segment.program.ops
+        )
+
     @property
     @abstractmethod
     def least_tile(self) -> int:
@@ -168,6 +187,10 @@ class SegmentProfile(ABC):
     def seconds(self, size: SweepSize, rates: OpRates, kv_element_bytes: float) -> float:
         """Seconds of its arithmetic in a sweep, wherever the weights come from.
         ``kv_element_bytes`` are bytes that a number of the KV takes."""
+
+    @abstractmethod
+    def experts_seconds(self, tokens: int, rates: OpRates) -> tuple[float, float]:
+        """What of that is products of experts: with what goes in, and with what comes out."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +255,15 @@ class ModelProfile(ABC):
         """Experts of all layers."""
         return sum(unit.experts for unit in self.units)
 
+    def kv_ring_bytes(self, kv_type: str) -> int:
+        """Bytes of memory beside the blocks in it where not all KV is in memory; 0 where it has to
+        be."""
+        return 0
+
+    def kv_file_bytes(self, kv_type: str, blocks: int) -> int:
+        """Bytes of the file for so many blocks of the first group."""
+        return 0
+
     @property
     @abstractmethod
     def slot_bytes(self) -> int:
@@ -246,9 +278,10 @@ class ModelProfile(ABC):
         """Bytes of scratch of each thread that computes; more where any matrix may stream."""
 
     @abstractmethod
-    def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
+    def attention_bytes(self, context: int, parallel: int, threads: int, running: int = 0) -> int:
         """Bytes that attention over ``context`` positions of ``parallel`` sequences takes beside
-        activations and KV: tables of rotary positions, partial results."""
+        activations and KV: tables of rotary positions, partial results; these of ``running`` rows,
+        all of a step, where not all KV is in memory."""
 
     @abstractmethod
     def loading_bytes(self, threads: int, request_bytes: int) -> int:

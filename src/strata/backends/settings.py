@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-KVTypeName = Literal["f16", "bf16", "q8_0"]
+KVTypeName = Literal["f16", "bf16", "q8_0", "int4"]
 """How keys and values may be kept; `kv_types.py` has a row for each."""
 
 MAX_TOKENS = 512
@@ -39,7 +39,10 @@ class BackendSettings:
     The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
     buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
     are fetched one by one; and experts, those that are chosen, into ``expert_slots``, each with
-    room for one of any layer. A backend that streams nothing keeps all.
+    room for one of any layer, of which ``expert_ahead`` are for those that will probably be. Of
+    keys and values of all positions memory has ``kv_slots`` blocks, and a file in ``kv_directory``
+    the others, which are read while layers attend; 0: all are in memory. A backend that
+    streams nothing keeps all.
     """
 
     max_tokens: int = MAX_TOKENS
@@ -50,4 +53,7 @@ class BackendSettings:
     ring_bytes: int = 0
     tile_bytes: int = 0
     expert_slots: int = 0
+    expert_ahead: int = 0
+    kv_slots: int = 0
+    kv_directory: str = ""
     reading: Reading = field(default_factory=Reading)

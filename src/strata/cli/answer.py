@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from strata.cli.console import counted, remark
 from strata.cli.engine_options import memory_report
+from strata.cli.word_wrap import WordWrap
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
-    from strata.llm import LLM, Chunk, Output
+    from strata.answers import Chunk, Output
+    from strata.decode import SamplingParams
+    from strata.llm import LLM
 
 # Control characters but for tab and newline: a model's words must not steer the terminal.
 _CONTROL = {c: None for c in (*range(32), *range(127, 160)) if chr(c) not in "\t\n"}
@@ -29,12 +34,16 @@ def print_answer(chunks: Iterator[Chunk], *, silent: bool = False) -> Output:
     if isinstance(out, io.TextIOWrapper):
         # A terminal that cannot show a character shows a question mark.
         out.reconfigure(errors="replace")
+    on_terminal = out.isatty()
+    wrap = None
+    if on_terminal and os.environ.get("TERM", "dumb") != "dumb":
+        wrap = WordWrap(shutil.get_terminal_size().columns)
     try:
         for chunk in chunks:
             output = chunk.output
             if chunk.text and not silent:
-                printed = chunk.text.translate(_CONTROL) if out.isatty() else chunk.text
-                out.write(printed)
+                printed = chunk.text.translate(_CONTROL) if on_terminal else chunk.text
+                out.write(wrap.feed(printed) if wrap is not None else printed)
                 out.flush()
     finally:
         if not silent and (printed or output) and not printed.endswith("\n"):
@@ -42,6 +51,13 @@ def print_answer(chunks: Iterator[Chunk], *, silent: bool = False) -> Output:
             out.flush()
     assert output is not None, "an answer has a last chunk"
     return output
+
+
+def why_cut(llm: LLM, params: SamplingParams) -> str:
+    """A line on an answer that was cut for its length."""
+    if params.max_tokens is not None:
+        return f"(cut off after {counted(params.max_tokens, 'token')}, as --max-tokens says)"
+    return f"(cut off: the context of {llm.context} positions is full; see --context)"
 
 
 def print_stats(llm: LLM, answer: Output) -> None:

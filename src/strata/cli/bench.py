@@ -33,9 +33,9 @@ def _count(name: str, default: int, least: int, help: str) -> Callable[[Command]
 
 @click.command("bench")
 @model_argument
-@_count("--prompt", 512, 0, "Tokens to prefill; 0: no such measurement.")
-@_count("--gen", 128, 0, "Tokens to decode; 0: no such measurement.")
-@_count("--depth", 0, 0, "Tokens that lie before those decoded.")
+@_count("--prompt", 512, 0, "Tokens to prefill; 0: do not measure prefill.")
+@_count("--gen", 128, 0, "Tokens to decode; 0: do not measure decode.")
+@_count("--depth", 0, 0, "Tokens already in the context before decoding.")
 @_count("--repeat", 5, 1, "Repetitions; the median is reported.")
 @click.option("--ops", is_flag=True, help="Also measure each kind of Op against the roofline.")
 @backend_options

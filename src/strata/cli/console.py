@@ -39,9 +39,9 @@ def printable(text: str) -> str:
     )
 
 
-def log_in_print() -> None:
-    """Log records that nobody else takes go to standard error: requests and files are quoted in
-    them, which may hold what a terminal obeys."""
+def log_in_print(*, verbose: bool = False) -> None:
+    """Log records that nobody else takes go to standard error, warnings and, where ``verbose``,
+    all of ours: requests and files are quoted in them, which may hold what a terminal obeys."""
     import logging
 
     class Printable(logging.Formatter):
@@ -50,6 +50,9 @@ def log_in_print() -> None:
 
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(Printable())
+        if verbose:
+            logging.lastResort.setLevel(logging.DEBUG)
+            logging.getLogger("strata").setLevel(logging.DEBUG)
 
 
 @contextmanager

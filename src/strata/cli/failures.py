@@ -19,6 +19,15 @@ INTERRUPTED = 130
 READER_GONE = 141
 
 
+def error_object(error: BaseException) -> dict[str, str]:
+    """What ``report`` prints with ``--json``, for who has begun an object: with ``error.in_json``
+    set, no other follows."""
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return {"type": "Interrupted", "message": "interrupted"}
+    _, kind, message = _describe(error)
+    return {"type": kind, "message": message}
+
+
 def report(error: BaseException, *, as_json: bool) -> int:
     """Tell the user what ended the command and return the exit code that belongs to it."""
     if isinstance(error, click.exceptions.Exit):
@@ -32,7 +41,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
         code, kind, message = INTERRUPTED, "Interrupted", "interrupted"
     else:
         code, kind, message = _describe(error)
-    if as_json:
+    if as_json and not getattr(error, "in_json", False):
         # The reader of the object may be what failed; the line below must appear all the same.
         with suppress(OSError):
             print_json({"error": {"type": kind, "message": message}})
@@ -46,7 +55,8 @@ def _describe(error: BaseException) -> tuple[int, str, str]:
     kind = type(error).__name__
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "strata"
-        return WRONG_USAGE, "UsageError", _one_line(f"{error.format_message()} (see {path} --help)")
+        said = f"{error.format_message()}{_origin(error)} (see {path} --help)"
+        return WRONG_USAGE, "UsageError", _one_line(said)
     if isinstance(error, click.ClickException):
         return FAILED, kind, _one_line(error.format_message())
     if isinstance(error, UsageError):
@@ -62,6 +72,17 @@ def _describe(error: BaseException) -> tuple[int, str, str]:
         kind,
         _one_line(f"unexpected {kind}: {error} (set STRATA_DEBUG=1 for the traceback)"),
     )
+
+
+def _origin(error: click.UsageError) -> str:
+    """Where a wrong value was said, if not on the command line."""
+    param, ctx = getattr(error, "param", None), error.ctx
+    if param is None or ctx is None:
+        return ""
+    if ctx.get_parameter_source(param.name) is not click.core.ParameterSource.DEFAULT_MAP:
+        return ""
+    origin = ctx.meta.get("strata.origins", {}).get(param.name)
+    return f", as {origin} has it" if origin else ""
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -10,6 +10,8 @@ from strata.errors import UsageError
 from strata.sizes import parse_size
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     _IntParam = click.ParamType[int]
 else:
     # click made ParamType generic in 8.4; older ones cannot be subscripted at run time.
@@ -32,16 +34,33 @@ class SizeType(_IntParam):
 
 SIZE = SizeType()
 
-model_argument = click.argument("model")
+
+def complete_model(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Models on this machine whose names begin so; else files."""
+    from click.shell_completion import CompletionItem
+
+    from strata.hub.installed import installed_models
+
+    names = [m.name for m in installed_models() if m.name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
+
+
+model_argument = click.argument("model", shell_complete=complete_model)
 
 json_option = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print one JSON object on standard output and nothing else there.",
+    help="Print one JSON object, and nothing else, on standard output.",
 )
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Draw no progress bars.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress and no remarks.")
+
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Say how the model is run, and log what happens."
+)
 
 offline_option = click.option(
     "--offline/--online",
@@ -54,7 +73,7 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1, max=1024),
     default=None,
-    help="Threads to compute with (default: one a core that this process may use).",
+    help="Threads to compute with (default: one per usable core).",
 )
 
 memory_option = click.option(
@@ -62,10 +81,10 @@ memory_option = click.option(
     "--memory",
     type=SIZE,
     default=None,
-    help="Budget for everything, such as 4GB; what does not fit is streamed from the file "
-    "(default: what this machine leaves).",
+    help="Memory budget for the whole process, such as 4GB; weights that do not fit are streamed "
+    "from the file (default: the memory that is free).",
 )
 
 explain_option = click.option(
-    "--explain", is_flag=True, help="Say what happened against the plan: bytes, bandwidth, waits."
+    "--explain", is_flag=True, help="Compare what happened with the plan: bytes, bandwidth, waits."
 )

@@ -7,13 +7,13 @@ from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from strata.cli.console import print_json, remark
-from strata.cli.engine_options import backend_options, memory_report, open_llm, read_text
-from strata.cli.options import json_option, memory_option, model_argument, quiet_option
+from strata.cli.engine_options import batch_options, memory_report, open_llm, read_text
+from strata.cli.options import model_argument
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,21 +41,15 @@ if TYPE_CHECKING:
     help="Tokens of a window.",
 )
 @click.option("--chunks", type=click.IntRange(min=1), help="Windows to score (default: all).")
-@backend_options
-@memory_option
-@quiet_option
-@json_option
+@batch_options
 def command(
     model: str,
     file: Path,
     context: int,
     chunks: int | None,
-    backend: str,
-    threads: int | None,
-    kv_type: str | None,
-    memory: int | None,
     quiet: bool,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Measure how well MODEL predicts a text, with the method of llama.cpp's tool.
 
@@ -91,12 +85,9 @@ def command(
 
     with open_llm(
         model,
-        backend=backend,
-        threads=threads,
-        kv_type=kv_type,
         context=context,
         quiet=quiet,
-        memory=memory,
+        **loading,
         workload=workload,
     ) as llm:
         started = perf_counter()

@@ -9,6 +9,7 @@ import click
 
 from strata.backends.settings import KVTypeName
 from strata.cli.console import print_json, print_table, printable, progress_bars, remark
+from strata.cli.engine_options import draft_options
 from strata.cli.options import (
     SIZE,
     json_option,
@@ -17,20 +18,48 @@ from strata.cli.options import (
     quiet_option,
     threads_option,
 )
-from strata.sizes import format_size
+from strata.sizes import format_seconds, format_size, format_speed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from strata.formats import ModelFile
-    from strata.plan import Machine, Plan
+    from strata.plan import Limits, Machine, Plan, Workload
+    from strata.plan.throughput import Throughput
 
 
 @click.command("plan")
 @model_argument
-@click.option("--memory", type=SIZE, default=None, help="Budget  [default: what is free].")
-@click.option("--context", type=click.IntRange(min=1), default=None, help="Positions of a request.")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), default=512, show_default=True)
-@click.option("--answer-tokens", type=click.IntRange(min=1), default=256, show_default=True)
-@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--memory", type=SIZE, default=None, help="Memory budget (default: the memory that is free)."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Tokens of a request: prompt and answer.",
+)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Length of the prompt to predict for.",
+)
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Length of the answer to predict for.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Requests that run at the same time.",
+)
 @click.option(
     "--machine",
     "machine_file",
@@ -45,6 +74,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="How keys and values are kept.",
 )
+@click.option("--fit", is_flag=True, help="Say which quantisation of MODEL is best for the budget.")
+@click.option(
+    "--throughput", "many", is_flag=True, help="Say how speed grows with requests together."
+)
+@draft_options
 @threads_option
 @offline_option
 @quiet_option
@@ -58,40 +92,130 @@ def command(
     concurrency: int,
     machine_file: Path | None,
     kv_type: KVTypeName,
+    fit: bool,
+    many: bool,
+    draft: str,
+    draft_model: str | None,
     threads: int | None,
     offline: bool | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Say how MODEL would run in a budget, how fast, and what more memory would buy.
+    """Show how MODEL would run in a budget, how fast, and what more memory would gain.
 
     Reads headers only. MODEL may be on the hub and not downloaded, or the name of a shape with a
     quantisation, such as llama-3.1-70b:Q4_K_M (`strata synth --list` has them all).
     """
+    from dataclasses import replace
+
     from strata.backends.registry import DEFAULT, backend_class
     from strata.backends.weights import WeightSource
+    from strata.engine.draft_choice import parse_draft
+    from strata.engine.draft_model import planned_bytes
+    from strata.engine.routes import known_hits
     from strata.machine.probe import load_machine
     from strata.models import build_model
     from strata.plan import Limits, Workload, outline, plan, to_json
     from strata.plan.budgets import budget_table
+    from strata.plan.throughput import throughput
 
-    workload = Workload(prompt_tokens, concurrency, context, answer_tokens)
+    guesses = parse_draft(draft).tokens
+    workload = Workload(prompt_tokens, concurrency, context, answer_tokens, draft_tokens=guesses)
+    if draft_model is not None:
+        with _header(draft_model, offline, quiet or as_json) as file:
+            nbytes = planned_bytes(file, context, concurrency, threads)
+        workload = replace(workload, draft_model_bytes=nbytes)
     with _header(model, offline, quiet or as_json) as file:
         built = build_model(file)
         profile = backend_class(DEFAULT).profile(built, WeightSource(file))
-        sizes = outline(model, built, file, profile)
+        sizes = outline(model, built, file, profile, known_hits(file.paths))
         if machine_file is not None:
             machine = load_machine(machine_file)
         else:
             machine = _this_machine(file, quiet or as_json)
         limits = Limits(memory, threads, kv_type, there=machine.memory_total or None)
+        if fit:
+            _fit(model, file, machine, limits, workload, as_json)
+            return
+        if many:
+            _print_throughput(throughput(sizes, machine, limits, workload), as_json)
+            return
         result = plan(sizes, machine, limits, workload)
         table = budget_table(sizes, machine, limits, workload)
+    pull = _pull(model)
     if as_json:
         budgets = [{"budget": p.budget, "predicted": to_json(p.predicted)} for p in table]
-        print_json({"plan": to_json(result), "budgets": budgets})
+        print_json({"plan": to_json(result), "budgets": budgets, "pull": pull})
         return
     _print(result, table)
+    if pull is not None:
+        click.echo(f"\nto download it: {pull}")
+
+
+def _print_throughput(found: Sequence[Throughput], as_json: bool) -> None:
+    """Each number of requests together, and where computing overtakes reading."""
+    from strata.plan import to_json
+    from strata.plan.throughput import best
+
+    chosen = best(found)
+    border = next((t.together for t in found if not t.reading_decides), None)
+    if as_json:
+        print_json(
+            {
+                "best": chosen.together,
+                "computing_overtakes_reading": border,
+                "together": [
+                    {
+                        "together": t.together,
+                        "tok_s": t.tok_s,
+                        "context": t.plan.context,
+                        "predicted": to_json(t.plan.predicted),
+                    }
+                    for t in found
+                ],
+            }
+        )
+        return
+    print_table(
+        ("TOGETHER", "ALL IN ALL", "DECODE", "FIRST TOKENS", "STREAMS", "KV", "BOUND BY", ""),
+        [
+            (
+                str(t.together),
+                format_speed(t.tok_s),
+                format_speed(t.plan.predicted.decode_tok_s),
+                format_seconds(t.plan.predicted.ttft_s),
+                format_size(t.plan.predicted.sweep_bytes),
+                format_size(t.plan.predicted.memory.kv),
+                t.plan.predicted.bound,
+                "best" if t is chosen else "",
+            )
+            for t in found
+        ],
+    )
+    if border is None:
+        click.echo("\nreading decides throughout: more together would give more still")
+    elif border == 1:
+        click.echo("\ncomputing decides throughout: more together gains by using weights for more")
+    else:
+        click.echo(f"\ncomputing overtakes reading at {border} together")
+
+
+def _fit(
+    model: str,
+    file: ModelFile,
+    machine: Machine,
+    limits: Limits,
+    workload: Workload,
+    as_json: bool,
+) -> None:
+    from strata.cli.plan_fit import as_object, fits, print_fits
+
+    found = fits(model, file, machine, limits, workload)
+    budget = next((f.plan.budget for f in found if f.plan), limits.memory or 0)
+    if as_json:
+        print_json({"model": model, "budget": budget, **as_object(found)})
+    else:
+        print_fits(model, budget, found)
 
 
 def _header(model: str, offline: bool | None, silent: bool) -> ModelFile:
@@ -114,6 +238,21 @@ def _header(model: str, offline: bool | None, silent: bool) -> ModelFile:
         return remote_header(reference)
     with progress_bars(silent=silent) as progress:
         return open_model(resolve(model, offline=offline, progress=progress))
+
+
+def _pull(model: str) -> str | None:
+    """The command that downloads the model; None where it is here, or nobody has it."""
+    from strata.errors import StrataError
+    from strata.hub.cache import HubRef, find_cached
+    from strata.hub.references import parse
+
+    try:
+        reference = parse(model)
+    except StrataError:
+        return None
+    if not isinstance(reference, HubRef) or find_cached(reference) is not None:
+        return None
+    return f"strata pull {reference}"
 
 
 def _this_machine(file: ModelFile, silent: bool) -> Machine:
@@ -140,18 +279,18 @@ def _print(plan: Plan, table: tuple[Plan, ...]) -> None:
     theirs = "its answer" if p.concurrency == 1 else "their answers"
     click.echo(f"{work} {p.prompt_tokens} tokens and {theirs} use {peak} of it")
     click.echo()
-    click.echo(f"loading takes {_seconds(p.load_s)}")
+    click.echo(f"loading takes {format_seconds(p.load_s)}")
     if p.concurrency == 1:
-        click.echo(f"first token of a prompt of {p.prompt_tokens} after {_seconds(p.ttft_s)}")
-        click.echo(f"then {_rate(p.decode_tok_s)}, bound by {p.bound}")
+        click.echo(f"first token of a prompt of {p.prompt_tokens} after {format_seconds(p.ttft_s)}")
+        click.echo(f"then {format_speed(p.decode_tok_s)}, bound by {p.bound}")
     else:
         prompts = f"{p.concurrency} prompts of {p.prompt_tokens}"
-        click.echo(f"first tokens of all {prompts} after {_seconds(p.ttft_s)}")
-        click.echo(f"then {_rate(p.decode_tok_s)} together, bound by {p.bound}")
+        click.echo(f"first tokens of all {prompts} after {format_seconds(p.ttft_s)}")
+        click.echo(f"then {format_speed(p.decode_tok_s)} together, bound by {p.bound}")
     if p.sweep_bytes:
         click.echo(
-            f"each sweep reads {format_size(p.sweep_bytes)} in {_seconds(p.sweep_read_s)} "
-            f"beside {_seconds(p.sweep_compute_s)} of work"
+            f"each sweep reads {format_size(p.sweep_bytes)} in {format_seconds(p.sweep_read_s)} "
+            f"beside {format_seconds(p.sweep_compute_s)} of work"
         )
     click.echo()
     print_table(
@@ -162,8 +301,8 @@ def _print(plan: Plan, table: tuple[Plan, ...]) -> None:
                 format_size(t.predicted.peak_bytes),
                 str(t.context),
                 format_size(t.predicted.sweep_bytes),
-                _seconds(t.predicted.ttft_s),
-                _rate(t.predicted.decode_tok_s),
+                format_seconds(t.predicted.ttft_s),
+                format_speed(t.predicted.decode_tok_s),
                 t.predicted.bound,
             )
             for t in table
@@ -176,13 +315,3 @@ def _shares(plan: Plan) -> list[tuple[str, str]]:
 
     shares: dict[str, Any] = asdict(plan.predicted.memory)
     return [(owner, format_size(nbytes)) for owner, nbytes in shares.items() if nbytes]
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-
-
-def _rate(tok_s: float) -> str:
-    return f"{tok_s:.3g} tok/s"

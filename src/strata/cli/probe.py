@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def command(model_or_dir: str | None, refresh: bool, quiet: bool, as_json: bool) -> None:
     """Measure this machine: cores, memory, kernels, and the disk under MODEL_OR_DIR.
 
-    Takes some seconds and is remembered. With --json it prints what `strata plan --machine FILE`
+    Takes some seconds and is remembered, unless the machine was busy: then it is measured again the
+    next time. With --json it prints what `strata plan --machine FILE`
     reads, also on another machine. Without MODEL_OR_DIR the disk of Strata's cache is measured.
     """
     from strata.hub.downloads import strata_home
@@ -38,8 +39,15 @@ def command(model_or_dir: str | None, refresh: bool, quiet: bool, as_json: bool)
     machine, known = probe(
         path,
         refresh=refresh,
+        noisy_again=True,
         progress=None if quiet or as_json else lambda what: remark(f"measuring: {what}"),
     )
+    if machine.noisy and not quiet:
+        remark(
+            f"the machine was busy: others took {machine.busy:.0%} of its processors, and reading "
+            f"memory varied by {machine.spread:.0%}. What is predicted may be too slow; say "
+            "`strata probe` again when it is quiet"
+        )
     if as_json:
         print_json(to_json(machine))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from strata.cli.console import print_json, progress_bars
+from strata.cli.console import print_json, progress_bars, remark
 from strata.cli.options import json_option, model_argument, quiet_option
 from strata.errors import UsageError
 
@@ -21,11 +21,13 @@ def command(model: str, verify: bool, quiet: bool, as_json: bool) -> None:
     """
     from strata.hub.builtin import fetch_builtin
     from strata.hub.cache import HubRef, verify_cached
-    from strata.hub.references import Builtin, LocalPath, parse, resolve
+    from strata.hub.references import Builtin, LocalPath, meaning, parse, resolve
 
     reference = parse(model)
     if isinstance(reference, LocalPath):
         raise UsageError(f"{reference.path} is already on this machine; there is nothing to pull")
+    if not quiet and (meant := meaning(model)) is not None:
+        remark(meant)
     with progress_bars(silent=quiet or as_json) as progress:
         path = resolve(model, progress=progress, refresh=True)
         if verify and isinstance(reference, Builtin):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from strata.cli.console import print_json, printable
-from strata.cli.engine_options import backend_options, memory_report, open_llm
-from strata.cli.options import json_option, memory_option, model_argument, quiet_option
+from strata.cli.engine_options import batch_options, memory_report, open_llm
+from strata.cli.options import model_argument
 from strata.cli.text_lists import MOST_PARALLEL, Encoded, asked_texts, file_option, progress_line
 
 
@@ -19,24 +20,18 @@ from strata.cli.text_lists import MOST_PARALLEL, Encoded, asked_texts, file_opti
 @click.argument("texts", nargs=-1)
 @file_option
 @click.option(
-    "-c", "--context", type=click.IntRange(min=1), help="Tokens of the longest pair there may be."
+    "-c", "--context", type=click.IntRange(min=1), help="Longest pair of query and text, in tokens."
 )
-@backend_options
-@memory_option
-@quiet_option
-@json_option
+@batch_options
 def command(
     model: str,
     query: str,
     texts: tuple[str, ...],
     file: Path | None,
     context: int | None,
-    backend: str,
-    threads: int | None,
-    kv_type: str | None,
-    memory: int | None,
     quiet: bool,
     as_json: bool,
+    **loading: Any,
 ) -> None:
     """Print TEXTS, lines of a file, or those of standard input, the best for QUERY first: a line
     with its score each, or all of them as one JSON object."""
@@ -46,12 +41,9 @@ def command(
     pairs = Encoded(asked, partial(pair_ids, query=query), beside=query)
     with open_llm(
         model,
-        backend=backend,
-        threads=threads,
-        kv_type=kv_type,
         context=context,
         quiet=quiet,
-        memory=memory,
+        **loading,
         parallel=min(MOST_PARALLEL, len(asked)),
         workload=pairs.workload(),
         embedding=True,

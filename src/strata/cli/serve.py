@@ -9,14 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
+from strata.backends.registry import DEFAULT
 from strata.cli.console import remark
-from strata.cli.engine_options import backend_options, kv_store_options, open_llm
-from strata.cli.options import SIZE, memory_option, model_argument, quiet_option
+from strata.cli.engine_options import (
+    ahead_option,
+    backend_options,
+    draft_options,
+    kv_store_options,
+    open_llm,
+)
+from strata.cli.options import SIZE, complete_model, memory_option, quiet_option
 from strata.errors import StrataError, UsageError
+
+if TYPE_CHECKING:
+    from strata.server import Settings
+    from strata.server.fleet.entries import Entry
 
 
 @contextmanager
@@ -45,7 +56,19 @@ def _ending_well() -> Iterator[None]:
 
 
 @click.command("serve")
-@model_argument
+@click.argument("models", nargs=-1, metavar="MODEL...", shell_complete=complete_model)
+@click.option(
+    "--models",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    help="Serve several: all of a folder, or those that a TOML file has as [models.NAME] tables.",
+)
+@click.option(
+    "--keep-alive",
+    metavar="DURATION",
+    help="Of several: how long a model stays after its last request, such as 5m; 0 not at all, -1 "
+    "for ever (default: 5m).",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port",
@@ -57,12 +80,13 @@ def _ending_well() -> Iterator[None]:
 @click.option(
     "--api-key",
     envvar="STRATA_API_KEY",
-    help="What callers must show. Better in the variable STRATA_API_KEY: others see arguments.",
+    help="The key clients must send. Prefer the variable STRATA_API_KEY: other users can see "
+    "command lines.",
 )
 @click.option(
     "--allow-unauthenticated",
     is_flag=True,
-    help="Let everybody in without a key, also from other machines.",
+    help="Accept clients without a key, from other machines too.",
 )
 @click.option(
     "--alias", "aliases", multiple=True, help="A further name for the model; may be repeated."
@@ -78,41 +102,52 @@ def _ending_well() -> Iterator[None]:
     "-c",
     "--context",
     type=click.IntRange(min=2),
-    help="Positions for a prompt and its answer (default: 4096, or the model's if it has fewer).",
+    help="Tokens of a prompt and its answer together (default: 4096, or the model's limit if "
+    "lower).",
 )
 @click.option(
     "--queue",
     type=click.IntRange(1, 1024),
     default=256,
     show_default=True,
-    help="Requests that may wait or run; further ones are told to come back.",
+    help="Requests that may wait or run; further ones are told to retry later.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
-    help="A web origin whose pages may call; may be repeated (default: none).",
+    help="A web origin whose pages may call the server; may be repeated (default: none).",
+)
+@click.option(
+    "--unknown-fields",
+    type=click.Choice(["refuse", "warn"]),
+    help="What happens to requests with fields that are not known: refused by name, or served with "
+    "the header x-strata-warning (default: as OpenAI's, Anthropic's and Ollama's own servers).",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(min=0, max=3600),
     default=10.0,
     show_default=True,
-    help="Seconds that running requests have when the server is stopped.",
+    help="Seconds running requests get to finish when the server is stopped.",
 )
 @click.option(
     "--kv-memory",
     type=SIZE,
-    help="KV for all requests together (default: a whole context for each of --parallel). With "
-    "less, requests that outgrow it wait for others and go on where they were.",
+    help="Memory for the KV of all requests together (default: a whole context for each of "
+    "--parallel). With less, requests that outgrow it wait for others and then continue.",
 )
 @backend_options
 @memory_option
 @kv_store_options
+@ahead_option
+@draft_options
 @quiet_option
 @_ending_well()
 def command(
-    model: str,
+    models: tuple[str, ...],
+    source: Path | None,
+    keep_alive: str | None,
     host: str,
     port: int,
     api_key: str | None,
@@ -122,6 +157,7 @@ def command(
     context: int | None,
     queue: int,
     cors_origins: tuple[str, ...],
+    unknown_fields: Literal["refuse", "warn"] | None,
     grace: float,
     backend: str,
     threads: int | None,
@@ -130,9 +166,16 @@ def command(
     kv_memory: int | None,
     kv_store: Path | None,
     kv_store_size: int,
+    kv_disk: Path | None,
+    draft: str,
+    experts_ahead: int,
+    draft_model: str | None,
     quiet: bool,
 ) -> None:
     """Serve MODEL over HTTP until Ctrl-C or SIGTERM.
+
+    Several, or --models, share --memory: each is loaded when it is asked for, and made smaller or
+    unloaded when others need its room.
 
     OpenAI's clients use http://HOST:PORT/v1, those of Anthropic and Ollama http://HOST:PORT; a
     browser finds a page there.
@@ -141,11 +184,13 @@ def command(
 
     try:
         from strata.server import Settings
+        from strata.server.fleet.entries import given, read_entries
         from strata.server.service import Service
         from strata.server.serving import Server, bind
+        from strata.server.waiting import Waiting
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"serving needs the package {error.name}: pip install 'strata[server]'"
+            f"serving needs the package {error.name}: pip install 'strata-llm[server]'"
         ) from None
     settings = Settings(
         host=host,
@@ -153,11 +198,38 @@ def command(
         api_key=api_key,
         allow_unauthenticated=allow_unauthenticated,
         cors_origins=cors_origins,
+        unknown_fields=unknown_fields,
         grace_s=grace,
         queue=max(queue, parallel),
     )
+    if source is not None or keep_alive is not None or len(models) > 1:
+        for name, value in (("--kv-store", kv_store), ("--kv-memory", kv_memory)):
+            if value is not None:
+                raise UsageError(f"{name} is for one model: serve it alone")
+        if kv_disk is not None or backend != DEFAULT:
+            raise UsageError("--kv-disk and --backend are for one model: serve it alone")
+        if aliases and len(models) != 1:
+            raise UsageError("--alias is for one model; a TOML file names several (--models)")
+        _serve_several(
+            [*(given(m, aliases) for m in models), *(read_entries(source) if source else ())],
+            settings,
+            memory=memory,
+            keep_alive=keep_alive,
+            defaults={
+                "context": context,
+                "parallel": parallel,
+                "threads": threads,
+                "kv_type": kv_type,
+                "draft": draft,
+            },
+        )
+        return
+    if not models:
+        raise UsageError("which model? Name one or several, or a folder of them with --models")
+    (model,) = models
     with (
         bind(settings) as sock,
+        Waiting(sock) as waiting,
         open_llm(
             model,
             backend=backend,
@@ -167,13 +239,19 @@ def command(
             kv_bytes=kv_memory,
             kv_store=kv_store,
             kv_store_size=kv_store_size,
+            kv_disk=kv_disk,
+            draft=draft,
+            experts_ahead=experts_ahead,
+            draft_model=draft_model,
             context=context,
             parallel=parallel,
             slowdown=SLOWDOWN,
             serving=True,
+            watch=waiting.progress,
             quiet=quiet,
         ) as llm,
     ):
+        waiting.end()
         # A path is nobody's business; its last part is a name.
         names = dict.fromkeys([llm.path.stem if Path(model).exists() else model, *aliases])
         server = Server(Service(llm, list(names), settings), sock, _tell_ready)
@@ -181,6 +259,50 @@ def command(
             # A step that takes minutes cannot be interrupted, and its memory not freed under it.
             sys.stderr.flush()
             os._exit(0)
+        if not server.started:
+            raise StrataError("the server could not start")
+
+
+def _serve_several(
+    entries: list[Entry],
+    settings: Settings,
+    *,
+    memory: int | None,
+    keep_alive: str | None,
+    defaults: dict[str, Any],
+) -> None:
+    from strata.machine.constants import KEEP_BACK
+    from strata.memory.limits import memory_available, memory_total
+    from strata.server.durations import seconds_of
+    from strata.server.fleet.entries import Entries, saved_path
+    from strata.server.fleet.fleet import KEEP_ALIVE_S, Fleet
+    from strata.server.fleet.front import Front, own_bytes
+    from strata.server.serving import Server, bind
+
+    try:
+        kept = KEEP_ALIVE_S if keep_alive is None else seconds_of(keep_alive)
+    except ValueError as error:
+        raise UsageError(f"--keep-alive: {error}") from None
+    if memory is None:
+        memory = int(memory_available() * (1 - KEEP_BACK))
+    memory = min(memory, memory_total() or memory)
+    every = Entries(entries, saved_path())
+    with bind(settings) as sock:
+        fleet = Fleet(
+            every,
+            memory,
+            own_bytes(),
+            defaults=defaults,
+            worker_settings={
+                "queue": settings.queue,
+                "unknown_fields": settings.unknown_fields,
+                "grace_s": settings.grace_s,
+            },
+            keep_alive_s=kept,
+            grace_s=settings.grace_s,
+        )
+        server = Server(Front(fleet, settings), sock, _tell_ready)
+        server.serve_until_stopped()
         if not server.started:
             raise StrataError("the server could not start")
 

@@ -11,6 +11,7 @@ from strata.cli.options import json_option, model_argument
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
+    from strata.decode.defaults import SamplingDefaults
     from strata.formats import ModelFile
     from strata.formats.summary import Summary
 
@@ -24,16 +25,19 @@ def command(model: str, with_tensors: bool, as_json: bool) -> None:
 
     Only the header is read, so it takes no time whatever the size of the model.
     """
+    from strata.decode.defaults import sampling_defaults
     from strata.formats import open_model
     from strata.formats.summary import summarise
     from strata.hub.references import resolve
 
     with open_model(resolve(model, download=False)) as opened:
         summary = summarise(opened)
+        sampling = sampling_defaults(opened)
         if as_json:
-            print_json(_as_json(summary, opened, with_tensors))
+            stated = {"sampling": dict(sampling.states), "sampling_source": sampling.source}
+            print_json({**_as_json(summary, opened, with_tensors), **stated})
             return
-        _print_facts(summary)
+        _print_facts(summary, _sampling(sampling))
         click.echo()
         print_table(
             ("TYPE", "TENSORS", "PARAMETERS", "SIZE"),
@@ -58,7 +62,14 @@ def command(model: str, with_tensors: bool, as_json: bool) -> None:
             )
 
 
-def _print_facts(summary: Summary) -> None:
+def _sampling(defaults: SamplingDefaults) -> str:
+    if not defaults.states:
+        return "greedy (the model states nothing)"
+    stated = ", ".join(f"{name} {value:g}" for name, value in defaults.states.items())
+    return f"{stated} ({defaults.source})"
+
+
+def _print_facts(summary: Summary, sampling: str) -> None:
     total = sum(size for _, size in summary.files)
     facts: dict[str, str | int | None] = {
         "name": summary.name,
@@ -73,6 +84,7 @@ def _print_facts(summary: Summary) -> None:
         "vocabulary": summary.vocabulary,
         "tokenizer": summary.tokenizer,
         "chat template": "yes" if summary.chat_template else "no",
+        "sampling": sampling,
         "tensors": summary.tensors,
         "size": format_size(total),
         "files": "\n".join(f"{path} ({format_size(size)})" for path, size in summary.files),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ class Constraint(Protocol):
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next [tokenizer's vocabulary]; at least one may, end tokens when
         the answer is complete. Changes nothing."""
+
+    def forced(self) -> Sequence[int]:
+        """Tokens that will most likely come next, since the text of them is all that may."""
 
     def accept(self, token: int) -> None:
         """Move on by the token that was chosen. Raises nothing: what goes wrong with it is raised

@@ -11,6 +11,7 @@ import gc
 import json
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from itertools import count
 from threading import RLock, get_ident
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.decode.constraint import Constraint
-from strata.decode.schemas import LAYOUT, closed
+from strata.decode.schemas import LAYOUT, closed, enforced
 from strata.errors import StrataError, UsageError
 from strata.guard import limits
 from strata.guard.account import Account
@@ -86,9 +87,9 @@ class GrammarCompiler:
 
     def json_schema(self, schema: Mapping[str, Any]) -> TokenGrammar:
         """JSON on one line that is valid under ``schema``, as ``strata.decode.schemas`` reads it;
-        a keyword that is not supported is an error."""
+        what no grammar can hold it to is left open (``strata.decode.schemas.enforced``)."""
         try:
-            text = json.dumps(closed(schema))
+            text = json.dumps(enforced(closed(schema))[0])
         except RecursionError:
             raise GrammarError("the schema is nested too deeply") from None
         return self._compile("json_schema", text)
@@ -251,7 +252,7 @@ class _Compiled:
         with self._lock:
             while self._answered < number:
                 try:
-                    came = self._receive(limits.MASK_S, most=self.size // 8 + 1024)
+                    came = self._receive(limits.MASK_S, most=self.size // 8 + 2048)
                 except GuardError as error:
                     raise GrammarError(f"the grammar takes too much: {error}") from None
                 self._answered += 1
@@ -309,20 +310,37 @@ class _Position:
         self._gone: GrammarError | None = None
         self._drop = finalize(self, compiled.drop, self._number, self._waits)
 
+    def _await(self) -> None:
+        while self._waits:
+            self._mask = self._compiled.answer(self._waits[0])
+            del self._waits[0]
+
+    @property
+    def _forced_count(self) -> int:
+        return int.from_bytes(self._mask[1:5], "little") if self._mask[:1] == b"+" else 0
+
+    def forced(self) -> tuple[int, ...]:
+        if self._gone is not None:
+            return ()
+        # What is wrong with the grammar is said where a token is chosen.
+        with suppress(GrammarError):
+            self._await()
+            ids = np.frombuffer(self._mask, "<u4", self._forced_count, 5)
+            return tuple(ids.tolist())
+        return ()
+
     def allowed(self) -> NDArray[np.bool_]:
         if self._gone is not None:
             raise self._gone
         compiled = self._compiled
-        while self._waits:
-            self._mask = compiled.answer(self._waits[0])
-            del self._waits[0]
+        self._await()
         state, size = self._mask[:1], compiled.size
         if state == b"-":
             reason = self._mask[1:].decode()
             raise GrammarError(f"the grammar takes too much: {reason}")
         allowed = np.zeros(size, np.bool_)
         if state == b"+":
-            bits = np.frombuffer(self._mask, np.uint8, offset=1)
+            bits = np.frombuffer(self._mask, np.uint8, offset=5 + 4 * self._forced_count)
             allowed = np.unpackbits(bits, count=size, bitorder="little").astype(np.bool_)
         if not allowed.any():
             # From a dead end an answer can only end.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral, Real
@@ -30,6 +30,7 @@ class SamplingParams:
       the seed and i alone, so that batching and resuming do not change it.
     - ``stop``: strings that end the answer and do not appear in it. ``stop_token_ids``: tokens that
       do the same, besides the model's own end tokens; ``ignore_eos`` switches the latter off.
+    - ``min_tokens``: of the answer, before which no end token is chosen.
     - ``max_tokens``: None is the rest of the context.
     - ``logprobs``: None for none, else the number of most probable tokens reported beside the
       chosen one.
@@ -48,6 +49,7 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
     max_tokens: int | None = None
     logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -65,10 +67,24 @@ class SamplingParams:
         _number("presence_penalty", self.presence_penalty, None, None)
         if self.seed is not None:
             _whole("seed", self.seed, 0, LARGEST_SEED)
+        _whole("min_tokens", self.min_tokens, 0, None)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, None)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
+        if not isinstance(self.stop, Iterable):
+            raise UsageError(f"stop must be text or a list of texts, not {self.stop!r}")
+        if not isinstance(self.stop_token_ids, Iterable) or isinstance(self.stop_token_ids, str):
+            raise UsageError(f"stop_token_ids must be token ids, not {self.stop_token_ids!r}")
+        if not isinstance(self.logit_bias, Mapping):
+            raise UsageError(f"logit_bias must be a dict, not {self.logit_bias!r}")
+        if not isinstance(self.ignore_eos, bool):
+            raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        if self.grammar is not None and not hasattr(self.grammar, "start"):
+            raise UsageError(
+                "grammar must be what LLM.compile gives: llm.compile(json_schema=...), not "
+                f"{type(self.grammar).__name__}"
+            )
         if not all(isinstance(s, str) and s for s in self.stop_strings):
             raise UsageError("stop must be strings of at least one character")
         for token in self.stop_token_ids:

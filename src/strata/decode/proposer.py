@@ -17,12 +17,22 @@ from strata.errors import UsageError
 @dataclass(frozen=True)
 class Draft:
     """Guessed tokens. ``parents`` gives for each the number of the one it follows, -1 for the last
-    token that is certain; it comes before it. None: a chain, each follows the one before."""
+    token that is certain; it comes before it. None: a chain, each follows the one before.
+
+    ``chances`` says for each how likely it is, if the one that it follows is right; None: nobody
+    knows. ``grades`` puts guesses of one kind together, so that their chances can be corrected by
+    how often that kind was right.
+    """
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] | None = None
+    chances: tuple[float, ...] | None = None
+    grades: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for beside in (self.chances, self.grades):
+            if beside is not None and len(beside) != len(self.tokens):
+                raise UsageError("a draft has a chance and a grade for each token, or none")
         if self.parents is None:
             return
         if len(self.parents) != len(self.tokens) or any(
@@ -37,14 +47,33 @@ class Draft:
         """The number of the token that token ``number`` follows."""
         return number - 1 if self.parents is None else self.parents[number]
 
+    def grade(self, number: int) -> int:
+        """The kind of guess that token ``number`` is."""
+        return 0 if self.grades is None else self.grades[number]
+
     def first(self, count: int) -> Draft:
         """The first ``count`` tokens; what they follow is among them."""
-        parents = None if self.parents is None else self.parents[:count]
-        return Draft(self.tokens[:count], parents)
+        return self if count >= len(self.tokens) else self.part(range(count))
+
+    def part(self, numbers: Sequence[int]) -> Draft:
+        """The tokens of these numbers, in this order; what they follow is among those before."""
+        if self.parents is None and list(numbers) == list(range(len(numbers))):
+            parents = None
+        else:
+            place = {-1: -1, **{number: at for at, number in enumerate(numbers)}}
+            parents = tuple(place[self.parent(number)] for number in numbers)
+        return Draft(
+            tuple(self.tokens[n] for n in numbers),
+            parents,
+            None if self.chances is None else tuple(self.chances[n] for n in numbers),
+            None if self.grades is None else tuple(self.grades[n] for n in numbers),
+        )
 
     def chains(self) -> list[tuple[int, ...]]:
         """The tokens in chains, by number: the first begins behind the last certain token and
         follows first children; each of the others branches off one that was given before."""
+        if self.parents is None:
+            return [tuple(range(len(self.tokens)))] if self.tokens else []
         children: dict[int, list[int]] = {}
         for number in range(len(self.tokens)):
             children.setdefault(self.parent(number), []).append(number)
@@ -63,18 +92,12 @@ class Draft:
         """The same draft with its tokens in the order of its chains."""
         if self.parents is None:
             return self
-        order = [number for chain in self.chains() for number in chain]
-        place = {-1: -1, **{number: at for at, number in enumerate(order)}}
-        return Draft(
-            tuple(self.tokens[number] for number in order),
-            tuple(place[self.parent(number)] for number in order),
-        )
+        return self.part([number for chain in self.chains() for number in chain])
 
     @property
     def chain(self) -> Draft:
         """Its first chain alone."""
-        numbers = next(iter(self.chains()), ())
-        return Draft(tuple(self.tokens[number] for number in numbers))
+        return self.part(next(iter(self.chains()), ()))
 
 
 NO_DRAFT = Draft()
@@ -84,6 +107,9 @@ NO_DRAFT = Draft()
 class Proposer(Protocol):
     """Guesses how requests go on. Called between steps, in the engine's thread."""
 
-    def propose(self, tokens: Sequence[int], most: int) -> Draft:
-        """Up to ``most`` tokens that may follow ``tokens``, prompt and answer so far, which are not
-        to be changed."""
+    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+        """Up to ``most`` tokens that may follow ``tokens``: prompt and answer so far of request
+        ``id``, which are not to be changed and only grow from call to call."""
+
+    def end(self, id: int, tokens: Sequence[int]) -> None:
+        """A request is over, or gone; ``tokens`` is all of it. It may never have been asked for."""

@@ -60,11 +60,20 @@ class Sampler:
     """Chooses the tokens of one request.
 
     ``choose`` changes nothing and may be repeated; ``accept`` records what was chosen. Both take
-    O(vocabulary). ``seed`` is the one in use, drawn if none was given.
+    O(vocabulary). ``seed`` is the one in use, drawn if none was given. ``stop_ids`` are end tokens,
+    which ``min_tokens`` keeps off.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self.params = params
+        ends = {id for id in (*stop_ids, *params.stop_token_ids) if id < vocab_size}
+        self._ends = np.array(sorted(ends) if params.min_tokens else [], np.int64)
         self.seed = secrets.randbits(64) if params.seed is None else params.seed
         self._chosen = 0
         self._bias_ids = np.fromiter(params.logit_bias, np.int64)
@@ -141,6 +150,17 @@ class Sampler:
         if self._constraint is not None:
             self._constraint.close()
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that a grammar forces to come next, as they are cut most likely; mostly none."""
+        return () if self._constraint is None else self._constraint.forced()
+
+    def without_grammar(self) -> Sampler:
+        """Another one in the same state that obeys no grammar: for tokens that are only guessed."""
+        other = copy(self)
+        other._seen, other._counts = self._seen.copy(), self._counts.copy()
+        other._constraint = None
+        return other
+
     def _fork(self) -> Sampler:
         """Another one in the same state."""
         other = copy(self)
@@ -150,7 +170,8 @@ class Sampler:
 
     def _adjust(self, logits: Logits) -> Logits:
         params = self.params
-        if not self._penalises and not len(self._bias) and self._constraint is None:
+        early = len(self._ends) > 0 and self._chosen < params.min_tokens
+        if not (self._penalises or len(self._bias) or self._constraint or early):
             return logits
         out: Logits = logits.copy()
         out[self._bias_ids] += self._bias
@@ -167,6 +188,12 @@ class Sampler:
             # Rows that pad the embedding are no tokens.
             out[len(allowed) :] = -np.inf
             out[: len(allowed)][~allowed[: len(out)]] = -np.inf
+        if early:
+            ends = out[self._ends]
+            out[self._ends] = -np.inf
+            if not np.isfinite(out.max()):
+                # A grammar lets the answer do nothing but end.
+                out[self._ends] = ends
         return out
 
     def _draw(self, logits: Logits, best: float) -> int:
@@ -194,12 +221,15 @@ class Sampler:
 
     def _report(self, token: int, logits: Logits) -> Sample:
         count = self.params.logprobs
-        if count is None:
-            return Sample(token)
-        shift = log_sum_exp(logits)
-        top = _ranked(logits, count)[:count].tolist() if count else []
-        pairs = tuple((i, float(logits[i]) - shift) for i in top)
-        return Sample(token, float(logits[token]) - shift, pairs)
+        return Sample(token) if count is None else report(token, logits, count)
+
+
+def report(token: int, logits: Logits, count: int) -> Sample:
+    """A token with its log-probability, and the ``count`` most probable ones with theirs."""
+    shift = log_sum_exp(logits)
+    top = _ranked(logits, count)[:count].tolist() if count else []
+    pairs = tuple((i, float(logits[i]) - shift) for i in top)
+    return Sample(token, float(logits[token]) - shift, pairs)
 
 
 def _exp(logits: Logits, best: float, temperature: float) -> NDArray[np.float64]:

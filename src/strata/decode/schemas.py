@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,58 @@ def closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     schemas is left as it is.
     """
     return schema if _composes(schema) else _close(schema)
+
+
+_OPEN_HERE = frozenset(
+    (
+        *("uniqueItems", "propertyNames", "not", "if", "then", "else", "unevaluatedProperties"),
+        *("contains", "minContains", "maxContains", "dependentRequired", "dependentSchemas"),
+        *("dependencies", "unevaluatedItems", "contentSchema"),
+    )
+)
+_FORMATS = frozenset(
+    (
+        *("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"),
+        *("uri", "unknown"),
+    )
+)
+_LOOKING = re.compile(r"\(\?<?[=!]|\\[1-9]")
+"""In a pattern: what looks around, or back at a group."""
+
+
+def enforced(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """``schema`` without what no grammar can hold an answer to, and the paths of what was left out.
+
+    What is valid under ``schema`` stays valid. Of ``oneOf`` it is left open that no second branch
+    may hold.
+    """
+    left_out: list[str] = []
+    return _enforced(schema, "", left_out), left_out
+
+
+def _enforced(node: Any, path: str, left_out: list[str]) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        here = f"{path}.{key}" if path else key
+        pattern = key == "pattern" and isinstance(value, str) and _LOOKING.search(value)
+        format = key == "format" and isinstance(value, str) and value not in _FORMATS
+        if key in _OPEN_HERE or pattern or format:
+            # What asks for nothing is not missed.
+            if value not in (False, {}, []):
+                left_out.append(f"{here} ({value})" if format else here)
+        elif key in (*_NAMED, "patternProperties") and isinstance(value, Mapping):
+            out[key] = {name: _enforced(v, f"{here}.{name}", left_out) for name, v in value.items()}
+        elif key in (*_BRANCHES, "allOf") and isinstance(value, list):
+            branches = [_enforced(v, f"{here}.{i}", left_out) for i, v in enumerate(value)]
+            alone = key == "oneOf" and "anyOf" not in node
+            out["anyOf" if alone else key] = branches
+        elif key in ("items", "additionalProperties", "additionalItems"):
+            out[key] = _enforced(value, here, left_out)
+        else:
+            out[key] = value
+    return out
 
 
 def _composes(node: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from time import perf_counter
 from typing import NamedTuple
@@ -12,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import Span, Step
+from strata.backends.settings import BackendSettings
 from strata.decode import (
-    NO_DRAFT,
     Draft,
-    Proposer,
     Sample,
     Sampler,
     SamplingParams,
     StopChecker,
     TextStream,
 )
-from strata.engine.kv_settings import KVSettings, make_memory
+from strata.engine.drafting import Drafting, DraftTotals
+from strata.engine.kv_settings import KVSettings, SequenceMemory, make_memory
 from strata.engine.pooling import embed
 from strata.engine.request import Delta, Request
-from strata.engine.runner import Runner
+from strata.engine.runner import Border, Runner
 from strata.engine.scheduler import Advance, Scheduler
-from strata.engine.scoring import score
+from strata.engine.scoring import Rows, score, visit
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
 from strata.models import Pooling
@@ -44,9 +45,6 @@ QUEUE_LIMIT = 1024
 LOAD_BYTES = 16 << 20
 """KV read from the disk between two steps that others wait for: some ten milliseconds."""
 
-DRAFT_TOKENS = 8
-"""Tokens that are guessed for a request in a step, where there is a proposer."""
-
 NO_TOKEN = Sample(-1)
 """In place of a token where there is none."""
 
@@ -56,7 +54,13 @@ class EngineError(UsageError):
 
 
 class ContextExceeded(EngineError):
-    """A request that is too long for the context."""
+    """A request that is too long for the context: it has ``tokens``, or more where it was given up
+    before they were counted, and the context ``most``."""
+
+    def __init__(self, message: str, tokens: int = 0, most: int = 0) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.most = most
 
 
 class QueueFull(StrataError):
@@ -78,9 +82,8 @@ class Engine:
     At most ``parallel`` requests run, of up to ``context`` positions each; ``kv`` says how much
     state is held for all of them together. Requests for which there is no room wait their turn.
     While some are being answered, the prompt of another is taken in pieces, as ``prefill_budget``
-    says (see Scheduler); empty: pieces as large as the token budget allows. A ``proposer`` guesses
-    up to ``draft_tokens`` of a request ahead, which changes no answer. One thread at a time may
-    call.
+    says (see Scheduler); empty: pieces as large as the token budget allows. ``drafting`` has tokens
+    guessed ahead, which changes no answer. One thread at a time may call.
     """
 
     def __init__(
@@ -93,8 +96,7 @@ class Engine:
         stop_ids: frozenset[int] = frozenset(),
         kv: KVSettings | None = None,
         prefill_budget: Sequence[int] = (),
-        proposer: Proposer | None = None,
-        draft_tokens: int = DRAFT_TOKENS,
+        drafting: Drafting | None = None,
     ) -> None:
         if not 1 <= context <= runner.model.context_length:
             raise EngineError(
@@ -110,24 +112,16 @@ class Engine:
         self.parallel = parallel
         self.token_budget = token_budget
         self._stop_ids = stop_ids
-        self._memory = make_memory(
-            kv or KVSettings(),
-            runner,
-            context=context,
-            parallel=parallel,
-            step_rows=token_budget,
-            token_s=lambda: runner.sweeps.token_s,
-        )
+        self._kv = kv or KVSettings()
+        self._memory = self._make_memory()
         self.kv_type = self._memory.kv_type
-        self._proposer = proposer
-        sizes = [size for _, size in self._pool_sizes()]
+        self.drafting = drafting
         self._scheduler = Scheduler(
             self._memory.manager,
             parallel=parallel,
             token_budget=token_budget,
             prefill_budget=prefill_budget,
-            draft_tokens=draft_tokens,
-            load_blocks=max(1, LOAD_BYTES // max(1, sum(sizes))),
+            load_blocks=self._load_blocks,
         )
         self._requests: dict[int, Request] = {}
         self._ids = count()
@@ -135,9 +129,66 @@ class Engine:
         self._tokens = 0
         self._hits = 0
         self._misses = 0
-        self._drafted = 0
-        self._kept = 0
         self._last: StepSize | None = None
+
+    def _make_memory(self) -> SequenceMemory:
+        return make_memory(
+            self._kv,
+            self.runner,
+            context=self.context,
+            parallel=self.parallel,
+            step_rows=self.token_budget,
+            token_s=lambda: self.runner.sweeps.token_s,
+        )
+
+    @property
+    def _load_blocks(self) -> int:
+        return max(1, LOAD_BYTES // max(1, sum(size for _, size in self._pool_sizes())))
+
+    def rearrange(
+        self,
+        settings: BackendSettings,
+        before: BackendSettings,
+        blocks: tuple[int, ...] | None = None,
+        prefill_budget: Sequence[int] = (),
+    ) -> None:
+        """Go on by other settings of the backend, with so many blocks of each group of state (None:
+        as many as there are). What fails leaves everything as it was ``before``.
+
+        Where sizes of state change everybody who runs gives way, and is resumed with the same bits.
+        """
+        blocks = blocks or self._blocks
+        old = self._kv, self.token_budget
+        new = replace(self._kv, blocks=blocks), settings.max_tokens
+        moves = (blocks, settings.max_tokens) != (self._blocks, self.token_budget)
+        moves = moves or settings.kv_slots != before.kv_slots
+        if moves:
+            self._scheduler.stop_all()
+            self._memory.manager.forget()
+            self._memory.offload.close()
+            # Its memory goes now: what comes is made in its place.
+            self.runner.backend.give_back(self._memory.state)
+        try:
+            self.runner.rearrange(settings, before)
+            self._kv, self.token_budget = new
+            try:
+                self._memory = self._make_memory() if moves else self._memory
+            except BaseException:
+                self.runner.rearrange(before, before)
+                raise
+        except BaseException:
+            self._kv, self.token_budget = old
+            if moves:
+                self._memory = self._make_memory()
+            raise
+        finally:
+            self._scheduler.go_on_with(
+                self._memory.manager, self.token_budget, prefill_budget, self._load_blocks
+            )
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return tuple(pool.blocks for pool in self._memory.manager.pools)
 
     @property
     def kv_bytes(self) -> int:
@@ -163,6 +214,7 @@ class Engine:
         """What is held and was done, as of now."""
         manager, sizes = self._memory.manager, self._pool_sizes()
         unused, free = manager.unused(), [pool.free for pool in manager.pools]
+        drafts = DraftTotals() if self.drafting is None else self.drafting.totals
         used = (blocks - n for (blocks, _), n in zip(sizes, unused, strict=True))
         return EngineStatus(
             waiting=self._scheduler.waiting,
@@ -176,8 +228,9 @@ class Engine:
             kv_blocks_cached=sum(unused) - sum(free),
             prefix_hit_tokens=self._hits,
             prefix_miss_tokens=self._misses,
-            draft_tokens=self._drafted,
-            draft_tokens_kept=self._kept,
+            draft_tokens=drafts.drafted,
+            draft_tokens_kept=drafts.kept,
+            draft_saved_s=drafts.saved_s,
             preemptions=self._scheduler.preemptions,
         )
 
@@ -197,13 +250,17 @@ class Engine:
         if room < 1:
             raise ContextExceeded(
                 f"the prompt has {len(prompt)} tokens and leaves no room in a context of "
-                f"{self.context}; shorten it or raise the context"
+                f"{self.context}; shorten it or raise the context",
+                len(prompt),
+                self.context,
             )
         limit = room if params.max_tokens is None else params.max_tokens
         if limit > room:
             raise ContextExceeded(
                 f"a prompt of {len(prompt)} tokens and {limit} more do not fit a context of "
-                f"{self.context}; ask for at most {room} tokens or raise the context"
+                f"{self.context}; ask for at most {room} tokens or raise the context",
+                len(prompt) + limit,
+                self.context,
             )
         return limit
 
@@ -228,12 +285,14 @@ class Engine:
         request = Request(
             id=next(self._ids),
             prompt=tuple(prompt),
-            sampler=Sampler(params, prompt, self.runner.model.vocab_size),
+            sampler=Sampler(params, prompt, self.runner.model.vocab_size, self._stop_ids),
             stop_checker=StopChecker(params, self._stop_ids, limit, text),
             submitted=perf_counter(),
         )
         self._requests[request.id] = request
         self._scheduler.add(request.id, prompt)
+        if self.drafting is not None:
+            self.drafting.begin(request.id, request.sampler)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -242,6 +301,12 @@ class Engine:
             request.cancelled = True
             request.sampler.close()
             self._scheduler.remove(request.id)
+            self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        if self.drafting is not None:
+            tokens = [*request.prompt, *(sample.token for sample in request.output)]
+            self.drafting.end(request.id, tokens)
 
     def step(self) -> list[Delta]:
         """Advance some requests: plan, run, commit. Returns the tokens that were chosen, and for a
@@ -250,22 +315,29 @@ class Engine:
         An exception or interrupt before the commit leaves every request as it was before the step;
         one within it cancels the requests of the step.
         """
-        advances = self._scheduler.plan(None if self._proposer is None else self._propose)
+        advances = self._scheduler.plan(None if self.drafting is None else self._propose)
         if not advances:
             return []
+        began = perf_counter()
         outcomes = self._run(advances)
         try:
-            return [delta for outcome in outcomes for delta in self._commit(outcome)]
+            deltas = [self._commit(outcome) for outcome in outcomes]
+            if self.drafting is not None:
+                chosen = {o.advance.id: [s.token for s in o.samples] for o in outcomes}
+                self.drafting.learn(advances, chosen, perf_counter() - began)
         except BaseException:
             for outcome in outcomes:
                 self.cancel(outcome.request)
             raise
+        return [delta for each in deltas for delta in each]
 
-    def _propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
-        """Guesses for a request, no more than its answer may have beside the next token."""
-        assert self._proposer is not None
-        most = min(most, self._requests[id].stop_checker.left - 1)
-        return self._proposer.propose(tokens, most) if most > 0 else NO_DRAFT
+    def _propose(
+        self, tokens: Mapping[int, Sequence[int]], rows: int, room: int
+    ) -> Mapping[int, Draft]:
+        """Guesses for requests, no more than an answer may have beside the next token."""
+        assert self.drafting is not None
+        limits = {id: self._requests[id].stop_checker.left - 1 for id in tokens}
+        return self.drafting.propose(tokens, rows, room, limits)
 
     def _run(self, advances: list[Advance]) -> list[_Outcome]:
         """What comes of the advances. Changes no request but for when it started."""
@@ -329,8 +401,9 @@ class Engine:
             if request.finish_reason is not None:
                 break
         self._scheduler.commit(outcome.advance, [delta.sample.token for delta in deltas])
-        self._drafted += len(outcome.advance.draft.tokens)
-        self._kept += max(0, len(deltas) - 1)
+        lost = outcome.advance.redone + len(outcome.advance.draft.tokens) - max(0, len(deltas) - 1)
+        self._tokens -= lost
+        self.runner.sweeps.lost(lost)
         if outcome.error is not None:
             self.cancel(request)
             return [Delta(request, NO_TOKEN, "", None, outcome.error)]
@@ -338,6 +411,7 @@ class Engine:
             del self._requests[request.id]
             request.sampler.close()
             self._scheduler.remove(request.id, keep=True)
+            self._forget(request)
         return deltas
 
     def _count(self, advances: list[Advance]) -> None:
@@ -367,6 +441,16 @@ class Engine:
             self.token_budget,
         )
 
+    def visit_logits(
+        self, tokens: Sequence[int], first: int, rows: Rows, border: Border | None = None
+    ) -> None:
+        """Give the logits that predict ``tokens[first + 1:]`` to ``rows``, a few rows at a time,
+        and what each Segment gives to ``border``. Uses KV as ``logprobs`` does."""
+        self._check(tokens)
+        self.limit(tokens[:-1], SamplingParams(max_tokens=1))
+        memory, budget = self._memory, self.token_budget
+        visit(self.runner, memory.state, memory.manager, tokens, first, budget, rows, border)
+
     def check_lengths(self, texts: Sequence[Sequence[int]]) -> None:
         """ContextExceeded for a text that is longer than the context, EngineError for one without
         tokens or with unknown ones."""
@@ -375,7 +459,9 @@ class Engine:
             if len(text) > self.context:
                 raise ContextExceeded(
                     f"text {number + 1} has {len(text)} tokens and the context {self.context}: "
-                    f"shorten it or raise the context"
+                    f"shorten it or raise the context",
+                    len(text),
+                    self.context,
                 )
 
     def embed(
@@ -386,14 +472,12 @@ class Engine:
     ) -> NDArray[np.float32]:
         """Embeddings [texts, width], those of a text's tokens made one; see ``pooling.embed``.
 
-        EngineError for a model that was not loaded for it, ContextExceeded for a text that is
-        longer than the context.
+        A model that continues texts gives what its head would multiply. ContextExceeded for a text
+        that is longer than the context.
         """
-        if not self.runner.model.embeds:
-            raise EngineError("this model was loaded to continue texts: embedding=True embeds them")
         self.check_lengths(texts)
         return embed(
-            self.runner,
+            self.runner.embedding(),
             self._memory.state,
             self._memory.manager,
             texts,
@@ -410,10 +494,14 @@ class Engine:
     def close(self) -> None:
         """Finish what is being written to the store of prefixes. The engine is of no use after."""
         self._memory.offload.close()
+        if self.drafting is not None:
+            self.drafting.close()
 
     def check_integrity(self) -> None:
         """Raise PoolError unless every KV block is free or held by those that should."""
         self._scheduler.check_integrity()
+        if self.drafting is not None and self.drafting.model is not None:
+            self.drafting.model.check_integrity()
 
 
 def _batch(advances: Sequence[Advance]) -> Step:

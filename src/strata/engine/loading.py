@@ -3,12 +3,17 @@ context, the Model, the tokenizer, the Plan, KV, and at last the weights."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strata.backends.kv_types import F32, KV_TYPES
 from strata.backends.weights import WeightSource
-from strata.engine.engine import Engine
+from strata.engine.draft_choice import parse_draft
+from strata.engine.draft_model import DraftModelFile, open_draft_model
+from strata.engine.drafts import make_drafting
+from strata.engine.engine import TOKEN_BUDGET, Engine
 from strata.engine.kv_settings import KVSettings, StoreSettings, state_blocks
 from strata.engine.runner import LoadProgress
 from strata.engine.runtime import (
@@ -16,6 +21,7 @@ from strata.engine.runtime import (
     Runtime,
     base_memory,
     make_runtime,
+    needs_plan,
     settled_memory,
     smallest_budget,
 )
@@ -24,17 +30,22 @@ from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
+from strata.hub.downloads import exclusive, strata_home
+from strata.kv import pool_blocks
 from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT, MB
-from strata.memory.limits import memory_total
+from strata.memory.limits import memory_available, memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
 from strata.program import Model
-from strata.sizes import format_size
+from strata.sizes import format_budget, format_size
 from strata.text import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from strata.plan import Plan
 
+
+_KV_TOGETHER = 0.1
+"""Of free memory: what KV of sequences may take that run together without being asked to."""
 
 _HEADER_ROOM = 64 * MB
 
@@ -75,7 +86,8 @@ def load(
 def _load(
     file: ModelFile, options: LoadOptions, plan: Plan | None, progress: LoadProgress | None
 ) -> Loaded:
-    # It may be refused, and takes no time.
+    # They may be refused, and take no time.
+    parse_draft(options.draft)
     directory = (
         StoreDirectory(options.kv_store, options.kv_store_bytes) if options.kv_store else None
     )
@@ -83,17 +95,27 @@ def _load(
     if wanted is None:
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
     model = _build(file, wanted, options)
+    if options.serving and not options.embedding and (model.embeds or not model.causal):
+        options = replace(options, embedding=True)
+        model = embedding_model(model)
     if not options.embedding and (model.embeds or not model.causal):
         raise UsageError(
             f"'{model.architecture}' models see a whole text at once and do not continue it token "
             f"by token: this one embeds texts (`strata embed`)"
         )
+    if options.together and plan is None and not needs_plan(file, options):
+        options = replace(options, parallel=_together(model, options))
     # Building a tokenizer takes more for a while than it keeps: before there are weights.
     _check_tokenizer(file, model, options)
     before = settled_memory()
     tokenizer = load_tokenizer(file)
+    if options.chat_template is not None:
+        tokenizer.use_chat_templates({"default": options.chat_template})
     tokenizer.encode("Much of it is made when it is first used.")
     tokenizer_bytes = max(0, settled_memory() - before)
+    draft_model = _draft_model(file, model, options, tokenizer)
+    if draft_model is not None:
+        options = replace(options, draft_model_bytes=draft_model.nbytes())
     runtime = make_runtime(
         file, model, options, plan, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes
     )
@@ -117,6 +139,11 @@ def _load(
     if directory is not None:
         identity = fingerprint(file, FileDigests(), progress, drop_cached=runtime.limited)
         kv = replace(kv, store=StoreSettings(directory, identity, file.unchanged))
+    if file.foreign:
+        repacked = strata_home() / "repacked"
+        repacked.mkdir(parents=True, exist_ok=True)
+        with exclusive(repacked / "lock"):
+            file.repack(repacked, progress)
     engine = Engine(
         runtime.runner(model, WeightSource(file), progress),
         context=runtime.context,
@@ -125,9 +152,48 @@ def _load(
         stop_ids=tokenizer.stop_ids,
         kv=replace(kv, blocks=blocks),
         prefill_budget=() if runtime.plan is None else runtime.plan.prefill_budget,
+        drafting=make_drafting(parse_draft(options.draft), runtime, model, draft_model, progress),
     )
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
+
+
+def _draft_model(
+    file: ModelFile, model: Model, options: LoadOptions, tokenizer: Tokenizer
+) -> DraftModelFile | None:
+    """The model that is to guess, opened and checked; UsageError for one that cannot."""
+    if options.draft_model is None or options.embedding:
+        return None
+    if parse_draft(options.draft).kind == "off":
+        raise UsageError("a draft model is given, and --draft off: leave one of them out")
+    return open_draft_model(
+        options.draft_model,
+        file,
+        tokenizer,
+        context=model.context_length,
+        parallel=options.parallel,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def _together(model: Model, options: LoadOptions) -> int:
+    """Sequences that run together where nobody says: as many as have KV in a modest share of free
+    memory, of what takes most."""
+    kv_type = next((found for found in KV_TYPES if found.name == options.kv_type), F32)
+    sizes = [kv_type.block_nbytes(model.state, group) for group in model.groups]
+    for parallel in (8, 4, 2):
+        kv = pool_blocks(
+            model.groups,
+            sizes,
+            context=model.context_length,
+            parallel=parallel,
+            step_rows=TOKEN_BUDGET,
+        )
+        assert kv is not None
+        nbytes = sum(n * size for n, size in zip(kv, sizes, strict=True))
+        if nbytes <= _KV_TOGETHER * memory_available():
+            return parallel
+    return 1
 
 
 def _build(file: ModelFile, context: int, options: LoadOptions) -> Model:
@@ -152,10 +218,10 @@ def _header_room(options: LoadOptions) -> int | None:
 def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> None:
     """BudgetTooSmall if the budget does not even do for building the tokenizer: it is built before
     there is a Plan, which is made for what it makes of a text."""
-    room = _room(options)
-    if room is None:
+    if options.memory is None:
         return
     from strata.plan import BudgetTooSmall
+    from strata.plan.memory_model import with_peak_margin
     from strata.plan.outline import tokenizer_outline
     from strata.plan.tokenizer_memory import tokenizer_building_bytes
 
@@ -164,16 +230,15 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
     if file.kind == "huggingface" and (path := file.sidecar("tokenizer.json")) is not None:
         # However few its tokens: the text, and the strings made of it.
         needed = max(needed, 2 * path.stat().st_size)
-    if needed > room:
-        assert options.memory is not None
+    built = with_peak_margin((options.process_bytes or 0) + needed)
+    if built > options.memory:
         # Where that is not all for which there is no room, what does for all of it.
-        built = (options.process_bytes or 0) + needed
         smallest = max(built, smallest_budget(file, model, options))
-        needs = f"it needs {-(-smallest // MB)}MB at least"
+        needs = f"it needs {format_budget(smallest)} at least"
         if isinstance(options.workload, TextWorkload):
             # How much it is, is known once the tokenizer is there.
-            needs = f"for so long a text it needs {-(-smallest // MB)}MB, or less: given "
-            needs += f"{-(-built // MB) + 1}MB or more, that is known exactly"
+            needs = f"for so long a text it needs {format_budget(smallest)}, or less: given "
+            needs += f"{format_budget(built + MB)} or more, that is known exactly"
         raise BudgetTooSmall(
             f"{format_size(options.memory)} are too little for {file.path.name}: to build its "
             f"tokenizer, of {outline.tokens} tokens and {outline.merges} merges, takes "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from traceback import clear_frames
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +13,12 @@ from numpy.typing import NDArray
 from strata.backends.base import Activations, Backend, LoadedSegment, StateCache, Step
 from strata.backends.kv_types import KVType
 from strata.backends.null import NullBackend, NullSegment
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.engine.sweeps import Sweeps
 from strata.errors import StrataError
-from strata.program import Cost, Model, StepSize, program_cost
+from strata.models import embedding_model
+from strata.program import Cost, Model, Segment, StepSize, program_cost
 from strata.quant import BlockType
 
 LOGIT_ROWS = 64
@@ -22,6 +26,9 @@ LOGIT_ROWS = 64
 
 JOINED_TOKENS = 64
 """Tokens up to which a step is over so soon that nobody looks at or interrupts it on its way."""
+
+Border = Callable[[Segment, Mapping[str, NDArray[np.float32]]], None]
+"""Gets what a Segment gives to the next one, float32 [rows, width] by name."""
 
 LoadProgress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
@@ -53,6 +60,9 @@ class Runner:
         if head.result is None or all(op.kind != "select" for op in head.program.ops):
             raise StrataError(f"the last segment, '{head.name}', does not select rows to give")
         self._result = head.outputs[0]
+        self._weights = weights
+        self._embedding: Runner | None = None
+        self._beside = False
         self._types = {s.name: {w.name: weights.type(w) for w in s.weights} for s in model.segments}
         self._stored: dict[str, Mapping[str, int]] = {
             segment.name: {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
@@ -71,6 +81,42 @@ class Runner:
         if progress:
             progress("loading", total, total)
         self._joined = backend.join(self._loaded[:-1])
+
+    def rearrange(self, settings: BackendSettings, before: BackendSettings) -> None:
+        """Between two steps: hold and stream what other settings say; see Backend. What fails
+        leaves it as it was ``before``."""
+        # Whoever holds a Segment holds its weights.
+        self._loaded, self._joined, self._embedding = [], None, None
+        try:
+            self._loaded = self.backend.rearrange(settings)
+        except BaseException as error:
+            # Frames that failed hold weights, too.
+            clear_frames(error.__traceback__)
+            settings = before
+            self._loaded = self.backend.rearrange(settings)
+            raise
+        finally:
+            self._joined = self.backend.join(self._loaded[:-1])
+            self._logit_rows = settings.max_logit_rows
+
+    def embedding(self) -> Runner:
+        """This Runner if its Model embeds, else one of the same weights that gives what the head
+        would multiply (``models.embedding_model``). UsageError for a family with weights there that
+        have to be loaded: ``embedding`` does."""
+        if self.model.embeds:
+            return self
+        if self._embedding is None:
+            other = copy(self)
+            other.model = embedding_model(self.model)
+            head = other.model.segments[-1]
+            other._result = head.outputs[0]
+            other._loaded = [
+                *self._loaded[:-1],
+                self.backend.load(head, self._weights, beside=True),
+            ]
+            other._beside = True
+            self._embedding = other
+        return self._embedding
 
     @property
     def segment(self) -> int | None:
@@ -125,19 +171,25 @@ class Runner:
     def _joins(self, step: Step) -> bool:
         return self._joined is not None and len(step.tokens) <= JOINED_TOKENS
 
-    def run(self, step: Step, state: StateCache) -> Iterator[NDArray[np.float32]]:
+    def run(
+        self, step: Step, state: StateCache, border: Border | None = None
+    ) -> Iterator[NDArray[np.float32]]:
         """Run a step; yields logits (or embeddings), a few rows [rows, vocabulary] at a time, in
-        the order of ``logits_indices``.
+        the order of ``logits_indices``. ``border`` is told what each Segment but the last gives.
 
         The step has run when the iterator is exhausted. Each array is valid until the next one, and
         there is room for one: let go of it before the next one is asked for.
         """
         *body, head = self._loaded
         activations: Activations = {}
+        with_head = step
+        if self._beside:
+            # Nothing of the head that is not run is to be read.
+            step = replace(step, logits_indices=step.logits_indices[:0])
         self.sweeps.begin(step)
         completed = False
         try:
-            if self._joined is not None and self._joins(step):
+            if self._joined is not None and self._joins(step) and border is None:
                 self._running_joined = True
                 activations = self.backend.run(self._joined, step, state, activations)
                 self._running_joined = False
@@ -145,8 +197,11 @@ class Runner:
                 for self._segment, loaded in enumerate(body):
                     activations = self.backend.run(loaded, step, state, activations)
                     self.sweeps.done(self._segment + 1)
+                    if border is not None:
+                        given = loaded.segment.outputs
+                        border(loaded.segment, self.backend.export(activations, given))
             self._segment = len(body)
-            yield from self._run_head(head, step, state, activations)
+            yield from self._run_head(head, with_head, state, activations)
             completed = True
         finally:
             self._segment, self._running_joined = None, False

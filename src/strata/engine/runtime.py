@@ -6,9 +6,10 @@ import gc
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 import strata._native as _native
 from strata.backends.base import Backend
@@ -16,12 +17,16 @@ from strata.backends.kv_types import KVType, choose_kv_type
 from strata.backends.registry import DEFAULT, backend_class
 from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
+from strata.engine import hot_experts
+from strata.engine.draft_choice import parse_draft
 from strata.engine.engine import TOKEN_BUDGET
+from strata.engine.routes import known_hits
 from strata.engine.runner import LoadProgress, Runner
 from strata.engine.texts import OWNER as TEXTS
 from strata.engine.texts import TextWorkload
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
+from strata.hub.downloads import strata_home
 from strata.memory import Ledger, LedgerAccount, process_memory
 from strata.memory.limits import headrooms, memory_available, memory_free, memory_total
 from strata.program import Model
@@ -30,6 +35,7 @@ from strata.sizes import format_size
 if TYPE_CHECKING:
     from strata.backends.settings import KVTypeName
     from strata.plan import Machine, Plan, Workload
+    from strata.plan.planner import Planner
     from strata.text import Tokenizer
 
 _SURELY_FITS = 0.4
@@ -65,13 +71,20 @@ class LoadOptions:
     read answers meanwhile, which takes a Plan too. ``serving`` says
     that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
     time. ``backend`` is a name that ``strata.backends.registry`` knows.
-    ``embedding``: the model gives embeddings, and has no head.
+    ``embedding``: the model gives embeddings, and has no head. ``together``: more may run than
+    ``parallel`` says where memory is not short. ``chat_template`` is used instead of the model's
+    own. ``kv_disk`` is a directory for KV that has no room in memory; None is Strata's own folder,
+    used where a context does not fit otherwise, and False none. ``draft`` says how tokens are
+    guessed ahead, as ``strata.engine.draft_choice`` has it; ``draft_model`` guesses, too, and takes
+    ``draft_model_bytes``, which loading finds out.
+    ``experts_ahead`` slots at most are for experts that are read before they are chosen.
     """
 
     memory: int | None = None
     threads: int | None = None
     context: int | None = None
     parallel: int = 1
+    together: bool = False
     workload: Workload | TextWorkload | None = None
     planned: bool = False
     kv_type: str | None = None
@@ -83,19 +96,39 @@ class LoadOptions:
     kv_store: Path | None = None
     kv_store_bytes: int = 0
     slowdown: float | None = None
+    chat_template: str | None = None
+    kv_disk: Path | Literal[False] | None = None
+    experts_ahead: int = 0
+    draft: str = "off"
+    draft_model: Path | None = None
+    draft_model_bytes: int = 0
 
     @property
     def wants_plan(self) -> bool:
         """Whether a Plan is made in any case."""
-        return self.planned or self.memory is not None or self.slowdown is not None
+        asked = (self.memory, self.slowdown, self.kv_disk)
+        return self.planned or any(x is not None for x in asked)
 
 
-@dataclass(frozen=True)
+@runtime_checkable
+class CachesExperts(Protocol):
+    """A backend that holds some experts in slots, of all that there are."""
+
+    def expert_scores(self) -> tuple[list[int], list[float]] | None:
+        """How many each layer has, and what uses of each are worth; None where none is in slots."""
+
+    def begin_with_experts(self, scores: list[float]) -> None:
+        """Those are in slots from now on whose uses were worth most."""
+
+
+@dataclass
 class Runtime:
     """A backend made as a Plan has it, and the books of its memory.
 
     ``guarded`` is the account of guarded processes. ``limited`` says that a budget was given, by
-    itself or in a Plan: then it is held, and the page cache is part of it.
+    itself or in a Plan: then it is held, and the page cache is part of it. ``options`` are those by
+    which another Plan would be made, for a tokenizer of ``tokenizer_bytes``. Plan, sizes and
+    settings change with the budget (``live_budget.py``).
     """
 
     backend: Backend
@@ -109,6 +142,10 @@ class Runtime:
     token_budget: int
     logit_rows: int
     kv_type: KVType
+    settings: BackendSettings
+    options: LoadOptions
+    tokenizer: Tokenizer
+    tokenizer_bytes: int
     limited: bool = False
 
     @property
@@ -125,6 +162,12 @@ class Runtime:
     def weights_bytes(self) -> int:
         """Bytes of weights held, those that two Segments share counted once."""
         return self.ledger.owned.get("weights", 0)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot for an expert; 0 where none is in slots."""
+        slots = self.settings.expert_slots
+        return self.ledger.owned.get("experts", 0) // slots if slots else 0
 
     def runner(self, model: Model, weights: WeightSource, progress: LoadProgress | None) -> Runner:
         """A Runner whose weights are loaded."""
@@ -146,14 +189,23 @@ class Runtime:
     def ready(self) -> None:
         """Everything is loaded: begin to read ahead, and give back what loading left behind."""
         self.backend.prepare()
+        self._begin_with_experts()
         if self.limited:
             self.file.forget_cached()
         _native.give_back_memory()
 
     def close(self) -> None:
         """Free the weights and what running takes; nothing can be run afterwards."""
+        if isinstance(self.backend, CachesExperts) and (known := self.backend.expert_scores()):
+            hot_experts.keep(self.file.paths[0], *known)
         self.backend.close()
         _native.give_back_memory()
+
+    def _begin_with_experts(self) -> None:
+        if isinstance(self.backend, CachesExperts) and (known := self.backend.expert_scores()):
+            scores = hot_experts.recall(self.file.paths[0], known[0])
+            if scores is not None:
+                self.backend.begin_with_experts(scores)
 
     def check_integrity(self) -> None:
         """LedgerError if the process takes more memory than its owners entered."""
@@ -178,12 +230,12 @@ def make_runtime(
         raise UsageError(f"the {kind.name} backend keeps to no memory budget; the cpu backend does")
     machine = None
     limited = options.memory is not None or plan is not None
-    if plan is None and kind.plans and _needs_plan(file, options):
+    if plan is None and kind.plans and needs_plan(file, options):
         machine = this_machine(file)
         if isinstance(options.workload, TextWorkload):
             books = _ledger(options.memory, 0, tokenizer_bytes)
             options = replace(options, workload=options.workload.made(tokenizer, books))
-        plan = _make_plan(file, model, machine, options, kind, tokenizer_bytes)
+        plan = make_plan(file, model, machine, options, kind, tokenizer_bytes)
     if plan is None:
         ledger = _ledger(None, 0, tokenizer_bytes)
         context, parallel = model.context_length, options.parallel
@@ -197,7 +249,7 @@ def make_runtime(
         ledger = _ledger(budget, plan.predicted.memory.margin, tokenizer_bytes)
         if options.workload is not None and not isinstance(options.workload, TextWorkload):
             ledger.take(TEXTS, options.workload.text_bytes)
-        settings = _settings(plan, limited)
+        settings = settings_of(plan, kv_directory(options, plan), limited=limited)
         token_budget, context, parallel = plan.max_tokens, plan.context, plan.parallel
         backend = kind.create(plan.threads, plan.isa, settings, ledger)
     guarded = LedgerAccount(ledger, "guard")
@@ -217,6 +269,10 @@ def make_runtime(
         token_budget,
         settings.max_logit_rows,
         choose_kv_type(plan.kv_type if plan else options.kv_type, backend.kv_types),
+        settings,
+        options,
+        tokenizer,
+        tokenizer_bytes,
         limited,
     )
 
@@ -281,19 +337,20 @@ def smallest_budget(file: ModelFile, model: Model, options: LoadOptions) -> int:
         most = replace(most, prompt_tokens=min(most.prompt_tokens, fits))
         options = replace(options, workload=most)
     try:
-        _make_plan(file, model, this_machine(file), options, backend_class(options.backend))
+        make_plan(file, model, this_machine(file), options, backend_class(options.backend))
     except BudgetTooSmall as error:
         return error.smallest
     return 0
 
 
-def _needs_plan(file: ModelFile, options: LoadOptions) -> bool:
+def needs_plan(file: ModelFile, options: LoadOptions) -> bool:
+    """Whether a Plan is asked for, or the weights do not surely fit into free memory."""
     if options.wants_plan:
         return True
     return file.nbytes > _SURELY_FITS * memory_available()
 
 
-def _make_plan(
+def make_plan(
     file: ModelFile,
     model: Model,
     machine: Machine,
@@ -304,9 +361,35 @@ def _make_plan(
     """The Plan for what is asked for, or for a usual workload. A tokenizer that is there already
     takes ``tokenizer_bytes``, not what it is thought to."""
     from strata.machine import constants
-    from strata.plan import Limits, Workload, outline, plan, tokenizer_memory
+    from strata.plan import BudgetTooSmall
+
+    planner, process = make_planner(file, model, machine, options, kind, tokenizer_bytes)
+    try:
+        return planner.plan(planner.limits.budget)
+    except BudgetTooSmall as error:
+        others = process - constants.PROCESS
+        if options.memory is None or others < _ALIKE:
+            raise
+        raise BudgetTooSmall(
+            f"of {format_size(options.memory)} this process takes {format_size(others)} for other "
+            f"things: {error}",
+            error.smallest,
+        ) from None
+
+
+def make_planner(
+    file: ModelFile,
+    model: Model,
+    machine: Machine,
+    options: LoadOptions,
+    kind: type[Backend],
+    tokenizer_bytes: int | None = None,
+) -> tuple[Planner, int]:
+    """What makes Plans for ``make_plan``, of any budget; and the bytes of the process by itself."""
+    from strata.machine import constants
+    from strata.plan import Limits, Workload, outline, tokenizer_memory
     from strata.plan.memory_model import server_bytes
-    from strata.plan.planner import BudgetTooSmall
+    from strata.plan.planner import Planner
 
     workload = options.workload
     assert not isinstance(workload, TextWorkload)
@@ -319,11 +402,16 @@ def _make_plan(
             answer_tokens=min(usual.answer_tokens, half),
         )
     workload = replace(
-        workload, concurrency=options.parallel, context=options.context, serving=options.serving
+        workload,
+        concurrency=options.parallel,
+        context=options.context,
+        serving=options.serving,
+        draft_tokens=parse_draft(options.draft).tokens,
+        draft_model_bytes=options.draft_model_bytes,
     )
     profile = kind.profile(model, WeightSource(file))
     kv_type = choose_kv_type(options.kv_type, profile.kv_types).name
-    sizes = outline(file.path.name, model, file, profile)
+    sizes = outline(file.path.name, model, file, profile, known_hits(file.paths))
     process = options.process_bytes or base_memory(planned=True)
     if options.serving:
         # Of a server's libraries some are here already.
@@ -338,18 +426,10 @@ def _make_plan(
         kv_bytes=options.kv_bytes,
         slowdown=options.slowdown,
         process_bytes=process,
+        kv_disk=None if options.kv_disk is None else options.kv_disk is not False,
+        experts_ahead=options.experts_ahead,
     )
-    try:
-        return plan(sizes, machine, limits, workload)
-    except BudgetTooSmall as error:
-        others = process - constants.PROCESS
-        if options.memory is None or others < _ALIKE:
-            raise
-        raise BudgetTooSmall(
-            f"of {format_size(options.memory)} this process takes {format_size(others)} for other "
-            f"things: {error}",
-            error.smallest,
-        ) from None
+    return Planner(sizes, machine, limits, workload), process
 
 
 def _check_plan(plan: Plan, model: Model) -> None:
@@ -372,7 +452,21 @@ def _check_plan(plan: Plan, model: Model) -> None:
         )
 
 
-def _settings(plan: Plan, limited: bool) -> BackendSettings:
+def kv_directory(options: LoadOptions, plan: Plan) -> str:
+    """Where KV lies that has no room in memory; empty where all of it has."""
+    if not plan.kv_slots:
+        return ""
+    if isinstance(options.kv_disk, Path):
+        return str(options.kv_disk)
+    home = strata_home()
+    # Whoever makes the file says what is wrong with it.
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    return str(home)
+
+
+def settings_of(plan: Plan, kv_directory: str, *, limited: bool) -> BackendSettings:
+    """What a backend is made for by a Plan."""
     return BackendSettings(
         max_tokens=plan.max_tokens,
         max_logit_rows=plan.logit_rows,
@@ -382,6 +476,9 @@ def _settings(plan: Plan, limited: bool) -> BackendSettings:
         ring_bytes=plan.ring_bytes,
         tile_bytes=plan.tile_bytes,
         expert_slots=plan.expert_slots,
+        expert_ahead=plan.expert_ahead,
+        kv_slots=plan.kv_slots,
+        kv_directory=kv_directory,
         reading=Reading(
             threads=plan.io_threads,
             request_bytes=plan.request_bytes,

@@ -13,17 +13,22 @@ computed waits for that, and goes on from its blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strata.decode import NO_DRAFT, Draft
 from strata.kv import BlockTable, Branch, KVCacheManager, SequenceState
+from strata.machine import constants
 
 _COMPARED = 64
 """Tokens compared at once."""
 
-Propose = Callable[[int, Sequence[int], int], Draft]
-"""``propose(id, tokens, most)``: up to ``most`` tokens that may follow those of a sequence."""
+Propose = Callable[[Mapping[int, Sequence[int]], int, int], Mapping[int, Draft]]
+"""``propose(tokens, rows, room)``: what may follow the tokens of sequences, by id, beside a step of
+``rows`` rows; at most ``room`` tokens for all of them."""
+
+_REDONE = 64
+"""Rows that may be computed anew in a step with a draft, after one that went wrong."""
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Scheduled:
     ``cached`` positions were not computed but found when it was admitted; blocks up to number
     ``load_end`` are being loaded, where that is not 0. ``branches`` are those of the draft that is
     being verified. ``common`` says how many positions were found to be those of others, by id.
+    ``redone`` positions were computed before, and their state is lost.
     """
 
     id: int
@@ -42,6 +48,7 @@ class Scheduled:
     load_end: int = 0
     branches: list[Branch] = field(default_factory=list)
     common: dict[int, int] = field(default_factory=dict)
+    redone: int = 0
 
     @property
     def missing(self) -> int:
@@ -55,7 +62,7 @@ class Advance:
     may follow them. The last ``needs_logits`` of these rows want logits.
 
     ``tables`` has the block table of each group; each further chain of the draft has tables of its
-    own, in the order of its chains.
+    own, in the order of its chains. ``redone`` of the tokens were computed before.
     """
 
     id: int
@@ -66,6 +73,7 @@ class Advance:
     cached: int = 0
     draft: Draft = NO_DRAFT
     branches: tuple[tuple[BlockTable, ...], ...] = ()
+    redone: int = 0
 
     @property
     def rows(self) -> int:
@@ -80,9 +88,8 @@ class Scheduler:
     ``prefill_budget`` says how many tokens of a prompt a step may have beside sequences that lack
     one token: beside 1, beside 2, 4, 8 and so on, and what lies between by its place there; further
     prompts add as many each, and count as sequences beside.
-    Empty: as many as there is room for. A draft has at most ``draft_tokens``. No more than
-    ``load_blocks`` blocks are loaded in a step that others wait for. ``preemptions`` counts who had
-    to give way.
+    Empty: as many as there is room for. No more than ``load_blocks`` blocks are loaded in a step
+    that others wait for. ``preemptions`` counts who had to give way.
     """
 
     def __init__(
@@ -92,14 +99,12 @@ class Scheduler:
         parallel: int,
         token_budget: int,
         prefill_budget: Sequence[int] = (),
-        draft_tokens: int = 0,
         load_blocks: int = 8,
     ) -> None:
         self._manager = manager
         self._parallel = parallel
         self._token_budget = token_budget
         self._prefill_budget = tuple(prefill_budget)
-        self._draft_tokens = draft_tokens
         self._load_blocks = load_blocks
         self._waiting: list[Scheduled] = []
         self._running: dict[int, Scheduled] = {}
@@ -138,15 +143,37 @@ class Scheduler:
             # The oldest comes first, so that who is preempted was not planned yet.
             if s.id in self._running and self._reserve(s, rows):
                 planned.append((s, rows))
-        left = self._token_budget - sum(rows for _, rows in planned)
-        advances = []
-        for s, rows in planned:
-            draft = NO_DRAFT
-            if propose is not None and left > 0 and s.missing == 1:
-                draft = self._guess(s, propose, min(left, self._draft_tokens))
-                left -= len(draft.tokens)
-            advances.append(self._advance(s, rows, draft))
-        return advances
+        drafts = {} if propose is None else self._ask(propose, planned)
+        return [self._advance(s, rows, drafts.get(s.id)) for s, rows in planned]
+
+    def _ask(
+        self, propose: Propose, planned: Sequence[tuple[Scheduled, int]]
+    ) -> Mapping[int, Draft]:
+        """Drafts for sequences whose next token is wanted, and that have begun their answers."""
+        most = 1 + (_REDONE if self._manager.recurrent else 0)
+        asked = {s.id: s.tokens for s, n in planned if n == s.missing == 1 + s.redone <= most}
+        rows = sum(n for _, n in planned)
+        room = self._token_budget - rows
+        return propose(asked, rows, room) if asked and room > 0 else {}
+
+    def stop_all(self) -> None:
+        """Everybody gives way, and waits to be admitted again."""
+        for s in list(self._running.values()):
+            self._drop_branches(s)
+            self._preempt(s)
+
+    def go_on_with(
+        self,
+        manager: KVCacheManager,
+        token_budget: int,
+        prefill_budget: Sequence[int],
+        load_blocks: int,
+    ) -> None:
+        """Go on with other sizes; with another manager only after ``stop_all``."""
+        self._manager = manager
+        self._token_budget = token_budget
+        self._prefill_budget = tuple(prefill_budget)
+        self._load_blocks = load_blocks
 
     def commit(self, advance: Advance, chosen: Sequence[int]) -> None:
         """Record that an advance was computed, and the tokens chosen at its end: those of its draft
@@ -155,9 +182,10 @@ class Scheduler:
         kept = self._kept(s, advance, chosen) if advance.draft.tokens else 0
         s.tokens += chosen
         rows = len(advance.tokens) + kept
+        s.redone = 0
         if rows < advance.rows and self._manager.recurrent:
             # The state behind the last kept row is nowhere: these rows are computed anew.
-            rows = 0
+            s.redone, rows = rows, 0
         self._manager.commit(s.kv, s.tokens, rows)
         if s.branches:
             self._drop_branches(s)
@@ -321,16 +349,18 @@ class Scheduler:
         low, high = self._prefill_budget[place : place + 2]
         return (low + ((high - low) * (count - (1 << place)) >> place)) * prompts
 
-    def _guess(self, s: Scheduled, propose: Propose, most: int) -> Draft:
+    def _guess(self, s: Scheduled, rows: int, draft: Draft) -> Draft:
         """A draft for which there is room without anybody giving way; a part of it, or none."""
-        draft = propose(s.id, s.tokens, most).first(most).in_chains
+        draft = draft.in_chains
         if self._manager.recurrent:
-            draft = draft.chain
-        chains = draft.chains()
-        if not chains or not self._manager.reserve(s.kv, 1 + len(chains[0])):
+            # Not beyond the end of a block, where the state is remembered.
+            draft = draft.chain.first(-(s.kv.length + rows) % self._manager.block)
+        chains = draft.chains()[: 1 + constants.DRAFT_BRANCHES]
+        draft = draft.part([number for chain in chains for number in chain])
+        if not chains or not self._manager.reserve(s.kv, rows + len(chains[0])):
             return NO_DRAFT
         for chain in chains[1:]:
-            branch = self._manager.branch(s.kv, 1 + self._depth(draft, chain[-1]))
+            branch = self._manager.branch(s.kv, rows + self._depth(draft, chain[-1]))
             if branch is None:
                 self._drop_branches(s)
                 return draft.chain
@@ -356,12 +386,14 @@ class Scheduler:
 
     def _preempt(self, s: Scheduled) -> None:
         self.preemptions += 1
+        s.redone = 0
         self._manager.preempt(s.kv, s.tokens)
         del self._running[s.id]
         self._waiting.append(s)
         self._waiting.sort(key=lambda w: w.id)
 
-    def _advance(self, s: Scheduled, rows: int, draft: Draft) -> Advance:
+    def _advance(self, s: Scheduled, rows: int, wanted: Draft | None) -> Advance:
+        draft = NO_DRAFT if wanted is None else self._guess(s, rows, wanted)
         past = s.kv.length
         needs_logits = 1 + len(draft.tokens) if rows == s.missing else 0
         tables = tuple([list(table) for table in s.kv.tables])
@@ -375,7 +407,8 @@ class Scheduler:
             ]
         )
         tokens = tuple(s.tokens[past : past + rows])
-        return Advance(s.id, past, tokens, needs_logits, tables, s.cached, draft, branches)
+        redone = min(s.redone, rows)
+        return Advance(s.id, past, tokens, needs_logits, tables, s.cached, draft, branches, redone)
 
     def _drop_branches(self, s: Scheduled) -> None:
         while s.branches:

@@ -16,7 +16,8 @@ class EngineStatus:
     written to the store, until their place is needed. Of the prompts that were let in,
     ``prefix_hit_tokens`` were found so and ``prefix_miss_tokens`` were not. ``preemptions`` counts
     how often a request gave up its blocks. Of ``draft_tokens`` guessed ahead ``draft_tokens_kept``
-    were right. Blocks are those of all groups; ``kv_bytes_used`` are the bytes that requests hold.
+    were right, which saved ``draft_saved_s`` seconds by what steps take with and without. Blocks
+    are those of all groups; ``kv_bytes_used`` are the bytes that requests hold.
     """
 
     waiting: int
@@ -33,6 +34,7 @@ class EngineStatus:
     kv_bytes_used: int = 0
     draft_tokens: int = 0
     draft_tokens_kept: int = 0
+    draft_saved_s: float = 0.0
 
     @property
     def kv_blocks_used(self) -> int:

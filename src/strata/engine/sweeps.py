@@ -50,6 +50,7 @@ class Sweeps:
         self._step: Step | None = None
         self._began = 0.0
         self._before = NO_STATS
+        self._last: SweepTotal | None = None
 
     @property
     def token_s(self) -> float | None:
@@ -60,6 +61,12 @@ class Sweeps:
     def begin(self, step: Step) -> None:
         """A sweep begins."""
         self._step, self._began, self._before = step, perf_counter(), self._stats()
+
+    def lost(self, rows: int) -> None:
+        """So many rows of the last sweep came to nothing: guesses that were wrong, and what was
+        computed anew because of them."""
+        if self._last is not None:
+            self._last.tokens -= rows
 
     def done(self, segments: int) -> None:
         """So many Segments of the sweep have run."""
@@ -82,6 +89,7 @@ class Sweeps:
         # Whoever only decodes wants logits of every row, those that were guessed among them.
         decodes = len(step.tokens) == len(step.logits_indices)
         total = self.decode if decodes else self.prefill
+        self._last = total
         total.sweeps += 1
         total.tokens += len(step.tokens)
         total.seconds += perf_counter() - self._began

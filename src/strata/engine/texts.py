@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UsageError
@@ -21,6 +23,12 @@ OWNER = "texts"
 """In the ledger: of ids that are kept, and of what encoding takes meanwhile."""
 
 _AROUND = 512
+
+_RENDERED = 3
+"""Copies of a conversation's texts while a template puts them together."""
+
+_SOME_IDS = 1 << 12
+"""Ids that are entered at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +56,37 @@ def encoded(
     most: int | None = None,
 ) -> array[int]:
     """Token ids of ``text``, four bytes each; see ``Tokenizer.encode``. Not many more than ``most``
-    are made. LedgerError if there is no room to encode its longest stretch that cannot be cut."""
+    are made. LedgerError if there is no room for them, for the text between two names of special
+    tokens, or to encode its longest stretch that cannot be cut."""
     ids = array("i")
-    try:
-        with ledger.lent(OWNER, tokenizer.working_bytes(text)):
-            for part in tokenizer.encode_parts(
-                text, add_special=add_special, parse_special=parse_special
-            ):
-                ids.extend(part)
-                if most is not None and len(ids) >= most:
-                    break
-    except LedgerError as error:
-        raise LedgerError(f"a stretch of the text cannot be cut to be encoded: {error}") from None
+    with ExitStack() as held:
+        try:
+            held.enter_context(ledger.lent(OWNER, tokenizer.working_bytes(text)))
+        except LedgerError as error:
+            raise LedgerError(
+                f"a stretch of the text cannot be cut to be encoded: {error}"
+            ) from None
+        held.enter_context(ledger.lent(OWNER, getsizeof(text)))
+        room = 0
+        for part in tokenizer.encode_parts(
+            text, add_special=add_special, parse_special=parse_special
+        ):
+            while len(ids) + len(part) > room:
+                # An array that grows may be there twice.
+                held.enter_context(ledger.lent(OWNER, 2 * _SOME_IDS * ids.itemsize))
+                room += _SOME_IDS
+            ids.extend(part)
+            if most is not None and len(ids) >= most:
+                break
     return ids
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, ledger: Ledger) -> array[int]:
+def prompt_ids(
+    tokenizer: Tokenizer, text: str, ledger: Ledger, most: int | None = None
+) -> array[int]:
     """A text that is to be continued, with the tokens that the model wants at a beginning; names of
     special tokens in it become these tokens."""
-    return encoded(tokenizer, text, ledger, add_special=True, parse_special=True)
+    return encoded(tokenizer, text, ledger, add_special=True, parse_special=True, most=most)
 
 
 def chat_ids(
@@ -74,11 +94,24 @@ def chat_ids(
     messages: Sequence[Mapping[str, Any]],
     ledger: Ledger,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    most: int | None = None,
 ) -> array[int]:
     """A conversation by the model's template, up to where the answer begins. ChatTemplateError if
     the model has no template, or its template refuses these messages."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
-    return encoded(tokenizer, text, ledger, parse_special=True)
+    with ledger.lent(OWNER, _RENDERED * _text_bytes(messages)):
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
+        return encoded(tokenizer, text, ledger, parse_special=True, most=most)
+
+
+def _text_bytes(value: object) -> int:
+    """Of all texts within messages."""
+    if isinstance(value, str):
+        return getsizeof(value)
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return 0
+    return sum(map(_text_bytes, value))
 
 
 def pair_ids(tokenizer: Tokenizer, text: str, ledger: Ledger, *, query: str) -> array[int]:

@@ -211,6 +211,10 @@ class Fp8ScaleError(FormatError):
     """The scale of an 8-bit weight has a shape, type or block size that is not understood."""
 
 
+class ForeignFormatError(FormatError):
+    """Weights that others quantised, in a variant that is not read, or not as it says."""
+
+
 # --- wrong use ----------------------------------------------------------------------------------
 
 

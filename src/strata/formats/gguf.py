@@ -86,6 +86,28 @@ def read_header(file: DiskFile, room: int | None = None) -> GgufHeader:
     return GgufHeader(version, alignment, data_offset, Metadata(values), tensors)
 
 
+@dataclass(frozen=True)
+class StoredValue:
+    """A metadata value as a file has it: its type number and its bytes, to be carried on."""
+
+    raw: bytes
+
+
+def stored_values(file: DiskFile) -> dict[str, StoredValue]:
+    """All key/values of a file whose header was read, each with its type; checked as `read_header`
+    checks them."""
+    cursor = Cursor(file)
+    _version(cursor)
+    cursor.u64("the number of tensors")
+    values = {}
+    for index in range(cursor.u64("the number of keys")):
+        key = cursor.name(f"key {index}")
+        start = cursor.position
+        cursor.value(key)
+        values[key] = StoredValue(cursor.since(start))
+    return values
+
+
 def _version(cursor: Cursor) -> int:
     magic = cursor.raw(4, "the first four bytes")
     if magic != MAGIC:

@@ -182,6 +182,10 @@ class Cursor:
         self.position = end
         return value
 
+    def since(self, start: int) -> bytes:
+        """The bytes from `start` to here, which were read."""
+        return bytes(self._buffer[start : self.position])
+
     def _string(self, what: str) -> bytes:
         length = self.u64(f"the length of {what}")
         if length > self.remaining:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.formats.errors import WriteError, shown
-from strata.formats.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_RANK
+from strata.formats.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_RANK, StoredValue
 from strata.formats.gguf_values import ARRAY, BOOL, NUMBERS, STRING
 from strata.formats.writing import (
     TensorSource,
     Written,
     new_file,
     refuse_duplicates,
+    resumed_file,
     write_tensor,
 )
 
@@ -40,23 +42,46 @@ def write_gguf(
     alignment: int = DEFAULT_ALIGNMENT,
     written: Written | None = None,
     keep_partial: bool = False,
+    job: str | None = None,
 ) -> None:
     """Write a GGUF file; it appears under its name only when it is complete.
 
     Metadata values: numpy scalars and one-dimensional arrays keep their type; bool, int (the first
     of uint32, int32, uint64, int64 that fits), float (float32), str, and lists of str, bool, int
-    (int32, or int64) or float (float32). Text may hold surrogates of undecodable bytes. Raises
+    (int32, or int64) or float (float32); a StoredValue is carried as it is. Text may hold
+    surrogates of undecodable bytes. Raises
     DiskFullError before writing if there is no room, WriteError for anything GGUF cannot hold.
     `written` is told of progress; `keep_partial` leaves an interrupted file as `path`.partial.
+    With a ``job``, which names everything that the bytes depend on, it is left, and the next call
+    with the same one goes on behind the last tensor that is whole.
     """
     path = Path(path)
     header, sizes = _header(metadata, tensors, alignment)
     total = len(header) + sum(_padded(size, alignment) for size in sizes)
+    if job is not None:
+        digest = sha256(job.encode() + header).hexdigest()
+        with resumed_file(path, total, digest) as file:
+            if not file.done:
+                file.out.write(header)
+            for number, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+                if number < file.done:
+                    if written is not None:
+                        written(size)
+                    continue
+                write_tensor(file.out, tensor, written)
+                file.out.write(bytes(_padded(size, alignment) - size))
+                file.mark(number + 1)
+        return
     with new_file(path, total, keep_partial=keep_partial) as out:
         out.write(header)
         for tensor, size in zip(tensors, sizes, strict=True):
             write_tensor(out, tensor, written)
             out.write(bytes(_padded(size, alignment) - size))
+
+
+def gguf_header(metadata: Mapping[str, Any], tensors: Sequence[TensorSource]) -> bytes:
+    """All bytes before the tensors' own."""
+    return _header(metadata, tensors, DEFAULT_ALIGNMENT)[0]
 
 
 def _padded(size: int, alignment: int) -> int:
@@ -105,6 +130,8 @@ def _text(text: str) -> bytes:
 
 def _value(key: str, value: Any) -> bytes:
     """The type number and the bytes of a metadata value."""
+    if isinstance(value, StoredValue):
+        return value.raw
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _text(value)
     if isinstance(value, Sequence) and not isinstance(value, bytes):

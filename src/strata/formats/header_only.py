@@ -31,7 +31,7 @@ class HeaderOnly(ModelFile):
         self.metadata = metadata
         self.tensors = MappingProxyType(dict(tensors))
         self._files = {}
-        self._fp8 = {}
+        self._fp8, self._foreign, self._repacked = {}, {}, None
         self._resources = ExitStack()
         self._file_bytes = self.nbytes if file_bytes is None else file_bytes
 

@@ -18,8 +18,12 @@ from strata.formats.errors import (
     RowRangeError,
     TensorNameError,
     UnknownFormatError,
+    WriteError,
     shown,
 )
+from strata.formats.foreign import present_foreign
+from strata.formats.foreign.store import Progress, open_store, store_name, write_store
+from strata.formats.foreign.weight import ForeignWeight
 from strata.formats.fp8 import Fp8Weight, present
 from strata.formats.gguf_split import open_gguf
 from strata.formats.huggingface import open_directory
@@ -73,13 +77,18 @@ class ModelFile:
                 self.kind = "huggingface"
                 self.directory = self.path
                 files, self.metadata, stored = open_directory(self.path, resources, room)
+                self._files = {file.path: file for file in files}
+                stored, self._foreign = present_foreign(
+                    stored, self.metadata, str(self.path), self._small
+                )
                 tensors, self._fp8 = present(stored, self.metadata, str(self.path))
             else:
                 self.kind = "gguf"
                 self.directory = self.path.parent
                 _check_suffix(self.path)
                 files, self.metadata, tensors = open_gguf(self.path, resources, room)
-                self._fp8 = {}
+                self._fp8, self._foreign = {}, {}
+            self._repacked: tuple[DiskFile, dict[str, TensorInfo]] | None = None
             self._files = {file.path: file for file in files}
             self._resources = resources.pop_all()
         self.tensors = MappingProxyType(tensors)
@@ -131,7 +140,9 @@ class ModelFile:
             )
         if nbytes == 0:
             return
-        if name in self._fp8:
+        if name in self._foreign:
+            self._read_foreign(self._foreign[name], buffer, rows or (0, info.shape[0]))
+        elif name in self._fp8:
             self._read_fp8(self._fp8[name], buffer, rows or (0, info.shape[0]))
         else:
             self._file(info).readinto(info.offset + start, buffer.reshape(-1).data)
@@ -139,6 +150,11 @@ class ModelFile:
     def stored(self, name: str) -> Stored:
         """Where the tensor is. Reads the scales of 8-bit tensors and nothing else."""
         info = self._info(name)
+        if name in self._foreign:
+            if self._repacked is None:
+                raise TensorNameError(f"{self.path}: tensor {shown(name)} was not repacked yet")
+            file, repacked = self._repacked
+            return Stored(file, repacked[name].offset, None)
         if name not in self._fp8:
             return Stored(self._file(info), info.offset, None)
         source = self._fp8[name]
@@ -148,12 +164,58 @@ class ModelFile:
 
     def unchanged(self) -> bool:
         """Whether nobody has written to the files since they were opened, and they are open."""
-        return all(file.unchanged() for file in self._files.values())
+        return all(file.unchanged() for file in self._all_files())
 
     def forget_cached(self) -> None:
         """Give back the page cache that the files take, where the system lets us."""
-        for file in self._files.values():
+        for file in self._all_files():
             file.forget_cached()
+
+    def _all_files(self) -> list[DiskFile]:
+        repacked = [] if self._repacked is None else [self._repacked[0]]
+        return [*self._files.values(), *repacked]
+
+    @property
+    def foreign(self) -> bool:
+        """Whether weights are kept in parts, as others quantised them: ``repack`` them before they
+        are asked for with ``stored``. `read` puts together what it gives."""
+        return bool(self._foreign)
+
+    def repack(self, directory: Path, progress: Progress | None = None) -> None:
+        """Put such weights together in a file in `directory`, unless one of these files is there.
+
+        Of one weight the parts are in memory at a time. Raises DiskFullError, WriteError, and
+        ForeignFormatError for what is not as config.json says.
+        """
+        if not self._foreign or self._repacked is not None:
+            return
+        path = directory / store_name(self.files, self._foreign)
+        found = open_store(path, self._foreign, self._resources)
+        if found is None:
+            write_store(path, self._foreign, self._whole, self._forget_parts, progress)
+            found = open_store(path, self._foreign, self._resources)
+        if found is None:
+            raise WriteError(f"{path} does not hold what was written: is its disk in order?")
+        self._repacked = found
+        found[0].forget_cached()
+
+    def _small(self, info: TensorInfo) -> bytes:
+        return self._file(info).read(info.offset, info.nbytes)
+
+    def _whole(self, info: TensorInfo) -> NDArray[np.uint8]:
+        data = np.empty(info.nbytes, np.uint8)
+        self._file(info).readinto(info.offset, data.data)
+        return data
+
+    def _forget_parts(self, weight: ForeignWeight) -> None:
+        for info in weight.parts.values():
+            self._file(info).forget_cached(info.offset, info.nbytes)
+
+    def _read_foreign(self, weight: ForeignWeight, buffer: NDArray[np.uint8], rows: Rows) -> None:
+        at = 0
+        for piece in weight.pieces(weight.load(self._whole), *rows):
+            buffer.reshape(-1)[at : at + piece.size] = piece
+            at += piece.size
 
     def _read_fp8(self, source: Fp8Weight, buffer: NDArray[np.uint8], rows: Rows) -> None:
         k = source.weight.shape[1]

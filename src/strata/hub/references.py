@@ -11,10 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 from strata.errors import UsageError
 from strata.hub.builtin import BUILTINS, fetch_builtin
-from strata.hub.cache import HubRef
+from strata.hub.cache import HubRef, cached_models, find_snapshot
 from strata.hub.client import resolve_hub
 from strata.hub.downloads import ModelNotFound, Progress
-from strata.hub.repository_files import part_name, split_part
+from strata.hub.known_names import known_names, known_repository, split_name
+from strata.hub.other_stores import lm_studio_models, ollama_model
+from strata.hub.repository_files import part_name, quant_tag, split_part
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?"
@@ -49,25 +51,27 @@ def parse(reference: str) -> Reference:
 
     Forms: a built-in name, a path, ``user/repo``, ``user/repo:QUANT``, ``user/repo/file.gguf``,
     each of the last three with an optional ``@revision`` and with an optional ``hf.co/``,
-    ``huggingface.co/`` or their https address in front. Raises UsageError for what cannot be read
-    as any of these and ModelNotFound, with the nearest names, for a path that does not exist.
+    ``huggingface.co/`` or their https address in front; and names such as ``llama3.2:1b`` (see
+    ``known_names``), also of models that Ollama or LM Studio have here. Raises UsageError for what
+    cannot be read as any of these and ModelNotFound, with the nearest names, for a path or a name
+    that does not exist.
     """
     if not reference or "\0" in reference:
         raise UsageError("a model reference must not be empty or hold a zero byte")
     path = Path(reference).expanduser()
-    builtin = reference.lower() in BUILTINS
+    builtin = _builtin_name(reference)
     # A folder that merely shares its name with a built-in model does not hide it.
     if _exists(path) and not (builtin and not path.is_file() and not _is_model_directory(path)):
         return LocalPath(path)
     if builtin:
-        return Builtin(reference.lower())
+        return Builtin(builtin)
     hub = _hub_part(reference)
     if hub is None:
         if _looks_like_path(reference, path):
             raise ModelNotFound(f"there is no file {reference}{_near_files(path)}")
         hub = reference
     if "/" not in hub:
-        raise ModelNotFound(_unknown_name(reference, path))
+        return _by_name(reference, path)
     match = _HUB.fullmatch(hub)
     if match is None or (match["before"] and match["after"]) or _is_unsafe(match):
         raise UsageError(
@@ -77,6 +81,17 @@ def parse(reference: str) -> Reference:
     if match["file"] and match["quant"]:
         raise UsageError(f"{reference!r} names a file and a quantisation; give one of them")
     return HubRef(match["repo"], match["quant"], match["before"] or match["after"], match["file"])
+
+
+def meaning(reference: str) -> str | None:
+    """What a name from a table or another program stands for, to be told; None for what says it
+    itself. Raises as ``parse``."""
+    parsed = parse(reference)
+    if "/" in reference or _exists(Path(reference)):
+        return None
+    if isinstance(parsed, HubRef):
+        return f"{reference} is {parsed} of the Hugging Face hub"
+    return f"{reference} is {parsed.path}" if isinstance(parsed, LocalPath) else None
 
 
 def resolve(
@@ -177,10 +192,45 @@ def _near_files(path: Path) -> str:
     )
 
 
+def _builtin_name(reference: str) -> str:
+    """The built-in model that is meant; "" if none is."""
+    name, _, tag = reference.lower().partition(":")
+    return name if name in BUILTINS and tag in ("", "latest", BUILTINS[name].tag) else ""
+
+
+def _by_name(reference: str, path: Path) -> Reference:
+    """A model by a name as Ollama's users write it, or its repository's last part: what another
+    program or the hub's cache has of it, else where it is usually downloaded from."""
+    if found := ollama_model(reference):
+        return LocalPath(found)
+    name, quant = split_name(reference)
+    repo = known_repository(name)
+    names = {name, "" if repo is None else _bare(repo)} - {""}
+    if repo is None or not find_snapshot(repo, None):
+        for cached in cached_models():
+            if _bare(cached.reference.repo) in names and quant in (None, _lower(cached.quant)):
+                return cached.reference
+        for folder, file in lm_studio_models():
+            if _bare(folder) in names and quant in (None, _lower(quant_tag(file.name))):
+                return LocalPath(file)
+    if repo is None:
+        raise ModelNotFound(_unknown_name(reference, path))
+    return HubRef(repo, None if quant is None else quant.upper())
+
+
+def _bare(repo: str) -> str:
+    """A repository's own name, to be compared with one that somebody typed."""
+    return split_name(repo.rpartition("/")[2])[0]
+
+
+def _lower(text: str | None) -> str:
+    return (text or "").lower()
+
+
 def _unknown_name(reference: str, path: Path) -> str:
-    near = difflib.get_close_matches(reference.lower(), BUILTINS, n=1)
+    near = difflib.get_close_matches(reference.lower(), [*BUILTINS, *known_names()], n=1)
     hint = f"; did you mean {near[0]}?" if near else _near_files(path)
     return (
-        f"no model {reference!r}: it is no file and no built-in model ({', '.join(BUILTINS)}), "
-        f"and a repository is written user/repo{hint}"
+        f"there is no model {reference!r}: give the path of a file, a repository of the Hugging "
+        f"Face hub as user/repo, or a name such as {', '.join(BUILTINS)} or llama3.2:1b{hint}"
     )

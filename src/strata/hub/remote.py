@@ -9,6 +9,7 @@ from typing import Any
 from strata.formats import safetensors
 from strata.formats.disk_file import DiskFile
 from strata.formats.errors import DuplicateTensorError, ShortReadError, shown
+from strata.formats.foreign import present_foreign
 from strata.formats.fp8 import present
 from strata.formats.gguf import read_header
 from strata.formats.header_only import HeaderOnly
@@ -57,6 +58,7 @@ def _huggingface(reference: HubRef, listing: Listing, names: tuple[str, ...]) ->
     stored = _merged(
         [safetensors.read_header(_RemoteFile(reference, listing, name)) for name in shards]
     )
+    stored, _ = present_foreign(stored, config, str(reference))
     tensors, _ = present(stored, config, str(reference))
     size = sum(listing.sizes[name] for name in shards)
     return HeaderOnly("huggingface", Path(str(reference)), config, tensors, size)

@@ -35,6 +35,18 @@ BESIDE_SHARE = 1 / 3
 """In how many steps more is set aside for requests, templates and grammars, and the most that it
 may be of what a budget has beyond the least one, where that does not hold all weights anyway."""
 
+DRAFTS_SHARE = 0.02
+"""What guessing tokens takes at most, as a share of the weights: a sweep over weights that stream
+becomes longer by as much, and few guesses that are right make up for it."""
+
+DRAFT_BRANCHES = 1
+"""Ways to go on that a request's draft may have beside its first; each takes blocks of KV."""
+
+HISTORY_TOKENS = 1 << 18
+HISTORY_SHARE = 64
+"""Tokens of earlier texts to guess from: one for so many bytes set aside for guessing, up to as
+many as can be looked through while a small model in memory computes a token."""
+
 THREAD = 128 << 10
 """Stack and bookkeeping of one thread."""
 
@@ -70,6 +82,9 @@ and lost where it wraps."""
 
 LEAST_SLOTS = 2
 """Experts that there is room for at least: one is used while the next is read."""
+
+AHEAD_OF = 8
+"""Of so many slots for experts at most one is for what is read before it is chosen."""
 
 READERS = 16
 """Threads that read ahead: the more requests a disk has, the better it keeps going. Often a tile

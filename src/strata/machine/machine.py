@@ -8,6 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+_NOISE = 0.15
+"""Of speed or of processors, from which on a probe is not trusted: figures of a quiet machine
+repeat within some hundredths."""
+
 ReadMode = Literal["direct", "buffered"]
 
 
@@ -69,6 +73,10 @@ class Machine:
     take: free memory, both cut by the limits of the cgroups above it. ``read_latency_s`` is the
     time of one small read, ``step_overhead_s`` that of one native call. Disk rates are those of the
     disk that holds the model.
+
+    ``spread`` is by what part reading memory with all threads was slower at its slowest, first and
+    last in the probe; ``busy`` the part of the processors' time that other processes took
+    meanwhile.
     """
 
     cpu: str
@@ -83,3 +91,10 @@ class Machine:
     step_overhead_s: float
     disk: tuple[DiskRate, ...]
     read_latency_s: float
+    spread: float = 0.0
+    busy: float = 0.0
+
+    @property
+    def noisy(self) -> bool:
+        """Whether what was measured is hardly what the machine can do."""
+        return self.spread > _NOISE or self.busy > _NOISE

@@ -227,7 +227,11 @@ def _something_to_read(path: Path) -> Iterator[Path]:
     if largest is not None and largest.stat().st_size >= _SCRATCH_BYTES:
         yield largest
         return
-    fd, name = tempfile.mkstemp(prefix="strata-probe-", dir=directory)
+    try:
+        fd, name = tempfile.mkstemp(prefix="strata-probe-", dir=directory)
+    except OSError:
+        # Where nothing can be written, the disk for temporary files is the nearest thing to it.
+        fd, name = tempfile.mkstemp(prefix="strata-probe-")
     scratch = Path(name)
     try:
         _fill(fd, perf_counter)

@@ -110,6 +110,7 @@ FAMILIES: Mapping[str, str] = {
     "lfm2": "lfm2.build",
     "lfm2moe": "lfm2.build",
     "Lfm2ForCausalLM": "lfm2.build",
+    "Lfm2MoeForCausalLM": "lfm2.build",
     "kimi-linear": "kimi_linear.build",
     "bailingmoe3": "kimi_linear.build_ling",
     "minimax-01": "minimax_01.build",
@@ -135,9 +136,10 @@ FAMILIES: Mapping[str, str] = {
 
 def families() -> list[str]:
     """All names that are known: rows of the table above, and of those of variations."""
-    from strata.models import encoder, mixtures, variants
+    from strata.models import directories, encoder, mixtures, variants
 
-    return sorted({*FAMILIES, *encoder.FAMILIES, *mixtures.HUGGING_FACE, *variants.GGUF})
+    tables = (FAMILIES, encoder.FAMILIES, mixtures.HUGGING_FACE, directories.DENSE, variants.GGUF)
+    return sorted({name for table in tables for name in table})
 
 
 def _builder(name: str) -> Build | None:
@@ -146,9 +148,9 @@ def _builder(name: str) -> Build | None:
         module, function = FAMILIES[name].split(".")
         build: Build = getattr(import_module(f"strata.models.{module}"), function)
         return build
-    from strata.models import composed, encoder, mixtures, variants
+    from strata.models import composed, directories, encoder, mixtures, variants
 
-    row = variants.GGUF.get(name) or mixtures.HUGGING_FACE.get(name)
+    row = variants.GGUF.get(name) or mixtures.HUGGING_FACE.get(name) or directories.DENSE.get(name)
     return encoder.FAMILIES.get(name) if row is None else partial(composed.build, v=row)
 
 

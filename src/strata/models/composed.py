@@ -13,8 +13,11 @@ from strata.models.config import Config, read_config
 from strata.models.errors import ConfigError, UnknownArchitecture
 from strata.models.rope import Rope, read_local_rope, read_rope
 from strata.models.tensors import Catalog
-from strata.models.variants import Variant
+from strata.models.variants import Directory, Variant
 from strata.program import Builder, LayerState, Model, PagedKV
+
+# What config.json calls an activation, where that is not its name here.
+_SPELLINGS = {"gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}
 
 
 def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -> Model:
@@ -23,7 +26,8 @@ def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -
     layers = [layer_config(c, i) for i in range(c.layers)]
     m = experts.settled(c, v.mixture) if v.mixture is not None else None
     unused = (*decoder.harmless(c), r"blk\.\d+\.rope_freqs\.weight", v.unused)
-    catalog = Catalog(file, tensors(c, v, layers, m), c.layers, harmless=unused)
+    named, d = tensors(c, v, layers, m), v.directory or Directory()
+    catalog = Catalog(file, named, c.layers, prefixes=d.prefixes, harmless=(*unused, d.unused))
     made = _Composed(c, v, catalog, layers, m)
     return decoder.assemble(
         c, catalog, embed=made.embed, layer=made.layer, head=made.logits, state=made.state()
@@ -52,7 +56,7 @@ def settled(
         window = c.keys.integer("window", 0, low=0)
         c = decoder.with_windows(c, window, every, full_first=v.full_first)
     if file.kind == "huggingface":
-        decoder.check_activation(c, v.activation)
+        decoder.check_activation(c, *_SPELLINGS.get(v.activation, (v.activation,)))
     c, further = decoder.without_further(c)
     if c.keys.integer("loops", 1) > 1:
         raise ConfigError(f"'{c.keys.find('loops')[0]}': layers that run again are not built")
@@ -65,6 +69,8 @@ def _by_header(c: Config, v: Variant) -> Variant:
         return replace(v, rope=v.rope if c.layers == 32 else None, alibi=8.0 * (c.layers == 40))
     if c.architecture == "glm4" and any(c.keys.integers("rope_sections", 4, 0)):
         return replace(v, rope="neox")
+    if c.architecture == "Exaone4ForCausalLM" and c.keys.find("window")[1] is not None:
+        return replace(v, window_every=4, rope_on="windows", rope_local="same")
     if c.architecture == "exaone4" and c.layers == 64:
         return replace(v, window_every=4, rope_on="windows")
     if c.architecture == "cohere2moe" and c.keys.number("rms_eps", 0.0, high=1.0):
@@ -168,7 +174,7 @@ class _Composed:
             "all": bool(listed[i]),
             "windows": c.windows[i] > 0,
             "dense": c.windows[i] > 0 or i < c.keys.integer("dense_layers", 0, low=0),
-            "three": (i + 1) % 4 != 0,
+            "three": bool(listed[i]) if c.keys.stated("rope_layers") else (i + 1) % 4 != 0,
             "first": i % 4 != 0,
         }[v.rope_on]
         if v.rope is None or not turns:

@@ -32,7 +32,8 @@ def tensors(
     c: Config, v: Variant, layers: list[Config], m: Mixture | None = None
 ) -> dict[str, Tensor]:
     """What the file must hold, and what it may."""
-    named = {**_frame(c, v), **decoder.rope_tensors(c)}
+    named = {name: _outside(v, name, t) for name, t in _frame(c, v).items()}
+    named |= decoder.rope_tensors(c)
     for i, layer in enumerate(layers):
         routed = m if m is not None and m.layers[i] else None
         for name, tensor in _layer(layer, v, routed).items():
@@ -77,12 +78,30 @@ def _stored(v: Variant, name: str, tensor: Tensor) -> Tensor:
     theirs = names.get(f"{stem}.{kind}") or (stem in names and f"{names[stem]}.{kind}")
     if theirs:
         tensor = replace(tensor, huggingface="{p}layers.{i}." + theirs)
+    if v.directory.less_one and "_norm" in stem and kind == "weight":
+        tensor = replace(tensor, transform="add_one")
     for whole, parts in v.directory.fused.items():
         if stem in parts and kind == "weight":
             rows = tensor.shape[-2]
             place = (rows * parts.index(stem), rows * len(parts))
             part = Part("", "{p}layers.{i}." + whole, *place)
             tensor = replace(tensor, huggingface=None, part=part)
+    if tensor.huggingface and v.directory.layers != "layers":
+        where = tensor.huggingface.replace("{p}layers.", f"{{p}}{v.directory.layers}.", 1)
+        tensor = replace(tensor, huggingface=where)
+    return tensor
+
+
+def _outside(v: Variant, name: str, tensor: Tensor) -> Tensor:
+    """What is no layer's, with the name that directories have for it, if they are meant."""
+    if v.directory is None:
+        return tensor
+    stem, kind = name.rsplit(".", 1)
+    theirs = v.directory.frame.get(stem)
+    if theirs:
+        tensor = replace(tensor, huggingface=f"{theirs}.{kind}")
+    if v.directory.less_one and name == "output_norm.weight":
+        tensor = replace(tensor, transform="add_one")
     return tensor
 
 
@@ -139,10 +158,10 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     if c.kv_heads:
         d = v.directory
-        bias = d is not None and d.bias != "" and c.keys.flag("attention_bias", d.biased)
-        out |= decoder.attention_tensors(
-            c, bias=bias, out_bias=bias and d is not None and d.bias == "all"
-        )
+        free = d is not None and d.bias == "free"
+        bias = free or (d is not None and d.bias != "" and c.keys.flag("attention_bias", d.biased))
+        every = bias and d is not None and d.bias != "qkv"
+        out |= _free(decoder.attention_tensors(c, bias=bias, out_bias=every), free)
     else:
         out["blk.{i}.attn_output.weight"] = Tensor(None, (c.width, c.width))
         out["blk.{i}.attn_output.bias"] = Tensor(None, (c.width,), optional=True)
@@ -199,8 +218,17 @@ def _experts(c: Config, v: Variant, m: Mixture) -> dict[str, Tensor]:
     return out
 
 
+def _free(tensors: dict[str, Tensor], free: bool) -> dict[str, Tensor]:
+    """The tensors, of which biases may be left out where that is ``free``."""
+    return {
+        name: replace(t, optional=True) if free and name.endswith(".bias") else t
+        for name, t in tensors.items()
+    }
+
+
 def _products(c: Config, v: Variant) -> dict[str, Tensor]:
-    out = decoder.gated_tensors(c)
+    free = v.directory is not None and v.directory.bias == "free"
+    out = _free(decoder.gated_tensors(c, bias=free), free)
     if not v.gated:
         out = {name: tensor for name, tensor in out.items() if "ffn_gate" not in name}
     if v.fused:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.formats.errors import shown
+from strata.formats.foreign import METHODS
 from strata.models.errors import ConfigError, MissingTensor, TensorShape
 from strata.models.keys import REQUIRED, Keys, quantization_method
 
@@ -16,7 +17,7 @@ MAX_VOCABULARY = 1 << 24
 # "No limit" in some files is a number like 1e30 or 2^31; positions are 32-bit here.
 MAX_CONTEXT = (1 << 31) - 1
 ENDLESS = 1 << 20
-_READABLE = ("fp8", "fbgemm_fp8", "compressed-tensors")
+_READABLE = ("fp8", "fbgemm_fp8", *METHODS)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def read_config(
         raise ConfigError(f"'{keys.find('value_dim')[0]}' differs from the keys' {dim}")
     trained = read_trained_context(keys)
     if context is not None and not 1 <= context <= trained:
-        raise UsageError(f"a context of {context} was asked for; this model allows 1 to {trained}")
+        raise UsageError(f"a context of {context} was asked for; this model has up to {trained}")
     # Files of which every layer has experts may state the width of those alone.
     some = mixed or (experts and keys.integer("experts", 0, low=0) > 0)
     usual = ffn_ratio * width if ffn_ratio else 0 if some else REQUIRED

@@ -1,5 +1,5 @@
 """Granite 4: Mamba-2 or attention a layer, each with a feed-forward or with experts beside a shared
-one, and Granite's scales. Hugging Face files with experts are not read yet.
+one, and Granite's scales.
 
 Source: the GraniteMoeHybrid configuration of transformers.
 """
@@ -31,15 +31,19 @@ def attending(c: Config) -> list[bool]:
 def tensors(c: Config) -> dict[str, Tensor]:
     """The tensors of a Granite 4."""
     s, attends = state_space.read_sizes(c, version=2), attending(c)
-    ffn = experts.mixture_tensors(c, mixture(c))
-    stored = "{p}layers.{i}.shared_mlp."
+    ffn, m = experts.mixture_tensors(c, mixture(c)), mixture(c)
     if c.keys.kind != "gguf":
-        for start, name in ((0, "gate"), (c.ffn, "up")):
-            part = Part("", f"{stored}input_linear.weight", start, 2 * c.ffn)
-            shape = (c.ffn, c.width)
-            ffn[f"blk.{{i}}.ffn_{name}.weight"] = Tensor(None, shape, part=part, apart=False)
-        down = Tensor(f"{stored}output_linear.weight", (c.width, c.ffn))
-        ffn["blk.{i}.ffn_down.weight"] = down
+        shared = ("shared_mlp", "" if m is None else "_shexp", c.ffn if m is None else m.shared)
+        fused = [shared] if m is None or m.shared else []
+        fused += [] if m is None else [("block_sparse_moe", "_exps", m.ffn)]
+        for block, ending, width in fused:
+            stored = f"{{p}}layers.{{i}}.{block}."
+            for start, name in ((0, "gate"), (width, "up")):
+                key = f"blk.{{i}}.ffn_{name}{ending}.weight"
+                part = Part("", f"{stored}input_linear.weight", start, 2 * width)
+                ffn[key] = replace(ffn[key], huggingface=None, part=part, apart=False)
+            key = f"blk.{{i}}.ffn_down{ending}.weight"
+            ffn[key] = replace(ffn[key], huggingface=f"{stored}output_linear.weight", part=None)
     bias = c.keys.flag("attention_bias", False)
     attention = decoder.attention_tensors(c, bias=bias, out_bias=bias)
     mixer = state_space.tensors2(c, s, "mamba")
@@ -55,15 +59,16 @@ def tensors(c: Config) -> dict[str, Tensor]:
 
 def mixture(c: Config) -> experts.Mixture | None:
     """Its experts, in every layer; None in a model without."""
-    return experts.read_mixture(c, renormalise=True)
+    names = experts.HuggingFaceNames(block="block_sparse_moe", router="router.layer")
+    return experts.read_mixture(c, renormalise=True, names=names)
 
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Granite 4 file."""
     gguf = file.kind == "gguf"
-    c = read_config(file, architecture, context, mixed=True, experts=gguf)
+    c = read_config(file, architecture, context, mixed=True, experts=True)
     keys, m = c.keys, mixture(c)
-    if not gguf:
+    if not gguf and m is None:
         c = replace(c, ffn=keys.integer("shared_ffn", c.ffn))
     attends = attending(c)
     decoder.check_activation(c, "silu")

@@ -1,17 +1,32 @@
-"""Jamba (arXiv:2403.19887) without experts: Mamba-1 or attention without positions a layer."""
+"""Jamba (arXiv:2403.19887): Mamba-1 or attention without positions a layer, every few layers with
+experts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from strata.formats import ModelFile
-from strata.models import decoder, state_space
-from strata.models.config import read_config
+from strata.models import decoder, experts, state_space
+from strata.models.config import Config, read_config
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 
 
+def mixture(c: Config, file: ModelFile) -> experts.Mixture | None:
+    """Its experts, in the layers that the file says; None in a model without."""
+    if c.keys.integer("experts", 0, low=0) < 2:
+        return None
+    names = experts.HuggingFaceNames(block="feed_forward", router="router")
+    m = experts.read_mixture(c, renormalise=False, shared=0, names=names)
+    if m is None or file.kind == "gguf":
+        return experts.where_routed(c, file, m)
+    period, offset = c.keys.integer("expert_period"), c.keys.integer("expert_offset", low=0)
+    return replace(m, layers=tuple(i % period == offset for i in range(c.layers)))
+
+
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Jamba file."""
-    c = read_config(file, architecture, context, mixed=True)
+    c = read_config(file, architecture, context, mixed=True, experts=True)
     decoder.check_activation(c, "silu")
     if file.kind == "gguf":
         attends = [n > 0 for n in c.keys.integers("kv_heads", c.layers)]
@@ -20,13 +35,12 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         attends = [i % max(period, 1) == offset for i in range(c.layers)]
     sizes = state_space.read_sizes(c, version=1)
     recurrent = [i for i in range(c.layers) if not attends[i]]
+    m = mixture(c, file)
     ffn = {
-        name: Tensor((t.huggingface or "").replace(".mlp.", ".feed_forward."), t.shape)
-        for name, t in decoder.gated_tensors(c).items()
-        if name.endswith("weight")
+        name: replace(t, huggingface=(t.huggingface or "").replace(".mlp.", ".feed_forward."))
+        for name, t in experts.mixture_tensors(c, m).items()
+        if not name.endswith("bias")
     }
-    for part in ("gate", "up", "down"):
-        ffn |= decoder.scale_tensors(c, f"ffn_{part}")
     attention = decoder.attention_tensors(c, bias=False, out_bias=False)
     frame = decoder.frame_tensors(c)
     frame["output_norm.weight"] = Tensor("{p}final_layernorm.weight", (c.width,))
@@ -49,6 +63,6 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             h = state_space.mixer1(b, c, sizes, catalog, kept, h, i)
         x = b.add(x, h)
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
-        return b.add(x, decoder.gated(b, catalog, h, i, "silu"))
+        return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=False))
 
     return decoder.normed(c, catalog, layer, eps, state=kept.state)

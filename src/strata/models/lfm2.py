@@ -1,4 +1,5 @@
-"""LFM2 (dense): gated short convolutions, every few layers attention (arXiv:2511.23404)."""
+"""LFM2, dense or with experts: gated short convolutions, every few layers attention
+(arXiv:2511.23404)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import replace
 from strata.formats import ModelFile
 from strata.models import decoder, experts
 from strata.models.config import Config, read_config
+from strata.models.errors import ConfigError
 from strata.models.rope import read_rope
 from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Part, Tensor, on_layers
@@ -58,7 +60,11 @@ def tensors(c: Config) -> dict[str, Tensor]:
 
 
 def _mixture(c: Config) -> experts.Mixture | None:
-    return experts.read_mixture(c, renormalise=True, shared=0)
+    names = experts.HuggingFaceNames(
+        block="feed_forward", gate="w1", up="w3", down="w2", selection="expert_bias"
+    )
+    scoring = "softmax" if c.keys.kind == "gguf" else "sigmoid"
+    return experts.read_mixture(c, scoring=scoring, renormalise=True, shared=0, names=names)
 
 
 def attending(c: Config) -> list[bool]:
@@ -77,12 +83,14 @@ def read_taps(c: Config) -> int:
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of an LFM2 file, with experts or without."""
     gguf = file.kind == "gguf"
-    c = read_config(file, architecture, context, mixed=True, tied=True, experts=gguf)
+    c = read_config(file, architecture, context, mixed=True, tied=True, experts=True)
     if gguf:
         window = c.keys.integer("window", 0, low=0)
         c = replace(c, windows=(window,) * c.layers)
-    else:
+    elif _mixture(c) is None:
         c = replace(c, ffn=_adjusted(c))
+    elif not c.keys.flag("expert_norm", True):
+        raise ConfigError("'norm_topk_prob' is false: this architecture renormalises")
     attends, taps = attending(c), read_taps(c)
     catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     rope = read_rope(c, "neox", base=1e6)

@@ -60,6 +60,28 @@ HUGGING_FACE: Mapping[str, Variant] = {
     "Glm4MoeForCausalLM": Variant(
         qk_norm="head", qk_free=True, mixture=_SIGMOID, directory=Directory(bias="qkv")
     ),
+    # Experts as formats/foreign/gpt_oss.py presents them.
+    "GptOssForCausalLM": Variant(
+        rope_local="same",
+        window_every=2,
+        sinks="all",
+        mixture=Routing(
+            scoring="none",
+            renormalise=False,
+            biased=True,
+            attrs={"softmax_chosen": True, "clamp": "oai", "limit": 7.0},
+        ),
+        assumed={"window": 128},
+        directory=Directory(
+            {
+                "attn_sinks.weight": "self_attn.sinks",
+                "ffn_gate_inp": "mlp.router",
+                **{f"ffn_{part}_exps.weight": f"mlp.experts.{part}_proj" for part in _PARTS},
+                **{f"ffn_{part}_exps.bias": f"mlp.experts.{part}_proj_bias" for part in _PARTS},
+            },
+            bias="free",
+        ),
+    ),
     "GraniteMoeForCausalLM": _GRANITE,
     "GraniteMoeSharedForCausalLM": _GRANITE,
     "HunYuanMoEV1ForCausalLM": Variant(

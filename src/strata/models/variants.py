@@ -16,18 +16,26 @@ from strata.models.rope import Style
 
 @dataclass(frozen=True)
 class Directory:
-    """What Hugging Face checkpoints of a variation call a layer's tensors.
+    """What Hugging Face checkpoints of a variation call its tensors.
 
     ``names``: canonical name without ``blk.{i}.`` to theirs, below ``{p}layers.{i}.``; both with
-    their last part or both without. ``fused``: theirs to the canonical ones that it fuses. What
-    neither has is called as in Llama and DeepSeek. ``bias`` of q, k and v, or of all four
-    attention products, if config.json says so or nothing (``biased``).
+    their last part or both without. ``frame``: the same of what is outside of layers, theirs whole.
+    ``fused``: theirs to the canonical ones that it fuses. What
+    none has is called as in Llama and DeepSeek. ``bias`` of q, k and v, or of all four
+    attention products, if config.json says so or nothing (``biased``); ``free``: of any product
+    that has one. ``prefixes``: what stands for ``{p}``, ``layers`` before a layer's number.
+    ``less_one``: norms are stored less 1. ``unused``: a pattern of what belongs to other senses.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    bias: Literal["", "qkv", "all"] = ""
+    bias: Literal["", "qkv", "all", "free"] = ""
     biased: bool = False
+    frame: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ("model.", "")
+    layers: str = "layers"
+    less_one: bool = False
+    unused: str = r"(?!)"
 
 
 @dataclass(frozen=True)

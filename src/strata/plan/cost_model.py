@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
 
-from strata.backends.kv_types import KV_BLOCK
+from strata.backends.kv_types import KV_BLOCK, choose_kv_type
 from strata.backends.profile import SweepSize, UnitProfile
 from strata.machine import constants
 from strata.machine.rates import Rates
 from strata.plan.expert_policies import AHEAD
 from strata.plan.outline import Outline
 from strata.plan.plan import Bound
+from strata.plan.routes import curve_for
 from strata.program import PagedKV
+from strata.program.ops import SIGNATURES
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Streaming:
     """What a choice of resident units leaves to stream, and how: bytes of each Segment and seconds
     of packing them, whether rows of tables are looked up on the disk, its bandwidth and the ring
     buffer. Of ``experts``, those of each Segment that are read when they are chosen, the share
-    ``hit_rate`` is found in a slot."""
+    ``hit_rate`` is found in a slot. ``kv_slots`` blocks of KV are in memory, all where it is 0."""
 
     segment_bytes: tuple[int, ...]
     segment_pack_s: tuple[float, ...]
@@ -41,6 +43,7 @@ class Streaming:
     ring_bytes: int
     experts: tuple[tuple[UnitProfile, ...], ...] = ()
     hit_rate: float = 0.0
+    kv_slots: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -60,6 +63,35 @@ def hit_rate(experts: int, slots: int) -> float:
     return 1.0 if slots >= experts else max(0, slots - AHEAD) / experts
 
 
+def _cold_blocks(size: SweepSize, streaming: Streaming) -> int:
+    """Blocks of KV that a sweep sees and memory does not hold."""
+    if not streaming.kv_slots:
+        return 0
+    seen = size.sequences * -(-(size.past + size.rows) // KV_BLOCK)
+    return max(0, seen - streaming.kv_slots)
+
+
+def _kv_parts(model: Outline, kv_type: str) -> list[int]:
+    """Bytes that the attention of each Segment reads of a block that is not in memory."""
+    kept = choose_kv_type(kv_type, model.profile.kv_types)
+    first = model.groups[0].layers if model.groups else ()
+
+    def part(layer: int) -> int:
+        return kept.layer_nbytes(model.state[layer]) if layer in first else 0
+
+    return [
+        sum(part(op.attrs["layer"]) for op in s.segment.program.ops if _attends(op.kind))
+        for s in model.segments
+    ]
+
+
+def _attends(kind: str) -> bool:
+    return SIGNATURES[kind].state == "kv"
+
+
+_Needed = tuple[float, float, float, float, float]
+
+
 class CostModel:
     """Times of one model on one machine. Results are remembered, since plans ask many times."""
 
@@ -74,14 +106,25 @@ class CostModel:
         self.pack_s = {unit.name: unit.pack_seconds(rates) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
-        self._needed: dict[object, list[tuple[float, float]]] = {}
+        self._needed: dict[object, list[_Needed]] = {}
+        self._kv_parts = _kv_parts(model, kv_type)
         self._without_logits = [not s.selects for s in model.segments]
+        kinds = {s.kind: s for s in model.segments}
+        self._kinds = [kinds[s.kind] for s in model.segments]
+        self._one_each = list(kinds.values())
 
     def streaming(
-        self, resident: Collection[str], bytes_s: float, ring_bytes: int, expert_slots: int = 0
+        self,
+        resident: Collection[str],
+        bytes_s: float,
+        ring_bytes: int,
+        expert_slots: int = 0,
+        kv_slots: int = 0,
+        rows: int = 1,
     ) -> Streaming:
         """What streams when the units of these names stay. If all experts are chosen alike, as many
-        are found as there are slots but for those that are just used or read."""
+        are found as there are slots but for those that are just used or read; where routes were
+        recorded, as many as there were, in steps of ``rows`` tokens."""
         rest = [[u for u in s.units if u.name not in resident] for s in self.model.segments]
         return Streaming(
             segment_bytes=tuple(sum(u.streamed_bytes for u in units) for units in rest),
@@ -94,15 +137,28 @@ class CostModel:
             experts=tuple(
                 found for units in rest if (found := tuple(u for u in units if u.experts))
             ),
-            hit_rate=hit_rate(sum(u.experts for units in rest for u in units), expert_slots),
+            hit_rate=self._hit_rate(
+                sum(u.experts for units in rest for u in units), expert_slots, rows
+            ),
+            kv_slots=kv_slots,
         )
+
+    def kv_read_bytes(self, size: SweepSize, streaming: Streaming) -> int:
+        """Bytes of KV that a sweep reads."""
+        return _cold_blocks(size, streaming) * sum(self._kv_parts)
+
+    def _hit_rate(self, experts: int, slots: int, rows: int) -> float:
+        curve = curve_for(self.model.hits, rows)
+        if curve is None or not experts or slots >= experts:
+            return hit_rate(experts, slots)
+        return curve.rate(slots)
 
     def sweep(self, size: SweepSize, streaming: Streaming) -> SweepTime:
         """A sweep through Segments that are resident, and those of which some units stream.
 
         Reading goes ahead of the work as far as the ring buffer has room: all that resident
-        Segments take between two that stream is only of use for that. Experts are waited for: what
-        is done meanwhile is not counted.
+        Segments take between two that stream is only of use for that. Experts are waited for while
+        those that are there are worked on.
         """
         rate = streaming.bytes_s * constants.DISK_SHARE
         reading, packing, _ = self._experts_s(size, streaming)
@@ -125,7 +181,7 @@ class CostModel:
         parts = self._parts(size, streaming)
         ahead = total = 0.0
         # In the first round the ring buffer is found as the sweep before left it.
-        for _ in range(2 if streaming.nbytes else 1):
+        for _ in range(2 if any(nbytes for _, nbytes, _ in parts) else 1):
             total = 0.0
             for seconds, nbytes, pack in parts:
                 taken, waiting = seconds + pack, (nbytes - ahead) / rate
@@ -138,6 +194,10 @@ class CostModel:
             total += outside
             ahead = min(room, ahead + rate * outside)
         total += self._experts_s(size, streaming)[2]
+        if cold := _cold_blocks(size, streaming):
+            # Nothing else is done while blocks that give way are written.
+            written = min(cold, size.tokens / KV_BLOCK)
+            total += written * sum(self._kv_parts) / rate
         if streaming.lookups:
             total += size.tokens * self.rates.machine.read_latency_s / self.rates.threads
         return total
@@ -148,25 +208,44 @@ class CostModel:
             return 0.0, 0.0, 0.0
         key = size.tokens, tuple(u.name for s in streaming.experts for u in s)
         if key not in self._needed:
-            units = [[(u, u.needed(size.tokens) / u.experts) for u in s] for s in streaming.experts]
-            self._needed[key] = [
-                (sum(n * u.file_bytes for u, n in s), sum(n * self.pack_s[u.name] for u, n in s))
-                for s in units
-            ]
+            self._needed[key] = [self._needed_of(s, size.tokens) for s in streaming.experts]
         missing = 1 - streaming.hit_rate
         each_s = missing / (streaming.bytes_s * constants.DISK_SHARE)
         reading = packing = waited = 0.0
-        for nbytes, pack_s in self._needed[key]:
+        for nbytes, pack_s, needed, first_s, second_s in self._needed[key]:
+            # When the last one comes its gate and up are left to do, and the downs from the last
+            # one that was missing on: they go in rising order, and come so.
+            last = min(1.0, 1 / needed)
+            meanwhile = first_s * (1 - last)
+            meanwhile += second_s * (1 - max(last, 1 / (1 + missing * needed)))
             reading += nbytes * each_s
             packing += pack_s * missing
-            waited += max(nbytes * each_s, pack_s * missing)
+            # Packing takes the same cores.
+            waited += max(nbytes * each_s - meanwhile, pack_s * missing)
         return reading, packing, waited
+
+    def _needed_of(self, units: Sequence[UnitProfile], tokens: int) -> _Needed:
+        """Of a Segment's experts that a step needs: bytes in the file, seconds of packing them, how
+        many there are, and seconds of what goes into them and of what comes out."""
+        shares = [(u, u.needed(tokens) / u.experts) for u in units]
+        name = units[0].name
+        segment = next(s for s in self.model.segments if any(u.name == name for u in s.units))
+        return (
+            sum(n * u.file_bytes for u, n in shares),
+            sum(n * self.pack_s[u.name] for u, n in shares),
+            sum(n * u.experts for u, n in shares),
+            *segment.experts_seconds(tokens, self.rates),
+        )
 
     def _parts(self, size: SweepSize, streaming: Streaming) -> list[tuple[float, int, float]]:
         """Of each Segment that runs: seconds of arithmetic, bytes that stream, seconds of packing
         them."""
         seconds = self._segments_s(size)
-        parts = list(zip(seconds, streaming.segment_bytes, streaming.segment_pack_s, strict=True))
+        nbytes: Sequence[int] = streaming.segment_bytes
+        if cold := _cold_blocks(size, streaming):
+            kv = self._kv_parts
+            nbytes = [n + cold * part for n, part in zip(nbytes, kv, strict=True)]
+        parts = list(zip(seconds, nbytes, streaming.segment_pack_s, strict=True))
         if size.logit_rows:
             return parts
         return list(compress(parts, self._without_logits))
@@ -177,7 +256,8 @@ class CostModel:
     def _time_segments(self, size: SweepSize) -> tuple[float, ...]:
         """Seconds of each Segment's arithmetic, wherever the weights come from."""
         each = self._kv_element_bytes
-        return tuple(s.seconds(size, self.rates, each) for s in self.model.segments)
+        of_kind = {s.name: s.seconds(size, self.rates, each) for s in self._one_each}
+        return tuple(of_kind[s.name] for s in self._kinds)
 
     def _find_bound(self, size: SweepSize) -> Bound:
         """Whether weights are read faster than multiplied with, at so many rows."""

@@ -19,7 +19,7 @@ Visit = tuple[int, Sequence[int]]
 AHEAD = 8
 """Experts of a visit that may be on their way or in use before one gives way to the next."""
 
-DECAY = 0.97
+DECAY = 0.99
 """What a use is worth after each sweep of what it was worth before."""
 
 _MOST_GAIN = 1e100
@@ -205,7 +205,9 @@ def _find_slot(
     if len(held) < len(holds):
         return next(slot for slot, expert in enumerate(holds) if expert is None)
     ahead = min(AHEAD, len(holds) - 1)
-    may_go = [e for e in held if not places.get(e, place - ahead - 1) >= place - ahead]
+    # In the order of slots, so that of equals the same one goes everywhere.
+    all_held = [e for e in holds if e is not None]
+    may_go = [e for e in all_held if not places.get(e, place - ahead - 1) >= place - ahead]
     if may_go:
         return held[policy.choose(may_go)]
     return held[max((e for e in held if e in places), key=lambda e: places[e])]

@@ -9,6 +9,7 @@ from strata.backends.profile import UnitProfile
 from strata.kv import pool_blocks
 from strata.machine import constants
 from strata.plan.beside import NOTHING, Beside, admission_bytes, guard_bytes
+from strata.plan.drafts import NO_DRAFTS, Drafts, branch_blocks, used_drafts
 from strata.plan.outline import Outline
 from strata.plan.plan import MemoryShares, Workload
 from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
@@ -22,7 +23,10 @@ class Sizes:
     everything that is there before the model is opened; ``beside`` says what is set aside for
     requests, templates and grammars. ``ring_bytes`` and ``expert_slots``
     are those of a run that streams, and 0 for one in which everything is resident: then
-    ``request_bytes`` and ``io_threads`` are those of loading.
+    ``request_bytes`` and ``io_threads`` are those of loading. ``kv_slots`` of the first group's
+    blocks are in memory, and the others on disk, from which they pass through memory where
+    ``kv_passes``; 0: all are in memory.
+    ``logit_rows`` includes those of ``drafts``.
     """
 
     threads: int
@@ -39,11 +43,15 @@ class Sizes:
     beside: Beside = NOTHING
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
     expert_slots: int = 0
+    kv_slots: int = 0
+    kv_passes: bool = True
+    drafts: Drafts = NO_DRAFTS
+    draft_model_bytes: int = 0
 
     @property
     def streams(self) -> bool:
         """Whether something is read while the model runs, beside rows of tables."""
-        return self.ring_bytes > 0 or self.expert_slots > 0
+        return self.ring_bytes > 0 or self.expert_slots > 0 or self.kv_slots > 0
 
     @property
     def tile_bytes(self) -> int:
@@ -55,14 +63,15 @@ def peak_while_opening(model: Outline, sizes: Sizes) -> int:
     """The peak before any weight is loaded: while the tokenizer is built."""
     # What running comes to touch of the libraries is not touched yet.
     started = sizes.process_bytes + sizes.server_bytes
-    return _with_peak_margin(started + tokenizer_building_bytes(model.tokenizer))
+    return with_peak_margin(started + tokenizer_building_bytes(model.tokenizer))
 
 
 def peak_bytes(
     model: Outline, sizes: Sizes, resident: Collection[str], workload: Workload, process: int
 ) -> int:
     """The largest resident size of a process that does ``workload`` once, and takes ``process``
-    bytes before: of what is reserved, KV and tables are touched as far as there are tokens."""
+    bytes before: of what is reserved, KV, tables and what guessing takes are touched as far as
+    there are tokens."""
     positions = min(sizes.context, workload.prompt_tokens + workload.answer_tokens)
     touched_blocks = pool_blocks(
         model.groups,
@@ -72,15 +81,27 @@ def peak_bytes(
         step_rows=sizes.max_tokens,
     )
     assert touched_blocks is not None
-    blocks = tuple(map(min, touched_blocks, sizes.kv_blocks))
+    guessing = used_drafts(sizes.drafts, workload, positions)
+    # A state that cannot be rolled back has no branches.
+    recurrent = any(group.recurrent for group in model.groups)
+    branches = 0 if recurrent else branch_blocks(guessing, workload)
+    blocks = tuple(
+        min(touched + branches, all_blocks)
+        for touched, all_blocks in zip(touched_blocks, sizes.kv_blocks, strict=True)
+    )
     # Guarded processes are others.
     kept = Beside(admitted_bytes=sizes.beside.admitted_bytes)
+    slots = min(sizes.kv_slots, blocks[0]) if sizes.kv_slots else 0
     used = replace(sizes, context=positions, kv_blocks=blocks, process_bytes=process, beside=kept)
+    rows = sizes.logit_rows - sizes.drafts.rows + guessing.rows
+    # Where no block gives way nothing comes from the disk.
+    passing = sizes.kv_slots < blocks[0]
+    used = replace(used, kv_slots=slots, kv_passes=passing, drafts=guessing, logit_rows=rows)
     shares = memory_shares(model, used, resident)
     owned = shares.total - shares.margin
     # Small things find room in what building the tokenizer left.
     owned -= len(model.segments) * constants.SEGMENT
-    touched = min(_with_peak_margin(owned), memory_shares(model, sizes, resident).total)
+    touched = min(with_peak_margin(owned), memory_shares(model, sizes, resident).total)
     return max(touched, peak_while_opening(model, used))
 
 
@@ -103,7 +124,8 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     threads += sizes.io_threads * constants.READER if streams else 0
     arena = model.profile.arena_bytes(sizes.max_tokens, sizes.logit_rows)
     scratch = sizes.threads * model.profile.scratch_bytes(streams=streams)
-    attention = model.profile.attention_bytes(sizes.context, sizes.parallel, sizes.threads)
+    running = sizes.max_tokens if sizes.kv_slots else 0
+    attention = model.profile.attention_bytes(sizes.context, sizes.parallel, sizes.threads, running)
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = model.profile.loading_bytes(sizes.io_threads, sizes.request_bytes)
@@ -114,7 +136,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     if slots:
         # Experts are read as what stays is loaded.
         beside_ring += staging
-    kv = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
+    kv = kv_in_memory(model, sizes)
     logits = sizes.logit_rows * model.row_width * 4 + sampling
     activations = arena + scratch + attention
     # Loading comes first, where the others will be.
@@ -135,11 +157,22 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         server=sizes.server_bytes + admission_bytes(sizes.beside),
         guard=guard_bytes(sizes.beside, model.vocabulary),
         experts=slots,
+        drafts=sizes.drafts.nbytes + sizes.draft_model_bytes,
     )
     return _with_margin(base, model.vector_bytes)
 
 
-def _with_peak_margin(nbytes: int) -> int:
+def kv_in_memory(model: Outline, sizes: Sizes) -> int:
+    """Bytes of KV in memory, with what passes through it from the disk."""
+    if not sizes.kv_slots:
+        return model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
+    blocks = (sizes.kv_slots, *sizes.kv_blocks[1:])
+    ring = model.profile.kv_ring_bytes(sizes.kv_type) if sizes.kv_passes else 0
+    return model.kv_bytes(blocks, sizes.kv_type) + ring
+
+
+def with_peak_margin(nbytes: int) -> int:
+    """What a process may come to, of which so much is known."""
     return nbytes + constants.PEAK_MARGIN + int(constants.PEAK_MARGIN_SHARE * nbytes)
 
 

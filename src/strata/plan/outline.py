@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from strata.backends.profile import ModelProfile, SegmentProfile, UnitProfile
 from strata.formats import ModelFile
+from strata.plan.routes import HitCurve
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import LayerState, Model, StateGroup
 from strata.text.huggingface import count_merges, count_values
@@ -20,8 +21,8 @@ _FEW_VALUES = 20_000
 class Outline:
     """A model's sizes: what its backend says of it, and what any backend has beside that.
     ``row_width``: numbers of a row that it gives, of logits or an embedding. ``whole``: a step
-    takes whole texts. ``foreign_template``: it has a chat template that is not known to be
-    harmless.
+    takes whole texts. ``hits`` were recorded of its routes. ``foreign_template``: it has a chat
+    template that is not known to be harmless.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Outline:
     context: int
     tokenizer: TokenizerOutline
     foreign_template: bool = False
+    hits: tuple[HitCurve, ...] = ()
 
     @property
     def segments(self) -> tuple[SegmentProfile, ...]:
@@ -72,7 +74,13 @@ class Outline:
         return self.profile.kv_bytes(blocks, kv_type)
 
 
-def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> Outline:
+def outline(
+    name: str,
+    model: Model,
+    file: ModelFile,
+    profile: ModelProfile,
+    hits: tuple[HitCurve, ...] = (),
+) -> Outline:
     """The Outline of a Model that was built from ``file``, by what its backend says of it."""
     return Outline(
         name,
@@ -83,6 +91,7 @@ def outline(name: str, model: Model, file: ModelFile, profile: ModelProfile) -> 
         model.context_length,
         tokenizer_outline(model, file),
         has_foreign_template(file),
+        hits,
     )
 
 

@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Limits:
     together; None leaves each room for a whole context. ``process_bytes`` is what the process takes
     that will run the Plan, before it opens the model; None for a usual one. ``slowdown`` bounds how
     many times as long a sweep may take because a prompt comes in beside answers; None for no
-    bound."""
+    bound. ``kv_disk`` lets KV be on disk: True where that is faster, None where a context has no
+    room otherwise, False never. ``experts_ahead`` slots at most are kept for experts that will
+    probably be chosen."""
 
     memory: int | None = None
     threads: int | None = None
@@ -34,6 +36,8 @@ class Limits:
     slowdown: float | None = None
     process_bytes: int | None = None
     there: int | None = None
+    kv_disk: bool | None = None
+    experts_ahead: int = 0
 
     @property
     def budget(self) -> int | None:
@@ -50,7 +54,9 @@ class Workload:
     ``context`` is the positions a request may come to use, prompt and answer together; None leaves
     it to the planner. ``logit_rows`` is how many rows of logits of one sequence are wanted at a
     time: more than one where a text is scored. ``serving`` says that they come over HTTP.
-    ``text_bytes`` are held by who asks, for ids of a text and what comes of them.
+    ``text_bytes`` are held by who asks, for ids of a text and what comes of them. ``draft_tokens``
+    is how many tokens may be guessed ahead in a sweep, 0 where nothing is; a model that guesses
+    them takes ``draft_model_bytes``.
     """
 
     prompt_tokens: int = 512
@@ -60,6 +66,8 @@ class Workload:
     logit_rows: int = 1
     serving: bool = False
     text_bytes: int = 0
+    draft_tokens: int = 0
+    draft_model_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class MemoryShares:
     kernels, and bytes as the file has them on the way there; ``experts`` are the slots of those
     that are read when they are chosen. ``server`` is what answering over HTTP
     takes: its libraries, connections and requests; ``guard`` what processes for templates and
-    grammars may. ``margin`` is owned by nobody: what
+    grammars may; ``drafts`` what guessing tokens takes. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
     """
 
@@ -96,6 +104,7 @@ class MemoryShares:
     server: int = 0
     guard: int = 0
     experts: int = 0
+    drafts: int = 0
 
     @property
     def total(self) -> int:
@@ -113,6 +122,7 @@ class MemoryShares:
             + self.server
             + self.guard
             + self.experts
+            + self.drafts
         )
 
 
@@ -125,10 +135,12 @@ class Prediction:
     ``load_s`` ends when the first sweep may begin; ``ttft_s`` is from there until ``concurrency``
     prompts of ``prompt_tokens`` that came together have their first tokens; ``decode_tok_s`` counts
     the tokens of all of them while the answers are half written. ``expert_hit_rate`` is the share
-    of experts needed by a sweep of a decode that are found in a slot, if routers choose all alike:
-    one that prefers some finds more. ``sweep_bytes`` are read from the
-    disk in each sweep of a decode, which takes ``sweep_read_s`` of reading and ``sweep_compute_s``
-    of work, overlapped; ``bound`` says what decides.
+    of experts needed by a sweep of a decode that are found in a slot: by what was recorded of
+    the file's routes, else if routers choose all alike. ``sweep_bytes`` are read from the
+    disk in each sweep of a decode, and ``kv_read_bytes`` of KV, which takes ``sweep_read_s`` of
+    reading and ``sweep_compute_s`` of work, overlapped; ``bound`` says what decides.
+    Where tokens are guessed ahead, ``rows_s`` are the seconds of sweeps of 1, 2, 4, 8 and so many
+    rows that all want logits.
     """
 
     memory: MemoryShares
@@ -143,6 +155,8 @@ class Prediction:
     sweep_compute_s: float
     bound: Bound
     expert_hit_rate: float = 0.0
+    kv_read_bytes: int = 0
+    rows_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,13 +173,19 @@ class Plan:
     loaded by as many threads, with reads of ``request_bytes``. Vectors (norms, biases) always stay.
     Of tables in ``streamed`` the rows of the step's tokens are fetched, and of experts in it those
     that are chosen, by the same threads with reads of ``request_bytes``, into ``expert_slots``,
-    each with room for one of any layer. Where nothing goes through it ``ring_bytes`` is 0.
+    each with room for one of any layer, of which ``expert_ahead`` are for those that will probably
+    be chosen. Where nothing goes through it ``ring_bytes`` is 0.
 
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
     time. ``parallel`` sequences of ``context`` positions run together; ``kv_blocks`` are the blocks
-    of each group of their state, with keys and values of ``kv_type``. Of prompts a sweep takes at
-    most ``prefill_budget`` tokens beside 1 sequence that decodes, beside 2, beside 4 and so on, as
-    much again for each further prompt; as many as there is room for where that is empty.
+    of each group of their state, with keys and values of ``kv_type``; ``kv_slots`` of the first
+    group's are in memory and the others in a file, or all in memory where that is 0. Of prompts a
+    sweep takes at most ``prefill_budget`` tokens beside 1 sequence that decodes, beside 2, beside 4
+    and so on, as much again for each further prompt; as many as there is room for where that is
+    empty.
+
+    Guesses. At most ``draft_tokens`` are guessed ahead in a sweep, all requests together, and none
+    where that is 0; ``history_tokens`` of earlier texts are kept to guess from.
 
     Beside tokens. So many ``grammars`` may be in use at once, and none is compiled where that is 0;
     a guarded process for a template may take ``template_bytes`` for a short conversation (0 where
@@ -182,13 +202,17 @@ class Plan:
     ring_bytes: int
     tile_bytes: int
     expert_slots: int
+    expert_ahead: int
     read_mode: ReadMode
     request_bytes: int
     io_threads: int
     max_tokens: int
     logit_rows: int
     kv_blocks: tuple[int, ...]
+    kv_slots: int
     prefill_budget: tuple[int, ...]
+    draft_tokens: int
+    history_tokens: int
     kv_type: KVTypeName
     context: int
     parallel: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from math import ceil
 
+from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import SweepSize, UnitProfile
 from strata.backends.settings import KVTypeName
 from strata.errors import UsageError
@@ -15,6 +17,7 @@ from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.beside import Beside, added_beside, steps
 from strata.plan.cost_model import CostModel, Streaming
+from strata.plan.drafts import Drafts, drafts, row_counts
 from strata.plan.expert_policies import AHEAD
 from strata.plan.memory_model import (
     Sizes,
@@ -33,7 +36,16 @@ from strata.plan.plan import Limits, Plan, Prediction, Workload
 from strata.plan.prefill import prefill_budget
 from strata.plan.reasons import explain
 from strata.plan.state_room import StateRoom
-from strata.sizes import format_size
+from strata.sizes import format_budget, format_seconds, format_size, format_speed
+
+_SPARE_BLOCKS = 2
+"""Of KV in memory, beside those that a step writes: for drafts."""
+
+_MOST_SWEEPS = 64
+"""Of a long prompt's sweeps that are looked at one by one."""
+
+_FEW_BLOCKS = 2
+"""Times as many blocks as a step may write are too few to be put on disk."""
 
 
 class BudgetTooSmall(UsageError):
@@ -75,7 +87,7 @@ class Planner:
         self.model, self.machine, self.workload = model, machine, workload
         self.threads = limits.threads or machine.cores
         self._kv_type: KVTypeName = limits.kv_type
-        self._slowdown, self._limits = limits.slowdown, limits
+        self._slowdown, self.limits = limits.slowdown, limits
         self._room = StateRoom(model, limits.kv_type, workload.concurrency, limits.kv_bytes)
         self._process = limits.process_bytes or constants.PROCESS
         self._costs = CostModel(model, Rates(machine, self.threads), limits.kv_type)
@@ -90,15 +102,24 @@ class Planner:
     def plan(self, memory: int | None) -> Plan:
         """The Plan for a budget; None is what the machine leaves."""
         budget = self.default_budget() if memory is None else memory
+        made = self._planned(budget, given=memory is not None)
+        if made is None:
+            raise self._too_small(budget)
+        return made
+
+    def _planned(self, budget: int, *, given: bool = True) -> Plan | None:
         beside = self._beside(budget)
         left = budget - self._added[beside]
-        for context in self._contexts(left):
-            best = self._best(left, context)
+        drafts = self._drafts(left)
+        left -= drafts.added_bytes
+        for context, on_disk in self._contexts(left):
+            best = self._best(left, context, on_disk=on_disk)
             if best is not None:
-                sizes = replace(best.sizes, beside=beside)
+                rows = best.sizes.logit_rows + drafts.rows
+                sizes = replace(best.sizes, beside=beside, logit_rows=rows, drafts=drafts)
                 best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
-                return self._write(best, budget, given=memory is not None)
-        raise self._too_small(budget)
+                return self._write(best, budget, given=given)
+        return None
 
     def default_budget(self) -> int:
         """The budget where none is given: free memory but for a share that others may need."""
@@ -117,6 +138,19 @@ class Planner:
             if added <= max(spare, budget - everything)
         ]
         return fits[-1] if fits else self._besides[0]
+
+    def _drafts(self, budget: int) -> Drafts:
+        """What is set aside for guessing tokens: no more than makes a sweep a little longer, and
+        little of what a budget has beyond the least; or all that may be wanted, beside which all
+        weights stay."""
+        everything = self._everything(self._default_context())
+        share = int(constants.DRAFTS_SHARE * self.model.streamed_bytes)
+        spare = min(share, int((budget - self._floor) * constants.BESIDE_SHARE))
+        if self.workload.draft_model_bytes:
+            # Or its weights would be there for nothing.
+            spare = max(spare, min(share, budget - self._floor))
+        sizes = self._resident_sizes(self._default_context(), self._fewest_tokens)
+        return drafts(self.model, self.workload, sizes, max(spare, budget - everything))
 
     def _room_for_a_grammar(self) -> int:
         """The smallest budget in which there may be a grammar, in whole megabytes; 0 where there
@@ -137,12 +171,23 @@ class Planner:
 
     def floor(self) -> int:
         """The smallest budget in which the model runs, in whole megabytes."""
-        return self._floor
+        return self._smallest
+
+    @cached_property
+    def _smallest(self) -> int:
+        # Weights so small that none needs to stream are loaded through buffers for which the least
+        # that streams has no room.
+        smallest = self._floor
+        while self._planned(smallest) is None:
+            smallest += constants.MB
+        return smallest
 
     @cached_property
     def _floor(self) -> int:
         context = self._least_context()
-        totals = [fixed_shares(self.model, sizes).total for sizes, _, _ in self._sizes(context)]
+        ways = [sizes for sizes, _, _ in self._sizes(context)]
+        ways += [sizes for sizes, _, _ in self._sizes(context, on_disk=True)]
+        totals = [fixed_shares(self.model, sizes).total for sizes in ways]
         opening = peak_while_opening(self.model, self._resident_sizes(context, self._fewest_tokens))
         least = max(min(totals), opening)
         # Rounded up, and by one more for the rounding of the margin's share.
@@ -159,32 +204,44 @@ class Planner:
 
     def _too_small(self, budget: int) -> BudgetTooSmall:
         floor = self.floor()
-        p = self.plan(floor).predicted
+        least = self._planned(floor)
+        assert least is not None, "that much does"
+        p = least.predicted
         context = self.workload.context
         what = "" if context is None else f" with a context of {context}"
+        if self.workload.draft_model_bytes:
+            what += f" beside {format_size(self.workload.draft_model_bytes)} for its draft model"
         return BudgetTooSmall(
             f"{format_size(budget)} are too little for {self.model.name}{what}: it needs "
-            f"{floor // constants.MB}MB, and would then give {p.decode_tok_s:.3g} tok/s and the "
-            f"first token of a prompt of {p.prompt_tokens} after {p.ttft_s:.3g} s; more memory "
-            f"makes it faster",
+            f"{format_budget(floor)}, and would then give {format_speed(p.decode_tok_s)} and the "
+            f"first token of a prompt of {p.prompt_tokens} after {format_seconds(p.ttft_s)}; more "
+            f"memory makes it faster",
             floor,
         )
 
-    def _best(self, budget: int, context: int) -> Candidate | None:
+    def _best(self, budget: int, context: int, *, on_disk: bool) -> Candidate | None:
         if (
             peak_while_opening(self.model, self._resident_sizes(context, self._fewest_tokens))
             > budget
         ):
             return None
-        candidates = self._candidates(budget, context)
-        return min(candidates, key=lambda c: (_slowness(c.prediction), c.reserved), default=None)
+        found = _fastest(self._candidates(budget, context, on_disk=on_disk))
+        # Where KV leaves little to weights it may be better where it is slower to read.
+        crowded = found is not None and found.prediction.sweep_bytes > 0
+        crowded = crowded and self._kv_bytes(context) > constants.DEFAULT_KV_SHARE * budget
+        if on_disk or not (self.limits.kv_disk or crowded):
+            return found
+        others = self._candidates(budget, context, on_disk=True)
+        return _fastest(others if found is None else chain([found], others))
 
-    def _candidates(self, budget: int, context: int) -> Iterator[Candidate]:
+    def _candidates(self, budget: int, context: int, *, on_disk: bool) -> Iterator[Candidate]:
         for tokens in self._token_choices(context, resident=True):
             sizes = self._resident_sizes(context, tokens)
+            if on_disk and (sizes := self._with_disk(sizes)).kv_slots == 0:
+                continue
             if memory_shares(self.model, sizes, self._all).total <= budget:
-                yield self._candidate(sizes, 0, self._loading, self._all)
-        for sizes, tile, read in self._sizes(context):
+                yield self._with_kv_slots(sizes, 0, self._loading, self._all, budget)
+        for sizes, tile, read in self._sizes(context, on_disk=on_disk):
             fixed = fixed_shares(self.model, sizes)
             if fixed.total > budget:
                 continue
@@ -194,12 +251,37 @@ class Planner:
                     self._with_slots(sizes, room, order, budget) for order in self._fill_orders
                 )
                 for with_slots, resident in dict.fromkeys(filled):
-                    yield self._candidate(with_slots, tile, read, resident)
+                    yield self._with_kv_slots(with_slots, tile, read, resident, budget)
                 continue
             for resident in dict.fromkeys(fill(order, room) for order in self._fill_orders):
                 # Where nothing streams the ring buffer would be for nothing.
                 if resident != self._all:
-                    yield self._candidate(sizes, tile, read, resident)
+                    yield self._with_kv_slots(sizes, tile, read, resident, budget)
+
+    def _with_disk(self, sizes: Sizes) -> Sizes:
+        """The same with as many blocks of KV in memory as a step writes, the others on disk; with
+        all in memory where there are few, or the model has none that could be on disk."""
+        least = sizes.max_tokens // KV_BLOCK + 2 * sizes.parallel + _SPARE_BLOCKS
+        able = self.limits.kv_disk is not False and not self.model.whole
+        if not able or not self.model.profile.kv_ring_bytes(sizes.kv_type):
+            return sizes
+        if sizes.kv_blocks[0] < _FEW_BLOCKS * least:
+            return sizes
+        request = min(self._loading.request_bytes, constants.READERS_REQUEST)
+        return replace(sizes, kv_slots=least, io_threads=constants.READERS, request_bytes=request)
+
+    def _with_kv_slots(
+        self, sizes: Sizes, tile: int, read: DiskRate, resident: frozenset[str], budget: int
+    ) -> Candidate:
+        """Where KV is on disk, with as much of it in memory as the rest leaves: a byte of weights
+        saves a read in every sweep, and one of KV in those that come so far."""
+        if sizes.kv_slots:
+            left = budget - memory_shares(self.model, sizes, resident).total
+            each = self.model.profile.block_nbytes(sizes.kv_type)[0]
+            more = int(max(0, left - constants.MB) / (1 + constants.MARGIN_SHARE)) // each
+            slots = min(sizes.kv_blocks[0], sizes.kv_slots + more)
+            sizes = replace(sizes, kv_slots=slots)
+        return self._candidate(sizes, tile, read, resident)
 
     def _with_slots(
         self, sizes: Sizes, room: int, order: Sequence[UnitProfile], budget: int
@@ -219,7 +301,9 @@ class Planner:
         room += resident_bytes(self.model, resident) - more * each
         return sizes, fill(kept, room)
 
-    def _sizes(self, context: int) -> Iterator[tuple[Sizes, int, DiskRate]]:
+    def _sizes(
+        self, context: int, *, on_disk: bool = False
+    ) -> Iterator[tuple[Sizes, int, DiskRate]]:
         """Every way to stream: (sizes, bytes of a tile, how the disk is read)."""
         least_tile = max((s.least_tile for s in self.model.segments), default=0)
         smallest = min((d.request_bytes for d in self.machine.disk), default=0)
@@ -235,6 +319,8 @@ class Planner:
                     io_threads=constants.READERS,
                     expert_slots=min(constants.LEAST_SLOTS, self.model.profile.experts),
                 )
+                if on_disk and (sizes := self._with_disk(sizes)).kv_slots == 0:
+                    continue
                 yield sizes, tile, read
 
     def _io_threads(self, read: DiskRate) -> int:
@@ -261,6 +347,7 @@ class Planner:
             process_bytes=max(self._process, constants.PROCESS + constants.PROCESS_SLACK),
             request_bytes=self._loading.request_bytes,
             io_threads=self._io_threads(self._loading),
+            draft_model_bytes=w.draft_model_bytes,
         )
 
     @property
@@ -295,11 +382,15 @@ class Planner:
         """What a run of these sizes will do; of memory only what does not depend on weights."""
         w = self.workload
         streaming = self._streaming(sizes, read, resident)
-        loads = _prefill(w, sizes.max_tokens)
-        ttft = sum(self._costs.sweep_s(load, streaming) for load in loads)
+        ttft = sum(
+            count * self._costs.sweep_s(load, streaming)
+            for load, count in _some(list(_prefill(w, sizes.max_tokens)))
+        )
+        rows = row_counts(w.concurrency + sizes.drafts.tokens) if sizes.drafts.tokens else ()
         # One token for each sequence, with the answers half written.
         past = w.prompt_tokens + w.answer_tokens // 2
-        decode = self._costs.sweep(SweepSize(w.concurrency, 1, past, w.concurrency), streaming)
+        size = SweepSize(w.concurrency, 1, past, w.concurrency)
+        decode = self._costs.sweep(size, streaming)
         rate = w.concurrency / decode.total_s
         return Prediction(
             memory=fixed_shares(self.model, sizes),
@@ -314,6 +405,8 @@ class Planner:
             sweep_compute_s=decode.compute_s,
             bound=decode.bound,
             expert_hit_rate=streaming.hit_rate,
+            kv_read_bytes=self._costs.kv_read_bytes(size, streaming),
+            rows_s=tuple(self._costs.sweep_s(SweepSize(1, n, past, n), streaming) for n in rows),
         )
 
     def _streaming(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Streaming:
@@ -328,7 +421,18 @@ class Planner:
             # As much is on its way as of a ring buffer of this size.
             room = int(min(AHEAD, sizes.expert_slots) * slot / constants.RING_SHARE)
             rates.append(kept_up(self.machine, read, room, min(sizes.request_bytes, slot / 3)))
-        return self._costs.streaming(resident, min(rates), sizes.ring_bytes, sizes.expert_slots)
+        return self._costs.streaming(
+            resident,
+            min(rates),
+            sizes.ring_bytes,
+            sizes.expert_slots - self._ahead(sizes.expert_slots),
+            sizes.kv_slots,
+            self.workload.concurrency,
+        )
+
+    def _ahead(self, slots: int) -> int:
+        """Of so many slots those for what is read ahead: as many as are wanted, and few."""
+        return min(self.limits.experts_ahead, slots // constants.AHEAD_OF)
 
     def _load_s(self, resident: frozenset[str], read: DiskRate) -> float:
         nbytes, packing = 0, 0.0
@@ -342,19 +446,21 @@ class Planner:
         fresh = nbytes / constants.FRESH_BYTES
         return constants.OPEN + opening + max(reading, packing) + fresh
 
-    def _contexts(self, budget: int) -> Iterator[int]:
+    def _contexts(self, budget: int) -> Iterator[tuple[int, bool]]:
         """Contexts to try: the one asked for, else the usual one, halved until its KV leaves most
-        of the budget to weights that have no room beside it, and further if need be."""
+        of the budget to weights that have no room beside it, and further if need be; at last the
+        least one, with KV on disk."""
         context, least = self._default_context(), self._least_context()
         most_kv = constants.DEFAULT_KV_SHARE * budget
         while context > least and self._kv_bytes(context) > most_kv:
             if self._everything(context) <= budget:
                 break
             context = max(least, context // 2)
-        yield context
+        yield context, False
         while context > least:
             context = max(least, context // 2)
-            yield context
+            yield context, False
+        yield least, True
 
     def _default_context(self) -> int:
         w = self.workload
@@ -402,13 +508,17 @@ class Planner:
             ring_bytes=sizes.ring_bytes,
             tile_bytes=best.tile_bytes if sizes.ring_bytes else 0,
             expert_slots=sizes.expert_slots,
+            expert_ahead=self._ahead(sizes.expert_slots),
             read_mode=best.read.mode,
             request_bytes=sizes.request_bytes,
             io_threads=sizes.io_threads,
             max_tokens=sizes.max_tokens,
             logit_rows=sizes.logit_rows,
             kv_blocks=sizes.kv_blocks,
+            kv_slots=sizes.kv_slots,
             prefill_budget=self._prefill_budget(best),
+            draft_tokens=min(sizes.drafts.tokens, sizes.max_tokens - sizes.parallel),
+            history_tokens=sizes.drafts.history_tokens,
             kv_type=self._kv_type,
             context=sizes.context,
             parallel=sizes.parallel,
@@ -427,11 +537,15 @@ class Planner:
                 resident=best.resident,
                 budget=budget,
                 given=given,
-                limits=self._limits,
+                limits=self.limits,
                 room_for_a_grammar=self._room_for_a_grammar(),
             ),
             predicted=best.prediction,
         )
+
+
+def _fastest(candidates: Iterable[Candidate]) -> Candidate | None:
+    return min(candidates, key=lambda c: (_slowness(c.prediction), c.reserved), default=None)
 
 
 def _slowness(p: Prediction) -> float:
@@ -451,6 +565,14 @@ def _prefill(w: Workload, max_tokens: int) -> Iterator[SweepSize]:
             last = past + rows == w.prompt_tokens
             yield SweepSize(prompts, rows, past, prompts if last else 0)
             past += rows
+
+
+def _some(loads: Sequence[SweepSize]) -> Iterator[tuple[SweepSize, int]]:
+    """The sweeps, or where they are many some of them, each for so many like it."""
+    each = -(-len(loads) // _MOST_SWEEPS)
+    for first in range(0, len(loads), each):
+        alike = loads[first : first + each]
+        yield alike[len(alike) // 2], len(alike)
 
 
 def fill(order: Sequence[UnitProfile], room: int) -> frozenset[str]:
@@ -503,14 +625,17 @@ def _spread(units: Sequence[UnitProfile]) -> list[UnitProfile]:
 def _check(model: Outline, w: Workload) -> None:
     if w.prompt_tokens < 1 or w.concurrency < 1 or w.answer_tokens < 0:
         raise UsageError("a workload has at least one prompt of at least one token")
-    if w.context is not None and not 1 <= w.context <= model.context:
+    least = 2 if w.answer_tokens else 1
+    if w.context is not None and not least <= w.context <= model.context:
         raise UsageError(
-            f"a context of {w.context} was asked for; {model.name} allows 1 to {model.context}"
+            f"a context of {w.context} was asked for; {model.name} allows {least} to "
+            f"{model.context}"
         )
     context = w.context or model.context
-    if w.prompt_tokens >= context:
+    if w.prompt_tokens + min(1, w.answer_tokens) > context:
         raise UsageError(
-            f"a prompt of {w.prompt_tokens} tokens leaves no room in a context of {context}"
+            f"a prompt of {w.prompt_tokens} tokens leaves no room in a context of {context}; "
+            "shorten it or raise the context"
         )
     if w.concurrency > constants.MAX_TOKENS:
         raise UsageError(f"at most {constants.MAX_TOKENS} requests can run together")

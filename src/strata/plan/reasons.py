@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from strata.backends.kv_types import KV_BLOCK
 from strata.kv import pool_blocks
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.plan.memory_model import Sizes
 from strata.plan.outline import Outline
 from strata.plan.plan import Choice, Limits, Prediction, Workload
+from strata.plan.routes import curve_for
 from strata.program import StateGroup
-from strata.sizes import format_size
+from strata.sizes import format_budget, format_size
 
 
 def explain(
@@ -49,7 +51,9 @@ def explain(
     return (
         *choices,
         _sweep(workload, sizes),
+        *_guesses(workload, sizes, prediction),
         _context(model, workload, sizes, prediction),
+        *_kv(model, sizes, prediction),
         *_beside(workload, sizes, room_for_a_grammar),
         Choice("threads", str(sizes.threads), f"of {machine.cores} cores, with {machine.isa}"),
     )
@@ -95,10 +99,14 @@ def _experts(model: Outline, workload: Workload, sizes: Sizes, prediction: Predi
     needed = sum(unit.needed(rows) * unit.expert_bytes for unit in model.units)
     read = format_size(round(needed * (1 - prediction.expert_hit_rate)))
     what = "token" if rows == 1 else f"{rows} tokens"
+    curve = curve_for(model.hits, rows)
+    how = "if all are chosen alike"
+    if curve is not None:
+        how = f"by the {curve.tokens} tokens whose routes were recorded"
     return Choice(
         "experts",
         value,
-        f"if all are chosen alike {prediction.expert_hit_rate:.0%} of those needed are there: a "
+        f"{how} {prediction.expert_hit_rate:.0%} of those needed are there: a "
         f"{what} needs {format_size(round(needed))} and reads {read}",
     )
 
@@ -123,6 +131,29 @@ def _sweep(workload: Workload, sizes: Sizes) -> Choice:
     return Choice("sweep", value, f"{tokens} tokens of prompts take {sweeps} sweeps")
 
 
+def _guesses(workload: Workload, sizes: Sizes, prediction: Prediction) -> list[Choice]:
+    if not workload.draft_tokens:
+        return []
+    if not sizes.drafts.tokens or len(prediction.rows_s) < 2:
+        return [Choice("guesses", "none", "there is no room for more rows of logits")]
+    rows, seconds = len(prediction.rows_s) - 1, prediction.rows_s
+    times = seconds[rows] / seconds[0]
+    # What a guess has to be right as often as, where it is one of so many.
+    least = (times - 1) / ((1 << rows) - 1)
+    by_model = workload.draft_model_bytes
+    beside = f", by a model of {format_size(by_model)}" if by_model else ""
+    return [
+        Choice(
+            "guesses",
+            f"up to {sizes.drafts.tokens} tokens ahead{beside}",
+            f"{1 << rows} rows take {times:.2f} times as long as one: they pay where one in "
+            f"{1 / least:.3g} is right"
+            if least > 0.001
+            else "rows cost next to nothing here",
+        )
+    ]
+
+
 def _context(model: Outline, workload: Workload, sizes: Sizes, prediction: Prediction) -> Choice:
     context = sizes.context
     kv = format_size(prediction.memory.kv)
@@ -131,6 +162,29 @@ def _context(model: Outline, workload: Workload, sizes: Sizes, prediction: Predi
     if saved := _saved_by_windows(model, sizes):
         reason += f"; windows save {format_size(saved)}"
     return Choice("context", value, reason)
+
+
+def _kv(model: Outline, sizes: Sizes, prediction: Prediction) -> list[Choice]:
+    """What a position takes, and where it lies."""
+    growing = [not group.recurrent and not group.window for group in model.groups]
+    if not any(growing):
+        return []
+    block = model.kv_bytes([int(grows) for grows in growing], sizes.kv_type)
+    value = f"{format_size(block // KV_BLOCK)} a position as {sizes.kv_type}"
+    if not sizes.kv_slots:
+        return [Choice("kv", value, "all in memory")]
+    held, every = sizes.kv_slots, sizes.kv_blocks[0]
+    file = format_size(model.profile.kv_file_bytes(sizes.kv_type, every))
+    read = "nothing is read" if not prediction.kv_read_bytes else ""
+    read = read or f"{format_size(prediction.kv_read_bytes)} of it are read"
+    positions = f"{held * KV_BLOCK} of {every * KV_BLOCK} positions in memory"
+    return [
+        Choice(
+            "kv",
+            f"{value}, {positions}",
+            f"the others in a file of {file}; {read} for a token of the predicted answer",
+        )
+    ]
 
 
 def _beside(workload: Workload, sizes: Sizes, room_for_a_grammar: int) -> list[Choice]:
@@ -143,7 +197,7 @@ def _beside(workload: Workload, sizes: Sizes, room_for_a_grammar: int) -> list[C
     )
     grammars = sizes.beside.grammars
     if not grammars:
-        smallest = f"{room_for_a_grammar // constants.MB}MB have room for one"
+        smallest = f"{format_budget(room_for_a_grammar)} have room for one"
         return [requests, Choice("grammars", "none", smallest)]
     return [requests, Choice("grammars", f"{grammars} at once", "JSON schemas, modes and the like")]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from strata.engine.drafting import DraftTotals
+from strata.engine.routes import known_hits
 from strata.engine.runner import Runner
 from strata.engine.runtime import Runtime
-from strata.engine.sweeps import SweepTotal
+from strata.engine.sweeps import Sweeps, SweepTotal
 from strata.memory import cgroup_peak, peak_bytes
+from strata.plan.routes import curve_for
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ class SweepsReport:
     is the longer of fetching and computing (packing included) against the time of the sweeps:
     1 is perfect. Of experts that are not resident ``expert_hits`` were in memory when they were
     needed and ``expert_misses`` were read: ``expert_read_bytes`` of ``expert_bytes`` needed.
+    Reading ``expert_ahead`` of them had begun before they were chosen, and was in vain for
+    ``expert_wasted_bytes``. For ``idle_s`` no thread read.
     """
 
     sweeps: int
@@ -47,11 +53,27 @@ class SweepsReport:
     expert_misses: int
     expert_bytes: int
     expert_read_bytes: int
+    expert_ahead: int
+    expert_wasted_bytes: int
+    idle_s: float
+
+
+@dataclass(frozen=True)
+class GuessesReport:
+    """Tokens that were guessed ahead and how many of them were right; the seconds that this saved
+    by what steps took with guesses and without, and by what factor that made decoding faster."""
+
+    drafted: int
+    kept: int
+    acceptance: float
+    saved_s: float
+    gain: float
 
 
 @dataclass(frozen=True)
 class Explanation:
     """``host_bytes`` of weights stay in memory, ``sweep_bytes`` come from the disk in each sweep.
+    The slots for experts began with ``experts_kept`` that were used most last time.
 
     ``peak_bytes`` is the process's largest resident size, ``cgroup_peak_bytes`` the most that its
     memory cgroup held (page cache included, if there is such a group), ``cached_bytes`` the page
@@ -66,16 +88,18 @@ class Explanation:
     owned: tuple[tuple[str, int], ...]
     host_bytes: int
     sweep_bytes: int
+    experts_kept: int
     disk_bandwidth: float | None
     load_bytes: int
     load_bytes_s: float | None
     prefill: SweepsReport | None
     decode: SweepsReport | None
+    guesses: GuessesReport | None
     verdict: str
 
 
-def explain(runtime: Runtime, runner: Runner) -> Explanation:
-    """What the sweeps of ``runner`` did so far."""
+def explain(runtime: Runtime, runner: Runner, drafts: DraftTotals | None = None) -> Explanation:
+    """What the sweeps of ``runner`` did so far, with these tokens guessed ahead."""
     backend, plan, machine = runtime.backend, runtime.plan, runtime.machine
     bandwidth = None
     if plan is not None and machine is not None:
@@ -95,12 +119,26 @@ def explain(runtime: Runtime, runner: Runner) -> Explanation:
         owned=tuple(runtime.ledger.owned.items()),
         host_bytes=host_bytes,
         sweep_bytes=sweep_bytes,
+        experts_kept=stats.expert_kept,
         disk_bandwidth=bandwidth,
         load_bytes=stats.loaded,
         load_bytes_s=_rate(stats.loaded, stats.loading_s),
         prefill=prefill,
         decode=decode,
-        verdict=_verdict(runner.sweeps.decode, runner.sweeps.prefill, host_bytes),
+        guesses=_guesses(drafts, runner.sweeps.decode),
+        verdict=_verdict(runner.sweeps, host_bytes, _more_slots(runtime, runner)),
+    )
+
+
+def _guesses(drafts: DraftTotals | None, decode: SweepTotal) -> GuessesReport | None:
+    if drafts is None or not drafts.drafted:
+        return None
+    return GuessesReport(
+        drafts.drafted,
+        drafts.kept,
+        drafts.kept / drafts.drafted,
+        drafts.saved_s,
+        max(0.0, decode.seconds + drafts.saved_s) / decode.seconds if decode.seconds else 1.0,
     )
 
 
@@ -127,27 +165,68 @@ def _report(t: SweepTotal, bandwidth: float | None, plan: Plan | None) -> Sweeps
         expert_misses=s.expert_misses,
         expert_bytes=s.expert_bytes,
         expert_read_bytes=s.expert_read,
+        expert_ahead=s.ahead,
+        expert_wasted_bytes=s.wasted_bytes,
+        idle_s=s.full_s,
     )
 
 
-def _verdict(decode: SweepTotal, prefill: SweepTotal, host_bytes: int) -> str:
+@dataclass(frozen=True)
+class _MoreSlots:
+    """What more memory for experts would do: a slot has ``each`` bytes, ``others`` have none."""
+
+    each: int
+    others: int
+    slots: int
+    rate: Callable[[int], float]
+
+    def still_read(self, nbytes: int) -> float:
+        """Of the bytes of experts that are read, the share that would be with so much more."""
+        now = 1 - self.rate(self.slots)
+        then = 1 - self.rate(self.slots + min(self.others, nbytes // self.each))
+        return min(1.0, then / now) if now else 1.0
+
+
+def _more_slots(runtime: Runtime, runner: Runner) -> _MoreSlots | None:
+    plan = runtime.plan
+    if plan is None or not plan.expert_slots:
+        return None
+    from strata.plan.cost_model import hit_rate
+
+    every = sum(unit.experts for s in runner.model.segments for unit in s.units)
+    curve = curve_for(known_hits(runtime.file.paths), plan.parallel)
+    slots = plan.expert_slots - plan.expert_ahead
+
+    def rate(slots: int) -> float:
+        return hit_rate(every, slots) if curve is None or slots >= every else curve.rate(slots)
+
+    return _MoreSlots(max(1, runtime.slot_bytes), every - slots, slots, rate)
+
+
+def _verdict(sweeps: Sweeps, host_bytes: int, slots: _MoreSlots | None) -> str:
     """One line: what bounds the speed, and what would change it."""
-    total = decode if decode.sweeps else prefill
+    total = sweeps.decode if sweeps.decode.sweeps else sweeps.prefill
     if total.sweeps == 0:
         return "nothing was run"
     seconds = total.seconds / total.sweeps
     read = total.streamed.used / total.sweeps
     if read == 0:
         rate = host_bytes / seconds / 1e9
-        what = "memory-bound" if total is decode else "compute-bound"
+        what = "memory-bound" if total is sweeps.decode else "compute-bound"
         return f"{what}: all weights are resident and were read at {rate:.1f} GB/s"
     compute = total.compute_s / total.sweeps
     disk_s = total.streamed.reading_s / total.sweeps
     at = f"{format_size(int(read))} a sweep at {read / seconds / 1e9:.2f} GB/s"
     if compute >= disk_s:
         return f"compute-bound: the disk gave {at} and waited; more memory would change little"
-    more = min(_MORE, int(read))
-    faster = seconds / max(compute, disk_s * (1 - more / read), 1e-9)
+    # First what every sweep reads would stay, then more experts.
+    routed = total.streamed.expert_read / total.sweeps
+    more = min(_MORE, int(read - routed))
+    left = read - more
+    if slots is not None and (rest := min(_MORE - more, slots.others * slots.each)) > 0:
+        more += rest
+        left -= routed * (1 - slots.still_read(rest))
+    faster = seconds / max(compute, disk_s * left / read, 1e-9)
     return (
         f"disk-bound: {at}, the kernels waited {100 * total.streamed.waited_s / total.seconds:.0f} "
         f"% of the time; {format_size(more)} more memory would make it {faster:.2f}x"

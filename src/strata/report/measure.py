@@ -83,6 +83,9 @@ def measure(
 def _advance(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[float, float]:
     """Seconds to the first token, and from there to the last of ``tokens``."""
     engine.forget_prefixes()
+    if engine.drafting is not None:
+        # What follows random tokens repeats itself, which real answers do less.
+        engine.drafting.enabled = False
     start = perf_counter()
     request = engine.submit(ids, SamplingParams(max_tokens=tokens, ignore_eos=True))
     try:
@@ -94,6 +97,8 @@ def _advance(engine: Engine, ids: Sequence[int], tokens: int) -> tuple[float, fl
         return first - start, perf_counter() - first
     finally:
         engine.cancel(request)
+        if engine.drafting is not None:
+            engine.drafting.enabled = True
 
 
 def _spread(values: list[float]) -> Spread | None:

@@ -30,6 +30,10 @@ Measured with the lists and objects of the smallest members, which are the worst
 UNCOUNTED = 16 << 10
 """Bytes of requests that are too small to count: as many as may wait are the server's own."""
 
+UPLOAD_BYTES_S = 16e6
+"""At which large bodies are taken, all together: taking them is work of the thread that delivers
+tokens."""
+
 _PATIENCE_S = 2.0
 """For which a request waits until others have ended."""
 
@@ -44,9 +48,10 @@ class Measure:
     width: int
 
     @classmethod
-    def of(cls, body: bytes) -> Measure:
-        """Of a body that need not be JSON."""
-        return cls(len(body), *_native.measure_json(body))
+    def of(cls, body: bytes, most: int) -> Measure:
+        """Of a body that need not be JSON; one with more than ``most`` values is not looked at
+        beyond them."""
+        return cls(len(body), *_native.measure_json(body, most))
 
     @property
     def cost(self) -> int:
@@ -63,6 +68,13 @@ class Admission:
         self._ledger = ledger
         self._patience_s = patience_s
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._uploaded_at = 0.0
+
+    async def take_time(self, nbytes: int) -> None:
+        """Wait as long as a part of a large body is worth, behind those of others."""
+        now = asyncio.get_running_loop().time()
+        self._uploaded_at = max(self._uploaded_at, now) + nbytes / UPLOAD_BYTES_S
+        await asyncio.sleep(self._uploaded_at - now)
 
     @property
     def largest_body(self) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -16,7 +17,7 @@ from strata.engine import Request as EngineRequest
 from strata.errors import StrataError
 from strata.server.bridge import AsyncRun
 from strata.server.errors import ApiError, as_api_error
-from strata.server.parsers import Parser, Piece, Thought, ToolCall
+from strata.server.parsers import CallBegin, CallDelta, Parser, Piece, Thought, ToolCall
 from strata.server.replies import Reply, StreamReply, unless_gone
 from strata.server.seldom import Seldom
 
@@ -26,7 +27,8 @@ _seldom = Seldom(logging.getLogger("strata.server"))
 @dataclass
 class Answer:
     """One choice. ``samples`` are those of shown tokens, ``offsets`` the characters of ``text``
-    before each. ``parser`` finds thoughts and calls in it."""
+    before each. ``parser`` finds thoughts and calls in it. A ``silent`` one has no tokens: its
+    prompt is computed and that is all. With ``one_call`` further calls are left out."""
 
     parser: Parser | None = None
     text: str = ""
@@ -36,12 +38,17 @@ class Answer:
     offsets: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     request: EngineRequest | None = None
+    silent: bool = False
+    one_call: bool = False
 
     def add(self, delta: Delta) -> tuple[list[Piece], list[Sample]]:
         """Take a token; the text and the calls that became certain with it, and its sample unless
         it is an end token, which is no part of the text."""
         self.request = delta.request
         self.finish_reason = delta.finish_reason
+        if self.silent:
+            self.finish_reason = delta.finish_reason and "length"
+            return [], []
         ended_by_token = (
             delta.finish_reason == "stop" and delta.request.stop_checker.stop_string is None
         )
@@ -52,7 +59,9 @@ class Answer:
         if self.parser is not None:
             pieces = self.parser.push(delta.text)
             if delta.finish_reason is not None:
-                pieces += self.parser.finish()
+                pieces += self.parser.finish(cut=delta.finish_reason == "length")
+        if self.one_call:
+            pieces = list(self._first_call(pieces))
         for piece in pieces:
             if isinstance(piece, str):
                 self.text += piece
@@ -62,9 +71,19 @@ class Answer:
                 self.calls.append(piece)
         return pieces, shown
 
+    def _first_call(self, pieces: list[Piece]) -> Iterator[Piece]:
+        """``pieces`` without calls after the first."""
+        had = bool(self.calls)
+        for piece in pieces:
+            if not had or not isinstance(piece, CallBegin | CallDelta | ToolCall):
+                yield piece
+            had = had or isinstance(piece, ToolCall)
+
     @property
     def tokens(self) -> int:
         """Tokens chosen, an end token included."""
+        if self.silent:
+            return 0
         return len(self.request.output) if self.request else 0
 
     @property
@@ -97,16 +116,22 @@ class Answers:
         return sum(choice.tokens for choice in self.choices)
 
     async def parts(
-        self, pause_s: float | None = None
+        self, pause_s: float | None = None, *, whole_calls: bool = False
     ) -> AsyncIterator[tuple[int, list[Piece], list[Sample]] | None]:
         """What came: a choice's number, and what ``Answer.add`` says of the token; None after
-        ``pause_s`` seconds without anything."""
+        ``pause_s`` seconds without anything that is told, also while a parser holds what came, or
+        a call is under way that is told of ``whole``."""
+        told = monotonic()
         async for event in self.run.tokens(pause_s):
-            if event is None:
-                yield None
-            else:
+            if event is not None:
                 index, delta = event
-                yield index, *self.choices[index].add(delta)
+                pieces, samples = self.choices[index].add(delta)
+                yield index, pieces, samples
+                if any(not (whole_calls and isinstance(p, CallBegin | CallDelta)) for p in pieces):
+                    told = monotonic()
+            if event is None or (pause_s is not None and monotonic() - told >= pause_s):
+                told = monotonic()
+                yield None
 
     async def finish(self) -> None:
         """Take all that comes."""

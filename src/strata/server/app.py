@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from strata import __version__
 from strata.errors import StrataError
-from strata.server import anthropic, ollama, openai, plain
+from strata.server import anthropic, llama, memory, ollama, openai, plain
 from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
 from strata.server.invalid import as_invalid
@@ -40,7 +40,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for protocol in (openai, anthropic, ollama, plain, live):
+    for protocol in (openai, anthropic, ollama, llama, plain, memory, live):
         app.include_router(protocol.router(service))
     page = Page()
     app.mount("/web", page, name="web")
@@ -54,10 +54,13 @@ def create_app(service: Service) -> FastAPI:
         metrics=service.metrics,
         admission=service.admission,
     )
-    if service.settings.cors_origins:
+    settings = service.settings
+    if settings.cors_origins or settings.loopback:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(service.settings.cors_origins),
+            allow_origins=["*"] if "*" in settings.cors_origins else [],
+            allow_origin_regex=settings.origins.pattern,
+            expose_headers=["x-strata-warning", "x-request-id", "request-id"],
             allow_methods=["*"],
             allow_headers=["*"],
         )

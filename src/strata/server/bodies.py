@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from strata.decode import SamplingParams
+from strata.decode.defaults import SamplingDefaults
 from strata.decode.params import LARGEST_SEED
+from strata.server.errors import ApiError
+from strata.server.notes import note
 from strata.server.parsers import Tool
+from strata.server.settings import Unknown
+
+_TOLD = 8
+"""Unknown fields that are named."""
 
 Text = Annotated[str, Field(min_length=1)]
-Stop = Annotated[str, Field(min_length=1, max_length=1024)]
-Stops = Annotated[list[Stop], Field(max_length=64, fail_fast=True)]
+Stop = Annotated[str, Field(max_length=1024)]
+Stops = Annotated[
+    list[Stop],
+    Field(max_length=64, fail_fast=True),
+    AfterValidator(lambda stops: [s for s in stops if s]),
+]
+"""An empty one stops nothing, as everywhere."""
 Seed = Annotated[int, Field(ge=-(2**63), le=LARGEST_SEED)]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -32,17 +45,65 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class Drawing(Lenient):
+class Asked(Lenient):
+    """A request whose unknown fields are told of: by name, in an error or a warning.
+
+    ``on_unknown`` is what the protocol's own server does. ``idle`` are fields that are known and
+    without effect here, harmless to the answer; ``off`` are known with values that ask for nothing.
+    A field that is null asks for nothing either.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    on_unknown: ClassVar[Unknown] = "refuse"
+    idle: ClassVar[frozenset[str]] = frozenset()
+    off: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def unknown(self) -> dict[str, list[str]]:
+        """Fields that are not known, by the path of each, with known ones that look alike."""
+        extra = self.__pydantic_extra__ or {}
+        wrong = [
+            name
+            for name, value in extra.items()
+            if value is not None
+            and name not in self.idle
+            and not any(value == nothing for nothing in self.off.get(name, ()))
+        ]
+        extra.clear()
+        known = list(type(self).model_fields)
+        return {name: get_close_matches(name, known, 1) for name in wrong[:_TOLD]}
+
+    def check_unknown(self, policy: Unknown | None) -> None:
+        """ApiError for unknown fields, or a note, as ``policy`` says."""
+        unknown = self.unknown()
+        if not unknown:
+            return
+        told = [
+            repr(name) + (f" (did you mean {meant[0]!r}?)" if meant else "")
+            for name, meant in unknown.items()
+        ]
+        if (policy or self.on_unknown) == "warn":
+            note(f"fields without effect here: {', '.join(told)}")
+            return
+        raise ApiError(
+            400,
+            f"unrecognized request argument: {', '.join(told)}; leave it out, or start the server "
+            "with --unknown-fields warn",
+            param=next(iter(unknown)),
+            code="unrecognized_argument",
+        )
+
+
+class Drawing(Asked):
     """How tokens are drawn, as every protocol says it."""
 
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: TopK | None = None
 
-    def params(self, defaults: SamplingParams, **others: Any) -> SamplingParams:
+    def params(self, defaults: SamplingDefaults, choices: int = 1, **others: Any) -> SamplingParams:
         """``defaults`` with what this body says instead, and ``others`` above both."""
         said = self.model_dump(include=set(Sampling.model_fields), exclude_none=True)
-        return replace(defaults, **{**said, **others})
+        return defaults.with_said({**said, **others}, choices=choices)
 
 
 class Sampling(Drawing):
@@ -50,7 +111,7 @@ class Sampling(Drawing):
 
     min_p: Share | None = None
     seed: Seed | None = None
-    stop: Stop | Stops | None = None
+    stop: Annotated[Stop | Stops | None, AfterValidator(lambda stop: stop or None)] = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from time import perf_counter
 
 from strata.engine import Delta, Driver, EngineStatus, Job, QueueFull, Run, Turn
+from strata.errors import UsageError
 from strata.server.errors import ShuttingDown
 
 
@@ -137,10 +138,16 @@ class Bridge:
         return sum(run.open for run in self._runs)
 
     def submit(self, jobs: Sequence[Job]) -> AsyncRun:
-        """Start jobs together. UsageError if one can never be served, QueueFull or ShuttingDown."""
+        """Start jobs together. UsageError if they can never be served, QueueFull or
+        ShuttingDown."""
         if self.closing:
             raise ShuttingDown("the server is shutting down")
         self._driver.check(jobs)
+        if len(jobs) > self._queue:
+            raise UsageError(
+                f"{len(jobs)} answers are asked for at once; this server takes {self._queue} at "
+                "most (--queue)"
+            )
         if self.open + len(jobs) > self._queue:
             raise QueueFull(f"{self.open} requests wait or run already; try again later")
         run = self._driver.submit(jobs)

@@ -7,13 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from strata.decode import SamplingParams
+from strata.engine import ContextExceeded
 from strata.errors import UsageError
 from strata.server.answers import Answers
+from strata.server.notes import note
 from strata.server.parsers import AnswerFormat, Parser, Tool, ToolFormat, answer_format
 from strata.server.parsers.plain import in_words, tell_of_tools, with_calls_written
-from strata.server.service import Service
+from strata.server.service import Service, note_left_open
 
 ToolChoice = Literal["auto", "none", "required"]
+
+_ROOM = 4
+"""Where turns are left out: what part of the context an answer has at most."""
 
 _PROMPT_END = 32
 """Tokens at a prompt's end in which it may have begun the answer."""
@@ -23,7 +28,10 @@ _PROMPT_END = 32
 class Conversation:
     """What any chat protocol asks for. Messages are as chat templates expect them: ``content`` is
     text, arguments of ``tool_calls`` are objects. ``tool`` is the one that must be called.
-    ``counted``: only its tokens are, which need not fit the context."""
+    ``begin_answer`` ends the prompt with the beginning of the assistant's turn. One call at most is
+    taken without ``parallel_calls``; a ``silent`` answer has no token. With
+    ``drops_oldest`` the oldest turns are left out where not all fit the context, and that is
+    noted."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -32,8 +40,11 @@ class Conversation:
     tool_choice: ToolChoice = "auto"
     tool: str | None = None
     continue_last: bool = False
+    begin_answer: bool = True
+    parallel_calls: bool = True
+    silent: bool = False
+    drops_oldest: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
-    counted: bool = False
 
 
 def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
@@ -44,7 +55,14 @@ def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
 async def start_chat(service: Service, wanted: Conversation) -> Answers:
     """Check everything and begin."""
     form = answer_format(_template(service))
-    prompt, params = await _prepare(service, wanted, form)
+    wanted = replace(wanted, messages=service.preset.messages(wanted.messages))
+    text, params = await _prepare(service, wanted, form)
+    try:
+        prompt = await service.encode(text)
+    except ContextExceeded:
+        if not wanted.drops_oldest:
+            raise
+        prompt = await _without_oldest(service, replace(wanted, params=params), form)
     tools = _offered(wanted)
     # An answer by a grammar has the form that was asked for, and no other.
     plain = wanted.params.grammar is not None or not (tools or form.thinks)
@@ -60,13 +78,53 @@ async def start_chat(service: Service, wanted: Conversation) -> Answers:
         end = service.llm.tokenizer.decode(prompt[-_PROMPT_END:], skip_special=False)
         thinking = params.grammar is None
         parsers = [form.parser(tools, end, thinking=thinking) for _ in parsers]
-    return Answers(run, parsers, wanted.choices)
+    answers = Answers(run, parsers, wanted.choices)
+    for answer in answers.choices:
+        answer.silent, answer.one_call = wanted.silent, not wanted.parallel_calls
+    return answers
+
+
+async def _without_oldest(service: Service, wanted: Conversation, form: AnswerFormat) -> list[int]:
+    """The prompt of the newest turns that leave room for an answer; at least the last one.
+    ContextExceeded if that does not fit either."""
+    messages = wanted.messages
+    head = [message for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    starts = [number for number, message in enumerate(rest) if message["role"] == "user"]
+    limit = wanted.params.max_tokens or 1
+    most = service.llm.context - min(limit, service.llm.context // _ROOM)
+    # Turns that are left out: so many are too few, so many do.
+    few, enough, prompt = 0, len(starts), None
+    while enough - few > 1:
+        number = (few + enough) // 2
+        kept = replace(wanted, messages=[*head, *rest[starts[number] :]], tool_choice="auto")
+        text, _ = await _prepare(service, kept, form)
+        ids = await service.encode(text, counted=True)
+        if len(ids) <= most or (number == len(starts) - 1 and len(ids) < service.llm.context):
+            enough, prompt = number, ids
+        else:
+            few = number
+    if prompt is None:
+        # Says by how much.
+        last = replace(wanted, messages=[*head, *rest[starts[-1] if starts else 0 :]])
+        text, _ = await _prepare(service, replace(last, tool_choice="auto"), form)
+        return await service.encode(text)
+    note(f"the context is full: {starts[enough]} of {len(rest)} messages are left out, the oldest")
+    return prompt
 
 
 async def count_tokens(service: Service, wanted: Conversation) -> int:
     """Tokens of a conversation's prompt."""
     form = answer_format(_template(service))
-    return len((await _prepare(service, replace(wanted, counted=True), form))[0])
+    wanted = replace(wanted, messages=service.preset.messages(wanted.messages))
+    text, _ = await _prepare(service, wanted, form)
+    return len(await service.encode(text, counted=True))
+
+
+async def rendered(service: Service, wanted: Conversation) -> str:
+    """The text of a conversation's prompt."""
+    wanted = replace(wanted, messages=service.preset.messages(wanted.messages))
+    return (await _prepare(service, wanted, answer_format(_template(service))))[0]
 
 
 def _offered(wanted: Conversation) -> Sequence[Tool]:
@@ -75,7 +133,8 @@ def _offered(wanted: Conversation) -> Sequence[Tool]:
 
 async def _prepare(
     service: Service, wanted: Conversation, form: AnswerFormat
-) -> tuple[list[int], SamplingParams]:
+) -> tuple[str, SamplingParams]:
+    """The prompt's text, and the parameters with the grammar of a call that must come."""
     params = wanted.params
     source = _template(service)
     tools = _offered(wanted)
@@ -83,23 +142,27 @@ async def _prepare(
         if not tools:
             raise UsageError("a tool must be called, but there are no tools")
         params = await _with_call(service, wanted, form.calls)
-    messages = wanted.messages
-    if "tools" not in source:
-        messages = tell_of_tools(messages, tools) if tools else in_words(messages)
-    elif "tool_calls" not in source:
-        messages = with_calls_written(messages, form.calls)
-    else:
-        messages = form.calls.history(messages)
+    messages = await service.beside(lambda: _told(wanted, source, form))
     known = [tool.as_openai() for tool in tools] if tools and "tools" in source else None
-    prompt = await service.chat_prompt(
+    text = await service.chat_text(
         messages,
         tools=known,
         continue_final_message=wanted.continue_last,
+        add_generation_prompt=wanted.begin_answer,
         variables=wanted.variables,
-        counted=wanted.counted,
         ending="" if wanted.params.grammar is None else form.calls.before_a_grammar,
     )
-    return prompt, params
+    return text, params
+
+
+def _told(wanted: Conversation, source: str, form: AnswerFormat) -> Sequence[Mapping[str, Any]]:
+    """The messages as a chat template takes them, by what it knows of tools."""
+    tools = _offered(wanted)
+    if "tools" not in source:
+        return tell_of_tools(wanted.messages, tools) if tools else in_words(wanted.messages)
+    if "tool_calls" not in source:
+        return with_calls_written(wanted.messages, form.calls)
+    return form.calls.history(wanted.messages)
 
 
 def _template(service: Service) -> str:
@@ -126,6 +189,8 @@ async def _with_call(service: Service, wanted: Conversation, form: ToolFormat) -
     except RecursionError:
         raise UsageError("the parameters of a tool are nested too deeply") from None
     compiler = service.grammars
+    for called in tools:
+        note_left_open(called.parameters)
     return replace(wanted.params, grammar=await service.compiled(lambda: compiler.lark(source)))
 
 

@@ -15,8 +15,9 @@ class OpenAIErrorDetail(BaseModel):
 
     message: str
     type: str
-    param: str | None
-    code: str | None
+    param: str | None = None
+    """Endpoints of llama-server's give none, and their status as ``code``."""
+    code: str | int | None
 
 
 class OpenAIError(BaseModel):

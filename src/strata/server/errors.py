@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from strata.decode.grammar import GrammarsBusy
 from strata.engine import ContextExceeded, QueueFull
@@ -11,17 +11,27 @@ from strata.text import ChatTemplateBusy, ChatTemplateError
 
 RETRY_AFTER_S = 1
 
+Protocol = Literal["openai", "anthropic", "ollama", "llama"]
+
 
 class ApiError(StrataError):
-    """An error with its HTTP status; ``param`` and ``code`` as OpenAI's errors have them."""
+    """An error with its HTTP status; ``param`` and ``code`` as OpenAI's errors have them.
+    ``overflow``: the tokens that there are, and those that there may be."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        overflow: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.overflow = overflow
 
 
 class ShuttingDown(StrataError):
@@ -41,7 +51,13 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), code="shutting_down")
     if isinstance(error, ContextExceeded):
-        return ApiError(400, str(error), code="context_length_exceeded")
+        return ApiError(
+            400,
+            str(error),
+            param="messages",
+            code="context_length_exceeded",
+            overflow=(error.tokens, error.most),
+        )
     if isinstance(error, (UsageError, ChatTemplateError)):
         # Templates fail on conversations that they refuse: roles that do not alternate, say.
         return ApiError(400, str(error))
@@ -56,6 +72,16 @@ _OPENAI_TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+_LLAMA_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "invalid_request_error",
+    429: "unavailable_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -68,21 +94,66 @@ _ANTHROPIC_TYPES = {
 
 def error_body(path: str, error: ApiError) -> dict[str, Any]:
     """The JSON of an error under ``path``."""
-    if path.startswith("/api/"):
-        return {"error": str(error)}
-    kinds = _ANTHROPIC_TYPES if path.startswith("/v1/messages") else _OPENAI_TYPES
+    protocol = protocol_of(path)
+    message = _message(protocol, error)
+    if protocol == "ollama":
+        return {"error": message}
+    if protocol == "llama":
+        return {"error": _llama(error, message)}
+    kinds = _ANTHROPIC_TYPES if protocol == "anthropic" else _OPENAI_TYPES
     other = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = kinds.get(error.status, other)
     if kinds is _ANTHROPIC_TYPES:
-        return {"type": "error", "error": {"type": kind, "message": str(error)}}
+        return {"type": "error", "error": {"type": kind, "message": message}}
     return {
         "error": {
-            "message": str(error),
+            "message": message,
             "type": kind,
             "param": error.param,
             "code": "invalid_api_key" if error.status == 401 else error.code,
         }
     }
+
+
+def protocol_of(path: str) -> Protocol:
+    """Whose clients use a path."""
+    if path.startswith("/api/"):
+        return "ollama"
+    if path.startswith("/v1/messages"):
+        return "anthropic"
+    return "openai" if path.startswith("/v1/") else "llama"
+
+
+def _message(protocol: Protocol, error: ApiError) -> str:
+    """What went wrong. Clients know that a prompt is too long by the words of each protocol."""
+    if error.overflow is None:
+        return str(error)
+    tokens, most = error.overflow
+    if protocol == "openai":
+        words = (
+            f"This model's maximum context length is {most} tokens. However, your messages "
+            f"resulted in {tokens} tokens. Please reduce the length of the messages."
+        )
+    elif protocol == "anthropic":
+        words = f"prompt is too long: {tokens} tokens > {most} maximum"
+    elif protocol == "llama":
+        words = (
+            f"request ({tokens} tokens) exceeds the available context size ({most} tokens), try "
+            "increasing it"
+        )
+    else:
+        words = "the input length exceeds the context length"
+    return f"{words} ({error})"
+
+
+def _llama(error: ApiError, message: str) -> dict[str, Any]:
+    """llama-server's own form."""
+    kind = _LLAMA_TYPES.get(error.status, "server_error")
+    found: dict[str, Any] = {"code": error.status, "message": message, "type": kind}
+    if error.overflow is not None:
+        tokens, most = error.overflow
+        found |= {"type": "exceed_context_size_error", "n_prompt_tokens": tokens, "n_ctx": most}
+    return found
 
 
 def error_headers(error: ApiError) -> dict[str, str]:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import hmac
 import logging
 import re
+from ipaddress import ip_address
+from socket import gethostname
+from typing import Protocol
 from urllib.parse import urlsplit
+from uuid import uuid4
 
+from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strata.server.admission import SHARE, UNCOUNTED, Admission, Share
 from strata.server.crowd import Crowd
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
+from strata.server.notes import HEADER, NOTES, header_of
 from strata.server.replies import CLIENT_GONE, Reply
 from strata.server.seldom import Seldom
 from strata.server.settings import Settings
-from strata.server.telemetry.metrics import Metrics
 
 _seldom = Seldom(logging.getLogger("strata.server"))
 
@@ -28,8 +33,16 @@ CROWD = "strata.crowd"
 """Where the server leaves its Crowd in the state of every request."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_ID = re.compile(rb"[\w.-]{1,128}")
 _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:@/\[\]]*))(?::\d*)?")
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_LOCAL_ENDS = (".localhost", ".local", ".internal")
+"""Names that no public server of names gives away, as ``host.docker.internal``."""
+
+
+class Counting(Protocol):
+    """Who counts requests."""
+
+    requests: Counter
 
 
 class TooLarge(ApiError):
@@ -47,25 +60,38 @@ class Guard:
     """ASGI middleware; see the module. It also counts requests and catches what went wrong."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, admission: Admission
+        self, app: ASGIApp, settings: Settings, metrics: Counting, admission: Admission
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._admission = admission
-        self._largest = min(settings.body_bytes, admission.largest_body)
+
+    @property
+    def _largest(self) -> int:
+        """Bytes of a body; another budget may bring another bound."""
+        return min(self._settings.body_bytes, self._admission.largest_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         status = CLIENT_GONE
+        request_id = _request_id(scope)
+        notes: list[str] = []
+        NOTES.set(notes)
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+                headers = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+                headers.append((b"x-request-id", request_id))
+                if scope["path"].startswith("/v1/messages"):
+                    headers.append((b"request-id", request_id))
+                if notes:
+                    headers.append((HEADER.encode(), header_of(notes)))
+                message["headers"] = headers
             await send(message)
 
         try:
@@ -91,12 +117,17 @@ class Guard:
         host = headers.get("host")
         if self._settings.loopback and host is not None:
             name = _host_name(host)
-            if name not in (*_LOCAL_NAMES, self._settings.host):
-                raise ApiError(403, "this server answers to localhost only, by its Host header")
+            if name != self._settings.host and not _is_here(name):
+                raise ApiError(
+                    403,
+                    f"this server answers to names of this machine, not to {name[:64]!r} in the "
+                    "Host header; other machines reach it with --host",
+                )
         origin = headers.get("origin")
         if origin is not None and scope["method"] not in _SAFE_METHODS:
-            known = self._settings.cors_origins
-            if "*" not in known and origin not in known and _authority(origin) != host:
+            allowed = "*" in self._settings.cors_origins
+            allowed = allowed or self._settings.origins.fullmatch(origin) is not None
+            if not allowed and _authority(origin) != host:
                 raise ApiError(403, "pages of this origin may not call (see --cors-origin)")
         if self._settings.api_key is not None and not _is_open(scope):
             self._check_key(headers)
@@ -120,6 +151,7 @@ class Guard:
                 raise TooLarge(self._largest)
             if size > UNCOUNTED:
                 share.arrived(length if before > UNCOUNTED else size)
+                await self._admission.take_time(length)
             return message
 
         return bounded
@@ -135,6 +167,12 @@ class Guard:
             )
 
 
+def _request_id(scope: Scope) -> bytes:
+    """That of the caller, if it is one, or a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given if _ID.fullmatch(given) else f"req_{uuid4().hex}".encode()
+
+
 def error_reply(path: str, error: Exception) -> Reply:
     """The response for an error under ``path``."""
     api = as_api_error(error)
@@ -147,7 +185,7 @@ def error_reply(path: str, error: Exception) -> Reply:
 def _is_open(scope: Scope) -> bool:
     """Whether no key is asked for: health, the page and its files."""
     path: str = scope["path"]
-    return path in ("/health", "/") or path.startswith("/web/")
+    return path in ("/health", "/v1/health", "/") or path.startswith("/web/")
 
 
 def _as_json(scope: Scope) -> Scope:
@@ -162,7 +200,20 @@ def _as_json(scope: Scope) -> Scope:
 
 def _host_name(host: str) -> str:
     match = _HOST.fullmatch(host)
-    return "" if match is None else (match[1] or match[2]).lower()
+    # What is no name is none of this machine.
+    return "?" if match is None else (match[1] or match[2]).lower()
+
+
+def _is_here(name: str) -> bool:
+    """Whether a name in a Host header is none that a foreign page could have been loaded from: this
+    machine's own, a private one, or an address, which has no name to be bent."""
+    if name in ("", "localhost", gethostname().lower()) or name.endswith(_LOCAL_ENDS):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private or address.is_unspecified
 
 
 def _authority(origin: str) -> str:

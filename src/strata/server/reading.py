@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.responses import Response
 
-from strata.server.admission import SHARE, Measure
+from strata.server.admission import SHARE, UNCOUNTED, Measure
+from strata.server.bodies import Asked
 from strata.server.errors import ApiError
 from strata.server.invalid import as_invalid
 from strata.server.service import Service
@@ -58,12 +59,16 @@ class _Bounded(Request):
         body = await self.body()
         model, settings = self._model, self._service.settings
         assert model is not None, "only routes with a body read one"
-        measure = Measure.of(body)
-        if measure.values > self._most:
+        most = self._most
+        if len(body) <= UNCOUNTED:
+            measure = Measure.of(body, most)
+        else:
+            measure = await self._service.off_loop(lambda: Measure.of(body, most))
+        if measure.values > most:
             raise ApiError(
                 413,
-                f"the request body has {measure.values} values and keys; "
-                f"at most {self._most} can be read here",
+                f"the request body has more than {most} values and keys; "
+                "that is the most that can be read here",
             )
         if measure.depth > settings.depth:
             raise ApiError(
@@ -72,12 +77,15 @@ class _Bounded(Request):
                 f"at most {settings.depth} can be read here",
             )
         await SHARE.get().raise_to(measure)
-        return await self._service.off_loop(lambda: _parse(model, body))
+        parsed = await self._service.off_loop(lambda: _parse(model, body))
+        if isinstance(parsed, Asked):
+            parsed.check_unknown(settings.unknown_fields)
+        return parsed
 
 
 def _parse(model: type[BaseModel], body: bytes) -> BaseModel:
     try:
-        # Straight from the bytes: what is ignored never becomes an object.
+        # Straight from the bytes: what is ignored within a field never becomes an object.
         return model.model_validate_json(body)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)

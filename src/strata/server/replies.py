@@ -66,7 +66,7 @@ class StreamReply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await _first(self._send_all(send), _wait_for_end(receive))
+            await first_of(self._send_all(send), client_end(receive))
         finally:
             # First of all, because the generator may never have begun, and closing it may wait.
             if self._run is not None:
@@ -94,7 +94,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
     async def wait() -> None:
         await task
 
-    if not await _first(wait(), _wait_for_end(request.receive)):
+    if not await first_of(wait(), client_end(request.receive)):
         raise ClientGone("the client went away")
     return task.result()
 
@@ -102,14 +102,14 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def unless_gone(request: Request, run: AsyncRun, work: Coroutine[Any, Any, None]) -> None:
     """Do ``work``; ClientGone if the client goes away. ``run`` ends with it."""
     try:
-        ended = await _first(work, _wait_for_end(request.receive))
+        ended = await first_of(work, client_end(request.receive))
     finally:
         run.cancel()
     if not ended:
         raise ClientGone("the client went away")
 
 
-async def _first(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> bool:
+async def first_of(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> bool:
     """Whether ``work`` ends before ``other``; raises what it raised. At last both have ended."""
     wanted, unwanted = asyncio.ensure_future(work), asyncio.ensure_future(other)
     try:
@@ -125,6 +125,7 @@ async def _first(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, Non
                     await task
 
 
-async def _wait_for_end(receive: Receive) -> None:
+async def client_end(receive: Receive) -> None:
+    """Until the client goes away."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -11,20 +11,29 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from threading import Lock, get_ident
-from time import monotonic
+from time import monotonic, time
 from typing import Any, TypeVar
 
-from strata.decode import SamplingParams
+import numpy as np
+from numpy.typing import NDArray
+from starlette.types import ASGIApp
+
+from strata.decode import Sample, SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.grammar import GrammarCompiler, GrammarsBusy
 from strata.decode.params import LARGEST_SEED
-from strata.engine import ContextExceeded, Job
+from strata.decode.sampling import report
+from strata.decode.schemas import enforced
+from strata.engine import ContextExceeded, Engine, Job
 from strata.errors import UsageError
 from strata.guard import limits
+from strata.kv import PoolError
 from strata.llm import LLM
 from strata.server.admission import SHARE, Admission
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
+from strata.server.notes import note
+from strata.server.preset import Preset
 from strata.server.settings import Settings
 from strata.server.telemetry.metrics import Metrics
 from strata.sizes import format_size
@@ -55,26 +64,39 @@ _GRAMMAR_RETRY_S = 0.05
 _RENDERING_COPIES = 3
 """Of a conversation, on its way to a guarded process and back."""
 
-_TEXT_THREADS = 2
-"""Threads for tokenizing, which would hold up everybody in the event loop."""
+_TOLD = 8
+"""Parts of a schema that are named."""
+
+_LARGE = 64 << 10
+"""Bytes of a request's texts from which on it waits for others that are as large: who asks little
+does not wait for them, and together they take no more than one core from those who wait for tokens.
+"""
 
 
 class Service:
     """A loaded model as the protocols see it. ``names`` are those it answers to, first its own."""
 
-    def __init__(self, llm: LLM, names: Sequence[str], settings: Settings) -> None:
+    def __init__(
+        self, llm: LLM, names: Sequence[str], settings: Settings, preset: Preset | None = None
+    ) -> None:
         self.llm = llm
+        self.preset = preset or Preset()
+        llm.sampling_defaults = self.preset.defaults(llm.sampling_defaults)
         self.names = tuple(names)
         self.settings = settings
+        self.started = time()
         self.metrics = Metrics()
         self.bridge = Bridge(llm.driver, queue=settings.queue, observer=self.metrics)
         self.metrics.watch(llm, self.bridge)
         self._plan = llm.plan if llm.runtime.limited else None
         planned = _UNPLANNED if self._plan is None else self._plan.admitted_bytes
         self.admission = Admission(llm.ledger, settings.requests_bytes or planned)
-        self._texts = ThreadPoolExecutor(_TEXT_THREADS, "strata-text")
+        # Tokenizing would hold up everybody in the event loop.
+        self._texts = ThreadPoolExecutor(1, "strata-text")
+        self._large_texts = ThreadPoolExecutor(1, "strata-large-text")
         # A template that takes long holds up chats only, and they have to do with it.
         self._renderer = ThreadPoolExecutor(1, "strata-template")
+        self._scorer = ThreadPoolExecutor(1, "strata-score")
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
         templates = llm.tokenizer.chat_templates.values()
         self._renders_apart = any(template.foreign for template in templates)
@@ -84,10 +106,26 @@ class Service:
         longest = max(len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
         self._most_characters = llm.context * max(longest, 1)
 
+    def app(self) -> ASGIApp:
+        """Every protocol's routes over it."""
+        from strata.server.app import create_app
+
+        return create_app(self)
+
+    def begin_closing(self) -> None:
+        """No more requests are taken."""
+        self.bridge.closing = True
+
+    def cut_off(self) -> None:
+        """Those that run are ended."""
+        self.bridge.cut_off()
+
     def close(self) -> bool:
         """End the threads; False if the engine's is still in a step."""
         self._texts.shutdown(wait=False, cancel_futures=True)
+        self._large_texts.shutdown(wait=False, cancel_futures=True)
         self._renderer.shutdown(wait=False, cancel_futures=True)
+        self._scorer.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.bridge.close(timeout_s=5.0)
 
@@ -96,8 +134,17 @@ class Service:
         """The model's name in answers."""
         return self.names[0]
 
-    def check_model(self, wanted: str) -> None:
-        """ApiError 404 unless ``wanted`` is a name of the model that is loaded."""
+    async def set_budget(self, memory: int) -> None:
+        """Run within another budget; see ``LLM.set_budget``. What requests may take follows."""
+        loop = asyncio.get_running_loop()
+        plan = await loop.run_in_executor(self._scorer, lambda: self.llm.set_budget(memory))
+        self._plan = plan
+        self.admission.capacity = self.settings.requests_bytes or plan.admitted_bytes
+
+    def check_model(self, wanted: str | None) -> None:
+        """ApiError 404 unless ``wanted`` is a name of the model that is loaded, or nothing."""
+        if not wanted:
+            return
         if wanted not in self.names and wanted.removesuffix(":latest") not in self.names:
             raise ApiError(
                 404,
@@ -107,8 +154,15 @@ class Service:
             )
 
     async def off_loop(self, work: Callable[[], T]) -> T:
-        """The result of ``work``, done in another thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._texts, work)
+        """The result of ``work`` on texts of the request that is served, done in another thread."""
+        large = SHARE.get().text_bytes >= _LARGE
+        thread = self._large_texts if large else self._texts
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` on all parts of the request that is served: done in another thread
+        where they may be many."""
+        return await self.off_loop(work) if SHARE.get().text_bytes else work()
 
     async def encode(
         self, text: str, *, add_special: bool = False, counted: bool = False
@@ -133,7 +187,9 @@ class Service:
         if len(text) > self._most_characters:
             raise ContextExceeded(
                 f"a text of {len(text)} characters does not fit a context of "
-                f"{self.llm.context} tokens"
+                f"{self.llm.context} tokens",
+                self.llm.context + 1,
+                self.llm.context,
             )
         tokenizer = self.llm.tokenizer
 
@@ -145,7 +201,9 @@ class Service:
                 ids.extend(part)
                 if most is not None and len(ids) > most:
                     raise ContextExceeded(
-                        f"a prompt of more than {most} tokens does not fit a context of {most}"
+                        f"a prompt of more than {most} tokens does not fit a context of {most}",
+                        len(ids),
+                        most,
                     )
             return ids
 
@@ -154,18 +212,67 @@ class Service:
         async with SHARE.get().lent(working, what):
             return await self.off_loop(encode)
 
+    async def alone(self, work: Callable[[Engine], T]) -> T:
+        """The result of ``work`` on the engine between two steps, one such work at a time."""
+
+        def run() -> T:
+            with self.llm.driver.alone() as engine:
+                return work(engine)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._scorer, run)
+        except PoolError:
+            raise ApiError(
+                503, "other requests hold the KV that this one needs; try again later"
+            ) from None
+
+    async def prompt_samples(self, prompt: Sequence[int], top: int) -> list[Sample]:
+        """All tokens of a prompt but the first, each with its log-probability and the ``top`` most
+        probable ones."""
+        tokens = list(prompt)
+        found: list[Sample] = []
+
+        def take(rows: NDArray[np.float32]) -> None:
+            found.extend(report(tokens[1 + len(found)], row, top) for row in rows)
+
+        if len(tokens) > 1:
+            await self.alone(lambda engine: engine.visit_logits(tokens, 0, take))
+        return found
+
     async def chat_prompt(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
         variables: Mapping[str, Any] | None = None,
         counted: bool = False,
         ending: str = "",
     ) -> list[int]:
-        """Token ids of a conversation by the model's template, with ``ending`` behind it where the
-        last message is not continued; as many as there are if they are only ``counted``."""
+        """Token ids of ``chat_text``; as many as there are if they are only ``counted``."""
+        text = await self.chat_text(
+            messages,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            add_generation_prompt=add_generation_prompt,
+            variables=variables,
+            ending=ending,
+        )
+        return await self.encode(text, counted=counted)
+
+    async def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+        ending: str = "",
+    ) -> str:
+        """A conversation by the model's template, with ``ending`` behind it where the last message
+        is not continued."""
         if taken := _RESERVED & set(variables or ()):
             raise UsageError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
@@ -183,19 +290,18 @@ class Service:
                 lambda: self.llm.tokenizer.apply_chat_template(
                     messages,
                     tools=tools,
-                    add_generation_prompt=not continue_final_message,
+                    add_generation_prompt=add_generation_prompt and not continue_final_message,
                     continue_final_message=continue_final_message,
                     **(variables or {}),
                 ),
             )
-        text += "" if continue_final_message else ending
-        return await self.encode(text, counted=counted)
+        return text + ("" if continue_final_message else ending)
 
     @cached_property
     def grammars(self) -> GrammarCompiler:
         """Compiles grammars; ApiError if the package for it is not installed."""
         if find_spec("llguidance") is None:
-            raise ApiError(400, "grammars need the package llguidance: install strata[server]")
+            raise ApiError(400, "grammars need llguidance: pip install 'strata-llm[server]'")
         most = min(limits.GRAMMARS, self.llm.runtime.parallel)
         if self._plan is not None:
             most = self._plan.grammars
@@ -219,7 +325,9 @@ class Service:
     async def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """A grammar of JSON that is valid under ``schema``."""
         compiler = self.grammars
-        return await self.compiled(lambda: compiler.json_schema(schema))
+        found = await self.compiled(lambda: compiler.json_schema(schema))
+        note_left_open(schema)
+        return found
 
     async def compiled(self, work: Callable[[], Grammar]) -> Grammar:
         """The grammar that ``work`` compiles; waits for a while where others are in use. Who is
@@ -276,6 +384,15 @@ class Service:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         seed = None if params.seed is None else (params.seed + choice) & LARGEST_SEED
         return replace(params, max_tokens=limit, seed=seed)
+
+
+def note_left_open(schema: Mapping[str, Any]) -> None:
+    """Tell the caller what of a schema an answer is not held to."""
+    left_open = enforced(schema)[1]
+    if left_open:
+        some = ", ".join(left_open[:_TOLD])
+        more = f" and {len(left_open) - _TOLD} more" if len(left_open) > _TOLD else ""
+        note(f"the answer is not held to these parts of its schema: {some}{more}")
 
 
 class _Compilation:

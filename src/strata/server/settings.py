@@ -5,8 +5,19 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from strata.errors import UsageError
+
+Unknown = Literal["refuse", "warn"]
+
+_LOCAL_ORIGINS = (
+    r"https?://(?:[a-z0-9-]+\.)?localhost(?::\d+)?|https?://(?:127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::\d+)?"
+    r"|(?:app|file|tauri|vscode-webview|vscode-file|chrome-extension|moz-extension"
+    r"|safari-web-extension)://.*"
+)
+"""As Ollama has it: pages from this machine, and of programs and extensions on it."""
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -26,6 +37,8 @@ class Settings:
     - ``choices``: the largest ``n`` (and prompts in one call).
     - ``hello_s``: within which a client must have begun to send, and ``request_s``: have sent its
       request; ``stall_s``: for which one may leave its answer unread.
+    - ``unknown_fields``: what happens to a request with fields that are not known: they are
+      ``refuse``d, or the caller is ``warn``ed of them; None: what its protocol's own server does.
     - ``keepalive_s``: silence after which a stream shows that it lives; ``live_s``: between
       pictures of the machine.
     """
@@ -46,6 +59,7 @@ class Settings:
     hello_s: float = 5.0
     request_s: float = 60.0
     stall_s: float = 60.0
+    unknown_fields: Unknown | None = None
     keepalive_s: float = 5.0
     live_s: float = 0.25
 
@@ -63,6 +77,13 @@ class Settings:
                 f"{self.host} can be reached from other machines: set --api-key (or "
                 "STRATA_API_KEY), or say --allow-unauthenticated to let everybody in"
             )
+
+    @cached_property
+    def origins(self) -> re.Pattern[str]:
+        """Web origins whose pages may call: those of this machine, of applications on it, and
+        ``cors_origins``, in which * stands for anything but a slash."""
+        patterns = [re.escape(o).replace(r"\*", "[^/]*") for o in self.cors_origins if o != "*"]
+        return re.compile("|".join([_LOCAL_ORIGINS, *patterns]))
 
     @property
     def loopback(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 import strata._native as _native
+from strata.text.engine_ids import ids_of
 from strata.text.pipeline import LIBRARY_BYTE, failures_named
 from strata.text.pretokenizers import PreTokenizer
 from strata.text.signals import held_back
@@ -131,7 +132,7 @@ class BpeEncoder:
     def _merge(self, text: str) -> list[int]:
         engine = self._engine
         with failures_named("the vocabulary"):
-            ids: list[int] = engine.encode(text, add_special_tokens=False).ids
+            ids = ids_of(engine, text)
         if self._stand_ins and max(ids, default=0) >= self._first_stand_in:
             ids = [known for id in ids for known in self._replace_stand_in(id)]
         return ids

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from strata.formats.errors import shown
 from strata.formats.side_files import check_size, read_object_if_there, read_template
 from strata.text.bpe import letters_to_bytes
+from strata.text.engine_ids import ids_of
 from strata.text.errors import TokenizerError
 from strata.text.json_cuts import known_cuts
 from strata.text.pipeline import check_pipeline, failures_named
@@ -153,7 +154,7 @@ class HuggingFaceEncoder:
             first = False
             with self._lock, failures_named("tokenizer.json", foreign=True):
                 self._engine.encode_special_tokens = not parse_special
-                ids: list[int] = self._engine.encode(part, add_special_tokens=False).ids
+                ids = ids_of(self._engine, part)
             yield ids
 
     def working_bytes(self, text: str) -> int:

@@ -26,10 +26,13 @@ def gguf_sizes(model_file: ModelFile) -> tuple[int, int] | None:
     return TokenizerKeys(model_file.metadata).sizes() if model_file.kind == "gguf" else None
 
 
+def chat_templates(model_file: ModelFile) -> dict[str, str]:
+    """Its chat templates by name, without a tokenizer being made."""
+    if model_file.kind == "gguf":
+        return TokenizerKeys(model_file.metadata).chat_templates()
+    return directory_templates(model_file.path)
+
+
 def has_foreign_template(model_file: ModelFile) -> bool:
     """Whether it has a chat template that is not known to be harmless."""
-    if model_file.kind == "gguf":
-        templates = TokenizerKeys(model_file.metadata).chat_templates()
-    else:
-        templates = directory_templates(model_file.path)
-    return not all(map(is_known, templates.values()))
+    return not all(map(is_known, chat_templates(model_file).values()))

@@ -76,11 +76,16 @@ class Tokenizer:
         self.add_eos = eos_id is not None and eos_id in self._suffix
         self.special_tokens = dict(special_tokens)
         self.renderer: GuardedRenderer | None = None
-        if not all(map(is_known, chat_templates.values())):
+        self.chat_templates: dict[str, ChatTemplate] = {}
+        self.use_chat_templates(chat_templates)
+
+    def use_chat_templates(self, chat_templates: Mapping[str, str]) -> None:
+        """Take these, by their names, for the model's own."""
+        if self.renderer is None and not all(map(is_known, chat_templates.values())):
             from strata.guard.rendering import GuardedRenderer
 
             self.renderer = GuardedRenderer()
-        self.chat_templates: dict[str, ChatTemplate] = {
+        self.chat_templates = {
             name: ChatTemplate(source, self.special_tokens, self.renderer)
             for name, source in chat_templates.items()
         }

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.backends.base import (
+    NO_STATS,
     Activations,
     BackendStats,
     Books,
@@ -23,13 +20,17 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
+from strata.backends.cpu.counters import of_experts, of_loading, of_streaming
+from strata.backends.cpu.entries import all_or_nothing
 from strata.backends.cpu.experts import ExpertLayer, padded_rows
+from strata.backends.cpu.host import choose_isa, kernels_digest, usable_cores
 from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
     attention_shapes,
     partials_bytes,
     profile,
+    running_bytes,
 )
 from strata.backends.cpu.reading import WeightLoad, WeightReader, native_id, packed_nbytes
 from strata.backends.cpu.segment import (
@@ -38,7 +39,7 @@ from strata.backends.cpu.segment import (
     NativeSegment,
     Track,
 )
-from strata.backends.cpu.state import NativeState
+from strata.backends.cpu.state import NativeState, tier_bytes
 from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
@@ -48,101 +49,10 @@ from strata.program.ops import float_operands
 from strata.quant import by_name
 from strata.quant.grids import grid
 
+_KV_UNDER_WAY = 64 << 20
+"""Bytes of KV that may be on their way while layers attend: all of its ring buffer."""
+
 _CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
-
-
-def available_isas() -> tuple[str, ...]:
-    """Instruction sets that have kernels and run here, the best first."""
-    return tuple(_native.available_isas())
-
-
-def choose_isa(name: str | None = None) -> str:
-    """The instruction set asked for (argument, else STRATA_ISA), or the best one here."""
-    wanted = name or os.environ.get("STRATA_ISA", "").strip().lower()
-    if not wanted:
-        return available_isas()[0]
-    if wanted not in available_isas():
-        raise UsageError(
-            f"STRATA_ISA: no kernels for '{wanted}' here; available: {', '.join(available_isas())}"
-        )
-    return wanted
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, cut by the cgroup's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _cgroup_cores()))
-
-
-def _cgroup_cores() -> int:
-    unlimited = 1 << 16
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = f.read().split()[:2]
-    except (OSError, ValueError):
-        try:
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as f:
-                quota = f.read().strip()
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as f:
-                period = f.read().strip()
-        except OSError:
-            return unlimited
-    try:
-        return max(1, -(-int(quota) // int(period))) if int(quota) > 0 else unlimited
-    except (ValueError, ZeroDivisionError):
-        return unlimited
-
-
-@lru_cache(maxsize=1)
-def _kernels_digest() -> str:
-    """Of the extension module's bytes: other kernels may add in another order."""
-    path = _native.__file__
-    assert path is not None
-    with open(path, "rb") as module:
-        return hashlib.blake2b(module.read(), digest_size=16).hexdigest()
-
-
-class _Entries(Books):
-    """What was entered in books since."""
-
-    def __init__(self, books: Books) -> None:
-        self._books = books
-        self._taken: list[tuple[str, int]] = []
-
-    def take(self, owner: str, nbytes: int) -> None:
-        self._books.take(owner, nbytes)
-        self._taken.append((owner, nbytes))
-
-    def give(self, owner: str, nbytes: int) -> None:
-        self._books.give(owner, nbytes)
-
-    def undo(self) -> None:
-        for owner, nbytes in self._taken:
-            self._books.give(owner, nbytes)
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _all_or_nothing(
-    method: Callable[Concatenate[CpuBackend, P], R],
-) -> Callable[Concatenate[CpuBackend, P], R]:
-    """What a method entered in the books is taken out again if it then could not be had."""
-
-    @wraps(method)
-    def wrapped(self: CpuBackend, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        books = self._books
-        self._books = entries = _Entries(books)
-        try:
-            return method(self, *args, **kwargs)
-        except BaseException:
-            entries.undo()
-            raise
-        finally:
-            self._books = books
-
-    return wrapped
 
 
 class CpuBackend:
@@ -176,6 +86,13 @@ class CpuBackend:
         self._team = _native.Team(self.threads)
         self._reader = WeightReader(self.settings.reading)
         self._segments: list[NativeSegment] = []
+        self._known: list[tuple[Segment, Mapping[str, NDArray[np.float32]]]] = []
+        self._sources: list[WeightSource] = []
+        self._kept: list[_native.PackedWeight | None] = []
+        self._running: list[tuple[str, int]] = []
+        self._expert_layers: dict[object, _native.ExpertMatrix] = {}
+        self._weights: dict[object, int] = {}
+        self._before = NO_STATS
         self._arena: _native.Arena | None = None
         self._readers: _native.Readers | None = None
         self._stream: _native.Stream | None = None
@@ -187,6 +104,8 @@ class CpuBackend:
         self._ropes: dict[tuple[bytes, float], _native.RopeTable] = {}
         self._step: tuple[Step, NativeState, _native.Step] | None = None
         self._rows = 0
+        # Layers in the order in which they attend, where not all KV is in memory.
+        self._calls: list[int] | None = [] if self.settings.kv_slots else None
         self._stats: BackendStats | None = None
         for name in _CODEBOOKS:
             _native.set_grid(native_id(by_name(name)), grid(name).view(np.uint8).reshape(-1))
@@ -208,15 +127,30 @@ class CpuBackend:
         """The instruction set."""
         return self.isa
 
-    @_all_or_nothing
-    def load(self, segment: Segment, weights: WeightSource) -> NativeSegment:
+    @all_or_nothing
+    def load(
+        self, segment: Segment, weights: WeightSource, *, beside: bool = False
+    ) -> NativeSegment:
         """Load a Segment's weights, or find where they will be streamed from, and lower it."""
+        if beside:
+            return self._beside(segment)
+        native = self._load(segment, weights, {})
+        self._known.append((segment, native.floats))
+        self._sources.append(weights)
+        return native
+
+    def _load(
+        self, segment: Segment, weights: WeightSource, known: Mapping[str, NDArray[np.float32]]
+    ) -> NativeSegment:
         vectors = float_operands(segment.program)
         units = {w.name: unit for unit in segment.units for w in unit.weights}
         matrices: dict[str, Any] = {}
         floats: dict[str, NDArray[np.float32]] = {}
         loads: list[WeightLoad] = []
         for weight in segment.weights:
+            if weight.name in known:
+                floats[weight.name] = known[weight.name]
+                continue
             if len(weight.shape) == 1 or weight.name in vectors:
                 floats[weight.name] = np.ascontiguousarray(weights.floats(weight)).reshape(-1)
                 self._books.take("weights", floats[weight.name].nbytes)
@@ -231,20 +165,41 @@ class CpuBackend:
         self._reader.load(loads)
         native = NativeSegment(
             segment,
-            Parameters(matrices, floats, self._rope, self.settings.tile_bytes),
+            Parameters(matrices, floats, self._rope, self.settings.tile_bytes, self._calls),
             self.settings.max_tokens,
             self.settings.max_logit_rows,
             self.isa,
+            ahead=self.settings.expert_ahead > 0,
         )
         self._segments.append(native)
         self._arena = self._stats = None
         return native
 
+    def _beside(self, segment: Segment) -> NativeSegment:
+        """A Segment of vectors that others have as well."""
+        known = {name: floats for _, some in self._known for name, floats in some.items()}
+        if not all(weight.name in known for weight in segment.weights):
+            raise UsageError(
+                f"'{segment.name}' has weights of its own, for which there is no room beside the "
+                "others"
+            )
+        floats = {weight.name: known[weight.name] for weight in segment.weights}
+        return NativeSegment(
+            segment,
+            Parameters({}, floats, self._rope, self.settings.tile_bytes),
+            self.settings.max_tokens,
+            self.settings.max_logit_rows,
+            self.isa,
+        )
+
     def _streamed(self, weight: Weight, weights: WeightSource, reads: Reads) -> Any:
         """Where a weight is read from while the model runs."""
         if reads == "routed":
-            experts = self._reader.expert_matrix(weight, weights)
+            # The same one again, or what a cache has of it would be another's.
+            experts = self._expert_layers.get(_key(weight, weights))
+            experts = experts or self._reader.expert_matrix(weight, weights)
             if experts is not None:
+                self._expert_layers[_key(weight, weights)] = experts
                 return experts
         elif (place := self._reader.place(weight, weights)) is not None:
             return self._reader.rows(place) if reads == "rows" else place
@@ -267,7 +222,9 @@ class CpuBackend:
         if found is not None:
             return found
         places = self._places(weight, weights, routed=routed)
-        self._books.take("weights", packed_nbytes(weight, weights, routed=routed))
+        nbytes = packed_nbytes(weight, weights, routed=routed)
+        self._books.take("weights", nbytes)
+        self._weights[_key(weight, weights)] = nbytes
         packed = self._reader.allocate(weight, weights, routed=routed)
         if places is None:
             raw = weights.raw(weight)
@@ -298,35 +255,66 @@ class CpuBackend:
     @property
     def numerics(self) -> str:
         """The instruction set and the kernels themselves."""
-        return f"{self.name} {self.isa} {_kernels_digest()}"
+        return f"{self.name} {self.isa} {kernels_digest()}"
 
-    @_all_or_nothing
+    @all_or_nothing
     def state_cache(
         self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None
     ) -> NativeState:
         """Room for what layers keep of sequences: so many blocks of each of their groups."""
         kept = kv_type or self.kv_types[0]
-        for group, count in zip(state_groups(state), blocks, strict=True):
+        groups = state_groups(state)
+        ring, _ = tier_bytes(kept, state, groups, 0) if self.settings.kv_slots else (0, 0)
+        in_memory = list(blocks)
+        if ring:
+            in_memory[0] = self.settings.kv_slots
+        for group, count in zip(groups, in_memory, strict=True):
             self._books.take("kv", count * kept.block_nbytes(state, group))
-        return NativeState(state, blocks, self.kv_types.index(kept))
+        self._books.take("kv", ring)
+        number = self.kv_types.index(kept)
+        try:
+            return NativeState(
+                state, blocks, number, self.settings.kv_slots, self.settings.kv_directory
+            )
+        except _native.ReadError as error:
+            raise UsageError(str(error)) from None
 
-    @_all_or_nothing
+    def give_back(self, state: StateCache) -> None:
+        """See Backend."""
+        assert isinstance(state, NativeState)
+        self._step = None
+        self._books.give("kv", state.nbytes)
+        state.close()
+
+    @all_or_nothing
     def prepare(self) -> None:
         """All Segments are loaded: allocate what running takes and begin to read ahead."""
         if self._arena is not None or not self._segments:
             return
+        self._running.clear()
         arena = max(s.arena_bytes for s in self._segments)
         scratch = max(s.scratch_floats for s in self._segments)
         shapes = attention_shapes(op for s in self._segments for op in s.segment.program.ops)
         partials = partials_bytes(
             shapes, self.settings.positions, self.settings.parallel, self.threads
         )
-        self._books.take("activations", arena + 4 * scratch * self.threads + partials)
-        self._books.take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
+        if self.settings.kv_slots:
+            # Only windows are split for threads then.
+            ops = (op for s in self._segments for op in s.segment.program.ops)
+            windows = any(op.attrs.get("window") for op in ops)
+            running = running_bytes(shapes, self.settings.max_tokens)
+            partials = max(partials if windows else 0, running)
+        self._take("activations", arena + 4 * scratch * self.threads + partials)
+        self._take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
         allocated = _native.Arena(arena, self.threads, scratch)
-        if any(s.streams for s in self._segments):
+        if self.settings.kv_slots or any(s.streams for s in self._segments):
             self._prepare_streaming()
         self._arena = allocated
+
+    def _take(self, owner: str, nbytes: int) -> None:
+        """Enter what running takes, which is given back when that changes."""
+        self._books.take(owner, nbytes)
+        self._running.append((owner, nbytes))
 
     def _prepare_streaming(self) -> None:
         reading, ring_bytes, slots = (
@@ -343,26 +331,99 @@ class CpuBackend:
                 raise UsageError(
                     f"a ring buffer of {ring_bytes} bytes does not hold a tile of {tile}"
                 )
-            self._books.take("ring", ring_bytes)
+            self._take("ring", ring_bytes)
         if layers:
             slot, reads = _native.expert_memory(layers, reading.request_bytes)
-            if slots < 1:
-                raise UsageError("experts that do not stay need a slot at least")
-            self._books.take("experts", slots * slot)
+            if not 0 <= self.settings.expert_ahead < slots:
+                raise UsageError(
+                    "experts that do not stay need a slot at least, beside those for what is read "
+                    "before it is chosen"
+                )
+            if self._experts is None:
+                self._books.take("experts", slots * slot)
             scratch = max(scratch, reads)
-        self._books.take("staging", _native.Readers.scratch_bytes(reading.threads, scratch))
-        readers = _native.Readers(reading.threads, scratch, ring_bytes)
-        if layers:
-            self._experts = _native.ExpertCache(layers, slots, reading.request_bytes, readers)
-            first = 0
-            for segment in self._segments:
-                segment.attach_experts(self._experts, first)
-                first += len(segment.experts)
+        self._take("staging", _native.Readers.scratch_bytes(reading.threads, scratch))
+        # What KV passes through is on its way beside the ring buffer.
+        under_way = ring_bytes + (_KV_UNDER_WAY if self.settings.kv_slots else 0)
+        readers = _native.Readers(reading.threads, scratch, under_way)
         if tracks:
             self._stream = _native.Stream(tracks, ring_bytes, readers)
             for number, segment in enumerate(s for s in self._segments if s.track):
                 segment.attach(self._stream, number)
+        if layers:
+            if self._experts is None:
+                ahead = self.settings.expert_ahead
+                self._experts = _native.ExpertCache(
+                    layers, slots, reading.request_bytes, readers, ahead
+                )
+            else:
+                # What it holds stays.
+                self._experts.read_by(readers)
+                self._resize_experts(slots)
+            first = 0
+            for segment in self._segments:
+                segment.attach_experts(self._experts, first)
+                first += len(segment.experts)
         self._readers = readers
+
+    def rearrange(self, settings: BackendSettings) -> list[LoadedSegment]:
+        """See Backend. What stays, vectors and experts that are in slots are not read again."""
+        self._release_running()
+        self._let_go(settings)
+        for segment, floats in self._known:
+            self._load(segment, self._sources[0], floats)
+        self._kept.clear()
+        self.prepare()
+        return list(self._segments)
+
+    def _release_running(self) -> None:
+        """Give back what running takes, but for experts."""
+        self._before += self._streaming_stats()
+        self._arena = self._stream = self._readers = self._step = self._stats = None
+        while self._running:
+            self._books.give(*self._running.pop())
+
+    def _let_go(self, settings: BackendSettings) -> None:
+        """Free what does not stay by other settings, and what is to be read in another way."""
+        weights = self._sources[0]
+        units = [unit for segment, _ in self._known for unit in segment.units]
+        stay = [w for u in units if u.name not in settings.streamed for w in u.weights]
+        routed = [u for u in units if u.reads == "routed" and u.name in settings.streamed]
+        layers = {_key(w, weights) for u in routed for w in u.weights}
+        if settings.reading != self._reader.reading or layers != set(self._expert_layers):
+            # Of other layers, or in other files: another cache.
+            self._expert_layers.clear()
+            self._drop_experts()
+        elif self._experts is not None and self._experts.slots > settings.expert_slots:
+            self._resize_experts(settings.expert_slots)
+        self._kept = [self._packed.get(_key(w, weights)) for w in stay]
+        self._segments.clear()
+        for key in [key for key in self._weights if key not in self._packed]:
+            self._books.give("weights", self._weights.pop(key))
+        if settings.reading != self._reader.reading:
+            self._before += self._loading_stats()
+            self._reader = WeightReader(settings.reading)
+        self.settings = settings
+        self._calls = [] if settings.kv_slots else None
+
+    def _resize_experts(self, slots: int) -> None:
+        """So many slots, in the books as well."""
+        assert self._experts is not None
+        before = int(self._experts.nbytes)
+        more = before // int(self._experts.slots) * slots - before
+        self._books.take("experts", max(0, more))
+        try:
+            self._experts.resize(slots, min(self.settings.expert_ahead, slots - 1))
+        except BaseException:
+            self._books.give("experts", max(0, more))
+            raise
+        self._books.give("experts", max(0, -more))
+
+    def _drop_experts(self) -> None:
+        if self._experts is not None:
+            self._before += self._expert_stats()
+            self._books.give("experts", int(self._experts.nbytes))
+            self._experts = None
 
     def run(
         self, loaded: LoadedSegment, step: Step, state: StateCache, inputs: Activations
@@ -380,16 +441,22 @@ class CpuBackend:
         first = loaded.segments[0] if isinstance(loaded, JoinedSegments) else loaded
         if self._stream is not None and first is self._segments[0]:
             self._begin_sweep(self._stream, len(step.logits_indices))
+        calls = self._calls if first is self._segments[0] else None
         # No context manager here: a token of a small model has no time for thirty of them.
         self._rows = len(step.tokens)
         try:
             native = self._native_step(step, state)
+            if calls is not None and state.slots and self._readers is not None:
+                # Blocks that it writes come to memory.
+                state.native.begin(native, calls, self._readers)
             return loaded.run(self._team, self.isa, self._arena, native, state.native, step)
         except _native.ReadError as error:
             raise WeightReadError(str(error)) from None
 
     def join(self, loaded: Sequence[LoadedSegment]) -> JoinedSegments | None:
         """Resident Segments in one native call; None where some of them are streamed."""
+        if self._calls is not None:
+            return None
         segments = [s for s in loaded if isinstance(s, NativeSegment) and not s.streams]
         if len(segments) < max(2, len(loaded)):
             return None
@@ -419,6 +486,9 @@ class CpuBackend:
         """
         self._segments.clear()
         self._ropes.clear()
+        self._expert_layers.clear()
+        self._known.clear()
+        self._sources.clear()
         self._arena = self._stream = self._experts = self._readers = self._step = None
 
     def export(
@@ -452,40 +522,47 @@ class CpuBackend:
         """See Backend. Where nothing is streamed it stays the same once all is loaded."""
         if self._stats is not None:
             return self._stats
-        readers, loading, rows = self._readers, self._reader.counters, self._reader.row_counters
-        stats = BackendStats(
-            rows=rows.wanted,
-            row_reads=rows.reads,
-            rows_from_disk=rows.from_disk,
-            loaded=loading.wanted,
-            loading_s=loading.reading_s,
-        )
-        if readers is not None:
-            stream, experts, read = self._stream, self._experts, readers.counters
-            stats = replace(
-                stats,
-                used=0 if stream is None else stream.used_bytes,
-                wanted=read.wanted,
-                from_disk=read.from_disk,
-                reads=read.reads,
-                reading_s=read.reading_s,
-                fetching_s=readers.fetching_s,
-                waited_s=readers.waited_s,
-                full_s=readers.idle_s,
-            )
-            if experts is None:
-                return stats
-            return replace(
-                stats,
-                used=stats.used + experts.read_bytes,
-                expert_hits=experts.hits,
-                expert_misses=experts.misses,
-                expert_bytes=experts.needed_bytes,
-                expert_read=experts.read_bytes,
-            )
+        stats = self._before + self._loading_stats()
+        if self._readers is not None:
+            return stats + self._streaming_stats() + self._expert_stats()
         if self._arena is not None and not self.settings.streamed:
             self._stats = stats
         return stats
+
+    def _loading_stats(self) -> BackendStats:
+        return of_loading(self._reader)
+
+    def _streaming_stats(self) -> BackendStats:
+        return NO_STATS if self._readers is None else of_streaming(self._readers, self._stream)
+
+    def _expert_stats(self) -> BackendStats:
+        return NO_STATS if self._experts is None else of_experts(self._experts)
+
+    def expert_scores(self) -> tuple[list[int], list[float]] | None:
+        """Of experts in slots: how many each layer has, and what uses of each are worth to the
+        policy, one layer after the other; None where all are resident."""
+        if self._experts is None:
+            return None
+        streamed = self.settings.streamed
+        units = (unit for segment, _ in self._known for unit in segment.units)
+        sizes = [u.experts for u in units if u.reads == "routed" and u.name in streamed]
+        return sizes, list(self._experts.scores())
+
+    def begin_with_experts(self, scores: list[float]) -> None:
+        """Before the first step: those are in slots from now on whose uses were worth most."""
+        assert self._experts is not None, "no experts are in slots"
+        self._experts.begin_with(scores)
+
+    def record_routes(self, *, on: bool) -> None:
+        """From now on, or no longer, write down which experts rows choose of those in slots."""
+        self.prepare()
+        assert self._experts is not None, "no experts are in slots"
+        self._experts.record(on)
+
+    def routes(self) -> list[tuple[int, int, list[int]]]:
+        """What was written down: of each visit the layer, its rows, and what they chose by row."""
+        assert self._experts is not None, "no experts are in slots"
+        return list(self._experts.routes)
 
     def cached_bytes(self) -> int:
         """Page cache that the model's files take, whoever brought it there."""

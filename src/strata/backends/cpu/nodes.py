@@ -19,13 +19,15 @@ class Parameters:
     """A Segment's weights, and where RoPE tables come from.
 
     Matrices are packed (PackedWeight), streamed (WeightPlace) in tiles of ``tile_bytes``, held for
-    a while (ExpertMatrix) or looked up in their file (FileRows); vectors are floats.
+    a while (ExpertMatrix) or looked up in their file (FileRows); vectors are floats. ``calls`` are
+    the layers that attend in a sweep, in their order, where not all KV is in memory.
     """
 
     matrices: Mapping[str, Any]
     floats: Mapping[str, NDArray[np.float32]]
     rope: Callable[[NDArray[np.float32], float], Any]
     tile_bytes: int = 0
+    calls: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ def attention(b: Building, op: Op) -> None:
         attrs["sinks"] = b.parameters.floats[op.inputs[-1]]
     q, *kv = (b.ids[name] for name in names)
     k, v = (*kv, None, None)[:2]
-    b.native.attention(q, k, v, b.ids[op.output], **attrs)
+    calls, call = b.parameters.calls, None
+    if calls is not None:
+        call = len(calls)
+        calls.append(attrs["layer"])
+    b.native.attention(q, k, v, b.ids[op.output], **attrs, call=call)
 
 
 def short_conv(b: Building, op: Op) -> None:

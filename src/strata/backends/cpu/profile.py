@@ -12,8 +12,9 @@ from strata.backends.cpu.experts import ExpertShapes
 from strata.backends.cpu.lower import Lowered, Node, lower
 from strata.backends.cpu.placement import Placement
 from strata.backends.cpu.reading import native_id, packed_shape
+from strata.backends.cpu.state import tier_bytes
 from strata.backends.cpu.tiles import ProductPart, cut, smallest_tile
-from strata.backends.kv_types import KV_BLOCK, KV_TYPES
+from strata.backends.kv_types import KV_BLOCK, KV_TYPES, choose_kv_type
 from strata.backends.profile import (
     MatrixProfile,
     ModelProfile,
@@ -116,13 +117,7 @@ class CpuSegmentProfile(SegmentProfile):
                 operations = 2.0 * rows * m.rows * m.width
                 seconds += rates.product_s(m.format, m.packed_bytes, operations)
             elif op.kind == "experts":
-                shapes = ExpertShapes.of(op, program)
-                share = distinct_experts(shapes.experts, shapes.top_k, rows) / shapes.experts
-                for names in shapes.products:
-                    for m in (weights[name] for name in names):
-                        read = int(m.packed_bytes * share)
-                        operations = 2.0 * rows * shapes.top_k * shapes.ffn * shapes.width
-                        seconds += rates.product_s(m.format, read, operations)
+                seconds += sum(self._products_s(op, rows, rates))
             elif SIGNATURES[op.kind].state == "kv":
                 seconds += _attention_s(op, program, size, rates, kv_element_bytes)
             else:
@@ -130,6 +125,26 @@ class CpuSegmentProfile(SegmentProfile):
                 if SIGNATURES[op.kind].state == "recurrent":
                     seconds += _recurrence_s(op, program, size, rates)
         return seconds
+
+    def experts_seconds(self, tokens: int, rates: OpRates) -> tuple[float, float]:
+        """See SegmentProfile."""
+        ops = [op for op in self.segment.program.ops if op.kind == "experts"]
+        found = [self._products_s(op, tokens, rates) for op in ops]
+        return sum(first for first, _ in found), sum(second for _, second in found)
+
+    def _products_s(self, op: Op, rows: int, rates: OpRates) -> tuple[float, float]:
+        """Seconds of the products with what goes into experts, and with what comes out."""
+        weights = {m.name: m for m in self.matrices}
+        shapes = ExpertShapes.of(op, self.segment.program)
+        share = distinct_experts(shapes.experts, shapes.top_k, rows) / shapes.experts
+        operations = 2.0 * rows * shapes.top_k * shapes.ffn * shapes.width
+
+        def product(name: str) -> float:
+            m = weights[name]
+            return rates.product_s(m.format, int(m.packed_bytes * share), operations)
+
+        first, second = shapes.products
+        return sum(map(product, first)), sum(map(product, second))
 
 
 @dataclass(frozen=True)
@@ -202,10 +217,27 @@ class CpuModelProfile(ModelProfile):
         )
         return max(self._resident_scratch, *products)
 
-    def attention_bytes(self, context: int, parallel: int, threads: int) -> int:
+    def attention_bytes(self, context: int, parallel: int, threads: int, running: int = 0) -> int:
         """See ModelProfile."""
         tables = sum(rope_table_bytes(n, context) for n in self.rope_frequencies)
-        return tables + partials_bytes(self._attention_shapes, context, parallel, threads)
+        shapes = self._attention_shapes
+        if not running:
+            return tables + partials_bytes(shapes, context, parallel, threads)
+        # Only windows are split for threads then.
+        windows = any(group.window for group in self.groups)
+        split = partials_bytes(shapes, context, parallel, threads) if windows else 0
+        return tables + max(split, running_bytes(shapes, running))
+
+    def kv_ring_bytes(self, kv_type: str) -> int:
+        """See ModelProfile."""
+        return self._tier_bytes(kv_type, 0)[0]
+
+    def kv_file_bytes(self, kv_type: str, blocks: int) -> int:
+        """See ModelProfile."""
+        return self._tier_bytes(kv_type, blocks)[1]
+
+    def _tier_bytes(self, kv_type: str, blocks: int) -> tuple[int, int]:
+        return tier_bytes(choose_kv_type(kv_type, self.kv_types), self.state, self.groups, blocks)
 
     def loading_bytes(self, threads: int, request_bytes: int) -> int:
         """A request a thread, or at least a panel of any matrix; in huge pages, of which a buffer
@@ -280,6 +312,13 @@ def partials_bytes(
     """Bytes of partial results that split attention of these shapes may come to take."""
     size = (threads, parallel, positions)
     return max((int(_native.partials_bytes(*shape, *size)) for shape in shapes), default=0)
+
+
+def running_bytes(shapes: Collection[tuple[int, int, int]], tokens: int) -> int:
+    """Bytes of what attention of these shapes has for each of so many rows where it goes in turns:
+    the maximum, the sum and the output of each head, with room to grow."""
+    each = max((heads * (2 + -(-v_dim // 16) * 16) for heads, _, v_dim in shapes), default=0)
+    return tokens * each * 4 * 3 // 2
 
 
 def rope_table_bytes(frequencies: int, positions: int) -> int:

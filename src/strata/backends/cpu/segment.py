@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.backends.base import Step
 from strata.backends.cpu.experts import ExpertLayer, ExpertShapes, build_experts
+from strata.backends.cpu.foresight import foresight
 from strata.backends.cpu.lower import Node, lower
 from strata.backends.cpu.nodes import NODES, Building, Parameters
 from strata.backends.cpu.nodes_scans import SCAN_NODES
@@ -18,7 +20,7 @@ from strata.backends.cpu.nodes_streams import STREAM_NODES
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.program import Op, ProgramError, Segment
-from strata.program.ops import ACTIVATIONS, SIGNATURES
+from strata.program.ops import ACTIVATIONS, SIGNATURES, expert_inputs
 
 _NODES = {**NODES, **SCAN_NODES, **STREAM_NODES}
 Track = list[list[tuple[_native.WeightPlace, int, int, int]]]
@@ -41,6 +43,8 @@ class NativeSegment:
     The hidden state that goes from Segment to Segment lies at offset 0 of the arena. ``logits``
     are written to an array of the caller's, of width ``external`` (0: there are none). ``track``
     are the tiles of streamed weights, ``experts`` the layers of experts that are not resident.
+    ``ahead``: of the first of those it is told from what goes into the Segment which ones will
+    probably be chosen, where its router reads that or the same after attention.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class NativeSegment:
         max_tokens: int,
         max_logit_rows: int,
         isa: str,
+        *,
+        ahead: bool = False,
     ) -> None:
         self.segment = segment
         self._isa = isa
@@ -101,6 +107,8 @@ class NativeSegment:
         for name in program.inputs:
             if name in lowered.q8:
                 self._quantise(name)
+        if ahead:
+            self._foresee()
         for i, node in enumerate(lowered.nodes):
             first = len(self.node_parts)
             places = (self._placer.narrow.get(i, NONE), self._placer.work.get(i, NONE))
@@ -126,6 +134,11 @@ class NativeSegment:
         matrices = self._parameters.matrices.values()
         packed = sum(int(w.nbytes) for w in matrices if isinstance(w, _native.PackedWeight))
         return packed + sum(f.nbytes for f in self._parameters.floats.values())
+
+    @property
+    def floats(self) -> Mapping[str, NDArray[np.float32]]:
+        """Its vectors."""
+        return self._parameters.floats
 
     def attach(self, stream: _native.Stream, number: int) -> None:
         """Take streamed weights from the stream's track ``number``, which is this ``track``."""
@@ -214,6 +227,26 @@ class NativeSegment:
                 raise ProgramError(f"segment '{self.segment.name}': no native '{op.kind}'")
             build(building, op)
         self._mark(op.kind)
+
+    def _foresee(self) -> None:
+        program, matrices = self.segment.program, self._parameters.matrices
+        found = foresight(program)
+        if found is None:
+            return
+        router = matrices[found.router]
+        experts = matrices[expert_inputs(found.experts)["up"]]
+        if not isinstance(experts, _native.ExpertMatrix) or not isinstance(
+            router, _native.PackedWeight
+        ):
+            return
+        floats = self._parameters.floats
+        weight, shift, bias = (
+            None if name is None else floats[name]
+            for name in (found.weight, found.shift, found.bias)
+        )
+        x = self._ids[program.inputs[0]]
+        self._native.foresee(x, found.norm, weight, shift, found.epsilon, router, bias)
+        self._mark("foresee")
 
     def _row_arguments(self, op: Op) -> dict[str, Any]:
         if op.kind in ("rms_norm", "layer_norm"):

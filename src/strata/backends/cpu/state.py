@@ -8,23 +8,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
+from strata.backends.kv_types import KVType
 from strata.program import LayerState, PagedKV, Recurrent, StateGroup, state_groups
 
 
 class NativeState:
-    """A StateCache; ``native`` is what nodes work with. ``kv_type`` is the native number of one."""
+    """A StateCache; ``native`` is what nodes work with. ``kv_type`` is the native number of one.
+    With ``slots`` memory has so many blocks of the group that keeps all positions, and a file in
+    ``directory`` the others."""
 
-    def __init__(self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: int) -> None:
+    def __init__(
+        self,
+        state: Sequence[LayerState],
+        blocks: Sequence[int],
+        kv_type: int,
+        slots: int = 0,
+        directory: str = "",
+    ) -> None:
         self.groups: tuple[StateGroup, ...] = state_groups(state)
         self.blocks = tuple(blocks)
+        self.slots = slots if any(map(keeps_all, self.groups)) else 0
         self.native = _native.StateStore(
             kv_type,
             [_kept(layer) for layer in state],
             [
-                (group.layers, group.window, group.recurrent, count)
+                (group.layers, group.window, group.recurrent, count, self._slots(group, slots))
                 for group, count in zip(self.groups, self.blocks, strict=True)
             ],
+            directory,
         )
+
+    @staticmethod
+    def _slots(group: StateGroup, slots: int) -> int:
+        return slots if keeps_all(group) else 0
 
     @property
     def nbytes(self) -> int:
@@ -34,6 +50,10 @@ class NativeState:
     def block_nbytes(self, group: int) -> int:
         """Bytes of a block of a group."""
         return int(self.native.block_nbytes(group))
+
+    def close(self) -> None:
+        """Free it; nothing can be done with it afterwards."""
+        del self.native
 
     def copy(self, group: int, source: int, target: int) -> None:
         """See StateCache."""
@@ -46,6 +66,22 @@ class NativeState:
     def write(self, group: int, block: int, data: NDArray[np.uint8]) -> None:
         """See StateCache."""
         self.native.write(group, block, data)
+
+
+def keeps_all(group: StateGroup) -> bool:
+    """Whether it has keys and values of all positions, which need not all be in memory."""
+    return not group.recurrent and not group.window
+
+
+def tier_bytes(
+    kv_type: KVType, state: Sequence[LayerState], groups: Sequence[StateGroup], blocks: int
+) -> tuple[int, int]:
+    """Bytes of memory beside slots, and of the file, where not all of ``blocks`` are in memory;
+    zeros for a model that has no such group."""
+    if not groups or not keeps_all(groups[0]):
+        return 0, 0
+    parts = [kv_type.layer_nbytes(state[number]) for number in groups[0].layers]
+    return _native.StateStore.ring_bytes(parts), _native.StateStore.file_bytes(parts, blocks)
 
 
 def _kept(layer: LayerState) -> tuple[int, int, int, bool, int]:

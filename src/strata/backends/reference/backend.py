@@ -96,7 +96,9 @@ class ReferenceBackend:
         del model, weights
         raise UsageError("the reference backend keeps to no memory budget; the cpu backend does")
 
-    def load(self, segment: Segment, weights: WeightSource) -> ReferenceSegment:
+    def load(
+        self, segment: Segment, weights: WeightSource, *, beside: bool = False
+    ) -> ReferenceSegment:
         """Dequantise a Segment's weights."""
         self._books.take("weights", sum(4 * prod(w.shape) for w in segment.weights))
         return ReferenceSegment(segment, {w.name: weights.floats(w) for w in segment.weights})
@@ -108,6 +110,15 @@ class ReferenceBackend:
         made = ReferenceState(state, blocks, kv_type or self._kv_type)
         self._books.take("kv", made.nbytes)
         return made
+
+    def give_back(self, state: StateCache) -> None:
+        """See Backend."""
+        self._books.give("kv", state.nbytes)
+
+    def rearrange(self, settings: BackendSettings) -> list[LoadedSegment]:
+        """UsageError: it keeps to no Plan."""
+        del settings
+        raise UsageError("the reference backend keeps to no memory budget; the cpu backend does")
 
     def prepare(self) -> None:
         """numpy takes memory as it goes."""

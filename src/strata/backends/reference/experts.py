@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,11 @@ def gate_and_up(gate: Floats, up: Floats, a: Attrs) -> Floats:
     return out
 
 
-def experts(a: Attrs, operands: list[Floats]) -> Floats:
-    """See the Op."""
+def experts(
+    a: Attrs, operands: list[Floats], seen: Callable[[str, int, Floats], None] | None = None
+) -> Floats:
+    """See the Op. ``seen`` is told, of each expert that rows came to, which rows its matrices up,
+    gate and down multiply."""
     x, logits, up, down, *rest = operands
     named = dict(zip(a["extras"], rest, strict=True))
     weights = route(logits, named.get("selection"), a)
@@ -117,11 +120,18 @@ def experts(a: Attrs, operands: list[Floats]) -> Floats:
     for e in range(len(up)):
         weight = weights[:, e : e + 1]
         wanted = weight * x if a["weigh_input"] else x
+        here = weight[:, 0] != 0
+        if seen is not None and here.any():
+            for name in ("up", "gate"):
+                if name == "up" or name in named:
+                    seen(name, e, wanted[here])
         inner = product(wanted, up, "up", e)
         if "gate" in named:
             inner = gate_and_up(product(wanted, named["gate"], "gate", e), inner, a)
         else:
             inner = activate(inner, a["function"])
+        if seen is not None and here.any():
+            seen("down", e, inner[here])
         out = product(inner, down, "down", e)
         total = total + (np.where(weight != 0, out, 0) if a["weigh_input"] else weight * out)
     return total

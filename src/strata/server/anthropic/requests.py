@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from strata.decode import SamplingParams
 from strata.errors import UsageError
-from strata.server.bodies import Count, Drawing, JsonSchema, Lenient, Stops, ToolName
+from strata.server.bodies import Asked, Count, Drawing, JsonSchema, Lenient, Stops, ToolName
 from strata.server.conversation import Conversation, ToolChoice, past_call, thinking_variables
 from strata.server.parsers import Tool
 from strata.server.service import Service
 
 
+class Source(Lenient):
+    """Where the text of a document is."""
+
+    type: str
+    data: str | None = None
+    content: str | Blocks | None = None
+
+
 class Block(Lenient):
-    """A part of a message: text, thinking, tool_use or tool_result."""
+    """A part of a message: text, thinking, tool_use, tool_result, document or search_result."""
 
     type: str
     text: str | None = None
@@ -25,6 +34,8 @@ class Block(Lenient):
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
     content: str | Blocks | None = None
+    title: str | None = None
+    source: str | Source | None = None
     is_error: bool | None = None
 
 
@@ -59,10 +70,18 @@ class ThinkingParam(Lenient):
     type: str
 
 
-class CountRequest(Lenient):
+class CountRequest(Asked):
     """``POST /v1/messages/count_tokens``."""
 
-    model: str
+    idle: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("metadata", "service_tier", "cache_control", "context_management", "speed"),
+            *("betas", "anthropic_beta", "inference_geo"),
+        )
+    )
+    off: ClassVar[Mapping[str, tuple[Any, ...]]] = {"mcp_servers": ([],)}
+
+    model: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     system: str | Blocks | None = None
     tools: Annotated[list[ToolDefinition], Field(max_length=128, fail_fast=True)] | None = None
@@ -99,14 +118,19 @@ _TOOL_CHOICES: dict[str, ToolChoice] = {
 }
 
 
-async def conversation(service: Service, body: CountRequest) -> Conversation:
-    """The conversation of a request; one that ends with the assistant's turn is continued there."""
+def _messages(body: CountRequest) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     if body.system:
         messages.append({"role": "system", "content": _text(body.system)})
     for message in body.messages:
         for plain in _plain(message):
             _append(messages, plain)
+    return messages
+
+
+async def conversation(service: Service, body: CountRequest) -> Conversation:
+    """The conversation of a request; one that ends with the assistant's turn is continued there."""
+    messages = await service.beside(lambda: _messages(body))
     choice = body.tool_choice or ToolChoiceParam(type="auto")
     if choice.type == "tool" and choice.name is None:
         raise UsageError("tool_choice: a tool is to be called, but none is named")
@@ -131,7 +155,7 @@ async def _params(service: Service, body: CountRequest) -> SamplingParams:
         return SamplingParams()
     form = body.output_config and body.output_config.format
     return body.params(
-        SamplingParams(temperature=1.0),
+        service.llm.sampling_defaults,
         stop=body.stop_sequences or (),
         max_tokens=body.max_tokens,
         grammar=await service.json_schema(form.definition) if form else None,
@@ -184,6 +208,20 @@ def _plain(message: Message) -> list[dict[str, Any]]:
     return out
 
 
+def _document(block: Block) -> str:
+    """The text of a document or a search result, with what it is called."""
+    source, where = block.source, ""
+    content: str | list[Block] | None = block.content
+    if isinstance(source, Source):
+        if source.type not in ("text", "content"):
+            raise UsageError(f"this server reads text only, not documents from {source.type!r}")
+        content = source.data if source.type == "text" else source.content
+    elif source:
+        where = f"Source: {source}\n"
+    title = f"Title: {block.title}\n" if block.title else ""
+    return f"<document>\n{title}{where}{_text(content or '')}\n</document>"
+
+
 def _text(content: str | list[Block]) -> str:
     if isinstance(content, str):
         return content
@@ -191,6 +229,8 @@ def _text(content: str | list[Block]) -> str:
     for block in content:
         if block.type == "text":
             texts.append(block.text or "")
+        elif block.type in ("document", "search_result"):
+            texts.append(_document(block))
         elif block.type not in ("thinking", "redacted_thinking"):
             raise UsageError(f"this server reads text only, not blocks of type {block.type!r}")
     return "\n".join(texts)

@@ -17,7 +17,10 @@ from strata.server.answers import Answer, Answers, respond
 from strata.server.conversation import Conversation, start_chat
 from strata.server.document import OllamaError, documented
 from strata.server.errors import ApiError, error_body
+from strata.server.infill import infill_prompt
 from strata.server.logprobs import ChosenLogprob, logprobs_of
+from strata.server.notes import note
+from strata.server.ollama.go_template import filled
 from strata.server.ollama.requests import (
     ChatRequest,
     Common,
@@ -37,7 +40,7 @@ class Figures(BaseModel):
     model: str
     created_at: str
     done: bool
-    done_reason: Literal["stop", "length", "load"] | None = None
+    done_reason: Literal["stop", "length", "load", "unload"] | None = None
     total_duration: int | None = None
     load_duration: int | None = None
     prompt_eval_count: int | None = None
@@ -89,7 +92,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         """Answer a conversation; as lines of JSON unless ``stream`` is false."""
         service.check_model(body.model)
         if not body.messages:
-            return Reply(_loaded(service, _chat_fields([])))
+            return Reply(_loaded(service, body, _chat_fields([])))
         answers = await while_there(request, _start_chat(service, body))
         return await reply(request, answers, body, "/api/chat", _chat_fields)
 
@@ -99,7 +102,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         service.check_model(body.model)
         _refuse_what_is_missing(body)
         if not body.prompt:
-            return Reply(_loaded(service, _generate_fields([])))
+            return Reply(_loaded(service, body, _generate_fields([])))
         answers = await while_there(request, _start(service, body, body.prompt))
         return await reply(request, answers, body, "/api/generate", _generate_fields)
 
@@ -107,10 +110,6 @@ def add_routes(routes: APIRouter, service: Service) -> None:
 def _refuse_what_is_missing(body: GenerateRequest) -> None:
     if body.images:
         raise UsageError("this server reads text only: the request has images")
-    if body.suffix:
-        raise UsageError("suffix is not supported")
-    if body.template:
-        raise UsageError("template is not supported: the model's own is used, or none with raw")
 
 
 async def _start_chat(service: Service, body: ChatRequest) -> Answers:
@@ -119,15 +118,22 @@ async def _start_chat(service: Service, body: ChatRequest) -> Answers:
 
 async def _start(service: Service, body: GenerateRequest, prompt: str) -> Answers:
     params = await params_of(service, body)
+    if body.template and not body.raw:
+        values = {"System": body.system or "", "Prompt": prompt, "Suffix": body.suffix or ""}
+        ids = await service.encode(filled(body.template, values), add_special=not body.context)
+        run = service.run([[*(body.context or ()), *ids]], params, continuing=False)
+        return Answers(run, [None], 1)
     plain = bool(body.raw) or not service.llm.tokenizer.chat_templates
-    if not plain and not body.context:
+    if not plain and not body.context and not body.suffix:
         messages = [{"role": "user", "content": prompt}]
         if body.system:
             messages.insert(0, {"role": "system", "content": body.system})
         return await start_chat(
             service, Conversation(messages, params, variables=variables_of(body))
         )
-    if plain:
+    if body.suffix:
+        ids = await infill_prompt(service, prompt, body.suffix)
+    elif plain:
         ids = await service.encode(prompt, add_special=not body.context)
     else:
         ids = await service.chat_prompt([{"role": "user", "content": prompt}])
@@ -156,8 +162,11 @@ class _Writer:
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """See Writer."""
-        async for part in self._answers.parts():
-            assert part is not None, "there is no pause to report"
+        async for part in self._answers.parts(self._service.settings.keepalive_s, whole_calls=True):
+            if part is None:
+                # That the connection lives is said by an empty part: lines have no comments.
+                yield to_json(self._part([], [])) + "\n"
+                continue
             _, found, samples = part
             # Calls are told of whole.
             pieces = [piece for piece in found if not isinstance(piece, CallBegin | CallDelta)]
@@ -221,8 +230,12 @@ def _thinking(pieces: Sequence[Piece]) -> dict[str, str]:
     return {"thinking": thoughts} if thoughts else {}
 
 
-def _loaded(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    return {**_heading(service), **fields, "done": True, "done_reason": "load"}
+def _loaded(service: Service, body: Common, fields: dict[str, Any]) -> dict[str, Any]:
+    reason = "load"
+    if body.keep_alive == 0:
+        reason = "unload"
+        note("keep_alive is without effect: the model stays until the server ends")
+    return {**_heading(service), **fields, "done": True, "done_reason": reason}
 
 
 def _durations(answer: Answer) -> dict[str, int]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,9 +9,10 @@ from pydantic import BaseModel
 
 from strata import __version__
 from strata.formats import open_model
-from strata.formats.summary import Summary, summarise
+from strata.formats.summary import summarise
 from strata.server.document import OllamaError, documented
 from strata.server.errors import ApiError
+from strata.server.ollama.facts import facts_of, model_info
 from strata.server.ollama.requests import ShowRequest
 from strata.server.parsers import answer_format
 from strata.server.replies import Reply
@@ -81,58 +79,23 @@ class Show(BaseModel):
 
 
 class Version(BaseModel):
-    """Of this server."""
+    """Of Ollama's protocol that is spoken here, and of this server."""
 
     version: str
+    strata: str
+
+
+OLLAMA_VERSION = "0.12.6"
+"""Clients refuse what they take for an old Ollama. The newest one whose requests are known here."""
 
 
 _NEVER = "9999-12-31T23:59:59Z"
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """Of the loaded model, from its header. The digest is one of names, sizes and times: the whole
-    file would take too long."""
-
-    summary: Summary
-    details: dict[str, Any]
-    size: int
-    modified: str
-    digest: str
-
-
-def _facts(service: Service) -> _Facts:
-    with open_model(service.llm.path) as opened:
-        summary = summarise(opened)
-    newest = max(path.stat().st_mtime for path, _ in summary.files)
-    marks = [(path.name, size, path.stat().st_mtime_ns) for path, size in summary.files]
-    family = summary.architecture or "unknown"
-    return _Facts(
-        summary=summary,
-        details={
-            "parent_model": "",
-            "format": "gguf" if summary.kind == "gguf" else "safetensors",
-            "family": family,
-            "families": [family],
-            "parameter_size": _count(summary.parameters),
-            "quantization_level": summary.types[0].type if summary.types else "unknown",
-        },
-        size=sum(size for _, size in summary.files),
-        modified=datetime.fromtimestamp(newest, timezone.utc).isoformat().replace("+00:00", "Z"),
-        digest=hashlib.sha256(repr(marks).encode()).hexdigest(),
-    )
-
-
-def _count(parameters: int) -> str:
-    for letter, unit in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if parameters >= unit:
-            return f"{parameters / unit:.2f}{letter}"
-    return str(parameters)
-
-
 def add_routes(routes: APIRouter, service: Service) -> None:
     """Add the endpoints."""
-    facts = _facts(service)
+    with open_model(service.llm.path) as opened:
+        facts = facts_of(summarise(opened))
     errors = documented(OllamaError)
 
     def listed(name: str) -> dict[str, Any]:
@@ -149,7 +112,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/api/version", response_model=Version, responses=errors)
     async def version() -> Reply:
         """The server's version."""
-        return Reply({"version": __version__})
+        return Reply({"version": OLLAMA_VERSION, "strata": __version__})
 
     @routes.head("/api/tags", include_in_schema=False)
     @routes.get("/api/tags", response_model=Tags, responses=errors)
@@ -186,30 +149,13 @@ def add_routes(routes: APIRouter, service: Service) -> None:
                 "parameters": "",
                 "template": source,
                 "details": facts.details,
-                "model_info": _model_info(facts.summary),
+                "model_info": model_info(facts.summary),
                 # Where a chat template knows no tools, the model is told of them in words.
                 "capabilities": [
-                    "completion",
+                    "embedding" if service.llm.model.embeds else "completion",
                     *(["tools"] if template else []),
                     *(["thinking"] if answer_format(source).thinks else []),
                 ],
                 "modified_at": facts.modified,
             }
         )
-
-
-def _model_info(summary: Summary) -> dict[str, Any]:
-    architecture = summary.architecture or "unknown"
-    known = {
-        "general.architecture": architecture,
-        "general.name": summary.name,
-        "general.license": summary.license,
-        "general.parameter_count": summary.parameters,
-        f"{architecture}.block_count": summary.layers,
-        f"{architecture}.context_length": summary.context_length,
-        f"{architecture}.embedding_length": summary.embedding_length,
-        f"{architecture}.attention.head_count": summary.heads,
-        f"{architecture}.attention.head_count_kv": summary.kv_heads,
-        f"{architecture}.vocab_size": summary.vocabulary,
-    }
-    return {key: value for key, value in known.items() if value is not None}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.errors import UsageError
 from strata.server.bodies import (
+    Asked,
     Lenient,
     RepetitionPenalty,
     Sampling,
@@ -19,14 +21,34 @@ from strata.server.bodies import (
     tools_of,
 )
 from strata.server.conversation import Conversation, past_call, thinking_variables
+from strata.server.durations import seconds_of
+from strata.server.notes import note
 from strata.server.service import Service
+from strata.server.settings import Unknown
 
 
 class Options(Sampling):
-    """How tokens are chosen. Options that load a model (num_ctx, num_gpu ...) are ignored: it is
-    loaded already."""
+    """How tokens are chosen. Options that load a model are without effect: it is loaded already,
+    with a context that ``num_ctx`` cannot raise."""
+
+    idle: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("num_gpu", "main_gpu", "num_batch", "num_thread", "numa", "use_mmap", "use_mlock"),
+            *("low_vram", "vocab_only", "f16_kv", "logits_all", "num_keep", "repeat_last_n"),
+            *("num_gqa", "rope_frequency_base", "rope_frequency_scale", "embedding_only"),
+        )
+    )
+    off: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "mirostat": (0,),
+        "mirostat_tau": (5,),
+        "mirostat_eta": (0.1,),
+        "typical_p": (1,),
+        "tfs_z": (1,),
+        "penalize_newline": (True, False),
+    }
 
     num_predict: int | None = None
+    num_ctx: int | None = None
     repeat_penalty: RepetitionPenalty | None = None
 
 
@@ -55,12 +77,27 @@ class Message(Lenient):
     tool_name: str | None = None
 
 
-class Common(Lenient):
-    """What chat and generate share. ``format`` is ``json`` or a JSON schema."""
+class OllamaRequest(Asked):
+    """What all requests share. A model stays loaded, whatever ``keep_alive`` says."""
+
+    on_unknown: ClassVar[Unknown] = "warn"
 
     model: Text
-    stream: bool | None = None
+    keep_alive: Annotated[float | str, AfterValidator(seconds_of)] | None = None
     options: Options | None = None
+
+    def unknown(self) -> dict[str, list[str]]:
+        """See Asked; those of the options, too."""
+        found = super().unknown()
+        if self.options is not None:
+            found |= {f"options.{name}": like for name, like in self.options.unknown().items()}
+        return found
+
+
+class Common(OllamaRequest):
+    """What chat and generate share. ``format`` is ``json`` or a JSON schema."""
+
+    stream: bool | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
@@ -71,6 +108,7 @@ class ChatRequest(Common):
     """``POST /api/chat``."""
 
     messages: Annotated[list[Message], Field(fail_fast=True)] | None = None
+    truncate: bool | None = None
     tools: Tools | None = None
 
 
@@ -93,18 +131,18 @@ class ShowRequest(Lenient):
     name: str | None = None
 
 
-DEFAULTS = SamplingParams(temperature=0.8, top_k=40, top_p=0.9)
-"""Ollama's own, but for its repeat penalty: that looks at the last 64 tokens there, and at all of
-them here, where 1.1 would do harm."""
-
-
 async def params_of(service: Service, body: Common) -> SamplingParams:
     """SamplingParams of a request."""
     options = body.options or Options()
     limit, seed = options.num_predict, options.seed
+    if options.num_ctx is not None and options.num_ctx > service.llm.context:
+        note(
+            f"options.num_ctx is {options.num_ctx}, but the context {service.llm.context}: "
+            "start the server with --context to have more"
+        )
     return options.params(
-        DEFAULTS,
-        repetition_penalty=options.repeat_penalty or 1.0,
+        service.llm.sampling_defaults,
+        repetition_penalty=options.repeat_penalty,
         seed=None if seed is None or seed < 0 else seed,
         # 0 and less: as much as there is room for.
         max_tokens=None if limit is None or limit <= 0 else limit,
@@ -123,11 +161,15 @@ async def _grammar(service: Service, body: Common) -> Grammar | None:
 
 async def conversation(service: Service, body: ChatRequest) -> Conversation:
     """The conversation of a chat request."""
+    messages = await service.beside(lambda: [_plain(message) for message in body.messages or ()])
     return Conversation(
-        messages=[_plain(message) for message in body.messages or ()],
+        messages=messages,
         params=await params_of(service, body),
         tools=tools_of(body.tools),
         variables=variables_of(body),
+        continue_last=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        # As Ollama does, but for truncate: false.
+        drops_oldest=body.truncate is not False,
     )
 
 

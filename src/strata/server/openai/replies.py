@@ -46,6 +46,14 @@ class ToolCallReply(BaseModel):
     function: CalledFunction
 
 
+class PromptToken(BaseModel):
+    """A token of the prompt, or one that might have stood in its place; 1 is the likeliest."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
 class ChatMessage(BaseModel):
     """The assistant's message."""
 
@@ -54,6 +62,7 @@ class ChatMessage(BaseModel):
     refusal: None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallReply] | None = None
+    function_call: CalledFunction | None = None
 
 
 class ChatChoice(BaseModel):
@@ -62,7 +71,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ChatCompletion(BaseModel):
@@ -75,14 +84,15 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
 
 
 class CompletionLogprobs(BaseModel):
     """Lists with one entry a token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -93,6 +103,7 @@ class CompletionChoice(BaseModel):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"]
+    prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
 
 
 class Completion(BaseModel):

@@ -1,13 +1,14 @@
-"""What OpenAI's clients send. Fields that have no meaning here are ignored, as is their custom."""
+"""What OpenAI's clients send, and what those of vLLM and llama-server send beyond it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from strata.server.bodies import (
-    Count,
+    FunctionDefinition,
     JsonSchema,
     Lenient,
     RepetitionPenalty,
@@ -30,26 +31,107 @@ def _not_too_many(biases: Any) -> Any:
 Biases = Annotated[dict[Annotated[int, Field(ge=0)], Bias], BeforeValidator(_not_too_many)]
 
 
+Limit = Annotated[int, Field(ge=-1)]
+"""Of tokens: -1 is as many as there is room for, 0 none."""
+
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=1024, fail_fast=True)
+]
+Choices = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1024, fail_fast=True)
+]
+PromptLogprobs = Annotated[int, Field(ge=0, le=20)]
+Functions = Annotated[list[FunctionDefinition], Field(max_length=128, fail_fast=True)]
+
+
 class StreamOptions(Lenient):
     """``include_usage``: a last chunk with the usage."""
 
     include_usage: bool = False
 
 
-class Common(Sampling):
-    """What chat and completions share. The last four, ``top_k`` and ``min_p`` are extensions that
-    other servers know too: ``grammar`` is in Lark or GBNF."""
+class StructuredOutputs(Lenient):
+    """The form of the answer as vLLM says it; one of them."""
 
-    model: str
+    json_form: dict[str, Any] | str | None = Field(alias="json", default=None)
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class Common(Sampling):
+    """What chat and completions share. From ``repetition_penalty`` on they are extensions, as
+    ``top_k`` and ``min_p`` are: vLLM's names, and those of llama-server. ``grammar`` is in Lark or
+    GBNF."""
+
+    idle: ClassVar[frozenset[str]] = frozenset(
+        (
+            # OpenAI's: who asks, where it is kept, and hints.
+            *("user", "store", "metadata", "service_tier", "safety_identifier", "prediction"),
+            *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+            # vLLM's.
+            *("priority", "request_id", "cache_salt", "include_reasoning"),
+            # llama-server's: what is kept of prompts, and where.
+            *("cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "cache_reuse"),
+            *("samplers", "min_keep", "reasoning_format", "sse_ping_interval", "repeat_last_n"),
+            *("backend_sampling", "return_progress", "return_tokens"),
+        )
+    )
+    off: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "modalities": (["text"],),
+        "use_beam_search": (False,),
+        "length_penalty": (1.0,),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True, False),
+        "include_stop_str_in_output": (False,),
+        "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
+        "truncate_prompt_tokens": (-1,),
+        "early_stopping": (False,),
+        "dynatemp_range": (0,),
+        "dynatemp_exponent": (1,),
+        "top_n_sigma": (-1,),
+        "xtc_probability": (0,),
+        "xtc_threshold": (0.1, 0),
+        "typical_p": (1,),
+        "dry_multiplier": (0,),
+        "dry_base": (1.75,),
+        "dry_allowed_length": (2,),
+        "dry_penalty_last_n": (-1, 0, 64),
+        "mirostat": (0,),
+        "mirostat_tau": (5,),
+        "mirostat_eta": (0.1,),
+        "post_sampling_probs": (False,),
+        "n_indent": (0,),
+        "t_max_predict_ms": (0, -1),
+        "lora": ([],),
+        "response_fields": ([],),
+    }
+
+    model: str | None = None
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logit_bias: Biases | None = None
-    max_tokens: Count | None = None
+    max_tokens: Limit | None = None
     repetition_penalty: RepetitionPenalty | None = None
+    repeat_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop_token_ids: TokenIds | None = None
+    n_predict: Limit | None = None
     grammar: str | None = None
     regex: str | None = None
+    json_schema: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    timings_per_token: bool | None = None
+    verbose: bool | None = None
 
 
 class TextPart(Lenient):
@@ -81,11 +163,12 @@ class Message(Lenient):
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[MessageToolCall], Field(fail_fast=True)] | None = None
+    function_call: FunctionCall | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
 
-class NamedFunction(Lenient):
+class FunctionName(Lenient):
     """A function by its name."""
 
     name: str
@@ -95,7 +178,21 @@ class NamedTool(Lenient):
     """The tool that must be called."""
 
     type: Literal["function"] = "function"
-    function: NamedFunction
+    function: FunctionName
+
+
+class AllowedToolNames(Lenient):
+    """Which tools may be called, and whether one must."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=128, fail_fast=True)]
+
+
+class AllowedTools(Lenient):
+    """Some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolNames
 
 
 class ResponseFormat(Lenient):
@@ -103,18 +200,24 @@ class ResponseFormat(Lenient):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    definition: dict[str, Any] | None = Field(alias="schema", default=None)
 
 
 class ChatRequest(Common):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
     tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Functions | None = None
+    function_call: Literal["none", "auto"] | FunctionName | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -133,4 +236,4 @@ class CompletionRequest(Common):
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = None
+    best_of: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -28,9 +28,13 @@ class OpenAIWriter(ABC):
     objects: ClassVar[tuple[str, str]]
     """What answers and chunks are called."""
 
+    prompt_logprobs: list[Any] | None = None
+    """vLLM's, where they were asked for."""
+
     def __init__(self, service: Service, answers: Answers, body: Common) -> None:
         self.tokenizer = service.llm.tokenizer
         self.answers = answers
+        self._timings = bool(body.timings_per_token)
         self._pause_s = service.settings.keepalive_s
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head = {
@@ -62,7 +66,17 @@ class OpenAIWriter(ABC):
             "object": self.objects[0],
             "choices": choices,
             "usage": usage(self.answers),
+            **self._beside(),
         }
+
+    def _beside(self) -> dict[str, Any]:
+        """What is not OpenAI's and was asked for, or is expected at llama-server's paths."""
+        beside: dict[str, Any] = {}
+        if self.prompt_logprobs is not None:
+            beside["prompt_logprobs"] = self.prompt_logprobs
+        if self._timings:
+            beside["timings"] = timings(self.answers.choices[0])
+        return beside
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """See Writer."""
@@ -79,12 +93,37 @@ class OpenAIWriter(ABC):
             for choice in self.chunks(index, self.answers.choices[index], pieces, samples):
                 yield sse({**head, "choices": [choice], **rest})
         if self._with_usage:
-            yield sse({**head, "choices": [], "usage": usage(self.answers)})
+            yield sse({**head, "choices": [], "usage": usage(self.answers), **self._beside()})
         yield "data: [DONE]\n\n"
 
     def failed(self, error: ApiError) -> str:
         """See Writer."""
         return sse(error_body(self.path, error))
+
+
+def timings(answer: Answer) -> dict[str, Any]:
+    """How long an answer took, as llama-server says it."""
+    request = answer.request
+    prompt = len(request.prompt) - request.cached_tokens if request else 0
+    figures: dict[str, Any] = {
+        "cache_n": answer.cached_tokens,
+        "prompt_n": prompt,
+        "predicted_n": answer.tokens,
+    }
+    prompt_ms = predicted_ms = 0.0
+    if request and request.first_token is not None and request.last_token is not None:
+        prompt_ms = 1e3 * (request.first_token - (request.started or request.submitted))
+        predicted_ms = 1e3 * (request.last_token - request.first_token)
+    for name, count, ms in (
+        ("prompt", prompt, prompt_ms),
+        ("predicted", answer.tokens, predicted_ms),
+    ):
+        figures |= {
+            f"{name}_ms": ms,
+            f"{name}_per_token_ms": ms / count if count else 0.0,
+            f"{name}_per_second": 1e3 * count / ms if ms else 0.0,
+        }
+    return figures
 
 
 def usage(answers: Answers) -> dict[str, Any]:

@@ -98,8 +98,9 @@ class Parser(Protocol):
     def push(self, text: str) -> list[Piece]:
         """Add text; what is certain with it. What may yet be markup is held back."""
 
-    def finish(self) -> list[Piece]:
-        """The rest: half a mark was text, and a call that has begun ends as it is."""
+    def finish(self, *, cut: bool = False) -> list[Piece]:
+        """The rest: half a mark was text, and a call that has begun ends as it is. Of an answer
+        that was ``cut``, what had begun as a call is none and no text either."""
 
 
 class ToolFormat(ABC):

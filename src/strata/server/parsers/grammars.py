@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from strata.decode.schemas import LAYOUT, closed
+from strata.decode.schemas import LAYOUT, closed, enforced
 from strata.server.parsers.base import TokenId, Tool
 
 
@@ -20,7 +20,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     """What is valid under a schema."""
     # A keyword that the compiler does not know loosens the form of a call; it is no error.
     options = {"lenient": True, **LAYOUT}
-    return f"%json {json.dumps({**closed(schema), 'x-guidance': options})}"
+    return f"%json {json.dumps({**enforced(closed(schema))[0], 'x-guidance': options})}"
 
 
 def lark_alternatives(tools: Sequence[Tool], before: Callable[[str], str], after: str) -> str:

@@ -28,6 +28,9 @@ Give = Callable[[str], None]
 
 _SPACE = re.compile(r"\s*")
 _STRING_ENDS = re.compile(r'["\\]')
+_CALL_BEGUN = re.compile(r'\s*(?:[^\s\[{]|\[[A-Z_]+\]|\[?\s*\{\s*"(?:tool_)?name")')
+"""Of what is kept as a call: behind a mark of the format, or an object that begins with a name. Any
+other object may be an answer."""
 
 
 def nowhere(text: str) -> None:
@@ -40,10 +43,13 @@ class Source:
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
         self.ended = False
+        self.cut = False
+        """Whether the answer ended before the model meant it to."""
         self._text = ""
         self._at = 0
         self._kept: list[str] | None = None
         self._call: CallBegin | None = None
+        self._called = False
         self._arguments: list[str] = []
         # Space at the beginning is text if text follows, and nothing if a call does.
         self._blank: list[str] | None = []
@@ -75,6 +81,7 @@ class Source:
         """A call begins: what was tried has succeeded."""
         self._kept = None
         self._blank = None
+        self._called = True
         self._arguments = []
         self._call = CallBegin(name, id or new_id())
         self.pieces.append(self._call)
@@ -99,9 +106,10 @@ class Source:
         self._kept = []
 
     def no_call(self) -> None:
-        """It was none: what was kept is text."""
-        kept, self._kept = self._kept, None
-        self.say("".join(kept or ()))
+        """It was none: what was kept is text, unless it is the beginning of a call that was cut."""
+        text, self._kept = "".join(self._kept or ()), None
+        if not (self.ended and self.cut and (self._called or _CALL_BEGUN.match(text))):
+            self.say(text)
 
     def close(self) -> None:
         """Nothing comes any more, and nobody reads any more."""
@@ -138,6 +146,9 @@ class Source:
         mark = yield from self.starts(*marks)
         if mark is not None:
             self._consume(self._at + len(mark))
+        elif self.cut and self._called and any(map(self._may_become, marks)):
+            # Half a mark behind a call.
+            self._consume(len(self._text))
         return mark
 
     def until(self, *marks: str, give: Give) -> Reading[str | None]:
@@ -264,9 +275,9 @@ class SourceParser(Parser):
         self._source.feed(text)
         return self._read()
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         """See Parser."""
-        self._source.ended = True
+        self._source.ended, self._source.cut = True, cut
         pieces = self._read()
         self._source.close()
         return [*pieces, *self._taken()]

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from strata import __version__
 from strata.backends.base import KV_BLOCK
+from strata.decode import SamplingParams
 from strata.engine import EngineStatus
 from strata.llm import LLM
 from strata.memory import peak_bytes
@@ -60,10 +61,16 @@ async def _pictures(service: Service, expected: Forecast | None) -> AsyncGenerat
         await asyncio.sleep(service.settings.live_s)
 
 
+def _sampling(params: SamplingParams) -> dict[str, float]:
+    """How tokens are chosen where a caller says nothing, as far as the page has controls for it."""
+    return {name: getattr(params, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+
+
 def _model(service: Service, expected: Forecast | None) -> dict[str, Any]:
     llm = service.llm
     return {
         "name": service.name,
+        "sampling": _sampling(llm.sampling_defaults.params),
         "version": __version__,
         "backend": llm.backend,
         "isa": llm.isa,

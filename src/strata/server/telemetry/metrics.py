@@ -48,7 +48,7 @@ class Metrics(Observer):
         )
         self._sweep_tokens = Histogram(
             "strata_tokens_per_sweep",
-            "Tokens computed in one pass over the weights",
+            "Tokens computed in one pass over the weights, of guessed ones those that were right",
             buckets=_SWEEP_TOKENS,
             registry=self._registry,
         )
@@ -61,11 +61,15 @@ class Metrics(Observer):
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.output_tokens = 0
+        self._counted = (0, 0)
         self.last_step_s: float | None = None
         self.busy_s = 0.0
+        self.prompt_s = 0.0
+        self.output_s = 0.0
 
     def watch(self, llm: LLM, bridge: Bridge) -> None:
         """Ask these for the state whenever somebody reads the figures."""
+        self._counted = bridge.status.sweeps, bridge.status.tokens
         self._registry.register(_State(lambda: _state(self, llm, bridge)))
 
     def text(self) -> bytes:
@@ -78,18 +82,22 @@ class Metrics(Observer):
         self.output_tokens += 1
         if previous is None:
             self._ttft.observe(now - arrived)
+            self.prompt_s += now - (delta.request.started or arrived)
             self.prompt_tokens += len(delta.request.prompt)
             self.cached_tokens += delta.request.cached_tokens
         else:
             self._token_time.observe(now - previous)
+            self.output_s += now - previous
 
     def on_step(self, seconds: float, status: EngineStatus) -> None:
         """See Observer."""
         self.last_step_s = seconds
         self.busy_s += seconds
         self._step_time.observe(seconds)
-        if status.last is not None:
-            self._sweep_tokens.observe(status.last.tokens)
+        (sweeps, tokens), self._counted = self._counted, (status.sweeps, status.tokens)
+        # A step has no sweep while what was saved of a prompt is loaded.
+        if status.sweeps > sweeps:
+            self._sweep_tokens.observe(status.tokens - tokens)
 
 
 class _State(Collector):
@@ -151,3 +159,51 @@ def _state(metrics: Metrics, llm: LLM, bridge: Bridge) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "strata_preemptions", "Times that a request gave up its KV blocks", status.preemptions
     )
+    yield CounterMetricFamily(
+        "strata_draft_tokens", "Tokens guessed ahead of their answers", status.draft_tokens
+    )
+    yield CounterMetricFamily(
+        "strata_draft_tokens_kept", "Guessed tokens that were right", status.draft_tokens_kept
+    )
+    yield GaugeMetricFamily(
+        "strata_draft_saved_seconds",
+        "Time gained by guessing, by what steps take with and without",
+        status.draft_saved_s,
+    )
+    yield from _as_llama_server(metrics, status, bridge)
+
+
+def _as_llama_server(metrics: Metrics, status: EngineStatus, bridge: Bridge) -> Iterable[Metric]:
+    """The same by llama-server's names, for dashboards that were made for it."""
+    computed = metrics.prompt_tokens - metrics.cached_tokens
+    counters: dict[str, tuple[str, float]] = {
+        "prompt_tokens": ("Prompt tokens that were computed", computed),
+        "prompt_tokens_cached": ("Prompt tokens that were known", metrics.cached_tokens),
+        "prompt_seconds": ("Time that prompts took", metrics.prompt_s),
+        "tokens_predicted": ("Tokens of answers", metrics.output_tokens),
+        "tokens_predicted_seconds": ("Time that answers took", metrics.output_s),
+        "n_decode": ("Passes over the weights", status.sweeps),
+        "spec_decode_num_draft_tokens": ("Tokens that were guessed", status.draft_tokens),
+        "spec_decode_num_accepted_tokens": ("Of them kept", status.draft_tokens_kept),
+    }
+    for name, (text, value) in counters.items():
+        yield CounterMetricFamily(f"llamacpp:{name}", text, value)
+    gauges: dict[str, tuple[str, float]] = {
+        "prompt_tokens_seconds": ("Prompt tokens a second", _rate(computed, metrics.prompt_s)),
+        "predicted_tokens_seconds": (
+            "Tokens of answers a second",
+            _rate(metrics.output_tokens, metrics.output_s),
+        ),
+        "requests_processing": ("Requests that run", status.running),
+        "requests_deferred": ("Requests that wait", max(bridge.open - status.running, 0)),
+        "n_busy_slots_per_decode": (
+            "Tokens a pass over the weights",
+            _rate(status.tokens, status.sweeps),
+        ),
+    }
+    for name, (text, value) in gauges.items():
+        yield GaugeMetricFamily(f"llamacpp:{name}", text, value)
+
+
+def _rate(count: float, over: float) -> float:
+    return count / over if over else 0.0

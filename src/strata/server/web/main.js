@@ -265,6 +265,7 @@ const live = new Live(api, {
     api.model = model.name;
     setText(byId("model-name"), model.name);
     document.title = `${model.name} · Strata`;
+    settings.adopt(model.sampling);
     machine.model(model);
   },
   state: (state) => machine.state(state),

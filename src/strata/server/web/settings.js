@@ -19,6 +19,18 @@ export class Settings {
     this.#changed();
   }
 
+  /** What the model's authors state, for controls that nobody has moved. */
+  adopt(defaults) {
+    for (const [name, value] of Object.entries(defaults)) {
+      const field = this.#form.elements[name];
+      if (!FIELDS.includes(name) || !field) continue;
+      const untouched = field.value === field.defaultValue;
+      field.defaultValue = String(value);
+      if (untouched) field.value = field.defaultValue;
+    }
+    this.#changed();
+  }
+
   #changed() {
     const kept = {};
     for (const name of FIELDS) {

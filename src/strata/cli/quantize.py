@@ -1,0 +1,276 @@
+"""``strata quantize``: a model in smaller types."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import click
+
+from strata.cli.console import print_json, progress_bars, remark
+from strata.cli.options import (
+    SIZE,
+    json_option,
+    memory_option,
+    model_argument,
+    quiet_option,
+    threads_option,
+)
+from strata.errors import UsageError
+from strata.sizes import format_size
+
+if TYPE_CHECKING:
+    from strata.formats import ModelFile
+    from strata.quant import BlockType
+    from strata.quantizer.lab import Calibration
+
+_CHUNKS = 32
+
+
+@click.command("quantize")
+@model_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--type",
+    "mix",
+    default=None,
+    help="A mix by llama.cpp's name, such as Q4_K_M, IQ3_XXS or Q8_0, or F16  [default: Q4_K_M].",
+)
+@click.option("--bpw", type=float, help="The best mix of so many bits a weight, such as 3.5.")
+@click.option("--size", type=SIZE, help="The best mix for a file of at most that size.")
+@click.option(
+    "--recipe",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Types tensor by tensor, as --write-recipe wrote them.",
+)
+@click.option(
+    "--write-recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what --bpw or --size chose.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weigh errors by this importance matrix (llama.cpp's or strata imatrix's).",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text: errors are weighed by it, made up for by later columns (GPTQ), and the mix is "
+    "chosen by what they cost on it.",
+)
+@click.option("--chunks", type=click.IntRange(min=1), help="Windows of the text  [default: 32].")
+@click.option(
+    "-c",
+    "--context",
+    type=click.IntRange(min=16),
+    default=512,
+    show_default=True,
+    help="Tokens of a window.",
+)
+@click.option("--no-gptq", is_flag=True, help="Round each value for itself.")
+@click.option("--pure", is_flag=True, help="Every matrix in the mix's own type.")
+@click.option(
+    "--tensor",
+    "overrides",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Tensors whose name has PATTERN (a regular expression) in TYPE; may be repeated, the "
+    "first that matches counts.",
+)
+@memory_option
+@threads_option
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@quiet_option
+@json_option
+def command(
+    model: str,
+    out: Path,
+    mix: str | None,
+    bpw: float | None,
+    size: int | None,
+    recipe: Path | None,
+    write_recipe: Path | None,
+    imatrix: Path | None,
+    calibration: Path | None,
+    chunks: int | None,
+    context: int,
+    no_gptq: bool,
+    pure: bool,
+    overrides: tuple[str, ...],
+    memory: int | None,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write MODEL as OUT, a GGUF file of smaller types.
+
+    The file has the same bytes whatever the budget and the threads. A run that is interrupted is
+    gone on with when the same command is given again; OUT appears when it is whole.
+    """
+    _check(out, force)
+    given = [n for n, v in (("--type", mix), ("--bpw", bpw), ("--size", size)) if v is not None]
+    given += ["--recipe"] if recipe is not None else []
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} both say what to write: give one of them")
+    if write_recipe is not None and bpw is None and size is None:
+        raise UsageError("--write-recipe writes what --bpw or --size chose: give one of them")
+    count = calibration_threads(threads) if calibration is not None else threads
+    from strata.formats import open_model
+    from strata.hub.references import resolve
+    from strata.quantizer.importance import read_importance, split_experts
+    from strata.quantizer.mixes import Facts, choose_types, find_mix, fitting, is_quantised
+    from strata.quantizer.opening import source_of
+    from strata.quantizer.quantise import header_nbytes, quantise
+
+    # Files of a mix of their own are called what most of such files are.
+    chosen = find_mix(mix or "Q4_K_M")
+    rules = [_override(text) for text in overrides]
+    started = perf_counter()
+    with progress_bars(silent=quiet or as_json) as progress:
+        path = resolve(model, progress=progress)
+        if out.exists() and out.samefile(path):
+            raise UsageError(f"{out} is the model itself: give another name")
+        with open_model(path) as file:
+            source = source_of(file)
+            shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+            matrix = None if imatrix is None else split_experts(read_importance(imatrix), shapes)
+            text = None
+            if calibration is not None:
+                from strata.quantizer.lab import measure_importance
+
+                text = calibration_text(file, calibration, context, chunks or _CHUNKS)
+                if matrix is None:
+                    matrix = measure_importance(file, text, count or 1, progress)
+            facts = Facts.of(source.keys, list(shapes), matrix is not None)
+            types = choose_types(chosen, facts, shapes, pure=pure)
+            if bpw is not None or size is not None:
+                from strata.quantizer.lab import best_mix
+                from strata.quantizer.lab import write_recipe as write_table
+
+                parameters = sum(t.matrix[0] * t.matrix[1] for t in source.tensors.values())
+                if bpw is not None:
+                    nbytes = int(bpw * parameters / 8)
+                else:
+                    nbytes = (size or 0) - header_nbytes(source)
+                best = best_mix(
+                    file,
+                    source,
+                    nbytes,
+                    importance=matrix,
+                    calibration=text,
+                    threads=count or 1,
+                    progress=progress,
+                )
+                types = {name: fitting(c.label, shapes[name][-1]) for name, c in best.items()}
+                if write_recipe is not None:
+                    write_table(write_recipe, best)
+            if recipe is not None:
+                from strata.quantizer.lab import read_recipe
+
+                types = _known(read_recipe(recipe), shapes, recipe)
+            for name in types:
+                for pattern, type in rules:
+                    if pattern.search(name):
+                        types[name] = fitting(type, shapes[name][-1])
+                        break
+            lossy = [t for t in source.tensors.values() if is_quantised(t.name, t.shape)]
+            already = {t.type.name for t in lossy} - {"F32", "F16", "BF16", "F64"}
+            if already and not quiet:
+                remark(
+                    f"strata: {path.name} is quantised already ({', '.join(sorted(already))}): "
+                    "what that lost stays lost"
+                )
+            compensation = None
+            if text is not None and not no_gptq:
+                from strata.quantizer.lab import compensation_of
+
+                compensation = compensation_of(file, source, types, text, count or 1, progress)
+            result = quantise(
+                source,
+                out,
+                types,
+                file_type=chosen.number,
+                importance=matrix,
+                compensation=compensation,
+                memory=memory,
+                threads=count,
+                progress=progress,
+            )
+    seconds = perf_counter() - started
+    label = (mix and chosen.name) or ("Q4_K_M" if not given else "a mix of its own")
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "path": str(out),
+                "type": label,
+                "weight_bytes": result.nbytes,
+                "file_bytes": out.stat().st_size,
+                "parameters": result.parameters,
+                "bits_per_weight": result.bits,
+                "tensors": dict(result.types),
+                "seconds": seconds,
+            }
+        )
+        return
+    tensors = ", ".join(f"{count} {name}" for name, count in sorted(result.types.items()))
+    click.echo(
+        f"{out}: {label}, {format_size(result.nbytes)}, {result.bits:.2f} bits a weight "
+        f"({tensors}), {seconds:.1f} s"
+    )
+
+
+def _check(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise UsageError(f"{out} is there already; --force writes over it")
+    if out.suffix != ".gguf":
+        raise UsageError(f"{out} is not named like a GGUF file; end it in .gguf")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} is not a directory")
+
+
+def calibration_threads(threads: int | None) -> int:
+    """Threads for windows of a text. numpy then takes one for each: how it would divide a product
+    among more changes sums, and the bytes of the file must not depend on that. Called before numpy
+    is imported."""
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ[name] = "1"
+    return threads or len(os.sched_getaffinity(0))
+
+
+def calibration_text(file: ModelFile, path: Path, context: int, chunks: int | None) -> Calibration:
+    """The text of a file as tokens of the model."""
+    from strata.cli.engine_options import read_text
+    from strata.quantizer.lab import read_calibration
+
+    return read_calibration(file, read_text(path), path.name, context, chunks)
+
+
+def _known(
+    types: dict[str, BlockType], shapes: dict[str, tuple[int, ...]], recipe: Path
+) -> dict[str, BlockType]:
+    from strata.quantizer.mixes import fitting
+
+    for name in types:
+        if name not in shapes:
+            raise UsageError(f"{recipe} names {name!r}, a tensor that this model has not")
+    return {name: fitting(type.name, shapes[name][-1]) for name, type in types.items()}
+
+
+def _override(text: str) -> tuple[re.Pattern[str], str]:
+    pattern, equals, type = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"--tensor {text!r}: write it PATTERN=TYPE, such as ffn_down=Q6_K")
+    from strata.quantizer.quantise import type_named
+
+    try:
+        return re.compile(pattern), type_named(type).name
+    except re.error as error:
+        raise UsageError(f"--tensor {text!r}: {pattern!r} is no regular expression: {error}") from (
+            None
+        )

@@ -1,0 +1,36 @@
+"""How tokens are guessed ahead: what people may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from strata.errors import UsageError
+
+DRAFT_TOKENS = 31
+"""Tokens that are guessed in a step at most, unless a Plan says less."""
+
+DraftKind = Literal["off", "ngram", "suffix"]
+
+
+@dataclass(frozen=True)
+class DraftChoice:
+    """``off``; ``ngram``: what followed the last words before in the same text; ``suffix``: the
+    same in earlier texts, too. Not ``asked`` for: only where no bit depends on it."""
+
+    kind: DraftKind
+    asked: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are guessed in a step at most."""
+        return 0 if self.kind == "off" else DRAFT_TOKENS
+
+
+def parse_draft(text: str) -> DraftChoice:
+    """What is meant by ``auto``, ``off``, ``ngram`` or ``suffix``; UsageError for anything else."""
+    if text == "auto":
+        return DraftChoice("suffix", asked=False)
+    if text in ("off", "ngram", "suffix"):
+        return DraftChoice(text)  # type: ignore[arg-type]
+    raise UsageError(f"'{text}' is no way to guess tokens: auto, off, ngram or suffix")

@@ -1,0 +1,405 @@
+"""A smaller model that guesses how requests go on: resident, with weights and KV of its own.
+
+It follows each request some tokens behind, and goes ahead of it token by token when it is asked to.
+What it went ahead with is kept where the request went the same way, and else written over; nothing
+is computed twice. It chooses as the request's own sampler would, with the same random numbers, so
+that a draft that is certain of the same things guesses right also where answers are sampled.
+
+Source: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.base import NoBooks, Span, Step
+from strata.backends.kv_types import choose_kv_type
+from strata.backends.registry import backend_class
+from strata.backends.settings import BackendSettings
+from strata.backends.weights import WeightSource
+from strata.decode import Draft, LogitsError, Sampler
+from strata.engine.kv_settings import KVSettings, make_memory
+from strata.engine.runner import LoadProgress, Runner
+from strata.errors import UsageError
+from strata.formats import ModelFile, open_model
+from strata.kv import SequenceState, pool_blocks
+from strata.machine.constants import DEFAULT_CONTEXT
+from strata.models import build_model, trained_context
+from strata.program import Model
+from strata.text import Tokenizer, load_tokenizer
+
+STEP_ROWS = 64
+"""Rows of a step of the draft model at most."""
+
+_BEHIND = 512
+"""Tokens of a text that are made up for at once, before somebody waits for the next ones."""
+
+_FEW = 8
+"""Tokens behind of which the last step before guessing may have to make up."""
+
+_LEAST = 0.05
+"""Chance of all tokens so far below which nothing is guessed further."""
+
+_STEP = 0.2
+"""By how much of its surprise a measured time moves what is known."""
+
+GRADES = 1 << 10
+"""Where the kinds of guesses of a model begin; those of looking up are below."""
+
+_GRADES = 8
+"""Kinds of guesses, by how sure the draft model was."""
+
+
+@dataclass
+class _Follower:
+    """How far the draft model is with a request: ``kv`` is certain, and ``ahead`` the tokens that
+    were computed behind it without being so."""
+
+    kv: SequenceState
+    ahead: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DraftModelFile:
+    """A draft model that fits the model for which it guesses, and may be loaded."""
+
+    file: ModelFile
+    model: Model
+    parallel: int
+    threads: int
+
+    def nbytes(self) -> int:
+        """Bytes that it will take: weights, KV of ``parallel`` texts, activations, logits."""
+        from strata.plan.draft_model import draft_model_bytes
+
+        kind = backend_class("cpu")
+        profile = kind.profile(self.model, WeightSource(self.file))
+        kv_type = choose_kv_type(None, profile.kv_types)
+        return draft_model_bytes(
+            profile,
+            self.model.row_width,
+            threads=self.threads,
+            rows=max(STEP_ROWS, self.parallel),
+            parallel=self.parallel,
+            context=self.model.context_length,
+            kv_blocks=self._blocks(profile.block_nbytes(kv_type.name)),
+            kv_type=kv_type.name,
+        )
+
+    def _blocks(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        blocks = pool_blocks(
+            self.model.groups,
+            sizes,
+            context=self.model.context_length,
+            parallel=self.parallel,
+            step_rows=max(STEP_ROWS, self.parallel),
+        )
+        assert blocks is not None
+        return blocks
+
+    def load(self, vocabulary: int, progress: LoadProgress | None) -> DraftModel:
+        """Load its weights; it guesses tokens below ``vocabulary``."""
+        rows = max(STEP_ROWS, self.parallel)
+        context = self.model.context_length
+        settings = BackendSettings(
+            max_tokens=rows, max_logit_rows=self.parallel, parallel=self.parallel, positions=context
+        )
+        # All of it was entered in the books before.
+        backend = backend_class("cpu").create(self.threads, None, settings, NoBooks())
+        source = WeightSource(self.file)
+        runner = Runner(backend, self.model, source, progress, logit_rows=self.parallel)
+        backend.prepare()
+        return DraftModel(runner, self.file, parallel=self.parallel, vocabulary=vocabulary)
+
+
+def planned_bytes(file: ModelFile, context: int | None, parallel: int, threads: int | None) -> int:
+    """Bytes that the draft model in ``file`` will take beside ``parallel`` texts."""
+    model = _checked(file, context or DEFAULT_CONTEXT, "another model")
+    cores = threads or len(os.sched_getaffinity(0))
+    return DraftModelFile(file, model, parallel, cores).nbytes()
+
+
+def open_draft_model(
+    path: Path,
+    target: ModelFile,
+    tokenizer: Tokenizer,
+    *,
+    context: int,
+    parallel: int,
+    threads: int,
+) -> DraftModelFile:
+    """The model at ``path`` as one that guesses for ``target``; UsageError, which says why, where
+    it cannot."""
+    file = open_model(path)
+    try:
+        name, of = file.path.name, target.path.name
+        model = _checked(file, context, of)
+        if path != target.path:
+            _same_vocabulary(load_tokenizer(file), tokenizer, name, of)
+        return DraftModelFile(file, model, parallel, threads)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _checked(file: ModelFile, context: int, of: str) -> Model:
+    """The Model of a file, for texts of ``context`` tokens or as many as it knows; UsageError for
+    one that cannot guess."""
+    name = file.path.name
+    if file.foreign:
+        raise UsageError(
+            f"{name} cannot guess for {of}: its weights are quantised in a form that is put "
+            f"together first; give a GGUF file of it"
+        )
+    model = build_model(file, min(context, trained_context(file)))
+    if model.embeds or not model.causal:
+        raise UsageError(f"{name} cannot guess for {of}: it continues no texts")
+    if any(group.recurrent for group in model.groups):
+        raise UsageError(
+            f"{name} cannot guess for {of}: a {model.architecture} model has recurrent state, "
+            f"which does not go back where a guess was wrong; give one with attention alone"
+        )
+    return model
+
+
+def _same_vocabulary(draft: Tokenizer, target: Tokenizer, name: str, of: str) -> None:
+    """UsageError, with the first token that differs."""
+    if draft.vocab_size != target.vocab_size:
+        raise UsageError(
+            f"{name} cannot guess for {of}: it has {draft.vocab_size} tokens and not "
+            f"{target.vocab_size}; a draft model needs the same vocabulary"
+        )
+    for id in range(target.vocab_size):
+        one, other = draft.token_bytes(id, special=True), target.token_bytes(id, special=True)
+        if one != other:
+            raise UsageError(
+                f"{name} cannot guess for {of}: token {id} is {one!r} there and {other!r} here; "
+                f"a draft model needs the same vocabulary"
+            )
+
+
+class DraftModel:
+    """Guesses chains of tokens for up to ``parallel`` requests at once. Called between steps, in
+    the engine's thread.
+
+    ``step_s`` is what guessing one token more takes, for all that are asked for together;
+    ``behind_s`` what the last call took for tokens that it had to make up for. No chain goes on
+    that is less likely than ``least``.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        file: ModelFile,
+        *,
+        parallel: int,
+        vocabulary: int,
+        least: float = _LEAST,
+    ) -> None:
+        self._runner, self._file = runner, file
+        self.context = runner.model.context_length
+        self._parallel, self._vocabulary, self._least = parallel, vocabulary, least
+        self._memory = make_memory(
+            KVSettings(prefix_cache=False),
+            runner,
+            context=self.context,
+            parallel=parallel,
+            step_rows=max(STEP_ROWS, parallel),
+            token_s=lambda: None,
+        )
+        self._followers: dict[int, _Follower] = {}
+        self._samplers: dict[int, Sampler] = {}
+        self.step_s: float | None = None
+        self.behind_s = 0.0
+
+    def begin(self, id: int, sampler: Sampler) -> None:
+        """A request, whose tokens ``sampler`` chooses."""
+        self._samplers[id] = sampler
+
+    def end(self, id: int) -> None:
+        """A request is over, or gone."""
+        self._samplers.pop(id, None)
+        self._forget(id)
+
+    def _forget(self, id: int) -> None:
+        follower = self._followers.pop(id, None)
+        if follower is not None:
+            self._memory.manager.release(follower.kv)
+
+    def propose(
+        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int]
+    ) -> dict[int, Draft]:
+        """Up to ``most`` tokens each that may follow ``texts``, which grow from call to call. None
+        for a text that is too long, has no room, or of which too much is to be made up for."""
+        began = perf_counter()
+        left = _BEHIND
+        ready: list[int] = []
+        for id, text in texts.items():
+            if len(ready) == self._parallel or id not in self._samplers:
+                continue
+            count = min(most[id], self.context - len(text))
+            if count < 1 or (follower := self._following(id, text, count, texts)) is None:
+                continue
+            left -= self._make_up(follower, text, left)
+            if len(text) - follower.kv.length <= _FEW:
+                ready.append(id)
+        self.behind_s = perf_counter() - began
+        return self._guess(ready, texts, most) if ready else {}
+
+    def _following(
+        self, id: int, text: Sequence[int], count: int, asked: Mapping[int, Sequence[int]]
+    ) -> _Follower | None:
+        """The follower of a text, with what it went ahead with as far as that was right, and blocks
+        for ``count`` tokens more; None without room."""
+        manager = self._memory.manager
+        follower = self._followers.get(id)
+        if follower is None:
+            follower = self._followers[id] = _Follower(manager.new())
+        right = 0
+        # The last token is computed in any case: its logits are wanted.
+        for guessed, said in zip(follower.ahead, text[follower.kv.length : -1], strict=False):
+            if guessed != said:
+                break
+            right += 1
+        follower.ahead.clear()
+        manager.commit(follower.kv, text, right, known=False)
+        rows = len(text) - follower.kv.length + count - 1
+        others = [other for other in self._followers if other not in asked]
+        while not manager.reserve(follower.kv, rows):
+            if not others:
+                self._forget(id)
+                return None
+            self._forget(others.pop())
+        return follower
+
+    def _make_up(self, follower: _Follower, text: Sequence[int], most: int) -> int:
+        """Compute up to ``most`` tokens of a text, but for the last ones; how many."""
+        done, kv = 0, follower.kv
+        while (missing := len(text) - kv.length) > _FEW and done < most:
+            count = min(missing - 1, STEP_ROWS)
+            span = Span(0, count, kv.length, self._tables(kv))
+            part = text[kv.length : kv.length + count]
+            self._run(part, range(kv.length, kv.length + count), (span,), ())
+            self._memory.manager.commit(kv, text, count, known=False)
+            done += count
+        return done
+
+    def _guess(
+        self,
+        ids: Sequence[int],
+        texts: Mapping[int, Sequence[int]],
+        most: Mapping[int, int],
+    ) -> dict[int, Draft]:
+        """One token after the other, all texts together."""
+        samplers = {id: self._samplers[id].without_grammar() for id in ids}
+        next_up = {id: list(texts[id][self._followers[id].kv.length :]) for id in ids}
+        tokens: dict[int, list[int]] = {id: [] for id in ids}
+        chances: dict[int, list[float]] = {id: [] for id in ids}
+        limits = {id: min(most[id], self.context - len(texts[id])) for id in ids}
+        likely = dict.fromkeys(ids, 1.0)
+        while next_up:
+            began = perf_counter()
+            certain = not any(tokens[id] for id in next_up)
+            rows = self._step(next_up)
+            for id, part in next_up.items():
+                follower = self._followers[id]
+                if certain:
+                    self._memory.manager.commit(follower.kv, texts[id], len(part), known=False)
+                else:
+                    follower.ahead += part
+            going = {}
+            for id, logits in rows.items():
+                with suppress(LogitsError):
+                    token = samplers[id].choose(logits).token
+                    chance = _chance(logits, token)
+                    likely[id] *= chance
+                    if likely[id] < self._least and tokens[id]:
+                        continue
+                    samplers[id].accept(token)
+                    tokens[id].append(token)
+                    chances[id].append(chance)
+                    if len(tokens[id]) < limits[id]:
+                        going[id] = [token]
+            next_up = going
+            self._took(perf_counter() - began)
+        return {
+            id: Draft(
+                tuple(tokens[id]),
+                None,
+                tuple(chances[id]),
+                tuple(GRADES + min(_GRADES - 1, int(_GRADES * chance)) for chance in chances[id]),
+            )
+            for id in ids
+            if tokens[id]
+        }
+
+    def _took(self, seconds: float) -> None:
+        known = self.step_s
+        self.step_s = seconds if known is None else known + _STEP * (seconds - known)
+
+    def _step(self, parts: Mapping[int, Sequence[int]]) -> dict[int, NDArray[np.float32]]:
+        """Compute some tokens of each text, and the logits behind the last one of each."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        spans, last = [], []
+        for id, part in parts.items():
+            follower = self._followers[id]
+            past = follower.kv.length + len(follower.ahead)
+            spans.append(Span(len(tokens), len(part), past, self._tables(follower.kv)))
+            tokens += part
+            positions += range(past, past + len(part))
+            last.append(len(tokens) - 1)
+        rows = self._run(tokens, positions, tuple(spans), last)
+        return dict(zip(parts, rows, strict=True))
+
+    def _run(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        spans: tuple[Span, ...],
+        last: Sequence[int],
+    ) -> list[NDArray[np.float32]]:
+        step = Step(
+            np.array(tokens, np.int32),
+            np.array(positions, np.int32),
+            spans,
+            np.array(last, np.int32),
+        )
+        found = []
+        for logits in self._runner.run(step, self._memory.state):
+            for row in logits:
+                # Of as many tokens as the sampler knows; those that pad a vocabulary are none.
+                wide = np.full(self._vocabulary, -np.inf, np.float32)
+                wide[: len(row)] = row[: self._vocabulary]
+                found.append(wide)
+            del logits
+        return found
+
+    @staticmethod
+    def _tables(kv: SequenceState) -> tuple[NDArray[np.int32], ...]:
+        return tuple(np.array(table, np.int32) for table in kv.tables)
+
+    def check_integrity(self) -> None:
+        """PoolError unless every KV block is free or held by one that follows a request."""
+        held = [follower.kv.tables for follower in self._followers.values()]
+        self._memory.manager.check_integrity(held)
+
+    def close(self) -> None:
+        """Free the weights and KV."""
+        self._runner.backend.give_back(self._memory.state)
+        self._runner.backend.close()
+        self._file.close()
+
+
+def _chance(logits: NDArray[np.float32], token: int) -> float:
+    """Of a token, by its logits."""
+    most = float(logits.max())
+    return float(np.exp(logits[token] - most) / np.exp(logits - most).sum())

@@ -1,0 +1,314 @@
+"""How many tokens to guess ahead in each step, so that no answer comes later by it.
+
+A guess that is right saves a share of a step; one row more makes a step longer by what a row costs:
+next to nothing where weights are read from a disk, a good part of a step where they are in memory.
+How likely a guess is right is counted by its kind, for each request and for all. The guesses that
+raise the expected tokens a second most are taken, over all requests of a step. What was gained and
+lost is kept as an account: where it shows a loss, nothing is guessed for a while.
+
+The trade-off is that of SpecExec (arXiv 2406.02532) and MagicDec (arXiv 2408.11049), with measured
+times in place of a model of the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from strata.decode import Draft, Proposer, Sampler
+from strata.engine.draft_choice import DRAFT_TOKENS
+from strata.engine.draft_model import GRADES, DraftModel
+from strata.engine.scheduler import Advance
+from strata.engine.step_costs import StepCosts
+
+_GAIN = 1.03
+"""By how much more tokens a second are expected where something is guessed at all."""
+
+_ALLOWED = 0.01
+"""Of the time of all steps that may be lost by guesses, which pays for trying whether they pay."""
+
+_BANKED = 0.05
+"""Of that time, what is gained at most counts against later losses."""
+
+_LOOK_AGAIN = 100
+"""After so many steps with guesses one without shows again what such a step takes."""
+
+_SURPRISE = 1.5
+"""A step that takes longer than expected counts as if it took so many times as long at most."""
+
+_MODEL, _MODEL_RIGHT = GRADES - 1, 0.6
+"""All guesses of a model, whatever it said of them, and how often they are thought to be right."""
+
+_FORCED, _FORCED_GRADE = 0.95, GRADES - 2
+"""How likely what a grammar forces is cut into tokens as expected, and its kind of guesses."""
+
+_ANEW = 32
+"""Steps after which a model is asked again that was not worth asking."""
+
+_SURE_FOUND = 0.55
+"""A text that was found is gone on with, and no model asked, where its next token is so likely."""
+
+_SURE = 6.0
+"""Guesses of a kind after which what was counted weighs as much as what was thought before."""
+
+_MEMORY = 0.97
+"""How much of what was counted is left by each new guess of its kind."""
+
+
+@dataclass
+class DraftTotals:
+    """Tokens guessed, those of them that were right, and seconds gained by it (or lost)."""
+
+    drafted: int = 0
+    kept: int = 0
+    saved_s: float = 0.0
+
+
+class _Rates:
+    """How often guesses of each kind were right."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, tuple[float, float]] = {}
+
+    def rate(self, grade: int, before: float) -> float:
+        """Of a kind, when it was thought to be ``before``."""
+        tries, hits = self._counts.get(grade, (0.0, 0.0))
+        return (hits + _SURE * before) / (tries + _SURE)
+
+    def count(self, grade: int, *, right: bool) -> None:
+        """A guess was right or wrong."""
+        tries, hits = self._counts.get(grade, (0.0, 0.0))
+        self._counts[grade] = (_MEMORY * tries + 1, _MEMORY * hits + right)
+
+
+class Drafting:
+    """Decides what is guessed in a step. ``propose`` is for the scheduler; ``learn`` is told what
+    came of it.
+
+    At most ``most`` tokens are guessed for a request and ``together`` for all; with ``costs`` only
+    what makes the tokens of a second more, without whatever the proposer says. ``recurrent``: of
+    a draft that is not right to its end all is computed anew. ``model`` guesses where the proposer
+    is not sure, as far ahead as the time that it takes is worth. In steps of more sequences than
+    ``company`` nothing is guessed, unless the step ``waits`` for the disk.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        *,
+        most: int = DRAFT_TOKENS,
+        together: int | None = None,
+        costs: StepCosts | None = None,
+        recurrent: bool = False,
+        model: DraftModel | None = None,
+        company: int | None = None,
+    ) -> None:
+        self.proposer = proposer
+        self.company, self.waits = company, False
+        self.model = model
+        self.totals = DraftTotals()
+        self._most, self.together = most, together
+        self.costs, self._recurrent = costs, recurrent
+        self._all = _Rates()
+        self._each: dict[int, _Rates] = {}
+        self._balance_s = 0.0
+        self._total_s = 0.0
+        self._proposing_s = 0.0
+        self._in_a_row = 0
+        self._not_asked = 0
+        self._obeying: dict[int, Sampler] = {}
+        self.enabled = True
+
+    def begin(self, id: int, sampler: Sampler) -> None:
+        """A request, whose tokens ``sampler`` chooses."""
+        if sampler.params.grammar is not None:
+            self._obeying[id] = sampler
+        if self.model is not None:
+            self.model.begin(id, sampler)
+
+    def propose(
+        self, tokens: Mapping[int, Sequence[int]], rows: int, room: int, limits: Mapping[int, int]
+    ) -> dict[int, Draft]:
+        """Drafts for the sequences of a step of ``rows`` rows, by id; at most ``room`` tokens in
+        all, and for each sequence at most what ``limits`` says."""
+        self._proposing_s = 0.0
+        if self.together is not None:
+            room = min(room, self.together)
+        if not self.enabled or room < 1 or not self._affordable(rows):
+            return {}
+        if self.company is not None and len(tokens) > self.company and not self.waits:
+            return {}
+        started = perf_counter()
+        found: dict[int, Draft] = {}
+        for id, text in tokens.items():
+            most = min(room, self._most, limits[id])
+            if most > 0:
+                draft = self._forced(id, most)
+                if draft is None:
+                    draft = self.proposer.propose(id, text, most).first(most)
+                if draft.tokens:
+                    found[id] = draft
+        made_up_s = 0.0
+        if self.model is not None:
+            unsure = {id: text for id, text in tokens.items() if not self._surely(found.get(id))}
+            depth = self._depth(len(unsure), len(tokens), rows, room) if unsure else 0
+            if depth:
+                depths = {id: min(depth, limits[id]) for id in unsure}
+                guessed = self.model.propose(unsure, depths)
+                made_up_s = self.model.behind_s
+                found |= {id: draft for id, draft in guessed.items() if draft.tokens}
+        taken = self._choose(found, len(tokens), rows, room)
+        # What a draft model reads of a prompt is there for the whole answer.
+        self._proposing_s = perf_counter() - started - made_up_s
+        return taken
+
+    def _forced(self, id: int, most: int) -> Draft | None:
+        """What a grammar forces, None where it leaves a choice."""
+        sampler = self._obeying.get(id)
+        tokens = () if sampler is None else tuple(sampler.forced())[:most]
+        if not tokens:
+            return None
+        return Draft(tokens, None, (_FORCED,) * len(tokens), (_FORCED_GRADE,) * len(tokens))
+
+    def _surely(self, draft: Draft | None) -> bool:
+        """Whether what was found in texts is likely enough."""
+        return draft is not None and self._all.rate(*self._kind(draft, 0)) >= _SURE_FOUND
+
+    def _depth(self, asked: int, wanted: int, rows: int, room: int) -> int:
+        """How many tokens a model is to guess for each of ``asked`` requests: as many as make the
+        expected tokens a second most, with the time that guessing takes."""
+        most = min(room // asked, self._most)
+        costs, model = self.costs, self.model
+        assert model is not None
+        if costs is None:
+            return most
+        right = self._all.rate(_MODEL, _MODEL_RIGHT)
+        step_s = model.step_s or 0.0
+        plain, beside = costs.seconds(wanted), costs.seconds(rows)
+        best, depth, tokens, likely = _GAIN * wanted / plain, 0, float(wanted), 1.0
+        for count in range(1, most + 1):
+            likely *= right
+            tokens += asked * likely
+            more = costs.seconds(rows + asked * count) - beside
+            if tokens / (plain + more + count * step_s) > best:
+                best, depth = tokens / (plain + more + count * step_s), count
+        self._not_asked = 0 if depth else self._not_asked + 1
+        if self._not_asked >= _ANEW and most:
+            # Or nobody would find out that it has become better.
+            self._not_asked, depth = 0, 1
+        return depth
+
+    def _affordable(self, rows: int) -> bool:
+        """Whether steps were measured, and not so much was lost that nothing is tried for now."""
+        costs = self.costs
+        if costs is None:
+            return True
+        if not costs.knows(rows) or self._in_a_row >= _LOOK_AGAIN:
+            return False
+        return self._balance_s > -_ALLOWED * self._total_s
+
+    def _choose(
+        self, found: Mapping[int, Draft], wanted: int, rows: int, room: int
+    ) -> dict[int, Draft]:
+        """Of the guesses, those that make the expected tokens a second most."""
+        if not found:
+            return {}
+        guesses = []
+        for id, draft in found.items():
+            each = self._each.get(id)
+            chances = {-1: 1.0}
+            for number in range(len(draft.tokens)):
+                chance = self._all.rate(*self._kind(draft, number))
+                if each is not None:
+                    chance = each.rate(draft.grade(number), chance)
+                chances[number] = chances[draft.parent(number)] * min(1.0, chance)
+                guesses.append((-chances[number], number, id))
+        guesses.sort()
+        count = min(room, len(guesses))
+        if self.costs is not None:
+            count = self._best_count(guesses[:count], wanted, rows)
+        numbers: dict[int, list[int]] = {}
+        for _, number, id in guesses[:count]:
+            numbers.setdefault(id, []).append(number)
+        return {id: found[id].part(sorted(chosen)) for id, chosen in numbers.items()}
+
+    @staticmethod
+    def _kind(draft: Draft, number: int) -> tuple[int, float]:
+        return draft.grade(number), 0.5 if draft.chances is None else draft.chances[number]
+
+    def _best_count(self, guesses: Sequence[tuple[float, int, int]], wanted: int, rows: int) -> int:
+        """How many of the guesses, which begin with the likeliest, are worth their rows."""
+        costs = self.costs
+        assert costs is not None
+        plain, beside = costs.seconds(wanted), costs.seconds(rows)
+        best, count, tokens = _GAIN * wanted / plain, 0, float(wanted)
+        for number, (less_likely, _, _) in enumerate(guesses, 1):
+            tokens -= less_likely
+            seconds = plain + costs.seconds(rows + number) - beside
+            if self._recurrent:
+                # Not right to its end: as many rows again in the next step.
+                again = costs.seconds(wanted + round(tokens - wanted)) - plain
+                seconds += (1 + less_likely) * max(0.0, again)
+            if tokens / seconds > best:
+                best, count = tokens / seconds, number
+        return count
+
+    def learn(
+        self, advances: Sequence[Advance], chosen: Mapping[int, Sequence[int]], seconds: float
+    ) -> None:
+        """A step of these advances has run in ``seconds`` and chose these tokens, by id."""
+        drafted = kept = redone = rows = 0
+        for a in advances:
+            rows += a.rows
+            redone += a.redone
+            if a.draft.tokens:
+                drafted += len(a.draft.tokens)
+                kept += max(0, len(chosen[a.id]) - 1)
+                self._count(a.id, a.draft, chosen[a.id])
+        self.totals.drafted += drafted
+        self.totals.kept += kept
+        self._total_s += seconds
+        self._in_a_row = self._in_a_row + 1 if drafted else 0
+        costs = self.costs
+        if costs is None:
+            return
+        gained = -self._proposing_s
+        if drafted or redone:
+            # A step that somebody else made slow says nothing of guesses.
+            took = min(seconds, _SURPRISE * costs.seconds(rows))
+            decoded = sum(1 for a in advances if a.needs_logits)
+            share = costs.seconds(decoded) / max(1, decoded)
+            gained += kept * share - (took - costs.seconds(rows - drafted - redone))
+        self.totals.saved_s += gained
+        self._balance_s = min(self._balance_s + gained, _BANKED * self._total_s)
+        costs.measured(rows, seconds)
+
+    def _count(self, id: int, draft: Draft, chosen: Sequence[int]) -> None:
+        """Count guesses that follow what was right."""
+        each = self._each.setdefault(id, _Rates())
+        # By number, how many tokens lead to what was right, itself included.
+        right = {-1: 0}
+        for number, token in enumerate(draft.tokens):
+            depth = right.get(draft.parent(number), len(chosen))
+            if depth < len(chosen):
+                grade, _ = self._kind(draft, number)
+                for rates in (each, self._all):
+                    rates.count(grade, right=token == chosen[depth])
+                if grade >= GRADES:
+                    self._all.count(_MODEL, right=token == chosen[depth])
+                if token == chosen[depth]:
+                    right[number] = depth + 1
+
+    def end(self, id: int, tokens: Sequence[int]) -> None:
+        """A request is over."""
+        self._each.pop(id, None)
+        self._obeying.pop(id, None)
+        self.proposer.end(id, tokens)
+        if self.model is not None:
+            self.model.end(id)
+
+    def close(self) -> None:
+        """Nothing is guessed any more: free what a model takes."""
+        if self.model is not None:
+            self.model.close()

@@ -1,0 +1,67 @@
+"""From what is asked for, and a Plan where there is one, to what guesses tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from strata.backends.registry import backend_class
+from strata.decode.suffix import SuffixProposer, TokenHistory
+from strata.engine.draft_choice import DraftChoice
+from strata.engine.draft_model import DraftModelFile
+from strata.engine.drafting import Drafting
+from strata.engine.runner import LoadProgress
+from strata.engine.runtime import Runtime
+from strata.engine.step_costs import StepCosts
+from strata.machine.constants import HISTORY_TOKENS
+from strata.program import Model
+
+if TYPE_CHECKING:
+    from strata.plan import Plan
+
+
+COMPANY = 3
+"""Sequences of a step up to which ``auto`` guesses while arithmetic decides: of more, a row costs
+what it is worth, and sixteen lost a tenth (bench/between_commits.py)."""
+
+
+def make_drafting(
+    choice: DraftChoice,
+    runtime: Runtime,
+    model: Model,
+    draft_model: DraftModelFile | None = None,
+    progress: LoadProgress | None = None,
+) -> Drafting | None:
+    """None where nothing is guessed: it was not asked for, or a Plan has no room for it. A draft
+    model is loaded."""
+    plan = runtime.plan
+    # The bits of the reference depend on how many rows are computed together: only if told to.
+    exact = backend_class(runtime.options.backend).plans
+    asked = draft_model is not None or choice.asked or exact
+    wanted = asked if plan is None else plan.draft_tokens > 0
+    if choice.kind == "off" or model.embeds or not wanted:
+        if draft_model is not None:
+            draft_model.file.close()
+        return None
+    history = HISTORY_TOKENS if plan is None else plan.history_tokens
+    by_model = 0 if draft_model is None else runtime.options.draft_model_bytes
+    alone = 4 * history + by_model
+    runtime.ledger.take("drafts", alone if plan is None else plan.predicted.memory.drafts)
+    drafting = Drafting(
+        SuffixProposer(TokenHistory(history) if choice.kind == "suffix" else None),
+        together=choice.tokens,
+        costs=StepCosts(),
+        recurrent=any(group.recurrent for group in model.groups),
+        model=None if draft_model is None else draft_model.load(model.vocab_size, progress),
+        company=None if choice.asked or draft_model is not None else COMPANY,
+    )
+    if plan is not None:
+        follow(drafting, plan)
+    return drafting
+
+
+def follow(drafting: Drafting, plan: Plan) -> None:
+    """Guess as a Plan has it: no more than it has rows for, by its times until there are others."""
+    drafting.together = plan.draft_tokens
+    drafting.waits = plan.predicted.bound == "disk"
+    seconds = plan.predicted.rows_s
+    drafting.costs = StepCosts({1 << power: s for power, s in enumerate(seconds)})

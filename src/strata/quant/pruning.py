@@ -1,0 +1,68 @@
+"""Which weights a matrix can do without: magnitude, Wanda, and SparseGPT, which repairs the rest.
+
+Weights are [n, k], masks True where a weight stays. Patterns: a part of every row, or ``keep`` of
+each ``of`` neighbours (2:4). Sources: Sun et al., arXiv:2306.11695 (Wanda); Frantar and Alistarh,
+arXiv:2301.00774 (SparseGPT); 2:4 is of NVIDIA's sparse tensor cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """``keep`` of each ``of`` weights in a row stay; ``of`` divides k."""
+
+    keep: int
+    of: int
+
+
+def best(scores: Matrix, pattern: Pattern) -> Mask:
+    """The mask that keeps the highest scores of each run; of equal ones the first."""
+    n = len(scores)
+    runs = scores.reshape(n, -1, pattern.of)
+    order = np.argsort(-runs, axis=2, kind="stable")
+    mask = np.zeros(runs.shape, np.bool_)
+    np.put_along_axis(mask, order[:, :, : pattern.keep], True, axis=2)
+    return mask.reshape(scores.shape)
+
+
+def magnitude(weights: Matrix, pattern: Pattern) -> Mask:
+    """Keep the largest weights."""
+    return best(np.abs(weights), pattern)
+
+
+def wanda(weights: Matrix, norms: Matrix, pattern: Pattern) -> Mask:
+    """Keep the largest of |weight| times the norm of its input, [k]."""
+    return best(np.abs(weights) * norms, pattern)
+
+
+def sparse_gpt(
+    weights: Matrix, hessian: Matrix, pattern: Pattern, damping: float = 0.01
+) -> tuple[Matrix, Mask]:
+    """Weights and mask by w^2 / [H^-1]_jj, run after run of ``pattern.of`` columns, what is lost of
+    a column made up for by the columns after it.
+
+    ``hessian`` is X^T X [k, k] of the inputs; ``damping`` times its mean diagonal is added to it.
+    """
+    kept = weights.astype(np.float64).copy()
+    k = kept.shape[1]
+    damped = hessian + damping * float(np.diag(hessian).mean()) * np.eye(k)
+    # Row j of it has the inverse of what is left once the columns before j are fixed.
+    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    mask = np.zeros(kept.shape, np.bool_)
+    for start in range(0, k, pattern.of):
+        columns = slice(start, start + pattern.of)
+        scores = (kept[:, columns] / np.diag(upper)[columns]) ** 2
+        mask[:, columns] = best(scores, Pattern(pattern.keep, pattern.of))
+        for j in range(start, start + pattern.of):
+            lost = np.where(mask[:, j], 0.0, kept[:, j]) / upper[j, j]
+            kept[:, j:] -= np.outer(lost, upper[j, j:])
+    return np.where(mask, kept, 0.0), mask

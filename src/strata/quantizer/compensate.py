@@ -1,0 +1,211 @@
+"""GPTQ over a whole model: each matrix is rounded with the second moments of what it multiplies, in
+a model of which everything before it is rounded already.
+
+Source: Frantar and others, arXiv 2210.17323. Scales are fitted where a block begins, weighed by
+what the columns behind it cannot make up for; blocks come by falling importance (act-order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.backends.weights import WeightSource
+from strata.program import Model, Segment, Weight
+from strata.quant import BlockType
+from strata.quantizer.encoder import Encoder
+from strata.quantizer.sources import Raw, Source, SourceTensor
+from strata.quantizer.sweeps import Floats, Seen, Sweep, Window, matrices
+
+Progress = Callable[[str, int, int | None], None]
+_DAMPING = 0.01
+_FLOATS = ("F32", "F16", "BF16")
+# An expert that fewer rows came to than this share of its width is weighed by column only.
+_ENOUGH = 0.25
+
+
+class Moments:
+    """x^T x over the rows of all windows, in the order of the windows."""
+
+    def __init__(self, width: int) -> None:
+        self._sum = np.zeros((width, width))
+        self._next = 0
+        self._waiting: dict[int, Floats] = {}
+        self._counts: dict[int, int] = {}
+        self._lock = Lock()
+
+    @property
+    def rows(self) -> int:
+        """Rows so far."""
+        return sum(self._counts.values())
+
+    def add(self, window: int, rows: Floats) -> None:
+        """From any thread, each window once."""
+        part = rows.T @ rows
+        with self._lock:
+            self._counts[window] = len(rows)
+            self._waiting[window] = part
+            while self._next in self._waiting:
+                self._sum += self._waiting.pop(self._next)
+                self._next += 1
+
+    def total(self) -> NDArray[np.float64]:
+        """The sum, when all windows are done."""
+        for window in sorted(self._waiting):
+            self._sum += self._waiting.pop(window)
+        return self._sum
+
+
+def factor_of(
+    moments: NDArray[np.float64], elements: int
+) -> tuple[Floats, Floats, NDArray[np.int32]]:
+    """What the encoder takes: the factor in the order of the blocks, the importance of columns in
+    the tensor's own order, and the order, blocks of ``elements`` columns by falling importance."""
+    k = len(moments)
+    diagonal = np.diag(moments).copy()
+    floor = max(float(diagonal.mean()), 1e-30)
+    order = np.argsort(-diagonal.reshape(-1, elements).sum(axis=1), kind="stable")
+    columns = (order[:, None] * elements + np.arange(elements)).reshape(-1)
+    damped = moments[np.ix_(columns, columns)] + np.eye(k) * (_DAMPING * floor)
+    lower = np.linalg.cholesky(np.linalg.inv(damped))
+    factor = np.ascontiguousarray(lower.T, np.float32)
+    importance = np.empty(k, np.float32)
+    importance[columns] = 1 / np.diag(lower) ** 2
+    return factor, importance, order.astype(np.int32)
+
+
+class Compensation:
+    """Gives the bytes of tensors in the order of ``order``, a Segment's worth at a time."""
+
+    def __init__(
+        self,
+        source: Source,
+        model: Model,
+        weights: WeightSource,
+        windows: list[Window],
+        sweep: Sweep,
+        types: Mapping[str, BlockType],
+        encoder: Encoder,
+        identity: str,
+        progress: Progress | None = None,
+    ) -> None:
+        self.identity = f"gptq 1 {identity}"
+        self._source = source
+        self._model = model
+        self._weights = weights
+        self._windows = windows
+        self._sweep = sweep
+        self._types = types
+        self._encoder = encoder
+        self._progress = progress
+        self._next = 0
+        self._made: dict[str, list[Raw]] = {}
+        # A tensor that two Segments read (a tied head) belongs to the one that multiplies with it.
+        self._segment_of: dict[str, int] = {}
+        for number, segment in enumerate(model.segments):
+            multiplied = set(matrices(segment))
+            for weight in segment.weights:
+                if weight.name in multiplied and weight.transform == "none":
+                    self._segment_of.setdefault(weight.source, number)
+
+    def handles(self, name: str) -> bool:
+        """Whether a tensor is rounded here; others are rounded for themselves."""
+        type, tensor = self._types.get(name), self._source.tensors[name]
+        rounded = type is not None and type.name not in _FLOATS and type is not tensor.type
+        return rounded and name in self._segment_of and tensor.shape[-1] % 16 == 0
+
+    def order(self) -> list[str]:
+        """Tensors so that as little as can be has to wait for being written."""
+        names = list(self._source.tensors)
+        return sorted(names, key=lambda n: self._segment_of[n] if self.handles(n) else -1)
+
+    def pieces(self, name: str) -> Iterable[Raw]:
+        """The bytes of a tensor."""
+        while name not in self._made:
+            self._segment(self._next)
+            self._next += 1
+        return self._made.pop(name)
+
+    def _segment(self, number: int) -> None:
+        segment = self._model.segments[number]
+        if self._progress is not None:
+            self._progress("error propagation", number, len(self._model.segments))
+        floats = {w.name: self._weights.floats(w) for w in segment.weights}
+        mine = [n for n, s in self._segment_of.items() if s == number and self.handles(n)]
+        if mine:
+            moments: dict[tuple[str, int], Moments] = {}
+            value_of: dict[tuple[str, int], str] = {}
+            self._sweep.through(
+                segment,
+                floats,
+                self._windows,
+                partial(_watcher, moments, value_of),
+                keep=False,
+            )
+            for name in mine:
+                self._round(name, segment, floats, moments, value_of)
+        if number + 1 < len(self._model.segments):
+            self._sweep.through(segment, floats, self._windows)
+
+    def _round(
+        self,
+        name: str,
+        segment: Segment,
+        floats: dict[str, Floats],
+        moments: Mapping[tuple[str, int], Moments],
+        value_of: Mapping[tuple[str, int], str],
+    ) -> None:
+        tensor, type = self._source.tensors[name], self._types[name]
+        readers = [w for w in segment.weights if w.source == name]
+        first = next(w for w in readers if any(key[0] == w.name for key in value_of))
+        rows, k = tensor.matrix
+        count = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        each = rows // count
+        decoded = np.empty((count, each, k), np.float32)
+        made = []
+        for e in range(count):
+            raw = tensor.rows(e * each, (e + 1) * each)
+            key = value_of.get((first.name, e if count > 1 else 0))
+            found = None if key is None else moments[key, e if count > 1 else 0]
+            if found is None or found.rows < _ENOUGH * k:
+                made.append(
+                    self._encoder.encode(
+                        type, tensor.type, raw, (each, k), None, decoded=decoded[e]
+                    )
+                )
+                continue
+            factor, importance, order = factor_of(found.total(), type.elements)
+            made.append(
+                self._encoder.encode(
+                    type, tensor.type, raw, (each, k), importance, factor, order, decoded[e]
+                )
+            )
+        self._made[name] = made
+        for weight in readers:
+            floats[weight.name] = _part(decoded, weight, tensor)
+
+
+def _watcher(
+    moments: dict[tuple[str, int], Moments], value_of: dict[tuple[str, int], str], window: int
+) -> Seen:
+    seen: set[tuple[str, int]] = set()
+
+    def watch(name: str, matrix: int, value: str, rows: Floats) -> None:
+        value_of[name, matrix] = value
+        if (value, matrix) not in seen:
+            seen.add((value, matrix))
+            moments.setdefault((value, matrix), Moments(rows.shape[1])).add(window, rows)
+
+    return watch
+
+
+def _part(decoded: Floats, weight: Weight, tensor: SourceTensor) -> Floats:
+    """What a weight takes of its tensor."""
+    if len(tensor.shape) == 3:
+        return decoded[:, slice(*weight.each)] if weight.each else decoded
+    whole = decoded.reshape(tensor.matrix)
+    return whole[slice(*weight.rows)] if weight.rows else whole

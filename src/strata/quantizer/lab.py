@@ -1,0 +1,165 @@
+"""A model, a text and what is wanted: what `strata quantize` and `strata imatrix` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from strata.backends.weights import WeightSource
+from strata.errors import UsageError
+from strata.formats import ModelFile
+from strata.models import build_model
+from strata.quant import BlockType, by_name
+from strata.quantizer.allocate import Choice, allocate
+from strata.quantizer.calibrate import importance_of
+from strata.quantizer.compensate import Compensation
+from strata.quantizer.encoder import Encoder
+from strata.quantizer.importance import ImportanceMatrix
+from strata.quantizer.losses import costs_of, losses_of
+from strata.quantizer.mixes import is_quantised
+from strata.quantizer.sources import Source
+from strata.quantizer.sweeps import Sweep, windows_of
+from strata.text import load_tokenizer
+
+Progress = Callable[[str, int, int | None], None]
+_PROBED_WINDOWS = 2
+_LOGITS_EVERY = 8
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A text in tokens, and how much of it is used: windows of ``context`` tokens."""
+
+    tokens: Sequence[int]
+    bos: int | None
+    context: int
+    chunks: int | None
+    name: str
+
+    @property
+    def identity(self) -> str:
+        """A digest of what is used."""
+        part = np.array(self.tokens[: self._count], np.int32).tobytes()
+        return sha256(part + repr((self.bos, self.context)).encode()).hexdigest()
+
+    @property
+    def _count(self) -> int:
+        whole = len(self.tokens) // self.context
+        return self.context * (whole if self.chunks is None else min(whole, self.chunks))
+
+
+def read_calibration(
+    file: ModelFile, text: str, name: str, context: int, chunks: int | None
+) -> Calibration:
+    """A text in the model's own tokens; UsageError if it is too short for one window."""
+    tokenizer = load_tokenizer(file)
+    tokens = tokenizer.encode(text.removesuffix("\n"), add_special=True)
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    made = Calibration(tokens, bos, context, chunks, name)
+    if len(tokens) < context:
+        raise UsageError(f"{name} has {len(tokens)} tokens, fewer than a window of {context}")
+    return made
+
+
+def measure_importance(
+    file: ModelFile, calibration: Calibration, threads: int, progress: Progress | None = None
+) -> ImportanceMatrix:
+    """The importance of all columns by a text."""
+    c = calibration
+    return importance_of(
+        file,
+        c.tokens,
+        context=c.context,
+        chunks=c.chunks,
+        bos=c.bos,
+        threads=threads,
+        dataset=c.name,
+        progress=progress,
+    )
+
+
+def compensation_of(
+    file: ModelFile,
+    source: Source,
+    types: Mapping[str, BlockType],
+    calibration: Calibration,
+    threads: int,
+    progress: Progress | None = None,
+) -> Compensation:
+    """Error propagation with the moments of a text."""
+    c = calibration
+    model = build_model(file, c.context)
+    return Compensation(
+        source,
+        model,
+        WeightSource(file),
+        windows_of(c.tokens, c.context, c.chunks, c.bos),
+        Sweep(model, c.context, threads),
+        types,
+        Encoder(threads),
+        c.identity,
+        progress,
+    )
+
+
+def best_mix(
+    file: ModelFile,
+    source: Source,
+    nbytes: int,
+    *,
+    importance: ImportanceMatrix | None,
+    calibration: Calibration | None,
+    threads: int,
+    progress: Progress | None = None,
+) -> dict[str, Choice]:
+    """The mix with the least loss whose tensors, all of the model's, take ``nbytes`` at most."""
+    names = [n for n, t in source.tensors.items() if is_quantised(n, t.shape)]
+    fixed = sum(t.type.tensor_nbytes(t.shape) for n, t in source.tensors.items() if n not in names)
+    layers = 1 + max((int(n.split(".")[1]) for n in names if n.startswith("blk.")), default=0)
+    encoder = Encoder(threads)
+    costs: dict[str, float] = {}
+    if calibration is not None:
+        c = calibration
+        model = build_model(file, c.context)
+        count = _PROBED_WINDOWS if c.chunks is None else min(c.chunks, _PROBED_WINDOWS)
+        costs = costs_of(
+            source,
+            model,
+            WeightSource(file),
+            windows_of(c.tokens, c.context, count, c.bos),
+            Sweep(model, c.context, threads, _LOGITS_EVERY),
+            names,
+            encoder,
+            importance,
+            layers,
+            progress,
+        )
+    losses = losses_of(source, names, encoder, importance, costs, layers, progress)
+    chosen = allocate([losses.choices[n] for n in names], nbytes - fixed)
+    return dict(zip(names, chosen, strict=True))
+
+
+def write_recipe(path: Path, mix: Mapping[str, Choice]) -> None:
+    """A table of tensors, types, bytes and losses, which ``read_recipe`` reads."""
+    width = max(map(len, mix), default=0)
+    lines = ["# tensor  type  bytes  expected loss (nats a token, where it was measured)"]
+    for name, choice in mix.items():
+        lines.append(f"{name:{width}}  {choice.label:8} {choice.nbytes:12}  {choice.loss:.3e}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_recipe(path: Path) -> dict[str, BlockType]:
+    """Types by tensor name from such a table; only the first two columns count."""
+    types = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        if len(words) < 2:
+            raise UsageError(f"{path}: line {number} is not 'TENSOR TYPE'")
+        types[words[0]] = by_name(words[1].upper())
+    return types

@@ -1,0 +1,232 @@
+"""A model's tensors into other types, one after the other, in pieces that fit a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.errors import UsageError
+from strata.formats.errors import shown
+from strata.formats.gguf import DEFAULT_ALIGNMENT
+from strata.formats.gguf_writer import gguf_header, write_gguf
+from strata.formats.writing import TensorSource
+from strata.memory import process_memory
+from strata.quant import BlockType, by_name
+from strata.quantizer.encoder import Encoder, NotFinite
+from strata.quantizer.sources import Raw, Source, SourceTensor
+from strata.sizes import format_size
+
+Progress = Callable[[str, int, int | None], None]
+_VERSION = 2
+"""GGUF's `general.quantization_version`."""
+_ENCODERS = "1"
+"""Goes up when encoders give other bytes, so that no file is resumed across that."""
+_PIECE = 32 << 20
+_LEAST_ROWS = 16
+# Buffers of the file that is written, of reading a header again, and of threads.
+_BESIDE = 24 << 20
+
+
+class Importance(Protocol):
+    """How much the squared error of each column of a tensor matters."""
+
+    @property
+    def identity(self) -> str:
+        """Differs where what it gives may."""
+
+    def of(self, tensor: SourceTensor) -> NDArray[np.float32] | None:
+        """[matrices, k], a row for each matrix of the tensor (or one for all); None: all alike."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of it: bytes of tensors, parameters, and tensors by type."""
+
+    nbytes: int
+    parameters: int
+    types: Mapping[str, int]
+
+    @property
+    def bits(self) -> float:
+        """Bits of a weight, scales and all."""
+        return 8 * self.nbytes / self.parameters
+
+
+class Compensation(Protocol):
+    """Rounds some tensors with what it knows of the whole model."""
+
+    @property
+    def identity(self) -> str:
+        """Differs where what it gives may."""
+
+    def handles(self, name: str) -> bool:
+        """Whether it rounds that tensor."""
+
+    def order(self) -> list[str]:
+        """All tensors, in the order in which they are best asked for."""
+
+    def pieces(self, name: str) -> Iterable[Raw]:
+        """The bytes of a tensor that it handles."""
+
+
+class TooSmall(UsageError):
+    """A budget in which not even some rows can be worked on."""
+
+
+def quantise(
+    source: Source,
+    out: Path,
+    types: Mapping[str, BlockType],
+    *,
+    file_type: int,
+    importance: Importance | None = None,
+    compensation: Compensation | None = None,
+    extra: Mapping[str, Any] | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write ``out`` with the tensors of ``source``, those named in ``types`` in these types.
+
+    The same source, types and importance give the same bytes, whatever ``memory`` (for the whole
+    process) and ``threads`` are. A run that was interrupted is gone on with by the next one of the
+    same kind. Raises TooSmall, NotFinite, DiskFullError, WriteError, or what reading raises.
+    """
+    encoder = Encoder(threads)
+    targets = {name: types.get(name, t.type) for name, t in source.tensors.items()}
+    piece = _PIECE if memory is None else min(_PIECE, _room(memory))
+    for tensor in source.tensors.values():
+        _check_piece(tensor, targets[tensor.name], piece, memory)
+    values = {
+        **source.values,
+        "general.quantization_version": np.uint32(_VERSION),
+        "general.file_type": np.uint32(file_type),
+        **(extra or {}),
+    }
+    identity = importance.identity if importance else ""
+    order = list(source.tensors)
+    if compensation is not None:
+        order, identity = compensation.order(), identity + compensation.identity
+    total = sum(targets[n].tensor_nbytes(t.shape) for n, t in source.tensors.items())
+    done = 0
+
+    def written(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(out.name, done, total)
+
+    with ThreadPoolExecutor(1) as reader:
+        tensors = [
+            TensorSource(
+                tensor.name,
+                tensor.shape,
+                targets[tensor.name],
+                partial(compensation.pieces, tensor.name)
+                if compensation is not None and compensation.handles(tensor.name)
+                else partial(
+                    _pieces, tensor, targets[tensor.name], encoder, reader, piece, importance
+                ),
+            )
+            for tensor in (source.tensors[name] for name in order)
+        ]
+        job = "\n".join((_ENCODERS, source.identity, identity))
+        write_gguf(out, values, tensors, written=written, job=sha256(job.encode()).hexdigest())
+    source.forget()
+    counts: dict[str, int] = {}
+    for type in targets.values():
+        counts[type.name] = counts.get(type.name, 0) + 1
+    parameters = sum(t.matrix[0] * t.matrix[1] for t in source.tensors.values())
+    return Written(total, parameters, counts)
+
+
+def header_nbytes(source: Source) -> int:
+    """Bytes of a file of this model beside those of its tensors, at most."""
+    values = {
+        **source.values,
+        "general.quantization_version": np.uint32(_VERSION),
+        "general.file_type": np.uint32(0),
+    }
+    plain = by_name("F32")
+    stand_ins = [TensorSource(n, t.shape, plain, tuple) for n, t in source.tensors.items()]
+    return len(gguf_header(values, stand_ins)) + DEFAULT_ALIGNMENT * len(stand_ins)
+
+
+def _room(memory: int) -> int:
+    return memory - process_memory().total - _BESIDE
+
+
+def _row_bytes(tensor: SourceTensor, target: BlockType) -> int:
+    """What a row takes while it is worked on: twice as read, as numbers, and as written."""
+    k = tensor.shape[-1] if tensor.shape else 1
+    read = -(-k // tensor.type.elements) * tensor.type.nbytes
+    made = -(-k // target.elements) * target.nbytes
+    if target is tensor.type:
+        return 2 * read
+    return 2 * read + 8 * k + made
+
+
+def _check_piece(tensor: SourceTensor, target: BlockType, piece: int, memory: int | None) -> None:
+    least = _row_bytes(tensor, target) * min(_LEAST_ROWS, max(tensor.matrix[0], 1))
+    if memory is not None and least > piece:
+        need = memory - piece + least
+        raise TooSmall(
+            f"tensor {shown(tensor.name)} cannot be worked on in {format_size(memory)}: give at "
+            f"least {format_size(-(-need // 1_000_000) * 1_000_000)}"
+        )
+
+
+def _pieces(
+    tensor: SourceTensor,
+    target: BlockType,
+    encoder: Encoder,
+    reader: ThreadPoolExecutor,
+    piece: int,
+    importance: Importance | None,
+) -> Iterator[Raw]:
+    rows, k = tensor.matrix if tensor.shape else (1, 1)
+    each = max(_LEAST_ROWS, piece // _row_bytes(tensor, target) // _LEAST_ROWS * _LEAST_ROWS)
+    weights = None
+    if target is not tensor.type and importance is not None:
+        weights = importance.of(tensor)
+    matrix = rows // len(weights) if weights is not None and len(weights) > 1 else rows
+    # No piece has rows of two matrices where each has weights of its own.
+    spans = [
+        (first, min(first + each, begin + matrix))
+        for begin in range(0, rows, matrix)
+        for first in range(begin, begin + matrix, each)
+    ]
+    ahead = reader.submit(tensor.rows, *spans[0])
+    for number, (first, last) in enumerate(spans):
+        raw = ahead.result()
+        if number + 1 < len(spans):
+            ahead = reader.submit(tensor.rows, *spans[number + 1])
+        if target is tensor.type:
+            yield raw
+            continue
+        mine = None if weights is None else weights[first // matrix if len(weights) > 1 else 0]
+        try:
+            yield encoder.encode(target, tensor.type, raw, (last - first, k), mine)
+        except NotFinite as error:
+            raise NotFinite(
+                f"tensor {shown(tensor.name)}, rows {first} to {last}: {error}: the source is "
+                "damaged"
+            ) from None
+
+
+def type_named(name: str) -> BlockType:
+    """The block type of that name, in any case, if it can be written."""
+    from strata.quantizer.encoder import encodable
+
+    type = by_name(name.upper())
+    if not encodable(type):
+        raise UsageError(f"there is no encoder for {type.name}")
+    return type

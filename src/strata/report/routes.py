@@ -1,0 +1,184 @@
+"""Records which experts a text chooses, compares policies on it, keeps what a Plan is made by."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+import strata._native as _native
+from strata.backends.registry import backend_class
+from strata.backends.weights import WeightSource
+from strata.engine.engine import Engine
+from strata.engine.routes import routes_file
+from strata.engine.runtime import Runtime
+from strata.errors import UsageError
+from strata.plan.expert_policies import DECAY
+from strata.plan.routes import HitCurve, Routes
+
+POLICIES = ("recent", "per layer", "static", "mixed", "frequency", "belady")
+"""Least recently used; frequency with as many slots for each layer; those used most in the first
+half of the text; half of that and frequency; frequency that decays, which is what runs; and what no
+policy can be better than."""
+
+SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
+"""Of all experts, for which there are slots."""
+
+_ROWS = (1, 16)
+_MOST_FILES = 64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Hit rates of policies with so many slots, on the second half of a text."""
+
+    slots: int
+    rates: dict[str, float]
+
+
+def record(
+    runtime: Runtime,
+    engine: Engine,
+    ids: Sequence[int],
+    window: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Routes:
+    """Run a text in windows behind each other, and write down what its tokens choose.
+
+    UsageError for a model or a backend without experts to record.
+    """
+    experts = _through_slots(runtime, engine)
+    backend = runtime.backend
+    parts: list[list[np.ndarray]] = [[] for _ in experts]
+    windows = [ids[i : i + window] for i in range(0, len(ids) - 1, window)]
+    windows = [part for part in windows if len(part) > 1]
+    for number, part in enumerate(windows):
+        if progress is not None:
+            progress(number, len(windows))
+        backend.record_routes(on=True)  # type: ignore[attr-defined]
+        engine.logprobs(list(part), len(part) - 2)
+        for layer, rows, chosen in backend.routes():  # type: ignore[attr-defined]
+            parts[layer].append(np.array(chosen, np.int32).reshape(rows, -1))
+    backend.record_routes(on=False)  # type: ignore[attr-defined]
+    if progress is not None:
+        progress(len(windows), len(windows))
+    layers = [np.concatenate(rows) for rows in parts]
+    if len({rows.shape for rows in layers}) != 1:
+        raise UsageError("layers of this model choose different numbers of experts")
+    return Routes(tuple(experts), np.stack(layers, axis=1))
+
+
+def _through_slots(runtime: Runtime, engine: Engine) -> list[int]:
+    """Have all experts go through slots, where choices are seen; how many each layer has."""
+    model, before = engine.runner.model, runtime.settings
+    kind = backend_class(runtime.options.backend)
+    if not hasattr(runtime.backend, "record_routes"):
+        raise UsageError(f"the {kind.name} backend records no routes; the cpu backend does")
+    profile = kind.profile(model, WeightSource(runtime.file))
+    routed = [unit for unit in profile.units if unit.experts]
+    if not routed:
+        raise UsageError(f"{runtime.file.path.name} has no experts: nothing in it is routed")
+    held = [unit for unit in routed if unit.name not in before.streamed]
+    if held:
+        slots = sum(unit.packed_bytes for unit in held) // profile.slot_bytes
+        if runtime.ledger.budget is not None:
+            # Beside what readers take then.
+            reading = before.reading.threads * (2 * before.reading.request_bytes)
+            slots -= -(-reading // profile.slot_bytes)
+        settings = replace(
+            before,
+            streamed=before.streamed | {unit.name for unit in held},
+            expert_slots=max(1, before.expert_slots + min(profile.experts, slots)),
+        )
+        engine.rearrange(settings, before)
+        runtime.settings = settings
+    return [unit.experts for unit in routed]
+
+
+def compare(
+    routes: Routes, rows: int = 1, shares: Sequence[float] = SHARES, decay: float = DECAY
+) -> list[Comparison]:
+    """What each policy finds, for steps of one token of each of ``rows`` sequences."""
+    total = sum(routes.experts)
+    counts = sorted({max(1, round(share * total)) for share in shares})
+    return [
+        Comparison(n, {p: hit_rate(routes, n, p, rows=rows, decay=decay) for p in POLICIES})
+        for n in counts
+    ]
+
+
+def hit_rate(
+    routes: Routes, slots: int, policy: str, *, rows: int = 1, decay: float = DECAY
+) -> float:
+    """Of the experts that the second half of the text needs, the share that a policy has there."""
+    visits = routes.visits(rows)
+    counted = len(visits) // len(routes.experts) // 2 * len(routes.experts)
+    uses = routes.uses_of(routes.tokens // 2)
+    if policy == "per layer":
+        each = slots // len(routes.experts)
+        if not each:
+            return 0.0
+        hits = misses = 0
+        for layer, count in enumerate(routes.experts):
+            own = [(0, chosen) for which, chosen in visits if which == layer]
+            h, m = _replayed([count], own, each, "frequency", len(own) // 2, decay, [])
+            hits, misses = hits + h, misses + m
+        return hits / max(1, hits + misses)
+    hits, misses = _replayed(list(routes.experts), visits, slots, policy, counted, decay, uses)
+    return hits / max(1, hits + misses)
+
+
+def _replayed(
+    experts: list[int],
+    visits: Sequence[tuple[int, Sequence[int]]],
+    slots: int,
+    policy: str,
+    counted: int,
+    decay: float,
+    uses: list[int],
+) -> tuple[int, int]:
+    firsts = [0, *accumulate(len(chosen) for _, chosen in visits)]
+    flat = [e for _, chosen in visits for e in chosen]
+    layers = [layer for layer, _ in visits]
+    return _native.replay_experts(
+        experts, layers, firsts, flat, slots, policy, counted, decay, uses
+    )
+
+
+def curves(routes: Routes) -> tuple[HitCurve, ...]:
+    """What a Plan is made by: hit rates of the policy that runs, for one sequence and for more."""
+    total = sum(routes.experts)
+    out = []
+    for rows in _ROWS:
+        if routes.tokens < 8 * rows:
+            continue
+        counts = sorted({max(1, round(share * total)) for share in SHARES})
+        points = [(n, hit_rate(routes, n, "frequency", rows=rows)) for n in counts]
+        out.append(HitCurve(rows, routes.tokens, (*points, (total, 1.0))))
+    return tuple(out)
+
+
+def keep(path: Path, routes: Routes, found: Sequence[HitCurve]) -> Path | None:
+    """Write curves beside others in Strata's cache, where a Plan looks for them; None where nothing
+    can be kept."""
+    target = routes_file(path)
+    data = {
+        "experts": list(routes.experts),
+        "curves": [{"rows": c.rows, "tokens": c.tokens, "points": c.points} for c in found],
+    }
+    with suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(data), encoding="utf-8")
+        os.replace(scratch, target)
+        there = sorted(target.parent.glob("*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+        for old in there[_MOST_FILES:]:
+            old.unlink(missing_ok=True)
+        return target
+    return None

@@ -1,0 +1,126 @@
+"""Texts to vectors, and scores of texts by a question, for every protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.engine import ContextExceeded
+from strata.engine.texts import pair_ids
+from strata.errors import UsageError
+from strata.models import Pooling, embedding_model
+from strata.server.admission import SHARE
+from strata.server.errors import ApiError
+from strata.server.service import Service
+from strata.sizes import format_size
+
+Input = str | Sequence[int]
+"""A text, or its token ids."""
+
+_NUMBER_BYTES = 80
+"""Of each number of a vector that is sent as text: itself, as an object, and its digits."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors [texts, width], and the tokens of all texts."""
+
+    vectors: NDArray[np.float32]
+    tokens: int
+
+
+async def embed(
+    service: Service,
+    inputs: Sequence[Input],
+    *,
+    dimensions: int | None = None,
+    truncate: bool = False,
+    pooling: Pooling | None = None,
+    normalize: bool = True,
+) -> Embedded:
+    """The embedding of each input. With ``truncate`` texts lose what is beyond the context, which
+    otherwise is ContextExceeded."""
+    llm = service.llm
+    if llm.model.ranks:
+        raise UsageError("this model scores texts by a question (/v1/rerank) and embeds none")
+    width = embedding_model(llm.model).row_width
+    if dimensions is not None and not 1 <= dimensions <= width:
+        raise UsageError(f"{dimensions} dimensions are asked for; embeddings have {width}")
+    texts = [await _ids(service, each, truncate) for each in inputs]
+    await _take(len(texts) * (dimensions or width))
+    rows = []
+    for some in _parts(texts, llm.engine.token_budget):
+        # Others have the engine between two parts.
+        rows.append(
+            await service.alone(
+                lambda _, some=some: llm.embed(  # type: ignore[misc]
+                    some, dimensions=dimensions, pooling=pooling, normalize=normalize
+                )
+            )
+        )
+    return Embedded(np.concatenate(rows), sum(map(len, texts)))
+
+
+async def rank(service: Service, query: str, texts: Sequence[str]) -> Embedded:
+    """How well each text answers the query: [texts, 1]. A model that ranks gives its scores, any
+    other the cosine of embeddings."""
+    llm = service.llm
+    if not llm.model.ranks:
+        found = await embed(service, [query, *texts])
+        return Embedded(found.vectors[1:] @ found.vectors[:1].T, found.tokens)
+    pairs = [
+        await service.off_loop(
+            lambda text=text: pair_ids(  # type: ignore[misc]
+                llm.tokenizer, text, llm.ledger, query=query
+            ).tolist()
+        )
+        for text in texts
+    ]
+    await _take(len(texts))
+    rows = [
+        await service.alone(lambda _, some=some: llm.rank(query, some))  # type: ignore[misc]
+        for some in _parts(pairs, llm.engine.token_budget)
+    ]
+    return Embedded(np.concatenate(rows)[:, None], sum(map(len, pairs)))
+
+
+async def _ids(service: Service, given: Input, truncate: bool) -> list[int]:
+    most = service.llm.context
+    if not isinstance(given, str):
+        ids = list(given)
+    else:
+        ids = (await service.tokenize(given, add_special=True, parse_special=False)).tolist()
+    if not ids:
+        raise ApiError(400, "input: a text is empty, and this model has no token for that")
+    if len(ids) > most and truncate:
+        # The end token of encoders stays.
+        stop = ids[-1:] if ids[-1] in service.llm.tokenizer.stop_ids else []
+        ids = [*ids[: most - len(stop)], *stop]
+    if len(ids) > most:
+        raise ContextExceeded(
+            f"input is too large to process: {len(ids)} tokens, and the context has {most}",
+            len(ids),
+            most,
+        )
+    return ids
+
+
+async def _take(numbers: int) -> None:
+    nbytes = numbers * _NUMBER_BYTES
+    await SHARE.get().take(nbytes, f"the answer may take {format_size(nbytes)} of memory")
+
+
+def _parts(texts: Sequence[list[int]], most: int) -> list[list[list[int]]]:
+    """The texts in their order, some together: ``most`` tokens, or one."""
+    parts: list[list[list[int]]] = []
+    room = 0
+    for text in texts:
+        if not parts or len(text) > room:
+            parts.append([])
+            room = most
+        parts[-1].append(text)
+        room -= len(text)
+    return parts

@@ -1,0 +1,44 @@
+"""The header that a GGUF file would have under another quantisation's name."""
+
+from __future__ import annotations
+
+import re
+
+from strata.errors import UsageError
+from strata.formats import ModelFile, TensorInfo
+from strata.formats.header_only import HeaderOnly
+from strata.models.keys import Keys
+from strata.synth.recipes import Place, tensor_type
+
+_LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+def retyped(file: ModelFile, architecture: str, recipe: str) -> HeaderOnly:
+    """``file``, its tensors in the formats that ``recipe`` gives them. UsageError for what is no
+    GGUF file."""
+    if file.kind != "gguf":
+        raise UsageError(
+            f"{file.path.name} is no GGUF file: what other quantisations of it would be is known "
+            "of GGUF files and of shapes (`strata synth --list`)"
+        )
+    keys = Keys(file, architecture)
+    layers = keys.integer("layers")
+    heads = max(keys.integers("heads", layers, 1))
+    kv_heads = max(keys.integers("kv_heads", layers, heads))
+    infos, offset = {}, 0
+    for info in file.tensors.values():
+        layer = _LAYER.match(info.name)
+        place = Place(
+            info.name,
+            int(layer[1]) if layer else 0,
+            layers,
+            heads // max(kv_heads, 1),
+            "output.weight" not in file.tensors,
+            layers == 80 and architecture in ("llama", "qwen2"),
+            keys.integer("experts", 0, low=0),
+        )
+        kind = tensor_type(recipe, place, info.shape)
+        nbytes = kind.tensor_nbytes(info.shape)
+        infos[info.name] = TensorInfo(info.name, info.shape, kind, file.path, offset, nbytes)
+        offset += -(-nbytes // 32) * 32
+    return HeaderOnly("gguf", file.path, file.metadata, infos)

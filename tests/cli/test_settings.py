@@ -1,0 +1,158 @@
+"""Flags of other programs, and values from the environment and from config.toml."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+
+from strata.cli import main, verbs
+from strata.cli.foreign_flags import translated
+from strata.cli.options import SIZE
+from strata.cli.settings import config_path
+
+DECLARED = {
+    *("-m", "--memory", "-n", "--max-tokens", "--temperature", "-c", "--context", "-p", "-t"),
+    *("--kv-type", "--seed", "--system"),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "without"),
+    [
+        ("-m m.gguf -p hi -n -1 --temp 0.5", "m.gguf -p hi -n -1 --temperature 0.5", []),
+        ("-m 4GB m.gguf hi", "-m 4GB m.gguf hi", []),
+        ("-m 7b/m.gguf -m 4GB", "7b/m.gguf -m 4GB", []),
+        ("-hf user/repo:Q4_0 -c 512", "user/repo:Q4_0 -c 512", []),
+        ("m.gguf -ngl 99 -fa on hi --mlock", "m.gguf hi", ["-ngl", "-fa", "--mlock"]),
+        ("m.gguf -fa hi", "m.gguf hi", ["-fa"]),
+        ("m.gguf --n-gpu-layers=99 hi", "m.gguf hi", ["--n-gpu-layers"]),
+        ("m.gguf --ctx-size=512 -ctk q8_0", "m.gguf --context=512 --kv-type q8_0", []),
+        ("m.gguf -- -ngl 99", "m.gguf -- -ngl 99", []),
+        ("m.gguf --nonsense -p -ngl", "m.gguf --nonsense -p -ngl", []),
+    ],
+)
+def test_flags_of_other_programs(given: str, expected: str, without: list[str]) -> None:
+    ours, left_out = translated(given.split(), DECLARED)
+    assert ours == expected.split()
+    assert list(left_out) == without
+    assert all(left_out.values())
+
+
+class Tried:
+    """A verb whose options are told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.seen: dict[str, Any] = {}
+        self._capsys = capsys
+
+        @click.command("try")
+        @click.option("-n", "--max-tokens", type=int)
+        @click.option("--memory", type=SIZE)
+        @click.option("--stop", multiple=True)
+        @click.option("--quiet", is_flag=True)
+        def command(**values: Any) -> None:
+            self.seen = {name: value for name, value in values.items() if value}
+
+        monkeypatch.setitem(verbs.VERBS, "try", ("tried", "Try."))
+        monkeypatch.setitem(sys.modules, "tried", SimpleNamespace(command=command))
+
+    def __call__(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
+        self.seen = {}
+        code = main(["try", *arguments])
+        return code, self.seen, self._capsys.readouterr().err
+
+
+@pytest.fixture
+def tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Tried:
+    monkeypatch.setenv("STRATA_CONFIG", str(tmp_path / "config.toml"))
+    (tmp_path / "config.toml").touch()
+    return Tried(monkeypatch, capsys)
+
+
+def test_the_nearest_wins(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    def value() -> object:
+        return tried()[1].get("max_tokens")
+
+    file = config_path()
+    assert value() is None
+    file.write_text("max_tokens = 1\n")
+    assert value() == 1
+    file.write_text("max_tokens = 1\n[try]\nmax_tokens = 2\n")
+    assert value() == 2
+    monkeypatch.setenv("STRATA_MAX_TOKENS", "3")
+    assert value() == 3
+    monkeypatch.setenv("STRATA_TRY_MAX_TOKENS", "4")
+    assert value() == 4
+    assert tried("-n", "5")[1]["max_tokens"] == 5
+
+
+def test_every_kind_of_value(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    config_path().write_text('memory = "4GB"\nquiet = true\n[try]\nstop = ["a", "b"]\n')
+    assert tried()[1] == {"memory": 4 * 10**9, "quiet": True, "stop": ("a", "b")}
+    monkeypatch.setenv("STRATA_STOP", "c")
+    monkeypatch.setenv("STRATA_QUIET", "0")
+    assert tried()[1] == {"memory": 4 * 10**9, "stop": ("c",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('memory = "four"', "four"),
+        ('memory = "four"', "memory in "),
+        ("memori = 3", "sets memori, which no option is called; did you mean memory?"),
+        ("[tri]\nquiet = true", "sets [tri], which no option is called; did you mean [try]?"),
+        ("[try]\nquite = true", "did you mean quiet?"),
+        ("memory =", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_said(tried: Tried, text: str, says: str) -> None:
+    config_path().write_text(text)
+    code, _, err = tried()
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_what_is_wrong_in_the_environment_is_said(
+    tried: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_MEMORY", "four")
+    code, _, err = tried()
+    assert code == 2
+    assert "as STRATA_MEMORY has it" in err
+
+
+def test_other_verbs_may_be_set_up_too(tried: Tried) -> None:
+    config_path().write_text("temperature = 0.5\n[serve]\nport = 9000\n")
+    assert tried()[:2] == (0, {})
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert "_STRATA_COMPLETE" in capsys.readouterr().out
+
+
+def test_verbs_and_models_are_completed() -> None:
+    for words, index, found in (("strata ru", 1, "run"), ("strata run smol", 2, "smollm2")):
+        done = subprocess.run(
+            [sys.executable, "-m", "strata"],
+            env={
+                **os.environ,
+                "_STRATA_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(index),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert f"plain,{found}" in done.stdout

@@ -1,0 +1,129 @@
+"""What is looked up is what followed the longest suffix that occurred before."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from strata.decode import NO_DRAFT, Draft
+from strata.decode.suffix import SuffixProposer, TokenHistory
+from strata.errors import UsageError
+
+
+def longest(corpus: list[int], text: list[int], *, own: bool) -> tuple[int, list[int]]:
+    """The naive way: length of the longest suffix of ``text`` in ``corpus``, and where it ends."""
+    best, places = 0, []
+    for place in range(1, len(corpus)):
+        length = 0
+        while (
+            length < min(32, place, len(text)) and corpus[place - 1 - length] == text[-1 - length]
+        ):
+            length += 1
+        if length > best:
+            best, places = length, []
+        if length == best > 0:
+            places.append(place)
+    return best, places
+
+
+@pytest.mark.parametrize("vocabulary", [2, 3, 9, 40])
+def test_the_likeliest_token_follows_the_longest_suffix(vocabulary: int) -> None:
+    random = np.random.default_rng(vocabulary)
+    history = TokenHistory(400)
+    proposer = SuffixProposer(history)
+    before: list[int] = []
+    seen = 0
+    for id in range(30):
+        text = random.integers(0, vocabulary, int(random.integers(1, 120))).tolist()
+        own, mine = longest(text, text, own=True)
+        theirs, others = longest(before, text, own=False)
+        draft = proposer.propose(id, text, 6)
+        corpus, places = (before, others) if theirs > own else (text, mine)
+        counted = Counter(corpus[place] for place in places[-24:])
+        counted.pop(-1, None)
+        if draft.tokens:
+            seen += 1
+            assert counted[draft.tokens[0]] == max(counted.values())
+            assert len(draft.tokens) <= 6
+        else:
+            # Nowhere, or only where an earlier text ended, or one of very many.
+            assert not places or not counted or vocabulary > 9
+        proposer.end(id, text)
+        before = history.tokens.tolist()
+    assert seen > 5
+
+
+def test_a_copied_text_is_guessed_as_far_as_it_goes() -> None:
+    text = list(range(100, 160))
+    draft = SuffixProposer().propose(0, [*text, 7, *text[:9]], 12)
+    assert draft.tokens == tuple(text[9:21])
+    assert draft.parents is None
+    assert draft.chances == tuple(sorted(draft.chances or ()))
+
+
+def test_a_loop_is_guessed_beyond_what_is_there() -> None:
+    assert SuffixProposer().propose(0, [5, 1, 2, 1, 2, 1], 6).tokens == (2, 1, 2, 1, 2, 1)
+    assert SuffixProposer().propose(0, [5] * 4, 4).tokens == (5, 5, 5, 5)
+
+
+def test_several_continuations_make_a_tree() -> None:
+    text = [1, 2, 3, 9, 1, 2, 4, 8, 1, 2, 3, 7, 1, 2]
+    draft = SuffixProposer().propose(0, text, 5)
+    assert draft.tokens[0] == 3
+    assert {n for n, token in enumerate(draft.tokens) if draft.parent(n) == -1} == {
+        0,
+        draft.tokens.index(4),
+    }
+    # The likeliest come first, whatever they follow.
+    assert draft.chances is not None
+    reached = {-1: 1.0}
+    for number, chance in enumerate(draft.chances):
+        reached[number] = reached[draft.parent(number)] * chance
+    whole = [reached[n] for n in range(len(draft.tokens))]
+    assert whole == sorted(whole, reverse=True)
+
+
+def test_tokens_may_come_piece_by_piece() -> None:
+    random = np.random.default_rng(0)
+    text = random.integers(0, 6, 900).tolist()
+    growing = SuffixProposer()
+    for end in range(1, 900, 7):
+        assert growing.propose(0, text[:end], 8) == SuffixProposer().propose(0, text[:end], 8)
+
+
+def test_earlier_texts_are_looked_through_and_the_oldest_forgotten() -> None:
+    history = TokenHistory(64)
+    proposer = SuffixProposer(history)
+    proposer.end(0, [1, 2, 3, 4])
+    assert proposer.propose(1, [9, 1, 2], 4).tokens == (3, 4)
+    assert SuffixProposer().propose(1, [9, 1, 2], 4) == NO_DRAFT
+    for start in range(100, 300, 20):
+        proposer.end(2, list(range(start, start + 20)))
+        assert len(history.tokens) <= history.capacity
+    assert proposer.propose(3, [9, 1, 2], 4) == NO_DRAFT
+    assert proposer.propose(3, [9, 1, 281, 282], 3).tokens == (283, 284, 285)
+    proposer.end(4, list(range(1000)))
+    assert proposer.propose(5, [998], 3).tokens == (999,)
+
+
+def test_the_shortest_suffix_that_counts() -> None:
+    proposer = SuffixProposer(least=2)
+    assert proposer.propose(0, [4, 5, 6, 1, 5], 3) == NO_DRAFT
+    assert proposer.propose(1, [4, 5, 6, 4, 5], 1).tokens == (6,)
+
+
+def test_nothing_before_nothing_guessed() -> None:
+    assert SuffixProposer(TokenHistory(0)).propose(0, [1], 4) == NO_DRAFT
+    assert SuffixProposer(TokenHistory(8)).propose(0, [1, 2, 3], 4) == NO_DRAFT
+
+
+def test_a_part_of_a_draft_keeps_what_belongs_to_its_tokens() -> None:
+    draft = Draft((5, 6, 7, 8), (-1, 0, -1, 2), (0.9, 0.8, 0.1, 0.7), (1, 2, 3, 4))
+    assert draft.part([0, 2, 3]) == Draft((5, 7, 8), (-1, -1, 1), (0.9, 0.1, 0.7), (1, 3, 4))
+    assert draft.chain == Draft((5, 6), (-1, 0), (0.9, 0.8), (1, 2))
+    assert draft.first(9) is draft
+    assert Draft((5, 6, 7)).first(2) == Draft((5, 6))
+    with pytest.raises(UsageError, match="chance"):
+        Draft((1, 2), chances=(0.5,))

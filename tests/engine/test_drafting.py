@@ -1,0 +1,196 @@
+"""How much is guessed: what raises the expected speed, and less or nothing where that was wrong.
+
+Time is made up here: steps cost what a table says, and nothing is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import make_tiny_models
+from strata import LLM
+from strata.decode import Draft
+from strata.engine.draft_choice import parse_draft
+from strata.engine.drafting import Drafting
+from strata.engine.scheduler import Advance
+from strata.engine.step_costs import StepCosts
+from strata.errors import UsageError
+
+Cost = Callable[[int], float]
+
+
+def streamed(rows: int) -> float:
+    """The disk decides."""
+    return 1.0 + 0.002 * rows
+
+
+def resident(rows: int) -> float:
+    """From three rows on, arithmetic decides."""
+    return max(0.02, 0.008 * rows)
+
+
+class Fixed:
+    """Says what it is told, and with what chance it is right."""
+
+    def __init__(self, chance: float, count: int = 31) -> None:
+        self.chance, self.count = chance, count
+        self.ended: list[int] = []
+
+    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+        count = min(most, self.count)
+        return Draft((7,) * count, None, (self.chance,) * count, (3,) * count)
+
+    def end(self, id: int, tokens: Sequence[int]) -> None:
+        self.ended.append(id)
+
+
+def advance(id: int, draft: Draft) -> Advance:
+    return Advance(id, 0, (1,), 1 + len(draft.tokens), (), draft=draft)
+
+
+def simulate(
+    drafting: Drafting, cost: Cost, right: float, *, requests: int = 1, tokens: int = 2000
+) -> tuple[float, float]:
+    """Seconds of so many tokens for each request with guesses that are right so often, and without
+    any."""
+    random = Random(1)
+    everybody = [advance(id, Draft()) for id in range(requests)]
+    drafting.learn(everybody, {id: [1] for id in range(requests)}, cost(requests))
+    given = dict.fromkeys(range(requests), 0)
+    seconds = 0.0
+    while min(given.values()) < tokens:
+        running = [id for id, done in given.items() if done < tokens]
+        limits = {id: tokens - given[id] for id in running}
+        drafts = drafting.propose({id: [1] for id in running}, len(running), 64, limits)
+        drafting._proposing_s = 0.0
+        advances = [advance(id, drafts.get(id, Draft())) for id in running]
+        chosen: dict[int, list[int]] = {}
+        for a in advances:
+            kept = 0
+            while kept < len(a.draft.tokens) and random.random() < right:
+                kept += 1
+            chosen[a.id] = [7] * kept + [1]
+            given[a.id] += kept + 1
+        step = cost(sum(a.rows for a in advances))
+        seconds += step
+        drafting.learn(advances, chosen, step)
+    return seconds, tokens * cost(requests)
+
+
+@pytest.mark.parametrize("requests", [1, 4, 16])
+@pytest.mark.parametrize("cost", [streamed, resident])
+@pytest.mark.parametrize("thought", [0.3, 0.99])
+def test_never_slower_whatever_the_proposer_thinks(
+    cost: Cost, thought: float, requests: int
+) -> None:
+    """Nothing that it says is right."""
+    drafting = Drafting(Fixed(thought), costs=StepCosts())
+    with_guesses, without = simulate(drafting, cost, 0.0, requests=requests, tokens=1000)
+    assert with_guesses <= without / 0.97
+
+
+def test_never_slower_when_a_text_stops_repeating_itself() -> None:
+    drafting = Drafting(Fixed(0.8), costs=StepCosts())
+    first, plain = simulate(drafting, resident, 0.95)
+    second, _ = simulate(drafting, resident, 0.0)
+    assert first < 0.7 * plain
+    # It takes some guesses to notice.
+    assert first + second < 2 * plain
+    assert second < 1.03 * plain
+
+
+def test_faster_where_guesses_are_right() -> None:
+    drafting = Drafting(Fixed(0.5), costs=StepCosts())
+    with_guesses, without = simulate(drafting, streamed, 0.9)
+    assert without / with_guesses > 4
+    # Arithmetic bounds what may be gained.
+    drafting = Drafting(Fixed(0.5), costs=StepCosts())
+    with_guesses, without = simulate(drafting, resident, 0.9)
+    assert without / with_guesses > 1.5
+
+
+def test_a_predicted_curve_is_used_before_steps_were_measured() -> None:
+    curve = {1: 10.0, 2: 10.1, 4: 10.3, 8: 10.7, 16: 11.5, 32: 13.0}
+    costs = StepCosts(curve)
+    assert not costs.knows(1)
+    costs.measured(1, 1.0)
+    assert costs.knows(1)
+    for rows, seconds in curve.items():
+        assert costs.seconds(rows) == pytest.approx(seconds / 10)
+    assert costs.seconds(3) == pytest.approx(1.02)
+
+
+def test_costs_rise_and_learn() -> None:
+    costs = StepCosts()
+    random = Random(0)
+    for _ in range(3000):
+        rows = random.choice([1, 1, 1, 2, 3, 5, 8, 16, 40])
+        # Now and then somebody else has the machine.
+        costs.measured(rows, resident(rows) * random.choice([0.9, 1.0, 1.1, 1.0, 3.0]))
+    for rows in (1, 2, 5, 8, 16):
+        assert costs.seconds(rows) == pytest.approx(resident(rows), rel=0.25)
+    times = [costs.seconds(rows) for rows in range(1, 200)]
+    assert times == sorted(times)
+
+
+def test_likelier_guesses_come_first_over_all_requests() -> None:
+    class Two:
+        def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+            chances = (0.9, 0.9, 0.9) if id else (0.5, 0.5, 0.5)
+            return Draft((1, 2, 3), None, chances, (id,) * 3)
+
+        def end(self, id: int, tokens: Sequence[int]) -> None:
+            pass
+
+    drafting = Drafting(Two())
+    both = {0: [1], 1: [1]}
+    taken = drafting.propose(both, 2, 4, {0: 9, 1: 9})
+    assert {id: draft.tokens for id, draft in taken.items()} == {0: (1,), 1: (1, 2, 3)}
+    assert drafting.propose(both, 2, 4, {0: 0, 1: 2})[1].tokens == (1, 2)
+
+
+def test_what_was_right_is_counted_by_kind_and_request() -> None:
+    drafting = Drafting(Fixed(0.5))
+    draft = Draft((7, 7, 8), (-1, 0, -1), (0.5, 0.5, 0.5), (3, 3, 4))
+    for _ in range(60):
+        drafting.learn([advance(1, draft)], {1: [7, 9]}, 1.0)
+    assert drafting.totals.drafted == 180
+    assert drafting.totals.kept == 60
+    # One of two, and none.
+    assert drafting._all.rate(3, 0.5) == pytest.approx(0.5, abs=0.05)
+    assert drafting._all.rate(4, 0.5) < 0.1
+    assert drafting._each[1].rate(4, 0.5) < 0.1
+    drafting.end(1, [])
+    assert 1 not in drafting._each
+
+
+def test_ways_to_guess_are_checked() -> None:
+    assert parse_draft("auto").tokens > 0
+    assert parse_draft("off").tokens == 0
+    with pytest.raises(UsageError, match="'sufix' is no way to guess"):
+        parse_draft("sufix")
+
+
+def test_a_crowd_is_left_alone_unless_the_disk_decides() -> None:
+    drafting = Drafting(Fixed(0.9), company=3)
+    texts = {id: [5] * 9 for id in range(4)}
+    asked = (4, 32, dict.fromkeys(texts, 8))
+    assert drafting.propose({id: texts[id] for id in range(3)}, 3, 32, asked[2])
+    assert not drafting.propose(texts, *asked)
+    drafting.waits = True
+    assert drafting.propose(texts, *asked)
+
+
+def test_the_reference_guesses_only_where_it_is_told_to(tmp_path: Path) -> None:
+    """Its bits depend on how many rows are computed together, and nothing says that it pays."""
+    path = make_tiny_models.write_directory(tmp_path / "m", make_tiny_models.golden("llama"))
+    for draft, guesses in (("auto", False), ("ngram", True), ("off", False)):
+        with LLM(path, backend="reference", draft=draft) as llm:
+            assert (llm.engine.drafting is not None) == guesses
+    with LLM(path) as llm:
+        assert llm.plan is None
+        assert llm.engine.drafting is not None

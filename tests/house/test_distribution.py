@@ -1,0 +1,50 @@
+"""How Strata is given to people: its name, what a source distribution has, files that name both."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_nothing_tells_people_to_install_another_projects_package() -> None:
+    """What PyPI has as `strata` is not ours."""
+    wrong = re.compile(r"(pip|pipx|uv|uvx)\b[^\n]*?(?<![\w/.-])strata(\[|\s*$|['\"])", re.MULTILINE)
+    files = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *(ROOT / "src").rglob("*.py"),
+        *(ROOT / "src").rglob("*.html"),
+        *(ROOT / "deploy").iterdir(),
+        ROOT / "Dockerfile",
+        ROOT / ".ci" / "run",
+    ]
+    told = {
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in files
+        for match in wrong.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert told == set()
+
+
+@pytest.mark.slow
+def test_a_source_distribution_has_what_building_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = pytest.importorskip("scikit_build_core.build")
+    monkeypatch.chdir(ROOT)
+    name = build.build_sdist(str(tmp_path))
+    assert name.startswith("strata_llm-")
+    with tarfile.open(tmp_path / name) as archive:
+        members = {member.partition("/")[2] for member in archive.getnames()}
+    assert {"pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md"} <= members
+    sources = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "src").rglob("*.py")]
+    needed = {p.relative_to(ROOT).as_posix() for p in sources if p.is_file()}
+    assert needed <= members
+    others = {member.partition("/")[0] for member in members}
+    assert not others & {"tests", "bench", "tools", "docs", ".ci", "build"}
+    assert not [member for member in members if member.endswith((".so", ".pyc"))]

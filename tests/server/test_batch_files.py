@@ -1,0 +1,161 @@
+"""Files of requests: one answer for each, in their order, whenever the program is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from starlette.types import Message, Receive, Scope, Send
+
+from strata.cli.verbs import root
+from strata.errors import UsageError
+from strata.server.batch import LINE_BYTES, BatchTotals, requests_in, resume, run_batch
+
+
+class Application:
+    """Says what it was asked, after a while that differs; is busy now and then."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.running = self.most = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = json.loads((await receive())["body"])
+        self.asked.append(body["prompt"])
+        self.running += 1
+        self.most = max(self.most, self.running)
+        for _ in range(7 * body["prompt"] % 11):
+            await asyncio.sleep(0)
+        self.running -= 1
+        busy = body["prompt"] % 5 == 3 and self.asked.count(body["prompt"]) == 1
+        said = {"text": body["prompt"], "model": body["model"], "stream": body["stream"]}
+        said["usage"] = {"prompt_tokens": 2, "completion_tokens": 3}
+        start: Message = {"type": "http.response.start", "status": 503 if busy else 200}
+        await send(start)
+        await send({"type": "http.response.body", "body": json.dumps(said).encode()})
+
+
+def line(number: int, **other: Any) -> bytes:
+    asked = {
+        "custom_id": f"r{number}",
+        "method": "POST",
+        "url": "/v1/completions",
+        "body": {"model": "any", "prompt": number, "stream": True},
+        **other,
+    }
+    return json.dumps(asked).encode() + b"\n"
+
+
+def answer(source: bytes, skip: int = 0) -> tuple[bytes, BatchTotals, Application]:
+    app = Application()
+
+    async def everything(target: BytesIO) -> BatchTotals:
+        return await run_batch(app, "m", BytesIO(source), target, skip=skip, together=4)
+
+    target = Target()
+    totals = asyncio.run(everything(target))
+    return target.getvalue(), totals, app
+
+
+class Target(BytesIO):
+    """A file in memory that can be synced."""
+
+    def fileno(self) -> int:
+        return 1
+
+
+@pytest.fixture(autouse=True)
+def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda number: None)
+    monkeypatch.setattr("strata.server.batch._AGAIN_S", 0.0)
+
+
+SOURCE = b"".join(line(n) for n in range(40))
+
+
+def test_every_request_is_answered_once_and_in_order() -> None:
+    said, totals, app = answer(SOURCE)
+    results = [json.loads(each) for each in said.splitlines()]
+    assert [r["custom_id"] for r in results] == [f"r{n}" for n in range(40)]
+    assert [r["response"]["body"]["text"] for r in results] == list(range(40))
+    assert {r["response"]["body"]["model"] for r in results} == {"m"}
+    assert {r["response"]["status_code"] for r in results} == {200}
+    assert not any(r["response"]["body"]["stream"] for r in results)
+    assert totals == BatchTotals(40, 0, 0, 80, 120)
+    assert 1 < app.most <= 4
+
+
+def test_killed_at_any_byte_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    few = b"".join(line(n) for n in range(5))
+    source.write_bytes(few)
+    whole, _, _ = answer(few)
+    for end in range(len(whole) + 1):
+        target.write_bytes(whole[:end])
+        done = resume(target, source)
+        assert done == whole[:end].count(b"\n")
+        if end % 37 == 0:
+            more, totals, app = answer(few, skip=done)
+            assert target.read_bytes() + more == whole
+            assert totals.resumed == done
+            assert set(app.asked) == set(range(done, 5))
+
+
+def test_answers_to_other_requests_are_left_alone(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(line(1) + line(2))
+    assert resume(target, source) == 0
+    for wrong in (line(9), line(1) + line(2) + line(3)):
+        target.write_bytes(wrong)
+        with pytest.raises(UsageError, match="other requests"):
+            resume(target, source)
+        assert target.read_bytes() == wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (b"nothing\n", "no JSON"),
+        (b"[" * 100_000 + b"\n", "no JSON"),
+        (b"[1]\n", "an object"),
+        (b"{}\n", "custom_id"),
+        (line(0, custom_id=7), "custom_id"),
+        (line(0, url="/v1/files"), "POST to"),
+        (line(0, method="GET"), "POST to"),
+        (line(0, body=[]), "body"),
+        (b'{"custom_id": "' + b"x" * LINE_BYTES + b'"}\n', "bytes"),
+    ],
+)
+def test_a_wrong_line_fails_alone(wrong: bytes, why: str) -> None:
+    said, totals, _ = answer(line(1) + wrong + b"\n  \n" + line(2))
+    first, failed, last = (json.loads(each) for each in said.splitlines())
+    assert (first["custom_id"], last["custom_id"]) == ("r1", "r2")
+    assert failed["response"] is None
+    assert why in failed["error"]["message"]
+    assert (totals.lines, totals.failed) == (3, 1)
+
+
+def test_lines_are_read_one_by_one() -> None:
+    assert list(requests_in(BytesIO(b"a\n\n \nb"))) == [b"a\n", b"b"]
+
+
+@pytest.mark.slow
+def test_a_model_answers_and_goes_on(smollm2_path: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    asked = {"prompt": "One, two,", "max_tokens": 4, "temperature": 0}
+    source.write_bytes(line(0, body=asked) + line(1, body={**asked, "n": "x"}))
+    command = ["batch", str(smollm2_path), str(source), str(target), "--json", "--parallel", "2"]
+    done = CliRunner().invoke(root, command)
+    assert done.exit_code == 0, done.output
+    first, second = (json.loads(each) for each in target.read_text().splitlines())
+    assert first["response"]["body"]["usage"]["completion_tokens"] == 4
+    assert second["response"]["status_code"] == 400
+    assert "n:" in second["response"]["body"]["error"]["message"]
+    again = CliRunner().invoke(root, command)
+    assert json.loads(again.stdout)["resumed"] == 2
+    assert CliRunner().invoke(root, [*command[:3], str(source)]).exit_code != 0

@@ -1,0 +1,179 @@
+"""llama-server's own endpoints, with its field names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from strata import LLM, SamplingParams
+from support.running import Running
+
+PROMPT = "The capital of France is"
+GREEDY: dict[str, Any] = {"temperature": 0, "n_predict": 8}
+
+
+@pytest.fixture
+def http(server: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def test_a_completion(http: httpx.Client, llm: LLM) -> None:
+    expected = llm.generate(PROMPT, SamplingParams(max_tokens=8))
+    for path in ("/completion", "/completions"):
+        found = http.post(path, json={"prompt": PROMPT, **GREEDY, "return_tokens": True}).json()
+        assert found["content"] == expected.text
+        assert found["tokens"] == list(expected.token_ids)
+        assert (found["stop"], found["stop_type"], found["truncated"]) == (True, "limit", False)
+        assert found["timings"]["predicted_n"] == found["tokens_predicted"] == 8
+        assert found["timings"]["prompt_n"] + found["timings"]["cache_n"] == expected.prompt_tokens
+        assert found["generation_settings"]["n_predict"] == 8
+        assert found["has_new_line"] == ("\n" in expected.text)
+
+
+def test_prompts_of_every_kind(http: httpx.Client, llm: LLM) -> None:
+    ids = llm.tokenize(PROMPT, add_special=True)
+    prompts = [PROMPT, ids, {"prompt_string": PROMPT}]
+    found = http.post("/completion", json={"prompt": prompts, **GREEDY}).json()
+    assert len(found) == 3
+    assert len({answer["content"] for answer in found}) == 1
+    mixed = [*ids[:2], llm.tokenizer.decode(ids[2:])]
+    one = http.post("/completion", json={"prompt": mixed, **GREEDY}).json()
+    assert one["content"] == found[0]["content"]
+
+
+def test_a_stream_is_the_answer_in_pieces(http: httpx.Client, llm: LLM) -> None:
+    wanted = {"prompt": PROMPT, **GREEDY, "n_probs": 2, "stream": True}
+    lines = http.post("/completion", json=wanted).text.splitlines()
+    parts = [json.loads(line.removeprefix("data: ")) for line in lines if line[:1] == "d"]
+    assert [part["stop"] for part in parts] == [False] * 8 + [True]
+    expected = llm.generate(PROMPT, SamplingParams(max_tokens=8, logprobs=2))
+    assert "".join(part["content"] for part in parts) == expected.text
+    assert expected.logprobs is not None
+    for part, sample in zip(parts, expected.logprobs, strict=False):
+        (probable,) = part["completion_probabilities"]
+        assert (probable["id"], probable["logprob"]) == (sample.token, sample.logprob)
+        assert [(t["id"], t["logprob"]) for t in probable["top_logprobs"]] == list(sample.top)
+
+
+def test_fields_that_are_chosen(http: httpx.Client) -> None:
+    fields = ["content", "generation_settings/n_predict"]
+    found = http.post(
+        "/completion", json={"prompt": PROMPT, **GREEDY, "response_fields": fields}
+    ).json()
+    assert list(found) == fields
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("as_object", [False, True])
+def test_biases(http: httpx.Client, llm: LLM, as_text: bool, as_object: bool) -> None:
+    plain = llm.generate(PROMPT, SamplingParams(max_tokens=1))
+    who: Any = plain.text if as_text else plain.token_ids[0]
+    biases: Any = {str(who): -100} if as_object else [[who, False]]
+    body = {"prompt": PROMPT, "temperature": 0, "n_predict": 1, "logit_bias": biases}
+    found = http.post("/completion", json={**body, "return_tokens": True}).json()
+    assert found["tokens"] != list(plain.token_ids)
+
+
+@pytest.mark.parametrize("who", ["--5", "\u00b2", "9" * 5000])
+def test_a_bias_of_what_looks_like_a_number(http: httpx.Client, who: str) -> None:
+    body = {"prompt": PROMPT, "n_predict": 1, "logit_bias": [[who, 1.0]]}
+    assert http.post("/completion", json=body).status_code in (200, 400)
+
+
+def test_limits_of_tokens(http: httpx.Client, llm: LLM) -> None:
+    nothing = http.post("/completion", json={"prompt": PROMPT, "n_predict": 0}).json()
+    assert (nothing["content"], nothing["tokens_predicted"]) == ("", 0)
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 0}
+    silent = http.post("/v1/chat/completions", json=chat).json()
+    assert silent["usage"]["completion_tokens"] == 0
+    assert silent["choices"][0]["message"]["content"] == ""
+    # -1: what there is room for, or an end token.
+    ids = [5] * (llm.context - 3)
+    all_of_it = {"prompt": ids, "n_predict": -1, "ignore_eos": True}
+    found = http.post("/completion", json=all_of_it).json()
+    assert found["tokens_predicted"] == 3
+    assert found["truncated"]
+
+
+def test_paths_without_v1_and_no_model(http: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "model": None}
+    answers = [http.post(f"{path}/chat/completions", json=body).json() for path in ("", "/v1")]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert http.get("/models").json()["data"] == http.get("/v1/models").json()["data"]
+
+
+def test_a_prompt_that_is_too_long(http: httpx.Client, llm: LLM) -> None:
+    messages = [{"role": "user", "content": "word " * 2000}]
+    error = http.post("/chat/completions", json={"messages": messages}).json()["error"]
+    assert (error["code"], error["type"]) == (400, "exceed_context_size_error")
+    assert "exceeds the available context size" in error["message"]
+    assert error["n_prompt_tokens"] > error["n_ctx"] == llm.context
+    error = http.post("/v1/chat/completions", json={"messages": messages}).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith(f"This model's maximum context length is {llm.context} tok")
+    body = {"messages": messages, "max_tokens": 5}
+    error = http.post("/v1/messages", json=body).json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith("prompt is too long: ")
+
+
+def test_tokens_and_templates(http: httpx.Client, llm: LLM) -> None:
+    text = "Unicode 媽 and 🤗"
+    plain = http.post("/tokenize", json={"content": text}).json()["tokens"]
+    assert plain == llm.tokenize(text)
+    pieces = http.post("/tokenize", json={"content": text, "with_pieces": True}).json()["tokens"]
+    assert [piece["id"] for piece in pieces] == plain
+    data = [p if isinstance(p, list) else list(p.encode()) for p in (x["piece"] for x in pieces)]
+    assert bytes(byte for piece in data for byte in piece).decode() == text
+    assert http.post("/tokenize", json={"content": ""}).json() == {"tokens": [], "count": 0}
+    messages = [{"role": "user", "content": "Hi"}]
+    prompt = http.post("/apply-template", json={"messages": messages}).json()["prompt"]
+    assert prompt == llm.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    options = {"messages": messages, "add_generation_prompt": False}
+    assert prompt.startswith(http.post("/apply-template", json=options).json()["prompt"])
+
+
+def test_what_the_server_is(http: httpx.Client, llm: LLM) -> None:
+    props = http.get("/props").json()
+    assert props["model_path"] == llm.path.name
+    assert props["total_slots"] == len(http.get("/slots").json()) == 4
+    assert props["default_generation_settings"]["n_ctx"] == llm.context
+    assert props["default_generation_settings"]["params"]["temperature"] == 0
+    assert http.get("/lora-adapters").json() == []
+    assert http.post("/props", json={}).status_code == 501
+    assert http.head("/health").status_code == http.get("/v1/health").status_code == 200
+    metrics = http.get("/metrics")
+    assert "llamacpp:tokens_predicted_total" in metrics.text
+    assert "process-start-time-unix" in metrics.headers
+
+
+def test_filling_in_needs_tokens_for_it(http: httpx.Client) -> None:
+    body = {"input_prefix": "def f():\n", "input_suffix": "\n"}
+    answer = http.post("/infill", json=body)
+    assert answer.status_code == 501
+    assert "no tokens for filling in" in answer.json()["error"]["message"]
+    assert http.post("/infill", json={"input_prefix": "a"}).status_code == 400
+
+
+def test_unknown_fields_are_told_of(http: httpx.Client) -> None:
+    answer = http.post("/completion", json={"prompt": "a", "n_predict": 1, "n_predct": 5})
+    assert answer.status_code == 200
+    assert "'n_predct' (did you mean 'n_predict'?)" in answer.headers["x-strata-warning"]
+    harmless = {"cache_prompt": True, "id_slot": 1, "typical_p": 1.0, "mirostat": 0, "odd": None}
+    answer = http.post("/completion", json={"prompt": "a", "n_predict": 1, **harmless})
+    assert "x-strata-warning" not in answer.headers
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temprature": 1}
+    answer = http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert "'temprature' (did you mean 'temperature'?)" in answer.json()["error"]["message"]
+    options = {"num_ctx": 999_999, "num_predict": 1, "temprature": 1, "num_gpu": 5}
+    body = {"model": "smollm2", "prompt": "a", "stream": False, "options": options}
+    told = http.post("/api/generate", json=body).headers["x-strata-warning"]
+    assert "'options.temprature'" in told
+    assert "num_ctx is 999999" in told
+    assert "num_gpu" not in told
