@@ -52,15 +52,30 @@ def run(model: Path, *options: str) -> dict[str, Any]:
 def test_the_peak_is_the_one_predicted(
     smollm2_path: Path, prompt: str, tokens: int, memory: str | None
 ) -> None:
-    options = () if memory is None else ("--memory", memory)
+    options = ("--draft", "off") if memory is None else ("--draft", "off", "--memory", memory)
     got = run(smollm2_path, prompt, "--max-tokens", str(tokens), "--ignore-eos", "--raw", *options)
     assert got["completion_tokens"] == tokens
     peak, predicted = got["memory"]["peak_bytes"], got["explanation"]["predicted_peak_bytes"]
     assert peak <= predicted <= 1.05 * peak
 
 
+@pytest.mark.slow
+def test_guesses_are_counted_as_if_all_were_made(smollm2_path: Path) -> None:
+    """How many are depends on what they save, which is measured while running."""
+    options = ("--max-tokens", "300", "--ignore-eos", "--raw", "--memory", "1GB")
+    off = run(smollm2_path, "Hi", *options, "--draft", "off")
+    auto = run(smollm2_path, "Hi", *options, "--draft", "auto")
+    predicted, plain = (
+        got["explanation"]["predicted_peak_bytes"] for got in (auto, off)
+    )
+    assert plain < predicted
+    assert auto["memory"]["peak_bytes"] <= predicted
+    owned = auto["explanation"]["owned"]
+    assert predicted - plain <= 1.05 * (owned["drafts"] + owned["logits"])
+
+
 def test_a_conversation_counts_its_template(smollm2_path: Path) -> None:
-    options = ("--max-tokens", "5", "--memory", "150MB", "--system", LONG)
+    options = ("--max-tokens", "5", "--memory", "150MB", "--system", LONG, "--draft", "off")
     got = run(smollm2_path, "Hi", *options)
     assert got["prompt_tokens"] > 500
     peak, predicted = got["memory"]["peak_bytes"], got["explanation"]["predicted_peak_bytes"]
