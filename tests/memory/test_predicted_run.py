@@ -65,9 +65,7 @@ def test_guesses_are_counted_as_if_all_were_made(smollm2_path: Path) -> None:
     options = ("--max-tokens", "300", "--ignore-eos", "--raw", "--memory", "1GB")
     off = run(smollm2_path, "Hi", *options, "--draft", "off")
     auto = run(smollm2_path, "Hi", *options, "--draft", "auto")
-    predicted, plain = (
-        got["explanation"]["predicted_peak_bytes"] for got in (auto, off)
-    )
+    predicted, plain = (got["explanation"]["predicted_peak_bytes"] for got in (auto, off))
     assert plain < predicted
     assert auto["memory"]["peak_bytes"] <= predicted
     owned = auto["explanation"]["owned"]
