@@ -22,6 +22,7 @@ from strata.decode.defaults import sampling_defaults
 from strata.decode.grammar import GrammarCompiler
 from strata.engine import Driver, Engine, Job, LoadProgress
 from strata.engine.loading import load
+from strata.engine.plan_check import PlanCheck
 from strata.engine.runtime import LoadOptions
 from strata.engine.texts import TextWorkload, chat_ids, encoded, pair_ids, prompt_ids
 from strata.errors import UsageError
@@ -163,6 +164,11 @@ class LLM:
         self.wanted_context = loaded.wanted_context
         self.sampling_defaults = sampling_defaults(loaded.file)
         self.driver = Driver(loaded.engine)
+        self._check = None
+        if loaded.runtime.plan is not None and loaded.runtime.machine is not None:
+            self._check = PlanCheck(
+                loaded.file.paths[0], loaded.runtime.plan, loaded.engine.runner.sweeps
+            )
         self.load_s = perf_counter() - started
 
     @property
@@ -563,6 +569,9 @@ class LLM:
         What is being written to the store of prefixes is written first.
         """
         self.driver.close()
+        if self._check is not None:
+            self._check.end()
+            self._check = None
         self.runtime.close()
         self._file.close()
 

@@ -6,16 +6,20 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from strata.cli import main
 from strata.engine import runtime
+from strata.engine.plan_check import PlanCheck
+from strata.engine.sweeps import SweepTotal
 from strata.errors import StrataError, UsageError
 from strata.formats import open_model
 from strata.machine.machine import Cache
 from strata.machine.other_work import OtherWork
-from strata.machine.probe import load_machine, probe
+from strata.machine.probe import is_doubted, load_machine, note_run, probe
 from strata.machine.probe_compute import ComputeProbe, attention, caches
 from strata.machine.probe_disk import DiskProbeError, probe_disk
 from strata.plan import Machine, from_json
@@ -232,3 +236,75 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again(
     assert main(["probe", str(tmp_path)]) == 0
     assert "measured before" in capsys.readouterr().err
     assert len(measured) == 1
+
+
+def test_runs_that_were_not_as_predicted_have_it_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    quiet = machine("server")
+    slow = replace(quiet, memory_read=tuple(replace(r, bytes_s=1e9) for r in quiet.memory_read))
+    measured = [slow, quiet, quiet, slow]
+    monkeypatch.setattr("strata.machine.probe._measure", lambda *_: measured.pop(0))
+    probe(tmp_path)
+
+    def after(*ratios: float) -> bool:
+        for ratio in ratios:
+            note_run(tmp_path, ratio)
+        return probe(tmp_path)[1]
+
+    # As predicted, too few, or now faster and now slower: nothing is wrong with the probe.
+    assert after(1.0, 1.4, 0.7)
+    assert after(2.0, 3.0, 1.0, 2.0, 2.0, 0.3)
+    assert after(0.3)
+    assert not is_doubted(tmp_path)
+    assert not after(0.3)
+    assert (len(measured), is_doubted(tmp_path)) == (2, False)
+    # Another that finds the same settles it.
+    assert not after(2.0, 2.0, 2.0)
+    assert after(2.0, 2.0, 2.0, 2.0)
+    probe(tmp_path, refresh=True)
+    assert not measured
+    note_run(tmp_path, 3.0)
+    (kept,) = (tmp_path / "machines").iterdir()
+    assert json.loads(kept.read_text())["doubts"] == {"runs": [3.0], "settled": False}
+    kept.write_text(kept.read_text().replace("[3.0]", '"x"'))
+    assert probe(tmp_path)[1]
+
+
+def test_a_doubted_machine_is_used_where_it_cannot_be_measured(
+    smollm2_path: Path, tmp_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_PROBE", "import os; os.kill(os.getpid(), 9)")
+    probe(smollm2_path)
+    for _ in range(3):
+        note_run(smollm2_path, 0.1)
+    assert is_doubted(smollm2_path)
+    with open_model(smollm2_path) as file:
+        assert runtime.this_machine(file).cpu == machine("laptop").cpu
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "tokens", "seconds", "concurrency", "ratio"),
+    [
+        (100, 100, 5.0, 1, 2.0),
+        (100, 105, 5.0, 1, 2.1),
+        (20, 20, 5.0, 1, None),
+        (100, 100, 1.0, 1, None),
+        (100, 180, 5.0, 1, None),
+        (100, 100, 5.0, 2, None),
+    ],
+)
+def test_a_run_is_compared_with_its_plan_where_it_says_something(
+    tmp_path: Path,
+    sweeps: int,
+    tokens: int,
+    seconds: float,
+    concurrency: int,
+    ratio: float | None,
+) -> None:
+    plan: Any = SimpleNamespace(
+        predicted=SimpleNamespace(concurrency=concurrency, decode_tok_s=10.0)
+    )
+    done: Any = SimpleNamespace(decode=SweepTotal(sweeps, tokens, seconds))
+    assert PlanCheck(tmp_path, plan, done).ratio() == ratio

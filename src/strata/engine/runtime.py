@@ -299,18 +299,20 @@ def base_memory(*, planned: bool) -> int:
 
 
 def this_machine(file: ModelFile) -> Machine:
-    """This machine and the disk under a model. What is not known yet is measured by a process of
-    its own, so that measuring takes nothing of our budget. Raises DiskProbeError and
+    """This machine and the disk under a model. What is not known yet, or doubted, is measured by a
+    process of its own, so that measuring takes nothing of our budget. Raises DiskProbeError and
     ProbeEndedError."""
-    from strata.machine.probe import LEAST_BYTES, known_machine, probe
+    from strata.machine.probe import LEAST_BYTES, is_doubted, known_machine, probe
     from strata.plan import Machine, from_json
 
     path = file.paths[0]
     known = known_machine(path)
-    if known is not None:
+    if known is not None and not is_doubted(path):
         return known
     unknown = f"this machine is not known yet: run `strata probe {file.path}` once where there is "
     if headrooms() and (free := memory_free()) < LEAST_BYTES:
+        if known is not None:
+            return known
         raise ProbeEndedError(
             f"{unknown}more memory; measuring it takes {format_size(LEAST_BYTES)}, and "
             f"{format_size(free)} are free"
@@ -318,6 +320,8 @@ def this_machine(file: ModelFile) -> Machine:
     command = [sys.executable, "-c", _PROBE, str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode < 0:
+        if known is not None:
+            return known
         # Here it would take the memory of which there was too little there.
         raise ProbeEndedError(
             f"{unknown}more memory; measuring it was ended by the system, mostly for want of that"

@@ -15,6 +15,7 @@ from strata import __version__
 from strata.backends.cpu.host import choose_isa, usable_cores
 from strata.errors import UsageError
 from strata.hub.downloads import strata_home
+from strata.machine.doubts import Doubts, alike
 from strata.machine.machine import Machine
 from strata.machine.other_work import OtherWork
 from strata.machine.probe_compute import attention, caches, compute_probe, cpu_name
@@ -45,7 +46,8 @@ def probe(
 
     What was measured before is used again while the processor, the cores this process may use, the
     instruction set, the kernel, Strata's version and the disk are the same, unless ``refresh``, or
-    ``noisy_again`` and the machine was busy then; of two such the quieter one is kept.
+    ``noisy_again`` and the machine was busy then; of two such the quieter one is kept. It is
+    measured again, too, when runs were not as predicted (``note_run``).
     Memory limits are always looked at anew. Raises DiskProbeError if the disk cannot be measured.
     """
     existing = path
@@ -55,17 +57,22 @@ def probe(
     cache = _cache_file(existing)
     machine = None if refresh else _remembered(cache, fingerprint)
     noisy = machine if machine is not None and noisy_again and machine.noisy else None
-    known = machine is not None and noisy is None
-    if machine is None or noisy is not None:
-        machine = _measure(existing, progress or (lambda what: None))
+    doubted = machine if machine is not None and _doubts(cache).enough else None
+    known = machine is not None and noisy is None and doubted is None
+    if machine is None or not known:
+        progress = progress or (lambda what: None)
+        if doubted is not None:
+            progress("all again, since runs were not as predicted")
+        machine = _measure(existing, progress)
         if noisy is not None and noisy.spread + noisy.busy < machine.spread + machine.busy:
             machine = noisy
-        _remember(cache, fingerprint, machine)
+        settled = doubted is not None and alike(doubted, machine)
+        _remember(cache, fingerprint, machine, Doubts(settled=settled))
     return replace(machine, memory_total=memory_total(), memory_available=memory_available()), known
 
 
 def known_machine(path: Path) -> Machine | None:
-    """What ``probe`` would give without measuring anything; None if it would have to."""
+    """What was measured of the machine with the disk under ``path``; None if nothing was."""
     existing = path
     while not existing.exists():
         existing = existing.parent
@@ -73,6 +80,23 @@ def known_machine(path: Path) -> Machine | None:
     if machine is None:
         return None
     return replace(machine, memory_total=memory_total(), memory_available=memory_available())
+
+
+def note_run(path: Path, ratio: float) -> None:
+    """A model at ``path`` ran ``ratio`` times as fast as was predicted of this machine."""
+    cache, fingerprint = _cache_file(path), _fingerprint(path)
+    machine = _remembered(cache, fingerprint)
+    if machine is None:
+        return
+    before = _doubts(cache)
+    after = before.after(ratio)
+    if after != before:
+        _remember(cache, fingerprint, machine, after)
+
+
+def is_doubted(path: Path) -> bool:
+    """Whether runs spoke so much against what is known that it is to be measured again."""
+    return _doubts(_cache_file(path)).enough
 
 
 def load_machine(path: Path) -> Machine:
@@ -156,11 +180,22 @@ def _remembered(cache: Path, fingerprint: str) -> Machine | None:
     return None
 
 
-def _remember(cache: Path, fingerprint: str, machine: Machine) -> None:
+def _doubts(cache: Path) -> Doubts:
+    try:
+        return Doubts.read(json.loads(cache.read_text(encoding="utf-8"))["doubts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Doubts()
+
+
+def _remember(cache: Path, fingerprint: str, machine: Machine, doubts: Doubts) -> None:
     # Where nothing can be kept, each start measures again: slow, still right.
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         scratch = cache.with_suffix(f".{os.getpid()}")
-        data = {"fingerprint": fingerprint, "machine": to_json(machine)}
+        data = {
+            "fingerprint": fingerprint,
+            "machine": to_json(machine),
+            "doubts": doubts.to_json(),
+        }
         scratch.write_text(json.dumps(data), encoding="utf-8")
         os.replace(scratch, cache)

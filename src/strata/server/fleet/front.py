@@ -226,7 +226,8 @@ class Front:
         )
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The picture of the model that was asked last, while it is there."""
+        """The picture of the model that is named, or else of the one that was asked last, while it
+        is there; before that a comment now and then."""
         request = Request(scope)
         name = request.query_params.get("model")
         member = self.fleet.find(name) if name else next(iter(self.fleet.loaded), None)
@@ -239,9 +240,12 @@ class Front:
             return
         await _begin_stream(send, EVENT_STREAM)
 
+        def there() -> bool:
+            return bool(self.fleet.loaded) if member is None else member.loaded
+
         async def wait() -> None:
-            while not self.fleet.loaded and not self.fleet.closing:
-                await send_part(send, b": no model is loaded\n\n")
+            while not there() and not self.fleet.closing:
+                await send_part(send, b": the model is not loaded\n\n")
                 await asyncio.sleep(_WAIT_FOR_ANY_S)
             await send_part(send, b"", more=False)
 

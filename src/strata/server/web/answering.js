@@ -4,7 +4,8 @@ import { ApiError, ConnectionLost } from "./api.js";
 
 /**
  * Grow `node`, an answer to `messages`, until it ends or `signal` stops it. `on.change()` follows
- * every piece, `on.progress(done, total)` the reading of the prompt. Sets `node.end`:
+ * every piece, `on.progress(done, total)` the reading of the prompt, `on.loading(words)` what is
+ * said of a model that is not there yet. Sets `node.end`:
  * `{kind: "done" | "length" | "stopped" | "lost" | "refused", message?, status?}`.
  */
 export async function answer(api, messages, sampling, node, signal, on) {
@@ -18,6 +19,8 @@ export async function answer(api, messages, sampling, node, signal, on) {
         clock.piece();
         node.stats = clock.stats();
         on.change();
+      } else if (part.loading !== undefined) {
+        on.loading(part.loading);
       } else if (part.total !== undefined) {
         on.progress(part.done, part.total);
       } else if (part.finish !== undefined) {

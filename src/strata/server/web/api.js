@@ -21,7 +21,7 @@ export class ConnectionLost extends Error {
 
 export class Api {
   #key = readKey();
-  /** The model's name, once known. */
+  /** The name of the model that is asked, once known. */
   model = null;
 
   get hasKey() {
@@ -61,9 +61,16 @@ export class Api {
     return response;
   }
 
-  /** Events of the live picture as `{event, data}`. */
+  /** Names of the models that there are. */
+  async models(signal) {
+    const list = await (await this.#fetch("/v1/models", undefined, signal)).json();
+    return list.data.map(({ id }) => id);
+  }
+
+  /** Events of the live picture of `model` as `{event, data}`, comments as `{comment}`. */
   async *live(signal) {
-    yield* this.#stream(await this.#fetch("/live", undefined, signal), signal);
+    const of = this.model === null ? "" : `?model=${encodeURIComponent(this.model)}`;
+    yield* this.#stream(await this.#fetch(`/live${of}`, undefined, signal), signal);
   }
 
   async *#stream(response, signal) {
@@ -75,21 +82,14 @@ export class Api {
     }
   }
 
-  async #modelName(signal) {
-    if (this.model === null) {
-      const list = await (await this.#fetch("/v1/models", undefined, signal)).json();
-      this.model = list.data[0].id;
-    }
-    return this.model;
-  }
-
   /**
-   * An answer as it comes: `{thought}` before it, `{text}`, `{done, total}` while the prompt is read, `{finish}` with the
-   * reason for its end, `{usage}`.
+   * An answer as it comes: `{loading}` with words on how far the model is, `{done, total}` while
+   * the prompt is read, `{thought}` before the answer, `{text}`, `{finish}` with the reason for its
+   * end, `{usage}`.
    */
   async *chat(messages, sampling, signal) {
     const body = {
-      model: await this.#modelName(signal),
+      model: this.model,
       messages,
       ...sampling,
       stream: true,
@@ -100,6 +100,7 @@ export class Api {
       if (part.comment !== undefined) {
         const progress = /^prompt (\d+)\/(\d+)$/.exec(part.comment);
         if (progress) yield { done: Number(progress[1]), total: Number(progress[2]) };
+        if (part.comment.startsWith("loading ")) yield { loading: part.comment };
         continue;
       }
       if (part.data === "[DONE]") return;

@@ -13,6 +13,8 @@ export class Conversation {
   constructor(data = null) {
     this.id = data?.id ?? newId();
     this.updated = data?.updated ?? Date.now();
+    /** As somebody called it; else it is called after its first message. */
+    this.name = data?.name ?? "";
     this.nodes = data?.nodes ?? {};
     this.chosen = data?.chosen ?? {};
     this.next = data?.next ?? 1;
@@ -27,6 +29,7 @@ export class Conversation {
   }
 
   get title() {
+    if (this.name) return this.name;
     const first = this.path().find((node) => node.role === "user");
     const text = (first?.text ?? "").trim().replace(/\s+/g, " ");
     return text.length > TITLE_LENGTH ? `${text.slice(0, TITLE_LENGTH)}…` : text || "Empty chat";
@@ -70,19 +73,27 @@ export class Conversation {
     this.chosen[node.parent] = node.id;
   }
 
+  /** Whether some message, shown or not, or the title has all these words. */
+  has(words) {
+    const texts = Object.values(this.nodes).map((node) => node.text);
+    const all = [this.title, ...texts].join("\n").toLowerCase();
+    return words.every((word) => all.includes(word));
+  }
+
   toJSON() {
-    const { id, updated, nodes, chosen, next } = this;
-    return { id, updated, nodes, chosen, next };
+    const { id, updated, name, nodes, chosen, next } = this;
+    return { id, updated, ...(name && { name }), nodes, chosen, next };
   }
 }
 
 /** Conversations in the browser's storage, which may be full or forbidden. */
 export const store = {
-  /** All, the latest first, as `{id, title, updated}`. */
-  list() {
+  /** Those that have the words of `text`, the latest first, as `{id, title, updated}`. */
+  list(text = "") {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
     return keys()
       .map((key) => load(key.slice(PREFIX.length)))
-      .filter((chat) => chat !== null)
+      .filter((chat) => chat?.has(words))
       .sort((a, b) => b.updated - a.updated)
       .map(({ id, title, updated }) => ({ id, title, updated }));
   },

@@ -7,8 +7,10 @@ const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8_000;
 
 /**
- * `on.model(picture)`, `on.state(picture)`, `on.connection("connected" | "lost" | "locked")`.
- * "locked" is a key that is missing or wrong: it rests until `wake()`.
+ * `on.models(names)`, `on.model(picture)`, `on.state(picture)`,
+ * `on.connection("connected" | "unloaded" | "lost" | "locked")`.
+ * "unloaded" is a model that is loaded once it is asked, "locked" a key that is missing or wrong:
+ * then it rests until `wake()`.
  */
 export class Live {
   #api;
@@ -35,6 +37,12 @@ export class Live {
     this.#run();
   }
 
+  /** The picture of another model. */
+  restart() {
+    this.#rest();
+    this.wake();
+  }
+
   #rest() {
     clearTimeout(this.#timer);
     this.#abort?.abort();
@@ -50,16 +58,24 @@ export class Live {
       silence = setTimeout(() => abort.abort("silent"), SILENCE_MS);
     };
     let locked = false;
+    let unloaded = false;
     try {
+      heard();
+      this.#on.models(await this.#api.models(abort.signal));
       heard();
       for await (const part of this.#api.live(abort.signal)) {
         heard();
         if (part.event === "model") {
+          unloaded = false;
           this.#on.connection("connected");
           this.#on.model(JSON.parse(part.data));
         } else if (part.event === "state") {
           this.#wait = FIRST_WAIT_MS;
           this.#on.state(JSON.parse(part.data));
+        } else if (part.comment !== undefined) {
+          this.#wait = FIRST_WAIT_MS;
+          unloaded = true;
+          this.#on.connection("unloaded");
         }
       }
     } catch (error) {
@@ -70,7 +86,8 @@ export class Live {
     // Somebody else's turn already: the page was hidden, and perhaps shown again.
     if (this.#abort !== abort) return;
     this.#abort = null;
-    this.#on.connection(locked ? "locked" : "lost");
+    // Such a stream ends when the model is there.
+    if (!unloaded || locked) this.#on.connection(locked ? "locked" : "lost");
     if (locked) return;
     this.#timer = setTimeout(() => this.wake(), this.#wait);
     this.#wait = Math.min(this.#wait * 2, LONGEST_WAIT_MS);

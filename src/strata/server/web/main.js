@@ -2,11 +2,13 @@
 
 import { answer } from "./answering.js";
 import { Api } from "./api.js";
+import { Chats } from "./chats.js";
 import { Conversation, store } from "./conversation.js";
-import { byId, el, setText } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { count } from "./format.js";
 import { Live } from "./live.js";
 import { Machine } from "./machine.js";
+import { Models } from "./models.js";
 import { Settings } from "./settings.js";
 import { Transcript } from "./transcript.js";
 
@@ -67,6 +69,7 @@ async function reply(parent) {
   const system = settings.system;
   const messages = system === null ? path : [{ role: "system", content: system }, ...path];
   const node = chat.add(parent, "assistant", "");
+  if (models.several) node.model = models.chosen;
   const abort = new AbortController();
   const over = give(node, messages, abort.signal);
   running = { abort, over };
@@ -90,6 +93,7 @@ async function give(node, messages, signal) {
         }
       },
       progress: (done, total) => transcript.progress(node, done, total),
+      loading: (words) => transcript.waiting(node, words[0].toUpperCase() + words.slice(1)),
     });
   } finally {
     running = null;
@@ -199,34 +203,19 @@ for (const dialog of document.querySelectorAll("dialog")) {
 
 byId("new-chat").addEventListener("click", () => open(new Conversation()));
 byId("open-settings").addEventListener("click", () => byId("settings").showModal());
-byId("open-chats").addEventListener("click", () => {
-  listChats();
-  byId("chats").showModal();
-});
+byId("open-chats").addEventListener("click", () => chats.open());
 
-function listChats() {
-  const date = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-  const items = store.list().map(({ id, title, updated }) => {
-    const go = el("button", { type: "button", class: "row" }, title);
-    if (id === chat.id) go.setAttribute("aria-current", "true");
-    go.append(el("span", { class: "fine" }, date.format(updated)));
-    go.addEventListener("click", () => {
-      byId("chats").close();
-      if (id !== chat.id) open(store.load(id) ?? new Conversation());
-    });
-    const remove = el("button", { type: "button", class: "quiet" }, "Delete");
-    remove.setAttribute("aria-label", `Delete ${title}`);
-    remove.addEventListener("click", async () => {
-      if (id === chat.id) await open(new Conversation());
-      store.remove(id);
-      listChats();
-      byId("chats").querySelector("button").focus();
-    });
-    return el("li", {}, go, remove);
-  });
-  byId("chat-list").replaceChildren(...items);
-  if (items.length === 0) byId("chat-list").append(el("li", { class: "fine" }, "None yet."));
-}
+const chats = new Chats({
+  current: () => chat.id,
+  open: (id) => (id === chat.id ? undefined : open(store.load(id) ?? new Conversation())),
+  close: (id) => (id === chat.id ? open(new Conversation()) : undefined),
+  renamed(id, name) {
+    const named = id === chat.id ? chat : store.load(id);
+    if (named === null) return;
+    named.name = name;
+    store.save(named);
+  },
+});
 
 function askForKey() {
   const dialog = byId("key");
@@ -253,18 +242,25 @@ byId("key-form").addEventListener("submit", (event) => {
 // The live picture.
 
 const machine = new Machine();
+const models = new Models(byId("model-choice"), byId("model-name"), (name) => {
+  api.model = name;
+  document.title = `${name} · Strata`;
+  live.restart();
+});
 const connection = byId("connection");
 const CONNECTIONS = {
   connected: "connected",
+  unloaded: "loaded by the first message",
   lost: "connection lost, trying again",
   locked: "needs a key",
 };
 
 const live = new Live(api, {
+  models(names) {
+    models.show(names);
+    api.model = models.chosen;
+  },
   model(model) {
-    api.model = model.name;
-    setText(byId("model-name"), model.name);
-    document.title = `${model.name} · Strata`;
     settings.adopt(model.sampling);
     machine.model(model);
   },

@@ -91,10 +91,13 @@ export class Transcript {
 
   /** Say how far the prompt has been read, while there is nothing else to show. */
   progress(node, done, total) {
+    this.waiting(node, `Reading the prompt: ${count(done)} of ${count(total)} tokens`);
+  }
+
+  /** Say what an answer waits for, while there is nothing else to show. */
+  waiting(node, words) {
     const item = this.#items.get(node.id);
-    if (item && node.text === "" && !node.thought) {
-      setText(item.stats, `Reading the prompt: ${count(done)} of ${count(total)} tokens`);
-    }
+    if (item && node.text === "" && !node.thought) setText(item.stats, words);
   }
 
   /** Begin to edit a message of the user's. */
@@ -221,7 +224,7 @@ function noteOf(node) {
 function statsLine(node) {
   const { stats } = node;
   if (!stats) return node.end === null ? "Waiting for the first token" : "";
-  const parts = [];
+  const parts = node.model ? [node.model] : [];
   if (known(stats.rate)) parts.push(`${number(stats.rate)} tok/s`);
   if (known(stats.ttft)) parts.push(`first token after ${seconds(stats.ttft)}`);
   parts.push(`${stats.exact ? "" : "about "}${count(stats.tokens)} tokens`);
