@@ -47,9 +47,17 @@ def stream(url: str, tokens: int) -> tuple[urllib.request.Request, list[bytes], 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_what_runs_finish(smollm2_path: Path, number: signal.Signals) -> None:
-    with serving(smollm2_path, "--alias", "model", "--context", "512") as (process, url):
+    options = ("--alias", "model", "--context", "512", "--chat-template", "{{ messages[0].role }}!")
+    options = (*options, "--max-tokens", "3", "--stop", "\n")
+    with serving(smollm2_path, *options) as (process, url):
         with urllib.request.urlopen(f"{url}/health") as answer:
             assert json.load(answer) == {"status": "ok"}
+        said = b'{"messages": [{"role": "user", "content": "x"}]}'
+        with urllib.request.urlopen(f"{url}/apply-template", said) as answer:
+            assert json.load(answer)["prompt"] == "user!"
+        said = b'{"prompt": "One, two,"}'
+        with urllib.request.urlopen(f"{url}/completion", said) as answer:
+            assert json.load(answer)["tokens_predicted"] == 3
         _, lines, thread = stream(url, 60)
         time.sleep(0.3)
         process.send_signal(number)

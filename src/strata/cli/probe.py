@@ -25,7 +25,8 @@ def command(model_or_dir: str | None, refresh: bool, quiet: bool, as_json: bool)
 
     Takes some seconds and is remembered. It is measured again the next time if the machine was
     busy, or once several runs in a row were much faster or slower than predicted. With --json it
-    prints what `strata plan --machine FILE` reads, also on another machine. Without MODEL_OR_DIR the disk of Strata's cache is measured.
+    prints what `strata plan --machine FILE` reads, also on another machine. Without MODEL_OR_DIR
+    the disk of Strata's cache is measured.
     """
     from strata.hub.downloads import strata_home
     from strata.hub.references import resolve

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -23,6 +24,7 @@ from strata.cli.engine_options import (
     open_llm,
 )
 from strata.cli.options import SIZE, complete_model, memory_option, quiet_option
+from strata.cli.sampling_options import sampling_options, template_text
 from strata.errors import StrataError, UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +108,10 @@ def _ending_well() -> Iterator[None]:
     "lower).",
 )
 @click.option(
+    "--chat-template",
+    help="A Jinja chat template, or a file with one, to use instead of the model's.",
+)
+@click.option(
     "--queue",
     type=click.IntRange(1, 1024),
     default=256,
@@ -142,6 +148,7 @@ def _ending_well() -> Iterator[None]:
 @kv_store_options
 @ahead_option
 @draft_options
+@sampling_options
 @quiet_option
 @_ending_well()
 def command(
@@ -155,6 +162,7 @@ def command(
     aliases: tuple[str, ...],
     parallel: int,
     context: int | None,
+    chat_template: str | None,
     queue: int,
     cors_origins: tuple[str, ...],
     unknown_fields: Literal["refuse", "warn"] | None,
@@ -170,6 +178,7 @@ def command(
     draft: str,
     experts_ahead: int,
     draft_model: str | None,
+    sampling: dict[str, Any],
     quiet: bool,
 ) -> None:
     """Serve MODEL over HTTP until Ctrl-C or SIGTERM.
@@ -177,14 +186,18 @@ def command(
     Several, or --models, share --memory: each is loaded when it is asked for, and made smaller or
     unloaded when others need its room.
 
+    How tokens are sampled holds for requests that do not say it.
+
     OpenAI's clients use http://HOST:PORT/v1, those of Anthropic and Ollama http://HOST:PORT; a
     browser finds a page there.
     """
+    from strata.decode import SamplingParams
     from strata.plan.prefill import SLOWDOWN
 
     try:
         from strata.server import Settings
         from strata.server.fleet.entries import given, read_entries
+        from strata.server.preset import Preset
         from strata.server.service import Service
         from strata.server.serving import Server, bind
         from strata.server.waiting import Waiting
@@ -192,6 +205,8 @@ def command(
         raise UsageError(
             f"serving needs the package {error.name}: pip install 'strata-llm[server]'"
         ) from None
+    # Refused before anything is loaded.
+    SamplingParams(**sampling)
     settings = Settings(
         host=host,
         port=port,
@@ -208,10 +223,18 @@ def command(
                 raise UsageError(f"{name} is for one model: serve it alone")
         if kv_disk is not None or backend != DEFAULT:
             raise UsageError("--kv-disk and --backend are for one model: serve it alone")
+        if chat_template is not None:
+            raise UsageError("--chat-template is for one model; a TOML file has template")
         if aliases and len(models) != 1:
             raise UsageError("--alias is for one model; a TOML file names several (--models)")
         _serve_several(
-            [*(given(m, aliases) for m in models), *(read_entries(source) if source else ())],
+            [
+                replace(entry, sampling={**sampling, **entry.sampling})
+                for entry in (
+                    *(given(m, aliases) for m in models),
+                    *(read_entries(source) if source else ()),
+                )
+            ],
             settings,
             memory=memory,
             keep_alive=keep_alive,
@@ -247,6 +270,7 @@ def command(
             parallel=parallel,
             slowdown=SLOWDOWN,
             serving=True,
+            chat_template=None if chat_template is None else template_text(chat_template),
             watch=waiting.progress,
             quiet=quiet,
         ) as llm,
@@ -254,7 +278,8 @@ def command(
         waiting.end()
         # A path is nobody's business; its last part is a name.
         names = dict.fromkeys([llm.path.stem if Path(model).exists() else model, *aliases])
-        server = Server(Service(llm, list(names), settings), sock, _tell_ready)
+        preset = Preset(sampling=sampling)
+        server = Server(Service(llm, list(names), settings, preset), sock, _tell_ready)
         if not server.serve_until_stopped():
             # A step that takes minutes cannot be interrupted, and its memory not freed under it.
             sys.stderr.flush()
