@@ -19,7 +19,7 @@ from strata.errors import StrataError, UsageError
 from strata.formats import open_model
 from strata.machine.machine import Cache
 from strata.machine.other_work import OtherWork
-from strata.machine.probe import is_doubted, load_machine, note_run, probe
+from strata.machine.probe import MOST_KNOWN, is_doubted, load_machine, note_run, probe
 from strata.machine.probe_compute import ComputeProbe, attention, caches
 from strata.machine.probe_disk import DiskProbeError, probe_disk
 from strata.plan import Machine, from_json
@@ -135,9 +135,16 @@ def test_what_is_known_is_not_measured_again(
     assert 0 < first.memory_available < first.memory_total != machine("laptop").memory_total
     assert probe(tmp_path, refresh=True)[1] is False
     assert len(measured) == 2
-    monkeypatch.setattr("strata.machine.probe.cpu_name", lambda: "another processor")
-    assert probe(tmp_path)[1] is False
-    assert len(measured) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr("strata.machine.probe.cpu_name", lambda: "another processor")
+        assert probe(tmp_path)[1] is False
+        assert len(measured) == 3
+    # Two installations, of different builds, by turns.
+    assert probe(tmp_path)[1] is True
+    for number in range(20):
+        monkeypatch.setattr("strata.machine.probe._native_stamp", lambda n=number: str(n))
+        assert probe(tmp_path)[1] is False
+    assert len(list((tmp_path / "home" / "machines").iterdir())) == MOST_KNOWN
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"fingerprint": 1}', "{", '{"machine": {}}'])

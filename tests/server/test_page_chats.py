@@ -109,7 +109,8 @@ def test_one_of_several_models_is_chosen(smollm2_path: Path, tmp_path: Path) -> 
         assert [option.text for option in page.all("#model-choice option")] == ["first", "second"]
         page.say("Hello")
         page.wait(lambda: page.text(".answer .stats").startswith("Loading first"))
-        page.answered()
+        # A machine that is not known is measured first.
+        page.wait(lambda: page.one("#send").is_displayed(), 120)
         assert page.text(".answer .stats").startswith("first · ")
         page.wait(lambda: page.text("#connection") == "connected")
         page.one("#model-choice").send_keys("second")

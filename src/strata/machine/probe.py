@@ -31,6 +31,9 @@ LEAST_BYTES = 80_000_000
 """Of memory that is free before a process that measures begins: 57 MB of its own were seen, 38 of
 them before it measures anything, and pages of files."""
 
+MOST_KNOWN = 16
+"""Disks, and builds of Strata, that are remembered; the one measured longest ago is forgotten."""
+
 Progress = Callable[[str], None]
 """Told what is measured next."""
 
@@ -54,10 +57,9 @@ def probe(
     while not existing.exists():
         existing = existing.parent
     fingerprint = _fingerprint(existing)
-    cache = _cache_file(existing)
-    machine = None if refresh else _remembered(cache, fingerprint)
+    machine = None if refresh else _remembered(fingerprint)
     noisy = machine if machine is not None and noisy_again and machine.noisy else None
-    doubted = machine if machine is not None and _doubts(cache).enough else None
+    doubted = machine if machine is not None and _doubts(fingerprint).enough else None
     known = machine is not None and noisy is None and doubted is None
     if machine is None or not known:
         progress = progress or (lambda what: None)
@@ -67,7 +69,7 @@ def probe(
         if noisy is not None and noisy.spread + noisy.busy < machine.spread + machine.busy:
             machine = noisy
         settled = doubted is not None and alike(doubted, machine)
-        _remember(cache, fingerprint, machine, Doubts(settled=settled))
+        _remember(fingerprint, machine, Doubts(settled=settled))
     return replace(machine, memory_total=memory_total(), memory_available=memory_available()), known
 
 
@@ -76,7 +78,7 @@ def known_machine(path: Path) -> Machine | None:
     existing = path
     while not existing.exists():
         existing = existing.parent
-    machine = _remembered(_cache_file(existing), _fingerprint(existing))
+    machine = _remembered(_fingerprint(existing))
     if machine is None:
         return None
     return replace(machine, memory_total=memory_total(), memory_available=memory_available())
@@ -84,19 +86,19 @@ def known_machine(path: Path) -> Machine | None:
 
 def note_run(path: Path, ratio: float) -> None:
     """A model at ``path`` ran ``ratio`` times as fast as was predicted of this machine."""
-    cache, fingerprint = _cache_file(path), _fingerprint(path)
-    machine = _remembered(cache, fingerprint)
+    fingerprint = _fingerprint(path)
+    machine = _remembered(fingerprint)
     if machine is None:
         return
-    before = _doubts(cache)
+    before = _doubts(fingerprint)
     after = before.after(ratio)
     if after != before:
-        _remember(cache, fingerprint, machine, after)
+        _remember(fingerprint, machine, after)
 
 
 def is_doubted(path: Path) -> bool:
     """Whether runs spoke so much against what is known that it is to be measured again."""
-    return _doubts(_cache_file(path)).enough
+    return _doubts(_fingerprint(path)).enough
 
 
 def load_machine(path: Path) -> Machine:
@@ -166,13 +168,14 @@ def _native_stamp() -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def _cache_file(path: Path) -> Path:
-    return strata_home() / "machines" / f"disk-{path.stat().st_dev:x}.json"
+def _cache_file(fingerprint: str) -> Path:
+    # Of its own for each: of two installations none has the other measure again.
+    return strata_home() / "machines" / f"{fingerprint[:16]}.json"
 
 
-def _remembered(cache: Path, fingerprint: str) -> Machine | None:
+def _remembered(fingerprint: str) -> Machine | None:
     try:
-        data = json.loads(cache.read_text(encoding="utf-8"))
+        data = json.loads(_cache_file(fingerprint).read_text(encoding="utf-8"))
         if data["fingerprint"] == fingerprint:
             return from_json(Machine, data["machine"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ValueFileError):
@@ -180,14 +183,16 @@ def _remembered(cache: Path, fingerprint: str) -> Machine | None:
     return None
 
 
-def _doubts(cache: Path) -> Doubts:
+def _doubts(fingerprint: str) -> Doubts:
     try:
-        return Doubts.read(json.loads(cache.read_text(encoding="utf-8"))["doubts"])
+        data = json.loads(_cache_file(fingerprint).read_text(encoding="utf-8"))
+        return Doubts.read(data["doubts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Doubts()
 
 
-def _remember(cache: Path, fingerprint: str, machine: Machine, doubts: Doubts) -> None:
+def _remember(fingerprint: str, machine: Machine, doubts: Doubts) -> None:
+    cache = _cache_file(fingerprint)
     # Where nothing can be kept, each start measures again: slow, still right.
     with suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -199,3 +204,6 @@ def _remember(cache: Path, fingerprint: str, machine: Machine, doubts: Doubts) -
         }
         scratch.write_text(json.dumps(data), encoding="utf-8")
         os.replace(scratch, cache)
+        known = sorted(cache.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)
+        for old in known[:-MOST_KNOWN]:
+            old.unlink()
