@@ -4,7 +4,7 @@ The model is SmolLM2 turned into a true float model (`bench/float_model.py`). Bo
 same calibration text and the same importance matrix, which `strata imatrix` wrote and
 llama-quantize reads (or llama-imatrix's, with --llama-imatrix). Rows of 576 have no block types of
 256, so llama.cpp's mixes end at 4.8 bits for this model: below, its side is given types by
---tensor-type.
+--tensor-type, in the ways that a person would try, no file smaller than ours of that size.
 
     python bench/quantise_against_llamacpp.py --tools DIR --text TEXT --test TEXT --work DIR
 """
@@ -22,25 +22,31 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "quantise_against_llamacpp.json"
-# What llama-quantize is asked for: types of tensors by pattern, beside a base type.
+
+
+def _types(output: str, table: str, **kinds: str) -> list[str]:
+    """Arguments for types of all matrices: the head's, the table's, and those of layers."""
+    found = ["--output-tensor-type", output, "--token-embedding-type", table]
+    for kind, type in kinds.items():
+        found += ["--tensor-type", f"{kind}={type}"]
+    return found
+
+
+_NL = "iq4_nl"
+# What llama-quantize is asked for: a base type, and types of tensors. Of each size the ways that a
+# person would try: more bits for the head, for attention, or for the feed-forward layers.
 THEIRS: dict[str, tuple[str, list[str]]] = {
     "4.5 IQ4_NL": ("IQ4_NL", ["--pure"]),
     "4.5 Q4_0": ("Q4_0", ["--pure"]),
     "4.5 IQ4_XS": ("IQ4_XS", ["--output-tensor-type", "q5_0", "--token-embedding-type", "q4_0"]),
-    "4.0": (
-        "IQ4_NL",
-        [
-            *("--tensor-type", "ffn_down=iq2_s", "--tensor-type", "attn=iq4_nl"),
-            *("--output-tensor-type", "iq4_nl", "--token-embedding-type", "iq4_nl"),
-        ],
-    ),
-    "3.5": (
-        "IQ4_NL",
-        [
-            *("--tensor-type", "ffn_down=iq3_xxs", "--output-tensor-type", "iq4_nl"),
-            *("--token-embedding-type", "q2_0"),
-        ],
-    ),
+    "4.0 table": ("IQ4_NL", _types(_NL, "q2_0", attn=_NL, ffn_down="iq4_xs")),
+    "4.0 down": ("IQ4_NL", _types(_NL, _NL, attn=_NL, ffn_down="iq2_s")),
+    "3.5 output": ("IQ4_NL", _types(_NL, "q2_0", attn=_NL, ffn_down="iq3_xxs", ffn_up="q2_0")),
+    "3.5 ffn": ("IQ4_NL", _types("q2_0", "q2_0", attn=_NL, ffn_down="iq3_s")),
+    "3.0 output": ("Q2_0", _types(_NL, "q2_0", attn=_NL, ffn_down="iq2_xs")),
+    "3.0 ffn": ("Q2_0", _types("q2_0", "q2_0", attn=_NL, ffn_gate=_NL, ffn_down="iq2_s")),
+    "2.6 output": ("Q2_0", _types(_NL, "q2_0", attn="q2_0", ffn_down="iq2_xs")),
+    "2.6 attention": ("Q2_0", _types("q2_0", "q2_0", attn=_NL, ffn_down="iq2_xs")),
 }
 
 
@@ -88,7 +94,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="to calibrate with")
     parser.add_argument("--test", type=Path, required=True, help="to judge with")
     parser.add_argument("--work", type=Path, required=True, help="a folder for files")
-    parser.add_argument("--bits", type=float, nargs="*", default=[3.5, 4.0, 4.5])
+    parser.add_argument("--bits", type=float, nargs="*", default=[2.6, 3.0, 3.5, 4.0, 4.5])
     parser.add_argument("--chunks", type=int, default=20, help="windows to judge with")
     parser.add_argument("--windows", type=int, default=32, help="windows to calibrate with")
     parser.add_argument("--threads", type=int, default=2)

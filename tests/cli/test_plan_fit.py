@@ -74,14 +74,24 @@ def test_a_file_has_its_other_quantisations(
         assert rows["Q4_1"]["bytes"] == file.nbytes
 
 
-def test_a_directory_is_refused_in_one_line(
+def test_a_directory_is_planned_as_the_files_that_are_made_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import make_tiny_models
 
+    fit = (*LAPTOP, "--prompt-tokens", "64", "--fit", "--json")
     golden = make_tiny_models.golden("llama")
-    path = make_tiny_models.write_directory(tmp_path / "m", golden)
-    assert main(["plan", str(path), *LAPTOP, "--prompt-tokens", "64", "--fit"]) == 2
+    found = []
+    for path in (
+        make_tiny_models.write_directory(tmp_path / "m", golden),
+        make_tiny_models.write_gguf(tmp_path / "m.gguf", golden),
+    ):
+        assert main(["plan", str(path), *fit]) == 0
+        rows = json.loads(capsys.readouterr().out)["quantisations"]
+        found.append([(r["name"], r["bytes"]) for r in rows])
+    assert found[0] == found[1]
+    other = make_tiny_models.write_directory(tmp_path / "o", make_tiny_models.golden("opt"))
+    assert main(["plan", str(other), *fit]) == 2
     said = capsys.readouterr().err
     assert "no GGUF file" in said
     assert said.count("\n") == 1

@@ -55,12 +55,14 @@ def command(
     from strata.hub.references import resolve
     from strata.quantizer.importance import write_importance
     from strata.quantizer.lab import measure_importance
+    from strata.quantizer.opening import as_gguf
 
     started = perf_counter()
     with (
         progress_bars(silent=quiet or as_json) as progress,
-        open_model(resolve(model, progress=progress)) as file,
+        open_model(resolve(model, progress=progress)) as opened,
     ):
+        file = as_gguf(opened)
         calibration = calibration_text(file, text, context, chunks)
         matrix = measure_importance(file, calibration, count, progress)
     write_importance(out, matrix)

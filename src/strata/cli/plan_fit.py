@@ -15,6 +15,7 @@ from strata.cli.console import print_table, printable
 from strata.formats import ModelFile
 from strata.models import build_model
 from strata.plan import BudgetTooSmall, Limits, Machine, Plan, Workload, outline, plan, to_json
+from strata.quantizer.directories import as_gguf
 from strata.report.quality.known import KnownCost, known_quality
 from strata.sizes import format_size, format_speed
 from strata.synth.recipes import RECIPES
@@ -45,6 +46,7 @@ def fits(
     model: str, file: ModelFile, machine: Machine, limits: Limits, workload: Workload
 ) -> list[Fit]:
     """Every quantisation of which the sizes are known, the largest first."""
+    file = as_gguf(file, vocabulary=False)
     architecture = build_model(file).architecture
     weights = sum(prod(info.shape) for info in file.tensors.values())
     known = known_quality().weights

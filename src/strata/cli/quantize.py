@@ -124,7 +124,7 @@ def command(
     from strata.hub.references import resolve
     from strata.quantizer.importance import read_importance, split_experts
     from strata.quantizer.mixes import Facts, choose_types, find_mix, fitting, is_quantised
-    from strata.quantizer.opening import source_of
+    from strata.quantizer.opening import as_gguf, source_of
     from strata.quantizer.quantise import header_nbytes, quantise
 
     # Files of a mix of their own are called what most of such files are.
@@ -135,7 +135,8 @@ def command(
         path = resolve(model, progress=progress)
         if out.exists() and out.samefile(path):
             raise UsageError(f"{out} is the model itself: give another name")
-        with open_model(path) as file:
+        with open_model(path) as opened:
+            file = as_gguf(opened)
             source = source_of(file)
             shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
             matrix = None if imatrix is None else split_experts(read_importance(imatrix), shapes)

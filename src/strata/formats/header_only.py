@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from strata.formats.errors import ClosedError
 from strata.formats.model_file import Kind, ModelFile
@@ -43,7 +46,10 @@ class HeaderOnly(ModelFile):
     def sidecar(self, name: str) -> None:
         """Nothing lies beside a header."""
 
-    def readinto(self, name: str, *_: Any) -> NoReturn:
+    def readinto(
+        self, name: str, buffer: NDArray[np.uint8], rows: tuple[int, int] | None = None
+    ) -> None:
+        """There is nothing to read: raises ClosedError."""
         raise ClosedError(f"{self.path}: only the header is here; tensor {name!r} cannot be read")
 
 

@@ -391,6 +391,37 @@ def architecture(file: ModelFile) -> str:
     return name if isinstance(name, str) else ""
 
 
+# What a GGUF file says in other words, or counts otherwise, than config.json.
+_OTHERWISE = ("context", "window", "window_pattern", "rope_layers", "next_token_layers")
+_REAL = ("eps", "softcap", "scale", "alibi", "clamp")
+
+
+def mapped_keys(keys: Keys) -> dict[str, Any]:
+    """The hyperparameters that config.json states and GGUF has a key for, without the prefix of the
+    architecture, as a GGUF writer takes them. Positions are left to `rope.gguf_scaling`."""
+    found: dict[str, Any] = {}
+    for name, (gguf, _) in _KEYS.items():
+        key, value = keys.find(name)
+        if gguf is None or value is None or name in _OTHERWISE or name.startswith("rope_"):
+            continue
+        if name == "layer_norm_eps" and key == "rms_norm_eps":
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, (bool, int, float)) for v in values):
+            continue
+        if all(isinstance(v, bool) for v in values):
+            type: Any = np.bool_
+        elif any(isinstance(v, float) for v in values) or name.endswith(_REAL):
+            type = np.float32
+        else:
+            type = np.uint32
+            for v in values:
+                whole(key, v, 0, (1 << 32) - 1)
+        array = np.array(values, type)
+        found[gguf] = array if isinstance(value, list) else array[0]
+    return found
+
+
 def quantization_method(file: ModelFile) -> object:
     """What config.json says of how its weights were quantised, None where it says nothing."""
     stated = file.metadata.get("quantization_config") if file.kind == "huggingface" else None

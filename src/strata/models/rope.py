@@ -19,7 +19,7 @@ from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.models.config import Config
 from strata.models.errors import ConfigError
-from strata.models.keys import mentions, real, whole
+from strata.models.keys import Keys, mentions, real, whole
 
 Style = Literal["neox", "interleaved"]
 # Frequencies are powers of the base, so it is more than 1.
@@ -84,7 +84,7 @@ def read_local_rope(
     """
     other = _from_gguf(c) if c.keys.kind == "gguf" else _from_config(c, base or 10000.0)
     theta = c.keys.number("rope_base_local", base or other.base, low=_LEAST_BASE, high=_MOST_BASE)
-    key, table = _table(c, "sliding_attention")
+    key, table = _table(c.keys, "sliding_attention")
     if "rope_theta" in table:
         theta = real(f"{key}.rope_theta", table["rope_theta"], _LEAST_BASE, _MOST_BASE)
     if _kind(table) != "default":
@@ -131,17 +131,54 @@ def _from_gguf(c: Config) -> _Scaling:
     return replace(scaling, attention_factor=magnitude)
 
 
-def _table(c: Config, layer_type: str) -> tuple[str, Mapping[str, Any]]:
+def gguf_scaling(keys: Keys) -> dict[str, Any]:
+    """What a GGUF file says of the positions that a config.json asks for, without the prefix of the
+    architecture and without what it keeps as tensors: factors of long rope and of Llama 3."""
+    _, values = _table(keys, "full_attention")
+    theta = keys.number("rope_base", 10000.0, low=_LEAST_BASE, high=_MOST_BASE)
+    theta = values.get("rope_theta") or theta
+    found: dict[str, Any] = {"rope.freq_base": np.float32(theta)}
+    local = _table(keys, "sliding_attention")[1].get("rope_theta")
+    local = keys.number("rope_base_local", 0.0) if local is None else local
+    if local:
+        found["rope.freq_base_swa"] = np.float32(local)
+    kind, factor = _kind(values), values.get("factor")
+    original = keys.find("rope_original_context")[1]
+    original = original or values.get("original_max_position_embeddings")
+    context = keys.integer("context")
+    if kind in ("longrope", "yarn") and original:
+        found["rope.scaling.original_context_length"] = np.uint32(original)
+    if kind in ("linear", "yarn"):
+        found |= {"rope.scaling.type": kind, "rope.scaling.factor": np.float32(factor or 1.0)}
+    if kind == "yarn":
+        for name in ("beta_fast", "beta_slow"):
+            if values.get(name) is not None:
+                found[f"rope.scaling.yarn_{name}"] = np.float32(values[name])
+        stated = values.get("attention_factor")
+        if stated is not None:
+            usual = _yarn_magnitude(float(factor or 1.0), 1.0)
+            found["rope.scaling.attn_factor"] = np.float32(stated / usual)
+    if kind == "longrope":
+        growth = float(factor or context / (original or context))
+        magnitude = values.get("attention_factor")
+        if magnitude is None:
+            usual = math.log(growth) / math.log(original or context) if growth > 1 else 0.0
+            magnitude = math.sqrt(1.0 + usual)
+        found["rope.scaling.attn_factor"] = np.float32(magnitude)
+    return found
+
+
+def _table(keys: Keys, layer_type: str) -> tuple[str, Mapping[str, Any]]:
     """The rope settings of config.json and their key; newer files have one for each layer type."""
     key = "rope_parameters"
-    table = c.keys.raw(key)
+    table = keys.raw(key)
     if isinstance(table, Mapping) and layer_type in table:
         key, table = f"{key}.{layer_type}", table[layer_type]
     elif layer_type == "sliding_attention":
         table = None
     elif table is None:
         key = "rope_scaling"
-        table = c.keys.raw(key)
+        table = keys.raw(key)
     if table is not None and not isinstance(table, Mapping):
         raise ConfigError(f"'{key}' is {shown(table)}: an object is expected")
     return key, table or {}
@@ -157,7 +194,7 @@ def _kind(table: Mapping[str, Any]) -> str:
 
 
 def _from_config(c: Config, base: float) -> _Scaling:
-    key, values = _table(c, "full_attention")
+    key, values = _table(c.keys, "full_attention")
 
     def number(name: str, default: float, low: float = 0.0, high: float = 1e6) -> float:
         value = values.get(name)

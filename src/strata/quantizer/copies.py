@@ -10,7 +10,7 @@ from strata.errors import UsageError
 from strata.formats import open_model
 from strata.hub.downloads import exclusive, strata_home
 from strata.quantizer.mixes import FLOATS, Facts, choose_types, find_mix, is_quantised
-from strata.quantizer.opening import source_of
+from strata.quantizer.opening import as_gguf, source_of
 from strata.quantizer.quantise import quantise
 
 Progress = Callable[[str, int, int | None], None]
@@ -31,8 +31,8 @@ def quantised_copy(
     """
     chosen = find_mix(mix)
     folder = strata_home() / "quantised"
-    with open_model(path) as file:
-        source = source_of(file)
+    with open_model(path) as opened:
+        source = source_of(as_gguf(opened))
         shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
         lossy = {t.type.name for t in source.tensors.values() if is_quantised(t.name, t.shape)}
         if lossy - {*FLOATS, "F64"}:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from strata.errors import UsageError
+from functools import partial
+
 from strata.formats import ModelFile
-from strata.quantizer.sources import Source, gguf_source
+from strata.quantizer.directories import Converted, as_gguf
+from strata.quantizer.sources import Source, SourceTensor, gguf_source, identity
+
+__all__ = ["as_gguf", "source_of"]
 
 
 def source_of(file: ModelFile) -> Source:
-    """The model's tensors and metadata as a GGUF file has them."""
-    if file.kind == "gguf":
+    """The tensors and metadata of a GGUF file, or of what `as_gguf` makes of a directory."""
+    if not isinstance(file, Converted):
         return gguf_source(file)
-    raise UsageError(
-        f"{file.path} is a Hugging Face directory, which cannot be quantised yet: give a GGUF file"
-    )
+    tensors = {
+        name: SourceTensor(name, info.shape, info.type, partial(file.matrix_rows, name))
+        for name, info in file.tensors.items()
+    }
+    return Source(file.metadata, file.values, tensors, identity(file), file.forget_cached)

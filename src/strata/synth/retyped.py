@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from strata.errors import UsageError
 from strata.formats import ModelFile, TensorInfo
 from strata.formats.header_only import HeaderOnly
 from strata.models.keys import Keys
@@ -14,13 +13,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def retyped(file: ModelFile, architecture: str, recipe: str) -> HeaderOnly:
-    """``file``, its tensors in the formats that ``recipe`` gives them. UsageError for what is no
-    GGUF file."""
-    if file.kind != "gguf":
-        raise UsageError(
-            f"{file.path.name} is no GGUF file: what other quantisations of it would be is known "
-            "of GGUF files and of shapes (`strata synth --list`)"
-        )
+    """``file``, a GGUF file, its tensors in the formats that ``recipe`` gives them."""
     keys = Keys(file, architecture)
     layers = keys.integer("layers")
     heads = max(keys.integers("heads", layers, 1))

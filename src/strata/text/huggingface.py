@@ -55,14 +55,24 @@ def tokenizer_from_directory(path: Path, room: int | None = None) -> Tokenizer:
     Raises TokenizerError when tokenizer.json is missing, malformed or decodes in a way not known.
     """
     path = Path(path)
+    engine, config, names = directory_engine(path, room)
+    with failures_named(str(path / "tokenizer.json"), foreign=True):
+        check_pipeline(engine, str(path / "tokenizer.json"))
+        return _assemble(path, engine, config, names)
+
+
+def directory_engine(
+    path: Path, room: int | None = None
+) -> tuple[tokenizers.Tokenizer, Mapping[str, Any], Mapping[str, str]]:
+    """The library's tokenizer of a model directory, with the tokens that only
+    tokenizer_config.json declares; that file; and the texts of special tokens by their names."""
     engine = _open_engine(path / "tokenizer.json")
     config = read_object_if_there(path / "tokenizer_config.json", room)
     stated = {**read_object_if_there(path / "special_tokens_map.json", room), **config}
     names = _special_names(stated)
     with failures_named(str(path / "tokenizer.json"), foreign=True):
         _add_missing_tokens(engine, config, names)
-        check_pipeline(engine, str(path / "tokenizer.json"))
-        return _assemble(path, engine, config, names)
+    return engine, config, names
 
 
 def _assemble(
