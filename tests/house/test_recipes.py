@@ -34,7 +34,7 @@ class Example:
 
 
 EXAMPLES = [
-    Example("a model that is another by name", r"\bYiForCausalLM\b", 1),
+    Example("a model that is another by name", r"\bYiForCausalLM\b", 2),
     Example(
         "a variation of a layer",
         r"\b(cogvlm|act_scales)\b",
@@ -44,14 +44,14 @@ EXAMPLES = [
     Example(
         "a model",
         r"\bgranite\b(?!-)",
-        5,
+        6,
         "granite",
         frozenset({"models/variants.py", "models/directories.py", "models/mixtures.py"}),
     ),
     Example(
         "a family of directories",
         r"\bStarcoder2",
-        1,
+        2,
         read=frozenset(
             {"models/mixtures.py", "tests/models/test_live_mixtures.py", "docs/models.md"}
         ),
