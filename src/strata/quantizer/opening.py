@@ -7,6 +7,7 @@ from functools import partial
 from strata.formats import ModelFile
 from strata.quantizer.directories import Converted, as_gguf
 from strata.quantizer.sources import Source, SourceTensor, gguf_source, identity
+from strata.quantizer.vocabularies import plain
 
 __all__ = ["as_gguf", "source_of"]
 
@@ -19,4 +20,4 @@ def source_of(file: ModelFile) -> Source:
         name: SourceTensor(name, info.shape, info.type, partial(file.matrix_rows, name))
         for name, info in file.tensors.items()
     }
-    return Source(file.metadata, file.values, tensors, identity(file), file.forget_cached)
+    return Source(plain(file.values), file.values, tensors, identity(file), file.forget_cached)
