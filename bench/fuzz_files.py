@@ -8,7 +8,8 @@ is then opened, built, asked for ids, text, a chat's prompt and some tokens, in 
 that may take 10 seconds and 300 MB.
 
 Every eighth attack changes what verbs read beside models: importance matrices of both forms, lines
-of questions with several answers and of requests, kept logits. Every fourth changes the metadata of
+of questions with several answers and of requests, kept logits, models of a server and names that
+were made over HTTP, settings. Every fourth changes the metadata of
 a tiny GGUF file of any architecture that has one (its vocabulary it leaves alone), and some ids go
 through the model.
 
@@ -33,11 +34,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from safetensors import safe_open
 
 from attacked import Ending, run_apart
 from machine import describe
+from strata.cli.verbs import root
 from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.formats import open_model
@@ -49,6 +52,7 @@ from strata.quantizer.importance import read_importance
 from strata.report.quality.kept_logits import MAGIC, peek
 from strata.report.quality.tasks import read_questions
 from strata.server.batch import _request, requests_in
+from strata.server.fleet.entries import Entries, read_entries
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
@@ -422,12 +426,41 @@ LINES: dict[str, list[dict[str, Any]]] = {
             "vocab_size": 16,
         }
     ],
+    "names": [
+        {
+            "name": "a",
+            "model": "b",
+            "aliases": ["c"],
+            "context": 64,
+            "keep_alive_s": 1.0,
+            "system": "d",
+            "sampling": {"temperature": 0.5, "stop": ["e"]},
+            "origin": "created",
+        }
+    ],
+}
+TABLES: dict[str, dict[str, Any]] = {
+    "models": {
+        "models": {
+            "a": {
+                "model": "b",
+                "aliases": ["c"],
+                "context": 64,
+                "parallel": 2,
+                "keep_alive": "5m",
+                "system": "d",
+                "template": "{{ messages }}",
+                "sampling": {"temperature": 0.5, "stop": ["e"], "num_predict": 3},
+            }
+        }
+    },
+    "settings": {"threads": 2, "run": {"max_tokens": 5, "memory": "1GB", "stop": ["a"]}},
 }
 
 
 def attack_input(target: Path, rng: random.Random) -> Callable[[], object]:
     """A file that a verb reads beside the model, changed, and who reads it."""
-    kind = rng.choice(("matrix", "old matrix", *LINES))
+    kind = rng.choice(("matrix", "old matrix", *LINES, *TABLES))
     path = target / "input"
     if kind == "matrix":
         shapes = rng.choice(((2, 8), (2, 8), (16,), (1,), (0, 8), (2, 0)))
@@ -452,6 +485,13 @@ def attack_input(target: Path, rng: random.Random) -> Callable[[], object]:
         old = struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii8f", 3, 8, *range(8))
         path.write_bytes(change_bytes(old + struct.pack("<ii", 1, 1) + b"a", rng))
         return lambda: read_importance(path)
+    if kind in TABLES:
+        table = copy.deepcopy(TABLES[kind])
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            change(table, rng)
+        raw = "\n".join(f"{toml_key(k)} = {toml(v)}" for k, v in table.items()).encode()
+        path.write_bytes(change_bytes(raw, rng) if rng.random() < 0.2 else raw)
+        return (lambda: read_entries(path)) if kind == "models" else (lambda: read_settings(path))
     lines = copy.deepcopy(rng.choices(LINES[kind], k=3))
     for line in lines:
         change(line, rng)
@@ -461,11 +501,39 @@ def attack_input(target: Path, rng: random.Random) -> Callable[[], object]:
         said = json.dumps(lines[0]).encode()
         path.write_bytes(change_bytes(MAGIC + len(said).to_bytes(8, "little") + said, rng))
         return lambda: peek(path)
+    if kind == "names":
+        path.write_bytes(b'{"models": [' + joined.replace(b"\n", b",") + b"]}")
+        return lambda: Entries([], path)
     path.write_bytes(joined)
     if kind == "questions":
         return lambda: read_questions(path)
     asked = list(requests_in(BytesIO(joined)))
     return lambda: [_named(lambda line=line: _request(line)) for line in asked]
+
+
+def toml(value: Any) -> str:
+    """A value as TOML has it, where it has it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def toml_key(key: str) -> str:
+    """Of a table."""
+    return json.dumps(key)
+
+
+def read_settings(path: Path) -> None:
+    """The options of a command, as a file of settings has them."""
+    os.environ["STRATA_CONFIG"] = str(path)
+    command = root.get_command(click.Context(root, resilient_parsing=True), "run")
+    assert command is not None
+    try:
+        command.make_context("run", ["smollm2", "hi"])
+    except click.ClickException as error:
+        raise UsageError(error.format_message()) from None
 
 
 def _named(read: Callable[[], object]) -> None:

@@ -338,11 +338,12 @@ class Answered:
     wrong: str
 
 
-def ask(url: str, asked: Asked) -> Answered:
+def ask(url: str, asked: Asked, within_s: float | None = None) -> Answered:
     """Send a request on a connection of its own and look at what comes back."""
+    within_s = within_s or SECONDS
     parts = urlsplit(url)
     started = time.perf_counter()
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=SECONDS)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=within_s)
     status, wrong = 0, ""
     try:
         headers = {"Content-Type": asked.kind.encode("utf-8")} if asked.body is not None else {}
@@ -352,13 +353,13 @@ def ask(url: str, asked: Asked) -> Answered:
         body = response.read()
         wrong = _wrong(status, kind, body, asked.method)
     except TimeoutError:
-        wrong = f"no answer within {SECONDS:g} s"
+        wrong = f"no answer within {within_s:g} s"
     except (OSError, http.client.HTTPException) as error:
         wrong = f"disconnected: {type(error).__name__}: {error}"
     finally:
         connection.close()
     seconds = time.perf_counter() - started
-    if not wrong and seconds > SECONDS:
+    if not wrong and seconds > within_s:
         wrong = f"took {seconds:.1f} s"
     return Answered(status, seconds, wrong)
 

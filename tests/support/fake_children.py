@@ -57,12 +57,12 @@ class FakeChild:
             self._children.fetched.append(self._asked["fetch"])
             for done in (1, 2):
                 yield {"progress": ["model.gguf", done, 2]}
-            yield {"fetched": "/somewhere/model.gguf"}
+            yield {"fetched": "/somewhere/model.gguf", "before": "here" in self._asked["fetch"]}
             return
         if self._kind == "helper":
             for number, each in enumerate(self._asked["describe"]):
                 if "broken" in each["model"]:
-                    yield {"undescribed": [number, "it is no model"]}
+                    yield {"undescribed": [number, "it is no model", False]}
                     continue
                 card = {"path": "/x.gguf", "curve": CURVE, "context": 64, "size": 10**8}
                 card |= {"digest": "d", "modified": "2026-01-01T00:00:00Z", "details": {}}

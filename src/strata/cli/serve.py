@@ -300,8 +300,9 @@ def _serve_several(
     from strata.memory.limits import memory_available, memory_total
     from strata.server.durations import seconds_of
     from strata.server.fleet.entries import Entries, saved_path
-    from strata.server.fleet.fleet import KEEP_ALIVE_S, Fleet
+    from strata.server.fleet.fleet import Fleet
     from strata.server.fleet.front import Front, own_bytes
+    from strata.server.fleet.members import KEEP_ALIVE_S
     from strata.server.serving import Server, bind
 
     try:

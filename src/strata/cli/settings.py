@@ -24,6 +24,8 @@ from strata.errors import UsageError
 _OWN = frozenset({"home", "isa", "debug", "api_key", "config"})
 _OF_ONE_VERB = frozenset({"prompt", "file", "text", "help", "yes", "refresh", "verify"})
 _MOST_BYTES = 1 << 20
+_SHOWN = 100
+"""Characters of a name that is wrong."""
 
 
 def config_path() -> Path:
@@ -48,7 +50,7 @@ def defaults(
     origins: dict[str, str] = {}
     path = config_path()
     for table, key, value in _entries(path, verb, named, others):
-        values[named[key].name or key] = value
+        values[named[key].name or key] = _checked(path, key, value, named[key])
         origins[named[key].name or key] = f"{key} in {table}{path}"
     for name, option in named.items():
         for variable in _variables(verb, name):
@@ -123,7 +125,16 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML: {error}") from None
 
 
+def _checked(path: Path, key: str, value: Any, option: click.Option) -> Any:
+    """A value that may be one of an option: click takes texts and numbers, or a list of them."""
+    each = value if option.multiple and isinstance(value, list) else [value]
+    if not all(isinstance(one, str | int | float) for one in each):
+        many = "texts or numbers in a list" if option.multiple else "one text or number"
+        raise UsageError(f"{path}: {key} is {many}")
+    return value
+
+
 def _unknown(path: Path, key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, sorted(known), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{path} sets {key}, which no option is called{hint}"
+    return f"{path} sets {key[:_SHOWN]}, which no option is called{hint}"

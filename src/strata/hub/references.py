@@ -46,8 +46,9 @@ class LocalPath:
 Reference = Builtin | LocalPath | HubRef
 
 
-def parse(reference: str) -> Reference:
-    """What ``reference`` names. A file or directory that exists wins over every other meaning.
+def parse(reference: str, *, local: bool = True) -> Reference:
+    """What ``reference`` names. A file or directory that exists wins over every other meaning,
+    unless nothing ``local`` is meant: then no path is looked at, nor are names of files told.
 
     Forms: a built-in name, a path, ``user/repo``, ``user/repo:QUANT``, ``user/repo/file.gguf``,
     each of the last three with an optional ``@revision`` and with an optional ``hf.co/``,
@@ -58,8 +59,10 @@ def parse(reference: str) -> Reference:
     """
     if not reference or "\0" in reference:
         raise UsageError("a model reference must not be empty or hold a zero byte")
-    path = Path(reference).expanduser()
     builtin = _builtin_name(reference)
+    if not local:
+        return Builtin(builtin) if builtin else _elsewhere(reference)
+    path = Path(reference).expanduser()
     # A folder that merely shares its name with a built-in model does not hide it.
     if _exists(path) and not (builtin and not path.is_file() and not _is_model_directory(path)):
         return LocalPath(path)
@@ -70,8 +73,23 @@ def parse(reference: str) -> Reference:
         if _looks_like_path(reference, path):
             raise ModelNotFound(f"there is no file {reference}{_near_files(path)}")
         hub = reference
-    if "/" not in hub:
-        return _by_name(reference, path)
+    return _in_hub(reference, hub) if "/" in hub else _by_name(reference, path)
+
+
+def _elsewhere(reference: str) -> HubRef:
+    """What a reference means that is of the hub."""
+    hub = _hub_part(reference) or reference
+    if "/" in hub:
+        return _in_hub(reference, hub)
+    name, quant = split_name(reference)
+    repo = known_repository(name)
+    if repo is None:
+        raise ModelNotFound(_unknown_name(reference, None))
+    return HubRef(repo, None if quant is None else quant.upper())
+
+
+def _in_hub(reference: str, hub: str) -> HubRef:
+    """A repository, and what of it."""
     match = _HUB.fullmatch(hub)
     if match is None or (match["before"] and match["after"]) or _is_unsafe(match):
         raise UsageError(
@@ -101,15 +119,16 @@ def resolve(
     progress: Progress | None = None,
     download: bool = True,
     refresh: bool = False,
+    local: bool = True,
 ) -> Path:
     """The path that ``open_model`` takes for ``reference``: a .gguf file or a model directory.
 
     Of a split GGUF it is the first part. What is not on this machine is downloaded, unless
     ``offline`` (None: as HF_HUB_OFFLINE says) or ``download`` forbid it; ``refresh`` asks the hub
-    for a newer version even if the cache has one. Raises as ``parse``, plus ModelNotFound and
-    DownloadError.
+    for a newer version even if the cache has one. ``local`` is as for ``parse``. Raises as
+    ``parse``, plus ModelNotFound and DownloadError.
     """
-    parsed = parse(reference)
+    parsed = parse(reference, local=local)
     if isinstance(parsed, LocalPath):
         return _resolve_path(parsed.path)
     if isinstance(parsed, Builtin):
@@ -227,9 +246,9 @@ def _lower(text: str | None) -> str:
     return (text or "").lower()
 
 
-def _unknown_name(reference: str, path: Path) -> str:
+def _unknown_name(reference: str, path: Path | None) -> str:
     near = difflib.get_close_matches(reference.lower(), [*BUILTINS, *known_names()], n=1)
-    hint = f"; did you mean {near[0]}?" if near else _near_files(path)
+    hint = f"; did you mean {near[0]}?" if near else _near_files(path) if path else ""
     return (
         f"there is no model {reference!r}: give the path of a file, a repository of the Hugging "
         f"Face hub as user/repo, or a name such as {', '.join(BUILTINS)} or llama3.2:1b{hint}"

@@ -146,9 +146,10 @@ class Share:
             raise ApiError(503, "too many large requests at once; try again later")
         self._held += nbytes
 
-    async def raise_to(self, measure: Measure) -> None:
-        """As much as a whole body needs; ApiError if that is never there, or not soon."""
-        cost = measure.cost
+    async def raise_to(self, measure: Measure, cost: int | None = None) -> None:
+        """As much as a whole body needs (None: to serve it here); ApiError if that is never there,
+        or not soon."""
+        cost = measure.cost if cost is None else cost
         if cost > UNCOUNTED:
             self.text_bytes = measure.nbytes * measure.width
             await self.take(

@@ -55,8 +55,16 @@ class Child:
     async def told(self) -> AsyncIterator[dict[str, Any]]:
         """What it tells until it ends. ProcessFailed for a failure that it tells of."""
         assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            said = json.loads(line)
+        lines = aiter(self._process.stdout)
+        while True:
+            try:
+                said = json.loads(await anext(lines))
+            except StopAsyncIteration:
+                return
+            except ValueError:
+                raise ProcessFailed(
+                    {"message": "what its process told is no line of ours"}
+                ) from None
             if "failed" in said:
                 raise ProcessFailed(said["failed"])
             yield said

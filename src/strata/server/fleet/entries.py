@@ -26,6 +26,16 @@ _SAMPLING = (
 _OLLAMA = {"repeat_penalty": "repetition_penalty", "num_predict": "max_tokens"}
 _GO = re.compile(r"\{\{-?\s*(?:\.|if |range |end|else|template |block |\$)")
 _MOST_BYTES = 4 << 20
+_MOST_MADE = 256
+"""Names that requests make and that are kept, all together."""
+
+_MOST_TEXTS = 2 << 20
+"""Characters of all that is kept of them, texts above all."""
+
+_LONGEST_TEXT = 64 << 10
+_STOPS = 64
+_LONGEST_STOP = 1024
+"""As of a request's own."""
 
 Origin = Literal["given", "folder", "file", "created", "pulled"]
 
@@ -95,6 +105,17 @@ def entry_of(name: str, said: Mapping[str, Any], origin: Origin, where: str) -> 
     return Entry(name, aliases=tuple(aliases), sampling=sampling, origin=origin, **values)
 
 
+def checked_texts(*texts: str | None) -> None:
+    """UsageError for texts of a request that are too long to be kept: a model that is served with
+    them has them in every request."""
+    for text in texts:
+        if text is not None and len(text) > _LONGEST_TEXT:
+            raise UsageError(
+                f"a system prompt or template of {len(text)} characters is too long to be kept; "
+                f"at most {_LONGEST_TEXT} are"
+            )
+
+
 def checked_sampling(said: Any, where: str) -> dict[str, Any]:
     """Parameters by our names, of those that Ollama's Modelfile has or our own."""
     if not isinstance(said, Mapping):
@@ -104,6 +125,11 @@ def checked_sampling(said: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: there is no parameter {unknown[0]}; known: {_list(_SAMPLING)}")
     if isinstance(found.get("stop"), str):
         found["stop"] = [found["stop"]]
+    stops = found.get("stop", [])
+    if not isinstance(stops, list) or len(stops) > _STOPS:
+        raise UsageError(f"{where}: stop is a list of {_STOPS} texts at most")
+    if any(isinstance(stop, str) and len(stop) > _LONGEST_STOP for stop in stops):
+        raise UsageError(f"{where}: a text of stop has more than {_LONGEST_STOP} characters")
     if found.get("max_tokens", 1) in (-1, -2):
         del found["max_tokens"]
     values: dict[str, Any] = {k: tuple(v) if k == "stop" else v for k, v in found.items()}
@@ -216,6 +242,12 @@ class Entries:
                 f"{entry.name} was given when the server was started, and no request changes it: "
                 "take another name"
             )
+        made = [e for e in self._all.values() if e.own and e.name != entry.name] + [entry]
+        if len(made) > _MOST_MADE or sum(map(_characters, made)) > _MOST_TEXTS:
+            raise UsageError(
+                f"there is no room for another name: {_MOST_MADE} are kept that requests make, "
+                f"with {_MOST_TEXTS} characters of texts in all; delete one"
+            )
         self._all[entry.name] = entry
         self._save()
 
@@ -229,11 +261,25 @@ class Entries:
             return
         try:
             said = json.loads(self._saved.read_text(encoding="utf-8"))
-            names = {f.name for f in fields(Entry)}
             for each in said["models"]:
-                values = {k: v for k, v in each.items() if k in names}
-                yield Entry(**{**values, "aliases": tuple(values.get("aliases", ()))})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+                values = dict(each)
+                name, origin = values.pop("name"), values.pop("origin")
+                keep = values.pop("keep_alive_s", None)
+                values = {k: v for k, v in values.items() if v is not None}
+                if keep is not None:
+                    values["keep_alive"] = keep
+                if origin not in ("created", "pulled"):
+                    raise ValueError("requests do not make such")
+                yield entry_of(name, values, origin, str(self._saved))
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+            UsageError,
+        ):
             raise StrataError(
                 f"{self._saved} cannot be read: delete it, and models that were made over HTTP "
                 "are to be made again"
@@ -251,6 +297,10 @@ class Entries:
             draft.replace(self._saved)
         except OSError as error:
             raise StrataError(f"{self._saved}: {error.strerror or error}") from None
+
+
+def _characters(entry: Entry) -> int:
+    return len(json.dumps(asdict(entry)))
 
 
 def saved_path() -> Path:

@@ -3,132 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any
+from weakref import WeakValueDictionary
 
 from strata.errors import StrataError
 from strata.memory import Ledger
 from strata.server.errors import ApiError, ShuttingDown
-from strata.server.fleet.allotment import Way, Wish, allot, at
+from strata.server.fleet.allotment import Way, Wish, allot
 from strata.server.fleet.children import Child, how_it_ended
 from strata.server.fleet.entries import Entries, Entry
+from strata.server.fleet.members import KEEP_ALIVE_S, Card, Member
 from strata.server.fleet.proxy import Address, WorkerGone, asked_json
-from strata.server.fleet.wire import ProcessFailed
+from strata.server.fleet.wire import HELPER_BYTES, ProcessFailed
 from strata.sizes import format_size
 
 _log = logging.getLogger("strata.server")
 
-HELPER_BYTES = 160 << 20
-"""Of a process that reads headers, or downloads."""
-
-KEEP_ALIVE_S = 300.0
-"""As Ollama has it."""
-
-_HALF_LIFE_S = 300.0
-"""After which a request counts half, in how often a model is asked."""
-
-_LEAST_WEIGHT = 0.01
 _BUSY_WEIGHT = 4.0
 """How much dearer it is to unload a model that is answering: whoever asks next waits for its end,
 too."""
-
-_LOAD_BYTES_S = 1e9
-"""A modest disk's, so that loading is dearer the larger a model is."""
-
-_START_S = 2.0
-"""For a process to begin."""
 
 _TRIES = 10
 """For a change that turns out to need more than its Plan thought."""
 
 _TICK_S = 0.2
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of a model from its header; ``helper.describe`` gives it."""
-
-    path: Path
-    ways: tuple[Way, ...]
-    context: int
-    size: int
-    digest: str
-    modified: str
-    details: dict[str, Any]
-    model_info: dict[str, Any]
-    embeds: bool
-    template: str
-
-    @classmethod
-    def of(cls, told: dict[str, Any]) -> Card:
-        """As a helper told it."""
-        values = {k: v for k, v in told.items() if k not in ("curve", "path")}
-        return cls(Path(told["path"]), tuple(Way(*pair) for pair in told["curve"]), **values)
-
-
-@dataclass(eq=False)
-class Member:
-    """A model, loaded or not.
-
-    ``leases`` are requests that it has, of which some are ``answering``, and some ``waiting`` for
-    it to be there, to whom an answer is ``owed`` then. ``share`` is its bytes, 0 when it is not
-    there, and ``least`` what it turned out to need. One that is ``leaving`` gets no more to answer.
-    """
-
-    entry: Entry
-    card: Card | None = None
-    wrong: str | None = None
-    child: Child | None = None
-    address: Address | None = None
-    share: int = 0
-    least: int = 0
-    context: int = 0
-    leases: int = 0
-    answering: int = 0
-    waiting: set[object] = field(default_factory=set)
-    owed: set[object] = field(default_factory=set)
-    leaving: bool = False
-    keep_alive_s: float = KEEP_ALIVE_S
-    expires: float = 0.0
-    progress: tuple[str, int, int | None] = ("waiting", 0, None)
-    loading: asyncio.Task[None] | None = None
-    _asked: float = 0.0
-    _asked_at: float = field(default_factory=monotonic)
-
-    @property
-    def loaded(self) -> bool:
-        """Whether requests can be passed on."""
-        return self.address is not None and self.child is not None and not self.child.ended
-
-    def weight(self) -> float:
-        """How often it was asked lately."""
-        age = monotonic() - self._asked_at
-        return float(max(self._asked * 0.5 ** (age / _HALF_LIFE_S), _LEAST_WEIGHT))
-
-    def count(self) -> None:
-        """It is asked once more."""
-        self._asked, self._asked_at = self.weight() + 1.0, monotonic()
-
-    def ways(self) -> list[Way]:
-        """Shares that it may have, with the one that it has."""
-        assert self.card is not None
-        found = [way for way in self.card.ways if way.nbytes >= self.least]
-        found = found or [at(self.card.ways, self.least)]
-        if self.share and self.share >= self.least:
-            found.append(at(found, self.share))
-        return sorted(set(found), key=lambda way: way.nbytes)
-
-    def away_s(self) -> float:
-        """What it costs whoever asks when it is not there: loading it, an answer then, and loading
-        again whoever has to go for it."""
-        assert self.card is not None
-        return self.card.ways[-1].seconds + 2 * (_START_S + self.card.size / _LOAD_BYTES_S)
 
 
 class Fleet:
@@ -155,7 +59,8 @@ class Fleet:
         self._members: dict[str, Member] = {}
         self._changing = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._cards: dict[str, Card] = {}
+        self._describing = asyncio.Lock()
+        self._cards: WeakValueDictionary[str, Card] = WeakValueDictionary()
         self._described: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._watching: set[asyncio.Task[None]] = set()
@@ -171,6 +76,8 @@ class Fleet:
             if entry.name not in self._members or self._members[entry.name].entry != entry:
                 before = self._members.get(entry.name)
                 if before is None or before.child is None:
+                    if before is not None:
+                        before.gone = True
                     self._members[entry.name] = Member(entry)
         return [self._members[e.name] for e in list(self.entries)]
 
@@ -218,6 +125,7 @@ class Fleet:
             while True:
                 if self.closing:
                     raise ShuttingDown("the server is shutting down")
+                member.check_there()
                 if member.loaded and (turn in member.owed or not member.leaving):
                     assert member.address is not None
                     member.answering += 1
@@ -238,17 +146,24 @@ class Fleet:
 
     async def card(self, member: Member) -> Card:
         """What a model is. ApiError if it cannot be read."""
+        await self.describe([member])
         if member.card is None:
-            if self._described is not None and not self._described.done():
-                await asyncio.shield(self._described)
-            if member.card is None and member.wrong is None:
-                async with self._aside("reading a header"):
-                    await self._describe([member])
-        if member.card is None:
-            # Next time it is looked at again.
-            wrong, member.wrong = member.wrong, None
-            raise ApiError(500, f"{member.entry.name} cannot be served: {wrong}")
+            raise ApiError(*(member.wrong or (500, f"{member.entry.name} cannot be served")))
         return member.card
+
+    async def describe(self, members: Sequence[Member]) -> None:
+        """Read the headers of those that are not known; ApiError without room for that."""
+        if self._described is not None and not self._described.done():
+            await asyncio.shield(self._described)
+        if all(member.known for member in members):
+            return
+        async with self._describing:
+            for member in members:
+                member.card = member.card or self._cards.get(self._key(member.entry))
+            unknown = [member for member in members if not member.known]
+            if unknown:
+                async with self._aside("reading headers"):
+                    await self._describe(unknown)
 
     async def unload(self, member: Member) -> bool:
         """Let a model go once nobody asks it; whether it was there."""
@@ -264,8 +179,10 @@ class Fleet:
         return True
 
     def forget(self, member: Member) -> None:
-        """An entry is no more, or another; the model is not loaded."""
-        self._members.pop(member.entry.name, None)
+        """An entry is no more, or another."""
+        member.gone = True
+        if self._members.get(member.entry.name) is member:
+            del self._members[member.entry.name]
 
     async def set_budget(self, budget: int) -> None:
         """Another budget for all; ApiError if what is there cannot be brought within it."""
@@ -283,6 +200,9 @@ class Fleet:
             child = await Child.start("helper", {"fetch": reference})
             try:
                 async for said in child.told():
+                    if "fetched" in said:
+                        # It may be a newer one.
+                        self._cards.clear()
                     yield said
             except ProcessFailed as error:
                 raise ApiError(404 if error.usage else 500, str(error)) from None
@@ -309,23 +229,35 @@ class Fleet:
             await self._describe(members)
 
     async def _describe(self, members: Sequence[Member]) -> None:
-        asked = [self._options(member.entry) for member in members]
-        child = await Child.start("helper", {"describe": asked})
-        try:
-            async for said in child.told():
-                if "described" in said:
-                    number, told = said["described"]
-                    members[number].card, members[number].wrong = Card.of(told), None
-                elif "undescribed" in said:
-                    members[said["undescribed"][0]].wrong = said["undescribed"][1]
-        except ProcessFailed as error:
+        """All in one process; that at which it ends is the one that is wrong."""
+        while members:
             for member in members:
-                member.wrong = member.wrong or str(error)
-        finally:
-            await child.end()
-        for member in members:
-            if member.card is None and member.wrong is None:
-                member.wrong = f"its header could not be read: {how_it_ended(await child.wait())}"
+                member.wrong = None
+            asked = [self._options(member.entry) for member in members]
+            child = await Child.start("helper", {"describe": asked})
+            why = ""
+            try:
+                async for said in child.told():
+                    if "described" in said:
+                        number, told = said["described"]
+                        members[number].card = card = Card.of(told)
+                        self._cards[self._key(members[number].entry)] = card
+                    elif "undescribed" in said:
+                        number, message, usage = said["undescribed"]
+                        members[number].set_wrong(400 if usage else 500, message)
+            except ProcessFailed as error:
+                why = str(error)
+            finally:
+                await child.end()
+            members = [member for member in members if not member.known]
+            if members:
+                ended = f"its header could not be read: {how_it_ended(await child.wait())}"
+                members[0].set_wrong(500, why or ended)
+                members = members[1:]
+
+    def _key(self, entry: Entry) -> str:
+        """All by which two cards may differ."""
+        return json.dumps(self._options(entry), sort_keys=True)
 
     def _options(self, entry: Entry) -> dict[str, Any]:
         said = {
@@ -343,9 +275,13 @@ class Fleet:
             if member.child is not None and not member.child.ended:
                 return
             for _ in range(_TRIES):
+                member.check_there()
                 share = await self._room_for(member, card)
                 try:
                     await self._start(member, card, share)
+                    if member.gone:
+                        await self._end(member)
+                        member.check_there()
                     # Or else the next change would have it leave before anybody is served.
                     member.owed |= member.waiting
                     return

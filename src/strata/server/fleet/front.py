@@ -7,11 +7,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Annotated, Any
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,12 +21,16 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from strata.errors import UsageError
 from strata.memory import Ledger, process_memory
+from strata.memory.limits import memory_total
 from strata.server.admission import Admission
 from strata.server.durations import seconds_of
 from strata.server.errors import ApiError, as_api_error, error_body, protocol_of
 from strata.server.fleet import names
-from strata.server.fleet.fleet import Fleet, Member
+from strata.server.fleet.bodies import REQUESTS_BYTES, admitted, parsed, read
+from strata.server.fleet.fleet import Fleet
+from strata.server.fleet.members import Member
 from strata.server.fleet.proxy import (
     Reply,
     WorkerGone,
@@ -41,9 +46,6 @@ from strata.server.replies import EVENT_STREAM, LINES, client_end, first_of, sse
 from strata.server.replies import Reply as JsonReply
 from strata.server.settings import Settings
 from strata.sizes import parse_size
-
-REQUESTS_BYTES = 24 << 20
-"""Of all requests on their way through the front."""
 
 _RETRIES = 3
 """Times that a request is passed on anew because a model left just then."""
@@ -77,12 +79,18 @@ class Asked(BaseModel):
     keep_alive: Annotated[float, BeforeValidator(seconds_of)] | None = None
 
     @classmethod
-    def of(cls, body: bytes) -> Asked:
+    async def of(cls, body: bytes) -> Asked:
         """Of any body."""
         try:
-            return cls.model_validate_json(body)
+            return await parsed(body, cls)
         except ValidationError:
             return cls()
+
+
+class Budget(BaseModel):
+    """Another budget: bytes, or text such as ``4GB``."""
+
+    memory: Annotated[int, Field(gt=0, le=1 << 60)] | str
 
 
 class FrontMetrics:
@@ -169,7 +177,7 @@ class Front:
             routes=routes,
             middleware=middleware,
             lifespan=self._lifespan,
-            exception_handlers={ApiError: on_error},
+            exception_handlers={ApiError: on_error, UsageError: on_error},
         )
 
     def begin_closing(self) -> None:
@@ -204,17 +212,17 @@ class Front:
         member = self.fleet.find(name)
         if not member.loaded or member.address is None:
             raise ApiError(404, f"{member.entry.name} is not loaded")
-        async with asked(member.address, "GET", b"/metrics") as reply:
-            return Response(await reply.whole(), media_type=METRICS_TYPE)
+        try:
+            async with asked(member.address, "GET", b"/metrics") as reply:
+                return Response(await reply.whole(), media_type=METRICS_TYPE)
+        except WorkerGone:
+            raise _gone(member) from None
 
     async def _memory(self, request: Request) -> Response:
         if request.method == "POST":
-            try:
-                wanted = (await request.json())["memory"]
-                size = parse_size(wanted) if isinstance(wanted, str) else int(wanted)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise ApiError(400, 'give {"memory": BYTES}, or text such as "4GB"') from None
-            await self.fleet.set_budget(size)
+            wanted = (await read(request, Budget)).memory
+            size = parse_size(wanted) if isinstance(wanted, str) else wanted
+            await self.fleet.set_budget(min(size, memory_total() or size))
         ledger = self.fleet.ledger
         return JsonReply(
             {
@@ -253,19 +261,26 @@ class Front:
 
     async def _stored(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A response is with the model that gave it, as long as that is there."""
+        ask = partial(asked, method=scope["method"], target=target_of(scope))
         for member in self.fleet.loaded:
-            assert member.address is not None
-            target = target_of(scope)
-            async with asked(member.address, scope["method"], target, scope["headers"]) as reply:
-                if reply.status != 404:
-                    await pass_back(reply, send)
-                    return
+            # It may have gone while another was asked.
+            if member.address is None:
+                continue
+            sender = _Sender(send)
+            try:
+                async with ask(member.address, headers=scope["headers"]) as reply:
+                    if reply.status != 404:
+                        await pass_back(reply, sender)
+                        return
+            except WorkerGone:
+                if sender.begun:
+                    raise
         raise ApiError(404, "there is no such response: a model that is unloaded forgets its own")
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        body = await request.body() if scope["method"] == "POST" else b""
-        wanted = Asked.of(body) if body else Asked()
+        body = await admitted(request) if scope["method"] == "POST" else b""
+        wanted = await Asked.of(body) if body else Asked()
         name = wanted.model or wanted.name or request.query_params.get("model")
         member = self.fleet.find(name)
         keep = wanted.keep_alive if scope["path"].startswith("/api/") else None

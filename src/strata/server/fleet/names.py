@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from time import monotonic, time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from strata import __version__
 from strata.errors import StrataError, UsageError
-from strata.hub.references import Builtin, LocalPath, parse
+from strata.hub.cache import HubRef
+from strata.hub.references import Builtin, LocalPath, Reference, parse
 from strata.server.errors import ApiError, as_api_error, error_body
-from strata.server.fleet.entries import Entry, entry_of
-from strata.server.fleet.fleet import Fleet, Member
+from strata.server.fleet.bodies import read
+from strata.server.fleet.entries import Entry, Origin, checked_texts, entry_of
+from strata.server.fleet.fleet import Fleet
+from strata.server.fleet.members import Member
 from strata.server.ollama.models import OLLAMA_VERSION
 from strata.server.parsers import answer_format
 from strata.server.replies import LINES, Reply, StreamReply, to_json
 
 _NEVER = "9999-12-31T23:59:59Z"
+
+_DESCRIBED_S = 8.0
+"""For which a list of models waits for those whose headers were not read yet."""
+
+_LONGEST_NAME = 300
 
 
 class _Lenient(BaseModel):
@@ -41,9 +51,10 @@ class Named(_Lenient):
     @property
     def wanted(self) -> str:
         """The name; ApiError where there is none."""
-        if found := self.model or self.name:
-            return found
-        raise ApiError(400, "model is required")
+        found = self.model or self.name
+        if not found:
+            raise ApiError(400, "model is required")
+        return _checked(found)
 
 
 class Create(Named):
@@ -69,6 +80,7 @@ class Copy(_Lenient):
 def routes(fleet: Fleet) -> list[Route]:
     """The endpoints."""
     started = int(time())
+    under_way: set[asyncio.Task[None]] = set()
 
     def card(name: str, member: Member) -> dict[str, Any]:
         found = {"id": name, "object": "model", "created": started, "owned_by": "strata"}
@@ -103,20 +115,18 @@ def routes(fleet: Fleet) -> list[Route]:
         return Reply({"version": OLLAMA_VERSION, "strata": __version__})
 
     async def tags(request: Request) -> Response:
-        found = []
-        for name, member in every():
-            try:
-                known = await fleet.card(member)
-            except ApiError:
-                # A file that cannot be read is none that can be asked for.
-                continue
-            found.append({**_listed(name, member), "modified_at": known.modified})
+        reading = asyncio.create_task(_described(fleet))
+        under_way.add(reading)
+        reading.add_done_callback(under_way.discard)
+        await asyncio.wait([reading], timeout=_DESCRIBED_S)
+        # A file that cannot be read is none that can be asked for.
+        there = [(name, member, member.card) for name, member in every() if member.card]
+        found = [{**_listed(n, m), "modified_at": known.modified} for n, m, known in there]
         return Reply({"models": found})
 
     async def running(request: Request) -> Response:
         found = []
         for member in fleet.loaded:
-            await fleet.card(member)
             expires = _NEVER
             if member.keep_alive_s >= 0:
                 left = member.expires - monotonic()
@@ -139,12 +149,12 @@ def routes(fleet: Fleet) -> list[Route]:
         return Reply({"models": found})
 
     async def show(request: Request) -> Response:
-        member = fleet.find((await _read(request, Named)).wanted)
+        member = fleet.find((await read(request, Named)).wanted)
         known = await fleet.card(member)
         entry = member.entry
         template = entry.template or known.template
         said = [f"{key} {value!r}" for key, value in entry.sampling.items()]
-        lines = [f"FROM {entry.model}", *(f"PARAMETER {each}" for each in said)]
+        lines = [f"FROM {_shown(entry.model)}", *(f"PARAMETER {each}" for each in said)]
         if entry.system:
             lines.append(f'SYSTEM """{entry.system}"""')
         return Reply(
@@ -165,7 +175,7 @@ def routes(fleet: Fleet) -> list[Route]:
         )
 
     async def create(request: Request) -> Response:
-        body = await _read(request, Create)
+        body = await read(request, Create)
         for what in ("adapters", "files", "quantize"):
             if getattr(body, what):
                 raise ApiError(400, f"{what} is not possible here; `strata quantize` makes files")
@@ -181,6 +191,7 @@ def routes(fleet: Fleet) -> list[Route]:
             "template": base.template if body.template is None else body.template,
             "sampling": dict(base.sampling),
         }
+        checked_texts(body.system, body.template)
         parameters = dict(body.parameters or {})
         if (context := parameters.pop("num_ctx", None)) is not None:
             said["context"] = context
@@ -193,38 +204,31 @@ def routes(fleet: Fleet) -> list[Route]:
         return _steps(body.stream, ["reading model metadata", "writing manifest", "success"])
 
     async def copy(request: Request) -> Response:
-        body = await _read(request, Copy)
+        body = await read(request, Copy)
         base = fleet.find(body.source).entry
-        name = _bare(body.destination)
+        name = _bare(_checked(body.destination))
         entry_of(name, {"model": base.model}, "created", "copy")
         await _replace(fleet, replace(base, name=name, aliases=(), origin="created"))
         return Response(status_code=200)
 
     async def pull(request: Request) -> Response:
-        body = await _read(request, Named)
+        body = await read(request, Named)
         name = body.wanted
-        if (entry := fleet.entries.find(name)) is not None and not entry.own:
-            if isinstance(_parsed(entry.model), LocalPath):
-                return _steps(body.stream, ["success"])
-            reference = entry.model
-        else:
-            reference = entry.model if entry is not None else name
-        parsed = _parsed(reference)
-        if isinstance(parsed, LocalPath):
-            raise ApiError(400, "a file of this machine is not pulled: give a model's name")
+        entry = fleet.entries.find(name)
+        if entry is not None and _is_path(entry.model):
+            return _steps(body.stream, ["success"])
+        reference = entry.model if entry is not None else name
+        _check_pulled(reference)
         made = None
         if entry is None:
             made = entry_of(_bare(name), {"model": reference}, "pulled", "pull")
         parts = _pulled(fleet, reference, made)
         if body.stream is False:
-            last: dict[str, Any] = {}
-            async for part in parts:
-                last = part
-            return Reply(last)
+            return Reply([part async for part in parts][-1])
         return StreamReply(_lines(parts), LINES)
 
     async def delete(request: Request) -> Response:
-        name = (await _read(request, Named)).wanted
+        name = (await read(request, Named)).wanted
         member = fleet.find(name)
         entry = member.entry
         if not entry.own:
@@ -234,10 +238,12 @@ def routes(fleet: Fleet) -> list[Route]:
                 "server's: `strata rm` deletes what was downloaded",
             )
         await fleet.unload(member)
+        if fleet.entries.find(entry.name) is not entry:
+            raise ApiError(404, f"{entry.name} was deleted or made anew meanwhile")
         others = [e.model for e in list(fleet.entries) if e is not entry]
         fleet.entries.remove(entry)
         fleet.forget(member)
-        if entry.origin == "pulled" and entry.model not in others:
+        if entry.origin == "pulled" and not any(_share(entry.model, o) for o in others):
             await asyncio.get_running_loop().run_in_executor(None, _remove, entry.model)
         return Response(status_code=200)
 
@@ -265,7 +271,7 @@ def routes(fleet: Fleet) -> list[Route]:
 def _listed(name: str, member: Member) -> dict[str, Any]:
     known = member.card
     assert known is not None
-    parent = member.entry.model if member.entry.own else ""
+    parent = _shown(member.entry.model) if member.entry.own else ""
     return {
         "name": name,
         "model": name,
@@ -278,13 +284,42 @@ def _listed(name: str, member: Member) -> dict[str, Any]:
     }
 
 
-async def _read(request: Request, kind: type[Any]) -> Any:
+async def _described(fleet: Fleet) -> None:
+    """All models, as far as they can be read and there is room for reading them."""
+    with suppress(StrataError):
+        await fleet.describe(fleet.members())
+
+
+def _checked(name: str) -> str:
+    """A name that is worth looking for."""
+    if len(name) > _LONGEST_NAME:
+        raise ApiError(
+            400, f"{name[:40]}... is no name: it has more than {_LONGEST_NAME} characters"
+        )
+    return name
+
+
+def _is_path(reference: str) -> bool:
+    """Whether a model is one of this machine's files."""
+    return reference.startswith((".", "/", "~")) or Path(reference).exists()
+
+
+def _shown(reference: str) -> str:
+    """What a model is made from. A path is nobody's business; its last part is a name."""
+    return Path(reference).name if _is_path(reference) else reference
+
+
+def _share(reference: str, other: str) -> bool:
+    """Whether deleting what one stands for might delete what the other does."""
     try:
-        return kind.model_validate_json(await request.body())
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in wrong["loc"])
-        raise ApiError(400, f"{where}: {wrong['msg']}" if where else wrong["msg"]) from None
+        found = [_repository(parse(each)) for each in (reference, other)]
+    except StrataError:
+        return reference == other
+    return found[0] == found[1]
+
+
+def _repository(parsed: Reference) -> object:
+    return parsed.repo.lower() if isinstance(parsed, HubRef) else parsed
 
 
 async def _replace(fleet: Fleet, entry: Entry) -> None:
@@ -300,9 +335,10 @@ async def _replace(fleet: Fleet, entry: Entry) -> None:
     fleet.entries.add(entry)
 
 
-def _parsed(reference: str) -> Any:
+def _check_pulled(reference: str) -> None:
+    """ApiError unless it names something of the hub. Nobody is told what files this machine has."""
     try:
-        return parse(reference)
+        parse(reference, local=False)
     except UsageError as error:
         raise ApiError(400, str(error)) from None
     except StrataError as error:
@@ -313,25 +349,27 @@ async def _pulled(
     fleet: Fleet, reference: str, made: Entry | None
 ) -> AsyncIterator[dict[str, Any]]:
     yield {"status": "pulling manifest"}
-    try:
-        async for said in fleet.fetch(reference):
-            if "progress" in said:
-                label, done, total = said["progress"]
-                part = {"status": f"pulling {label}", "digest": label, "completed": done}
-                yield part if total is None else {**part, "total": total}
-            elif "fetched" in said:
-                if made is not None:
-                    await _replace(fleet, made)
-                yield {"status": "success"}
-                return
-        raise ApiError(500, "the download broke off; ask again, and it goes on where it stopped")
-    except StrataError as error:
-        yield error_body("/api/pull", as_api_error(error))
+    async for said in fleet.fetch(reference):
+        if "progress" in said:
+            label, done, total = said["progress"]
+            part = {"status": f"pulling {label}", "digest": label, "completed": done}
+            yield part if total is None else {**part, "total": total}
+        elif "fetched" in said:
+            if made is not None:
+                # What was here before is not ours to delete.
+                origin: Origin = "created" if said["before"] else "pulled"
+                await _replace(fleet, replace(made, origin=origin))
+            yield {"status": "success"}
+            return
+    raise ApiError(500, "the download broke off; ask again, and it goes on where it stopped")
 
 
 async def _lines(parts: AsyncIterator[dict[str, Any]]) -> Any:
-    async for part in parts:
-        yield to_json(part) + "\n"
+    try:
+        async for part in parts:
+            yield to_json(part) + "\n"
+    except StrataError as error:
+        yield to_json(error_body("/api/pull", as_api_error(error))) + "\n"
 
 
 def _steps(stream: bool | None, steps: Sequence[str]) -> Response:

@@ -12,7 +12,9 @@ from typing import Any
 import h11
 from starlette.types import Message, Scope, Send
 
-_READ_BYTES = 64 << 10
+_READ_BYTES = 8 << 10
+"""At a time, of each answer under way; as many wait at most where a client does not read."""
+
 _MOST_ERROR_BYTES = 1 << 20
 _HOP = (
     *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade"),
@@ -63,7 +65,7 @@ async def asked(
 ) -> AsyncIterator[Reply]:
     """The answer of a worker; leaving ends the request, if it has not ended. WorkerGone."""
     try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", address.port, limit=_READ_BYTES)
     except OSError as error:
         raise WorkerGone(str(error)) from None
     try:

@@ -11,7 +11,11 @@ from typing import Any
 
 from strata.errors import StrataError, UsageError
 
-LONGEST_LINE = 64 << 20
+LONGEST_LINE = 4 << 20
+"""Bytes: of what a header says, which the front keeps, no more than a template is long."""
+HELPER_BYTES = 160 << 20
+"""Of a process that reads headers, or downloads."""
+
 _TOLD_S = 0.1
 """Between two reports of progress."""
 
