@@ -171,6 +171,19 @@ def test_a_process_that_dies_is_told_of_and_loaded_again(
     assert children.loads == ["a", "a"]
 
 
+def test_a_process_that_dies_of_a_smaller_share_gives_back_what_it_had(
+    served: RunningFleet, children: FakeChildren
+) -> None:
+    served.ask(CHAT, {"model": "a"})
+    children.frail = {"a"}
+    assert by(served.ask(CHAT, {"model": "b"})) == "b"
+    assert served.ask("/memory")[1]["models"] == {"b": 200 * MB}
+    children.frail = {"b"}
+    # The other one's is taken again, and both are counted once.
+    assert by(served.ask(CHAT, {"model": "a"})) == "a"
+    assert served.ask("/memory")[1]["models"] == {"a": 200 * MB}
+
+
 def test_a_budget_too_small_is_said(children: FakeChildren) -> None:
     with running_fleet([A], 90 * MB) as served:
         status, body = served.ask(CHAT, {"model": "a"})

@@ -16,7 +16,8 @@ CURVE = [[100 * MB, 4.0], [150 * MB, 2.0], [200 * MB, 1.0]]
 
 class FakeChildren:
     """Stands for ``Child``. ``alive`` are shares by name; ``most`` the largest sum of them so far.
-    A worker takes ``load_s`` to load; an answer ``answer_s``, in four pieces where it streams."""
+    A worker takes ``load_s`` to load; an answer ``answer_s``, in four pieces where it streams.
+    ``stubborn`` ones refuse another share, ``frail`` ones end of it."""
 
     def __init__(self) -> None:
         self.alive: dict[str, int] = {}
@@ -27,6 +28,7 @@ class FakeChildren:
         self.answer_s = 0.0
         self.broken: dict[str, str] = {}
         self.stubborn: set[str] = set()
+        self.frail: set[str] = set()
         self.fetched: list[str] = []
         self.workers: dict[str, FakeChild] = {}
 
@@ -107,7 +109,10 @@ class FakeChild:
         children = self._children
         if path == "/memory":
             wanted = json.loads(body)["memory"]
-            if self.name in children.stubborn:
+            if self.name in children.frail:
+                self.kill()
+                writer.close()
+            elif self.name in children.stubborn:
                 self._answer(writer, 400, {"error": {"message": "too small"}})
             else:
                 children.alive[self.name] = wanted

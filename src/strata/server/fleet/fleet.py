@@ -377,27 +377,30 @@ class Fleet:
                 await self._resize(member, shares[member.entry.name])
 
     async def _resize(self, member: Member, share: int) -> bool:
-        """Have a model run within another share; False if it cannot."""
-        name = _owner(member)
-        assert member.address is not None
-        if share > member.share:
-            self.ledger.take(name, share - member.share)
+        """Have a model run within another share; False if it cannot, or has ended meanwhile."""
+        name, child, before = _owner(member), member.child, member.share
+        if member.address is None:
+            return False
+        if share > before:
+            self.ledger.take(name, share - before)
         try:
             status, body = await asked_json(member.address, "POST", "/memory", {"memory": share})
         except (WorkerGone, ValueError):
             status, body = 0, None
-        if status == 200:
-            if share < member.share:
-                self.ledger.give(name, member.share - share)
+        there = member.child is child and member.share == before
+        if status == 200 and there:
+            if share < before:
+                self.ledger.give(name, before - share)
             member.share = share
             return True
-        if share > member.share:
-            self.ledger.give(name, share - member.share)
+        if share > before:
+            self.ledger.give(name, share - before)
             return False
-        # It holds more than its Plan thought: that much less than it has does not do.
-        member.least = max(member.least, share + 1)
-        message = (body or {}).get("error", {}).get("message", how_it_ended(0) if body else "")
-        _log.info("%s cannot run in %s: %s", member.entry.name, format_size(share), message)
+        if there and status:
+            # It holds more than its Plan thought: that much less than it has does not do.
+            member.least = max(member.least, share + 1)
+            message = (body or {}).get("error", {}).get("message", f"status {status}")
+            _log.info("%s cannot run in %s: %s", member.entry.name, format_size(share), message)
         return False
 
     async def _start(self, member: Member, card: Card, share: int) -> None:
