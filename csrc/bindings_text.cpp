@@ -1,14 +1,18 @@
 // Strings of a vocabulary as they lie in a file: stepped over, made into Python's a run at a time,
-// and cut in two where they are merges. And what a JSON text can become, before it is parsed.
+// and cut in two where they are merges. What a JSON text can become, before it is parsed. And where
+// the end of a text of tokens occurred before.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "bindings.h"
+#include "runtime/suffix_index.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -136,6 +140,35 @@ nb::typed<nb::tuple, size_t, size_t, size_t> measure_json(const nb::bytes& text,
   return nb::make_tuple(m.values, m.depth, m.width);
 }
 
+using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig>;
+using Numbers = nb::typed<nb::list, int64_t>;
+
+nb::typed<nb::tuple, int, Numbers> find_suffix(const SuffixIndex& index, const Ids& text,
+                                               int64_t most) {
+  std::vector<int64_t> places;
+  const int length = index.find(text.data(), static_cast<int64_t>(text.shape(0)), most, places);
+  Numbers found;
+  for (const int64_t place : places) found.append(place);
+  return nb::make_tuple(length, found);
+}
+
+Numbers tokens_of(const SuffixIndex& index, int64_t begin, int64_t end) {
+  Numbers out;
+  end = std::min(end, index.size());
+  for (int64_t at = std::max<int64_t>(begin, 0); at < end; ++at) out.append(index.token(at));
+  return out;
+}
+
+using IdsOut = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig>;
+
+void read_tokens(const SuffixIndex& index, int64_t begin, const IdsOut& out) {
+  const auto count = static_cast<int64_t>(out.shape(0));
+  if (begin < 0 || begin > index.size() || count > index.size() - begin) {
+    throw std::out_of_range("there are not so many tokens");
+  }
+  for (int64_t i = 0; i < count; ++i) out.data()[i] = index.token(begin + i);
+}
+
 }  // namespace
 }  // namespace strata
 
@@ -155,4 +188,26 @@ void bind_text(nb::module_& m) {
         "Of a JSON text, without parsing it: the most values and keys that it can have, how deep "
         "they are nested, and bytes of its widest character in Python (1, 2 or 4). No further than "
         "where there are more than `most` values. Releases the GIL.");
+
+  nb::class_<strata::SuffixIndex>(m, "SuffixIndex",
+                                  "Tokens, and where the longest end of a text stands among them.")
+      .def(nb::init<>())
+      .def("__len__", &strata::SuffixIndex::size)
+      .def_prop_ro("behind", &strata::SuffixIndex::behind,
+                   "Places between tokens that are not found yet: see enter.")
+      .def("append",
+           [](strata::SuffixIndex& index, const strata::Ids& tokens) {
+             index.append(tokens.data(), static_cast<int64_t>(tokens.shape(0)));
+           },
+           "tokens"_a, "More tokens (int32). OutOfMemoryError leaves it as it was.")
+      .def("enter", &strata::SuffixIndex::enter, "most"_a,
+           nb::call_guard<nb::gil_scoped_release>(),
+           "Lets up to `most` more places be found, first those that came first. Releases the GIL.")
+      .def("find", &strata::find_suffix, "text"_a, "most"_a,
+           "How many tokens the longest end of `text` (int32) has that stands before a place, no "
+           "more than 32, and the last `most` of these places in rising order.")
+      .def("tokens", &strata::tokens_of, "begin"_a, "end"_a, "The tokens there.")
+      .def("read", &strata::read_tokens, "begin"_a, "out"_a,
+           "Writes tokens from `begin` on to `out` (int32). IndexError past the end.");
+  m.attr("SUFFIX_BYTES_PER_TOKEN") = strata::SuffixIndex::kBytesPerToken;
 }

@@ -7,9 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import strata._native as _native
 from strata.decode import NO_DRAFT, Draft
 from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.errors import UsageError
+from strata.machine import constants
 
 
 def longest(corpus: list[int], text: list[int], *, own: bool) -> tuple[int, list[int]]:
@@ -53,6 +55,60 @@ def test_the_likeliest_token_follows_the_longest_suffix(vocabulary: int) -> None
         proposer.end(id, text)
         before = history.tokens.tolist()
     assert seen > 5
+
+
+@pytest.mark.parametrize("vocabulary", [2, 5, 30])
+def test_the_index_finds_what_looking_at_all_places_does(vocabulary: int) -> None:
+    """All of the last places, in texts that grow over the borders of what is taken at once."""
+    random = np.random.default_rng(vocabulary)
+    pieces = [random.integers(0, vocabulary, n).tolist() for n in (3, 7, 40, 90)]
+    index, text = _native.SuffixIndex(), list[int]()
+    for _ in range(60):
+        more = [*pieces[random.integers(4)], *random.integers(0, vocabulary, 3).tolist()]
+        more += [1] * int(random.integers(0, 40) * (random.random() < 0.2))
+        text += more
+        index.append(np.array(more, np.int32))
+        index.enter(int(random.integers(1, 200)))
+        known = len(text) - index.behind
+        suffix = text[-40:]
+        length, places = longest(text[:known], suffix, own=True)
+        found, at = index.find(np.array(suffix, np.int32), 24)
+        assert (found, at) == (length, places[-24:])
+    assert index.tokens(0, len(text) + 5) == text
+
+
+def test_a_text_that_makes_the_index_deep_costs_no_more() -> None:
+    """Contexts in falling order are a list and no tree: the oldest are forgotten, and no more."""
+    index = _native.SuffixIndex()
+    falling = np.repeat(np.arange(20_000, 0, -1, dtype=np.int32), 2)
+    index.append(falling)
+    index.enter(len(falling))
+    assert index.behind == 0
+    length, places = index.find(np.array([7, 6, 6, 5], np.int32), 24)
+    assert (length, places) == (4, [39_991])
+    assert index.find(np.array([-1, 1 << 30], np.int32), 24) == (0, [])
+
+
+def test_the_plan_counts_what_the_index_takes() -> None:
+    assert constants.DRAFT_TEXT_TOKEN == _native.SUFFIX_BYTES_PER_TOKEN
+
+
+def test_a_history_goes_on_where_it_was() -> None:
+    random = np.random.default_rng(1)
+    history, texts = TokenHistory(64), [random.integers(0, 9, 20).tolist() for _ in range(9)]
+    for text in texts[:7]:
+        history.add(text)
+    other = TokenHistory(64)
+    other.restore(history.tokens)
+    assert other.tokens.tolist() == history.tokens.tolist()
+    for text in texts[7:]:
+        history.add(text)
+        other.add(text)
+        assert len(other.tokens) <= 64
+    assert other.tokens[-21:].tolist() == history.tokens[-21:].tolist() == [*texts[8], -1]
+    small = TokenHistory(16)
+    small.restore(history.tokens)
+    assert small.tokens.tolist() == history.tokens[-16:].tolist()
 
 
 def test_a_copied_text_is_guessed_as_far_as_it_goes() -> None:

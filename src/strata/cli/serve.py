@@ -143,6 +143,17 @@ def _ending_well() -> Iterator[None]:
     help="Memory for the KV of all requests together (default: a whole context for each of "
     "--parallel). With less, requests that outgrow it wait for others and then continue.",
 )
+@click.option(
+    "--files",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for uploaded files and batches alone, of one server at a time; none: there are "
+    "none (default: one in Strata's own folder).",
+)
+@click.option(
+    "--files-size",
+    type=SIZE,
+    help="What they may take on the disk, all together (default: 1GiB).",
+)
 @backend_options
 @memory_option
 @kv_store_options
@@ -172,6 +183,8 @@ def command(
     memory: int | None,
     kv_type: str | None,
     kv_memory: int | None,
+    files: Path | None,
+    files_size: int | None,
     kv_store: Path | None,
     kv_store_size: int,
     kv_disk: Path | None,
@@ -192,6 +205,7 @@ def command(
     browser finds a page there.
     """
     from strata.decode import SamplingParams
+    from strata.hub.downloads import strata_home
     from strata.plan.prefill import SLOWDOWN
 
     try:
@@ -200,6 +214,7 @@ def command(
         from strata.server.preset import Preset
         from strata.server.service import Service
         from strata.server.serving import Server, bind
+        from strata.server.settings import FILES_BYTES
         from strata.server.waiting import Waiting
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -207,6 +222,8 @@ def command(
         ) from None
     # Refused before anything is loaded.
     SamplingParams(**sampling)
+    several = source is not None or keep_alive is not None or len(models) > 1
+    kept = None if several or files == Path("none") else files or strata_home() / "files"
     settings = Settings(
         host=host,
         port=port,
@@ -216,8 +233,10 @@ def command(
         unknown_fields=unknown_fields,
         grace_s=grace,
         queue=max(queue, parallel),
+        files=kept,
+        files_bytes=files_size or FILES_BYTES,
     )
-    if source is not None or keep_alive is not None or len(models) > 1:
+    if several:
         for name, value in (("--kv-store", kv_store), ("--kv-memory", kv_memory)):
             if value is not None:
                 raise UsageError(f"{name} is for one model: serve it alone")
@@ -225,6 +244,8 @@ def command(
             raise UsageError("--kv-disk and --backend are for one model: serve it alone")
         if chat_template is not None:
             raise UsageError("--chat-template is for one model; a TOML file has template")
+        if files is not None or files_size is not None:
+            raise UsageError("--files and --files-size are for one model: serve it alone")
         if aliases and len(models) != 1:
             raise UsageError("--alias is for one model; a TOML file names several (--models)")
         _serve_several(

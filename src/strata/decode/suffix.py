@@ -1,7 +1,7 @@
 """Guesses by looking up what followed the same words before: in the text, and in earlier ones.
 
-The longest suffix of a text that occurred before is found by looking at all places at once, which
-needs no index: four bytes a token, and some microseconds for a hundred thousand of them. What
+An index (native, ``csrc/runtime/suffix_index.h``) finds the longest suffix of a text that occurred
+before in some dozens of steps, however long the text is, and takes up new tokens as fast. What
 followed at these places is a tree with counts. Prompt lookup: Saxena 2023; suffixes of earlier
 answers with their counts: SuffixDecoding, arXiv 2411.04975.
 """
@@ -16,12 +16,20 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+import strata._native as _native
 from strata.decode.proposer import NO_DRAFT, Draft
 
 Tokens = NDArray[np.int32]
 
 _LONGEST = 32
 """Tokens of a suffix that are compared at most: longer ones are guessed no better."""
+
+_ENTERED = 8192
+"""Tokens that the index takes up at once, so that a long prompt holds nobody up: some
+milliseconds."""
+
+END = -1
+"""Between two texts."""
 
 _PLACES = 24
 """Places of which the continuations are looked at, the last ones."""
@@ -38,56 +46,53 @@ _LEAST = 0.02
 
 
 class TokenHistory:
-    """The last ``capacity`` tokens of texts that are over. The oldest go first."""
+    """About the last ``capacity`` tokens of texts that are over. The oldest go first: of two
+    halves the older one, once the newer one is full."""
 
     def __init__(self, capacity: int) -> None:
-        self._tokens = np.empty(capacity, np.int32)
-        self._length = 0
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that there is room for."""
-        return len(self._tokens)
+        self.capacity = capacity
+        self._older, self._newer = _native.SuffixIndex(), _native.SuffixIndex()
 
     @property
     def tokens(self) -> Tokens:
         """What is known, oldest first; texts are apart from each other by a -1."""
-        return self._tokens[: self._length]
+        first = len(self._older)
+        found = np.empty(first + len(self._newer), np.int32)
+        self._older.read(0, found[:first])
+        self._newer.read(0, found[first:])
+        return found
+
+    def restore(self, tokens: Tokens) -> None:
+        """Begin with what was known to an earlier one, or as much of its end as there is room for:
+        ``tokens`` as that property gave them."""
+        half = self.capacity // 2
+        known = np.ascontiguousarray(tokens[len(tokens) - min(len(tokens), 2 * half) :], np.int32)
+        self._older, self._newer = _native.SuffixIndex(), _native.SuffixIndex()
+        self._older.append(known[: max(0, len(known) - half)])
+        self._newer.append(known[max(0, len(known) - half) :])
 
     def add(self, tokens: Sequence[int] | Tokens) -> None:
-        """Remember a text, or as much of its end as there is room for."""
-        capacity = len(self._tokens)
-        new = np.asarray(tokens, np.int32)[-(capacity - 1) :] if capacity > 1 else np.empty(0)
-        if not len(new):
+        """Remember a text, or as much of its end as half of the room holds. It is found once
+        ``enter`` was called often enough."""
+        half = self.capacity // 2
+        if half < 2 or not len(tokens):
             return
-        added = len(new) + 1
-        if self._length + added > capacity:
-            # Half of it, so that it is not moved each time.
-            kept = max(0, min(capacity // 2, capacity - added))
-            self._tokens[:kept] = self._tokens[self._length - kept : self._length].copy()
-            self._length = kept
-        self._tokens[self._length : self._length + len(new)] = new
-        self._tokens[self._length + len(new)] = -1
-        self._length += added
+        new = np.array([*tokens[-(half - 1) :], END], np.int32)
+        if len(self._newer) + len(new) > half:
+            self._older, self._newer = self._newer, _native.SuffixIndex()
+        self._newer.append(new)
 
+    def enter(self, most: int) -> None:
+        """Let ``most`` more tokens be found."""
+        self._older.enter(most)
+        self._newer.enter(most)
 
-class _Text:
-    """Tokens of a request in an array that grows with them."""
-
-    def __init__(self) -> None:
-        self._tokens = np.empty(256, np.int32)
-        self._length = 0
-
-    def update(self, tokens: Sequence[int]) -> Tokens:
-        """All ``tokens``, of which those of the last call are the first."""
-        length = len(tokens)
-        if length > len(self._tokens):
-            grown = np.empty(max(length, 2 * len(self._tokens)), np.int32)
-            grown[: self._length] = self._tokens[: self._length]
-            self._tokens = grown
-        self._tokens[self._length : length] = tokens[self._length :]
-        self._length = length
-        return self._tokens[:length]
+    def find(self, suffix: Tokens) -> Found:
+        """Where the longest end of ``suffix`` is."""
+        older, newer = Found.of(self._older, suffix), Found.of(self._newer, suffix)
+        if older.length == newer.length:
+            return Found(newer.length, (*older.places, *newer.places)[-_PLACES:])
+        return max(older, newer, key=lambda found: found.length)
 
 
 class SuffixProposer:
@@ -97,17 +102,20 @@ class SuffixProposer:
     def __init__(self, history: TokenHistory | None = None, *, least: int = 1) -> None:
         self.history = history
         self._least = least
-        self._texts: dict[int, _Text] = {}
+        self._texts: dict[int, _native.SuffixIndex] = {}
 
     def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
         """See Proposer: a tree, the likeliest tokens first."""
-        text = self._texts.setdefault(id, _Text()).update(tokens)
-        found = _longest_match(text, text)
+        text = self._texts.setdefault(id, _native.SuffixIndex())
+        text.append(np.array(tokens[len(text) :], np.int32))
+        text.enter(_ENTERED)
+        suffix = np.array(tokens[-_LONGEST:], np.int32)
+        found = Found.of(text, suffix)
         if self.history is not None:
-            before = _longest_match(self.history.tokens, text)
-            if before[1] > found[1]:
-                return self._grow(self.history.tokens, *before, most)
-        return self._grow(text, *found, most)
+            self.history.enter(_ENTERED)
+            before = self.history.find(suffix)
+            found = before if before.length > found.length else found
+        return self._grow(found, most)
 
     def end(self, id: int, tokens: Sequence[int]) -> None:
         """See Proposer: the text is remembered."""
@@ -115,23 +123,43 @@ class SuffixProposer:
         if self.history is not None:
             self.history.add(tokens)
 
-    def _grow(self, corpus: Tokens, places: NDArray[np.int64], length: int, most: int) -> Draft:
-        """The likeliest ``most`` tokens behind places that have ``length`` tokens in common."""
-        if length < self._least:
+    def _grow(self, found: Found, most: int) -> Draft:
+        """The likeliest ``most`` tokens behind what was found."""
+        if found.length < max(1, self._least):
             return NO_DRAFT
-        last = places[-_PLACES:].tolist()
+        after = found.after(most)
         return (
-            _chain(corpus, last[0], length, most)
-            if len(last) == 1
-            else _tree(corpus, last, length, most)
+            _chain(after[0], found.length) if len(after) == 1 else _tree(after, found.length, most)
         )
 
 
-def _chain(corpus: Tokens, place: int, length: int, most: int) -> Draft:
-    """What follows one place. Behind the end of the text it is what follows again."""
-    after = corpus[place : place + most].tolist()
-    while len(after) < most:
-        after += after[: most - len(after)]
+@dataclass(frozen=True)
+class Found:
+    """The last places before which the longest suffix of a text stands, each with the index that it
+    is of, and its length; 0 and none where even its last token occurs nowhere."""
+
+    length: int
+    places: Sequence[tuple[_native.SuffixIndex, int]]
+
+    @classmethod
+    def of(cls, corpus: _native.SuffixIndex, suffix: Tokens) -> Found:
+        """What is found of ``suffix`` in one index."""
+        length, places = corpus.find(suffix, _PLACES)
+        return cls(length, [(corpus, place) for place in places])
+
+    def after(self, most: int) -> list[list[int]]:
+        """``most`` tokens that follow each place. Behind the end it is what follows again."""
+        found = []
+        for corpus, place in self.places:
+            tokens: list[int] = corpus.tokens(place, place + most)
+            while len(tokens) < most:
+                tokens += tokens[: most - len(tokens)]
+            found.append(tokens)
+        return found
+
+
+def _chain(after: Sequence[int], length: int) -> Draft:
+    """What follows one place."""
     tokens, chances, likely = [], [], 1.0
     for depth, token in enumerate(after):
         chance = _chance(length + depth)
@@ -147,7 +175,7 @@ def _chain(corpus: Tokens, place: int, length: int, most: int) -> Draft:
 @dataclass(order=True)
 class _Way:
     """A token that may come next in a tree, the likeliest first: the number of the one before it,
-    its depth, and the places of which it is the continuation."""
+    its depth, and the places, by number, of which it is the continuation."""
 
     less_likely: float
     order: int
@@ -159,31 +187,31 @@ class _Way:
     places: list[int]
 
 
-def _tree(corpus: Tokens, places: list[int], length: int, most: int) -> Draft:
+def _tree(after: Sequence[Sequence[int]], length: int, most: int) -> Draft:
     """What follows several places: the likeliest tokens, each behind the one before it."""
     ways: list[_Way] = []
     drafted: list[_Way] = []
-    end, order = len(corpus), count()
+    order = count()
 
-    def look(parent: int, depth: int, likely: float, at: list[int]) -> None:
+    def look(parent: int, depth: int, likely: float, places: Sequence[int]) -> None:
         """Put what follows these places, that deep, with the ways to go on."""
         by_token: dict[int, list[int]] = {}
-        for place in at:
-            token = int(corpus[place + depth % (end - place)])
-            by_token.setdefault(token, []).append(place)
+        for place in places:
+            by_token.setdefault(after[place][depth], []).append(place)
         for token, following in by_token.items():
-            share = len(following) / len(at)
+            share = len(following) / len(places)
             chance = _chance(length + depth) * share
             if token >= 0 and likely * chance >= _LEAST:
                 grade = _grade(length + depth, share)
                 way = (-likely * chance, next(order), parent, token, depth, chance, grade)
                 heapq.heappush(ways, _Way(*way, following))
 
-    look(-1, 0, 1.0, places)
+    look(-1, 0, 1.0, range(len(after)))
     while ways and len(drafted) < most:
         way = heapq.heappop(ways)
         drafted.append(way)
-        look(len(drafted) - 1, way.depth + 1, -way.less_likely, way.places)
+        if way.depth + 1 < most:
+            look(len(drafted) - 1, way.depth + 1, -way.less_likely, way.places)
     parents = tuple(way.parent for way in drafted)
     return Draft(
         tuple(way.token for way in drafted),
@@ -191,35 +219,6 @@ def _tree(corpus: Tokens, places: list[int], length: int, most: int) -> Draft:
         tuple(way.chance for way in drafted),
         tuple(way.grade for way in drafted),
     )
-
-
-def _longest_match(corpus: Tokens, text: Tokens) -> tuple[NDArray[np.int64], int]:
-    """Where in ``corpus`` the longest suffix of ``text`` ends that something follows, as the places
-    behind it, and its length; 0 if even the last token occurs nowhere."""
-    if len(corpus) < 2 or not len(text):
-        return np.empty(0, np.int64), 0
-    places = np.flatnonzero(corpus[:-1] == text[-1]) + 1
-    if not len(places):
-        return places, 0
-    length = 1
-    while length < min(_LONGEST, len(text)):
-        if len(places) == 1:
-            return places, _common(corpus, text, int(places[0]), length)
-        # Before the first token there is none.
-        before = places[places > length]
-        longer = before[corpus[before - 1 - length] == text[-1 - length]]
-        if not len(longer):
-            break
-        places, length = longer, length + 1
-    return places, length
-
-
-def _common(corpus: Tokens, text: Tokens, place: int, length: int) -> int:
-    """How many tokens before ``place`` are the end of ``text``, of which ``length`` are known."""
-    most = min(_LONGEST, len(text), place)
-    same = corpus[place - most : place][::-1] == text[len(text) - most :][::-1]
-    wrong = np.flatnonzero(~same)
-    return max(length, int(wrong[0]) if len(wrong) else most)
 
 
 def _chance(length: int) -> float:

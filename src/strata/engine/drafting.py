@@ -12,7 +12,7 @@ times in place of a model of the machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -90,7 +90,8 @@ class Drafting:
     what makes the tokens of a second more, without whatever the proposer says. ``recurrent``: of
     a draft that is not right to its end all is computed anew. ``model`` guesses where the proposer
     is not sure, as far ahead as the time that it takes is worth. In steps of more sequences than
-    ``company`` nothing is guessed, unless the step ``waits`` for the disk.
+    ``company`` nothing is guessed, unless the step ``waits`` for the disk. ``closing`` is called at
+    the end.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class Drafting:
         recurrent: bool = False,
         model: DraftModel | None = None,
         company: int | None = None,
+        closing: Callable[[], None] | None = None,
     ) -> None:
         self.proposer = proposer
+        self._closing = closing
         self.company, self.waits = company, False
         self.model = model
         self.totals = DraftTotals()
@@ -309,6 +312,8 @@ class Drafting:
             self.model.end(id)
 
     def close(self) -> None:
-        """Nothing is guessed any more: free what a model takes."""
+        """Nothing is guessed any more: keep what is to be kept, and free what a model takes."""
+        if self._closing is not None:
+            self._closing()
         if self.model is not None:
             self.model.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from strata.backends.registry import backend_class
@@ -9,6 +10,8 @@ from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.engine.draft_choice import DraftChoice
 from strata.engine.draft_model import DraftModelFile
 from strata.engine.drafting import Drafting
+from strata.engine.kept_texts import KeptTexts
+from strata.engine.kv_settings import StoreSettings
 from strata.engine.runner import LoadProgress
 from strata.engine.runtime import Runtime
 from strata.engine.step_costs import StepCosts
@@ -30,9 +33,10 @@ def make_drafting(
     model: Model,
     draft_model: DraftModelFile | None = None,
     progress: LoadProgress | None = None,
+    store: StoreSettings | None = None,
 ) -> Drafting | None:
     """None where nothing is guessed: it was not asked for, or a Plan has no room for it. A draft
-    model is loaded."""
+    model is loaded. Texts to guess from are kept in the ``store`` where there is one."""
     plan = runtime.plan
     # The bits of the reference depend on how many rows are computed together: only if told to.
     exact = backend_class(runtime.options.backend).plans
@@ -42,21 +46,36 @@ def make_drafting(
         if draft_model is not None:
             draft_model.file.close()
         return None
-    history = HISTORY_TOKENS if plan is None else plan.history_tokens
+    # Whoever has no Plan needs little else of that room.
+    from strata.plan.drafts import texts_bytes
+
+    remembered = HISTORY_TOKENS if plan is None else plan.history_tokens
+    remembered = remembered if choice.kind == "suffix" else 0
     by_model = 0 if draft_model is None else runtime.options.draft_model_bytes
-    alone = 4 * history + by_model
+    alone = texts_bytes(remembered, model.context_length, runtime.parallel) + by_model
     runtime.ledger.take("drafts", alone if plan is None else plan.predicted.memory.drafts)
+    history = TokenHistory(remembered)
+    closing = None
+    if store is not None and remembered:
+        kept = KeptTexts(store.directory, store.model)
+        history.restore(kept.load(remembered, model.vocab_size))
+        closing = partial(_keep, kept, history)
     drafting = Drafting(
-        SuffixProposer(TokenHistory(history) if choice.kind == "suffix" else None),
+        SuffixProposer(history if remembered else None),
         together=choice.tokens,
         costs=StepCosts(),
         recurrent=any(group.recurrent for group in model.groups),
         model=None if draft_model is None else draft_model.load(model.vocab_size, progress),
         company=None if choice.asked or draft_model is not None else COMPANY,
+        closing=closing,
     )
     if plan is not None:
         follow(drafting, plan)
     return drafting
+
+
+def _keep(kept: KeptTexts, history: TokenHistory) -> None:
+    kept.keep(history.tokens)
 
 
 def follow(drafting: Drafting, plan: Plan) -> None:

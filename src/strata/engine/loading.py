@@ -152,7 +152,9 @@ def _load(
         stop_ids=tokenizer.stop_ids,
         kv=replace(kv, blocks=blocks),
         prefill_budget=() if runtime.plan is None else runtime.plan.prefill_budget,
-        drafting=make_drafting(parse_draft(options.draft), runtime, model, draft_model, progress),
+        drafting=make_drafting(
+            parse_draft(options.draft), runtime, model, draft_model, progress, kv.store
+        ),
     )
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)

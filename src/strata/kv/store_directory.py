@@ -3,6 +3,7 @@
 It holds a file that marks it and keeps a random secret, ``strata-kv-store``, and::
 
     <model 32>-<key 64>-<tag 16>.kv       KV that is kept
+    <model 32>-<key 64>-<tag 16>.texts    tokens of texts that were kept for guesses
     <random 32>-<tag 16>.tmp              what is being written       (all in hexadecimal digits)
 
 A tag is the keyed digest of what stands before it: a name that has the right one was given here and
@@ -38,7 +39,7 @@ MARK = "strata-kv-store"
 _MARK_HEAD = b"Strata KV store 2\n"
 _MARK_TEXT = re.compile(re.escape(_MARK_HEAD) + rb"([0-9a-f]{64})\n")
 _MARK_BYTES = 1000
-_NAME = re.compile(r"([0-9a-f]{32}-[0-9a-f]{64}|[0-9a-f]{32})-[0-9a-f]{16}\.(kv|tmp)")
+_NAME = re.compile(r"([0-9a-f]{32}-[0-9a-f]{64}|[0-9a-f]{32})-[0-9a-f]{16}\.(kv|texts|tmp)")
 _FIRST_LAYOUT = re.compile(r"[0-9a-f]{32}")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -87,9 +88,9 @@ class StoreDirectory:
         """32 bytes that only who knows this directory's secret can make: HMAC-SHA-256."""
         return hmac.digest(self._key, data, "sha256")
 
-    def name(self, model: bytes, key: bytes) -> str:
+    def name(self, model: bytes, key: bytes, kind: Literal["kv", "texts"] = "kv") -> str:
         """Of the file whose last block has ``key``, which is of the model ``model``."""
-        return self._tagged(f"{_model(model)}{key.hex()}", "kv")
+        return self._tagged(f"{_model(model)}{key.hex()}", kind)
 
     def stamp(self) -> int:
         """Changes whenever a file comes or goes."""
@@ -162,12 +163,12 @@ class StoreDirectory:
         if size > self.limit:
             return False
         files = []
-        for name in self._ours(".kv", ".tmp"):
+        for name in self._ours(".kv", ".texts", ".tmp"):
             seen = self._stat(name)
             if seen:
                 files.append((seen.st_mtime_ns, seen.st_size, name))
         total = sum(nbytes for _, nbytes, _ in files)
-        for _, nbytes, name in sorted(f for f in files if f[2].endswith(".kv")):
+        for _, nbytes, name in sorted(f for f in files if not f[2].endswith(".tmp")):
             if total + size <= self.limit:
                 break
             self.delete(name)

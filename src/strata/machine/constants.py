@@ -42,10 +42,14 @@ becomes longer by as much, and few guesses that are right make up for it."""
 DRAFT_BRANCHES = 1
 """Ways to go on that a request's draft may have beside its first; each takes blocks of KV."""
 
+DRAFT_TEXT_TOKEN = 16
+"""Of a text to guess from, for each token: itself and its place in the index
+(``csrc/runtime/suffix_index.h``)."""
+
 HISTORY_TOKENS = 1 << 18
 HISTORY_SHARE = 64
-"""Tokens of earlier texts to guess from: one for so many bytes set aside for guessing, up to as
-many as can be looked through while a small model in memory computes a token."""
+"""Tokens of earlier texts to guess from: one for so many bytes set aside for guessing, up to some
+hundred long conversations."""
 
 THREAD = 128 << 10
 """Stack and bookkeeping of one thread."""

@@ -33,7 +33,7 @@ def drafts(model: Outline, workload: Workload, sizes: Sizes, spare: int) -> Draf
     """As much of what the workload wants as ``spare`` bytes have room for, beside ``sizes``."""
     most = min(workload.draft_tokens, constants.LOGIT_ROWS - sizes.logit_rows)
     history = min(constants.HISTORY_TOKENS, spare // constants.HISTORY_SHARE)
-    nbytes = _texts_bytes(history, sizes.context, workload.concurrency)
+    nbytes = texts_bytes(history, sizes.context, workload.concurrency)
     arena = model.profile.arena_bytes(sizes.max_tokens, sizes.logit_rows)
     for rows in range(most, 0, -1):
         more = model.profile.arena_bytes(sizes.max_tokens, sizes.logit_rows + rows) - arena
@@ -51,7 +51,7 @@ def used_drafts(made: Drafts, workload: Workload, positions: int) -> Drafts:
         return made
     guessed = min(made.tokens, workload.concurrency * max(0, workload.answer_tokens - 2))
     history = min(made.history_tokens, workload.concurrency * positions)
-    nbytes = _texts_bytes(history, positions, workload.concurrency)
+    nbytes = texts_bytes(history, positions, workload.concurrency)
     return Drafts(guessed, guessed, history, 0, nbytes)
 
 
@@ -62,9 +62,10 @@ def branch_blocks(guessed: Drafts, workload: Workload) -> int:
     return 2 * branches
 
 
-def _texts_bytes(history: int, context: int, texts: int) -> int:
-    """Bytes of the tokens to guess from, and of what looking at all of them at once takes."""
-    return (history + texts * context) * 4 + max(history, context) * 10
+def texts_bytes(history: int, context: int, texts: int) -> int:
+    """Bytes of the index of tokens to guess from: of ``texts`` that are answered, and of so many of
+    earlier ones."""
+    return (history + texts * context) * constants.DRAFT_TEXT_TOKEN
 
 
 def row_counts(most: int) -> tuple[int, ...]:

@@ -27,9 +27,15 @@ def create_app(service: Service) -> FastAPI:
     """The application; its lifespan starts the engine's thread."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.bridge.start()
-        yield
+        if service.batches is not None:
+            service.batches.start(app)
+        try:
+            yield
+        finally:
+            if service.batches is not None:
+                await service.batches.stop()
 
     app = FastAPI(
         title="Strata",

@@ -11,7 +11,8 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +20,7 @@ from typing import Any, BinaryIO
 from starlette.types import ASGIApp, Message
 
 from strata.errors import UsageError
-from strata.server.openai import chat, completions
-
-ENDPOINTS = (chat.PATH, completions.PATH)
+from strata.server.openai.batches import ENDPOINTS
 
 LINE_BYTES = 8 << 20
 """The longest line that is read."""
@@ -43,12 +42,47 @@ class BatchTotals:
     completion_tokens: int = 0
 
 
-def requests_in(source: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file that are not empty; one that is too long is cut behind ``LINE_BYTES``."""
-    while line := source.readline(LINE_BYTES + 1):
+class LineTooLarge(UsageError):
+    """A line that is not looked into."""
+
+
+@asynccontextmanager
+async def _any_room(line: bytes) -> AsyncIterator[None]:
+    yield
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How lines are answered.
+
+    Each has at most ``line_bytes`` and asks one of ``endpoints``, with ``key`` where the
+    application wants one; ``ahead`` times as many are held as run together. ``room`` is held while
+    a line is parsed, LineTooLarge where there never is any. What is said once ``closing`` is no
+    answer.
+    """
+
+    endpoints: tuple[str, ...] = ENDPOINTS
+    line_bytes: int = LINE_BYTES
+    ahead: int = 4
+    key: str | None = None
+    room: Callable[[bytes], AbstractAsyncContextManager[None]] = _any_room
+    closing: Callable[[], bool] = _never
+
+
+RULES = Rules()
+"""Of who has the machine alone."""
+
+
+def requests_in(source: BinaryIO, most: int = LINE_BYTES) -> Iterator[bytes]:
+    """The lines of a file that are not empty; one that is too long is cut behind ``most`` bytes."""
+    while line := source.readline(most + 1):
         cut = line
-        while not line.endswith(b"\n") and len(line) > LINE_BYTES:
-            line = source.readline(LINE_BYTES + 1)
+        while not line.endswith(b"\n") and len(line) > most:
+            line = source.readline(most + 1)
             if not line:
                 break
         if cut.strip():
@@ -72,7 +106,7 @@ def resume(target: Path, source: Path) -> int:
     with source.open("rb") as file:
         for number, line in enumerate(requests_in(file), 1):
             if number == done:
-                if _custom_id(line) == _custom_id(last):
+                if _custom_id(last) in (None, _custom_id(line)):
                     return done
                 break
     raise UsageError(
@@ -98,6 +132,7 @@ async def run_batch(
     skip: int,
     together: int,
     progress: Callable[[BatchTotals], None] | None = None,
+    rules: Rules = RULES,
 ) -> BatchTotals:
     """Answer the lines of ``source`` behind the first ``skip``, ``together`` at a time, with
     ``model`` whatever model they name."""
@@ -107,7 +142,7 @@ async def run_batch(
 
     async def answer(number: int, line: bytes) -> dict[str, Any]:
         async with free:
-            return await _answer(app, model, number, line)
+            return await _answer(app, model, number, line, rules)
 
     async def write() -> None:
         result = await running[0]
@@ -119,11 +154,11 @@ async def run_batch(
             progress(totals)
 
     try:
-        for number, line in enumerate(requests_in(source)):
+        for number, line in enumerate(requests_in(source, rules.line_bytes)):
             if number < skip:
                 continue
             # What has come waits behind what has not, no more than this.
-            while len(running) >= 4 * together:
+            while len(running) >= rules.ahead * together:
                 await write()
             running.append(asyncio.create_task(answer(number, line)))
             await asyncio.sleep(0)
@@ -137,18 +172,25 @@ async def run_batch(
     return totals
 
 
+def succeeded(result: dict[str, Any]) -> bool:
+    """Whether a line of answers is one, and no error."""
+    response = result["response"]
+    return response is not None and response["status_code"] == 200
+
+
 def _count(totals: BatchTotals, result: dict[str, Any]) -> None:
     totals.lines += 1
-    response = result["response"]
-    if response is None or response["status_code"] != 200:
+    if not succeeded(result):
         totals.failed += 1
         return
-    usage = response["body"].get("usage") or {}
+    usage = result["response"]["body"].get("usage") or {}
     totals.prompt_tokens += usage.get("prompt_tokens", 0)
     totals.completion_tokens += usage.get("completion_tokens", 0)
 
 
-async def _answer(app: ASGIApp, model: str, number: int, line: bytes) -> dict[str, Any]:
+async def _answer(
+    app: ASGIApp, model: str, number: int, line: bytes, rules: Rules
+) -> dict[str, Any]:
     result: dict[str, Any] = {
         "id": f"batch_req_{number}",
         "custom_id": None,
@@ -156,17 +198,16 @@ async def _answer(app: ASGIApp, model: str, number: int, line: bytes) -> dict[st
         "error": None,
     }
     try:
-        path, body, result["custom_id"] = _request(line)
+        async with rules.room(line):
+            path, data, result["custom_id"] = _request(line, model, rules)
     except UsageError as error:
-        result["custom_id"] = _custom_id(line)
         result["error"] = {"code": "invalid_request", "message": str(error)}
+        if not isinstance(error, LineTooLarge):
+            result["custom_id"] = _custom_id(line)
         return result
-    body = {**body, "model": model, "stream": False}
-    body.pop("stream_options", None)
-    data = json.dumps(body).encode()
     while True:
-        status, said = await _post(app, path, data)
-        if status not in _BUSY:
+        status, said = await _post(app, path, data, rules.key)
+        if status not in _BUSY and not rules.closing():
             break
         await asyncio.sleep(_AGAIN_S)
     result["response"] = {
@@ -177,10 +218,10 @@ async def _answer(app: ASGIApp, model: str, number: int, line: bytes) -> dict[st
     return result
 
 
-def _request(line: bytes) -> tuple[str, dict[str, Any], str]:
+def _request(line: bytes, model: str, rules: Rules) -> tuple[str, bytes, str]:
     """Path, body and id of a line; UsageError for what is none."""
-    if len(line) > LINE_BYTES:
-        raise UsageError(f"a line has at most {LINE_BYTES} bytes")
+    if len(line) > rules.line_bytes:
+        raise LineTooLarge(f"a line has at most {rules.line_bytes} bytes")
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -190,14 +231,16 @@ def _request(line: bytes) -> tuple[str, dict[str, Any], str]:
     id, body = found.get("custom_id"), found.get("body")
     if not isinstance(id, str):
         raise UsageError("a line has a custom_id, which is text")
-    if found.get("method", "POST") != "POST" or found.get("url") not in ENDPOINTS:
-        raise UsageError(f"a line asks to POST to {' or '.join(ENDPOINTS)}")
+    if found.get("method", "POST") != "POST" or found.get("url") not in rules.endpoints:
+        raise UsageError(f"a line asks to POST to {' or '.join(rules.endpoints)}")
     if not isinstance(body, dict):
         raise UsageError("a line has a body, which is an object")
-    return found["url"], body, id
+    body |= {"model": model, "stream": False}
+    body.pop("stream_options", None)
+    return found["url"], json.dumps(body).encode(), id
 
 
-async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
+async def _post(app: ASGIApp, path: str, body: bytes, key: str | None) -> tuple[int, bytes]:
     """Status and body of the answer to a request that comes over no wire."""
     scope = {
         "type": "http",
@@ -213,6 +256,7 @@ async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, bytes]:
             (b"host", b"localhost"),
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
+            *([] if key is None else [(b"authorization", f"Bearer {key}".encode())]),
         ],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 1),

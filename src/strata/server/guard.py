@@ -29,6 +29,9 @@ from strata.server.settings import Settings
 
 _seldom = Seldom(logging.getLogger("strata.server"))
 
+UPLOADS = "/v1/files"
+"""Where files are sent to."""
+
 CROWD = "strata.crowd"
 """Where the server leaves its Crowd in the state of every request."""
 
@@ -72,6 +75,15 @@ class Guard:
         """Bytes of a body; another budget may bring another bound."""
         return min(self._settings.body_bytes, self._admission.largest_body)
 
+    def _most(self, scope: Scope) -> int:
+        """Bytes of the body of this request: files go to the disk as they come."""
+        return self._settings.files_bytes if self._is_upload(scope) else self._largest
+
+    def _is_upload(self, scope: Scope) -> bool:
+        """Whether a file is sent, which is no JSON and is not held in memory."""
+        files = self._settings.files is not None
+        return files and scope["method"] == "POST" and scope["path"] == UPLOADS
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -98,7 +110,11 @@ class Guard:
             self._check(scope)
             with self._admission.request() as share:
                 SHARE.set(share)
-                await self._app(_as_json(scope), self._bounded(receive, share), watched)
+                await self._app(
+                    scope if self._is_upload(scope) else _as_json(scope),
+                    self._bounded(receive, share, scope),
+                    watched,
+                )
         except Exception as error:
             if not isinstance(error, ApiError):
                 _seldom.failure(f"{scope['method']} {scope['path']} failed", error)
@@ -135,22 +151,24 @@ class Guard:
             # Whoever stands before this server may have gone by the other one (RFC 9112, 6.3).
             raise Closing(400, "a request has Content-Length or Transfer-Encoding, not both")
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) > self._largest:
-            raise TooLarge(self._largest)
+        most = self._most(scope)
+        if length.isascii() and length.isdigit() and int(length) > most:
+            raise TooLarge(most)
 
-    def _bounded(self, receive: Receive, share: Share) -> Receive:
+    def _bounded(self, receive: Receive, share: Share, scope: Scope) -> Receive:
         """``receive`` that raises ApiError where the body is too long, or all are together."""
-        size = 0
+        size, most, upload = 0, self._most(scope), self._is_upload(scope)
 
         async def bounded() -> Message:
             nonlocal size
             message = await receive()
             length = len(message.get("body", b""))
             before, size = size, size + length
-            if size > self._largest:
-                raise TooLarge(self._largest)
+            if size > most:
+                raise TooLarge(most)
             if size > UNCOUNTED:
-                share.arrived(length if before > UNCOUNTED else size)
+                if not upload:
+                    share.arrived(length if before > UNCOUNTED else size)
                 await self._admission.take_time(length)
             return message
 

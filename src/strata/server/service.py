@@ -32,6 +32,7 @@ from strata.llm import LLM
 from strata.server.admission import SHARE, Admission
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
+from strata.server.file_store import FileStore
 from strata.server.notes import note
 from strata.server.preset import Preset
 from strata.server.settings import Settings
@@ -91,6 +92,14 @@ class Service:
         self._plan = llm.plan if llm.runtime.limited else None
         planned = _UNPLANNED if self._plan is None else self._plan.admitted_bytes
         self.admission = Admission(llm.ledger, settings.requests_bytes or planned)
+        self.files: FileStore | None = None
+        self.batches: Batches | None = None
+        if settings.files is not None:
+            # It answers through the application, which is over this.
+            from strata.server.batches import Batches
+
+            self.files = FileStore(settings.files, settings.files_bytes)
+            self.batches = Batches(self, self.files)
         # Tokenizing would hold up everybody in the event loop.
         self._texts = ThreadPoolExecutor(1, "strata-text")
         self._large_texts = ThreadPoolExecutor(1, "strata-large-text")

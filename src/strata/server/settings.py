@@ -6,6 +6,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from strata.errors import UsageError
@@ -18,6 +19,9 @@ _LOCAL_ORIGINS = (
     r"|safari-web-extension)://.*"
 )
 """As Ollama has it: pages from this machine, and of programs and extensions on it."""
+
+FILES_BYTES = 1 << 30
+"""Of uploaded files, unless asked otherwise."""
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -39,6 +43,8 @@ class Settings:
       request; ``stall_s``: for which one may leave its answer unread.
     - ``unknown_fields``: what happens to a request with fields that are not known: they are
       ``refuse``d, or the caller is ``warn``ed of them; None: what its protocol's own server does.
+    - ``files``: the folder of uploaded files and batches, None for none of them; ``files_bytes``:
+      what all of it may take on the disk.
     - ``keepalive_s``: silence after which a stream shows that it lives; ``live_s``: between
       pictures of the machine.
     """
@@ -60,6 +66,8 @@ class Settings:
     request_s: float = 60.0
     stall_s: float = 60.0
     unknown_fields: Unknown | None = None
+    files: Path | None = None
+    files_bytes: int = FILES_BYTES
     keepalive_s: float = 5.0
     live_s: float = 0.25
 
