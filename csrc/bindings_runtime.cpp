@@ -167,21 +167,26 @@ std::unique_ptr<Step> make_step(const StateStore& store, Array1<int32_t> tokens,
   return s;
 }
 
-// (kv_heads, k_dim, v_dim, v_in_k, floats); zeros where a layer does not keep that.
-using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t>;
+// (kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values); zeros where a layer does not
+// keep that.
+using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t, int, int>;
 // (layers, window, recurrent, blocks, slots).
 using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, bool, int64_t, int64_t>;
 
-void make_store(StateStore* self, int type, const std::vector<KeptTuple>& layers,
+void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
                 const std::vector<GroupTuple>& groups, const std::string& directory) {
-  require(type >= 0 && type < kKvTypes, "state: no such KV type");
   std::vector<StateStore::Kept> kept;
-  for (const auto& [heads, k_dim, v_dim, v_in_k, floats] : layers) {
+  for (const auto& [heads, k_dim, v_dim, v_in_k, floats, k_type, v_type] : layers) {
+    require(std::min(k_type, v_type) >= 0 && std::max(k_type, v_type) < kKvTypes,
+            "state: no such KV type");
     require(std::min({heads, k_dim, v_dim, floats}) >= 0, "state: negative sizes");
     require((heads > 0) == (k_dim > 0) && (heads > 0) == (v_dim > 0) && !(heads > 0 && floats > 0),
             "state: a layer keeps keys and values, or floats");
     require(!v_in_k || v_dim <= k_dim, "state: values are no part of keys");
-    kept.push_back({heads, {k_dim, v_dim, v_in_k}, floats});
+    kept.push_back({heads,
+                    {k_dim, v_dim, v_in_k},
+                    floats,
+                    {static_cast<KvType>(k_type), static_cast<KvType>(v_type)}});
   }
   std::vector<bool> seen(kept.size(), false);
   std::vector<StateStore::Group> made;
@@ -200,7 +205,7 @@ void make_store(StateStore* self, int type, const std::vector<KeptTuple>& layers
     StateStore::Group group{numbers, window, recurrent, blocks, slots};
     made.push_back(std::move(group));
   }
-  new (self) StateStore(static_cast<KvType>(type), kept, std::move(made), directory);
+  new (self) StateStore(kept, std::move(made), directory);
 }
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -237,7 +242,7 @@ void bind_runtime(nb::module_& m) {
       .def_prop_ro("format", [](const PackedWeight& w) { return static_cast<int>(w.format); })
       .def_prop_ro("input_form", [](const PackedWeight& w) { return input_form(w.format); });
   nb::class_<StateStore>(m, "StateStore")
-      .def("__init__", &make_store, "type"_a, "layers"_a, "groups"_a, "directory"_a = "")
+      .def("__init__", &make_store, "layers"_a, "groups"_a, "directory"_a = "")
       .def_prop_ro("nbytes", &StateStore::nbytes)
       .def("block_nbytes",
            [](StateStore& s, int64_t group) {

@@ -184,8 +184,8 @@ STRATA_INLINE void gather_queries(const AttentionArgs& a, int64_t kv_head, int64
 // Values that are part of the keys, of slots [first, most) and those beside them up to whole
 // vectors: out [kKvBlock][value stride].
 template <class Kv>
-static __attribute__((noinline)) void unpack_values(const Kv& kv, int64_t v_dim, int64_t first,
-                                                    int64_t most, float* out) {
+static __attribute__((noinline)) void values_of_keys(const Kv& kv, int64_t v_dim, int64_t first,
+                                                     int64_t most, float* out) {
   const int64_t stride = kv_value_stride(v_dim);
   float t[16][16] = {};
   for (int64_t slot = first / 16 * 16; slot < most; slot += 16) {
@@ -199,22 +199,25 @@ static __attribute__((noinline)) void unpack_values(const Kv& kv, int64_t v_dim,
   }
 }
 
-// A block as run_split reads it: in place, or unpacked.
-template <class Kv, bool = Kv::kUnpacks> struct Block : Kv {
-  Block(const uint8_t* head, const KvShape& s, float*) : Kv(head, s) {}
-  void begin_values(const AttentionArgs&, int64_t, int64_t) const {}
+// A block as run_split reads it: in place, or (KvUnpacked) unpacked.
+template <class Kv> struct Block : Kv {
+  Block(const AttentionArgs& a, const uint8_t* head, float*)
+      : Kv(head, head + a.value_at, a.shape.k_dim, a.shape.v_dim) {}
+  void begin_values(int64_t, int64_t) const {}
 };
-template <class Kv> struct Block<Kv, true> {
-  Block(const uint8_t* from, const KvShape& s, float* unpacked)
-      : head(from), k(unpacked), v(unpacked + kKvBlock * s.k_dim), stride(kv_value_stride(s.v_dim)) {
-    Kv::unpack_keys(head, s, k);
+struct KvUnpacked {};
+template <> struct Block<KvUnpacked> {
+  Block(const AttentionArgs& args, const uint8_t* from, float* unpacked)
+      : a(args), head(from), k(unpacked), v(unpacked + kKvBlock * a.shape.k_dim),
+        stride(kv_value_stride(a.shape.v_dim)) {
+    a.keys->unpack_keys(head, a.shape.k_dim, k);
   }
   // Those of slots [first, most). Keys of which values are a part are turned back.
-  void begin_values(const AttentionArgs& a, int64_t first, int64_t most) const {
+  void begin_values(int64_t first, int64_t most) const {
     if (a.shape.v_in_k) {
-      Kv::rotate_rows(k, a.shape.k_dim, a.k_rotation);
+      KvInt4::rotate_rows(k, a.shape.k_dim, a.k_rotation);
     } else {
-      Kv::unpack_values(head, a.shape, first, most, v);
+      a.values->unpack_values(head + a.value_at, a.shape.v_dim, first, most, v);
     }
   }
   inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
@@ -226,6 +229,7 @@ template <class Kv> struct Block<Kv, true> {
   void fetch_keys(int64_t, int64_t, int64_t) const {}
   void fetch_values(int64_t, int64_t, int64_t) const {}
 
+  const AttentionArgs& a;
   const uint8_t* head;
   float *k, *v;
   int64_t stride;
@@ -245,7 +249,7 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
   for (; block < end; ++block) {
     const uint8_t* head = a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes;
-    const Block<Kv> kv(head, a.shape, unpacked);
+    const Block<Kv> kv(a, head, unpacked);
     const int64_t base = block * kKvBlock;
     // A few queries wait for memory: every read asks for the same place of the next block, so that
     // memory never rests while this block is worked on.
@@ -273,10 +277,10 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
-    kv.begin_values(a, first, most);
+    kv.begin_values(first, most);
     if (a.shape.v_in_k) {
       float* apart = unpacked + kKvBlock * a.shape.k_dim;
-      unpack_values(kv, a.shape.v_dim, first, most, apart);
+      values_of_keys(kv, a.shape.v_dim, first, most, apart);
       const auto values = [apart, width](int64_t slot, int64_t dim) {
         return load(apart + slot * width + dim);
       };
@@ -370,8 +374,11 @@ static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int6
   write_output(a, head, scratch, a.out + row * a.out_stride + head * a.shape.v_dim);
 }
 
+template <class Kv> constexpr AttendKernels attend_kernels() {
+  return {attend<Kv>, attend_split<Kv>, attend_on<Kv>};
+}
 template <class Kv> constexpr KvKernels kv_kernels() {
-  return {Kv::store, attend<Kv>, attend_split<Kv>, attend_on<Kv>};
+  return {Kv::store_key, Kv::store_value, unpack_keys<Kv>, unpack_values<Kv>, attend_kernels<Kv>()};
 }
 
 static const StepKernels* step_table() {
@@ -383,7 +390,9 @@ static const StepKernels* step_table() {
       {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7, linear_attention},
       merge_splits,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>(),
-       kv_kernels<KvInt4>()}};
+       {KvInt4::store_key, KvInt4::store_value, KvInt4::unpack_keys, KvInt4::unpack_values,
+        attend_kernels<KvUnpacked>()}},
+      attend_kernels<KvUnpacked>()};
   return &table;
 }
 

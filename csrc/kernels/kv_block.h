@@ -1,5 +1,6 @@
-// How one KV head's part of a block is read and written, for each KvType. Reading gives floats that
-// depend on the stored bytes alone; writing a position touches no other position's elements.
+// How the keys and the values of one KV head in a block are read and written, for each KvType.
+// Reading gives floats that depend on the stored bytes alone; writing a position touches no other
+// position's elements.
 #pragma once
 #include "kernels/rows.h"
 
@@ -14,10 +15,9 @@ STRATA_INLINE F32x16 within(const F32x16& v, float most) {
 template <F32x16 (*kLoad)(const uint16_t*), void (*kStore)(uint16_t*, const F32x16&),
           bool kIsHalf>
 struct KvNarrow {
-  static constexpr bool kUnpacks = false;
-  KvNarrow(const uint8_t* head, const KvShape& s)
-      : k(reinterpret_cast<const uint16_t*>(head)), v(k + s.k_dim * kKvBlock),
-        stride(kv_value_stride(s.v_dim)) {}
+  KvNarrow(const uint8_t* keys, const uint8_t* values, int64_t, int64_t v_dim)
+      : k(reinterpret_cast<const uint16_t*>(keys)), v(reinterpret_cast<const uint16_t*>(values)),
+        stride(kv_value_stride(v_dim)) {}
 
   // Dimension `dim` of the keys at slot .. slot + 15.
   inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
@@ -35,21 +35,22 @@ struct KvNarrow {
     if (dim % 32 == 0) prefetch(reinterpret_cast<const uint8_t*>(v + slot * stride + dim) + away);
   }
 
-  static void store(const float* key, const float* value, const KvShape& s, int64_t slot,
-                    uint8_t* head) {
-    constexpr float kMost = kIsHalf ? 65504.0f : 0x1.fep127f;
-    auto* keys = reinterpret_cast<uint16_t*>(head);
-    each_vector(s.k_dim, [&](int64_t i, int lanes) {
+  static void store_key(const float* key, int64_t k_dim, int64_t slot, uint8_t* to) {
+    auto* keys = reinterpret_cast<uint16_t*>(to);
+    each_vector(k_dim, [&](int64_t i, int lanes) {
       uint16_t t[16];
       kStore(t, within(load_part(key + i, lanes), kMost));
       for (int j = 0; j < lanes; ++j) keys[(i + j) * kKvBlock + slot] = t[j];
     });
-    if (s.v_in_k) return;
-    uint16_t* values = keys + s.k_dim * kKvBlock + slot * kv_value_stride(s.v_dim);
-    each_vector(s.v_dim, [&](int64_t i, int lanes) {
+  }
+  static void store_value(const float* value, int64_t v_dim, int64_t slot, uint8_t* to) {
+    auto* values = reinterpret_cast<uint16_t*>(to) + slot * kv_value_stride(v_dim);
+    each_vector(v_dim, [&](int64_t i, int lanes) {
       kStore(values + i, within(load_part(value + i, lanes), kMost));
     });
   }
+
+  static constexpr float kMost = kIsHalf ? 65504.0f : 0x1.fep127f;
 
   const uint16_t *k, *v;
   int64_t stride;
@@ -70,12 +71,11 @@ STRATA_INLINE F32x16 broadcast_f16(uint16_t h) {
 }
 
 struct KvQ8 {
-  static constexpr bool kUnpacks = false;
-  KvQ8(const uint8_t* head, const KvShape& s)
-      : k(reinterpret_cast<const int8_t*>(head)),
-        key_scales(reinterpret_cast<const uint16_t*>(k + s.k_dim * kKvBlock)),
-        v(reinterpret_cast<const int8_t*>(key_scales + kv_groups(s.k_dim) * kKvBlock)),
-        stride(kv_value_stride(s.v_dim)),
+  KvQ8(const uint8_t* keys, const uint8_t* values, int64_t k_dim, int64_t v_dim)
+      : k(reinterpret_cast<const int8_t*>(keys)),
+        key_scales(reinterpret_cast<const uint16_t*>(k + k_dim * kKvBlock)),
+        v(reinterpret_cast<const int8_t*>(values)),
+        stride(kv_value_stride(v_dim)),
         value_scales(reinterpret_cast<const uint16_t*>(v + stride * kKvBlock)) {}
 
   inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
@@ -119,25 +119,25 @@ struct KvQ8 {
     return scale[0];
   }
 
-  static void store(const float* key, const float* value, const KvShape& s, int64_t slot,
-                    uint8_t* head) {
-    auto* keys = reinterpret_cast<int8_t*>(head);
-    auto* key_scales = reinterpret_cast<uint16_t*>(keys + s.k_dim * kKvBlock);
-    for (int64_t g = 0; g < kv_groups(s.k_dim); ++g) {
+  static void store_key(const float* key, int64_t k_dim, int64_t slot, uint8_t* to) {
+    auto* keys = reinterpret_cast<int8_t*>(to);
+    auto* scales = reinterpret_cast<uint16_t*>(keys + k_dim * kKvBlock);
+    for (int64_t g = 0; g < kv_groups(k_dim); ++g) {
       const int64_t i = g * kKvGroup;
-      const int64_t n = s.k_dim - i < kKvGroup ? s.k_dim - i : kKvGroup;
+      const int64_t n = k_dim - i < kKvGroup ? k_dim - i : kKvGroup;
       int8_t t[kKvGroup];
-      key_scales[g * kKvBlock + slot] = quantise(key + i, n, t);
+      scales[g * kKvBlock + slot] = quantise(key + i, n, t);
       for (int64_t j = 0; j < n; ++j) keys[(i + j) * kKvBlock + slot] = t[j];
     }
-    if (s.v_in_k) return;
-    const int64_t stride = kv_value_stride(s.v_dim);
-    auto* values = reinterpret_cast<int8_t*>(key_scales + kv_groups(s.k_dim) * kKvBlock);
-    auto* value_scales = reinterpret_cast<uint16_t*>(values + stride * kKvBlock);
-    for (int64_t g = 0; g < kv_groups(s.v_dim); ++g) {
+  }
+  static void store_value(const float* value, int64_t v_dim, int64_t slot, uint8_t* to) {
+    const int64_t stride = kv_value_stride(v_dim);
+    auto* values = reinterpret_cast<int8_t*>(to);
+    auto* scales = reinterpret_cast<uint16_t*>(values + stride * kKvBlock);
+    for (int64_t g = 0; g < kv_groups(v_dim); ++g) {
       const int64_t i = g * kKvGroup;
-      const int64_t n = s.v_dim - i < kKvGroup ? s.v_dim - i : kKvGroup;
-      value_scales[g * kKvBlock + slot] = quantise(value + i, n, values + slot * stride + i);
+      const int64_t n = v_dim - i < kKvGroup ? v_dim - i : kKvGroup;
+      scales[g * kKvBlock + slot] = quantise(value + i, n, values + slot * stride + i);
     }
   }
 
@@ -168,8 +168,6 @@ STRATA_INLINE void rotate(float* x, int64_t n, int64_t block) {
 // Four bits an element of a rotated head. A block is unpacked before it is used: that costs less
 // than unpacking in the loop, where every element would be needed for several queries.
 struct KvInt4 {
-  static constexpr bool kUnpacks = true;
-
   // The same over rows [n][kKvBlock].
   static void rotate_rows(float* x, int64_t n, int64_t block) {
     if (block < 2) return;
@@ -187,16 +185,16 @@ struct KvInt4 {
   }
 
   // out [k_dim][kKvBlock]
-  static __attribute__((noinline)) void unpack_keys(const uint8_t* head, const KvShape& s,
+  static __attribute__((noinline)) void unpack_keys(const uint8_t* head, int64_t k_dim,
                                                     float* out) {
-    const int64_t pairs = (s.k_dim + 1) / 2, groups = kv_groups4(s.k_dim);
+    const int64_t pairs = (k_dim + 1) / 2, groups = kv_groups4(k_dim);
     const auto* scales = reinterpret_cast<const uint16_t*>(head + pairs * kKvBlock);
     const uint16_t* least = scales + groups * kKvBlock;
     for (int64_t slot = 0; slot < kKvBlock; slot += 16) {
       for (int64_t g = 0; g < groups; ++g) {
         const F32x16 scale = load_f16(scales + g * kKvBlock + slot);
         const F32x16 low = load_f16(least + g * kKvBlock + slot);
-        const int64_t end = (g + 1) * kKvGroup4 < s.k_dim ? (g + 1) * kKvGroup4 : s.k_dim;
+        const int64_t end = (g + 1) * kKvGroup4 < k_dim ? (g + 1) * kKvGroup4 : k_dim;
         for (int64_t dim = g * kKvGroup4; dim < end; dim += 2) {
           F32x16 a, b;
           codes(head + dim / 2 * kKvBlock + slot, a, b);
@@ -208,11 +206,10 @@ struct KvInt4 {
   }
 
   // out [kKvBlock][value stride] for slots [first, most)
-  static __attribute__((noinline)) void unpack_values(const uint8_t* head, const KvShape& s,
+  static __attribute__((noinline)) void unpack_values(const uint8_t* values, int64_t v_dim,
                                                       int64_t first, int64_t most, float* out) {
-    const int64_t stride = kv_value_stride(s.v_dim), bytes = (s.v_dim + 31) / 32 * 16;
-    const int64_t groups = kv_groups4(s.v_dim);
-    const uint8_t* values = value_codes(head, s);
+    const int64_t stride = kv_value_stride(v_dim), bytes = (v_dim + 31) / 32 * 16;
+    const int64_t groups = kv_groups4(v_dim);
     const auto* scales = reinterpret_cast<const uint16_t*>(values + bytes * kKvBlock);
     const uint16_t* least = scales + groups * kKvBlock;
     for (int64_t slot = first; slot < most; ++slot) {
@@ -263,13 +260,12 @@ struct KvInt4 {
     });
   }
 
-  static void store(const float* key, const float* value, const KvShape& s, int64_t slot,
-                    uint8_t* head) {
-    const int64_t pairs = (s.k_dim + 1) / 2, groups = kv_groups4(s.k_dim);
+  static void store_key(const float* key, int64_t k_dim, int64_t slot, uint8_t* head) {
+    const int64_t pairs = (k_dim + 1) / 2, groups = kv_groups4(k_dim);
     auto* scales = reinterpret_cast<uint16_t*>(head + pairs * kKvBlock) + slot;
     float x[kPart];
     uint8_t q[kKvGroup4 + 2];
-    each_part(key, s.k_dim, x, [&](int64_t at, int64_t n) {
+    each_part(key, k_dim, x, [&](int64_t at, int64_t n) {
       for (int64_t i = 0; i < n; i += kKvGroup4) {
         const int64_t g = (at + i) / kKvGroup4, count = n - i < kKvGroup4 ? n - i : kKvGroup4;
         quantise(x + i, count, q, scales + g * kKvBlock, scales + (groups + g) * kKvBlock);
@@ -279,17 +275,19 @@ struct KvInt4 {
           to[j / 2 * kKvBlock] = static_cast<uint8_t>(q[j] | q[j + 1] << 4);
       }
     });
-    if (s.v_in_k) return;
-    const int64_t bytes = (s.v_dim + 31) / 32 * 16, value_groups = kv_groups4(s.v_dim);
-    uint8_t* values = const_cast<uint8_t*>(value_codes(head, s));
-    auto* value_scales = reinterpret_cast<uint16_t*>(values + bytes * kKvBlock) + slot;
+  }
+  static void store_value(const float* value, int64_t v_dim, int64_t slot, uint8_t* values) {
+    const int64_t bytes = (v_dim + 31) / 32 * 16, groups = kv_groups4(v_dim);
+    auto* scales = reinterpret_cast<uint16_t*>(values + bytes * kKvBlock) + slot;
+    float x[kPart];
+    uint8_t q[kKvGroup4 + 2];
     uint8_t* to = values + slot * bytes;
     for (int64_t i = 0; i < bytes; ++i) to[i] = 0;
-    each_part(value, s.v_dim, x, [&](int64_t at, int64_t n) {
+    each_part(value, v_dim, x, [&](int64_t at, int64_t n) {
       for (int64_t i = 0; i < n; i += kKvGroup4) {
         const int64_t g = (at + i) / kKvGroup4, count = n - i < kKvGroup4 ? n - i : kKvGroup4;
-        quantise(x + i, count, q, value_scales + g * kKvBlock,
-                 value_scales + (value_groups + g) * kKvBlock);
+        quantise(x + i, count, q, scales + g * kKvBlock,
+                 scales + (groups + g) * kKvBlock);
         for (int64_t j = 0; j < count; ++j) {
           const int64_t dim = at + i + j;
           to[dim / 32 * 16 + dim % 16] |= static_cast<uint8_t>(q[j] << (dim % 32 < 16 ? 0 : 4));
@@ -302,9 +300,6 @@ struct KvInt4 {
   // Rotated and quantised together: a multiple of both, so that no group or block is cut.
   static constexpr int64_t kPart = kMostRotated > kKvGroup4 ? kMostRotated : kKvGroup4;
 
-  static const uint8_t* value_codes(const uint8_t* head, const KvShape& s) {
-    return head + ((s.k_dim + 1) / 2 + 4 * kv_groups4(s.k_dim)) * kKvBlock;
-  }
   template <class F> static void each_part(const float* from, int64_t dim, float* x, const F& f) {
     const int64_t block = kv_rotation(KvType::int4, dim);
     for (int64_t at = 0; at < dim; at += kPart) {
@@ -326,5 +321,22 @@ struct KvInt4 {
     ::strata::STRATA_ISA::store(p, v);
   }
 };
+
+// What is read in place is unpacked where keys and values are of different types.
+template <class Kv>
+static void unpack_keys(const uint8_t* keys, int64_t k_dim, float* out) {
+  const Kv kv(keys, nullptr, k_dim, 0);
+  for (int64_t dim = 0; dim < k_dim; ++dim)
+    for (int64_t slot = 0; slot < kKvBlock; slot += 16)
+      store(out + dim * kKvBlock + slot, kv.keys(dim, slot));
+}
+template <class Kv>
+static void unpack_values(const uint8_t* values, int64_t v_dim, int64_t first, int64_t most,
+                          float* out) {
+  const Kv kv(nullptr, values, 0, v_dim);
+  for (int64_t slot = first; slot < most; ++slot)
+    for (int64_t dim = 0; dim < kv.stride; dim += 16)
+      store(out + slot * kv.stride + dim, kv.values(slot, dim));
+}
 
 }  // namespace strata::STRATA_ISA

@@ -42,24 +42,29 @@ struct KvShape {
 inline int64_t kv_value_stride(int64_t v_dim) { return (v_dim + 15) / 16 * 16; }
 // Scales of one position of one head, for its key or its value.
 inline int64_t kv_groups(int64_t dim) { return (dim + kKvGroup - 1) / kKvGroup; }
-// Bytes of one KV head in one block, a multiple of 64: K as [k_dim][kKvBlock], then V as
-// [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind each. int4 has bytes of two
-// dimensions [k_dim / 2][kKvBlock], and of dimensions 16 apart [kKvBlock][v_dim / 2], behind each the
-// scales and then the least values [groups][kKvBlock].
 inline int64_t kv_groups4(int64_t dim) { return (dim + kKvGroup4 - 1) / kKvGroup4; }
-inline int64_t kv_head_bytes(KvType type, const KvShape& s) {
-  if (type == KvType::int4) {
-    int64_t bytes = (s.k_dim + 1) / 2 + 4 * kv_groups4(s.k_dim);
-    if (!s.v_in_k) bytes += (s.v_dim + 31) / 32 * 16 + 4 * kv_groups4(s.v_dim);
-    return kKvBlock * bytes;
-  }
-  int64_t elements = s.k_dim, groups = kv_groups(s.k_dim);
-  if (!s.v_in_k) {
-    elements += kv_value_stride(s.v_dim);
-    groups += kv_groups(s.v_dim);
-  }
-  return kKvBlock * (type == KvType::q8_0 ? elements + 2 * groups : 2 * elements);
+// Bytes of the keys, and of the values, of one KV head in one block, a multiple of 64: K as
+// [k_dim][kKvBlock], V as [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind
+// each. int4 has bytes of two dimensions [k_dim / 2][kKvBlock], and of dimensions 16 apart
+// [kKvBlock][v_dim / 2], behind each the scales and then the least values [groups][kKvBlock].
+inline int64_t kv_key_bytes(KvType type, int64_t k_dim) {
+  if (type == KvType::int4) return kKvBlock * ((k_dim + 1) / 2 + 4 * kv_groups4(k_dim));
+  return kKvBlock * (type == KvType::q8_0 ? k_dim + 2 * kv_groups(k_dim) : 2 * k_dim);
 }
+inline int64_t kv_value_bytes(KvType type, int64_t v_dim) {
+  if (type == KvType::int4) return kKvBlock * ((v_dim + 31) / 32 * 16 + 4 * kv_groups4(v_dim));
+  const int64_t stride = kv_value_stride(v_dim);
+  return kKvBlock * (type == KvType::q8_0 ? stride + 2 * kv_groups(v_dim) : 2 * stride);
+}
+// How a layer keeps them; its values lie behind its keys.
+struct KvTypes {
+  KvType k, v;
+};
+inline int64_t kv_head_bytes(KvTypes types, const KvShape& s) {
+  return kv_key_bytes(types.k, s.k_dim) + (s.v_in_k ? 0 : kv_value_bytes(types.v, s.v_dim));
+}
+
+struct KvKernels;
 
 struct AttentionArgs {
   const float* q;          // row r, head h at q + r * q_stride + h * k_dim
@@ -69,6 +74,8 @@ struct AttentionArgs {
   const uint8_t* kv;       // the layer's part of block 0
   int64_t block_stride;    // bytes from block to block
   int64_t head_bytes;      // kv_head_bytes
+  int64_t value_at;        // kv_key_bytes
+  const KvKernels *keys, *values;
   const int32_t* table;    // block ids of the sequence
   int64_t heads, kv_heads; // `shares` of the latter are one of those that are kept
   int64_t shares = 1;
@@ -93,11 +100,7 @@ inline int64_t attention_scratch_floats(const KvShape& s) {
   return kQueryTile * (s.k_dim + kKvBlock + 2 * partial_floats(s.v_dim)) + unpacked + 256;
 }
 
-// What depends on how KV is kept.
-struct KvKernels {
-  // Writes one position of one KV head: `head` is that head's part of the block. With v_in_k there
-  // is no v.
-  void (*store)(const float* k, const float* v, const KvShape& shape, int64_t slot, uint8_t* head);
+struct AttendKernels {
   // Attention of rows [row0, row1) of a span for the heads of one KV head;
   // (row1 - row0) * heads / kv_heads <= kQueryTile. Writes out.
   void (*attend)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
@@ -111,6 +114,18 @@ struct KvKernels {
   // did.
   void (*attend_on)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
                     int64_t split0, int64_t split1, bool first, float* running, float* scratch);
+};
+
+// What depends on how keys, or values, are kept.
+struct KvKernels {
+  // Writes one position of the keys, or the values, of one KV head in a block.
+  void (*store_key)(const float* k, int64_t k_dim, int64_t slot, uint8_t* keys);
+  void (*store_value)(const float* v, int64_t v_dim, int64_t slot, uint8_t* values);
+  // As floats: [k_dim][kKvBlock], and slots [first, most) of [kKvBlock][value stride].
+  void (*unpack_keys)(const uint8_t* keys, int64_t k_dim, float* out);
+  void (*unpack_values)(const uint8_t* values, int64_t v_dim, int64_t first, int64_t most,
+                        float* out);
+  AttendKernels attend;   // over keys and values of this type
 };
 
 // A recurrence over the rows of a span for the columns [column, column + lanes) of one head's state,
@@ -181,6 +196,11 @@ struct StepKernels {
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,
                        const float* partials, float* scratch);
   KvKernels kv[kKvTypes];   // by KvType
+  AttendKernels unpacked;   // over keys and values of any types
+  const KvKernels& of(KvType type) const { return kv[static_cast<int>(type)]; }
+  const AttendKernels& attention(KvTypes types, const KvShape& s) const {
+    return types.k == types.v || s.v_in_k ? of(types.k).attend : unpacked;
+  }
 };
 
 const StepKernels* step_kernels_scalar();

@@ -24,8 +24,9 @@ int64_t query_tile(int64_t heads, int64_t kv_heads) {
 // With as many tiles of heads there is enough to share out.
 constexpr int64_t kTilesPerThread = 8;
 
-const KvKernels& kernels(const Context& c) {
-  return c.step_kernels->kv[static_cast<int>(c.state->type())];
+const AttendKernels& kernels(const Context& c, const AttentionSpec& s) {
+  const StateStore::Kept& kept = c.state->layer(s.layer).kept;
+  return c.step_kernels->attention(kept.types, kept.kv);
 }
 
 AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& span) {
@@ -51,8 +52,12 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.seen = s.causal ? 0 : span.past + span.rows;
   a.slopes = s.slopes.empty() ? nullptr : s.slopes.data();
   a.sinks = s.sinks.empty() ? nullptr : s.sinks.data();
-  a.k_rotation = kv_rotation(c.state->type(), a.shape.k_dim);
-  a.v_rotation = a.shape.v_in_k ? 1 : kv_rotation(c.state->type(), a.shape.v_dim);
+  const KvTypes types = layer.kept.types;
+  a.value_at = kv_key_bytes(types.k, a.shape.k_dim);
+  a.keys = &c.step_kernels->of(types.k);
+  a.values = &c.step_kernels->of(types.v);
+  a.k_rotation = kv_rotation(types.k, a.shape.k_dim);
+  a.v_rotation = a.shape.v_in_k ? 1 : kv_rotation(types.v, a.shape.v_dim);
   return a;
 }
 
@@ -89,9 +94,14 @@ class StoreNode final : public Node {
     uint8_t* block = c.state->part(layer, number);
     const float* k = c.f32(*s_.k, row);
     const float* v = s_.v ? c.f32(*s_.v, row) : nullptr;
-    for (int64_t h = 0; h < s_.kv_heads; ++h) {
-      kernels(c).store(k + h * s_.k_dim, v ? v + h * s_.v_dim : nullptr, layer.kept.kv,
-                       position % kKvBlock, block + h * layer.head_bytes);
+    const KvTypes types = layer.kept.types;
+    const KvShape& shape = layer.kept.kv;
+    const int64_t slot = position % kKvBlock, value_at = kv_key_bytes(types.k, shape.k_dim);
+    for (int64_t h = 0; h < s_.kv_heads; ++h, block += layer.head_bytes) {
+      c.step_kernels->of(types.k).store_key(k + h * s_.k_dim, shape.k_dim, slot, block);
+      if (v == nullptr) continue;
+      c.step_kernels->of(types.v).store_value(v + h * s_.v_dim, shape.v_dim, slot,
+                                              block + value_at);
     }
   }
 
@@ -222,7 +232,7 @@ class AttendNode final : public Node {
         a.table = turns_->table(item->span);
         a.block_stride = KvTier::kUnit;
         const int64_t row0 = (tiles - 1 - tile) * tile_;
-        kernels(c).attend_on(a, kv_head, row0, std::min(row0 + tile_, span.rows), item->split0,
+        kernels(c, s_).attend_on(a, kv_head, row0, std::min(row0 + tile_, span.rows), item->split0,
                              item->split1, item->first, partials_of(*cut_, s_, span), scratch);
         return;
       }
@@ -233,7 +243,7 @@ class AttendNode final : public Node {
       const int64_t which = index / (parts_ * cut_->splits);
       const Span& span = c.step->spans[static_cast<size_t>(which)];
       float* partials = cut_->partials + which * cut_->partial_stride;
-      kernels(c).attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
+      kernels(c, s_).attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
                               cut_->splits, partials, scratch);
       return;
     }
@@ -243,7 +253,7 @@ class AttendNode final : public Node {
       const int64_t tiles = ceil_div(span.rows, tile_);
       if (tile < tiles) {
         const int64_t row0 = (tiles - 1 - tile) * tile_;
-        kernels(c).attend(arguments(c, s_, span), kv_head, row0,
+        kernels(c, s_).attend(arguments(c, s_, span), kv_head, row0,
                           std::min(row0 + tile_, span.rows), scratch);
         return;
       }

@@ -85,13 +85,13 @@ int64_t StateStore::ring_bytes(const std::vector<int64_t>& layer_bytes) {
   return KvTier::kPlaces * KvTier::place_bytes(layer_bytes) + KvFile::kAlign;
 }
 
-StateStore::StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups,
+StateStore::StateStore(const std::vector<Kept>& layers, std::vector<Group> groups,
                        const std::string& directory)
-    : type_(type), groups_(std::move(groups)) {
+    : groups_(std::move(groups)) {
   static std::atomic<uint64_t> next{1};
   id_ = next.fetch_add(1);
   for (const Kept& kept : layers) {
-    const int64_t head = kept.kv.k_dim > 0 ? kv_head_bytes(type, kept.kv) : 0;
+    const int64_t head = kept.kv.k_dim > 0 ? kv_head_bytes(kept.types, kept.kv) : 0;
     layers_.push_back({kept, -1, head, nullptr});
   }
   for (size_t g = 0; g < groups_.size(); ++g) {

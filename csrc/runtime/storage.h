@@ -56,6 +56,7 @@ class StateStore {
     int64_t kv_heads;
     KvShape kv;
     int64_t floats;
+    KvTypes types;
   };
   struct Layer {
     Kept kept;
@@ -73,12 +74,11 @@ class StateStore {
     std::unique_ptr<AlignedBytes> buffer = nullptr;
   };
   // The file is made in `directory`, where a group has slots.
-  StateStore(KvType type, const std::vector<Kept>& layers, std::vector<Group> groups,
+  StateStore(const std::vector<Kept>& layers, std::vector<Group> groups,
              const std::string& directory);
   ~StateStore();
   StateStore(const StateStore&) = delete;
   StateStore& operator=(const StateStore&) = delete;
-  KvType type() const { return type_; }
   // Tells stores of a process apart.
   uint64_t id() const { return id_; }
   const Layer& layer(int64_t i) const { return layers_[static_cast<size_t>(i)]; }
@@ -104,7 +104,6 @@ class StateStore {
   static int64_t ring_bytes(const std::vector<int64_t>& layer_bytes);
 
  private:
-  KvType type_;
   uint64_t id_;
   std::vector<Layer> layers_;
   std::vector<Group> groups_;

@@ -32,6 +32,7 @@ from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
 
 if TYPE_CHECKING:
+    from strata.engine.kv_quality import KVChoice
     from strata.memory import Ledger
     from strata.plan import Plan, Workload
     from strata.report.explain import Explanation
@@ -64,7 +65,9 @@ class LLM:
     ``plan`` is executed instead of one made here, as it stands: its budget is held, and its
     context, threads and all else it has count and not those given here.
 
-    ``kv_type`` is how keys and values are kept: ``f16``, ``bf16``, ``q8_0`` or ``int4``.
+    ``kv_type`` is how keys and values are kept: ``f16``, ``bf16``, ``q8_0`` or ``int4``; apart,
+    ``q8_0:int4``; and layers of their own, ``q8_0:int4,0-1=f16``. ``quality`` chooses it:
+    ``exact``, or the fastest that is known to lose no more than ``0.1%`` or ``1%``.
     ``kv_bytes`` bounds the KV of all requests together, which then wait for each other or give way.
     The KV of earlier prompts is kept in memory while there is room, so that a common beginning is
     computed once;
@@ -100,6 +103,7 @@ class LLM:
         planned: bool = False,
         plan: Plan | None = None,
         kv_type: str | None = None,
+        quality: str | None = None,
         kv_bytes: int | str | None = None,
         kv_store: str | Path | None = None,
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
@@ -125,6 +129,14 @@ class LLM:
         asking.typed("experts_ahead", experts_ahead, int)
         if experts_ahead < 0:
             raise UsageError(f"experts_ahead must be at least 0, not {experts_ahead}")
+        asking.typed("quality", quality, str, optional=True)
+        if quality is not None and kv_type is not None:
+            raise UsageError("quality chooses the KV type: give one of the two")
+        choices: tuple[KVChoice, ...] = ()
+        if quality is not None:
+            from strata.report.quality.known import kv_choices
+
+            choices = kv_choices(quality)
         if parallel is not None and parallel < 1:
             raise UsageError(f"parallel must be at least 1, not {parallel}")
         self.path = model if isinstance(model, Path) else resolve(model, progress=progress)
@@ -140,6 +152,8 @@ class LLM:
                 workload=workload,
                 planned=planned,
                 kv_type=kv_type,
+                kv_choices=choices,
+                quality=quality or "",
                 kv_bytes=None if kv_bytes is None else _size(kv_bytes),
                 serving=serving,
                 embedding=embedding,

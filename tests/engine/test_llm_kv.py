@@ -117,3 +117,27 @@ def test_unknown_kv_types_are_refused(smollm2_path: Path) -> None:
 
 def test_every_kv_type_has_its_name() -> None:
     assert get_args(KVTypeName) == tuple(kv_type.name for kv_type in KV_TYPES)
+
+
+@pytest.mark.slow
+def test_keys_and_values_apart_and_by_layer(smollm2_path: Path, tmp_path: Path) -> None:
+    """The store, several requests and a Plan with it; its own bits, and those again."""
+    answers = []
+    for kv_type, known in (("q8_0:int4,0-1=f16", 0), ("q8_0:int4,0-1=f16", 192), ("q8_0:int4", 0)):
+        with LLM(
+            smollm2_path,
+            threads=2,
+            context=300,
+            parallel=2,
+            memory="300MB",
+            kv_type=kv_type,
+            kv_store=tmp_path / "kv",
+        ) as llm:
+            assert llm.runtime.plan is not None
+            assert llm.runtime.plan.kv_type == kv_type
+            first, other = llm.generate([PROMPT, PROMPT[3:]], PARAMS)
+            assert first.cached_tokens == known
+            answers.append((first.logprobs, other.logprobs))
+    assert answers[0] == answers[1] != answers[2]
+    with pytest.raises(UsageError, match="names layer 30, and the model's last is 29"):
+        LLM(smollm2_path, context=300, kv_type="f16,30=int4")

@@ -34,7 +34,7 @@ from support.store_chains import (
 )
 
 DATA = 4096
-HEAD = 88
+HEAD = 152
 DIGESTS = HEAD + 4 * KV_BLOCK * 3
 END = DIGESTS + 32 * 3 + 32
 
@@ -161,7 +161,7 @@ def sealed(directory: Path, header: bytes) -> bytes:
         ("block bytes", lambda h: h[:16] + (NBYTES * 3).to_bytes(8, "little") + h[24:]),
         ("identity", lambda h: h[:24] + hashlib.sha256(b"other").digest() + h[56:]),
         ("parent", lambda h: h[:56] + hashlib.sha256(b"other").digest() + h[88:]),
-        ("tokens", lambda h: h[:88] + b"\1" + h[89:]),
+        ("tokens", lambda h: h[:HEAD] + b"\1" + h[HEAD + 1 :]),
     ],
 )
 def test_headers_that_are_whole_and_wrong(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import strata._native as _native
 from strata.backends.base import KV_BLOCK
 from strata.backends.cpu.backend import CpuBackend
-from strata.backends.kv_types import KV_TYPES
+from strata.backends.kv_types import KV_TYPES, choose_kv_type
 from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightReadError
 from strata.errors import UsageError
@@ -52,7 +52,7 @@ def runs_of(
         reading=Reading(threads=3),
     )
     backend = CpuBackend(threads=threads, settings=how)
-    kept = next(t for t in KV_TYPES if t.name == kv_type)
+    kept = choose_kv_type(kv_type, KV_TYPES)
     return StateRuns(model, weights, backend, blocks=90, kv_type=kept)
 
 
@@ -88,7 +88,7 @@ def refused(at: int) -> Iterator[None]:
         _native.fail_after("write", 0, False)
 
 
-@pytest.mark.parametrize("kv_type", [t.name for t in KV_TYPES])
+@pytest.mark.parametrize("kv_type", [*(t.name for t in KV_TYPES), "q8_0:int4,0=int4:f16"])
 @pytest.mark.parametrize("slots", [LEAST, LEAST + 9])
 def test_bits_are_those_of_memory(kv_type: str, slots: int, tmp_path: Path) -> None:
     """All kinds of state, three sequences of up to 1,600 positions, blocks coming and going."""

@@ -260,14 +260,15 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
 constexpr int64_t kChunk = 250;
 
 // Keys and values of a sequence longer than a split, then attention of its last rows.
-void compare_attention(const StepKernels& plain, const StepKernels& other, int type,
+void compare_attention(const StepKernels& plain, const StepKernels& other, KvTypes types,
                        const KvShape& shape, int64_t window, float softcap) {
   constexpr int64_t kHeads = 6, kKvHeads = 2, kRows = 3, kPast = 600;
   constexpr int64_t kSplits = (kPast + kRows + kKvBlock * kSplitBlocks - 1) /
                               (kKvBlock * kSplitBlocks);
   constexpr int64_t kBlocks = (kPast + kRows + kKvBlock - 1) / kKvBlock;
-  const int64_t head_bytes = kv_head_bytes(static_cast<KvType>(type), shape);
-  const std::string what = "KV type " + std::to_string(type) + ", keys of " +
+  const int64_t head_bytes = kv_head_bytes(types, shape);
+  const std::string what = "KV type " + std::to_string(static_cast<int>(types.k)) + ":" +
+                           std::to_string(static_cast<int>(types.v)) + ", keys of " +
                            std::to_string(shape.k_dim) + ", values of " +
                            std::to_string(shape.v_dim) + (shape.v_in_k ? " in keys" : "") +
                            ", window " + std::to_string(window);
@@ -292,6 +293,9 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
     a.kv = kv.bytes();
     a.block_stride = kKvHeads * head_bytes;
     a.head_bytes = head_bytes;
+    a.value_at = kv_key_bytes(types.k, shape.k_dim);
+    a.keys = &s.of(types.k);
+    a.values = &s.of(types.v);
     a.table = table.data();
     a.heads = kHeads;
     a.kv_heads = kKvHeads;
@@ -308,14 +312,16 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, int t
       a.slopes = slopes;
       a.sinks = sinks;
     }
-    const KvKernels& kernels = s.kv[type];
+    const AttendKernels& kernels = s.attention(types, shape);
     for (int64_t p = 0; p < kPast + kRows; ++p) {
       uint8_t* block = kv.bytes() + table[static_cast<size_t>(p / kKvBlock)] * a.block_stride;
       for (int64_t h = 0; h < kKvHeads; ++h) {
         const int64_t head = p * kKvHeads + h;
-        kernels.store(k.data() + head * shape.k_dim,
-                      shape.v_in_k ? nullptr : v.data() + head * shape.v_dim, shape, p % kKvBlock,
-                      block + h * head_bytes);
+        uint8_t* to = block + h * head_bytes;
+        a.keys->store_key(k.data() + head * shape.k_dim, shape.k_dim, p % kKvBlock, to);
+        if (shape.v_in_k) continue;
+        a.values->store_value(v.data() + head * shape.v_dim, shape.v_dim, p % kKvBlock,
+                              to + a.value_at);
       }
     }
     Room scratch(static_cast<size_t>(attention_scratch_floats(shape)) * sizeof(float));
@@ -386,10 +392,18 @@ int main(int argc, char** argv) {
     for (const KvShape& shape : {KvShape{16, 16, false}, KvShape{24, 24, false},
                                  KvShape{64, 64, false}, KvShape{80, 80, false},
                                  KvShape{24, 40, false}, KvShape{72, 33, true}}) {
-      compare_attention(*step_kernels_scalar(), *other_step, type, shape, 0, 0);
-      compare_attention(*step_kernels_scalar(), *other_step, type, shape, 37, 20);
-      compare_attention(*step_kernels_scalar(), *other_step, type, shape, 37, 0);
-      compare_attention(*step_kernels_scalar(), *other_step, type, shape, kChunk, 0);
+      const auto kept = static_cast<KvType>(type);
+      const KvTypes types{kept, kept};
+      compare_attention(*step_kernels_scalar(), *other_step, types, shape, 0, 0);
+      compare_attention(*step_kernels_scalar(), *other_step, types, shape, 37, 20);
+      compare_attention(*step_kernels_scalar(), *other_step, types, shape, 37, 0);
+      compare_attention(*step_kernels_scalar(), *other_step, types, shape, kChunk, 0);
+    }
+    for (int other = 0; other < kKvTypes; ++other) {
+      const KvTypes types{static_cast<KvType>(type), static_cast<KvType>(other)};
+      if (other == type) continue;
+      compare_attention(*step_kernels_scalar(), *other_step, types, {24, 40, false}, 0, 0);
+      compare_attention(*step_kernels_scalar(), *other_step, types, {80, 80, false}, 37, 20);
     }
   }
   std::printf("%lld comparisons, all bits the same\n", static_cast<long long>(g_compared));

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.cpu.host import available_isas
-from strata.backends.kv_types import KVType
+from strata.backends.kv_types import KV_TYPES, KVType, choose_kv_type
 from strata.backends.reference import ReferenceBackend
 from strata.program import PagedKV, Recurrent, Shared, state_groups
 from strata.program.ops import ACTIVATIONS
@@ -220,11 +220,12 @@ def test_attention(isa: str, shape: Shape) -> None:
     assert np.abs(got - oracle(shape, cuts)).max() <= attention_bound(head_dim, rows)
 
 
-KV_TYPES = [t for t in CpuBackend.kv_types if t.name != "f16"]
+OTHERS = [t for t in CpuBackend.kv_types if t.name != "f16"]
+APART = [choose_kv_type(name, KV_TYPES) for name in ("q8_0:int4", "int4:f16", "bf16:q8_0")]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_type", KV_TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("kv_type", [*OTHERS, *APART], ids=lambda t: t.name)
 @pytest.mark.parametrize("shape", ATTENTION, ids=str)
 def test_attention_over_other_kv_types(isa: str, shape: Shape, kv_type: KVType) -> None:
     """Both round what they keep to the same numbers, so the bound is that of f16."""
@@ -241,7 +242,11 @@ def test_attention_over_other_kv_types(isa: str, shape: Shape, kv_type: KVType) 
     assert again.tobytes() == got.tobytes()
 
 
-@pytest.mark.parametrize("kv_type", CpuBackend.kv_types, ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "kv_type",
+    [*CpuBackend.kv_types, *APART, choose_kv_type("f16,0=int4,2-4=q8_0:int4", KV_TYPES)],
+    ids=lambda t: t.name,
+)
 def test_bytes_of_a_kv_block(kv_type: KVType) -> None:
     layers = [
         PagedKV(3, 64, 64),

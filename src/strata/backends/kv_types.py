@@ -1,14 +1,17 @@
-"""How keys and values are kept: one row a type. The bits of an answer depend on it."""
+"""How keys and values are kept: one row a codec. The bits of an answer depend on it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.errors import UsageError
+from strata.formats.errors import shown
 from strata.program import LayerState, PagedKV, Recurrent, StateGroup
 
 KV_BLOCK = 64
@@ -24,38 +27,84 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class KVType:
-    """How many bytes numbers take, and what is read back of float32 rows [..., head]: ``stored``.
-
-    ``element`` are the bytes of a number, ``scale`` those of what each 32 numbers of a position
-    share, if they do.
-    """
+class KVCodec:
+    """How the numbers of a head are kept: bytes of a position's key, or value, of so many of them,
+    and what is read back of float32 rows [..., head]: ``stored``. Rows of values are whole vectors
+    of 16."""
 
     name: str
-    element: int
-    scale: int
+    key_nbytes: Callable[[int], int]
+    value_nbytes: Callable[[int], int]
     stored: Callable[[Floats], Floats]
 
-    def head_nbytes(self, k_dim: int, v_dim: int, *, v_in_k: bool = False) -> int:
-        """Bytes of one KV head in a block of the native layout; rows of values there are whole
-        vectors of 16, and none are kept with ``v_in_k``."""
-        if self.name == INT4_NAME:
-            return KV_BLOCK * _int4_nbytes(k_dim, v_dim, v_in_k=v_in_k)
-        numbers, scales = k_dim, -(-k_dim // _GROUP)
-        if not v_in_k:
-            numbers, scales = numbers + -(-v_dim // 16) * 16, scales + -(-v_dim // _GROUP)
-        return KV_BLOCK * (self.element * numbers + self.scale * scales)
+
+@dataclass(frozen=True)
+class KVType:
+    """The codecs of keys and of values; ``layers`` have (number, keys, values) of their own."""
+
+    keys: KVCodec
+    values: KVCodec
+    layers: tuple[tuple[int, KVCodec, KVCodec], ...] = ()
+
+    @cached_property
+    def name(self) -> str:
+        """As ``choose_kv_type`` reads it, one spelling for each type."""
+        out, runs = [_spelled(self.keys, self.values)], list[tuple[int, int, str]]()
+        for number, keys, values in self.layers:
+            said = _spelled(keys, values)
+            if runs and runs[-1][1:] == (number - 1, said):
+                runs[-1] = (runs[-1][0], number, said)
+            else:
+                runs.append((number, number, said))
+        for first, last, said in runs:
+            out.append(f"{first}={said}" if first == last else f"{first}-{last}={said}")
+        return ",".join(out)
+
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether nothing is kept in less than 16 bits of floating point."""
+        kept = {c.name for c in (self.keys, self.values)}
+        return kept.union(*({k.name, v.name} for _, k, v in self.layers)) <= {"f16", "f32"}
+
+    def of(self, layer: int) -> tuple[KVCodec, KVCodec]:
+        """Codecs of the keys and the values of a layer."""
+        return self._own.get(layer, (self.keys, self.values))
+
+    @cached_property
+    def _own(self) -> dict[int, tuple[KVCodec, KVCodec]]:
+        return {number: (keys, values) for number, keys, values in self.layers}
+
+    def stored(self, x: Floats) -> Floats:
+        """What is read back of keys."""
+        return self.keys.stored(x)
+
+    def head_nbytes(self, k_dim: int, v_dim: int, *, v_in_k: bool = False, layer: int = -1) -> int:
+        """Bytes of one KV head in a block of the native layout; no values are kept with
+        ``v_in_k``."""
+        keys, values = self.of(layer)
+        return KV_BLOCK * (keys.key_nbytes(k_dim) + (0 if v_in_k else values.value_nbytes(v_dim)))
 
     def block_nbytes(self, state: Sequence[LayerState], group: StateGroup) -> int:
-        """Bytes of one block of a group of a model's layers, or of one slot if it is recurrent."""
-        return sum(self.layer_nbytes(state[number]) for number in group.layers)
+        """Bytes of one block of a group of a model's layers, or of one slot if it is recurrent.
+        UsageError if a layer is named that the model has not."""
+        if self.layers and self.layers[-1][0] >= len(state):
+            raise UsageError(
+                f"the KV type {self.name!r} names layer {self.layers[-1][0]}, and the model's last "
+                f"is {len(state) - 1}"
+            )
+        return sum(self.layer_nbytes(state, number) for number in group.layers)
 
-    def layer_nbytes(self, layer: LayerState) -> int:
+    def layer_nbytes(self, state: Sequence[LayerState], number: int) -> int:
         """Bytes of a layer's part of a block."""
+        layer = state[number]
         if isinstance(layer, PagedKV):
-            head = self.head_nbytes(layer.k_dim, layer.v_dim, v_in_k=layer.v_in_k)
+            head = self.head_nbytes(layer.k_dim, layer.v_dim, v_in_k=layer.v_in_k, layer=number)
             return layer.kv_heads * head
         return -(-4 * layer.elements // 64) * 64 if isinstance(layer, Recurrent) else 0
+
+
+def _spelled(keys: KVCodec, values: KVCodec) -> str:
+    return keys.name if keys == values else f"{keys.name}:{values.name}"
 
 
 def _as_f16(x: Floats) -> Floats:
@@ -99,12 +148,6 @@ def _rotated(x: Floats) -> Floats:
     return out.reshape(x.shape)
 
 
-def _int4_nbytes(k_dim: int, v_dim: int, *, v_in_k: bool) -> int:
-    """Bytes of a position of a head: codes, and of each 64 a scale and a least value."""
-    keys = -(-k_dim // 2) + 4 * -(-k_dim // _GROUP4)
-    return keys if v_in_k else keys + -(-v_dim // 32) * 16 + 4 * -(-v_dim // _GROUP4)
-
-
 def as_int4(x: Floats) -> Floats:
     """Codes of four bits between the least and the largest of each 64 numbers, as they are read."""
     out = np.empty_like(x)
@@ -123,23 +166,72 @@ def _as_int4(x: Floats) -> Floats:
     return _rotated(as_int4(_rotated(x)))
 
 
-F32 = KVType("f32", 4, 0, lambda x: x)
-F16 = KVType("f16", 2, 0, _as_f16)
-BF16 = KVType("bf16", 2, 0, _as_bf16)
-Q8_0 = KVType("q8_0", 1, 2, _as_q8_0)
-INT4_NAME = "int4"
-INT4 = KVType(INT4_NAME, 0, 0, _as_int4)
+def _whole(dim: int) -> int:
+    """Numbers of a row of values: whole vectors."""
+    return -(-dim // 16) * 16
+
+
+def _plain(name: str, element: int, stored: Callable[[Floats], Floats]) -> KVType:
+    codec = KVCodec(name, lambda n: element * n, lambda n: element * _whole(n), stored)
+    return KVType(codec, codec)
+
+
+F32 = _plain("f32", 4, lambda x: x)
+F16 = _plain("f16", 2, _as_f16)
+BF16 = _plain("bf16", 2, _as_bf16)
+_Q8 = KVCodec(
+    "q8_0", lambda n: n + 2 * -(-n // _GROUP), lambda n: _whole(n) + 2 * -(-n // _GROUP), _as_q8_0
+)
+Q8_0 = KVType(_Q8, _Q8)
+_INT4 = KVCodec(
+    "int4",
+    lambda n: -(-n // 2) + 4 * -(-n // _GROUP4),
+    lambda n: -(-n // 32) * 16 + 4 * -(-n // _GROUP4),
+    _as_int4,
+)
+INT4 = KVType(_INT4, _INT4)
 """Of heads that were rotated, so that no number is far larger than others (SAW-INT4, arXiv
 2604.19157); the head is turned back when it is read."""
 
 KV_TYPES: tuple[KVType, ...] = (F16, BF16, Q8_0, INT4)
 """Those that every backend has, as csrc/kernels/step_kernels.h numbers them."""
 
+_MOST_LAYERS = 4096
+_LAYERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+
 
 def choose_kv_type(name: str | None, types: tuple[KVType, ...]) -> KVType:
-    """The one of ``types`` that is asked for, the first of them for None; UsageError if none."""
-    for found in types:
-        if name in (None, found.name):
-            return found
-    known = ", ".join(t.name for t in types)
-    raise UsageError(f"there is no KV type {name!r} here; there are: {known}")
+    """The type of that name, made of the codecs of ``types``; the first of them for None.
+
+    ``q8_0`` is keys and values alike, ``q8_0:int4`` keys and values apart, and
+    ``q8_0:int4,0-1=f16,29=q8_0`` has layers of their own. UsageError for what there is not.
+    """
+    if name is None:
+        return types[0]
+    codecs = {t.keys.name: t.keys for t in types}
+    first, *more = name.split(",")
+    keys, values = _pair(first, name, codecs)
+    own: dict[int, tuple[KVCodec, KVCodec]] = {}
+    for part in more:
+        numbers, equals, kept = part.partition("=")
+        match = _LAYERS.fullmatch(numbers.strip())
+        begin, end = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not equals or not begin <= end < _MOST_LAYERS:
+            raise UsageError(
+                f"the KV type {shown(name)} has {shown(part)} where layers are said as "
+                "0-3=f16 or 5=q8_0:int4"
+            )
+        own.update(dict.fromkeys(range(begin, end + 1), _pair(kept, name, codecs)))
+    layers = tuple((n, *pair) for n, pair in sorted(own.items()) if pair != (keys, values))
+    return KVType(keys, values, layers)
+
+
+def _pair(text: str, name: str, codecs: dict[str, KVCodec]) -> tuple[KVCodec, KVCodec]:
+    keys, colon, values = (part.strip() for part in text.partition(":"))
+    for found in (keys, values) if colon else (keys,):
+        if found not in codecs:
+            raise UsageError(
+                f"there is no KV type {shown(found)} here; there are: {', '.join(codecs)}, "
+                "and keys and values apart as q8_0:int4"
+            )
+    return codecs[keys], codecs[values if colon else keys]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 KVTypeName = Literal["f16", "bf16", "q8_0", "int4"]
-"""How keys and values may be kept; `kv_types.py` has a row for each."""
+"""How keys, or values, may be kept; `kv_types.py` has a row for each, and reads names of types that
+are made of them."""
 
 MAX_TOKENS = 512
 """Tokens of one step: as many rows as activations have memory for."""

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -18,7 +18,6 @@ from strata.cli.options import json_option, memory_option, model_argument, quiet
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
-    from strata.backends.settings import KVTypeName
     from strata.llm import LLM
     from strata.plan import Workload
     from strata.server.batch import BatchTotals
@@ -224,8 +223,7 @@ def _together(
         built = build_model(file)
         sizes = outline(model, built, file, kind.profile(built, WeightSource(file)))
         machine = this_machine(file)
-        name = cast("KVTypeName", kv_type or "f16")
-        limits = Limits(memory, threads, name, there=machine.memory_total or None)
+        limits = Limits(memory, threads, kv_type or "f16", there=machine.memory_total or None)
         return best(throughput(sizes, machine, limits, usual, min(left, MOST_TOGETHER))).together
 
 

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from strata.backends.registry import DEFAULT, backend_names
-from strata.backends.settings import KVTypeName
 from strata.cli.console import log_in_print, printable, progress_bars, remark
 from strata.cli.options import (
+    KV_TYPE,
     SIZE,
     json_option,
     memory_option,
@@ -43,13 +43,18 @@ _backend_option = click.option(
 )
 
 
-_LOSSLESS_KV = ("f16", "f32")
-"""What others are measured against."""
-
 _kv_type_option = click.option(
     "--kv-type",
-    type=click.Choice(get_args(KVTypeName)),
-    help="Type of keys and values (default: f16); q8_0 takes about half, int4 3.5 times less.",
+    type=KV_TYPE,
+    help="Type of keys and values (default: f16); q8_0 takes about half, int4 3.5 times less. "
+    "q8_0:int4 keeps keys and values apart, and q8_0,0-1=f16 layers of their own.",
+)
+
+_quality_option = click.option(
+    "--quality",
+    metavar="[exact|0.1%|1%]",
+    help="Choose the KV type that is fastest here and known to make tokens no less likely than "
+    "this, in the mean; says which, and why.",
 )
 
 _kv_store_option = click.option(
@@ -120,8 +125,8 @@ def batch_options(function: Command) -> Command:
 
 
 def kv_store_options(function: Command) -> Command:
-    """``--kv-store``, ``--kv-store-size`` and ``--kv-disk``."""
-    return _kv_store_option(_kv_store_size_option(_kv_disk_option(function)))
+    """``--quality``, ``--kv-store``, ``--kv-store-size`` and ``--kv-disk``."""
+    return _quality_option(_kv_store_option(_kv_store_size_option(_kv_disk_option(function))))
 
 
 def _both(first: LoadProgress | None, second: LoadProgress | None) -> LoadProgress | None:
@@ -149,6 +154,7 @@ def open_llm(
     workload: Workload | TextWorkload | None = None,
     planned: bool = False,
     kv_type: str | None = None,
+    quality: str | None = None,
     kv_bytes: int | None = None,
     kv_store: Path | None = None,
     kv_store_size: int = 0,
@@ -198,6 +204,7 @@ def open_llm(
             workload=workload,
             planned=planned,
             kv_type=kv_type,
+            quality=quality,
             kv_bytes=kv_bytes,
             kv_store=_store_directory(kv_store),
             kv_store_bytes=kv_store_size,
@@ -210,7 +217,10 @@ def open_llm(
             for line in _how(llm):
                 remark(line)
         if not quiet:
-            if kv_type is not None and llm.runtime.kv_type.name not in _LOSSLESS_KV:
+            for choice in () if llm.plan is None else llm.plan.choices:
+                if quality is not None and choice.name == "quality":
+                    remark(f"{choice.value}: {choice.reason}")
+            if quality is None and not llm.runtime.kv_type.lossless:
                 from strata.report.quality.known import kv_cost_line
 
                 remark(kv_cost_line(llm.runtime.kv_type.name))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from strata.backends.settings import KVTypeName
 from strata.errors import UsageError
 from strata.sizes import parse_size
 
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     _IntParam = click.ParamType[int]
+    _StrParam = click.ParamType[str]
 else:
     # click made ParamType generic in 8.4; older ones cannot be subscripted at run time.
     _IntParam = click.ParamType
+    _StrParam = click.ParamType
 
 
 class SizeType(_IntParam):
@@ -33,6 +36,31 @@ class SizeType(_IntParam):
 
 
 SIZE = SizeType()
+
+
+class KVTypeParam(_StrParam):
+    """How keys and values are kept: ``q8_0``, ``q8_0:int4`` or ``q8_0,0-1=f16``."""
+
+    name = "type"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from strata.backends.kv_types import F32, KV_TYPES, choose_kv_type
+
+        try:
+            return choose_kv_type(str(value), (*KV_TYPES, F32)).name
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = get_args(KVTypeName)
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+KV_TYPE = KVTypeParam()
 
 
 def complete_model(

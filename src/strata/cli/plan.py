@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from strata.backends.settings import KVTypeName
 from strata.cli.console import print_json, print_table, printable, progress_bars, remark
 from strata.cli.engine_options import draft_options
 from strata.cli.options import (
+    KV_TYPE,
     SIZE,
     json_option,
     model_argument,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--kv-type",
-    type=click.Choice(get_args(KVTypeName)),
+    type=KV_TYPE,
     default="f16",
     show_default=True,
     help="How keys and values are kept.",
@@ -91,7 +91,7 @@ def command(
     answer_tokens: int,
     concurrency: int,
     machine_file: Path | None,
-    kv_type: KVTypeName,
+    kv_type: str,
     fit: bool,
     many: bool,
     draft: str,

@@ -8,7 +8,7 @@ import click
 
 from strata.cli.console import print_json
 from strata.cli.engine_options import backend_options
-from strata.cli.options import SIZE, json_option, memory_option, quiet_option
+from strata.cli.options import KV_TYPE, SIZE, json_option, memory_option, quiet_option
 from strata.errors import UsageError
 
 _text_file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -52,7 +52,11 @@ _text_file = click.Path(exists=True, dir_okay=False, path_type=Path)
     show_default=True,
     help="Room on the disk for the base's logits where no --logits keeps them.",
 )
-@click.option("--base-kv-type", help="How the base keeps keys and values (default: as --kv-type).")
+@click.option(
+    "--base-kv-type",
+    type=KV_TYPE,
+    help="How the base keeps keys and values (default: as --kv-type).",
+)
 @click.option(
     "--svg",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -182,6 +182,7 @@ def command(
     threads: int | None,
     memory: int | None,
     kv_type: str | None,
+    quality: str | None,
     kv_memory: int | None,
     files: Path | None,
     files_size: int | None,
@@ -240,8 +241,8 @@ def command(
         for name, value in (("--kv-store", kv_store), ("--kv-memory", kv_memory)):
             if value is not None:
                 raise UsageError(f"{name} is for one model: serve it alone")
-        if kv_disk is not None or backend != DEFAULT:
-            raise UsageError("--kv-disk and --backend are for one model: serve it alone")
+        if kv_disk is not None or quality is not None or backend != DEFAULT:
+            raise UsageError("--kv-disk, --quality and --backend are for one model: serve it alone")
         if chat_template is not None:
             raise UsageError("--chat-template is for one model; a TOML file has template")
         if files is not None or files_size is not None:
@@ -280,6 +281,7 @@ def command(
             threads=threads,
             memory=memory,
             kv_type=kv_type,
+            quality=quality,
             kv_bytes=kv_memory,
             kv_store=kv_store,
             kv_store_size=kv_store_size,

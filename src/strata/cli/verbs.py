@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "synth": ("strata.cli.synth", "Write a model of a published shape with random weights."),
     "imatrix": ("strata.cli.imatrix", "Measure which weights matter, by a text."),
     "quantize": ("strata.cli.quantize", "Write a model in smaller types."),
+    "store": ("strata.cli.store", "List, pin, move and delete what is kept of KV on disk."),
     "completion": ("strata.cli.completion", "Complete commands and models in a shell."),
     "rm": ("strata.cli.rm", "Delete a downloaded model."),
 }

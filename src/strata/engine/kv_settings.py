@@ -31,14 +31,16 @@ from strata.program import Model
 class StoreSettings:
     """A directory of prefixes that outlives the process.
 
-    ``model`` tells models apart by their content (``strata.formats.fingerprint``), and
-    ``unchanged`` says whether its files are still what that was made of. What people wrote can be
-    read from the directory by those who may read it, as from any log of prompts.
+    ``model`` tells models apart by their content (``strata.formats.fingerprint``), ``label`` says
+    to people which it is, and ``unchanged`` whether its files are still what that was made of. What
+    people wrote can be read from the directory by those who may read it, as from any log of
+    prompts.
     """
 
     directory: StoreDirectory
     model: str
     unchanged: Callable[[], bool]
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,5 +157,6 @@ def _stores(
         )
         identity = hashlib.sha256(repr(parts).encode()).digest()
         size = state.block_nbytes(number)
-        stores.append(PrefixStore(settings.directory, identity, size))
+        label = f"{settings.label}, {kv_type.name}"
+        stores.append(PrefixStore(settings.directory, identity, size, label))
     return stores

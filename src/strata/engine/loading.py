@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strata.backends.kv_types import F32, KV_TYPES
+from strata.backends.kv_types import F32, KV_TYPES, choose_kv_type
 from strata.backends.weights import WeightSource
 from strata.engine.draft_choice import parse_draft
 from strata.engine.draft_model import DraftModelFile, open_draft_model
@@ -138,7 +138,7 @@ def _load(
     )
     if directory is not None:
         identity = fingerprint(file, FileDigests(), progress, drop_cached=runtime.limited)
-        kv = replace(kv, store=StoreSettings(directory, identity, file.unchanged))
+        kv = replace(kv, store=StoreSettings(directory, identity, file.unchanged, file.path.name))
     if file.foreign:
         repacked = strata_home() / "repacked"
         repacked.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def _draft_model(
 def _together(model: Model, options: LoadOptions) -> int:
     """Sequences that run together where nobody says: as many as have KV in a modest share of free
     memory, of what takes most."""
-    kv_type = next((found for found in KV_TYPES if found.name == options.kv_type), F32)
+    kv_type = F32 if options.kv_type is None else choose_kv_type(options.kv_type, (*KV_TYPES, F32))
     sizes = [kv_type.block_nbytes(model.state, group) for group in model.groups]
     for parallel in (8, 4, 2):
         kv = pool_blocks(

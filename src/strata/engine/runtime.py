@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import strata._native as _native
 from strata.backends.base import Backend
@@ -20,6 +20,7 @@ from strata.backends.weights import WeightSource
 from strata.engine import hot_experts
 from strata.engine.draft_choice import parse_draft
 from strata.engine.engine import TOKEN_BUDGET
+from strata.engine.kv_quality import KVChoice, quickest
 from strata.engine.routes import known_hits
 from strata.engine.runner import LoadProgress, Runner
 from strata.engine.texts import OWNER as TEXTS
@@ -33,7 +34,6 @@ from strata.program import Model
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
-    from strata.backends.settings import KVTypeName
     from strata.plan import Machine, Plan, Workload
     from strata.plan.planner import Planner
     from strata.text import Tokenizer
@@ -66,7 +66,8 @@ class LoadOptions:
     what the Plan is made for, but for its context and concurrency, which are ``context`` and
     ``parallel``, or what makes that with the model's tokenizer; ``planned`` asks for a Plan in any
     case.
-    ``kv_type`` None leaves it to the backend; ``kv_bytes`` bounds the KV of all requests, and
+    ``kv_type`` None leaves it to the backend, or to the Plan where there are ``kv_choices``, the
+    most exact first, for a loss of ``quality``; ``kv_bytes`` bounds the KV of all requests, and
     ``kv_store`` is a directory for prefixes. ``slowdown`` bounds what a prompt costs those who
     read answers meanwhile, which takes a Plan too. ``serving`` says
     that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
@@ -88,6 +89,8 @@ class LoadOptions:
     workload: Workload | TextWorkload | None = None
     planned: bool = False
     kv_type: str | None = None
+    kv_choices: tuple[KVChoice, ...] = ()
+    quality: str = ""
     kv_bytes: int | None = None
     serving: bool = False
     embedding: bool = False
@@ -107,7 +110,7 @@ class LoadOptions:
     def wants_plan(self) -> bool:
         """Whether a Plan is made in any case."""
         asked = (self.memory, self.slowdown, self.kv_disk)
-        return self.planned or any(x is not None for x in asked)
+        return self.planned or bool(self.kv_choices) or any(x is not None for x in asked)
 
 
 @runtime_checkable
@@ -228,6 +231,8 @@ def make_runtime(
     kind = backend_class(options.backend)
     if not kind.plans and (plan is not None or options.memory is not None):
         raise UsageError(f"the {kind.name} backend keeps to no memory budget; the cpu backend does")
+    if options.kv_choices and (plan is not None or not kind.plans):
+        raise UsageError("what KV may lose is chosen with a Plan, which the cpu backend makes")
     machine = None
     limited = options.memory is not None or plan is not None
     if plan is None and kind.plans and needs_plan(file, options):
@@ -364,6 +369,13 @@ def make_plan(
 ) -> Plan:
     """The Plan for what is asked for, or for a usual workload. A tokenizer that is there already
     takes ``tokenizer_bytes``, not what it is thought to."""
+    if options.kv_choices and options.kv_type is None:
+
+        def made(kv_type: str) -> Plan:
+            chosen = replace(options, kv_type=kv_type)
+            return make_plan(file, model, machine, chosen, kind, tokenizer_bytes)
+
+        return quickest(made, options.kv_choices, options.quality)
     from strata.machine import constants
     from strata.plan import BudgetTooSmall
 
@@ -426,11 +438,14 @@ def make_planner(
     limits = Limits(
         memory=options.memory,
         threads=options.threads,
-        kv_type=cast("KVTypeName", kv_type),
+        kv_type=kv_type,
         kv_bytes=options.kv_bytes,
         slowdown=options.slowdown,
         process_bytes=process,
-        kv_disk=None if options.kv_disk is None else options.kv_disk is not False,
+        # Exact KV on disk is one of the choices.
+        kv_disk=None
+        if options.kv_disk is None and not options.kv_choices
+        else options.kv_disk is not False,
         experts_ahead=options.experts_ahead,
     )
     return Planner(sizes, machine, limits, workload), process

@@ -5,6 +5,7 @@ A file holds consecutive full blocks of one chain of tokens::
     magic "STRATAKV", version u32, blocks u32, bytes of a block u64        (little endian)
     identity 32    everything the bits depend on: model, KV type, kernels, layout
     parent 32      key of the block before the first one
+    label 64       what it is of, for people
     tokens i32 [blocks, KV_BLOCK]
     digests 32 [blocks]                                                    (SHA-256 of each block)
     digest 32      of all of the above, keyed with the directory's secret
@@ -26,7 +27,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +37,10 @@ from strata.kv.store_directory import ForeignFileError, StoreDirectory, StoreErr
 
 _log = logging.getLogger("strata.kv")
 
-VERSION = 2
+VERSION = 3
 _MAGIC = b"STRATAKV"
-_HEAD = struct.Struct("<8sIIQ32s32s")
+_HEAD = struct.Struct("<8sIIQ32s32s64s")
+_LABEL = 64
 _DIGEST = 32
 _PAGE = 4096
 _PER_BLOCK = 4 * KV_BLOCK + _DIGEST
@@ -46,6 +48,7 @@ _MOST_BLOCKS = 1 << 14
 """Blocks of one file: a million positions."""
 
 Buffer = NDArray[np.uint8]
+_NONE = np.empty(0, np.int32)
 
 
 def block_keys(identity: bytes, tokens: Sequence[int]) -> list[bytes]:
@@ -66,13 +69,21 @@ def _packed(tokens: Sequence[int]) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A file whose header was checked."""
+class Entry:
+    """A file whose header was checked: ``keys`` of its blocks, that of the block before them, and
+    their tokens, which are not kept for long."""
 
     name: str
     keys: tuple[bytes, ...]
     digests: tuple[bytes, ...]
     data: int
+    parent: bytes
+    label: str
+    tokens: NDArray[np.int32]
+
+    def name_in(self, directory: StoreDirectory, identity: bytes) -> str:
+        """What it is called in a directory."""
+        return directory.name(identity, self.keys[-1])
 
 
 class PrefixStore:
@@ -83,15 +94,33 @@ class PrefixStore:
     threads.
     """
 
-    def __init__(self, directory: StoreDirectory, identity: bytes, block_nbytes: int) -> None:
+    def __init__(
+        self, directory: StoreDirectory, identity: bytes, block_nbytes: int, label: str = ""
+    ) -> None:
         self._directory = directory
+        self._label = label.encode()[:_LABEL]
         self.identity = identity
         self._block_nbytes = block_nbytes
         self._lock = threading.Lock()
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._where: dict[bytes, tuple[str, int]] = {}
         self._odd: set[str] = set()
         self._seen: int | None = None
+
+    def copy(self, entry: Entry, target: StoreDirectory) -> bool:
+        """Bring a file to another directory, every block compared on the way; whether it is there.
+        OSError, and StoreError where it is damaged or has no room."""
+        other = PrefixStore(target, self.identity, self._block_nbytes, entry.label)
+        if entry.name_in(target, self.identity) in target.names(self.identity):
+            return True
+        blocks = self._read(entry, 0, len(entry.keys))
+
+        def get(_: int, out: Buffer) -> None:
+            out[:] = next(blocks)
+
+        before = len(other._entries)
+        other._write(entry.parent, entry.keys, entry.tokens.tolist(), get, 0)
+        return len(other._entries) > before
 
     def find(self, keys: Sequence[bytes]) -> int:
         """How many of ``keys``, from the first, are there."""
@@ -179,13 +208,13 @@ class PrefixStore:
         self._odd &= names
         for name in sorted(names - self._entries.keys() - self._odd):
             try:
-                self._enter(self._check(name))
+                self._enter(self.check(name))
             except (OSError, StoreError) as error:
                 self._discard(name, error)
         self._seen = stamp
 
-    def _enter(self, entry: _Entry) -> None:
-        self._entries[entry.name] = entry
+    def _enter(self, entry: Entry) -> None:
+        self._entries[entry.name] = replace(entry, tokens=_NONE)
         for at, key in enumerate(entry.keys):
             self._where.setdefault(key, (entry.name, at))
 
@@ -212,14 +241,14 @@ class PrefixStore:
         _log.warning("%s deleted: %s", path, error)
         self._directory.delete(name)
 
-    def _check(self, name: str) -> _Entry:
-        """The header of a file, every field of it checked."""
+    def check(self, name: str) -> Entry:
+        """The header of a file, every field of it checked; StoreError for one that is not right."""
         with self._directory.opened(name) as fd:
             size = os.fstat(fd).st_size
             head = os.pread(fd, _HEAD.size, 0)
             if len(head) < _HEAD.size:
                 raise StoreError("shorter than a header")
-            magic, version, count, block_nbytes, identity, parent = _HEAD.unpack(head)
+            magic, version, count, block_nbytes, identity, parent, label = _HEAD.unpack(head)
             if (magic, version) != (_MAGIC, VERSION):
                 raise StoreError("not a file of this store, or of another version")
             if (identity, block_nbytes) != (self.identity, self._block_nbytes):
@@ -233,7 +262,7 @@ class PrefixStore:
         if not hmac.compare_digest(self._directory.digest(head + rest[:-_DIGEST]), rest[-_DIGEST:]):
             raise StoreError("the header is damaged")
         tokens = np.frombuffer(rest, "<i4", count * KV_BLOCK)
-        keys = []
+        keys, before = [], parent
         for part in tokens.reshape(count, KV_BLOCK):
             parent = hashlib.sha256(parent + part.tobytes()).digest()
             keys.append(parent)
@@ -241,9 +270,10 @@ class PrefixStore:
             raise StoreError("under another file's name")
         start = 4 * KV_BLOCK * count
         digests = [rest[start + i * _DIGEST : start + (i + 1) * _DIGEST] for i in range(count)]
-        return _Entry(name, tuple(keys), tuple(digests), data)
+        said = label.rstrip(b"\0").decode(errors="replace")
+        return Entry(name, tuple(keys), tuple(digests), data, before, said, tokens)
 
-    def _read(self, entry: _Entry, first: int, count: int) -> Iterator[Buffer]:
+    def _read(self, entry: Entry, first: int, count: int) -> Iterator[Buffer]:
         """``count`` blocks from number ``first`` of a file, in one buffer, one after the other;
         StoreError at one that has not the digest it should."""
         buffer = np.empty(self._block_nbytes, np.uint8)
@@ -266,7 +296,9 @@ class PrefixStore:
         size = _data_offset(count) + count * self._block_nbytes
         if not self._directory.make_room(size):
             return
-        head = _HEAD.pack(_MAGIC, VERSION, count, self._block_nbytes, self.identity, parent)
+        head = _HEAD.pack(
+            _MAGIC, VERSION, count, self._block_nbytes, self.identity, parent, self._label
+        )
         name = self._name(keys[-1])
         with self._directory.new(name, size) as fd:
             # One block at a time: what is kept must not take memory beside itself.
@@ -281,10 +313,22 @@ class PrefixStore:
             _exactly(os.pwritev, fd, np.frombuffer(head, np.uint8), 0)
         self._directory.worked()
         with self._lock:
-            self._enter(_Entry(name, tuple(keys), tuple(digests), _data_offset(count)))
+            self._enter(
+                Entry(name, tuple(keys), tuple(digests), _data_offset(count), parent, "", _NONE)
+            )
 
     def _name(self, key: bytes) -> str:
         return self._directory.name(self.identity, key)
+
+
+def header_of(directory: StoreDirectory, name: str) -> tuple[bytes, int]:
+    """What a file says of itself, unchecked: its identity, and bytes of a block."""
+    with directory.opened(name) as fd:
+        head = os.pread(fd, _HEAD.size, 0)
+    if len(head) < _HEAD.size:
+        raise StoreError("shorter than a header")
+    _, _, _, nbytes, identity, _, _ = _HEAD.unpack(head)
+    return identity, nbytes
 
 
 def _data_offset(count: int) -> int:

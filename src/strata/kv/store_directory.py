@@ -27,6 +27,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +53,16 @@ class StoreError(StrataError):
 
 class ForeignFileError(StoreError):
     """Something that is not the store's stands in the place of a file."""
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """A file of a store: its bytes, when it was last used (seconds), and whether it stays."""
+
+    name: str
+    nbytes: int
+    used: float
+    pinned: bool
 
 
 class StoreDirectory:
@@ -146,6 +157,25 @@ class StoreDirectory:
             if self._stat(name):
                 os.unlink(name, dir_fd=self._fd)
 
+    def files(self) -> list[StoreFile]:
+        """All that is kept, of all models, the longest unused first."""
+        out = []
+        for name in self._ours(".kv"):
+            seen = self._stat(name)
+            if seen:
+                out.append(StoreFile(name, seen.st_size, seen.st_mtime, _is_pinned(seen)))
+        return sorted(out, key=lambda file: (file.used, file.name))
+
+    def clear(self) -> None:
+        """Delete all that is kept, with the texts that guesses are made from."""
+        for name in self._ours(".kv", ".texts"):
+            self.delete(name)
+
+    def pin(self, name: str, pinned: bool) -> None:
+        """Have a file stay whatever has no room, or no longer. OSError, ForeignFileError."""
+        with self.opened(name) as fd:
+            os.fchmod(fd, 0o400 if pinned else 0o600)
+
     def touch(self, names: Sequence[str]) -> None:
         """Note that files of one chain were used: what comes first counts as used last.
 
@@ -159,16 +189,19 @@ class StoreDirectory:
                     os.utime(name, ns=times, dir_fd=self._fd, follow_symlinks=False)
 
     def make_room(self, size: int) -> bool:
-        """Delete the longest unused files of all models until ``size`` bytes more fit the limit."""
-        if size > self.limit:
-            return False
-        files = []
+        """Delete the longest unused files of all models until ``size`` bytes more fit the limit;
+        nothing where they do not fit beside what is pinned."""
+        files, total = [], 0
         for name in self._ours(".kv", ".texts", ".tmp"):
             seen = self._stat(name)
-            if seen:
+            if not seen:
+                continue
+            total += seen.st_size
+            if not name.endswith(".tmp") and not _is_pinned(seen):
                 files.append((seen.st_mtime_ns, seen.st_size, name))
-        total = sum(nbytes for _, nbytes, _ in files)
-        for _, nbytes, name in sorted(f for f in files if not f[2].endswith(".tmp")):
+        if total - sum(nbytes for _, nbytes, _ in files) + size > self.limit:
+            return False
+        for _, nbytes, name in sorted(files):
             if total + size <= self.limit:
                 break
             self.delete(name)
@@ -290,6 +323,11 @@ class StoreDirectory:
 
 def _is_file(seen: os.stat_result) -> bool:
     return stat.S_ISREG(seen.st_mode) and seen.st_uid == os.geteuid()
+
+
+def _is_pinned(seen: os.stat_result) -> bool:
+    """What is not to be written is not to be deleted either."""
+    return not seen.st_mode & stat.S_IWUSR
 
 
 def _uncache(fd: int) -> None:

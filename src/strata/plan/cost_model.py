@@ -77,7 +77,7 @@ def _kv_parts(model: Outline, kv_type: str) -> list[int]:
     first = model.groups[0].layers if model.groups else ()
 
     def part(layer: int) -> int:
-        return kept.layer_nbytes(model.state[layer]) if layer in first else 0
+        return kept.layer_nbytes(model.state, layer) if layer in first else 0
 
     return [
         sum(part(op.attrs["layer"]) for op in s.segment.program.ops if _attends(op.kind))

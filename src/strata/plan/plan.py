@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from strata.backends.settings import KVTypeName
 from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
@@ -31,7 +30,7 @@ class Limits:
 
     memory: int | None = None
     threads: int | None = None
-    kv_type: KVTypeName = "f16"
+    kv_type: str = "f16"
     kv_bytes: int | None = None
     slowdown: float | None = None
     process_bytes: int | None = None
@@ -213,7 +212,7 @@ class Plan:
     prefill_budget: tuple[int, ...]
     draft_tokens: int
     history_tokens: int
-    kv_type: KVTypeName
+    kv_type: str
     context: int
     parallel: int
     grammars: int

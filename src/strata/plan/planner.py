@@ -10,7 +10,6 @@ from math import ceil
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import SweepSize, UnitProfile
-from strata.backends.settings import KVTypeName
 from strata.errors import UsageError
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
@@ -86,7 +85,7 @@ class Planner:
     ) -> None:
         self.model, self.machine, self.workload = model, machine, workload
         self.threads = limits.threads or machine.cores
-        self._kv_type: KVTypeName = limits.kv_type
+        self._kv_type = limits.kv_type
         self._slowdown, self.limits = limits.slowdown, limits
         self._room = StateRoom(model, limits.kv_type, workload.concurrency, limits.kv_bytes)
         self._process = limits.process_bytes or constants.PROCESS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from strata.backends.kv_types import KV_BLOCK
-from strata.backends.settings import KVTypeName
 from strata.kv import no_room, pool_blocks
 from strata.plan.outline import Outline
 
@@ -11,9 +10,7 @@ from strata.plan.outline import Outline
 class StateRoom:
     """State of ``parallel`` sequences of a model, in ``nbytes`` at most where that is given."""
 
-    def __init__(
-        self, model: Outline, kv_type: KVTypeName, parallel: int, nbytes: int | None
-    ) -> None:
+    def __init__(self, model: Outline, kv_type: str, parallel: int, nbytes: int | None) -> None:
         self._model, self._kv_type = model, kv_type
         self._parallel, self._nbytes = parallel, nbytes
         self._sizes = model.profile.block_nbytes(kv_type)

@@ -271,10 +271,9 @@ class CpuBackend:
         for group, count in zip(groups, in_memory, strict=True):
             self._books.take("kv", count * kept.block_nbytes(state, group))
         self._books.take("kv", ring)
-        number = self.kv_types.index(kept)
         try:
             return NativeState(
-                state, blocks, number, self.settings.kv_slots, self.settings.kv_directory
+                state, blocks, kept, self.settings.kv_slots, self.settings.kv_directory
             )
         except _native.ReadError as error:
             raise UsageError(str(error)) from None

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
-from strata.backends.kv_types import KVType
+from strata.backends.kv_types import KV_TYPES, KVCodec, KVType
 from strata.program import LayerState, PagedKV, Recurrent, StateGroup, state_groups
+
+_NUMBERS = {kept.name: number for number, kept in enumerate(KV_TYPES)}
+"""Of codecs, in csrc/kernels/step_kernels.h."""
 
 
 class NativeState:
-    """A StateCache; ``native`` is what nodes work with. ``kv_type`` is the native number of one.
+    """A StateCache; ``native`` is what nodes work with. ``kv_type`` is made of rows of KV_TYPES.
     With ``slots`` memory has so many blocks of the group that keeps all positions, and a file in
     ``directory`` the others."""
 
@@ -21,7 +24,7 @@ class NativeState:
         self,
         state: Sequence[LayerState],
         blocks: Sequence[int],
-        kv_type: int,
+        kv_type: KVType,
         slots: int = 0,
         directory: str = "",
     ) -> None:
@@ -29,8 +32,7 @@ class NativeState:
         self.blocks = tuple(blocks)
         self.slots = slots if any(map(keeps_all, self.groups)) else 0
         self.native = _native.StateStore(
-            kv_type,
-            [_kept(layer) for layer in state],
+            [_kept(layer, kv_type.of(number)) for number, layer in enumerate(state)],
             [
                 (group.layers, group.window, group.recurrent, count, self._slots(group, slots))
                 for group, count in zip(self.groups, self.blocks, strict=True)
@@ -80,12 +82,16 @@ def tier_bytes(
     zeros for a model that has no such group."""
     if not groups or not keeps_all(groups[0]):
         return 0, 0
-    parts = [kv_type.layer_nbytes(state[number]) for number in groups[0].layers]
+    parts = [kv_type.layer_nbytes(state, number) for number in groups[0].layers]
     return _native.StateStore.ring_bytes(parts), _native.StateStore.file_bytes(parts, blocks)
 
 
-def _kept(layer: LayerState) -> tuple[int, int, int, bool, int]:
-    """(kv_heads, k_dim, v_dim, v_in_k, floats), zeros for what a layer does not keep."""
+def _kept(
+    layer: LayerState, codecs: tuple[KVCodec, KVCodec]
+) -> tuple[int, int, int, bool, int, int, int]:
+    """(kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values), zeros for what a layer
+    does not keep."""
     if isinstance(layer, PagedKV):
-        return layer.kv_heads, layer.k_dim, layer.v_dim, layer.v_in_k, 0
-    return 0, 0, 0, False, layer.elements if isinstance(layer, Recurrent) else 0
+        keys, values = (_NUMBERS[codec.name] for codec in codecs)
+        return layer.kv_heads, layer.k_dim, layer.v_dim, layer.v_in_k, 0, keys, values
+    return 0, 0, 0, False, layer.elements if isinstance(layer, Recurrent) else 0, 0, 0

@@ -79,9 +79,10 @@ def attention(
     all_keys, all_values = state.kv(attrs["layer"])
     kv_heads, v_dim = attrs["kv_heads"], attrs["v_dim"]
     if k is not None:
-        for new, kept in ((k, all_keys), (v, all_values)):
+        codecs = state.kv_type.of(attrs["layer"])
+        for new, kept, codec in zip((k, v), (all_keys, all_values), codecs, strict=True):
             if new is not None:
-                rounded = state.kv_type.stored(new.reshape(len(new), kv_heads, -1))
+                rounded = codec.stored(new.reshape(len(new), kv_heads, -1))
                 for span in step.spans:
                     _append(rounded, kept, span, step, number)
     out = np.empty((len(q), attrs["heads"] * v_dim), np.float32)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from strata.engine.kv_quality import KVChoice
+from strata.errors import UsageError
+from strata.formats.errors import shown
 
 TABLE = Path(__file__).with_name("known.json")
 """Made by ``tools/make_known_quality.py`` from results of ``bench``."""
@@ -42,6 +47,35 @@ def known_quality() -> KnownQuality:
         {name: KnownCost(**cost) for name, cost in said[part].items()} for part in ("weights", "kv")
     )
     return KnownQuality(said["model"], said["how"], weights, kv)
+
+
+def kv_choices(quality: str) -> tuple[KVChoice, ...]:
+    """KV types that are known to lose no more than ``quality`` says, the most exact first.
+
+    That is ``exact`` or a percentage such as ``0.1%``, by which tokens may become less likely in
+    the mean (e to the KL divergence). UsageError for what is neither."""
+    exact = KVChoice("f16", "nothing is lost against f16")
+    if quality == "exact":
+        return (exact,)
+    try:
+        bound = float(quality.removesuffix("%")) / 100
+    except ValueError:
+        bound = math.nan
+    if not quality.endswith("%") or not 0 < bound <= 1:
+        raise UsageError(f"quality is exact, or a loss such as 0.1% or 1%, not {shown(quality)}")
+    known = known_quality()
+    fit = sorted((cost.kl, name) for name, cost in known.kv.items() if math.expm1(cost.kl) <= bound)
+    return (
+        exact,
+        *(
+            KVChoice(
+                name,
+                f"tokens become {100 * math.expm1(kl):.2g} % less likely with {known.model}; of "
+                "other models that was not measured",
+            )
+            for kl, name in fit
+        ),
+    )
 
 
 def kv_cost_line(kv_type: str) -> str:

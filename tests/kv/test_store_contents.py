@@ -1,0 +1,171 @@
+"""What people do with what is kept: they list, pin, delete and move it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from strata.backends.base import KV_BLOCK
+from strata.cli import main
+from strata.errors import UsageError
+from strata.kv.store import PrefixStore
+from strata.kv.store_contents import StoreContents
+from strata.kv.store_directory import StoreDirectory, StoreError
+from support.store_chains import IDENTITY, NBYTES, loaded, save, store
+
+OTHER = hashlib.sha256(b"another model").digest()
+
+
+def filled(path: Path) -> Path:
+    """Two texts that begin alike, kept as three files, and one of another model."""
+    s = PrefixStore(StoreDirectory(path, 1 << 30), IDENTITY, NBYTES, "tiny.gguf, f16")
+    save(s, "ab")
+    save(s, "abcd")
+    save(s, "abx")
+    save(store(path, identity=OTHER), "zz")
+    return path
+
+
+def contents(path: Path) -> StoreContents:
+    return StoreContents(StoreDirectory(path, 0))
+
+
+def test_what_is_there_is_told(tmp_path: Path) -> None:
+    kept = {(k.label, k.first, k.tokens) for k in contents(filled(tmp_path)).kept()}
+    b = KV_BLOCK
+    assert kept == {
+        ("tiny.gguf, f16", 0, 2 * b),
+        ("tiny.gguf, f16", 2 * b, 2 * b),
+        ("tiny.gguf, f16", 2 * b, b),
+        ("", 0, 2 * b),
+    }
+
+
+def test_damaged_files_are_left_to_those_who_use_them(tmp_path: Path) -> None:
+    files = sorted(filled(tmp_path).glob("*.kv"))
+    os.truncate(files[0], 40)
+    os.truncate(files[1], 5000)
+    assert len(contents(tmp_path).kept()) == 2
+    assert all(file.exists() for file in files)
+
+
+def test_without_its_beginning_a_text_is_of_no_use(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path))
+    (first,) = (k for k in found.kept() if k.first == 0 and k.label)
+    found.clear(found.chosen([first.id]))
+    assert [k.first for k in contents(tmp_path).kept() if k.label] == [None, None]
+
+
+def test_what_is_pinned_stays_with_its_beginning(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path))
+    (longest,) = (k for k in found.kept() if k.first == 2 * KV_BLOCK and k.tokens == 2 * KV_BLOCK)
+    names = found.with_beginnings(found.chosen([longest.id]))
+    assert len(names) == 2
+    assert found.pin(names, True) == names
+    total = sum(k.file.nbytes for k in found.kept())
+    small = store(tmp_path, limit=total)
+    for letter in "mnopq":
+        save(small, letter * 2)
+    assert loaded(store(tmp_path), "abcd") == 4
+    assert loaded(store(tmp_path), "abx") == 2
+    assert sum(k.file.pinned for k in contents(tmp_path).kept()) == 2
+    found.pin(names, False)
+    for letter in "rstuv":
+        save(small, letter * 2)
+    assert loaded(store(tmp_path), "abcd") == 0
+
+
+def test_what_fits_beside_nothing_that_is_pinned_deletes_nothing(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path))
+    kept = found.kept()
+    found.pin(found.chosen([k.id for k in kept if k.label]), True)
+    pinned = sum(k.file.nbytes for k in kept if k.label)
+    save(store(tmp_path, limit=pinned + 5000), "mm")
+    assert len(contents(tmp_path).kept()) == len(kept)
+
+
+def test_moved_entries_are_found_there(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path / "here"))
+    (longest,) = (k for k in found.kept() if k.first == 2 * KV_BLOCK and k.tokens == 2 * KV_BLOCK)
+    found.pin(found.chosen([longest.id]), True)
+    there = StoreDirectory(tmp_path / "there", 1 << 30)
+    found.move(found.with_beginnings(found.chosen([longest.id])), there)
+    assert loaded(store(tmp_path / "there"), "abcd") == 4
+    assert loaded(store(tmp_path / "here"), "abcd") == 0
+    assert [k.file.pinned for k in StoreContents(there).kept()].count(True) == 1
+    with pytest.raises(UsageError, match="is where they are"):
+        StoreContents(there).move(StoreContents(there).chosen([]), there)
+
+
+def test_a_store_without_room_keeps_what_it_cannot_take_where_it_is(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path / "here"))
+    with pytest.raises(StoreError, match="has no room"):
+        found.move(found.chosen([]), StoreDirectory(tmp_path / "there", 9000))
+    assert len(contents(tmp_path / "here").kept()) >= 3
+
+
+def test_damage_is_found_when_it_is_moved(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path / "here"))
+    name = found.chosen([])[0]
+    path = tmp_path / "here" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="is damaged"):
+        found.move([name], StoreDirectory(tmp_path / "there", 1 << 30))
+    assert path.exists()
+    assert not list((tmp_path / "there").glob("*.kv"))
+
+
+@pytest.mark.parametrize("wanted", ["", "ab", "zzzzzz", "0" * 64])
+def test_ids_that_are_none_are_one_line(tmp_path: Path, wanted: str) -> None:
+    with pytest.raises(UsageError, match="of the 4 entries: `strata store list` has their ids"):
+        contents(filled(tmp_path)).chosen([wanted])
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--kv-store", str(filled(tmp_path / "kv"))]
+    assert main(["store", *where]) == 0
+    assert capsys.readouterr().out.count("tiny.gguf, f16") == 3
+    assert main(["store", "list", *where, "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["entries"]
+    assert len(entries) == 4
+    (one,) = (e["id"] for e in entries if not e["model"])
+    assert main(["store", "pin", one[:8], *where]) == 0
+    assert "pinned 1 entries" in capsys.readouterr().out
+    assert main(["store", "move", one, *where, "--to", str(tmp_path / "other")]) == 0
+    capsys.readouterr()
+    assert main(["store", "clear", *where]) == 2
+    assert "say --yes to do it" in capsys.readouterr().err
+    assert main(["store", "clear", *where, "--yes", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["entries"]) == 3
+    assert main(["store", "clear", *where]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["list", "--kv-store", "/no/such"], "there is no KV store at /no/such"),
+        (["move"], "--to is where"),
+        (["list", "--to", "x"], "--to is where"),
+        (["compress"], "compress"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["store", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_others_files_are_refused_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "novel.kv").write_text("the only copy")
+    assert main(["store", "clear", "--yes", "--kv-store", str(tmp_path)]) == 1
+    assert "which the KV store has not made" in capsys.readouterr().err
+    assert (tmp_path / "novel.kv").read_text() == "the only copy"
