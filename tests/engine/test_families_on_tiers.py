@@ -25,8 +25,8 @@ from strata.kv.store_directory import StoreDirectory
 from strata.models import build_model
 
 CONTEXT, PARALLEL, ROWS = 256, 4, 40
-# What a step of so many rows of all sequences may write, and two more.
-SLOTS = ROWS // KV_BLOCK + 2 * PARALLEL + 3
+# As many as a step of so many rows of all sequences may write.
+SLOTS = PARALLEL + 2
 PARAMS = SamplingParams(max_tokens=6, logprobs=2, ignore_eos=True)
 
 
@@ -86,14 +86,12 @@ def test_bits_are_those_of_memory_alone(name: str, tmp_path: Path) -> None:
         for prompt in asked:
             (one,), _ = answers(e, [prompt])
             want.append(one)
-    with open_model(path) as file:
-        store = StoreSettings(StoreDirectory(tmp_path / "kv", 1 << 30), name, file.unchanged)
+    store = StoreSettings(StoreDirectory(tmp_path / "kv", 1 << 30), name, lambda: True)
     for restarted in (False, True):
         with engine(path, KVSettings(store=store), tmp_path, PARALLEL) as e:
             got, known = answers(e, asked)
-            tier = e.runner.backend.stats()
             state = e._memory.state.native  # type: ignore[attr-defined]
-            assert state.read_bytes + state.written_bytes > 0, tier
+            assert state.read_bytes > 0
         assert got == want
         if restarted:
             assert known >= 3 * KV_BLOCK

@@ -11,6 +11,7 @@ from strata.errors import UsageError
 from strata.formats.errors import shown
 from strata.kv.store import Entry, PrefixStore, header_of
 from strata.kv.store_directory import StoreDirectory, StoreError, StoreFile
+from strata.sizes import format_size
 
 _LEAST_ID = 4
 """Letters of an id that a person has to type."""
@@ -125,15 +126,22 @@ class StoreContents:
     def move(self, names: Iterable[str], target: StoreDirectory) -> list[str]:
         """Bring files to another directory and delete them here; those that are there now.
         StoreError where one is damaged or the other directory has no room."""
-        done = []
+        done, names = [], list(names)
+        if os.path.samefile(self._directory.path, target.path):
+            raise UsageError(f"{target.path} is where they are")
+        # Together, so that none is deleted there for the next one.
+        nbytes = sum(self._entries[name][2].nbytes for name in names)
+        pinned = sum(file.nbytes for file in target.files() if file.pinned)
+        full = StoreError(
+            f"{target.path} has no room for {format_size(nbytes)} more in "
+            f"{format_size(target.limit)}: give a larger --kv-store-size"
+        )
+        if nbytes + pinned > target.limit:
+            raise full
         for name in names:
             store, entry, file = self._entries[name]
-            if os.path.samefile(self._directory.path, target.path):
-                raise UsageError(f"{target.path} is where they are")
             if not store.copy(entry, target):
-                raise StoreError(
-                    f"{target.path} has no room for {file.nbytes} bytes more: give --kv-store-size"
-                )
+                raise full
             if file.pinned:
                 target.pin(entry.name_in(target, store.identity), True)
             self._directory.delete(name)
