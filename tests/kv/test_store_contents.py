@@ -143,6 +143,7 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "say --yes to do it" in capsys.readouterr().err
     assert main(["store", "clear", *where, "--yes", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["entries"]) == 3
+    assert not [p.name for p in (tmp_path / "kv").iterdir() if p.suffix]
     assert main(["store", "clear", *where]) == 0
 
 

@@ -117,8 +117,10 @@ class StoreContents:
         return True
 
     def clear(self, names: Iterable[str]) -> list[str]:
-        """Delete files; their names."""
+        """Delete files; their names. With all of them goes whatever else the store has written."""
         out = list(names)
+        if out == list(self._entries):
+            self._directory.clear()
         for name in out:
             self._directory.delete(name)
         return out
