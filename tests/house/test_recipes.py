@@ -44,7 +44,7 @@ EXAMPLES = [
     Example(
         "a model",
         r"\bgranite\b(?!-)",
-        6,
+        7,
         "granite",
         frozenset({"models/variants.py", "models/directories.py", "models/mixtures.py"}),
     ),

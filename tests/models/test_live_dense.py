@@ -35,21 +35,59 @@ SIZES: dict[str, Any] = {
 }
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+LLAMA4 = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.3,
+}
+# What families do not state themselves.
+SAME: dict[str, Any] = {"num_key_value_heads": ...}
+OLD: dict[str, Any] = {**SAME, "intermediate_size": ...}
+GROUPED = {**OLD, "new_decoder_architecture": True, "num_kv_heads": 2}
+MPT = {**OLD, "d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 256, "expansion_ratio": 4}
 WINDOWS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 DENSE: list[tuple[str, dict[str, Any]]] = [
     ("Arcee", {}),
     ("Arcee", {"mlp_bias": True, "attention_bias": True}),
+    ("BitNet", {"hidden_act": "relu2"}),
+    ("Bloom", OLD),
+    ("Bloom", {**OLD, "n_head": 6, "hidden_size": 48, "num_attention_heads": ...}),
     ("Cohere", {}),
     ("Cohere", {"use_qk_norm": True, "logit_scale": 0.5}),
     ("Cohere2", {"sliding_window": 8, "layer_types": WINDOWS}),
+    ("Cwm", {"sliding_window": 8, "head_dim": 16, "bos_token_id": 2}),
     ("Ernie4_5", {"head_dim": 24}),
     ("Ernie4_5", {"head_dim": 16, "use_bias": True}),
     ("Exaone4", {"sliding_window": 8, "layer_types": WINDOWS}),
     ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    ("Falcon", {**OLD, "bias": True}),
+    ("Falcon", {**OLD, "multi_query": False}),
+    ("Falcon", GROUPED),
+    ("Falcon", {**GROUPED, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 80}),
+    ("GPTBigCode", {"activation_function": "gelu_pytorch_tanh", "n_inner": 96}),
+    ("GPTJ", {**OLD, "rotary_dim": 8}),
+    ("GPTNeoX", {**SAME, "rope_parameters": PARTIAL}),
+    ("GPTNeoX", {**SAME, "use_parallel_residual": False, "attention_bias": False}),
+    ("GPTNeoX", {**SAME, "hidden_act": "gelu_new"}),
+    ("Gemma", {"head_dim": 24, "hidden_act": "gelu_pytorch_tanh"}),
     ("Glm", {"head_dim": 16, "attention_bias": True, "rope_parameters": PARTIAL}),
     ("Glm4", {"head_dim": 16, "attention_bias": True, "rope_parameters": PARTIAL}),
     ("Glm4", {"head_dim": 24, "attention_bias": False}),
+    ("Helium", {"head_dim": 16}),
     ("HunYuanDenseV1", {"head_dim": 16, "rope_parameters": DYNAMIC}),
+    ("HyperCLOVAX", {"attention_multiplier": 0.2, "residual_multiplier": 0.5}),
+    ("HyperCLOVAX", {"logits_scaling": 0.5, "embedding_multiplier": 3.0}),
+    ("Jais2", {}),
+    ("Jais2", {"mlp_bias": False, "attention_bias": False}),
+    ("Ministral", {"sliding_window": 8, "head_dim": 16}),
+    ("Ministral", {"sliding_window": 8, "layer_types": WINDOWS, "head_dim": 16}),
+    ("Ministral3", {"head_dim": 24, "rope_parameters": LLAMA4, "sliding_window": None}),
+    ("Mpt", {**MPT, "d_model": 64, "n_heads": 4}),
+    ("Mpt", {**MPT, "attn_config": {"clip_qkv": 0.5}}),
     ("Nemotron", {"rope_parameters": PARTIAL, "hidden_act": "relu2"}),
     ("Nemotron", {"mlp_bias": True, "attention_bias": True}),
     ("Olmo", {}),
@@ -86,7 +124,8 @@ def test_logits_are_those_of_transformers(
 ) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **settings})
+    named = {key: value for key, value in {**SIZES, **settings}.items() if value is not ...}
+    config = getattr(transformers, f"{kind}Config")(**named)
     torch.manual_seed(1)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)

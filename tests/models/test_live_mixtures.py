@@ -54,6 +54,16 @@ YARN = {
     "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 64,
 }
+LLAMA4 = {**YARN, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}
+LATENT = {
+    name: DEEPSEEK[name]
+    for name in (
+        *("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+        *("num_key_value_heads", "rms_norm_eps"),
+    )
+}
+INDEX = {"index_topk": 64, "index_head_dim": 32, "index_n_heads": 2}
+KINDS = ["sparse", "dense"]
 LOCAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
 GRANITE = {
     "attention_multiplier": 0.2,
@@ -70,6 +80,7 @@ DEEPSEEK_LIKE = {
     "n_shared_experts": 2,
     "routed_scaling_factor": 1.5,
 }
+SOLAR = {name: n for name, n in DEEPSEEK_LIKE.items() if name != "first_k_dense_replace"}
 ERNIE = {
     "moe_num_experts": 6,
     "moe_k": 3,
@@ -112,6 +123,7 @@ MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Qwen2Moe", {**QWEN3, "shared_expert_intermediate_size": 56}),
     ("GraniteMoe", {**LOCAL, **GRANITE}),
     ("GraniteMoeShared", {**LOCAL, **GRANITE, "shared_intermediate_size": 56}),
+    ("FlexOlmo", {"num_experts": 6, "num_experts_per_tok": 3}),
     ("GptOss", {**GPT_OSS}),
     ("GptOss", {**GPT_OSS, "rope_parameters": YARN, "attention_bias": False}),
     ("Glm4Moe", {**DEEPSEEK_LIKE, "use_qk_norm": True, "attention_bias": True}),
@@ -127,6 +139,15 @@ MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Phimoe", {"num_local_experts": 6, "attention_bias": True, "lm_head_bias": True}),
     ("Phimoe", {"num_local_experts": 6, "router_jitter_noise": 0.4}),
     ("Phimoe", {"num_local_experts": 6, "rope_parameters": LONG}),
+    ("SolarOpen", {**SOLAR, "head_dim": 16}),
+    ("HYV3", {**QWEN3, "num_shared_experts": 2, "router_scaling_factor": 1.5}),
+    ("Glm4MoeLite", {**DEEPSEEK, "routed_scaling_factor": 1.5}),
+    ("Glm4MoeLite", {**DEEPSEEK, "rope_interleave": False, "mlp_layer_types": KINDS}),
+    ("DeepseekV32", {**DEEPSEEK, "n_group": 4, "topk_group": 2, **INDEX}),
+    ("GlmMoeDsa", {**DEEPSEEK, "n_group": 1, "topk_group": 1, **INDEX}),
+    ("Mistral4", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "rope_parameters": LLAMA4}),
+    ("Youtu", LATENT),
+    ("MiniCPM3", {**LATENT, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 32}),
     ("ExaoneMoe", {**EXAONE, "sliding_window": 16, "layer_types": WINDOWS}),
     ("DeepseekV3", {**DEEPSEEK, "n_group": 4, "topk_group": 2}),
     ("DeepseekV3", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "rope_parameters": YARN}),

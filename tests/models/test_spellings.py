@@ -204,6 +204,7 @@ GENERATION = "ConditionalGeneration"
 GGUF_ONLY = {"falcon-h1", "plamo2", *make_tiny_hybrids.names()}
 # Directories of these are written in test_live_hybrids.py.
 LIVE = {"Qwen3NextForCausalLM", "MiniMaxForCausalLM", "qwen3_5_moe_text", "Lfm2MoeForCausalLM"}
+LIVE |= {"FalconH1ForCausalLM"}
 LIVE |= {f"Qwen3_5MoeFor{task}" for task in ("CausalLM", "ConditionalGeneration")}
 
 
@@ -212,7 +213,8 @@ def test_every_row_of_the_table_builds_its_family() -> None:
     # are compared in test_live_mixtures, latent attention in test_latent_attention, and what is in
     # files of its own in test_special_families and test_live_special.
     experts = {"qwen3moe", "Qwen3MoeForCausalLM", "MixtralForCausalLM"}
-    experts |= {"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"}
+    names = ("DeepseekV2", "DeepseekV3", "DeepseekV32", "Glm4MoeLite", "GlmMoeDsa", "Mistral4")
+    experts |= {f"{name}ForCausalLM" for name in (*names, "Youtu", "MiniCPM3", "HYV3")}
     latent = {
         "qwen35moe",
         "lfm2moe",

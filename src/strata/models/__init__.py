@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
@@ -26,6 +27,9 @@ from strata.models.keys import Keys, architecture
 from strata.models.rope import has_factors_by_context
 from strata.models.tensors import Wanted
 from strata.program import Model
+
+if TYPE_CHECKING:
+    from strata.models.variants import Variant
 
 Build = Callable[[ModelFile, str, int | None], Model]
 """(file, architecture as GGUF keys spell it, context or None) -> Model."""
@@ -77,7 +81,13 @@ FAMILIES: Mapping[str, str] = {
     "mistral4": "deepseek2.build",
     "DeepseekV2ForCausalLM": "deepseek2.build",
     "DeepseekV3ForCausalLM": "deepseek2.build",
+    "DeepseekV32ForCausalLM": "deepseek2.build",
+    "Glm4MoeLiteForCausalLM": "deepseek2.build",
+    "GlmMoeDsaForCausalLM": "deepseek2.build",
+    "Mistral4ForCausalLM": "deepseek2.build",
+    "YoutuForCausalLM": "deepseek2.build",
     "minicpm3": "minicpm3.build",
+    "MiniCPM3ForCausalLM": "minicpm3.build",
     "llama4": "llama4.build",
     "llama4_text": "llama4.build",
     "Llama4ForCausalLM": "llama4.build",
@@ -86,6 +96,7 @@ FAMILIES: Mapping[str, str] = {
     "afmoe": "afmoe.build",
     "AfmoeForCausalLM": "afmoe.build",
     "hy_v3": "hy_v3.build",
+    "HYV3ForCausalLM": "hy_v3.build",
     "minimax-m3": "minimax_m3.build",
     "laguna": "laguna.build",
     "maple": "maple.build",
@@ -104,6 +115,7 @@ FAMILIES: Mapping[str, str] = {
     "jamba": "jamba.build",
     "JambaForCausalLM": "jamba.build",
     "falcon-h1": "falcon_h1.build",
+    "FalconH1ForCausalLM": "falcon_h1.build",
     "nemotron_h": "nemotron_h.build",
     "nemotron_h_moe": "nemotron_h.build",
     "NemotronHForCausalLM": "nemotron_h.build",
@@ -136,10 +148,10 @@ FAMILIES: Mapping[str, str] = {
 
 def families() -> list[str]:
     """All names that are known: rows of the table above, and of those of variations."""
-    from strata.models import directories, encoder, mixtures, variants
+    from strata.models import directories, encoder, mixtures, text_parts, variants
 
-    tables = (FAMILIES, encoder.FAMILIES, mixtures.HUGGING_FACE, directories.DENSE, variants.GGUF)
-    return sorted({name for table in tables for name in table})
+    rows = (mixtures.HUGGING_FACE, directories.DENSE, variants.GGUF, text_parts.WRAPPERS)
+    return sorted({name for table in (FAMILIES, encoder.FAMILIES, *rows) for name in table})
 
 
 def _builder(name: str) -> Build | None:
@@ -148,15 +160,29 @@ def _builder(name: str) -> Build | None:
         module, function = FAMILIES[name].split(".")
         build: Build = getattr(import_module(f"strata.models.{module}"), function)
         return build
-    from strata.models import composed, directories, encoder, mixtures, variants
+    from strata.models import composed, encoder
 
-    row = variants.GGUF.get(name) or mixtures.HUGGING_FACE.get(name) or directories.DENSE.get(name)
+    row = _row(name)
     return encoder.FAMILIES.get(name) if row is None else partial(composed.build, v=row)
+
+
+def _row(name: str) -> Variant | None:
+    """The variation of this name, None where it is none."""
+    from strata.models import directories, mixtures, variants
+
+    tables = (variants.GGUF, mixtures.HUGGING_FACE, directories.DENSE)
+    return next((table[name] for table in tables if name in table), None)
 
 
 def trained_context(file: ModelFile) -> int:
     """The positions that a model was made for. Raises a ModelError."""
-    return read_trained_context(Keys(file, _known(file)[0]))
+    name, _ = _known(file)
+    row = None if name in FAMILIES else _row(name)
+    if row is None:
+        return read_trained_context(Keys(file, name))
+    from strata.models import composed
+
+    return read_trained_context(composed.keys_of(file, name, row))
 
 
 def with_context(file: ModelFile, model: Model, context: int) -> Model:

@@ -11,6 +11,7 @@ from strata.models import decoder, experts
 from strata.models.composed_tensors import layer_config, tensors
 from strata.models.config import Config, read_config
 from strata.models.errors import ConfigError, UnknownArchitecture
+from strata.models.keys import Keys
 from strata.models.rope import Rope, read_local_rope, read_rope
 from strata.models.tensors import Catalog
 from strata.models.variants import Directory, Variant
@@ -18,6 +19,7 @@ from strata.program import Builder, LayerState, Model, PagedKV
 
 # What config.json calls an activation, where that is not its name here.
 _SPELLINGS = {"gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}
+_CHOSEN = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 
 
 def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -> Model:
@@ -42,8 +44,9 @@ def settled(
         raise UnknownArchitecture(
             f"'{architecture}' is known from GGUF files only; convert the directory to GGUF"
         )
-    c = read_config(file, architecture, context, uneven=True, experts=True, tied=v.tied)
-    c = replace(c, keys=c.keys.without(*v.unread).assuming(v.assumed))
+    keys = keys_of(file, architecture, v)
+    c = read_config(file, architecture, context, uneven=True, experts=True, tied=v.tied, keys=keys)
+    c = replace(c, keys=c.keys.without(*v.unread))
     if v.mixture is None and c.keys.integer("experts", 0, low=0) > 1:
         raise ConfigError(f"'{c.keys.find('experts')[0]}': this architecture has no experts here")
     if v.half_ffn:
@@ -55,12 +58,32 @@ def settled(
     if every is not None and c.keys.stated("window"):
         window = c.keys.integer("window", 0, low=0)
         c = decoder.with_windows(c, window, every, full_first=v.full_first)
-    if file.kind == "huggingface":
-        decoder.check_activation(c, *_SPELLINGS.get(v.activation, (v.activation,)))
+    if v.directory is not None:
+        v = _as_stated(c, v, v.directory)
     c, further = decoder.without_further(c)
     if c.keys.integer("loops", 1) > 1:
         raise ConfigError(f"'{c.keys.find('loops')[0]}': layers that run again are not built")
     return c, replace(v, unused=f"{v.unused}|{further}")
+
+
+def keys_of(file: ModelFile, architecture: str, v: Variant) -> Keys:
+    """The hyperparameters of a file, with those that it leaves to its family."""
+    keys = Keys(file, architecture).assuming(v.assumed)
+    if v.directory is None or v.directory.follows is None:
+        return keys
+    return keys.stating(v.directory.follows(keys))
+
+
+def _as_stated(c: Config, v: Variant, d: Directory) -> Variant:
+    """The variation with the activation that config.json names, where that may differ."""
+    for name, value in d.only.items():
+        if c.keys.flag(name, value) != value:
+            raise ConfigError(f"'{c.keys.find(name)[0]}' is {not value}: this is not built")
+    names = _CHOSEN if d.acts else (v.activation,)
+    spelled = {other: name for name in names for other in _SPELLINGS.get(name, (name,))}
+    usual = _SPELLINGS.get(v.activation, (v.activation,))[0]
+    decoder.check_activation(c, usual, *spelled)
+    return replace(v, activation=spelled[c.keys.text("activation", usual)])
 
 
 def _by_header(c: Config, v: Variant) -> Variant:
@@ -196,10 +219,13 @@ class _Composed:
         if not c.kv_heads:  # a product stands for the attention
             return product(b, self.catalog, x, f"{name}output")
         with b.unit("attention"):
-            q, k, w = (
-                product(b, self.catalog, x, f"{name}{letter}", scaled=v.qkv_scaled)
-                for letter in "qkv"
-            )
+            if self.catalog.has(f"{name}qkv.weight"):
+                q, k, w = self.by_head(b, c, product(b, self.catalog, x, f"{name}qkv"))
+            else:
+                q, k, w = (
+                    product(b, self.catalog, x, f"{name}{letter}", scaled=v.qkv_scaled)
+                    for letter in "qkv"
+                )
         if v.clamped == "first":
             q, k, w = self.clamp(b, q, k, w)
         if not v.late:
@@ -242,6 +268,15 @@ class _Composed:
             mixed = self.norm(b, mixed, f"{name}sub_norm")
         with b.unit("attention"):
             return product(b, self.catalog, mixed, f"{name}output")
+
+    def by_head(self, b: Builder, c: Config, x: str) -> tuple[str, ...]:
+        """Queries, keys and values of what one product made, key head after key head."""
+        queries, dim = c.heads // c.kv_heads * c.head_dim, c.head_dim
+        spans = ((0, queries), (queries, dim), (queries + dim, dim))
+        return tuple(
+            b.columns(x, head_dim=queries + 2 * dim, start=start, width=width)
+            for start, width in spans
+        )
 
     def clamp(self, b: Builder, *values: str) -> tuple[str, ...]:
         """The values, none beyond what the file bounds them by, if it does."""

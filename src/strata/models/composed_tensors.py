@@ -77,7 +77,15 @@ def _stored(v: Variant, name: str, tensor: Tensor) -> Tensor:
     names = {**_NAMES, **v.directory.names}
     theirs = names.get(f"{stem}.{kind}") or (stem in names and f"{names[stem]}.{kind}")
     if theirs:
-        tensor = replace(tensor, huggingface="{p}layers.{i}." + theirs)
+        one, _, other = theirs.partition("|")
+        tensor = replace(tensor, huggingface="{p}layers.{i}." + one)
+        if other:
+            one = f"{{p}}layers.{{i}}.{one}.{kind}"
+            part = Part("", "{p}layers.{i}." + other, 0, tensor.shape[0])
+            tensor = replace(tensor, huggingface=one, part=part)
+    if tensor.part and stem in ("attn_q", "attn_k", "attn_v") and "attn_qkv" in names:
+        whole = f"{{p}}layers.{{i}}.{names['attn_qkv']}.{kind}"
+        tensor = replace(tensor, part=replace(tensor.part, huggingface=whole))
     if v.directory.less_one and "_norm" in stem and kind == "weight":
         tensor = replace(tensor, transform="add_one")
     for whole, parts in v.directory.fused.items():
@@ -86,10 +94,17 @@ def _stored(v: Variant, name: str, tensor: Tensor) -> Tensor:
             place = (rows * parts.index(stem), rows * len(parts))
             part = Part("", "{p}layers.{i}." + whole, *place)
             tensor = replace(tensor, huggingface=None, part=part)
-    if tensor.huggingface and v.directory.layers != "layers":
-        where = tensor.huggingface.replace("{p}layers.", f"{{p}}{v.directory.layers}.", 1)
-        tensor = replace(tensor, huggingface=where)
-    return tensor
+    return tensor if v.directory.layers == "layers" else _moved(tensor, v.directory.layers)
+
+
+def _moved(tensor: Tensor, layers: str) -> Tensor:
+    """The tensor below another word for the layers."""
+
+    def at(name: str | None) -> str:
+        return (name or "").replace("{p}layers.", f"{{p}}{layers}.", 1)
+
+    part = tensor.part and replace(tensor.part, huggingface=at(tensor.part.huggingface))
+    return replace(tensor, huggingface=at(tensor.huggingface), part=part)
 
 
 def _outside(v: Variant, name: str, tensor: Tensor) -> Tensor:
@@ -161,7 +176,13 @@ def _attention(c: Config, v: Variant) -> dict[str, Tensor]:
         free = d is not None and d.bias == "free"
         bias = free or (d is not None and d.bias != "" and c.keys.flag("attention_bias", d.biased))
         every = bias and d is not None and d.bias != "qkv"
-        out |= _free(decoder.attention_tensors(c, bias=bias, out_bias=every), free)
+        made = decoder.attention_tensors(c, bias=bias, out_bias=every)
+        if d is not None and d.by_head:
+            rows = c.q_width + 2 * c.kv_width
+            made = {name: t for name, t in made.items() if "attn_output" in name}
+            made["blk.{i}.attn_qkv.weight"] = Tensor(None, (rows, c.width))
+            made["blk.{i}.attn_qkv.bias"] = Tensor(None, (rows,), optional=True)
+        out |= _free(made, free)
     else:
         out["blk.{i}.attn_output.weight"] = Tensor(None, (c.width, c.width))
         out["blk.{i}.attn_output.bias"] = Tensor(None, (c.width,), optional=True)

@@ -9,7 +9,7 @@ from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.formats.foreign import METHODS
 from strata.models.errors import ConfigError, MissingTensor, TensorShape
-from strata.models.keys import REQUIRED, Keys, quantization_method
+from strata.models.keys import REQUIRED, Keys, quantization_method, several_senses
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
@@ -78,6 +78,7 @@ def read_config(
     uneven: bool = False,
     latent: bool = False,
     values: bool = False,
+    keys: Keys | None = None,
 ) -> Config:
     """Read the shared hyperparameters.
 
@@ -87,9 +88,9 @@ def read_config(
     ``experts``: whether the family may have a mixture of experts.
     ``uneven``: layers may have sizes of their own; the Config has those of the first with any.
     ``latent``: heads are made otherwise, and their widths are not looked at. ``values``: those of
-    values may be another than those of keys.
+    values may be another than those of keys. ``keys``: the file's, with what follows from others.
     """
-    keys = Keys(file, architecture)
+    keys = keys or Keys(file, architecture)
     if file.kind == "gguf":
         head_dim = None
     if not experts and keys.integer("experts", 0, low=0) > 1:
@@ -202,4 +203,7 @@ def _tied(file: ModelFile, keys: Keys, default: bool) -> bool:
     """Whether the head is the embedding table: GGUF says so by leaving the head out."""
     if file.kind == "gguf":
         return "output.weight" not in file.tensors
+    # Of several senses the parts' settings and those of the whole may differ.
+    if several_senses(file) and file.tensors:
+        return not any(name.endswith("lm_head.weight") for name in file.tensors)
     return keys.flag("tied", default)

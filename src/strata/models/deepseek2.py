@@ -18,6 +18,11 @@ from strata.models.rope import Rope, read_rope
 from strata.models.tensors import Catalog
 from strata.program import Builder, Model
 
+_BY_SIGMOID = {
+    "glm-dsa",
+    *(f"{name}ForCausalLM" for name in ("DeepseekV3", "DeepseekV32", "Glm4MoeLite", "GlmMoeDsa")),
+}
+
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of such a file."""
@@ -54,7 +59,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
 
 def _scoring(c: Config) -> str:
     """Of routers where the file does not say."""
-    by_sigmoid = c.architecture in ("glm-dsa", "DeepseekV3ForCausalLM")
+    by_sigmoid = c.architecture in _BY_SIGMOID
     # Early GGUF files of GLM-4.7-Flash are told by their sizes.
     flash = c.architecture == "deepseek2" and c.layers in (47, 48) and c.vocab == 154880
     return "sigmoid" if by_sigmoid or flash else "softmax"
@@ -66,7 +71,8 @@ def _positions(c: Config) -> tuple[Rope, float]:
     Both readers of these files turn a key by a magnitude of 1 and let the scores grow by the
     square of what ``mscale_all_dim`` says.
     """
-    rope = read_rope(c, "interleaved")
+    neighbours = c.keys.kind == "gguf" or c.keys.flag("rope_neighbours", True)
+    rope = read_rope(c, "interleaved" if neighbours else "neox")
     factor, multiplier = 1.0, 0.0
     if c.keys.kind == "gguf":
         if c.keys.text("rope_type", "none") == "yarn":

@@ -6,15 +6,74 @@ Sources of the rows: the names and the arithmetic of transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from strata.models.keys import Keys
 from strata.models.variants import Directory, Variant
 
+
+def _ffn(keys: Keys) -> dict[str, Any]:
+    """A feed-forward four times as wide as the model, where its width is not stated."""
+    return {} if keys.find("ffn")[1] is not None else {"ffn": 4 * keys.integer("width")}
+
+
+def _few_heads(keys: Keys) -> dict[str, Any]:
+    """Key heads where config.json says whether there is one, or some, or one for each query."""
+    heads = keys.integer("heads")
+    one = keys.flag("multi_query", True)
+    some = keys.flag("grouped", False)
+    return {
+        **_ffn(keys),
+        "kv_heads": keys.integer("kv_heads", heads) if some else 1 if one else heads,
+    }
+
+
+def _positions(keys: Keys) -> dict[str, Any]:
+    return _ffn(keys) if keys.stated("rope_partial") else {**_ffn(keys), "rope_partial": 0.25}
+
+
 _FREE = Directory(bias="free")
+_WORDS = ("transformer.", "")
+_FOUR = {"ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h"}
+_FALCON = {"attn_qkv": "self_attention.query_key_value", "attn_output": "self_attention.dense"}
 _GATE_UP = {"mlp.gate_up_proj.weight": ("ffn_gate", "ffn_up")}
 
 # By `architectures` of config.json.
 DENSE: Mapping[str, Variant] = {
     "ArceeForCausalLM": Variant(gated=False, activation="relu2", directory=_FREE),
+    "BitNetForCausalLM": Variant(
+        sub_norms=True,
+        activation="relu2",
+        tied=True,
+        directory=Directory(
+            {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
+            bias="free",
+        ),
+    ),
+    "BloomForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+        rope=None,
+        alibi=8.0,
+        embed_norm="weights",
+        tied=True,
+        assumed={"context": 2048},
+        directory=Directory(
+            {**_FALCON, **_FOUR},
+            bias="free",
+            frame={
+                "token_embd": "{p}word_embeddings",
+                "token_embd_norm": "{p}word_embeddings_layernorm",
+                "output_norm": "{p}ln_f",
+            },
+            prefixes=_WORDS,
+            layers="h",
+            by_head=True,
+            follows=_ffn,
+            only={"normed_residual": False},
+        ),
+    ),
     "CohereForCausalLM": Variant(
         norm="layer",
         rope="interleaved",
@@ -37,8 +96,109 @@ DENSE: Mapping[str, Variant] = {
         assumed={"logit_scale": 0.0625},
         directory=_FREE,
     ),
+    "CwmForCausalLM": Variant(
+        rope_local="same", window_every=4, full_first=True, directory=Directory()
+    ),
     "Ernie4_5ForCausalLM": Variant(rope="interleaved", tied=True, directory=_FREE),
     "Exaone4ForCausalLM": Variant(before=False, after=True, qk_norm="head", directory=Directory()),
+    "FalconForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu",
+        parallel="always",
+        tied=True,
+        assumed={"context": 2048},
+        directory=Directory(
+            {**_FALCON, **_FOUR, "attn_norm": "input_layernorm|ln_mlp", "attn_norm_2": "ln_attn"},
+            bias="free",
+            frame={"token_embd": "{p}word_embeddings", "output_norm": "{p}ln_f"},
+            prefixes=_WORDS,
+            layers="h",
+            by_head=True,
+            acts=True,
+            follows=_few_heads,
+            only={"alibi_used": False, "parallel": True},
+        ),
+    ),
+    "GemmaForCausalLM": Variant(
+        activation="gelu_tanh",
+        width_scale=True,
+        tied=True,
+        directory=Directory(bias="free", less_one=True),
+    ),
+    "GPTBigCodeForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+        rope=None,
+        positions=True,
+        tied=True,
+        directory=Directory(
+            {
+                "attn_norm": "ln_1",
+                "ffn_norm": "ln_2",
+                "attn_qkv": "attn.c_attn",
+                "attn_output": "attn.c_proj",
+                "ffn_up": "mlp.c_fc",
+                "ffn_down": "mlp.c_proj",
+            },
+            bias="free",
+            frame={
+                "token_embd": "{p}wte",
+                "position_embd": "{p}wpe",
+                "output_norm": "{p}ln_f",
+            },
+            prefixes=_WORDS,
+            layers="h",
+            follows=_few_heads,
+            only={"multi_query": True},
+        ),
+    ),
+    "GPTJForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+        rope="interleaved",
+        parallel="always",
+        assumed={"head_bias": True},
+        directory=Directory(
+            {
+                "attn_norm": "ln_1",
+                "attn_q": "attn.q_proj",
+                "attn_k": "attn.k_proj",
+                "attn_v": "attn.v_proj",
+                "attn_output": "attn.out_proj",
+                "ffn_up": "mlp.fc_in",
+                "ffn_down": "mlp.fc_out",
+            },
+            bias="free",
+            frame={"token_embd": "{p}wte", "output_norm": "{p}ln_f"},
+            prefixes=_WORDS,
+            layers="h",
+            follows=_ffn,
+            unused=r".*\.attn\.(bias|masked_bias|embed_positions)",
+        ),
+    ),
+    "GPTNeoXForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu",
+        parallel="stated",
+        directory=Directory(
+            {**_FOUR, "attn_qkv": "attention.query_key_value", "attn_output": "attention.dense"},
+            bias="free",
+            frame={
+                "token_embd": "{p}embed_in",
+                "output_norm": "{p}final_layer_norm",
+                "output": "embed_out",
+            },
+            prefixes=("gpt_neox.", ""),
+            by_head=True,
+            acts=True,
+            follows=_positions,
+            unused=r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+        ),
+    ),
     "GlmForCausalLM": Variant(rope="interleaved", directory=Directory(fused=_GATE_UP, bias="free")),
     "Glm4ForCausalLM": Variant(
         rope="interleaved",
@@ -52,6 +212,7 @@ DENSE: Mapping[str, Variant] = {
             bias="free",
         ),
     ),
+    "HeliumForCausalLM": Variant(rope="interleaved", directory=_FREE),
     "HunYuanDenseV1ForCausalLM": Variant(
         qk_norm="head",
         late=True,
@@ -61,6 +222,42 @@ DENSE: Mapping[str, Variant] = {
                 "attn_k_norm": "self_attn.key_layernorm",
             },
             bias="free",
+        ),
+    ),
+    "HyperCLOVAXForCausalLM": Variant(
+        after=True,
+        multipliers=True,
+        logit_multiplies=True,
+        directory=Directory(
+            {"post_attention_norm": "post_norm1", "post_ffw_norm": "post_norm2"}, bias="free"
+        ),
+    ),
+    "Jais2ForCausalLM": Variant(norm="layer", gated=False, activation="relu2", directory=_FREE),
+    "MinistralForCausalLM": Variant(rope_local="same", window_every=0, directory=Directory()),
+    "Ministral3ForCausalLM": Variant(rope_local="same", window_every=0, directory=Directory()),
+    "MptForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu",
+        rope=None,
+        alibi_stated=True,
+        clamped="first",
+        tied=True,
+        assumed={"alibi": 8.0},
+        directory=Directory(
+            {
+                "attn_norm": "norm_1",
+                "ffn_norm": "norm_2",
+                "attn_qkv": "attn.Wqkv",
+                "attn_output": "attn.out_proj",
+                "ffn_up": "ffn.up_proj",
+                "ffn_down": "ffn.down_proj",
+            },
+            frame={"token_embd": "{p}wte", "output_norm": "{p}norm_f"},
+            prefixes=_WORDS,
+            layers="blocks",
+            follows=_ffn,
+            only={"alibi_used": True},
         ),
     ),
     "NemotronForCausalLM": Variant(

@@ -111,6 +111,7 @@ def read_mixture(
         count = keys.integer("shared_experts", 0, low=0, high=MAX_EXPERTS)
         shared = keys.integer("shared_ffn", 0, low=0, high=16 * MAX_WIDTH) or count * width
     first = keys.integer("dense_layers", dense, low=0, high=c.layers)
+    kinds = keys.texts("ffn_kinds", c.layers, ("dense", "sparse"))
     groups = max(1, keys.integer("expert_groups", 1, low=0, high=experts))
     if experts % groups:
         raise ConfigError(f"'{keys.find('expert_groups')[0]}' is {groups}: no divisor of {experts}")
@@ -119,7 +120,7 @@ def read_mixture(
         experts,
         width,
         shared,
-        tuple(i >= first for i in range(c.layers)),
+        tuple(i >= first if kinds is None else kinds[i] == "sparse" for i in range(c.layers)),
         {
             "top_k": top_k,
             "scoring": _SCORINGS.get(stated, scoring),
@@ -148,10 +149,7 @@ def settled(c: Config, r: Routing, names: HuggingFaceNames | None = None) -> Mix
         names=names,
         **attrs,
     )
-    kinds = c.keys.texts("ffn_kinds", c.layers, ("dense", "sparse"))
-    if m is not None and kinds is not None:
-        return replace(m, layers=tuple(kind == "sparse" for kind in kinds))
-    if m is None or not r.every:
+    if m is None or not r.every or c.keys.stated("ffn_kinds"):
         return m
     step = c.keys.integer("expert_step", 1)
     last = c.keys.integer("last_expert_layer", -1, low=-1, high=MAX_LAYERS) % MAX_LAYERS

@@ -14,8 +14,6 @@ from strata.models.tensors import Catalog, Tensor
 from strata.program import Model
 
 _27B_LAYERS = 62
-PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
-_VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
@@ -35,13 +33,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     unstated = 0 if file.kind == "gguf" or c.keys.stated("window") else 4096
     window = c.keys.integer("window", unstated, low=0)
     c = decoder.with_windows(c, window, 6)
-    catalog = Catalog(
-        file,
-        tensors(c),
-        c.layers,
-        prefixes=PREFIXES,
-        harmless=(*decoder.harmless(c), _VISION),
-    )
+    catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     factors = decoder.rope_factors(c, catalog)
     full = read_rope(c, "neox", base=1e6, factors=factors)
     local = read_local_rope(c, "neox", base=1e4)

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from strata.formats import ModelFile
-from strata.models import decoder, gemma2, gemma3, per_layer, shared_kv
+from strata.models import decoder, gemma2, per_layer, shared_kv
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
 from strata.models.keys import real
@@ -80,8 +80,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         file,
         tensors,
         c.layers,
-        prefixes=gemma3.PREFIXES,
-        harmless=(*decoder.harmless(c), shared_kv.OTHER_SENSES, *shared_kv.unused(sources)),
+        harmless=(*decoder.harmless(c), *shared_kv.unused(sources)),
     )
     full, local = read_rope(c, "neox", base=1e6), read_local_rope(c, "neox", base=1e4)
     eps, half = decoder.rms_eps(c), float(np.float32(math.sqrt(0.5)))

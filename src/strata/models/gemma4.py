@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from strata.formats import ModelFile
-from strata.models import decoder, experts, gemma2, gemma3, per_layer, shared_kv
+from strata.models import decoder, experts, gemma2, per_layer, shared_kv
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
 from strata.models.keys import REQUIRED, whole
@@ -59,8 +59,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         file,
         tensors,
         c.layers,
-        prefixes=gemma3.PREFIXES,
-        harmless=(*decoder.harmless(c), shared_kv.OTHER_SENSES, *shared_kv.unused(sources)),
+        harmless=(*decoder.harmless(c), *shared_kv.unused(sources)),
     )
     ropes = _ropes(c, catalog, layers)
     eps = decoder.rms_eps(c)

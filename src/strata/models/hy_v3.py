@@ -6,6 +6,8 @@ Blocks that predict further tokens are left out.
 
 from __future__ import annotations
 
+from typing import Any
+
 from strata.formats import ModelFile
 from strata.models import decoder, experts
 from strata.models.config import read_config
@@ -13,13 +15,23 @@ from strata.models.rope import read_rope
 from strata.models.tensors import Catalog
 from strata.program import Model
 
+_NAMES = experts.HuggingFaceNames(
+    router="router.gate", shared="shared_mlp", selection="expert_bias"
+)
+
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Hunyuan 3 file."""
     c, further = decoder.without_further(read_config(file, architecture, context, experts=True))
-    width = c.keys.integer("shared_ffn", 0, low=0) or c.keys.integer("expert_ffn", c.ffn)
-    m = experts.read_mixture(c, scoring="sigmoid", shared=width)
-    m = experts.where_routed(c, file, m)
+    # What config.json does not say: GGUF files do.
+    usual: dict[str, Any] = {} if file.kind == "gguf" else {"renormalise": True, "dense": 1}
+    width = c.keys.integer("expert_ffn", c.ffn)
+    if file.kind != "gguf":
+        width *= c.keys.integer("shared_experts", 1)
+    width = c.keys.integer("shared_ffn", 0, low=0) or width
+    m = experts.read_mixture(c, scoring="sigmoid", shared=width, names=_NAMES, **usual)
+    if file.kind == "gguf":
+        m = experts.where_routed(c, file, m)
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.rope_tensors(c),

@@ -15,15 +15,18 @@ import numpy as np
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
+from strata.models import text_parts
 from strata.models.errors import ConfigError
 
 # canonical name -> (GGUF key without the architecture, config.json keys from newest to oldest)
 _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
-    "layers": ("block_count", ("num_hidden_layers", "n_layer")),
-    "width": ("embedding_length", ("hidden_size", "n_embd")),
-    "ffn": ("feed_forward_length", ("intermediate_size", "n_inner", "ffn_dim")),
-    "heads": ("attention.head_count", ("num_attention_heads", "n_head")),
-    "kv_heads": ("attention.head_count_kv", ("num_key_value_heads",)),
+    "layers": ("block_count", ("num_hidden_layers", "n_layer", "n_layers")),
+    "width": ("embedding_length", ("hidden_size", "n_embd", "n_embed", "d_model")),
+    "ffn": ("feed_forward_length", ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")),
+    "heads": ("attention.head_count", ("num_attention_heads", "n_head", "n_heads")),
+    "kv_heads": ("attention.head_count_kv", ("num_key_value_heads", "num_kv_heads")),
+    "multi_query": (None, ("multi_query",)),
+    "grouped": (None, ("new_decoder_architecture",)),
     "head_dim": ("attention.key_length", ("head_dim",)),
     "value_dim": ("attention.value_length", ()),
     "head_dim_local": ("attention.key_length_swa", ()),
@@ -48,14 +51,17 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "temperature_growth": (None, ("attn_scale",)),
     "root_scale": (None, ("mup_enabled",)),
     "expert_block": (None, ("enable_moe_block",)),
-    "context": ("context_length", ("max_position_embeddings", "n_positions", "n_ctx")),
+    "context": (
+        "context_length",
+        ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"),
+    ),
     "vocab": (None, ("vocab_size",)),
     "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
     "layer_norm_eps": (
         "attention.layer_norm_epsilon",
         ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps", "rms_norm_eps"),
     ),
-    "activation": (None, ("hidden_activation", "hidden_act", "activation_function")),
+    "activation": (None, ("hidden_activation", "hidden_act", "activation_function", "activation")),
     "bidirectional": (None, ("use_bidirectional_attention",)),
     "windowed": (None, ("use_sliding_window",)),
     "full_layers": (None, ("max_window_layers",)),
@@ -72,7 +78,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "attention_softcap": ("attn_logit_softcapping", ("attn_logit_softcapping",)),
     "logit_softcap": ("final_logit_softcapping", ("final_logit_softcapping",)),
     "output_scale": ("attention.output_scale", ()),
-    "attention_scale": ("attention.scale", ("attention_multiplier",)),
+    "attention_scale": ("attention.scale", ("attention_multiplier", "attn_config.softmax_scale")),
     "query_scalar": (None, ("query_pre_attn_scalar",)),
     "embedding_scale": ("embedding_scale", ("embedding_multiplier",)),
     "residual_scale": ("residual_scale", ("residual_multiplier",)),
@@ -83,13 +89,21 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "mlp_alpha": (None, ("mlp_alpha_factor",)),
     "mlp_beta": (None, ("mlp_beta_factor",)),
     "logit_scale": ("logit_scale", ("logits_scaling", "logit_scale")),
-    "alibi": ("attention.max_alibi_bias", ()),
-    "clamp_qkv": ("attention.clamp_kqv", ("clip_qkv",)),
-    "parallel": ("use_parallel_residual", ("use_parallel_residual",)),
+    "alibi": ("attention.max_alibi_bias", ("attn_config.alibi_bias_max",)),
+    "alibi_used": (None, ("alibi", "attn_config.alibi")),
+    "normed_residual": (None, ("apply_residual_connection_post_layernorm",)),
+    "clamp_qkv": ("attention.clamp_kqv", ("clip_qkv", "attn_config.clip_qkv")),
+    "parallel": ("use_parallel_residual", ("use_parallel_residual", "parallel_attn")),
     "rope_layers": ("attention.rope_pattern", ("no_rope_layers",)),
     "rope_sections": ("rope.dimension_sections", ()),
-    "temperature_scale": ("attention.temperature_scale", ()),
-    "temperature_length": ("attention.temperature_length", ()),
+    "temperature_scale": (
+        "attention.temperature_scale",
+        ("rope_parameters.llama_4_scaling_beta",),
+    ),
+    "temperature_length": (
+        "attention.temperature_length",
+        ("rope_parameters.original_max_position_embeddings",),
+    ),
     "loops": ("num_loops", ()),
     "causal": ("attention.causal", ()),
     "pooling": ("pooling_type", ()),
@@ -102,7 +116,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "embed_scale": (None, ("scale_emb",)),
     "depth_scale": (None, ("scale_depth",)),
     "base_width": (None, ("dim_model_base",)),
-    "expert_width": ("moe_latent_size", ()),
+    "expert_width": ("moe_latent_size", ("moe_latent_size",)),
     "latent_key": ("attention.key_length_mla", ()),
     "latent_value": ("attention.value_length_mla", ()),
     "latent_key_local": ("attention.key_length_mla_swa", ()),
@@ -132,10 +146,16 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     ),
     "shared_ffn": (
         "expert_shared_feed_forward_length",
-        ("shared_expert_intermediate_size", "shared_intermediate_size"),
+        (
+            *("shared_expert_intermediate_size", "shared_intermediate_size"),
+            "moe_shared_expert_intermediate_size",
+        ),
     ),
     "expert_scoring": ("expert_gating_func", ()),
-    "expert_scale": ("expert_weights_scale", ("routed_scaling_factor", "route_scale")),
+    "expert_scale": (
+        "expert_weights_scale",
+        ("routed_scaling_factor", "route_scale", "router_scaling_factor"),
+    ),
     "expert_norm": ("expert_weights_norm", ("norm_topk_prob",)),
     "expert_groups": ("expert_group_count", ("n_group",)),
     "expert_groups_kept": ("expert_group_used_count", ("topk_group",)),
@@ -176,6 +196,16 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "ssm_rank": ("ssm.time_step_rank", ("time_step_rank", "mamba_dt_rank")),
     "ssm_groups": ("ssm.group_count", ("n_groups", "mamba_n_groups")),
     "ssm_expand": (None, ("expand", "mamba_expand")),
+    "ssm_normed": (None, ("mamba_rms_norm",)),
+    "ssm_norm_first": (None, ("mamba_norm_before_gate",)),
+    "ssm_in_scale": (None, ("ssm_in_multiplier",)),
+    "ssm_out_scale": (None, ("ssm_out_multiplier",)),
+    "ssm_scales": (None, ("ssm_multipliers",)),
+    "ffn_scales": (None, ("mlp_multipliers",)),
+    "key_scale": (None, ("key_multiplier",)),
+    "attention_in_scale": (None, ("attention_in_multiplier",)),
+    "attention_out_scale": (None, ("attention_out_multiplier",)),
+    "head_scale": (None, ("lm_head_multiplier",)),
     "conv_taps": ("shortconv.l_cache", ("conv_L_cache",)),
     "ffn_adjusted": (None, ("block_auto_adjust_ff_dim",)),
     "ffn_multiple": (None, ("block_multiple_of",)),
@@ -206,18 +236,22 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "kda_bound": ("kda.gate_lower_bound", ()),
     "delta_taps": ("ssm.conv_kernel", ("linear_conv_kernel_dim",)),
     "rope_used": ("rope.scaling.finetuned", ()),
-    "rope_base": ("rope.freq_base", ("rope_theta",)),
+    "rope_base": ("rope.freq_base", ("rope_theta", "rotary_emb_base")),
     "rope_base_local": ("rope.freq_base_swa", ("rope_local_base_freq",)),
     "rope_dim": ("rope.dimension_count", ()),
     "rope_dim_local": ("rope.dimension_count_swa", ()),
-    "rope_partial": (None, ("partial_rotary_factor",)),
+    "rope_partial": (None, ("partial_rotary_factor", "rotary_pct")),
+    "rope_neighbours": (None, ("rope_interleave",)),
     "rope_width": (None, ("rotary_dim",)),
     "rope_type": ("rope.scaling.type", ()),
     "rope_factor": ("rope.scaling.factor", ()),
     "rope_factor_old": ("rope.scale_linear", ()),
     "rope_original_context": (
         "rope.scaling.original_context_length",
-        ("original_max_position_embeddings",),
+        (
+            "original_max_position_embeddings",
+            "rope_parameters.original_max_position_embeddings",
+        ),
     ),
     "rope_attention_factor": ("rope.scaling.attn_factor", ()),
     "rope_log_multiplier": ("rope.scaling.yarn_log_multiplier", ()),
@@ -240,9 +274,9 @@ class Keys:
         self.kind: Literal["gguf", "huggingface"] = file.kind
         self._prefix = f"{architecture}."
         metadata = file.metadata
-        # Multimodal checkpoints keep the language model's settings one level down.
-        inner = metadata.get("text_config") if file.kind == "huggingface" else None
-        self._metadata: Mapping[str, Any] = inner if isinstance(inner, dict) else metadata
+        self._metadata: Mapping[str, Any] = (
+            text_parts.settings(metadata) if file.kind == "huggingface" else metadata
+        )
 
     def find(self, name: str) -> tuple[str, Any]:
         """The key as the file spells it, and its value (None where absent)."""
@@ -251,10 +285,18 @@ class Keys:
         if self.kind == "gguf":
             names = (self._gguf(gguf),) if gguf else ()
         for key in names:
-            value = self._metadata.get(key)
+            value = self._get(key)
             if value is not None:
                 return key, value.tolist() if isinstance(value, np.ndarray) else value
         return (names[0] if names else name), None
+
+    def _get(self, key: str) -> Any:
+        """A value under the file's own key; with a dot in it, of an object in config.json."""
+        if self.kind == "huggingface" and "." in key:
+            outer, key = key.split(".")
+            inner = self._metadata.get(outer)
+            return inner.get(key) if isinstance(inner, Mapping) else None
+        return self._metadata.get(key)
 
     def without(self, *names: str) -> Keys:
         """The same keys but for some."""
@@ -270,6 +312,13 @@ class Keys:
         other._metadata = {**self._metadata, **missing}
         return other
 
+    def stating(self, values: Mapping[str, Any]) -> Keys:
+        """The same keys, but for ``values`` by canonical name, which follow from others."""
+        other = self.without(*values)
+        named = {_KEYS[name][1][0]: value for name, value in values.items()}
+        other._metadata = {**other._metadata, **named}
+        return other
+
     def _gguf(self, key: str) -> str:
         """The whole key: but for xIELU's parameters it begins with the architecture."""
         return key if key.startswith("xielu.") else self._prefix + key
@@ -278,7 +327,7 @@ class Keys:
         """Whether the file has the key at all; config.json says 'none' with an explicit null."""
         gguf, others = _KEYS[name]
         names = (self._gguf(gguf or ""),) if self.kind == "gguf" else others
-        return any(key in self._metadata for key in names)
+        return any(key in self._metadata or self._get(key) is not None for key in names)
 
     def raw(self, key: str) -> Any:
         """A value under the file's own key, None where absent; whoever asks checks it."""
@@ -380,15 +429,23 @@ class Keys:
 
 
 def architecture(file: ModelFile) -> str:
-    """The name under which the file's architecture is looked up, empty where there is none."""
+    """The name under which the file's architecture is looked up, empty where there is none.
+
+    Of a model that also sees or hears it is that of its text part.
+    """
     if file.kind == "gguf":
         name = file.metadata.get("general.architecture")
-    else:
-        names = file.metadata.get("architectures")
-        name = names[0] if isinstance(names, list) and names else None
-        if not isinstance(name, str):
-            name = file.metadata.get("model_type")
-    return name if isinstance(name, str) else ""
+        return name if isinstance(name, str) else ""
+    names = file.metadata.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str):
+        name = file.metadata.get("model_type")
+    return text_parts.family(name, file.metadata) if isinstance(name, str) else ""
+
+
+def several_senses(file: ModelFile) -> bool:
+    """Whether a directory is of a model that also sees or hears."""
+    return file.kind == "huggingface" and text_parts.several_senses(file.metadata)
 
 
 # What a GGUF file says in other words, or counts otherwise, than config.json.

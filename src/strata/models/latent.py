@@ -69,6 +69,9 @@ def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Conf
     q_rank = keys.integer("q_rank", 0, low=0, high=MAX_WIDTH)
     rank = keys.integer(f"kv_rank{of}", high=MAX_WIDTH)
     latent = Latent(q_rank, rank, nope, rope, value, absorbed)
+    if keys.kind == "huggingface":
+        # All of that part is turned, whatever share of a key the file says it is.
+        c = replace(c, keys=keys.stating({"rope_width": rope}))
     return replace(c, head_dim=rope), latent
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from strata.formats import ModelFile
-from strata.models import decoder, experts, gemma3
+from strata.models import decoder, experts
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
 from strata.models.rope import read_rope
@@ -27,7 +27,6 @@ _MAVERICK = 128
 """The experts of the one model that has no norms of q and k."""
 _ROUTING: dict[str, Any] = {"select": "logits", "weigh_input": True}
 _NAMES = experts.HuggingFaceNames("feed_forward", "router", shared="shared_expert")
-_PICTURES = r"(model\.)?(vision_model|multi_modal_projector)\..*"
 
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
@@ -60,16 +59,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         **decoder.attention_tensors(c, bias=bias, out_bias=bias),
         **_feed_forward(experts.mixture_tensors(c, m)),
     }
-    if "language_model.lm_head.weight" in file.tensors and "output.weight" in tensors:
-        stored = replace(tensors["output.weight"], huggingface="language_model.lm_head.weight")
-        tensors["output.weight"] = stored
-    catalog = Catalog(
-        file,
-        tensors,
-        c.layers,
-        prefixes=gemma3.PREFIXES,
-        harmless=(*decoder.harmless(c), _PICTURES),
-    )
+    catalog = Catalog(file, tensors, c.layers, harmless=decoder.harmless(c))
     rope = read_rope(c, "interleaved", factors=decoder.rope_factors(c, catalog))
     eps = decoder.rms_eps(c)
 

@@ -57,6 +57,20 @@ HUGGING_FACE: Mapping[str, Variant] = {
         mixture=_SIGMOID,
         directory=Directory({"exp_probs_b.bias": "mlp.e_score_correction_bias"}),
     ),
+    "FlexOlmoForCausalLM": Variant(
+        before=False,
+        after=True,
+        qk_norm="all",
+        mixture=Routing(renormalise=None),
+        unread=("expert_ffn", "shared_experts", "dense_layers"),
+        directory=Directory(
+            {
+                "post_attention_norm": "post_attention_layernorm",
+                "post_ffw_norm": "post_feedforward_layernorm",
+            },
+            bias="all",
+        ),
+    ),
     "Glm4MoeForCausalLM": Variant(
         qk_norm="head", qk_free=True, mixture=_SIGMOID, directory=Directory(bias="qkv")
     ),
@@ -117,6 +131,9 @@ HUGGING_FACE: Mapping[str, Variant] = {
         mixture=Routing(scoring="sparsemixer", renormalise=False),
         unread=("expert_ffn", "shared_experts", "dense_layers"),
         directory=Directory(_MIXTRAL, bias="all"),
+    ),
+    "SolarOpenForCausalLM": Variant(
+        mixture=_SIGMOID, assumed={"dense_layers": 0}, directory=Directory(bias="qkv")
     ),
     "Qwen2MoeForCausalLM": Variant(
         mixture=Routing(renormalise=None),

@@ -1,6 +1,6 @@
 """Nemotron-H (arXiv:2504.03624): a Mamba-2 mixer, attention without positions or a feed-forward
 with squared ReLU a layer. Nemotron 3 has experts in the place of the latter, which may read and
-give vectors of another width; only GGUF files of it are read.
+give vectors of another width.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from strata.formats import ModelFile
 from strata.models import decoder, experts, mamba, state_space
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
-from strata.models.tensors import Catalog, Tensor, on_layers
+from strata.models.tensors import Catalog, Part, Tensor, on_layers
 from strata.program import Builder, Model
 
-_LETTERS = {"M": "ssm", "*": "attention", "-": "ffn"}
+_LETTERS = {"M": "ssm", "*": "attention", "-": "ffn", "E": "experts"}
 _TYPES = {
     **{"mamba": "ssm", "linear_attention": "ssm"},
     **{"attention": "attention", "full_attention": "attention"},
-    "mlp": "ffn",
+    **{"mlp": "ffn", "moe": "experts"},
 }
 
 
@@ -35,12 +35,17 @@ def kinds(c: Config) -> list[str]:
         return [_LETTERS[letter] for letter in pattern]
     ffn = c.keys.integers("ffn", c.layers)
     heads = c.keys.integers("kv_heads", c.layers)
+    wide = "experts" if c.keys.integer("experts", 0, low=0) else "ffn"
     each = zip(ffn, heads, strict=True)
-    return ["ffn" if wide else "attention" if many else "ssm" for wide, many in each]
+    return [wide if width else "attention" if many else "ssm" for width, many in each]
 
 
 def _renamed(name: str | None) -> str:
     return (name or "").replace(".self_attn.", ".mixer.").replace(".mlp.", ".mixer.")
+
+
+def _renamed_part(part: Part) -> Part:
+    return replace(part, huggingface=_renamed(part.huggingface))
 
 
 def _routed_tensors(c: Config, m: experts.Mixture, width: int) -> dict[str, Tensor]:
@@ -51,10 +56,13 @@ def _routed_tensors(c: Config, m: experts.Mixture, width: int) -> dict[str, Tens
     inside = {"up": (m.experts, m.ffn, width), "down": (m.experts, width, m.ffn)}
     for part, shape in inside.items():
         name = f"blk.{{i}}.ffn_{part}_exps.weight"
-        found[name] = replace(found[name], shape=shape, part=None)
+        # All in one tensor, or a tensor each.
+        together = Part("", f"{{p}}layers.{{i}}.mlp.experts.{part}_proj", 0, shape[1])
+        found[name] = replace(found[name], shape=shape, part=together)
     if width != c.width:
-        found["blk.{i}.ffn_latent_down.weight"] = Tensor(None, (width, c.width))
-        found["blk.{i}.ffn_latent_up.weight"] = Tensor(None, (c.width, width))
+        for part, theirs, pair in (("down", 1, (width, c.width)), ("up", 2, (c.width, width))):
+            stored = f"{{p}}layers.{{i}}.mlp.fc{theirs}_latent_proj.weight"
+            found[f"blk.{{i}}.ffn_latent_{part}.weight"] = Tensor(stored, pair)
     return found
 
 
@@ -84,12 +92,14 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     sizes = state_space.read_sizes(c, version=2)
     kind = kinds(c)
     share = c.ffn // max(1, c.keys.integer("top_k", 1, low=0))
-    m = experts.read_mixture(c, scoring="sigmoid", ffn=share) if file.kind == "gguf" else None
+    m = experts.read_mixture(c, scoring="sigmoid", ffn=share) if "experts" in kind else None
     width = c.keys.integer("expert_width", 0, low=0, high=MAX_WIDTH) or c.width
     attention = decoder.attention_tensors(c, bias=False, out_bias=False)
     ffn = {n: t for n, t in decoder.gated_tensors(c).items() if "gate" not in n}
-    ffn = ffn if m is None else _routed_tensors(c, m, width)
     of = {"ssm": state_space.tensors2(c, sizes, "mixer"), "attention": attention, "ffn": ffn}
+    if m is not None:
+        m = replace(m, layers=(True,) * c.layers)
+        of["experts"] = _routed_tensors(c, m, width)
     tensors = {
         **mamba.frame_tensors(c),
         "blk.{i}.attn_norm.weight": Tensor("{p}layers.{i}.norm.weight", (c.width,)),
@@ -99,7 +109,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             name: replace(
                 t,
                 huggingface=_renamed(t.huggingface),
-                part=t.part if file.kind == "gguf" or each == "ssm" else None,
+                part=None if t.part is None else _renamed_part(t.part),
             )
             for name, t in own.items()
         }
@@ -112,7 +122,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
 
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
-        if kind[i] == "ffn" and m is not None:
+        if kind[i] == "experts" and m is not None:
             h = _routed(b, catalog, m, h, i)
         elif kind[i] == "ffn":
             h = decoder.plain(b, catalog, h, i, "relu2", scaled=True)

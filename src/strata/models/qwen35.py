@@ -244,10 +244,9 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c, further = decoder.without_further(c)
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)
-    unused = (r"mtp\..*", r"(model\.)?visual\..*", further)
-    prefixes = ("model.", "model.language_model.", "")
+    unused = (r"mtp\..*", further)
     harmless = (*decoder.harmless(c), *unused)
-    catalog = Catalog(file, tensors(c), c.layers, prefixes=prefixes, harmless=harmless)
+    catalog = Catalog(file, tensors(c), c.layers, harmless=harmless)
     rope, eps = read_rope(c, "neox"), decoder.rms_eps(c)
     kept, m = Kept(), _mixture(c)
 

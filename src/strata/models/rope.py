@@ -190,7 +190,9 @@ def _kind(table: Mapping[str, Any]) -> str:
     if kind in ("su", "yarn") and table.get("long_factor"):
         return "longrope"
     # 'dynamic' differs from 'default' only beyond the trained context, where Strata never goes.
-    return "default" if kind == "dynamic" else kind if isinstance(kind, str) else shown(kind)
+    # Of 'mrope' all axes are alike where there is only text.
+    usual = kind in ("dynamic", "mrope")
+    return "default" if usual else kind if isinstance(kind, str) else shown(kind)
 
 
 def _from_config(c: Config, base: float) -> _Scaling:

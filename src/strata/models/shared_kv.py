@@ -13,9 +13,6 @@ from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, LayerState, PagedKV, Shared
 
-OTHER_SENSES = r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"
-"""Tensors of a file that make something of pictures and sounds."""
-
 
 def kept_by(c: Config, default: int = 0) -> list[int]:
     """For each layer the one that keeps the keys and values that it reads: itself, but for the last

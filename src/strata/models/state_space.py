@@ -6,6 +6,7 @@ which each part is read as a matrix of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from strata.models import decoder
@@ -164,22 +165,34 @@ def mixer2(
     x: str,
     i: int,
     eps: float,
+    scales: Sequence[float] = (),
 ) -> str:
-    """in, convolution of x, B and C, scan, gate, norm where there is one, out."""
+    """in, convolution of x, B and C, scan, gate, norm where there is one, out.
+
+    ``scales``, if any, are of the gate, of x, B, C and of the steps, before all of that.
+    """
     name = f"blk.{i}.ssm_"
+    shared = s.groups * s.states
+    spans = ((0, s.inner), (s.inner, shared), (s.inner + shared, shared))
+
+    def parts(y: str) -> list[str]:
+        return [
+            b.columns(y, head_dim=s.convolved, start=start, width=width) for start, width in spans
+        ]
+
     with b.unit("ssm"):
         z, mixed = (decoder.product(b, catalog, x, f"{name}in_{part}") for part in "zx")
-        if catalog.has(f"{name}in_dt.scale"):
-            dt = b.shift(decoder.product(b, catalog, x, f"{name}in_dt"), f"{name}dt.bias")
+        if scales or catalog.has(f"{name}in_dt.scale"):
+            dt = decoder.product(b, catalog, x, f"{name}in_dt")
+            dt = b.shift(b.scale(dt, scales[4] if scales else 1.0), f"{name}dt.bias")
         else:
             dt = b.matmul(x, f"{name}in_dt.weight", f"{name}dt.bias")
+        if scales:
+            z = b.scale(z, scales[0])
+            made = [b.scale(y, by) for y, by in zip(parts(mixed), scales[1:4], strict=True)]
+            mixed = b.join(b.join(made[0], made[1], heads=1), made[2], heads=1)
         mixed = _convolve(b, s, catalog, kept, mixed, i, s.convolved)
-        shared = s.groups * s.states
-        spans = ((0, s.inner), (s.inner, shared), (s.inner + shared, shared))
-        x, bs, cs = (
-            b.columns(mixed, head_dim=s.convolved, start=start, width=width)
-            for start, width in spans
-        )
+        x, bs, cs = parts(mixed)
         y = b.ssm_scan(
             *(x, dt, bs, cs),
             a=f"{name}a",

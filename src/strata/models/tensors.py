@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile, TensorInfo
 from strata.formats.header_only import Blank
+from strata.models import text_parts
 from strata.models.errors import (
     MissingTensor,
     TensorAxes,
@@ -15,6 +16,7 @@ from strata.models.errors import (
     TensorType,
     UnexpectedTensor,
 )
+from strata.models.keys import several_senses
 from strata.program import Weight
 from strata.program.model import Transform
 
@@ -95,6 +97,7 @@ class Catalog:
     Raises MissingTensor, UnexpectedTensor, TensorAxes, TensorShape or TensorType. ``prefixes`` are
     what Hugging Face checkpoints of the family put for ``{p}`` (the one the file uses is found by
     its embedding table), ``harmless`` are patterns of tensors that may be there and are not used.
+    Of a model that also sees or hears, all that is not its text part is not used.
     """
 
     def __init__(
@@ -109,9 +112,12 @@ class Catalog:
         if isinstance(file, Blank):
             raise Wanted(tensors, layers, prefixes[0])
         self._file = file
-        anchor = tensors["token_embd.weight"].huggingface or ""
-        found = [p for p in prefixes if anchor.replace("{p}", p) in file.tensors]
-        self._prefix = found[0] if found else prefixes[0]
+        table = tensors["token_embd.weight"]
+        anchor = table.huggingface or (table.part.huggingface if table.part else "")
+        pairs = [(w, w + p) for w in ("", *text_parts.PREFIXES) for p in prefixes]
+        found = [pair for pair in pairs if anchor.replace("{p}", pair[1]) in file.tensors]
+        self._around, self._prefix = found[0] if found else ("", prefixes[0])
+        harmless = [*harmless, *self._other_parts()]
         ignored = re.compile("|".join(f"(?:{p})" for p in harmless) or r"(?!)")
         loose = {
             self._stored(*names, i)
@@ -197,6 +203,10 @@ class Catalog:
                 continue
             info = self._file.tensors.get(source)
             if info is not None:
+                if len(shape) == 3 and self._file.kind == "huggingface" and transform == "none":
+                    # Some checkpoints of a family hold their experts turned.
+                    turned = tuple(info.shape) == (shape[0], *shape[:0:-1]) != shape
+                    transform = "transpose" if turned else transform
                 self._check(info, shape, transform, unit_axes=tensor.unit_axes)
                 if len(shape) == 3:
                     return Weight(canonical, tensor.shape, source, transform=transform, each=rows)
@@ -231,9 +241,22 @@ class Catalog:
                 )
         return Weight(canonical, tensor.shape, each[0], each=rows, experts=each)
 
+    def _other_parts(self) -> list[str]:
+        """A pattern of the tensors that are not of the text, where there may be some."""
+        if not several_senses(self._file):
+            return []
+        heads = {f"{around}lm_head" for around in ("", *text_parts.PREFIXES)}
+        own = "|".join(re.escape(p) for p in (self._prefix, *heads) if p)
+        return [rf"(?!{own}).*"]
+
     def _stored(self, gguf: str, huggingface: str | None, i: int) -> str:
-        stored = gguf if self._file.kind == "gguf" else huggingface or ""
-        return stored.replace("{p}", self._prefix).replace("{i}", str(i))
+        if self._file.kind == "gguf":
+            return gguf.replace("{i}", str(i))
+        stored = (huggingface or "").replace("{i}", str(i))
+        if stored.startswith("{p}") or not self._around:
+            return stored.replace("{p}", self._prefix)
+        # What is outside of the decoder may be beside it, or before all of the text part.
+        return self._around + stored if self._around + stored in self._file.tensors else stored
 
     @staticmethod
     def _check(

@@ -6,11 +6,12 @@ with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from strata.models.experts import Routing
+from strata.models.keys import Keys
 from strata.models.rope import Style
 
 
@@ -21,10 +22,16 @@ class Directory:
     ``names``: canonical name without ``blk.{i}.`` to theirs, below ``{p}layers.{i}.``; both with
     their last part or both without. ``frame``: the same of what is outside of layers, theirs whole.
     ``fused``: theirs to the canonical ones that it fuses. What
-    none has is called as in Llama and DeepSeek. ``bias`` of q, k and v, or of all four
+    none has is called as in Llama and DeepSeek; of two names with a bar between them the file has
+    one. ``bias`` of q, k and v, or of all four
     attention products, if config.json says so or nothing (``biased``); ``free``: of any product
     that has one. ``prefixes``: what stands for ``{p}``, ``layers`` before a layer's number.
-    ``less_one``: norms are stored less 1. ``unused``: a pattern of what belongs to other senses.
+    ``less_one``: norms are stored less 1. ``unused``: a pattern of what nobody reads.
+
+    ``by_head``: one product, called ``attn_qkv`` in ``names``, makes the queries, the key and the
+    value of each key head one behind the other. ``acts``: config.json chooses the activation.
+    ``follows`` gives values, by canonical name, that follow from other keys; ``only`` what is built
+    of settings that have several values.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -36,6 +43,10 @@ class Directory:
     layers: str = "layers"
     less_one: bool = False
     unused: str = r"(?!)"
+    by_head: bool = False
+    acts: bool = False
+    follows: Callable[[Keys], Mapping[str, Any]] | None = None
+    only: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
