@@ -71,6 +71,7 @@ def test_what_is_told_is_true(served: RunningFleet) -> None:
     assert names("/v1/models", "data", "id") == ["a", "first", "b"]
     assert names("/api/tags", "models", "name") == ["a", "first", "b"]
     assert names("/api/ps", "models", "name") == []
+    assert names("/v1/models", "data", "root") == ["a", "a", "b"]
     assert served.ask("/v1/models/b")[1]["id"] == "b"
     assert served.ask("/v1/models/c")[0] == 404
     served.ask(CHAT, {"model": "b"})

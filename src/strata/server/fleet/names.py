@@ -84,6 +84,7 @@ def routes(fleet: Fleet) -> list[Route]:
 
     def card(name: str, member: Member) -> dict[str, Any]:
         found = {"id": name, "object": "model", "created": started, "owned_by": "strata"}
+        found["root"] = member.entry.name
         context = member.context if member.loaded else None
         if context is None and member.card is not None:
             context = member.card.context

@@ -24,6 +24,8 @@ def add_routes(routes: APIRouter, service: Service) -> None:
             "object": "model",
             "created": started,
             "owned_by": "strata",
+            # As vLLM has it: whose alias it is.
+            "root": service.name,
             "max_model_len": service.llm.context,
         }
 

@@ -61,10 +61,10 @@ export class Api {
     return response;
   }
 
-  /** Names of the models that there are. */
+  /** Names of the models that there are, without aliases. */
   async models(signal) {
     const list = await (await this.#fetch("/v1/models", undefined, signal)).json();
-    return list.data.map(({ id }) => id);
+    return list.data.filter(({ id, root }) => id === root).map(({ id }) => id);
   }
 
   /** Events of the live picture of `model` as `{event, data}`, comments as `{comment}`. */

@@ -7,6 +7,8 @@ import { copyButton, el } from "./dom.js";
 import { inline } from "./inline.js";
 
 const DEEPEST = 8;
+/** What may be wider than the page is scrolled with keys, too. */
+const SCROLLS = { tabindex: 0 };
 const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)/;
 const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
@@ -220,7 +222,7 @@ function codeBlock(block) {
   const button = copyButton(() => code.textContent, "Copy", { class: "quiet" });
   button.setAttribute("aria-label", "Copy code");
   const caption = el("figcaption", {}, el("span", {}, block.language), button);
-  return el("figure", { class: "code" }, caption, el("pre", {}, code));
+  return el("figure", { class: "code" }, caption, el("pre", SCROLLS, code));
 }
 
 function tableElement(block) {
@@ -234,7 +236,7 @@ function tableElement(block) {
     );
   return el(
     "div",
-    { class: "table" },
+    { class: "table", ...SCROLLS },
     el(
       "table",
       {},
