@@ -24,6 +24,7 @@ from strata.sizes import format_size
 
 if TYPE_CHECKING:
     from strata.formats import ModelFile
+    from strata.machine.machine import Machine
     from strata.quant import BlockType
     from strata.quantizer.lab import Calibration
 
@@ -42,6 +43,17 @@ _CHUNKS = 32
 @click.option("--bpw", type=float, help="The best mix of so many bits a weight, such as 3.5.")
 @click.option("--size", type=SIZE, help="The best mix for a file of at most that size.")
 @click.option(
+    "--fit",
+    type=SIZE,
+    help="The best mix of which nothing streams in a memory of that size (`strata run -m`).",
+)
+@click.option(
+    "--machine",
+    "machine_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The machine that --fit is for, a file of `strata probe --json`  [default: this one].",
+)
+@click.option(
     "--recipe",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Types tensor by tensor, as --write-recipe wrote them.",
@@ -49,7 +61,7 @@ _CHUNKS = 32
 @click.option(
     "--write-recipe",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write what --bpw or --size chose.",
+    help="Write what --bpw, --size or --fit chose.",
 )
 @click.option(
     "--imatrix",
@@ -92,6 +104,8 @@ def command(
     mix: str | None,
     bpw: float | None,
     size: int | None,
+    fit: int | None,
+    machine_file: Path | None,
     recipe: Path | None,
     write_recipe: Path | None,
     imatrix: Path | None,
@@ -113,12 +127,13 @@ def command(
     gone on with when the same command is given again; OUT appears when it is whole.
     """
     _check(out, force)
-    given = [n for n, v in (("--type", mix), ("--bpw", bpw), ("--size", size)) if v is not None]
-    given += ["--recipe"] if recipe is not None else []
+    wishes = {"--type": mix, "--bpw": bpw, "--size": size, "--fit": fit, "--recipe": recipe}
+    given = [name for name, value in wishes.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} both say what to write: give one of them")
-    if write_recipe is not None and bpw is None and size is None:
-        raise UsageError("--write-recipe writes what --bpw or --size chose: give one of them")
+    searched = bpw is not None or size is not None or fit is not None
+    if write_recipe is not None and not searched:
+        raise UsageError("--write-recipe writes what --bpw, --size or --fit chose: give one")
     count = calibration_threads(threads) if calibration is not None else threads
     from strata.formats import open_model
     from strata.hub.references import resolve
@@ -149,25 +164,27 @@ def command(
                     matrix = measure_importance(file, text, count or 1, progress)
             facts = Facts.of(source.keys, list(shapes), matrix is not None)
             types = choose_types(chosen, facts, shapes, pure=pure)
-            if bpw is not None or size is not None:
-                from strata.quantizer.lab import best_mix
+            if searched:
+                from strata.quantizer.fitting import mix_that_fits, types_of
+                from strata.quantizer.lab import measured_mix
                 from strata.quantizer.lab import write_recipe as write_table
 
-                parameters = sum(t.matrix[0] * t.matrix[1] for t in source.tensors.values())
-                if bpw is not None:
-                    nbytes = int(bpw * parameters / 8)
-                else:
-                    nbytes = (size or 0) - header_nbytes(source)
-                best = best_mix(
+                best_of = measured_mix(
                     file,
                     source,
-                    nbytes,
                     importance=matrix,
                     calibration=text,
                     threads=count or 1,
                     progress=progress,
                 )
-                types = {name: fitting(c.label, shapes[name][-1]) for name, c in best.items()}
+                if fit is not None:
+                    best = mix_that_fits(file, best_of, _machine(machine_file, out), fit)
+                elif bpw is not None:
+                    parameters = sum(t.matrix[0] * t.matrix[1] for t in source.tensors.values())
+                    best = best_of(int(bpw * parameters / 8))
+                else:
+                    best = best_of((size or 0) - header_nbytes(source))
+                types = types_of(best, file)
                 if write_recipe is not None:
                     write_table(write_recipe, best)
             if recipe is not None:
@@ -233,6 +250,12 @@ def _check(out: Path, force: bool) -> None:
         raise UsageError(f"{out} is not named like a GGUF file; end it in .gguf")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a directory")
+
+
+def _machine(file: Path | None, out: Path) -> Machine:
+    from strata.machine.probe import load_machine, probe
+
+    return load_machine(file) if file is not None else probe(out.parent)[0]
 
 
 def calibration_threads(threads: int | None) -> int:

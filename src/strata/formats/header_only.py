@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.formats.errors import ClosedError
+from strata.formats.gguf import DEFAULT_ALIGNMENT
 from strata.formats.model_file import Kind, ModelFile
 from strata.formats.tensor_info import TensorInfo
+from strata.quant import BlockType
 
 
 class HeaderOnly(ModelFile):
@@ -51,6 +53,17 @@ class HeaderOnly(ModelFile):
     ) -> None:
         """There is nothing to read: raises ClosedError."""
         raise ClosedError(f"{self.path}: only the header is here; tensor {name!r} cannot be read")
+
+
+def with_types(file: ModelFile, types: Mapping[str, BlockType]) -> HeaderOnly:
+    """The header that a GGUF file would have with some of its tensors in other types."""
+    infos, offset = {}, 0
+    for name, info in file.tensors.items():
+        type = types.get(name, info.type)
+        nbytes = type.tensor_nbytes(info.shape)
+        infos[name] = TensorInfo(name, info.shape, type, file.path, offset, nbytes)
+        offset += -(-nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+    return HeaderOnly(file.kind, file.path, file.metadata, infos)
 
 
 class Blank(HeaderOnly):

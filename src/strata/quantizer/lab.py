@@ -106,17 +106,17 @@ def compensation_of(
     )
 
 
-def best_mix(
+def measured_mix(
     file: ModelFile,
     source: Source,
-    nbytes: int,
     *,
     importance: ImportanceMatrix | None,
     calibration: Calibration | None,
     threads: int,
     progress: Progress | None = None,
-) -> dict[str, Choice]:
-    """The mix with the least loss whose tensors, all of the model's, take ``nbytes`` at most."""
+) -> Callable[[int], dict[str, Choice]]:
+    """What gives the mix with the least loss whose tensors, all of the model's, take so many bytes
+    at most. Raises NoRoom where none is so small."""
     names = [n for n, t in source.tensors.items() if is_quantised(n, t.shape)]
     fixed = sum(t.type.tensor_nbytes(t.shape) for n, t in source.tensors.items() if n not in names)
     layers = 1 + max((int(n.split(".")[1]) for n in names if n.startswith("blk.")), default=0)
@@ -139,8 +139,12 @@ def best_mix(
             progress,
         )
     losses = losses_of(source, names, encoder, importance, costs, layers, progress)
-    chosen = allocate([losses.choices[n] for n in names], nbytes - fixed)
-    return dict(zip(names, chosen, strict=True))
+
+    def mix(nbytes: int) -> dict[str, Choice]:
+        chosen = allocate([losses.choices[n] for n in names], nbytes - fixed)
+        return dict(zip(names, chosen, strict=True))
+
+    return mix
 
 
 def write_recipe(path: Path, mix: Mapping[str, Choice]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from strata.formats import ModelFile, TensorInfo
-from strata.formats.header_only import HeaderOnly
+from strata.formats import ModelFile
+from strata.formats.header_only import HeaderOnly, with_types
 from strata.models.keys import Keys
 from strata.synth.recipes import Place, tensor_type
 
@@ -18,7 +18,7 @@ def retyped(file: ModelFile, architecture: str, recipe: str) -> HeaderOnly:
     layers = keys.integer("layers")
     heads = max(keys.integers("heads", layers, 1))
     kv_heads = max(keys.integers("kv_heads", layers, heads))
-    infos, offset = {}, 0
+    types = {}
     for info in file.tensors.values():
         layer = _LAYER.match(info.name)
         place = Place(
@@ -30,8 +30,5 @@ def retyped(file: ModelFile, architecture: str, recipe: str) -> HeaderOnly:
             layers == 80 and architecture in ("llama", "qwen2"),
             keys.integer("experts", 0, low=0),
         )
-        kind = tensor_type(recipe, place, info.shape)
-        nbytes = kind.tensor_nbytes(info.shape)
-        infos[info.name] = TensorInfo(info.name, info.shape, kind, file.path, offset, nbytes)
-        offset += -(-nbytes // 32) * 32
-    return HeaderOnly("gguf", file.path, file.metadata, infos)
+        types[info.name] = tensor_type(recipe, place, info.shape)
+    return with_types(file, types)
