@@ -40,7 +40,7 @@ class Lab:
             self.segments = [self.backend.load(s, source) for s in self.model.segments]
         ropes = [o for s in self.model.segments for o in s.program.ops if o.kind == "rope"]
         self.inv_freq = np.array(ropes[0].attrs["inv_freq"], np.float32)
-        self.interleaved = bool(ropes[0].attrs["interleaved"])
+        self.interleaved = ropes[0].attrs["style"] != "neox"
 
     def logits(self, method: Any, tokens: list[int] | None = None) -> Floats:
         """Of all rows, float32 [rows, vocabulary]."""
@@ -49,7 +49,8 @@ class Lab:
         blocks = -(-rows // KV_BLOCK)
         table = np.arange(blocks, dtype=np.int32)
         span = Span(0, rows, 0, (table,) * groups)
-        step = Step(np.array(tokens, np.int32), (span,), np.arange(rows, dtype=np.int32))
+        at = np.arange(rows, dtype=np.int32)
+        step = Step(np.array(tokens, np.int32), at, (span,), at)
         state = self.backend.state_cache(self.model.state, (blocks,) * groups)
         self.backend.method, values = method, {}
         for segment in self.segments:
