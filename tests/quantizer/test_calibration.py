@@ -18,6 +18,8 @@ from strata.cli import main
 from strata.formats import open_model
 from strata.formats.gguf_writer import write_gguf
 from strata.formats.writing import TensorSource
+from strata.memory import process_memory
+from strata.models import build_model
 from strata.quant import by_name, dequantize
 from strata.quantizer.importance import (
     ImportanceError,
@@ -27,7 +29,8 @@ from strata.quantizer.importance import (
     split_experts,
     write_importance,
 )
-from strata.synth import SHAPES, with_layers, write_model
+from strata.quantizer.room import calibration_bytes
+from strata.synth import SHAPES, describe, with_layers, write_model
 from support.forward import Forward
 
 TEXT = "The quick brown fox jumps over the lazy dog, and 23 others do so too. " * 40
@@ -134,6 +137,33 @@ def test_names_of_texts_that_are_none_are_left_out(tmp_path: Path, said: Any) ->
     write_gguf(tmp_path / "j.gguf", {"general.type": said}, tensors)
     with pytest.raises(ImportanceError, match="no importance matrix"):
         read_importance(tmp_path / "j.gguf")
+
+
+def test_calibrating_beyond_the_budget_is_refused_before_it_begins(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.gguf"
+    text = ("--calibration", folder / "text.txt", "-c", 32, "--chunks", 2, "-q")
+    here = process_memory().total
+    for model, wish in (("llama.gguf", ("--type", "Q4_0")), ("mixtral.gguf", ("--bpw", 4.6))):
+        args = ("quantize", folder / model, out, *wish, *text)
+        assert run(*args, "-m", here + 40_000_000) == 2
+        said = capsys.readouterr().err
+        assert "calibrating takes up to" in said
+        assert said.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+    assert run(*args[:2], out, "--type", "Q4_0", *text, "-m", here + 400_000_000) == 0
+
+
+def test_what_calibrating_takes_grows_with_what_it_does() -> None:
+    model = build_model(describe(SHAPES["llama-3.2-1b"], "F16"), 512)
+    plain = calibration_bytes(model, 8, 512, 1)
+    # A layer of the largest matrix, three times: there, as read, and decoded.
+    assert plain > 4 * 128256 * 2048
+    assert calibration_bytes(model, 8, 512, 2) > plain
+    assert calibration_bytes(model, 9, 512, 1) > plain
+    # The moments of 8192 columns, in doubles, and what factoring them takes.
+    assert calibration_bytes(model, 8, 512, 1, propagated=True) > 7 * 8 * 8192**2
 
 
 def test_error_propagation_reads_the_text_and_not_the_threads(folder: Path, tmp_path: Path) -> None:

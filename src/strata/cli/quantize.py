@@ -157,9 +157,18 @@ def command(
             matrix = None if imatrix is None else split_experts(read_importance(imatrix), shapes)
             text = None
             if calibration is not None:
-                from strata.quantizer.lab import measure_importance
+                from strata.quantizer.lab import check_calibration, measure_importance
 
                 text = calibration_text(file, calibration, context, chunks or _CHUNKS)
+                check_calibration(
+                    file,
+                    source,
+                    text,
+                    count or 1,
+                    memory,
+                    propagated=not no_gptq,
+                    searched=searched,
+                )
                 if matrix is None:
                     matrix = measure_importance(file, text, count or 1, progress)
             facts = Facts.of(source.keys, list(shapes), matrix is not None)

@@ -19,8 +19,9 @@ from strata.quantizer.calibrate import importance_of
 from strata.quantizer.compensate import Compensation
 from strata.quantizer.encoder import Encoder
 from strata.quantizer.importance import ImportanceMatrix
-from strata.quantizer.losses import costs_of, losses_of
+from strata.quantizer.losses import costs_of, group_of, losses_of
 from strata.quantizer.mixes import is_quantised
+from strata.quantizer.room import calibration_bytes, check_room
 from strata.quantizer.sources import Source
 from strata.quantizer.sweeps import Sweep, windows_of
 from strata.text import load_tokenizer
@@ -47,9 +48,14 @@ class Calibration:
         return sha256(part + repr((self.bos, self.context)).encode()).hexdigest()
 
     @property
-    def _count(self) -> int:
+    def windows(self) -> int:
+        """How many windows there are."""
         whole = len(self.tokens) // self.context
-        return self.context * (whole if self.chunks is None else min(whole, self.chunks))
+        return whole if self.chunks is None else min(whole, self.chunks)
+
+    @property
+    def _count(self) -> int:
+        return self.context * self.windows
 
 
 def read_calibration(
@@ -63,6 +69,41 @@ def read_calibration(
     if len(tokens) < context:
         raise UsageError(f"{name} has {len(tokens)} tokens, fewer than a window of {context}")
     return made
+
+
+def check_calibration(
+    file: ModelFile,
+    source: Source,
+    calibration: Calibration,
+    threads: int,
+    memory: int | None,
+    *,
+    propagated: bool,
+    searched: bool,
+) -> None:
+    """UsageError where calibrating, or searching a mix by it, takes more than ``memory``, that of
+    the whole process."""
+    c = calibration
+    if memory is None:
+        return
+    model = build_model(file, c.context)
+    need = calibration_bytes(model, c.windows, c.context, threads, propagated=propagated)
+    if searched:
+        names, layers = _searched(source)
+        groups: dict[str, int] = {}
+        for name in names:
+            tensor = source.tensors[name]
+            group = group_of(tensor, layers)
+            groups[group] = groups.get(group, 0) + 4 * tensor.matrix[0] * tensor.matrix[1]
+        need += max(groups.values(), default=0)
+    check_room(need, memory)
+
+
+def _searched(source: Source) -> tuple[list[str], int]:
+    """Tensors for which a type is looked for, and in how many layers they are."""
+    names = [n for n, t in source.tensors.items() if is_quantised(n, t.shape)]
+    layers = 1 + max((int(n.split(".")[1]) for n in names if n.startswith("blk.")), default=0)
+    return names, layers
 
 
 def measure_importance(
@@ -117,9 +158,8 @@ def measured_mix(
 ) -> Callable[[int], dict[str, Choice]]:
     """What gives the mix with the least loss whose tensors, all of the model's, take so many bytes
     at most. Raises NoRoom where none is so small."""
-    names = [n for n, t in source.tensors.items() if is_quantised(n, t.shape)]
+    names, layers = _searched(source)
     fixed = sum(t.type.tensor_nbytes(t.shape) for n, t in source.tensors.items() if n not in names)
-    layers = 1 + max((int(n.split(".")[1]) for n in names if n.startswith("blk.")), default=0)
     encoder = Encoder(threads)
     costs: dict[str, float] = {}
     if calibration is not None:
