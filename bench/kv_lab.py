@@ -202,7 +202,7 @@ def native(kept: KVType, part: int) -> Callable[[int, Floats], Floats]:
     return lambda layer, x: kept.of(layer)[part].stored(x)
 
 
-def lloyd_max(bits: int, draws: int = 200_000) -> Floats:
+def lloyd_max(bits: int, draws: int = 50_000) -> Floats:
     """Levels that lose least of a standard normal number."""
     x = np.sort(np.random.default_rng(0).standard_normal(draws))
     levels = np.quantile(x, (np.arange(2**bits) + 0.5) / 2**bits)
