@@ -130,7 +130,13 @@ def main() -> None:
     parameters = 162_826_560
     rows: list[dict[str, Any]] = []
 
-    def add(who: str, name: str, path: Path, seconds: float) -> None:
+    def made(path: Path, *command: object) -> float | None:
+        """Seconds of what writes a file; None for one that an earlier run has left."""
+        if path.exists():
+            return None
+        return run(*command, log=path.with_suffix(".quantize.log"))
+
+    def add(who: str, name: str, path: Path, seconds: float | None) -> None:
         bits = 8 * path.stat().st_size / parameters
         found = judged(args.tools, path, base, path.with_suffix(".log"), t)
         row = {"by": who, "name": name, "bytes": path.stat().st_size, "bits": bits, **found}
@@ -147,25 +153,30 @@ def main() -> None:
             "machine": {"processor": platform.processor(), "threads": t},
             "model": "SmolLM2-135M, residual stream turned, head of its own: 162.8 M parameters",
             "windows": {"calibrated": args.windows, "judged": args.chunks, "tokens": 512},
+            "base_perplexity": float(
+                re.findall(r"Final estimate: PPL = ([\d.]+)", (w / "base.log").read_text())[-1]
+            ),
             "importance_of_theirs": "llama-imatrix" if args.llama_imatrix else "strata imatrix",
             "rows": rows,
         }
 
     for name, (kind, more) in THEIRS.items():
+        if float(name.split()[0]) not in args.bits:
+            continue
         path = w / f"llama {name}.gguf"
-        seconds = run(
+        seconds = made(
+            path,
             args.tools / "llama-quantize",
             *("--imatrix", theirs_imatrix, *more, source, path, kind, t),
-            log=path.with_suffix(".quantize.log"),
         )
         add("llama.cpp", name, path, seconds)
     for bits in args.bits:
         path = w / f"strata {bits}.gguf"
-        seconds = run(
-            *(*strata, "quantize", source, path, "--bpw", bits, "--force", "-t", t),
+        seconds = made(
+            path,
+            *(*strata, "quantize", source, path, "--bpw", bits, "-t", t),
             *("--imatrix", ours_imatrix, "--calibration", args.text, "--chunks", args.windows),
-            *("--write-recipe", path.with_suffix(".recipe")),
-            log=path.with_suffix(".quantize.log"),
+            *("--write-recipe", path.with_name(f"{path.stem}.recipe")),
         )
         add("strata", f"{bits}", path, seconds)
 

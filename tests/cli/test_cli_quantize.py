@@ -74,6 +74,17 @@ def test_every_key_is_carried_and_bytes_do_not_depend_on_threads_or_budget(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0.gguf", "1.gguf", "2.gguf"]
 
 
+def test_progress_of_what_is_no_bytes_is_counted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("quantize", model, tmp_path / "o.gguf", "--bpw", 6) == 0
+    steps, written = capsys.readouterr().err.splitlines()
+    assert "errors of types" in steps
+    assert "4/4 " in steps
+    assert "bytes" not in steps
+    assert " kB" in written
+
+
 def test_chosen_tensors_get_chosen_types(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     assert run("quantize", model, out, "--type", "IQ2_XS", "--pure", "--tensor", "exps=Q8_0") == 0

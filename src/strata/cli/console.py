@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,9 @@ def log_in_print(*, verbose: bool = False) -> None:
 
 
 @contextmanager
-def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
-    """A Progress that draws one bar a label on standard error; None when ``silent``.
+def progress_bars(*, silent: bool, counted: Collection[str] = ()) -> Iterator[Progress | None]:
+    """A Progress that draws one bar a label on standard error; None when ``silent``. Labels in
+    ``counted`` are of steps, others of bytes.
 
     On a standard error that is no terminal nothing is drawn but the finished bars.
     """
@@ -73,7 +74,8 @@ def progress_bars(*, silent: bool) -> Iterator[Progress | None]:
             drawn.append(_bars())
             drawn[0].start()
         if label not in tasks:
-            tasks[label] = drawn[0].add_task(printable(label), total=total)
+            steps = label in counted
+            tasks[label] = drawn[0].add_task(printable(label), total=total, steps=steps)
         drawn[0].update(tasks[label], completed=done, total=total)
 
     try:
@@ -90,16 +92,28 @@ def _bars() -> Bars:
         BarColumn,
         DownloadColumn,
         Progress,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class Done(DownloadColumn):
+        def render(self, task: Task) -> Text:
+            if not task.fields["steps"]:
+                return super().render(task)
+            return Text(f"{task.completed:.0f}/{task.total or 0:.0f}", "progress.download")
+
+    class Speed(TransferSpeedColumn):
+        def render(self, task: Task) -> Text:
+            return Text("") if task.fields["steps"] else super().render(task)
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        Done(),
+        Speed(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )

@@ -54,12 +54,12 @@ def command(
     from strata.formats import open_model
     from strata.hub.references import resolve
     from strata.quantizer.importance import write_importance
-    from strata.quantizer.lab import measure_importance
+    from strata.quantizer.lab import STEPS, measure_importance
     from strata.quantizer.opening import as_gguf
 
     started = perf_counter()
     with (
-        progress_bars(silent=quiet or as_json) as progress,
+        progress_bars(silent=quiet or as_json, counted=STEPS) as progress,
         open_model(resolve(model, progress=progress)) as opened,
     ):
         file = as_gguf(opened)

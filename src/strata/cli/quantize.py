@@ -138,6 +138,7 @@ def command(
     from strata.formats import open_model
     from strata.hub.references import resolve
     from strata.quantizer.importance import read_importance, split_experts
+    from strata.quantizer.lab import STEPS
     from strata.quantizer.mixes import Facts, choose_types, find_mix, fitting, is_quantised
     from strata.quantizer.opening import as_gguf, source_of
     from strata.quantizer.quantise import header_nbytes, quantise
@@ -146,7 +147,7 @@ def command(
     chosen = find_mix(mix or "Q4_K_M")
     rules = [_override(text) for text in overrides]
     started = perf_counter()
-    with progress_bars(silent=quiet or as_json) as progress:
+    with progress_bars(silent=quiet or as_json, counted=STEPS) as progress:
         path = resolve(model, progress=progress)
         if out.exists() and out.samefile(path):
             raise UsageError(f"{out} is the model itself: give another name")

@@ -27,6 +27,8 @@ from strata.quantizer.sweeps import Sweep, windows_of
 from strata.text import load_tokenizer
 
 Progress = Callable[[str, int, int | None], None]
+STEPS = ("calibrating", "errors of types", "sensitivity", "error propagation")
+"""Labels of progress that counts Segments, tensors or groups, not bytes."""
 _PROBED_WINDOWS = 2
 _LOGITS_EVERY = 8
 
