@@ -8,6 +8,9 @@ first, or be let finish), in a closed connection or in a body that is no JSON is
 a process in front that takes more than its share, or all together more than the budget, or a file
 of others that is gone at the end.
 
+With `--fake` the processes behind the front are none: they take no time, and what is attacked is
+the front alone, some hundred times a second.
+
 `python bench/fuzz_fleet.py --requests 2000 --json out.json`; `--only N` sends one of them alone.
 """
 
@@ -28,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -221,17 +224,58 @@ def hub(directory: Path) -> Iterator[StandInHub]:
         served.close()
 
 
-@contextmanager
-def served(directory: Path, given: list[str], endpoint: str) -> Iterator[tuple[str, int]]:
-    """The address of the server, and the number of the process in front."""
+# The front with processes that are none, and no hub.
+_FAKE = """
+import sys
+from pathlib import Path
+sys.path += sys.argv[1:3]
+from support.fake_children import FakeChildren
+from strata.server.fleet import fleet as module
+from strata.server.fleet.entries import Entries, given, read_entries, saved_path
+from strata.server.fleet.front import Front, own_bytes
+from strata.server.serving import Server, bind
+from strata.server.settings import Settings
+module.Child = FakeChildren()
+settings = Settings(port=0, grace_s=1.0)
+*models, file, budget = sys.argv[3:]
+entries = [*map(given, models), *read_entries(Path(file))]
+options = {"context": 128, "parallel": 2, "threads": 1, "kv_type": None, "draft": "off"}
+sock = bind(settings)
+fleet = module.Fleet(
+    Entries(entries, saved_path()),
+    int(budget),
+    own_bytes(),
+    defaults=options,
+    worker_settings={},
+    grace_s=1.0,
+)
+say = lambda address: print("listening at", address, file=sys.stderr, flush=True)
+Server(Front(fleet, settings), sock, say).serve_until_stopped()
+"""
+
+
+def _command(directory: Path, given: list[str], fake: bool) -> list[str]:
+    file = str(directory / "models.toml")
+    if fake:
+        tests = [str(Path(__file__).resolve().parents[1] / name) for name in ("tests", "bench")]
+        return [sys.executable, "-c", _FAKE, *tests, *given, file, str(BUDGET)]
     command = [sys.executable, "-m", "strata", "serve", *given, "--port", "0", "--threads", "1"]
-    command += ["--models", str(directory / "models.toml"), "--context", "128", "--keep-alive"]
-    command += ["20s", "--parallel", "2", "--memory", f"{BUDGET}B"]
+    command += ["--models", file, "--context", "128", "--parallel", "2"]
+    return [*command, "--keep-alive", "20s", "--memory", f"{BUDGET}B"]
+
+
+@contextmanager
+def served(
+    directory: Path, given: list[str], endpoint: str, fake: bool
+) -> Iterator[tuple[str, int]]:
+    """The address of the server, and the number of the process in front."""
+    command = _command(directory, given, fake)
     places = {"STRATA_HOME": str(directory / "home"), "HF_HOME": str(directory / "hf")}
     environment = {**os.environ, **places, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
     # What is not known yet of the machine is measured, for which no request is to wait.
     probe = [sys.executable, "-m", "strata", "probe", given[0]]
-    subprocess.run(probe, env=environment, capture_output=True, check=True)
+    if not fake:
+        subprocess.run(probe, env=environment, capture_output=True, check=True)
     log = directory / "log"
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stderr=stderr, text=True, env=environment)
@@ -304,6 +348,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first request")
     parser.add_argument("--minutes", type=float, default=60.0, help="none are sent after so many")
     parser.add_argument("--only", type=int, help="this request alone")
+    parser.add_argument("--fake", action="store_true", help="no processes behind the front")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     numbers = range(args.first, args.first + args.requests)
@@ -314,13 +359,19 @@ def main() -> None:
         directory = Path(name)
         given = models(directory)
         others = {path: path.read_bytes() for path in directory.glob("*.gguf")}
-        with hub(directory) as there, served(directory, given, there.endpoint) as (url, pid):
+        with (
+            hub(directory) as there,
+            served(directory, given, there.endpoint, args.fake) as (url, pid),
+        ):
 
             def one(number: int) -> tuple[int, Answered] | None:
                 if time.monotonic() > until:
                     return None
                 made = attack(number)
                 answered = ask(url, made.asked, made.seconds)
+                if "cannot be served: " in answered.wrong:
+                    # A file that was given and is no model: an error of the server's, with a name.
+                    answered = replace(answered, wrong="")
                 if made.asked.path == "/memory" and made.asked.method == "POST":
                     ask(url, REPAIR.asked, REPAIR.seconds)
                 if answered.wrong or args.only is not None:
@@ -349,6 +400,7 @@ def main() -> None:
     }
     told = {
         "machine": describe(),
+        "processes": "fake" if args.fake else "real",
         "requests": len(answers),
         "statuses": dict(sorted(Counter(a.status for a in answers.values()).items())),
         "not_allowed": [

@@ -79,6 +79,35 @@ def test_a_crowd_that_asks_leaves_room_for_health(
     wait_for(lambda: small.service.bridge.open == 0)
 
 
+def test_heads_that_never_end_have_a_bound_together(
+    small: Running, crowd: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strata.server.crowd.HEADS_BYTES", 50_000)
+    begun = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 12_000
+    for _ in range(LIMIT // 2):
+        crowd.append(small.connect())
+        with suppress(OSError):
+            crowd[-1].sendall(begun)
+    wait_for(lambda: len(small.server._crowd) <= 50_000 // len(begun))
+    # Who came last is still there, and who sends a whole head is served.
+    with suppress(OSError):
+        crowd[-1].sendall(b'\r\nContent-Length: 15\r\n\r\n{"content":"a"}')
+    assert crowd[-1].recv(12) == b"HTTP/1.1 200"
+    wait_for(lambda: small.server._crowd._held == sum(small.server._crowd._waiting.values()))
+    assert small.server._crowd._held <= 50_000
+
+
+def test_who_sends_ahead_of_the_answers_is_let_go(small: Running) -> None:
+    with small.connect() as sock:
+        body = b'{"model":"smollm2","prompt":"a","stream":true,"max_tokens":900,"ignore_eos":true}'
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        sock.sendall(head % len(body) + body)
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        with suppress(OSError):
+            sock.sendall(b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000)
+        wait_for(lambda: small.service.bridge.open == 0)
+
+
 def test_who_says_nothing_is_let_go_soon(small: Running, smollm2_path: Path, backend: str) -> None:
     with (
         load(smollm2_path, backend=backend) as served,

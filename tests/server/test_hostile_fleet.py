@@ -200,7 +200,15 @@ def test_a_file_that_is_none_is_not_looked_at_by_everybody(
     assert started == []
 
 
-@pytest.mark.parametrize("value", ["1" * 20_000, "nan", float("nan"), 10**400, "", "5 m"])
+@pytest.mark.parametrize("value", ["1" * 20_000, [], "nan", float("nan"), 10**400, "", "5 m"])
 def test_durations_that_are_none_are_found_at_once(value: Any) -> None:
     with pytest.raises(ValueError, match="duration"):
         seconds_of(value)
+
+
+@pytest.mark.parametrize("value", [[], {}, "1" * 20_000, "nan"])
+def test_a_keep_alive_that_is_none_is_the_models_to_refuse(
+    served: RunningFleet, value: Any
+) -> None:
+    assert served.ask("/api/chat", {"model": "a", "keep_alive": value})[0] == 200
+    assert served.fleet.find("a").keep_alive_s == 300.0

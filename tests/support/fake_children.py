@@ -107,7 +107,7 @@ class FakeChild:
         body = await reader.readexactly(length)
         method, path, _ = head.split(" ", 2)
         children = self._children
-        if path == "/memory":
+        if (method, path) == ("POST", "/memory"):
             wanted = json.loads(body)["memory"]
             if self.name in children.frail:
                 self.kill()
@@ -121,7 +121,7 @@ class FakeChild:
             return
         assert f"Bearer {self._asked['key']}" in head
         children.asked.append((self.name, path))
-        said = json.loads(body) if body else {}
+        said = _said(body)
         if said.get("stream"):
             head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
             writer.write(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
@@ -145,6 +145,14 @@ class FakeChild:
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
         writer.close()
+
+
+def _said(body: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return {"wrong": 1} if body else {}
+    return said if isinstance(said, dict) else {"wrong": 1}
 
 
 def _chunk(text: str) -> bytes:

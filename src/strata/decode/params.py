@@ -10,6 +10,7 @@ from typing import cast
 
 from strata.decode.constraint import Grammar
 from strata.errors import UsageError
+from strata.formats.errors import shown
 
 LARGEST_SEED = 2**64 - 1
 MOST_LOGPROBS = 100
@@ -73,13 +74,13 @@ class SamplingParams:
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MOST_LOGPROBS)
         if not isinstance(self.stop, Iterable):
-            raise UsageError(f"stop must be text or a list of texts, not {self.stop!r}")
+            raise UsageError(f"stop must be text or a list of texts, not {shown(self.stop)}")
         if not isinstance(self.stop_token_ids, Iterable) or isinstance(self.stop_token_ids, str):
-            raise UsageError(f"stop_token_ids must be token ids, not {self.stop_token_ids!r}")
+            raise UsageError(f"stop_token_ids must be token ids, not {shown(self.stop_token_ids)}")
         if not isinstance(self.logit_bias, Mapping):
-            raise UsageError(f"logit_bias must be a dict, not {self.logit_bias!r}")
+            raise UsageError(f"logit_bias must be a dict, not {shown(self.logit_bias)}")
         if not isinstance(self.ignore_eos, bool):
-            raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+            raise UsageError(f"ignore_eos must be True or False, not {shown(self.ignore_eos)}")
         if self.grammar is not None and not hasattr(self.grammar, "start"):
             raise UsageError(
                 "grammar must be what LLM.compile gives: llm.compile(json_schema=...), not "
@@ -116,19 +117,19 @@ def _number(name: str, value: object, least: float | None, most: float | None) -
     except OverflowError:
         good = False
     if not good:
-        raise UsageError(f"{name} must be a number{_bounds(least, most)}, not {value!r}")
+        raise UsageError(f"{name} must be a number{_bounds(least, most)}, not {shown(value)}")
     _within(name, cast(float, value), least, most)
 
 
 def _whole(name: str, value: object, least: int, most: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise UsageError(f"{name} must be a whole number{_bounds(least, most)}, not {value!r}")
+        raise UsageError(f"{name} must be a whole number{_bounds(least, most)}, not {shown(value)}")
     _within(name, int(value), least, most)
 
 
 def _within(name: str, value: float, least: float | None, most: float | None) -> None:
     if (least is not None and value < least) or (most is not None and value > most):
-        raise UsageError(f"{name} must be{_bounds(least, most)}, not {value!r}")
+        raise UsageError(f"{name} must be{_bounds(least, most)}, not {shown(value)}")
 
 
 def _bounds(least: float | None, most: float | None) -> str:

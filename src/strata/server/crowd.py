@@ -21,6 +21,9 @@ _log = logging.getLogger("strata.server")
 SPARE = 16
 """Connections beyond the limit, which are told so, or asked for the server's health."""
 
+HEADS_BYTES = 4 << 20
+"""Of requests whose heads have not arrived whole, of all connections together."""
+
 _OTHER_FILES = 64
 """Descriptors that are left to everything else."""
 
@@ -44,8 +47,9 @@ class Crowd:
     def __init__(self, limit: int) -> None:
         self.limit = _with_descriptors(limit)
         self._all: set[Connection] = set()
-        # Those without a whole request, the one that waits longest first.
-        self._waiting: dict[Connection, None] = {}
+        # Those without a whole request, who waits longest first, with the bytes of its head.
+        self._waiting: dict[Connection, int] = {}
+        self._held = 0
         self._left = asyncio.Event()
         self._seldom = Seldom(_log)
 
@@ -60,21 +64,30 @@ class Crowd:
     def came(self, connection: Connection) -> None:
         """It is there, and has sent no request."""
         self._all.add(connection)
-        self._waiting[connection] = None
+        self._waiting[connection] = 0
 
     def waits(self, connection: Connection) -> None:
         """It has no request under way, as of now."""
         if connection in self._all:
-            self._waiting.setdefault(connection)
+            self._waiting.setdefault(connection, 0)
+
+    def holds(self, connection: Connection, nbytes: int) -> None:
+        """So many bytes are there of a head that is not whole. Where those of all are too many, who
+        waits longest with some goes."""
+        if connection in self._waiting:
+            self._held += nbytes - self._waiting[connection]
+            self._waiting[connection] = nbytes
+        while self._held > HEADS_BYTES:
+            self._let_go(next(each for each, held in self._waiting.items() if held))
 
     def asked(self, connection: Connection) -> None:
         """It has sent a whole request."""
-        self._waiting.pop(connection, None)
+        self._held -= self._waiting.pop(connection, 0)
 
     def left(self, connection: Connection) -> None:
         """It is closed."""
         self._all.discard(connection)
-        self._waiting.pop(connection, None)
+        self._held -= self._waiting.pop(connection, 0)
         self._left.set()
 
     async def accept(self, sock: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
@@ -107,9 +120,11 @@ class Crowd:
 
     def _let_one_go(self) -> None:
         if self._waiting:
-            longest = next(iter(self._waiting))
-            del self._waiting[longest]
-            longest.let_go()
+            self._let_go(next(iter(self._waiting)))
+
+    def _let_go(self, connection: Connection) -> None:
+        self._held -= self._waiting.pop(connection)
+        connection.let_go()
 
 
 def _with_descriptors(limit: int) -> int:

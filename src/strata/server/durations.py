@@ -16,7 +16,7 @@ def seconds_of(value: float | str) -> float:
     """A duration: seconds, or text as ``1h30m``. ValueError for any other."""
     try:
         seconds = _parsed(value) if isinstance(value, str) else float(value)
-    except (ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if math.isnan(seconds):
         raise ValueError("a duration is expected: seconds, or text as '5m'")

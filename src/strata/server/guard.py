@@ -35,6 +35,11 @@ UPLOADS = "/v1/files"
 CROWD = "strata.crowd"
 """Where the server leaves its Crowd in the state of every request."""
 
+_SMALL_HEAD = 4 << 10
+_HEAD_COPIES = 4
+"""Of a head, as it came and as it is parsed, while its request is served: those of small ones are
+the server's own."""
+
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(rb"[\w.-]{1,128}")
 _HOST = re.compile(r"(?:\[([^\]]*)\]|([^:@/\[\]]*))(?::\d*)?")
@@ -110,6 +115,9 @@ class Guard:
             self._check(scope)
             with self._admission.request() as share:
                 SHARE.set(share)
+                head = sum(len(name) + len(value) for name, value in scope["headers"])
+                if head > _SMALL_HEAD:
+                    share.add(_HEAD_COPIES * head)
                 await self._app(
                     scope if self._is_upload(scope) else _as_json(scope),
                     self._bounded(receive, share, scope),

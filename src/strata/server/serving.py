@@ -30,7 +30,8 @@ _BACKLOG = 256
 _IDLE_S = 30
 """For which a connection is kept between two requests."""
 
-_HEADER_BYTES = 64 << 10
+_HEADER_BYTES = 16 << 10
+"""Of a request's head, and of what may be sent before an answer has come."""
 
 _SWITCH_S = 5e-4
 """For which a thread has the interpreter while others want it; a token asks for it several times.
@@ -203,6 +204,7 @@ class _Protocol(H11Protocol):
         self._settings = settings
         self._crowd = crowd
         self._silent = True
+        self._head = 0
         self._last = False
         self._sending: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
@@ -233,12 +235,18 @@ class _Protocol(H11Protocol):
             self._stop_sending_timer()
         super().data_received(data)
         cycle = self.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body:
+        headless = cycle is None or cycle.response_complete
+        self._head = self._head + len(data) if headless else 0
+        if headless or cycle.more_body:
             self._expect_request(self._settings.request_s)
             self._crowd.waits(self)
+            self._crowd.holds(self, self._head)
         else:
             self._stop_sending_timer()
             self._crowd.asked(self)
+            if len(self.conn.trailing_data[0]) > _HEADER_BYTES:
+                # The next request, before this one is answered: no client does that.
+                self.let_go()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
