@@ -117,3 +117,9 @@ def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(errors.DiskFullError, match="96 B, but 95 B are free"):
         write_gguf(tmp_path / "m.gguf", {}, [zeros()])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    for value in ("\ud800", ["a", "\ud800"]):
+        with pytest.raises(errors.WriteError, match="not UTF-8"):
+            write_gguf(tmp_path / "m.gguf", {"general.name": value}, [])

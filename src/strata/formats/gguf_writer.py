@@ -124,7 +124,10 @@ def _header(
 
 
 def _text(text: str) -> bytes:
-    raw = text.encode("utf-8", "surrogateescape")
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise WriteError(f"{shown(text)} is not UTF-8, and no text of a GGUF file") from None
     return struct.pack("<Q", len(raw)) + raw
 
 
