@@ -30,6 +30,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
 from cgroups import Group, group
 from machine import describe
 from strata.formats import open_model
@@ -228,7 +230,10 @@ def main() -> None:
                     SHAPES[chosen.shape], path, recipe=chosen.recipe, tokenizer=tokenizer, seed=seed
                 )
         result = run(models, chosen.seconds, chosen.clients, options)
-    told = {"machine": describe(), "shape": chosen.shape, "recipe": chosen.recipe, **result}
+    what = {"shape": chosen.shape, "recipe": chosen.recipe}
+    if chosen.models is not None:
+        what = {"models": [path.name for path in chosen.models]}
+    told = {"machine": describe(), **what, **result}
     text = json.dumps(told, indent=1)
     print(text)
     if chosen.json is not None:

@@ -264,6 +264,41 @@ def test_a_client_that_goes_away_ends_its_request(
 
 
 @pytest.mark.slow
+def test_a_model_is_pulled_from_a_hub_and_answers(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the process that does so, from a stand-in of the hub; and deleted again, files and all."""
+    from support.stand_in_hub import Repository, StandInHub
+
+    hub = StandInHub({"some/repo": Repository({"m.Q4_1.gguf": smollm2_path.read_bytes()})})
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        with running_fleet([], 460 * MB, saved=tmp_path / "models.json") as served:
+            assert served.ask(CHAT, {"model": "some/repo"})[0] == 404
+            _, data = served.raw("/api/pull", {"model": "some/repo:Q4_1"})
+            parts = [json.loads(line) for line in data.splitlines()]
+            assert parts[-1] == {"status": "success"}, parts[-1]
+            total = smollm2_path.stat().st_size
+            assert any(part.get("completed") == part.get("total") == total for part in parts)
+            question = [{"role": "user", "content": "Name three rivers."}]
+            body = {"model": "some/repo:Q4_1", "messages": question, "max_tokens": 4}
+            status, told = served.ask(CHAT, body)
+            assert (status, told.get("usage", told)["completion_tokens"]) == (200, 4)
+            # What is there is not fetched twice.
+            before = len(hub.downloads())
+            assert served.raw("/api/pull", {"model": "some/repo:Q4_1"})[0] == 200
+            assert len(hub.downloads()) == before
+            _, data = served.raw("/api/pull", {"model": "some/other"})
+            assert "some/other" in json.loads(data.splitlines()[-1])["error"]
+    finally:
+        hub.close()
+
+
+@pytest.mark.slow
 def test_real_models_answer_as_each_alone(smollm2_path: Path, llm: LLM) -> None:
     """Two in room for one and a half, by turns: neither is killed, and answers are as of one that
     is alone."""
