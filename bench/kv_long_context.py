@@ -112,9 +112,11 @@ def main() -> None:
             "predicted_tok_s": plan.predicted.decode_tok_s,
             "kv_read_bytes_a_token": each,
             "predicted_kv_read_bytes": plan.predicted.kv_read_bytes,
-            "weights_read_bytes": plan.predicted.sweep_bytes - plan.predicted.kv_read_bytes,
-            "read_bytes_s": (plan.predicted.sweep_bytes - plan.predicted.kv_read_bytes + each)
-            * (timings.decode_tok_s or 0),
+            "weights_read_bytes": plan.predicted.sweep_bytes,
+            "read_bytes_s": (plan.predicted.sweep_bytes + each) * (timings.decode_tok_s or 0),
+            # The disk as the probe measured it, for reads of these sizes.
+            "probed_bytes_s": (plan.predicted.sweep_bytes + plan.predicted.kv_read_bytes)
+            / (plan.predicted.sweep_read_s or 1),
             "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             "predicted_peak_bytes": plan.predicted.peak_bytes,
         }
