@@ -21,6 +21,7 @@ from strata.decode.constraint import Grammar
 from strata.decode.defaults import sampling_defaults
 from strata.decode.grammar import GrammarCompiler
 from strata.engine import Driver, Engine, Job, LoadProgress
+from strata.engine.draft_choice import own_layers
 from strata.engine.loading import load
 from strata.engine.plan_check import PlanCheck
 from strata.engine.runtime import LoadOptions
@@ -83,8 +84,8 @@ class LLM:
     is best here. Only as much is guessed as is worth its time, and no answer changes by it.
     ``experts_ahead``: of the slots for experts at most so many are for those that are read before a
     router has chosen them, while the disk is idle; no answer changes by it.
-    ``draft_model``, a smaller model with the same vocabulary, guesses what is not found in texts;
-    all of it stays in memory.
+    ``draft_model``, a smaller model with the same vocabulary, or ``self:N`` for the first N layers
+    of the model itself, guesses what is not found in texts; all of it stays in memory.
     ``serving`` sets memory aside for a server in this process. ``embedding``: the model is for
     ``embed``, which takes no head, and continues no text. ``chat_template`` (Jinja) is used instead
     of the model's own.
@@ -165,7 +166,7 @@ class LLM:
                 kv_disk=_directory(kv_disk),
                 draft="off" if embedding else draft,
                 experts_ahead=experts_ahead,
-                draft_model=_reference(draft_model, progress),
+                draft_model=_draft_model(draft_model, progress),
             ),
             plan,
             progress,
@@ -631,9 +632,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\.+*?()|\[\]{}^$#&\-~])", r"\\\1", text)
 
 
-def _reference(model: str | Path | None, progress: LoadProgress | None) -> Path | None:
-    """Where a model lies that is referred to, downloaded if need be."""
-    return resolve(model, progress=progress) if isinstance(model, str) else model
+def _draft_model(model: str | Path | None, progress: LoadProgress | None) -> Path | int | None:
+    """Where a model lies that is referred to, downloaded if need be, or how many first layers of
+    the model itself are meant."""
+    if not isinstance(model, str):
+        return model
+    return own_layers(model) or resolve(model, progress=progress)
 
 
 def _directory(chosen: str | Path | Literal[False] | None) -> Path | Literal[False] | None:

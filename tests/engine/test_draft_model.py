@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import make_tiny_hybrids
 import make_tiny_models
@@ -21,6 +22,7 @@ from strata.backends.base import NoBooks
 from strata.backends.registry import backend_class
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
+from strata.cli.verbs import root
 from strata.decode import NO_DRAFT, Draft, Sample
 from strata.engine import Engine, KVSettings, Runner
 from strata.engine.draft_model import DraftModel
@@ -206,3 +208,49 @@ def test_who_cannot_guess_is_refused_by_name(files: tuple[Path, Path], tmp_path:
     recurrent = make_tiny_hybrids.write(tmp_path / "m.gguf", "rwkv7")
     with pytest.raises(UsageError, match=r"m\.gguf cannot guess .* recurrent state"):
         LLM(target, draft_model=recurrent)
+
+
+def test_the_first_layers_of_a_model_guess_for_it(tmp_path: Path) -> None:
+    golden = make_tiny_models.golden("llama")
+    path = make_tiny_models.write_directory(tmp_path / "m", golden)
+    prompt, params = [3, 4, 5, 6], replace(GREEDY, max_tokens=12)
+    said = []
+    for draft_model in (None, "self:1"):
+        with LLM(path, context=64, draft_model=draft_model) as llm:
+            drafting = llm.engine.drafting
+            if draft_model is not None:
+                assert drafting is not None
+                assert drafting.model is not None
+                drafting.costs = None
+                whole, part = llm.model, drafting.model._runner.model
+                assert len(part.segments) == 3 < len(whole.segments)
+                assert part.segments[1] == whole.segments[1]
+                assert len(part.state) == 1
+            said.append(llm.generate(prompt, params).token_ids)
+            if draft_model is not None:
+                assert llm.engine.status().draft_tokens > 0
+    assert said[0] == said[1]
+    with pytest.raises(UsageError, match="may guess for it"):
+        LLM(path, context=64, draft_model="self:99")
+    for wrong in ("self:0", "self:", "self:-1", "self:x"):
+        with pytest.raises(UsageError, match="no number of layers"):
+            LLM(path, context=64, draft_model=wrong)
+
+
+def test_a_model_of_few_bits_guesses_for_the_one_it_was_made_of(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A file of the quantiser's has the vocabulary of its base, which is all that is asked."""
+    base, small = files[0], tmp_path / "small.gguf"
+    command = ["quantize", str(base), str(small), "--type", "Q4_0", "--quiet"]
+    done = CliRunner().invoke(root, command)
+    assert done.exit_code == 0, done.output
+    prompt, params, said = list(range(3, 30)), replace(GREEDY, max_tokens=16), []
+    for draft_model in (None, small):
+        with LLM(base, context=64, draft_model=draft_model) as llm:
+            if draft_model is not None:
+                assert llm.engine.drafting is not None
+                llm.engine.drafting.costs = None
+            said.append(llm.generate(prompt, params).token_ids)
+            assert draft_model is None or llm.engine.status().draft_tokens_kept > 0
+    assert said[0] == said[1]

@@ -34,3 +34,14 @@ def parse_draft(text: str) -> DraftChoice:
     if text in ("off", "ngram", "suffix"):
         return DraftChoice(text)  # type: ignore[arg-type]
     raise UsageError(f"'{text}' is no way to guess tokens: auto, off, ngram or suffix")
+
+
+def own_layers(text: str) -> int | None:
+    """How many of its own first layers are to guess for a model, of ``self:N``; None for what is a
+    reference to another model. UsageError for no such number."""
+    name, colon, count = text.partition(":")
+    if name != "self" or not colon:
+        return None
+    if not (count.isascii() and count.isdigit() and 0 < int(count) < 10_000):
+        raise UsageError(f"'{text}' is no number of layers: write it like self:8")
+    return int(count)

@@ -33,6 +33,7 @@ from strata.formats import ModelFile, open_model
 from strata.kv import SequenceState, pool_blocks
 from strata.machine.constants import DEFAULT_CONTEXT
 from strata.models import build_model, trained_context
+from strata.models.first_layers import first_layers
 from strata.program import Model
 from strata.text import Tokenizer, load_tokenizer
 
@@ -120,15 +121,22 @@ class DraftModelFile:
         return DraftModel(runner, self.file, parallel=self.parallel, vocabulary=vocabulary)
 
 
-def planned_bytes(file: ModelFile, context: int | None, parallel: int, threads: int | None) -> int:
-    """Bytes that the draft model in ``file`` will take beside ``parallel`` texts."""
-    model = _checked(file, context or DEFAULT_CONTEXT, "another model")
+def planned_bytes(
+    file: ModelFile,
+    context: int | None,
+    parallel: int,
+    threads: int | None,
+    layers: int | None = None,
+) -> int:
+    """Bytes that the draft model in ``file`` will take beside ``parallel`` texts: of its first
+    ``layers``, where not all are meant."""
+    model = _checked(file, context or DEFAULT_CONTEXT, "another model", layers)
     cores = threads or len(os.sched_getaffinity(0))
     return DraftModelFile(file, model, parallel, cores).nbytes()
 
 
 def open_draft_model(
-    path: Path,
+    chosen: Path | int,
     target: ModelFile,
     tokenizer: Tokenizer,
     *,
@@ -136,12 +144,13 @@ def open_draft_model(
     parallel: int,
     threads: int,
 ) -> DraftModelFile:
-    """The model at ``path`` as one that guesses for ``target``; UsageError, which says why, where
-    it cannot."""
+    """The model at the path ``chosen``, or so many first layers of ``target`` itself, as one that
+    guesses for it; UsageError, which says why, where it cannot."""
+    path, layers = (target.path, chosen) if isinstance(chosen, int) else (chosen, None)
     file = open_model(path)
     try:
         name, of = file.path.name, target.path.name
-        model = _checked(file, context, of)
+        model = _checked(file, context, of, layers)
         if path != target.path:
             _same_vocabulary(load_tokenizer(file), tokenizer, name, of)
         return DraftModelFile(file, model, parallel, threads)
@@ -150,7 +159,7 @@ def open_draft_model(
         raise
 
 
-def _checked(file: ModelFile, context: int, of: str) -> Model:
+def _checked(file: ModelFile, context: int, of: str, layers: int | None = None) -> Model:
     """The Model of a file, for texts of ``context`` tokens or as many as it knows; UsageError for
     one that cannot guess."""
     name = file.path.name
@@ -160,6 +169,7 @@ def _checked(file: ModelFile, context: int, of: str) -> Model:
             f"together first; give a GGUF file of it"
         )
     model = build_model(file, min(context, trained_context(file)))
+    model = model if layers is None else first_layers(model, layers)
     if model.embeds or not model.causal:
         raise UsageError(f"{name} cannot guess for {of}: it continues no texts")
     if any(group.recurrent for group in model.groups):

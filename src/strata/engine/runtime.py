@@ -76,8 +76,9 @@ class LoadOptions:
     ``parallel`` says where memory is not short. ``chat_template`` is used instead of the model's
     own. ``kv_disk`` is a directory for KV that has no room in memory; None is Strata's own folder,
     used where a context does not fit otherwise, and False none. ``draft`` says how tokens are
-    guessed ahead, as ``strata.engine.draft_choice`` has it; ``draft_model`` guesses, too, and takes
-    ``draft_model_bytes``, which loading finds out.
+    guessed ahead, as ``strata.engine.draft_choice`` has it; ``draft_model`` guesses, too (a number:
+    so many first layers of the model itself), and takes ``draft_model_bytes``, which loading finds
+    out.
     ``experts_ahead`` slots at most are for experts that are read before they are chosen.
     """
 
@@ -103,7 +104,7 @@ class LoadOptions:
     kv_disk: Path | Literal[False] | None = None
     experts_ahead: int = 0
     draft: str = "off"
-    draft_model: Path | None = None
+    draft_model: Path | int | None = None
     draft_model_bytes: int = 0
 
     @property
