@@ -1,6 +1,7 @@
 """Guessing tokens ahead (`--draft auto`) beside not guessing, over a table of workloads.
 
     python bench/speculation.py [--pairs N] [--tokens N] [--seconds S] [--only WORD] [--out FILE]
+                                [--resume]
 
 SmolLM2 and small shapes of `strata synth`, resident and streamed; texts in which nothing can be
 looked up (random tokens, sampled hot), prose, code to edit, a text to repeat in part, and one that
@@ -10,7 +11,9 @@ else the machine does falls on both; each pair has prompts of its own, since wha
 before may be looked up. The answers' tokens have to be the same. ``ratio`` is tok/s of auto over
 that of off, counted from where all requests have a first token, and ``interval`` that of the median
 pair (95 %, bootstrap). ``plan_ratio`` is the predicted speed of the Plan that sets memory
-aside for guesses, without guessing, over that of the Plan that does not.
+aside for guesses, without guessing, over that of the Plan that does not. ``--resume`` goes on with
+the workloads that FILE does not have yet; some twenty seconds each, and the shapes are written
+first.
 """
 
 from __future__ import annotations
@@ -311,12 +314,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
     parser.add_argument("--folder", type=Path, help="where synthetic models are kept")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true", help="leave out what --out has already")
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": describe(), "workloads": []}
+    if given.resume and given.out is not None and given.out.exists():
+        before = json.loads(given.out.read_text())
+        same = ("cpu", "affinity", "isas", "commit")
+        if any(before["machine"][key] != found["machine"][key] for key in same):
+            raise SystemExit(f"{given.out} was measured on another machine, or by other code")
+        found = before
+    done = {said["name"] for said in found["workloads"] if "error" not in said}
+    found["workloads"] = [said for said in found["workloads"] if said["name"] in done]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         for case in CASES:
-            if given.only not in case.name:
+            if given.only not in case.name or case.name in done:
                 continue
             said = alone(case, made(case.model, folder), given)
             found["workloads"].append(said)
