@@ -93,6 +93,22 @@ def test_never_slower_whatever_the_proposer_thinks(
     assert with_guesses <= without / 0.97
 
 
+@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("right", [0.0, 0.4, 0.8])
+def test_a_prediction_that_is_far_off_is_corrected_before_it_costs_much(
+    right: float, requests: int
+) -> None:
+    """Rows are said to cost nothing, and cost what the first one does."""
+    said = {1 << power: 1.0 + 0.001 * power for power in range(7)}
+    drafting = Drafting(Fixed(0.7), costs=StepCosts(said))
+
+    def steep(rows: int) -> float:
+        return 0.01 * rows
+
+    with_guesses, without = simulate(drafting, steep, right, requests=requests, tokens=500)
+    assert with_guesses <= without / 0.97
+
+
 def test_never_slower_when_a_text_stops_repeating_itself() -> None:
     drafting = Drafting(Fixed(0.8), costs=StepCosts())
     first, plain = simulate(drafting, resident, 0.95)

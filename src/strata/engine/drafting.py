@@ -31,6 +31,10 @@ _ALLOWED = 0.01
 _BANKED = 0.05
 """Of that time, what is gained at most counts against later losses."""
 
+_FIRST = 2
+"""Guesses of the first step that has any; each may have twice as many as any before it, so that a
+prediction that is far off costs little until it is corrected."""
+
 _LOOK_AGAIN = 100
 """After so many steps with guesses one without shows again what such a step takes."""
 
@@ -119,6 +123,7 @@ class Drafting:
         self._total_s = 0.0
         self._proposing_s = 0.0
         self._in_a_row = 0
+        self._reach = _FIRST
         self._not_asked = 0
         self._obeying: dict[int, Sampler] = {}
         self.enabled = True
@@ -230,7 +235,7 @@ class Drafting:
         guesses.sort()
         count = min(room, len(guesses))
         if self.costs is not None:
-            count = self._best_count(guesses[:count], wanted, rows)
+            count = self._best_count(guesses[: min(count, self._reach)], wanted, rows)
         numbers: dict[int, list[int]] = {}
         for _, number, id in guesses[:count]:
             numbers.setdefault(id, []).append(number)
@@ -273,6 +278,7 @@ class Drafting:
         self.totals.kept += kept
         self._total_s += seconds
         self._in_a_row = self._in_a_row + 1 if drafted else 0
+        self._reach = max(self._reach, 2 * drafted)
         costs = self.costs
         if costs is None:
             return

@@ -48,9 +48,9 @@ _ROW = 0.1
 class StepCosts:
     """Seconds of a step of so many rows.
 
-    ``predicted`` gives some of them, from a cost model, to which the first step gives the scale. A
-    time that was never measured is a line between those that are known, and from the last two of
-    them on.
+    ``predicted`` gives some of them, from a cost model. The first step gives them their scale, and
+    each later one that of more rows than its own, as far as those were not measured. A time that
+    is not known at all is a line between those that are, and from the last two of them on.
     """
 
     def __init__(self, predicted: Mapping[int, float] | None = None) -> None:
@@ -95,7 +95,9 @@ class StepCosts:
             times = self._measured[knot]
             most = _SURPRISES[min(times, len(_SURPRISES) - 1)]
             surprise = min(most, max(1 / most, seconds / self.seconds(rows)))
-            self._known[knot] = self.seconds(knot) * surprise ** max(_STEP, 1 / (times + 1))
+            factor = surprise ** max(_STEP, 1 / (times + 1))
+            self._scale(factor, self._only_predicted_above(knot))
+            self._known[knot] = self.seconds(knot) * factor
             if times >= _SETTLED:
                 # What makes it slower (others on the machine, a longer text) makes all slower.
                 self._scale(surprise**_SHARED, [k for k in self._known if k != knot])
@@ -105,6 +107,11 @@ class StepCosts:
         self._least = [self._known[k] for k in self._rows]
         for at in range(len(self._rows) - 2, -1, -1):
             self._least[at] = min(self._least[at], self._least[at + 1])
+
+    def _only_predicted_above(self, knot: int) -> list[int]:
+        """Knots above one, up to the next one that was measured: their prediction errs alike."""
+        border = min((k for k in self._measured if k > knot), default=_KNOTS[-1] + 1)
+        return [k for k in self._known if knot < k < border]
 
     def _scale(self, factor: float, knots: Iterable[int]) -> None:
         for knot in knots:
