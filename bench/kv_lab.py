@@ -206,7 +206,7 @@ def lloyd_max(bits: int, draws: int = 50_000) -> Floats:
     """Levels that lose least of a standard normal number."""
     x = np.sort(np.random.default_rng(0).standard_normal(draws))
     levels = np.quantile(x, (np.arange(2**bits) + 0.5) / 2**bits)
-    for _ in range(200):
+    for _ in range(60):
         which = np.searchsorted((levels[1:] + levels[:-1]) / 2, x)
         levels = np.array([x[which == i].mean() for i in range(len(levels))])
     return levels.astype(np.float32)
