@@ -56,6 +56,7 @@ from strata.server.fleet.entries import Entries, read_entries
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+import make_tiny_directories
 import make_tiny_hybrids
 import make_tiny_models
 import make_tiny_variants
@@ -319,7 +320,14 @@ def attack_gguf(seeds: Seeds, target: Path, rng: random.Random) -> Path:
 
 
 def attack_architecture(target: Path, rng: random.Random) -> Path:
-    """A GGUF file of any architecture with changed metadata."""
+    """A GGUF file of any architecture, or a directory of a family, with changed metadata."""
+    if rng.random() < 0.4:
+        name = rng.choice(list(make_tiny_directories.CONFIGS))
+        path = make_tiny_directories.write(target / "model", name)
+        stated = copy.deepcopy(make_tiny_directories.config(name))
+        change_metadata(stated, "", rng)
+        (path / "config.json").write_text(json.dumps(stated), errors="surrogatepass")
+        return path
     tiny = rng.choice((make_tiny_variants, make_tiny_variants, make_tiny_hybrids))
     name = rng.choice(tiny.names())
     with open_model(tiny.write(target / "whole.gguf", name)) as opened:

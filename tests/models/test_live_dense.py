@@ -17,6 +17,7 @@ import make_tiny_models
 from strata.formats import open_model
 from strata.quantizer.directories import as_gguf
 from support.forward import logits
+from support.native_agreement import check_native
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +110,9 @@ UNCONVERTED = (
     *(("Ernie4_5", "use_bias"), ("Exaone4", "sliding_window"), ("Glm", "")),
     *(("HunYuanDenseV1", ""), ("SeedOss", "")),
     *(("SmolLM3", "no_rope_layer_interval"), ("Starcoder2", "sliding_window")),
+    *((kind, "") for kind in ("BitNet", "Bloom", "Cwm", "Falcon", "GPTBigCode", "GPTJ", "GPTNeoX")),
+    *((kind, "") for kind in ("Gemma", "Helium", "HyperCLOVAX", "Jais2", "Mpt")),
+    *((kind, "") for kind in ("Ministral", "Ministral3")),
 )
 
 
@@ -141,6 +145,7 @@ def test_logits_are_those_of_transformers(
         for chunks in ([len(tokens)], [1] * len(tokens)):
             found = logits(file, tokens.tolist(), chunks=chunks)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        check_native(file, tokens.tolist())
         if converted(kind, settings):
             found = logits(as_gguf(file), tokens.tolist())
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

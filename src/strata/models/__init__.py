@@ -220,9 +220,10 @@ def _known(file: ModelFile) -> tuple[str, Build]:
     name = architecture(file)
     build = _builder(name)
     if build is None:
-        raise UnknownArchitecture(
-            f"architecture {shown(name)} is not known; known: {', '.join(families())}"
-        )
+        # GGUF writes names small, directories those of classes.
+        classes = file.kind == "huggingface"
+        known = ", ".join(n for n in families() if (n != n.lower()) == classes)
+        raise UnknownArchitecture(f"architecture {shown(name)} is not known; known: {known}")
     return name, build
 
 

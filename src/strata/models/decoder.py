@@ -15,6 +15,8 @@ from strata.program.model import Transform
 from strata.program.program import Shape
 
 Shape2 = tuple[int, int]
+# Directories have these blocks beside the layers, or behind the last (``without_further``).
+_FURTHER = r"(model\.)?mtp(_\w+)?\..*"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -313,9 +315,10 @@ def harmless(c: Config) -> tuple[str, ...]:
     """Patterns of tensors that may be there and are not used.
 
     Rope frequencies follow from the hyperparameters, scales of activations and caches speak of
-    formats that are not used here, and a tied head may be stored a second time.
+    formats that are not used here, blocks that predict further tokens are for guessing alone, and a
+    tied head may be stored a second time.
     """
-    unused = (r".*rotary_emb\.inv_freq", r".*\.(input|activation|k|v)_scale")
+    unused = (r".*rotary_emb\.inv_freq", r".*\.(input|activation|k|v)_scale", _FURTHER)
     return (*unused, r".*lm_head\.weight") if c.tied else unused
 
 
@@ -407,7 +410,7 @@ def without_further(c: Config) -> tuple[Config, str]:
     if c.keys.kind != "gguf":
         further = c.keys.integer("next_token_layers", 0, low=0, high=MAX_LAYERS)
         blocks = "|".join(str(c.layers + i) for i in range(further)) or r"(?!)"
-        return c, rf"(model\.)?(layers\.({blocks})|mtp)\..*"
+        return c, rf"(model\.)?layers\.({blocks})\..*"
     further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1)
     kept = c.layers - further
     blocks = "|".join(str(i) for i in range(kept, c.layers)) or r"(?!)"

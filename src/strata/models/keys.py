@@ -127,7 +127,7 @@ _KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "nope_dim": (None, ("qk_nope_head_dim",)),
     "pe_dim": (None, ("qk_rope_head_dim",)),
     "v_head_dim": (None, ("v_head_dim",)),
-    "next_token_layers": ("nextn_predict_layers", ("num_nextn_predict_layers",)),
+    "next_token_layers": ("nextn_predict_layers", ("num_nextn_predict_layers", "num_mtp_layers")),
     "experts": (
         "expert_count",
         ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),

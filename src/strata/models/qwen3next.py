@@ -93,7 +93,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         **experts.mixture_tensors(c, m),
     }
     both = (rf"blk\.{i}\.ssm_in\..*" for i in apart)
-    unused = (*decoder.harmless(c), further, *both, r"mtp\..*")
+    unused = (*decoder.harmless(c), further, *both)
     catalog = Catalog(file, tensors, c.layers, harmless=unused)
     rope, eps, kept = read_rope(c, "neox"), decoder.rms_eps(c), Kept()
 

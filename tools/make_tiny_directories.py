@@ -1,0 +1,184 @@
+"""Tiny Hugging Face directories of families that only rows of tables build: what config.json says
+of them, the tensors that their family looks for, and random weights.
+
+Without transformers, for tests of headers and for attacks on files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from strata.formats.header_only import Blank
+from strata.models import wanted_tensors
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 272,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+_OLD = {
+    "vocab_size": 272,
+    "hidden_size": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "layer_norm_epsilon": 1e-5,
+    "n_positions": 256,
+}
+_ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "n_group": 2,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "num_nextn_predict_layers": 1,
+}
+_LATENT = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+_FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.1,
+}
+_MAMBA = {
+    "mamba_d_ssm": 64,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+}
+_DELTA = {
+    "head_dim": 16,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 2,
+    "shared_expert_intermediate_size": 32,
+}
+_HYBRID = {
+    "hybrid_override_pattern": "ME*E",
+    "num_hidden_layers": 4,
+    "layer_norm_epsilon": 1e-5,
+    "head_dim": 16,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "ssm_state_size": 16,
+    "conv_kernel": 4,
+    "moe_latent_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+}
+
+# By `architectures`, without its end.
+CONFIGS: Mapping[str, dict[str, Any]] = {
+    "BitNet": {**_SIZES, "hidden_act": "relu2"},
+    "Bloom": {**_OLD, "apply_residual_connection_post_layernorm": False},
+    "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
+    "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "Ernie4_5_Moe": {
+        **_SIZES,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 32,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+        "moe_layer_interval": 1,
+        "moe_layer_end_index": 1,
+    },
+    "ExaoneMoe": {
+        **_SIZES,
+        **_FEW,
+        "num_shared_experts": 1,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "Falcon": {**_OLD, "new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
+    "FalconH1": {**_SIZES, **_MAMBA, "ssm_multipliers": [0.5] * 5, "key_multiplier": 0.5},
+    "FlexOlmo": {**_SIZES, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "GPTBigCode": {**_OLD, "multi_query": True, "n_inner": 96},
+    "GPTJ": {**_OLD, "rotary_dim": 8},
+    "GPTNeoX": {**_SIZES, "num_key_value_heads": None, "rotary_pct": 0.25},
+    "Gemma": {**_SIZES, "head_dim": 24, "hidden_act": "gelu_pytorch_tanh"},
+    "Glm4Moe": {**_SIZES, **_ROUTED, "head_dim": 16, "use_qk_norm": True},
+    "Glm4MoeLite": {**_SIZES, **_LATENT, **_ROUTED, "mlp_layer_types": ["dense", "sparse"]},
+    "GlmMoeDsa": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "HYV3": {**_SIZES, **_FEW, "head_dim": 16, "router_scaling_factor": 1.5},
+    "HyperCLOVAX": {**_SIZES, "attention_multiplier": 0.2, "residual_multiplier": 0.5},
+    "MiniCPM3": {**_SIZES, **_LATENT, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 32},
+    "Ministral3": {**_SIZES, "head_dim": 16, "rope_parameters": _YARN},
+    "Mistral4": {**_SIZES, **_LATENT, **_ROUTED, "rope_parameters": _YARN},
+    "Mpt": {
+        "vocab_size": 272,
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 256,
+        "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 6},
+    },
+    "NemotronH": {**_SIZES, **_ROUTED, **_HYBRID},
+    "Qwen3Next": {**_SIZES, **_FEW, **_DELTA, "norm_topk_prob": True},
+    "SolarOpen": {**_SIZES, **_ROUTED, "first_k_dense_replace": 0, "head_dim": 16},
+}
+
+
+def config(name: str) -> dict[str, Any]:
+    """What config.json says of a family."""
+    return {"architectures": [f"{name}ForCausalLM"], **CONFIGS[name]}
+
+
+def shapes(stated: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors, rows first, that the family of a config.json looks for. Raises a ModelError."""
+    wanted = wanted_tensors(Blank("huggingface", Path("tiny"), stated, {}))
+    found: dict[str, tuple[int, ...]] = {}
+    for name, tensor in wanted.tensors.items():
+        shape, stored, part = tensor.shape, tensor.huggingface, tensor.part
+        if tensor.optional and name.endswith("bias"):
+            continue
+        if tensor.transform == "transpose":
+            shape = (*shape[:-2], *shape[:-3:-1])
+        if not stored and part is not None:
+            stored = part.huggingface
+            shape = (part.total,) if len(shape) == 1 else (*shape[:-2], part.total, shape[-1])
+        each = range(shape[0]) if stored and "{e}" in stored else (0,)
+        for i in range(wanted.layers) if stored and "{i}" in stored else (0,):
+            for e in each:
+                if stored:
+                    at = stored.replace("{p}", wanted.prefix).replace("{i}", str(i))
+                    found[at.replace("{e}", str(e))] = shape[1:] if "{e}" in stored else shape
+    return found
+
+
+def write(path: Path, name: str) -> Path:
+    """A directory of a family with random weights, and no tokenizer."""
+    path.mkdir(parents=True, exist_ok=True)
+    stated, rng = config(name), np.random.default_rng(1)
+    (path / "config.json").write_text(json.dumps(stated))
+    weights = {key: rng.standard_normal(s, np.float32) for key, s in shapes(stated).items()}
+    save_file(weights, path / "model.safetensors")
+    return path
