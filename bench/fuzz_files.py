@@ -51,7 +51,7 @@ from strata.quant import by_name
 from strata.quantizer.importance import read_importance
 from strata.report.quality.kept_logits import MAGIC, peek
 from strata.report.quality.tasks import read_questions
-from strata.server.batch import _request, requests_in
+from strata.server.batch import RULES, _request, requests_in
 from strata.server.fleet.entries import Entries, read_entries
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -516,7 +516,7 @@ def attack_input(target: Path, rng: random.Random) -> Callable[[], object]:
     if kind == "questions":
         return lambda: read_questions(path)
     asked = list(requests_in(BytesIO(joined)))
-    return lambda: [_named(lambda line=line: _request(line)) for line in asked]
+    return lambda: [_named(lambda line=line: _request(line, "it", RULES)) for line in asked]
 
 
 def toml(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from strata.errors import StrataError
 from strata.models import build_model
 from strata.program import Op
 from support.headers import gguf, huggingface
@@ -146,3 +147,22 @@ def test_llama3_in_gguf_is_a_weight() -> None:
 def test_partial_rope_turns_the_first_dimensions() -> None:
     assert len(rope(gguf("qwen2", **{"rope.dimension_count": 8})).attrs["inv_freq"]) == 4
     assert len(rope(huggingface("phi3_long")).attrs["inv_freq"]) == 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0},
+        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.0},
+        {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.0},
+        {"rope_type": "yarn", "factor": 4.0, "mscale": 1e308, "mscale_all_dim": 1e-308},
+        {"rope_type": "longrope", "short_factor": [0.0] * 8, "long_factor": [0.0] * 8},
+        {"rope_type": "longrope", "short_factor": [1e-300] * 8, "long_factor": [1e-300] * 8},
+        {"rope_type": "llama3", "factor": 1e-308, "low_freq_factor": 1, "high_freq_factor": 1},
+    ],
+)
+def test_settings_that_divide_by_nothing_are_named(settings: dict[str, Any]) -> None:
+    settings = {"original_max_position_embeddings": 64, **settings}
+    with pytest.raises(StrataError) as error:
+        rope(scaled(**settings))
+    assert "rope" in str(error.value) or "position" in str(error.value), error.value
