@@ -13,6 +13,7 @@ import pytest
 
 from strata.formats import open_model
 from support.forward import logits
+from support.native_agreement import check_native
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +161,7 @@ def test_logits_are_those_of_transformers(
             found = logits(file, tokens.tolist(), chunks=chunks)
             # Steps of one token are within 1e-4; transformers' chunks go through inverse matrices.
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+        check_native(file, tokens.tolist())
 
 
 def test_experts_in_one_tensor_are_those_apart(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from strata.formats import open_model
 from support.forward import logits
+from support.native_agreement import check_native
 
 pytestmark = pytest.mark.slow
 
@@ -178,6 +179,7 @@ def test_logits_are_those_of_transformers(
         for chunks in ([len(tokens)], [1] * len(tokens)):
             found = logits(file, tokens.tolist(), chunks=chunks)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        check_native(file, tokens.tolist())
 
 
 def test_gpt_oss_in_mxfp4_as_published(tmp_path: Path) -> None:

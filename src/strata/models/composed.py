@@ -46,7 +46,7 @@ def settled(
         )
     keys = keys_of(file, architecture, v)
     c = read_config(file, architecture, context, uneven=True, experts=True, tied=v.tied, keys=keys)
-    c = replace(c, keys=c.keys.without(*v.unread))
+    c = replace(c, keys=c.keys.without(*v.unread).assuming(v.assumed))
     if v.mixture is None and c.keys.integer("experts", 0, low=0) > 1:
         raise ConfigError(f"'{c.keys.find('experts')[0]}': this architecture has no experts here")
     if v.half_ffn:
