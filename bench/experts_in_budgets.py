@@ -66,7 +66,7 @@ llm = LLM(path, memory=budget, parallel=parallel, context=prompt + 64, workload=
 backend, plan = llm.runtime.backend, llm.plan
 seen = bool(plan.expert_slots) and backend._experts is not None
 if seen:
-    backend.record_routes(on=True)
+    backend.expert_slots().record(on=True)
 random = np.random.default_rng(1)
 prompts = [random.integers(100, 5000, prompt).tolist() for _ in range(parallel)]
 if parallel > 1:

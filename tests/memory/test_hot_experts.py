@@ -14,6 +14,7 @@ import pytest
 
 from strata import LLM, SamplingParams
 from strata.backends.cpu.backend import CpuBackend
+from strata.backends.cpu.experts import CachedExperts
 from strata.backends.weights import WeightReadError
 from strata.engine.hot_experts import hot_file, keep, recall
 from strata.formats import ModelFile, open_model
@@ -45,20 +46,25 @@ def backend(run: Forward) -> CpuBackend:
     return run.backend
 
 
+def slots_of(run: Forward) -> CachedExperts:
+    found = backend(run).expert_slots()
+    assert found is not None
+    return found
+
+
 def hot(file: ModelFile) -> list[float]:
     run = forward(file, settings(experts(file), slots=12))
     run.logits(TOKENS, STEPS)
-    known = backend(run).expert_scores()
-    assert known is not None
-    assert len(known[1]) == sum(known[0])
-    return known[1]
+    sizes, scores = slots_of(run).scores()
+    assert len(scores) == sum(sizes)
+    return scores
 
 
 def begun(file: ModelFile, scores: list[float], slots: int, ahead: int = 0) -> Forward:
     how = settings(experts(file), slots=slots, ahead=ahead, request=1 << 14)
     run = forward(file, how)
     backend(run).prepare()
-    backend(run).begin_with_experts(scores)
+    slots_of(run).begin_with(scores)
     return run
 
 
@@ -101,7 +107,7 @@ def test_a_disk_that_fails_and_a_file_that_is_replaced(make_model: Make, tmp_pat
         want, scores = logits(file, None, TOKENS), hot(file)
         run = begun(file, [0.0] * len(scores), 12)
         with faults(delay_us=100, seed=1, fail_at=3):
-            backend(run).begin_with_experts(scores)
+            slots_of(run).begin_with(scores)
             for _ in range(3):
                 try:
                     assert run.logits(TOKENS).tobytes() == want.tobytes()

@@ -63,7 +63,9 @@ def test_bits_and_hits_are_those_without(name: str, recipe: str | None, make_mod
             )
             run = forward(file, how, threads=1 + ahead % 3)
             backend(run).prepare()
-            backend(run).record_routes(on=True)
+            recording = backend(run).expert_slots()
+            assert recording is not None
+            recording.record(on=True)
             with faults(delay_us=20 * ahead, seed=held):
                 assert run.logits(TOKENS, STEPS).tobytes() == want.tobytes()
                 assert run.logits(TOKENS).tobytes() == want.tobytes()

@@ -17,6 +17,7 @@ from strata.backends.base import (
     Activations,
     BackendStats,
     Books,
+    ExpertSlots,
     LoadedSegment,
     StateCache,
     Step,
@@ -153,6 +154,9 @@ class CopyingBackend:
     def import_(self, arrays: Mapping[str, Floats], step: Step) -> dict[str, DeviceArray]:
         del step
         return {name: DeviceArray(x) for name, x in arrays.items()}
+
+    def expert_slots(self) -> ExpertSlots | None:
+        return self.inner.expert_slots()
 
     def stats(self) -> BackendStats:
         return self.inner.stats()

@@ -13,6 +13,7 @@ import pytest
 
 from strata.backends.cpu.host import available_isas
 from strata.machine import probe
+from strata.machine.doubts import Doubts
 
 MACHINE = Path(__file__).resolve().parent / "machines" / "server.json"
 
@@ -21,5 +22,6 @@ def know_a_machine(monkeypatch: pytest.MonkeyPatch, home: Path, model: Path) -> 
     """Children of this process take ``MACHINE`` for the one that they run on."""
     machine = replace(probe.load_machine(MACHINE), isa=available_isas()[0], cores=2)
     monkeypatch.setenv("STRATA_HOME", str(home))
-    probe._remember(probe._cache_file(model), probe._fingerprint(model), machine)
+    # However far from it runs are.
+    probe._remember(probe._fingerprint(model), machine, Doubts(settled=True))
     assert probe.known_machine(model) is not None

@@ -167,6 +167,23 @@ class Joined(LoadedSegment, Protocol):
         """Number among them of the one that runs, or ran last; any thread may look."""
 
 
+class ExpertSlots(Protocol):
+    """Memory for some of all routed experts of a Model: others are read when they are chosen."""
+
+    def scores(self) -> tuple[list[int], list[float]]:
+        """How many experts each layer has, and what uses of each are worth to the policy that says
+        which ones stay, one layer after the other."""
+
+    def begin_with(self, scores: list[float]) -> None:
+        """Before the first step: those are in slots from now on whose uses were worth most."""
+
+    def record(self, *, on: bool) -> None:
+        """From now on, or no longer, write down which experts rows choose."""
+
+    def routes(self) -> list[tuple[int, int, list[int]]]:
+        """What was written down: of each visit the layer, its rows, and what they chose by row."""
+
+
 Activations = Mapping[str, Any]
 """Named activations between Segments, opaque: ``export`` gives them as arrays."""
 
@@ -312,6 +329,10 @@ class Backend(Protocol):
 
     def give_back(self, state: StateCache) -> None:
         """Free state that nobody uses any more."""
+
+    def expert_slots(self) -> ExpertSlots | None:
+        """After ``prepare``: the slots of those experts that are not resident; None where there are
+        none. The next ``rearrange`` makes others."""
 
     def stats(self) -> BackendStats:
         """What was read so far. Cheap enough for every sweep."""

@@ -167,6 +167,9 @@ class NullBackend:
         del step
         return dict(arrays)
 
+    def expert_slots(self) -> None:
+        """All experts are there."""
+
     def stats(self) -> BackendStats:
         """Nothing is read."""
         return NO_STATS

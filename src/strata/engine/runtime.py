@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal
 
 import strata._native as _native
 from strata.backends.base import Backend
@@ -114,17 +114,6 @@ class LoadOptions:
         return self.planned or bool(self.kv_choices) or any(x is not None for x in asked)
 
 
-@runtime_checkable
-class CachesExperts(Protocol):
-    """A backend that holds some experts in slots, of all that there are."""
-
-    def expert_scores(self) -> tuple[list[int], list[float]] | None:
-        """How many each layer has, and what uses of each are worth; None where none is in slots."""
-
-    def begin_with_experts(self, scores: list[float]) -> None:
-        """Those are in slots from now on whose uses were worth most."""
-
-
 @dataclass
 class Runtime:
     """A backend made as a Plan has it, and the books of its memory.
@@ -200,16 +189,17 @@ class Runtime:
 
     def close(self) -> None:
         """Free the weights and what running takes; nothing can be run afterwards."""
-        if isinstance(self.backend, CachesExperts) and (known := self.backend.expert_scores()):
-            hot_experts.keep(self.file.paths[0], *known)
+        if slots := self.backend.expert_slots():
+            hot_experts.keep(self.file.paths[0], *slots.scores())
         self.backend.close()
         _native.give_back_memory()
 
     def _begin_with_experts(self) -> None:
-        if isinstance(self.backend, CachesExperts) and (known := self.backend.expert_scores()):
-            scores = hot_experts.recall(self.file.paths[0], known[0])
+        if slots := self.backend.expert_slots():
+            sizes, _ = slots.scores()
+            scores = hot_experts.recall(self.file.paths[0], sizes)
             if scores is not None:
-                self.backend.begin_with_experts(scores)
+                slots.begin_with(scores)
 
     def check_integrity(self) -> None:
         """LedgerError if the process takes more memory than its owners entered."""

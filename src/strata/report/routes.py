@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import strata._native as _native
+from strata.backends.base import ExpertSlots
 from strata.backends.registry import backend_class
 from strata.backends.weights import WeightSource
 from strata.engine.engine import Engine
@@ -53,19 +54,18 @@ def record(
 
     UsageError for a model or a backend without experts to record.
     """
-    experts = _through_slots(runtime, engine)
-    backend = runtime.backend
+    experts, slots = _through_slots(runtime, engine)
     parts: list[list[np.ndarray]] = [[] for _ in experts]
     windows = [ids[i : i + window] for i in range(0, len(ids) - 1, window)]
     windows = [part for part in windows if len(part) > 1]
     for number, part in enumerate(windows):
         if progress is not None:
             progress(number, len(windows))
-        backend.record_routes(on=True)  # type: ignore[attr-defined]
+        slots.record(on=True)
         engine.logprobs(list(part), len(part) - 2)
-        for layer, rows, chosen in backend.routes():  # type: ignore[attr-defined]
+        for layer, rows, chosen in slots.routes():
             parts[layer].append(np.array(chosen, np.int32).reshape(rows, -1))
-    backend.record_routes(on=False)  # type: ignore[attr-defined]
+    slots.record(on=False)
     if progress is not None:
         progress(len(windows), len(windows))
     layers = [np.concatenate(rows) for rows in parts]
@@ -74,31 +74,34 @@ def record(
     return Routes(tuple(experts), np.stack(layers, axis=1))
 
 
-def _through_slots(runtime: Runtime, engine: Engine) -> list[int]:
+def _through_slots(runtime: Runtime, engine: Engine) -> tuple[list[int], ExpertSlots]:
     """Have all experts go through slots, where choices are seen; how many each layer has."""
     model, before = engine.runner.model, runtime.settings
     kind = backend_class(runtime.options.backend)
-    if not hasattr(runtime.backend, "record_routes"):
-        raise UsageError(f"the {kind.name} backend records no routes; the cpu backend does")
+    if not kind.plans:
+        raise UsageError(f"the {kind.name} backend has no slots of experts; the cpu backend does")
     profile = kind.profile(model, WeightSource(runtime.file))
     routed = [unit for unit in profile.units if unit.experts]
     if not routed:
         raise UsageError(f"{runtime.file.path.name} has no experts: nothing in it is routed")
     held = [unit for unit in routed if unit.name not in before.streamed]
     if held:
-        slots = sum(unit.packed_bytes for unit in held) // profile.slot_bytes
+        count = sum(unit.packed_bytes for unit in held) // profile.slot_bytes
         if runtime.ledger.budget is not None:
             # Beside what readers take then.
             reading = before.reading.threads * (2 * before.reading.request_bytes)
-            slots -= -(-reading // profile.slot_bytes)
+            count -= -(-reading // profile.slot_bytes)
         settings = replace(
             before,
             streamed=before.streamed | {unit.name for unit in held},
-            expert_slots=max(1, before.expert_slots + min(profile.experts, slots)),
+            expert_slots=max(1, before.expert_slots + min(profile.experts, count)),
         )
         engine.rearrange(settings, before)
         runtime.settings = settings
-    return [unit.experts for unit in routed]
+    runtime.backend.prepare()
+    slots = runtime.backend.expert_slots()
+    assert slots is not None, "experts that stream are in slots"
+    return [unit.experts for unit in routed], slots
 
 
 def compare(

@@ -22,7 +22,7 @@ from strata.backends.base import (
 )
 from strata.backends.cpu.counters import of_experts, of_loading, of_streaming
 from strata.backends.cpu.entries import all_or_nothing
-from strata.backends.cpu.experts import ExpertLayer, padded_rows
+from strata.backends.cpu.experts import CachedExperts, ExpertLayer, padded_rows
 from strata.backends.cpu.host import choose_isa, kernels_digest, usable_cores
 from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
@@ -537,31 +537,14 @@ class CpuBackend:
     def _expert_stats(self) -> BackendStats:
         return NO_STATS if self._experts is None else of_experts(self._experts)
 
-    def expert_scores(self) -> tuple[list[int], list[float]] | None:
-        """Of experts in slots: how many each layer has, and what uses of each are worth to the
-        policy, one layer after the other; None where all are resident."""
+    def expert_slots(self) -> CachedExperts | None:
+        """Slots of experts that are not resident; None where all are."""
         if self._experts is None:
             return None
         streamed = self.settings.streamed
         units = (unit for segment, _ in self._known for unit in segment.units)
         sizes = [u.experts for u in units if u.reads == "routed" and u.name in streamed]
-        return sizes, list(self._experts.scores())
-
-    def begin_with_experts(self, scores: list[float]) -> None:
-        """Before the first step: those are in slots from now on whose uses were worth most."""
-        assert self._experts is not None, "no experts are in slots"
-        self._experts.begin_with(scores)
-
-    def record_routes(self, *, on: bool) -> None:
-        """From now on, or no longer, write down which experts rows choose of those in slots."""
-        self.prepare()
-        assert self._experts is not None, "no experts are in slots"
-        self._experts.record(on)
-
-    def routes(self) -> list[tuple[int, int, list[int]]]:
-        """What was written down: of each visit the layer, its rows, and what they chose by row."""
-        assert self._experts is not None, "no experts are in slots"
-        return list(self._experts.routes)
+        return CachedExperts(self._experts, sizes)
 
     def cached_bytes(self) -> int:
         """Page cache that the model's files take, whoever brought it there."""

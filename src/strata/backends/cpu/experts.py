@@ -19,6 +19,30 @@ ExpertLayer = list[_native.ExpertMatrix]
 
 
 @dataclass(frozen=True)
+class CachedExperts:
+    """ExpertSlots; ``sizes`` are how many experts each layer has."""
+
+    cache: _native.ExpertCache
+    sizes: list[int]
+
+    def scores(self) -> tuple[list[int], list[float]]:
+        """How many each layer has, and what uses of each are worth."""
+        return self.sizes, list(self.cache.scores())
+
+    def begin_with(self, scores: list[float]) -> None:
+        """Those are in slots from now on whose uses were worth most."""
+        self.cache.begin_with(scores)
+
+    def record(self, *, on: bool) -> None:
+        """From now on, or no longer, write down what rows choose."""
+        self.cache.record(on)
+
+    def routes(self) -> list[tuple[int, int, list[int]]]:
+        """What was written down."""
+        return list(self.cache.routes)
+
+
+@dataclass(frozen=True)
 class ExpertShapes:
     """Sizes of an ``experts`` Op and what its matrices are called."""
 

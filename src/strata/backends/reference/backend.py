@@ -149,6 +149,9 @@ class ReferenceBackend:
         del step
         return {name: np.array(x, np.float32) for name, x in arrays.items()}
 
+    def expert_slots(self) -> None:
+        """All experts are there."""
+
     def stats(self) -> BackendStats:
         """Weights come through ``WeightSource``, which counts nothing."""
         return NO_STATS
