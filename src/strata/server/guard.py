@@ -35,6 +35,9 @@ UPLOADS = "/v1/files"
 CROWD = "strata.crowd"
 """Where the server leaves its Crowd in the state of every request."""
 
+HEAD_BYTES = 16 << 10
+"""Of a request's head, and of what may be sent before an answer has come."""
+
 _SMALL_HEAD = 4 << 10
 _HEAD_COPIES = 4
 """Of a head, as it came and as it is parsed, while its request is served: those of small ones are
@@ -115,8 +118,7 @@ class Guard:
             self._check(scope)
             with self._admission.request() as share:
                 SHARE.set(share)
-                head = sum(len(name) + len(value) for name, value in scope["headers"])
-                if head > _SMALL_HEAD:
+                if (head := _head_bytes(scope)) > _SMALL_HEAD:
                     share.add(_HEAD_COPIES * head)
                 await self._app(
                     scope if self._is_upload(scope) else _as_json(scope),
@@ -137,6 +139,9 @@ class Guard:
         crowd: Crowd | None = scope.get("state", {}).get(CROWD)
         if crowd is not None and crowd.full and scope["path"] != "/health":
             raise Closing(503, f"{crowd.limit} clients are served already; try again later")
+        if _head_bytes(scope) > HEAD_BYTES:
+            # What comes at once is read whole.
+            raise Closing(431, f"the head of this request is larger than {HEAD_BYTES} bytes")
         headers = Headers(scope=scope)
         host = headers.get("host")
         if self._settings.loopback and host is not None:
@@ -191,6 +196,10 @@ class Guard:
             raise ApiError(
                 401, "the API key is missing or wrong (Authorization: Bearer KEY, or x-api-key)"
             )
+
+
+def _head_bytes(scope: Scope) -> int:
+    return sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 def _request_id(scope: Scope) -> bytes:

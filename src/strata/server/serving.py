@@ -22,16 +22,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from strata.errors import StrataError
 from strata.server.crowd import Crowd
-from strata.server.guard import CROWD
+from strata.server.guard import CROWD, HEAD_BYTES
 from strata.server.parting import Parting
 from strata.server.settings import Settings
 
 _BACKLOG = 256
 _IDLE_S = 30
 """For which a connection is kept between two requests."""
-
-_HEADER_BYTES = 16 << 10
-"""Of a request's head, and of what may be sent before an answer has come."""
 
 _SWITCH_S = 5e-4
 """For which a thread has the interpreter while others want it; a token asks for it several times.
@@ -119,7 +116,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=_IDLE_S,
                 timeout_graceful_shutdown=cast(int, settings.grace_s + _LAST_WORDS_S),
-                h11_max_incomplete_event_size=_HEADER_BYTES,
+                h11_max_incomplete_event_size=HEAD_BYTES,
             )
         )
         self._service = service
@@ -244,7 +241,7 @@ class _Protocol(H11Protocol):
         else:
             self._stop_sending_timer()
             self._crowd.asked(self)
-            if len(self.conn.trailing_data[0]) > _HEADER_BYTES:
+            if len(self.conn.trailing_data[0]) > HEAD_BYTES:
                 # The next request, before this one is answered: no client does that.
                 self.let_go()
 
