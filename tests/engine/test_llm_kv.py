@@ -129,7 +129,7 @@ def test_keys_and_values_apart_and_by_layer(smollm2_path: Path, tmp_path: Path) 
             threads=2,
             context=300,
             parallel=2,
-            memory="300MB",
+            memory="2GB",  # beside whatever other tests have left in this process
             kv_type=kv_type,
             kv_store=tmp_path / "kv",
         ) as llm:
