@@ -25,9 +25,13 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def small(smollm2_path: Path) -> Iterator[Running]:
+def small(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Answers are short, because there is no room for long ones."""
-    with load(smollm2_path, context=64, serving=True) as served, running(served) as server:
+    files = tmp_path_factory.mktemp("kept") / "files"
+    with (
+        load(smollm2_path, context=64, serving=True) as served,
+        running(served, files=files, files_bytes=1 << 20) as server,
+    ):
         yield server
 
 
@@ -56,10 +60,16 @@ ENDPOINTS = (
     "GET /metrics",
     "GET /memory",
     "POST /memory",
+    "DELETE /v1/files/{id}",
     "DELETE /v1/responses/{id}",
     "GET /lora-adapters",
     "GET /props",
     "GET /slots",
+    "GET /v1/batches",
+    "GET /v1/batches/{id}",
+    "GET /v1/files",
+    "GET /v1/files/{id}",
+    "GET /v1/files/{id}/content",
     "GET /v1/responses/{id}",
     "GET /v1/responses/{id}/input_items",
     "POST /api/embed",
@@ -68,8 +78,11 @@ ENDPOINTS = (
     "POST /completion",
     "POST /infill",
     "POST /props",
+    "POST /v1/batches",
+    "POST /v1/batches/{id}/cancel",
     "POST /v1/chat/completions/input_tokens",
     "POST /v1/embeddings",
+    "POST /v1/files",
     "POST /v1/rerank",
     "POST /v1/responses",
     "POST /v1/responses/input_tokens",
@@ -82,7 +95,7 @@ def has_body(endpoint: str) -> bool:
 
 # What this model, or any server, cannot do is said with 501, as llama-server does.
 NOT_HERE = {"POST /infill", "POST /props"}
-WITHOUT_BODY = {"POST /props"}
+WITHOUT_BODY = {"POST /props", "POST /v1/batches/{id}/cancel"}
 
 
 def test_every_endpoint_is_tried(small: Running) -> None:
