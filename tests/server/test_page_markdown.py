@@ -25,7 +25,7 @@ HTML = {
     "3. a\n4. b": '<ol start="3"><li>a</li><li>b</li></ol>',
     "1. a\n\n   b\n\n2. c": "<ol><li>a<p>b</p></li><li>c</li></ol>",
     "- a\ngoes on": "<ul><li>a<br>goes on</li></ul>",
-    "| a | b |\n|---|--:|\n| 1 | 2\\|3 |": '<div class="table"><table><thead><tr>'
+    "| a | b |\n|---|--:|\n| 1 | 2\\|3 |": '<div class="table" tabindex="0"><table><thead><tr>'
     '<th class="align-start">a</th><th class="align-end">b</th></tr></thead><tbody><tr>'
     '<td class="align-start">1</td><td class="align-end">2|3</td></tr></tbody></table></div>',
     "<img src=x onerror=alert(1)>": "<p>&lt;img src=x onerror=alert(1)&gt;</p>",
