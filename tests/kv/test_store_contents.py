@@ -170,3 +170,60 @@ def test_others_files_are_refused_as_they_are(
     assert main(["store", "clear", "--yes", "--kv-store", str(tmp_path)]) == 1
     assert "which the KV store has not made" in capsys.readouterr().err
     assert (tmp_path / "novel.kv").read_text() == "the only copy"
+
+
+def test_what_was_moved_goes_in_the_order_in_which_it_was_used(tmp_path: Path) -> None:
+    """Of a text its end is the first to give way to others, and its beginning the last."""
+    found = contents(filled(tmp_path / "here"))
+    there = StoreDirectory(tmp_path / "there", 1 << 30)
+    moved = found.move(found.with_beginnings(found.chosen([])), there)
+    assert len(moved) == 4
+    left = StoreContents(there).kept()
+    full = sum(k.file.nbytes for k in left)
+    save(store(tmp_path / "there", limit=full - 1), "mm")
+    assert [k.first for k in StoreContents(there).kept()].count(None) == 0
+
+
+def test_what_is_damaged_there_is_replaced_by_what_is_moved(tmp_path: Path) -> None:
+    found = contents(filled(tmp_path / "here"))
+    name = next(iter(found.with_beginnings(found.chosen([]))))
+    there = StoreDirectory(tmp_path / "there", 1 << 30)
+    found.move([name], there)
+    (file,) = (tmp_path / "there").glob("*.kv")
+    os.truncate(file, 100)
+    filled(tmp_path / "here")
+    contents(tmp_path / "here").move([name], there)
+    assert len(StoreContents(there).kept()) == 1
+
+
+def test_what_was_not_named_is_not_deleted(tmp_path: Path) -> None:
+    save(PrefixStore(StoreDirectory(tmp_path, 1 << 30), IDENTITY, NBYTES), "ab")
+    found = contents(tmp_path)
+    (one,) = found.kept()
+    save(store(tmp_path, identity=OTHER), "zz")
+    assert found.clear(found.chosen([one.id])) == [one.file.name]
+    assert len(contents(tmp_path).kept()) == 1
+
+
+def test_a_name_that_is_no_text_is_a_label(tmp_path: Path) -> None:
+    name = os.fsdecode(b"mod\xffel.gguf")
+    save(PrefixStore(StoreDirectory(tmp_path, 1 << 30), IDENTITY, NBYTES, name), "a")
+    (one,) = contents(tmp_path).kept()
+    assert one.label == "mod?el.gguf"
+
+
+def test_what_other_layers_keep_of_a_text_goes_with_it(tmp_path: Path) -> None:
+    """Of layers with a window there is only the end of the same text; all of it is needed."""
+    directory = StoreDirectory(tmp_path / "here", 1 << 30)
+    every = PrefixStore(directory, IDENTITY, NBYTES, "tiny.gguf, f16")
+    save(every, "ab")
+    save(every, "abcd")
+    save(PrefixStore(directory, OTHER, NBYTES, "tiny.gguf, f16"), "abcd", 3)
+    save(PrefixStore(directory, OTHER[::-1], NBYTES, "another.gguf, f16"), "abcd", 3)
+    found = contents(tmp_path / "here")
+    (last,) = (k for k in found.kept() if k.first == 2 * KV_BLOCK)
+    names = found.with_beginnings([last.file.name])
+    moved = found.move(names, StoreDirectory(tmp_path / "there", 1 << 30))
+    assert len(moved) == 3
+    (left,) = contents(tmp_path / "here").kept()
+    assert (left.label, left.first) == ("another.gguf, f16", None)

@@ -73,7 +73,7 @@ def command(
         done = contents.pin(chosen, False)
     elif action == "clear":
         _ask(contents, chosen, yes)
-        done = contents.clear(chosen)
+        done = contents.clear(chosen, everything=not entries)
     else:
         assert to is not None
         done = contents.move(contents.with_beginnings(chosen), StoreDirectory(to, kv_store_size))

@@ -27,6 +27,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -98,7 +99,7 @@ class PrefixStore:
         self, directory: StoreDirectory, identity: bytes, block_nbytes: int, label: str = ""
     ) -> None:
         self._directory = directory
-        self._label = label.encode()[:_LABEL]
+        self._label = label.encode(errors="replace")[:_LABEL]
         self.identity = identity
         self._block_nbytes = block_nbytes
         self._lock = threading.Lock()
@@ -111,16 +112,16 @@ class PrefixStore:
         """Bring a file to another directory, every block compared on the way; whether it is there.
         OSError, and StoreError where it is damaged or has no room."""
         other = PrefixStore(target, self.identity, self._block_nbytes, entry.label)
-        if entry.name_in(target, self.identity) in target.names(self.identity):
+        with suppress(FileNotFoundError, StoreError):
+            other.check(entry.name_in(target, self.identity))
             return True
         blocks = self._read(entry, 0, len(entry.keys))
 
         def get(_: int, out: Buffer) -> None:
             out[:] = next(blocks)
 
-        before = len(other._entries)
         other._write(entry.parent, entry.keys, entry.tokens.tolist(), get, 0)
-        return len(other._entries) > before
+        return bool(other._entries)
 
     def find(self, keys: Sequence[bytes]) -> int:
         """How many of ``keys``, from the first, are there."""

@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from strata.backends.base import KV_BLOCK
 from strata.errors import UsageError
 from strata.formats.errors import shown
-from strata.kv.store import Entry, PrefixStore, header_of
+from strata.kv.store import Entry, PrefixStore, block_keys, header_of
 from strata.kv.store_directory import StoreDirectory, StoreError, StoreFile
 from strata.sizes import format_size
 
@@ -19,8 +22,9 @@ _LEAST_ID = 4
 
 @dataclass(frozen=True)
 class Kept:
-    """A file: ``tokens`` of one text from position ``first`` on (None where what comes before is
-    gone, so that it is of no use), of the model and KV type that ``label`` names."""
+    """A file: ``tokens`` of one text from position ``first`` on, of the model and KV type that
+    ``label`` names. ``first`` is None where what comes before is not there: layers with a window or
+    a state do without, others cannot use it."""
 
     id: str
     label: str
@@ -38,6 +42,8 @@ class StoreContents:
         self._stores: dict[tuple[bytes, int], PrefixStore] = {}
         self._entries: dict[str, tuple[PrefixStore, Entry, StoreFile]] = {}
         self._where: dict[bytes, tuple[str, int]] = {}
+        self._identities: dict[str, dict[bytes, None]] = {}
+        """By label: one for each kind of layers."""
         for file in directory.files():
             try:
                 self._read(file)
@@ -51,30 +57,34 @@ class StoreContents:
         )
         entry = store.check(file.name)
         self._entries[file.name] = store, entry, file
+        self._identities.setdefault(entry.label, {})[identity] = None
         for number, key in enumerate(entry.keys):
             self._where.setdefault(key, (file.name, number))
 
     def kept(self) -> list[Kept]:
         """All of it, the longest unused first."""
-        return [
-            Kept(_id(entry), entry.label, self._first(name), KV_BLOCK * len(entry.keys), file)
-            for name, (_, entry, file) in self._entries.items()
-        ]
+        out = []
+        for name, (_, entry, file) in self._entries.items():
+            text = self._text(name)
+            first = sum(map(len, text[:-1])) if text else None
+            out.append(Kept(_id(entry), entry.label, first, KV_BLOCK * len(entry.keys), file))
+        return out
 
-    def _before(self, name: str) -> tuple[str, int] | None:
-        """The file, and the block in it, behind which a file goes on; None where it begins a text
-        or what comes before is gone."""
-        _, entry, _ = self._entries[name]
-        return self._where.get(entry.parent)
-
-    def _first(self, name: str) -> int | None:
-        first, seen = 0, {name}
-        while (before := self._before(name)) is not None and before[0] not in seen:
-            name, number = before
-            first += number + 1
+    def _text(self, name: str) -> list[NDArray[np.int32]]:
+        """Tokens up to the end of a file, of each file those that are read; none where what comes
+        before is gone."""
+        parts, seen, end = list[NDArray[np.int32]](), set[str](), None
+        while name not in seen:
             seen.add(name)
-        store, entry, _ = self._entries[name]
-        return KV_BLOCK * first if entry.parent == store.identity else None
+            store, entry, _ = self._entries[name]
+            parts.append(entry.tokens[:end])
+            if entry.parent == store.identity:
+                return parts[::-1]
+            if entry.parent not in self._where:
+                break
+            name, number = self._where[entry.parent]
+            end = (number + 1) * KV_BLOCK
+        return []
 
     def chosen(self, ids: Sequence[str]) -> list[str]:
         """Names of the files with these ids, or beginnings of them; all for none. UsageError."""
@@ -93,14 +103,19 @@ class StoreContents:
         return list(dict.fromkeys(out))
 
     def with_beginnings(self, names: Iterable[str]) -> list[str]:
-        """These files and those that their texts begin with, without which they are of no use."""
+        """These files and those without which they are of no use: what their texts begin with, and
+        what other layers keep of the same texts."""
         out: dict[str, None] = {}
         for name in names:
-            chain, at = [name], self._before(name)
-            while at is not None and at[0] not in chain and at[0] not in out:
-                chain.append(at[0])
-                at = self._before(at[0])
-            out.update(dict.fromkeys(reversed(chain)))
+            if name in out:
+                continue
+            label, text = self._entries[name][1].label, self._text(name)
+            tokens = np.concatenate(text).tolist() if text else []
+            for identity in self._identities[label]:
+                for key in block_keys(identity, tokens):
+                    if key in self._where:
+                        out[self._where[key][0]] = None
+            out[name] = None
         return list(out)
 
     def pin(self, names: Iterable[str], pinned: bool) -> list[str]:
@@ -116,14 +131,15 @@ class StoreContents:
         self._entries[name] = store, entry, replace(file, pinned=pinned)
         return True
 
-    def clear(self, names: Iterable[str]) -> list[str]:
-        """Delete files; their names. With all of them goes whatever else the store has written."""
-        out = list(names)
-        if out == list(self._entries):
+    def clear(self, names: Iterable[str], *, everything: bool = False) -> list[str]:
+        """Delete files, or ``everything`` that the store has written; which are gone."""
+        names = list(names)
+        if everything:
             self._directory.clear()
-        for name in out:
+        for name in names:
             self._directory.delete(name)
-        return out
+        left = {file.name for file in self._directory.files()}
+        return [name for name in names if name not in left]
 
     def move(self, names: Iterable[str], target: StoreDirectory) -> list[str]:
         """Bring files to another directory and delete them here; those that are there now.
@@ -145,10 +161,17 @@ class StoreContents:
             if not store.copy(entry, target):
                 raise full
             if file.pinned:
-                target.pin(entry.name_in(target, store.identity), True)
+                target.pin(self._named(name, target), True)
             self._directory.delete(name)
             done.append(name)
+        # In the order in which they were used here: beginnings are not the first to go.
+        done.sort(key=lambda name: self._entries[name][2].used, reverse=True)
+        target.touch([self._named(name, target) for name in done])
         return done
+
+    def _named(self, name: str, target: StoreDirectory) -> str:
+        store, entry, _ = self._entries[name]
+        return entry.name_in(target, store.identity)
 
 
 def _id(entry: Entry) -> str:
