@@ -274,21 +274,102 @@ def test_runs_that_were_not_as_predicted_have_it_measured_again(
     assert not measured
     note_run(tmp_path, 3.0)
     (kept,) = (tmp_path / "machines").iterdir()
-    assert json.loads(kept.read_text())["doubts"] == {"runs": [3.0], "settled": False}
+    assert json.loads(kept.read_text())["doubts"] == {
+        "runs": [3.0],
+        "settled": False,
+        "again": 0,
+    }
     kept.write_text(kept.read_text().replace("[3.0]", '"x"'))
     assert probe(tmp_path)[1]
 
 
-def test_a_doubted_machine_is_used_where_it_cannot_be_measured(
-    smollm2_path: Path, tmp_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runtime, "_PROBE", "import os; os.kill(os.getpid(), 9)")
-    probe(smollm2_path)
+def doubt(path: Path) -> None:
     for _ in range(3):
-        note_run(smollm2_path, 0.1)
-    assert is_doubted(smollm2_path)
+        note_run(path, 0.1)
+    assert is_doubted(path)
+
+
+@pytest.mark.parametrize("end", ["import os; os.kill(os.getpid(), 9)", "raise SystemExit(1)"])
+def test_a_doubted_machine_is_used_where_it_cannot_be_measured(
+    smollm2_path: Path,
+    measured: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    monkeypatch.setattr(runtime, "_PROBE", end)
+    monkeypatch.setattr("strata.machine.other_work.at_rest", lambda: True)
+    probe(smollm2_path)
+    doubt(smollm2_path)
     with open_model(smollm2_path) as file:
         assert runtime.this_machine(file).cpu == machine("laptop").cpu
+    # Not tried again at every start, nor in this process.
+    assert not is_doubted(smollm2_path)
+    assert len(measured) == 1
+
+
+def test_a_doubted_machine_is_not_measured_while_others_work(
+    smollm2_path: Path, measured: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "_PROBE", "raise SystemExit(1)")
+    monkeypatch.setattr("strata.machine.other_work.at_rest", lambda: False)
+    probe(smollm2_path)
+    doubt(smollm2_path)
+    with open_model(smollm2_path) as file:
+        assert runtime.this_machine(file).cpu == machine("laptop").cpu
+    assert is_doubted(smollm2_path)
+
+
+def test_a_quiet_probe_is_not_replaced_by_a_noisy_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    quiet = machine("server")
+    slow = tuple(replace(r, bytes_s=1e9) for r in quiet.memory_read)
+    measured = [quiet, replace(quiet, memory_read=slow, busy=0.6)]
+    monkeypatch.setattr("strata.machine.probe._measure", lambda *_: measured.pop(0))
+    probe(tmp_path)
+    doubt(tmp_path)
+    found, known = probe(tmp_path)
+    assert (found.memory_read, known) == (quiet.memory_read, False)
+
+
+def test_measuring_again_comes_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a neighbour that comes and goes every probe finds something else."""
+    monkeypatch.setenv("STRATA_HOME", str(tmp_path))
+    quiet = machine("server")
+    rates = iter(range(1, 100))
+
+    def measured(*_: object) -> object:
+        rate = next(rates)
+        return replace(
+            quiet, memory_read=tuple(replace(r, bytes_s=rate * 1e9) for r in quiet.memory_read)
+        )
+
+    monkeypatch.setattr("strata.machine.probe._measure", measured)
+    for _ in range(10):
+        probe(tmp_path)
+        for _ in range(3):
+            note_run(tmp_path, 0.1)
+        note_run(tmp_path, 1.0)
+        for _ in range(3):
+            note_run(tmp_path, 3.0)
+    assert next(rates) == 5
+
+
+def test_a_run_whose_model_is_deleted_meanwhile_is_no_trouble(tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(predicted=SimpleNamespace(concurrency=1, decode_tok_s=10.0))
+    done: Any = SimpleNamespace(decode=SweepTotal(100, 100, 5.0))
+    PlanCheck(tmp_path / "gone.gguf", plan, done).end()
+
+
+@pytest.mark.parametrize("runs", ["[1%s]" % ("0" * 400), "[Infinity, NaN]", '"12"'])
+def test_damaged_doubts_are_no_trouble(tmp_path: Path, measured: list[Path], runs: str) -> None:
+    probe(tmp_path)
+    note_run(tmp_path, 3.0)
+    (kept,) = (tmp_path / "home" / "machines").iterdir()
+    kept.write_text(kept.read_text().replace("[3.0]", runs))
+    assert not is_doubted(tmp_path)
+    note_run(tmp_path, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from strata.machine.other_work import OtherWork
+from strata.machine.other_work import BUSY, OtherWork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +20,6 @@ _SECONDS = 3.0
 _GUESSED = 1.1
 """Tokens a sweep: where more were guessed, sweeps are not those that were predicted."""
 
-_BUSY = 0.15
-"""Of the processors, what others may take of a run that was slow."""
-
 
 class PlanCheck:
     """Begins with a run of ``plan``, whose model is at ``path``, on this machine as it was
@@ -34,10 +32,12 @@ class PlanCheck:
     def end(self) -> None:
         """Keep what the run says of the machine, if it says anything."""
         ratio = self.ratio()
-        if ratio is not None and (ratio > 1 or self._others.share() < _BUSY):
+        if ratio is not None and (ratio > 1 or self._others.share() < BUSY):
             from strata.machine.probe import note_run
 
-            note_run(self._path, ratio)
+            # The model, or Strata, may be deleted by now.
+            with suppress(OSError):
+                note_run(self._path, ratio)
 
     def ratio(self) -> float | None:
         """How many times as fast as predicted the answers came; None where there is nothing to

@@ -295,15 +295,16 @@ def base_memory(*, planned: bool) -> int:
 
 
 def this_machine(file: ModelFile) -> Machine:
-    """This machine and the disk under a model. What is not known yet, or doubted, is measured by a
-    process of its own, so that measuring takes nothing of our budget. Raises DiskProbeError and
-    ProbeEndedError."""
-    from strata.machine.probe import LEAST_BYTES, is_doubted, known_machine, probe
+    """This machine and the disk under a model. What is not known yet, or doubted while the machine
+    is at rest, is measured by a process of its own, so that measuring takes nothing of our budget.
+    What is doubted is used where that does not work. Raises DiskProbeError and ProbeEndedError."""
+    from strata.machine.other_work import at_rest
+    from strata.machine.probe import LEAST_BYTES, is_doubted, keep_doubted, known_machine, probe
     from strata.plan import Machine, from_json
 
     path = file.paths[0]
     known = known_machine(path)
-    if known is not None and not is_doubted(path):
+    if known is not None and not (is_doubted(path) and at_rest()):
         return known
     unknown = f"this machine is not known yet: run `strata probe {file.path}` once where there is "
     if headrooms() and (free := memory_free()) < LEAST_BYTES:
@@ -315,15 +316,18 @@ def this_machine(file: ModelFile) -> Machine:
         )
     command = [sys.executable, "-c", _PROBE, str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode == 0:
+        return from_json(Machine, json.loads(done.stdout))
+    if known is not None:
+        keep_doubted(path)
+        return known
     if done.returncode < 0:
-        if known is not None:
-            return known
         # Here it would take the memory of which there was too little there.
         raise ProbeEndedError(
             f"{unknown}more memory; measuring it was ended by the system, mostly for want of that"
         )
     # One that failed says here why.
-    return from_json(Machine, json.loads(done.stdout)) if done.returncode == 0 else probe(path)[0]
+    return probe(path)[0]
 
 
 def smallest_budget(file: ModelFile, model: Model, options: LoadOptions) -> int:

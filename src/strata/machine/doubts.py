@@ -3,13 +3,14 @@
 Kept beside what a probe measured, in the same file, are the last runs' speeds, each as a multiple
 of the predicted one, as long as they are all too fast or all too slow. Measuring again forgets
 them. If it finds what was known already, something else is wrong (the cost model, or a neighbour
-that never rests), and runs count no more until somebody says ``strata probe --refresh``.
+that never rests), and runs count no more until somebody says ``strata probe --refresh``; nor do
+they where measuring again has not helped a few times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from strata.machine.machine import Machine
@@ -20,16 +21,21 @@ _OFF = 1.5
 _RUNS = 3
 """In a row, and the same way, until the machine is measured again."""
 
+_TIMES = 3
+"""That it is measured again for such runs, at most."""
+
 _ALIKE = 1.15
 """Two probes of a machine differ by less, when both times it is quiet."""
 
 
 @dataclass(frozen=True)
 class Doubts:
-    """``runs`` in a row that were off; ``settled``: they say nothing about the probe."""
+    """``runs`` in a row that were off; ``settled``: they say nothing about the probe, which was
+    taken ``again`` so many times because of such."""
 
     runs: tuple[float, ...] = ()
     settled: bool = False
+    again: int = 0
 
     @property
     def enough(self) -> bool:
@@ -41,21 +47,26 @@ class Doubts:
         if self.settled:
             return self
         if 1 / _OFF < ratio < _OFF:
-            return Doubts()
+            return replace(self, runs=())
         same = all((before > 1) == (ratio > 1) for before in self.runs)
-        return Doubts((*(self.runs if same else ()), ratio)[-_RUNS:])
+        return replace(self, runs=(*(self.runs if same else ()), ratio)[-_RUNS:])
+
+    def measured(self, alike: bool) -> Doubts:
+        """After measuring again, or trying to, which found what was known already or not."""
+        return Doubts((), alike or self.again + 1 >= _TIMES, self.again + 1)
 
     @classmethod
     def read(cls, data: Any) -> Doubts:
         """Of a file's ``doubts``; none where that is damaged."""
         try:
-            return cls(tuple(float(run) for run in data["runs"]), data["settled"] is True)
-        except (ValueError, TypeError, KeyError):
+            runs = tuple(float(run) for run in data["runs"])
+            return cls(runs, data["settled"] is True, int(data["again"]))
+        except (ValueError, TypeError, KeyError, OverflowError):
             return cls()
 
     def to_json(self) -> dict[str, Any]:
         """What ``read`` reads."""
-        return {"runs": list(self.runs), "settled": self.settled}
+        return {"runs": list(self.runs), "settled": self.settled, "again": self.again}
 
 
 def alike(one: Machine, other: Machine) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+
+BUSY = 0.15
+"""Of the processors, what others may take where speeds are to say something."""
 
 _BUSY = (0, 1, 2, 5, 6, 7)
 """Of the columns of /proc/stat (proc(5)): user, nice, system, irq, softirq, steal."""
@@ -33,3 +37,10 @@ class OtherWork:
         except (OSError, ValueError, IndexError):
             return None
         return sum(columns) / ticks, busy / ticks, sum(os.times()[:4])
+
+
+def at_rest() -> bool:
+    """Whether others leave the machine alone just now. Looks for a fifth of a second."""
+    others = OtherWork()
+    time.sleep(0.2)
+    return others.share() < BUSY

@@ -49,27 +49,29 @@ def probe(
 
     What was measured before is used again while the processor, the cores this process may use, the
     instruction set, the kernel, Strata's version and the disk are the same, unless ``refresh``, or
-    ``noisy_again`` and the machine was busy then; of two such the quieter one is kept. It is
-    measured again, too, when runs were not as predicted (``note_run``).
+    ``noisy_again`` and the machine was busy then. It is measured again, too, when runs were not as
+    predicted (``note_run``). What is measured on a busy machine replaces nothing quieter.
     Memory limits are always looked at anew. Raises DiskProbeError if the disk cannot be measured.
     """
     existing = path
     while not existing.exists():
         existing = existing.parent
     fingerprint = _fingerprint(existing)
-    machine = None if refresh else _remembered(fingerprint)
-    noisy = machine if machine is not None and noisy_again and machine.noisy else None
-    doubted = machine if machine is not None and _doubts(fingerprint).enough else None
-    known = machine is not None and noisy is None and doubted is None
-    if machine is None or not known:
+    before = None if refresh else _remembered(fingerprint)
+    doubts = Doubts() if before is None else _doubts(fingerprint)
+    if before is not None and not (noisy_again and before.noisy) and not doubts.enough:
+        machine, known = before, True
+    else:
         progress = progress or (lambda what: None)
-        if doubted is not None:
+        if doubts.enough:
             progress("all again, since runs were not as predicted")
-        machine = _measure(existing, progress)
-        if noisy is not None and noisy.spread + noisy.busy < machine.spread + machine.busy:
-            machine = noisy
-        settled = doubted is not None and alike(doubted, machine)
-        _remember(fingerprint, machine, Doubts(settled=settled))
+        machine, known = _measure(existing, progress), False
+        after = Doubts()
+        if before is not None and doubts.enough:
+            after = doubts.measured(alike(before, machine))
+        if before is not None and machine.noisy and _unrest(before) < _unrest(machine):
+            machine = before
+        _remember(fingerprint, machine, after)
     return replace(machine, memory_total=memory_total(), memory_available=memory_available()), known
 
 
@@ -99,6 +101,15 @@ def note_run(path: Path, ratio: float) -> None:
 def is_doubted(path: Path) -> bool:
     """Whether runs spoke so much against what is known that it is to be measured again."""
     return _doubts(_fingerprint(path)).enough
+
+
+def keep_doubted(path: Path) -> None:
+    """Measuring again what runs spoke against did not work: more of them have to before it is
+    tried again."""
+    fingerprint = _fingerprint(path)
+    machine = _remembered(fingerprint)
+    if machine is not None:
+        _remember(fingerprint, machine, _doubts(fingerprint).measured(alike=False))
 
 
 def load_machine(path: Path) -> Machine:
@@ -145,6 +156,10 @@ def _measure(path: Path, progress: Progress) -> Machine:
         spread=1 - min(reads) / max(reads),
         busy=busy,
     )
+
+
+def _unrest(machine: Machine) -> float:
+    return machine.spread + machine.busy
 
 
 def _fingerprint(path: Path) -> str:
