@@ -233,7 +233,10 @@ class LLM:
 
         size = _size(memory)
         with self.driver.alone() as engine:
-            return set_budget(self.runtime, engine, size)
+            plan = set_budget(self.runtime, engine, size)
+            # What ran by one Plan and then by another says nothing of either.
+            self._check = None
+            return plan
 
     @property
     def context(self) -> int:

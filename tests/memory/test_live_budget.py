@@ -14,11 +14,13 @@ from strata import LLM, SamplingParams
 from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightReadError
 from strata.engine import Job
+from strata.engine.plan_check import PlanCheck
 from strata.errors import UsageError
 from strata.formats import open_model
 from strata.memory import process_memory
 from strata.plan import BudgetTooSmall
 from strata.synth import SHAPES, write_model
+from support.described import machine
 from support.streaming import faults
 
 Make = Callable[[str, str | None], Path]
@@ -180,6 +182,20 @@ def test_a_disk_that_fails_leaves_it_as_it_was(at: int, make_model: Make) -> Non
         assert held(llm) == owned
         assert answers(llm) == want
         assert llm.engine.status().kv_blocks == 6
+
+
+def test_a_run_by_two_plans_says_nothing_of_the_machine(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[float] = []
+    monkeypatch.setattr("strata.engine.runtime.this_machine", lambda _: machine("laptop"))
+    monkeypatch.setattr(PlanCheck, "ratio", lambda _: 9.0)
+    monkeypatch.setattr("strata.machine.probe.note_run", lambda _, ratio: noted.append(ratio))
+    for budgets in ([], ["1GB"]):
+        with LLM(make_model("tiny-llama", None), context=128, memory="2GB") as llm:
+            for budget in budgets:
+                llm.set_budget(budget)
+    assert noted == [9.0]
 
 
 def test_a_backend_without_budgets(make_model: Make) -> None:

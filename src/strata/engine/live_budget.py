@@ -40,11 +40,15 @@ def set_budget(runtime: Runtime, engine: Engine, memory: int) -> Plan:
     runs keeps the bits of the answer. Raises BudgetTooSmall, with the smallest budget, UsageError
     and WeightReadError; then nothing has changed.
     """
+    from strata.machine.probe import known_machine
+
     memory = min(memory, memory_total() or memory)
     kind = backend_class(runtime.options.backend)
     if not kind.plans:
         raise UsageError(f"the {kind.name} backend keeps to no memory budget; the cpu backend does")
-    machine = runtime.machine or this_machine(runtime.file)
+    # Answers wait meanwhile: what is known is good enough, even where it is doubted.
+    known = runtime.machine or known_machine(runtime.file.paths[0])
+    machine = known or this_machine(runtime.file)
     plan = _plan(runtime, engine, machine, memory)
     ledger = runtime.ledger
     settings = settings_of(plan, kv_directory(runtime.options, plan), limited=True)
