@@ -17,6 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def child(args: argparse.Namespace) -> None:
     from strata import LLM, SamplingParams
 
     params = SamplingParams(max_tokens=ANSWER, logprobs=1, ignore_eos=True)
-    context = args.tokens + 64 * (QUESTION + ANSWER)
+    context = args.tokens + args.turns * (QUESTION + ANSWER)
     with LLM(args.model, context=context, threads=args.threads, kv_type=args.kv_type) as llm:
         sizes = llm.runtime.kv_type.block_nbytes
         position = sum(sizes(llm.model.state, g) for g in llm.model.groups) // 64
@@ -63,6 +64,7 @@ class Server:
     def __init__(self, args: argparse.Namespace, *, store: bool) -> None:
         words = [sys.executable, __file__, args.model, "--child", "--tokens", str(args.tokens)]
         words += ["--held", str(args.held), "--kv-type", args.kv_type]
+        words += ["--turns", str(max(Counter(arrivals(args)).values()))]
         if args.threads:
             words += ["--threads", str(args.threads)]
         if store:
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--again", type=int, default=20)
     parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--turns", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
