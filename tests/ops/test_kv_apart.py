@@ -78,6 +78,7 @@ def test_names_have_one_spelling() -> None:
         ("f16,=int4", "where layers are said as"),
         ("f16,1=q4_0", "no KV type 'q4_0'"),
         ("x" * 5000, "no KV type 'xxx"),
+        ("f16" + ",0-4095=int4" * 100_000, "has more than 4096 parts"),
     ],
 )
 def test_what_is_no_type_is_one_line(given: str, message: str) -> None:
@@ -92,6 +93,10 @@ def test_a_layer_that_is_not_there_is_named() -> None:
     kept = choose_kv_type("f16,2-3=int4", KV_TYPES)
     with pytest.raises(UsageError, match=r"names layer 3, and the model's last is 2"):
         kept.block_nbytes(layers, state_groups(layers)[0])
+    many = choose_kv_type("f16" + "".join(f",{n}=int4" for n in range(0, 500, 2)), KV_TYPES)
+    with pytest.raises(UsageError) as caught:
+        many.block_nbytes(layers, state_groups(layers)[0])
+    assert len(str(caught.value)) < 400
 
 
 def test_lossless_is_sixteen_bits_everywhere() -> None:

@@ -89,8 +89,8 @@ class KVType:
         UsageError if a layer is named that the model has not."""
         if self.layers and self.layers[-1][0] >= len(state):
             raise UsageError(
-                f"the KV type {self.name!r} names layer {self.layers[-1][0]}, and the model's last "
-                f"is {len(state) - 1}"
+                f"the KV type {shown(self.name)} names layer {self.layers[-1][0]}, and the model's "
+                f"last is {len(state) - 1}"
             )
         return sum(self.layer_nbytes(state, number) for number in group.layers)
 
@@ -211,6 +211,8 @@ def choose_kv_type(name: str | None, types: tuple[KVType, ...]) -> KVType:
     codecs = {t.keys.name: t.keys for t in types}
     first, *more = name.split(",")
     keys, values = _pair(first, name, codecs)
+    if len(more) > _MOST_LAYERS:
+        raise UsageError(f"the KV type {shown(name)} has more than {_MOST_LAYERS} parts")
     own: dict[int, tuple[KVCodec, KVCodec]] = {}
     for part in more:
         numbers, equals, kept = part.partition("=")
