@@ -77,7 +77,8 @@ def command(
     else:
         assert to is not None
         done = contents.move(contents.with_beginnings(chosen), StoreDirectory(to, kv_store_size))
-    changed = [k for k in contents.kept() if k.file.name in set(done)]
+    names = set(done)
+    changed = [k for k in contents.kept() if k.file.name in names]
     nbytes = sum(k.file.nbytes for k in changed)
     if as_json:
         print_json({"action": action, "entries": [k.id for k in changed], "bytes": nbytes})
@@ -124,9 +125,10 @@ def _time(kept: Kept) -> str:
 
 
 def _ask(contents: StoreContents, chosen: list[str], yes: bool) -> None:
-    nbytes = sum(k.file.nbytes for k in contents.kept() if k.file.name in set(chosen))
     if yes or not chosen:
         return
+    names = set(chosen)
+    nbytes = sum(k.file.nbytes for k in contents.kept() if k.file.name in names)
     what = f"{len(chosen)} entries ({format_size(nbytes)})"
     if not sys.stdin.isatty():
         raise UsageError(f"this deletes {what}; say --yes to do it")
