@@ -12,8 +12,10 @@ from random import Random
 import pytest
 
 import make_tiny_models
+import strata._native as _native
 from strata import LLM
 from strata.decode import Draft
+from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.engine.draft_choice import parse_draft
 from strata.engine.drafting import Drafting
 from strata.engine.scheduler import Advance
@@ -182,6 +184,27 @@ def test_what_was_right_is_counted_by_kind_and_request() -> None:
     assert drafting._each[1].rate(4, 0.5) < 0.1
     drafting.end(1, [])
     assert 1 not in drafting._each
+
+
+def test_without_memory_for_texts_nothing_is_guessed_and_nothing_fails() -> None:
+    drafting = Drafting(SuffixProposer(TokenHistory(1 << 14)))
+    text = [*range(9), *range(4)]
+    try:
+        # The text that is answered, the one that is remembered, and one that has grown.
+        for remembered in (False, True):
+            _native.fail_after("allocation", 1)
+            assert drafting.propose({0: text}, 1, 8, {0: 3}) == {}
+            assert _native.has_failed("allocation")
+            _native.fail_after("allocation", 0)
+            assert drafting.propose({0: text}, 1, 8, {0: 3})[0].tokens == (4, 5, 6)
+            _native.fail_after("allocation", 0 if remembered else 1)
+            drafting.end(0, text)
+            _native.fail_after("allocation", 0)
+            found = drafting.propose({1: [*range(5, 8)]}, 1, 8, {1: 1})
+            assert [draft.tokens for draft in found.values()] == [(8,)] * remembered
+            drafting.end(1, [0])
+    finally:
+        _native.fail_after("allocation", 0)
 
 
 def test_ways_to_guess_are_checked() -> None:

@@ -42,6 +42,6 @@ def own_layers(text: str) -> int | None:
     name, colon, count = text.partition(":")
     if name != "self" or not colon:
         return None
-    if not (count.isascii() and count.isdigit() and 0 < int(count) < 10_000):
+    if not (count.isascii() and count.isdigit() and len(count) < 5 and int(count) > 0):
         raise UsageError(f"'{text}' is no number of layers: write it like self:8")
     return int(count)

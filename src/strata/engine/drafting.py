@@ -13,14 +13,16 @@ times in place of a model of the machine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
-from strata.decode import Draft, Proposer, Sampler
+from strata.decode import NO_DRAFT, Draft, Proposer, Sampler
 from strata.engine.draft_choice import DRAFT_TOKENS
 from strata.engine.draft_model import GRADES, DraftModel
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
+from strata.errors import OutOfMemoryError
 
 _GAIN = 1.03
 """By how much more tokens a second are expected where something is guessed at all."""
@@ -154,7 +156,7 @@ class Drafting:
             if most > 0:
                 draft = self._forced(id, most)
                 if draft is None:
-                    draft = self.proposer.propose(id, text, most).first(most)
+                    draft = self._looked_up(id, text, most)
                 if draft.tokens:
                     found[id] = draft
         made_up_s = 0.0
@@ -170,6 +172,13 @@ class Drafting:
         # What a draft model reads of a prompt is there for the whole answer.
         self._proposing_s = perf_counter() - started - made_up_s
         return taken
+
+    def _looked_up(self, id: int, text: Sequence[int], most: int) -> Draft:
+        """What texts say, nothing where there is no memory to take them up."""
+        try:
+            return self.proposer.propose(id, text, most).first(most)
+        except OutOfMemoryError:
+            return NO_DRAFT
 
     def _forced(self, id: int, most: int) -> Draft | None:
         """What a grammar forces, None where it leaves a choice."""
@@ -313,7 +322,9 @@ class Drafting:
         """A request is over."""
         self._each.pop(id, None)
         self._obeying.pop(id, None)
-        self.proposer.end(id, tokens)
+        # A text that there is no memory for is not remembered.
+        with suppress(OutOfMemoryError):
+            self.proposer.end(id, tokens)
         if self.model is not None:
             self.model.end(id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from strata.backends.registry import backend_class
@@ -55,11 +55,14 @@ def make_drafting(
     alone = texts_bytes(remembered, model.context_length, runtime.parallel) + by_model
     runtime.ledger.take("drafts", alone if plan is None else plan.predicted.memory.drafts)
     history = TokenHistory(remembered)
-    closing = None
+    closing: Callable[[], None] | None = None
     if store is not None and remembered:
         kept = KeptTexts(store.directory, store.model)
         history.restore(kept.load(remembered, model.vocab_size))
-        closing = partial(_keep, kept, history)
+
+        def closing() -> None:
+            kept.keep(history.tokens)
+
     drafting = Drafting(
         SuffixProposer(history if remembered else None),
         together=choice.tokens,
@@ -72,10 +75,6 @@ def make_drafting(
     if plan is not None:
         follow(drafting, plan)
     return drafting
-
-
-def _keep(kept: KeptTexts, history: TokenHistory) -> None:
-    kept.keep(history.tokens)
 
 
 def follow(drafting: Drafting, plan: Plan) -> None:
