@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,15 @@ from starlette.types import Message, Receive, Scope, Send
 
 from strata.cli.verbs import root
 from strata.errors import UsageError
-from strata.server.batch import LINE_BYTES, BatchTotals, requests_in, resume, run_batch
+from strata.server.batch import (
+    COPIES,
+    LINE_BYTES,
+    BatchTotals,
+    Rules,
+    requests_in,
+    resume,
+    run_batch,
+)
 
 
 class Application:
@@ -125,6 +135,7 @@ def test_answers_to_other_requests_are_left_alone(tmp_path: Path) -> None:
         (b"[1]\n", "an object"),
         (b"{}\n", "custom_id"),
         (line(0, custom_id=7), "custom_id"),
+        (line(0, custom_id={"a": "\ud800"}), "custom_id"),
         (line(0, url="/v1/files"), "POST to"),
         (line(0, method="GET"), "POST to"),
         (line(0, body=[]), "body"),
@@ -140,8 +151,59 @@ def test_a_wrong_line_fails_alone(wrong: bytes, why: str) -> None:
     assert (totals.lines, totals.failed) == (3, 1)
 
 
+def test_half_a_character_comes_back_as_it_was(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    asked = line(0, custom_id="\ud800\u00e9") + line(1)
+    said, totals, _ = answer(asked)
+    assert [json.loads(each)["custom_id"] for each in said.splitlines()] == ["\ud800\u00e9", "r1"]
+    assert totals.failed == 0
+    source.write_bytes(asked)
+    target.write_bytes(said.splitlines(keepends=True)[0])
+    assert resume(target, source) == 1
+
+
 def test_lines_are_read_one_by_one() -> None:
     assert list(requests_in(BytesIO(b"a\n\n \nb"))) == [b"a\n", b"b"]
+
+
+def test_which_lines_there_are_does_not_depend_on_where_they_are_cut() -> None:
+    text = b"a\n" + b" " * 20 + b"b\n" + b" " * 20 + b"\n" + b"c" * 16 + b"\n" + b" " * 40 + b"d"
+    for most in range(1, 70):
+        assert len(list(requests_in(BytesIO(text), most))) == 4
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_lines_that_are_held_have_room_and_a_bound(killed: bool) -> None:
+    lines = [line(n, custom_id="x" * (40 * n)) for n in range(12)]
+    app, held, most = Application(), 0, 0
+
+    @asynccontextmanager
+    async def room(nbytes: int) -> AsyncIterator[None]:
+        nonlocal held, most
+        held, most = held + nbytes, max(most, held + nbytes)
+        await asyncio.sleep(0)
+        try:
+            yield
+        finally:
+            held -= nbytes
+
+    rules = Rules(held_bytes=1200, room=room)
+
+    async def everything() -> None:
+        task = asyncio.create_task(
+            run_batch(app, "m", BytesIO(b"".join(lines)), Target(), skip=0, together=4, rules=rules)
+        )
+        while killed and len(app.asked) < 5:
+            await asyncio.sleep(0)
+        if killed:
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() == killed
+
+    asyncio.run(everything())
+    assert held == 0
+    assert max(map(len, lines)) <= most / COPIES <= 1200
+    assert app.most > 1
 
 
 @pytest.mark.slow

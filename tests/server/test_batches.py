@@ -19,7 +19,7 @@ from support.running import NAMES, Running, load, running, serving, wait_for
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
 pytest.importorskip("python_multipart", reason="python-multipart is not installed")
 
-ROOM = 100_000
+ROOM = 200_000
 PATH = "/v1/completions"
 
 
@@ -185,12 +185,154 @@ def test_what_was_not_finished_is_not_there(tmp_path: Path) -> None:
     store = FileStore(tmp_path, 1000)
     with store.new("batch") as half:
         half.write(b"half")
-    assert store.files() == []
+    assert store.ids("file") == []
     (tmp_path / f"file-{'0' * 24}").write_bytes(b"whole, but not told of")
     (tmp_path / "file-x.part").write_bytes(b"half")
     store.close()
     store.open()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
+
+
+def fill(client: Any, left: int) -> Any:
+    """A file that leaves room for so many bytes."""
+    used = sum(each.bytes for each in client.files.list())
+    return client.files.create(file=("full", b"x" * (ROOM - used - left)), purpose="user_data")
+
+
+def test_without_room_for_answers_those_that_came_are_kept(client: Any) -> None:
+    lines = b"".join(line(n) for n in range(30))
+    filled = fill(client, len(lines) + 6000)
+    batch = made(client, lines)
+    wait_for(lambda: ended(client.batches.retrieve(batch.id)))
+    done = client.batches.retrieve(batch.id)
+    assert done.status == "failed"
+    assert "files-size" in done.errors.data[0].message
+    answers = results(client.files.content(done.output_file_id).read())
+    assert [each["custom_id"] for each in answers] == [f"r{n}" for n in range(len(answers))]
+    assert 0 < done.request_counts.completed == len(answers) < 30
+    client.files.delete(filled.id)
+
+
+def test_without_room_for_two_files_all_answers_are_in_one(client: Any) -> None:
+    lines = b"".join(line(n) for n in range(20)) + line(20, -7)
+    filled = fill(client, len(lines) + 14_000)
+    batch = made(client, lines)
+    wait_for(lambda: ended(client.batches.retrieve(batch.id)))
+    done = client.batches.retrieve(batch.id)
+    assert (done.status, done.request_counts.failed) == ("completed", 1)
+    answers = results(client.files.content(done.output_file_id).read())
+    assert [each["custom_id"] for each in answers] == [f"r{n}" for n in range(21)]
+    assert len(results(client.files.content(done.error_file_id).read())) == 1
+    client.files.delete(filled.id)
+
+
+def test_no_line_keeps_other_batches_from_being_answered(client: Any) -> None:
+    id = "\ud800" * 20
+    first = made(client, line(0, custom_id=id) + b"[" * 60_000 + b"\n" + line(1))
+    second = made(client, line(2))
+    wait_for(lambda: ended(client.batches.retrieve(first.id)))
+    wait_for(lambda: ended(client.batches.retrieve(second.id)))
+    counts = client.batches.retrieve(first.id).request_counts
+    assert (counts.completed, counts.failed) == (2, 1)
+    assert client.batches.retrieve(second.id).status == "completed"
+
+
+def test_a_batch_of_another_model_can_be_cancelled(client: Any, shared: Running) -> None:
+    store, batch = shared.service.files, made(client, line(0))
+    assert store is not None
+    wait_for(lambda: ended(client.batches.retrieve(batch.id)))
+    waiting = store.batch(batch.id) | {"model": "another", "status": "in_progress"}
+    store.write(waiting)
+    client.batches.cancel(batch.id)
+    wait_for(lambda: client.batches.retrieve(batch.id).status == "cancelled")
+    client.files.delete(batch.input_file_id)
+
+
+def test_long_lists_are_told_in_parts(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [client.files.create(file=("in", b"x"), purpose="evals").id for _ in range(5)]
+    monkeypatch.setattr("strata.server.openai.files._PAGE_BYTES", 300)
+    first = client.files.list()
+    assert first.has_more
+    assert sorted(each.id for each in first) == sorted(sent)
+
+
+def test_longest_metadata_are_kept(client: Any) -> None:
+    file = client.files.create(file=("in.jsonl", line(1)), purpose="batch")
+    wide = {chr(0x1F600 + n) * 64: "\U0001f600" * 512 for n in range(16)}
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint=PATH, completion_window="24h", metadata=wide
+    )
+    wait_for(lambda: ended(client.batches.retrieve(batch.id)))
+    assert client.batches.retrieve(batch.id).metadata == wide
+
+
+def test_a_file_that_cannot_be_written_down_leaves_nothing(tmp_path: Path) -> None:
+    store = FileStore(tmp_path, 1000)
+    for _ in range(3):
+        with store.new("batch") as file:
+            file.write(b"x" * 950)
+            with pytest.raises(ApiError, match="files-size"):
+                file.finish("name")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    with store.new("batch") as file:
+        file.write(b"x" * 500)
+        assert file.finish("name")["bytes"] == 500
+    assert [path.stat().st_mode & 0o77 for path in tmp_path.iterdir()] == [0, 0, 0]
+
+
+def test_batches_that_ended_make_place_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strata.server.file_store.MOST_FILES", 12)
+    store = FileStore(tmp_path, 100_000)
+    for number in range(20):
+        store.make_place()
+        status = "in_progress" if number < 8 else "completed"
+        store.write({"id": f"batch_{number:024x}", "created_at": number, "status": status})
+    assert set(store.ids("batch")) >= {f"batch_{number:024x}" for number in range(8)}
+    assert len(list(tmp_path.iterdir())) <= 12
+    for number in range(20, 33):
+        store.write({"id": f"batch_{number:024x}", "created_at": 1, "status": "validating"})
+    store.make_place()
+    with pytest.raises(ApiError, match="delete some"):
+        store.make_place()
+
+
+def test_a_folder_that_cannot_be_used_is_told_each_time(tmp_path: Path) -> None:
+    (tmp_path / "a.part").mkdir()
+    store = FileStore(tmp_path, 1000)
+    said = []
+    for _ in range(2):
+        with pytest.raises(ApiError, match="not kept here") as caught:
+            store.open()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    (tmp_path / "a.part").rmdir()
+    store.open()
+
+
+@pytest.mark.slow
+def test_a_large_file_may_take_longer_than_a_request(smollm2_path: Path, tmp_path: Path) -> None:
+    part = b"x" * ((1 << 20) + 4096)
+
+    def parts() -> Iterator[bytes]:
+        yield b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        yield b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(4):
+            time.sleep(1.0)
+            yield part
+        yield b"\r\n--b--\r\n"
+
+    with (
+        load(smollm2_path) as served,
+        running(served, files=tmp_path / "files", request_s=3.0) as server,
+    ):
+        answer = httpx.post(
+            f"{server.url}/v1/files",
+            content=parts(),
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+    assert (answer.status_code, answer.json()["bytes"]) == (200, 4 * len(part))
 
 
 @pytest.mark.slow

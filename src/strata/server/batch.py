@@ -11,8 +11,8 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,9 @@ from strata.server.openai.batches import ENDPOINTS
 
 LINE_BYTES = 8 << 20
 """The longest line that is read."""
+
+COPIES = 2
+"""Of a line while it is answered: itself, and the request in it."""
 
 _BUSY = (429, 503)
 _AGAIN_S = 0.2
@@ -42,13 +45,12 @@ class BatchTotals:
     completion_tokens: int = 0
 
 
-class LineTooLarge(UsageError):
-    """A line that is not looked into."""
+def _nothing(line: bytes) -> int:
+    return 0
 
 
-@asynccontextmanager
-async def _any_room(line: bytes) -> AsyncIterator[None]:
-    yield
+def _any_room(nbytes: int) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 def _never() -> bool:
@@ -60,16 +62,19 @@ class Rules:
     """How lines are answered.
 
     Each has at most ``line_bytes`` and asks one of ``endpoints``, with ``key`` where the
-    application wants one; ``ahead`` times as many are held as run together. ``room`` is held while
-    a line is parsed, LineTooLarge where there never is any. What is said once ``closing`` is no
-    answer.
+    application wants one; ``ahead`` times as many are held as run together, and no more than
+    ``held_bytes`` of them. ``cost`` is the memory that parsing a line takes, UsageError where it is
+    too much; ``room`` is held for that long, and for a line as long as it is there. What is said
+    once ``closing`` is no answer.
     """
 
     endpoints: tuple[str, ...] = ENDPOINTS
     line_bytes: int = LINE_BYTES
     ahead: int = 4
+    held_bytes: int | None = None
     key: str | None = None
-    room: Callable[[bytes], AbstractAsyncContextManager[None]] = _any_room
+    cost: Callable[[bytes], int] = _nothing
+    room: Callable[[int], AbstractAsyncContextManager[None]] = _any_room
     closing: Callable[[], bool] = _never
 
 
@@ -80,27 +85,33 @@ RULES = Rules()
 def requests_in(source: BinaryIO, most: int = LINE_BYTES) -> Iterator[bytes]:
     """The lines of a file that are not empty; one that is too long is cut behind ``most`` bytes."""
     while line := source.readline(most + 1):
-        cut = line
+        # Which lines are empty does not depend on where they are cut.
+        cut, empty = line, not line.strip()
         while not line.endswith(b"\n") and len(line) > most:
             line = source.readline(most + 1)
-            if not line:
-                break
-        if cut.strip():
+            empty = empty and not line.strip()
+        if not empty:
             yield cut
 
 
-def resume(target: Path, source: Path) -> int:
-    """Lines of ``source`` that ``target`` has answers to; what a killed run left half written is
-    cut off. UsageError if they are answers to something else."""
-    if not target.exists():
-        return 0
+def whole_lines(target: Path) -> tuple[int, bytes]:
+    """Lines of a file of answers, and the last one; what a killed run left half written is cut
+    off."""
     done, end, last = 0, 0, b""
-    with target.open("r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            done, end, last = done + 1, end + len(line), line
-        file.truncate(end)
+    if target.exists():
+        with target.open("r+b") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                done, end, last = done + 1, end + len(line), line
+            file.truncate(end)
+    return done, last
+
+
+def resume(target: Path, source: Path) -> int:
+    """Lines of ``source`` that ``target`` has answers to; see ``whole_lines``. UsageError if they
+    are answers to something else."""
+    done, last = whole_lines(target)
     if not done:
         return 0
     with source.open("rb") as file:
@@ -115,12 +126,39 @@ def resume(target: Path, source: Path) -> int:
     )
 
 
-def _custom_id(line: bytes) -> Any:
+def _custom_id(line: bytes) -> str | None:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found.get("custom_id") if isinstance(found, dict) else None
+    id = found.get("custom_id") if isinstance(found, dict) else None
+    return id if isinstance(id, str) else None
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What was said to a request, as it is written."""
+
+    line: bytes
+    failed: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, result: dict[str, Any]) -> _Said:
+        """Of a line of answers."""
+        right = succeeded(result)
+        usage = (result["response"]["body"].get("usage") if right else None) or {}
+        tokens = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+        return cls(_compact(result) + b"\n", not right, *tokens)
+
+
+def _compact(value: Any) -> bytes:
+    """JSON in UTF-8; where it has half a character, which has none there, in ASCII."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
 
 
 async def run_batch(
@@ -137,38 +175,56 @@ async def run_batch(
     """Answer the lines of ``source`` behind the first ``skip``, ``together`` at a time, with
     ``model`` whatever model they name."""
     totals = BatchTotals(resumed=skip)
-    running: deque[asyncio.Task[dict[str, Any]]] = deque()
+    running: deque[tuple[asyncio.Task[_Said], AsyncExitStack, int]] = deque()
     free = asyncio.Semaphore(together)
+    held = 0
 
-    async def answer(number: int, line: bytes) -> dict[str, Any]:
+    async def answer(number: int, line: bytes) -> _Said:
         async with free:
             return await _answer(app, model, number, line, rules)
 
     async def write() -> None:
-        result = await running[0]
+        nonlocal held
+        task, room, nbytes = running[0]
+        said = await task
         running.popleft()
-        target.write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+        await room.aclose()
+        held -= nbytes
+        target.write(said.line)
         target.flush()
-        _count(totals, result)
+        totals.lines += 1
+        totals.failed += said.failed
+        totals.prompt_tokens += said.prompt_tokens
+        totals.completion_tokens += said.completion_tokens
         if progress is not None:
             progress(totals)
+
+    def full(nbytes: int) -> bool:
+        """Whether a line has to wait, behind what has come and behind what has not."""
+        return len(running) >= rules.ahead * together or (
+            rules.held_bytes is not None and held + nbytes > rules.held_bytes
+        )
 
     try:
         for number, line in enumerate(requests_in(source, rules.line_bytes)):
             if number < skip:
                 continue
-            # What has come waits behind what has not, no more than this.
-            while len(running) >= rules.ahead * together:
+            while running and full(len(line)):
                 await write()
-            running.append(asyncio.create_task(answer(number, line)))
+            room = AsyncExitStack()
+            await room.enter_async_context(rules.room(COPIES * len(line)))
+            running.append((asyncio.create_task(answer(number, line)), room, len(line)))
+            held += len(line)
             await asyncio.sleep(0)
         while running:
             await write()
         os.fsync(target.fileno())
     finally:
-        for task in running:
+        for task, _, _ in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*(task for task, _, _ in running), return_exceptions=True)
+        for _, room, _ in running:
+            await room.aclose()
     return totals
 
 
@@ -178,19 +234,7 @@ def succeeded(result: dict[str, Any]) -> bool:
     return response is not None and response["status_code"] == 200
 
 
-def _count(totals: BatchTotals, result: dict[str, Any]) -> None:
-    totals.lines += 1
-    if not succeeded(result):
-        totals.failed += 1
-        return
-    usage = result["response"]["body"].get("usage") or {}
-    totals.prompt_tokens += usage.get("prompt_tokens", 0)
-    totals.completion_tokens += usage.get("completion_tokens", 0)
-
-
-async def _answer(
-    app: ASGIApp, model: str, number: int, line: bytes, rules: Rules
-) -> dict[str, Any]:
+async def _answer(app: ASGIApp, model: str, number: int, line: bytes, rules: Rules) -> _Said:
     result: dict[str, Any] = {
         "id": f"batch_req_{number}",
         "custom_id": None,
@@ -198,13 +242,13 @@ async def _answer(
         "error": None,
     }
     try:
-        async with rules.room(line):
-            path, data, result["custom_id"] = _request(line, model, rules)
+        if len(line) > rules.line_bytes:
+            raise UsageError(f"a line has at most {rules.line_bytes} bytes")
+        async with rules.room(rules.cost(line)):
+            path, data = _request(line, model, rules.endpoints, result)
     except UsageError as error:
         result["error"] = {"code": "invalid_request", "message": str(error)}
-        if not isinstance(error, LineTooLarge):
-            result["custom_id"] = _custom_id(line)
-        return result
+        return _Said.of(result)
     while True:
         status, said = await _post(app, path, data, rules.key)
         if status not in _BUSY and not rules.closing():
@@ -215,13 +259,13 @@ async def _answer(
         "request_id": f"req_{number}",
         "body": json.loads(said),
     }
-    return result
+    return _Said.of(result)
 
 
-def _request(line: bytes, model: str, rules: Rules) -> tuple[str, bytes, str]:
-    """Path, body and id of a line; UsageError for what is none."""
-    if len(line) > rules.line_bytes:
-        raise LineTooLarge(f"a line has at most {rules.line_bytes} bytes")
+def _request(
+    line: bytes, model: str, endpoints: Sequence[str], result: dict[str, Any]
+) -> tuple[str, bytes]:
+    """Path and body of a line, of which ``result`` gets the id; UsageError for what is none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -231,13 +275,17 @@ def _request(line: bytes, model: str, rules: Rules) -> tuple[str, bytes, str]:
     id, body = found.get("custom_id"), found.get("body")
     if not isinstance(id, str):
         raise UsageError("a line has a custom_id, which is text")
-    if found.get("method", "POST") != "POST" or found.get("url") not in rules.endpoints:
-        raise UsageError(f"a line asks to POST to {' or '.join(rules.endpoints)}")
+    result["custom_id"] = id
+    if found.get("method", "POST") != "POST" or found.get("url") not in endpoints:
+        raise UsageError(f"a line asks to POST to {' or '.join(endpoints)}")
     if not isinstance(body, dict):
         raise UsageError("a line has a body, which is an object")
     body |= {"model": model, "stream": False}
     body.pop("stream_options", None)
-    return found["url"], json.dumps(body).encode(), id
+    try:
+        return found["url"], _compact(body)
+    except RecursionError:
+        raise UsageError("this line is nested too deep") from None
 
 
 async def _post(app: ASGIApp, path: str, body: bytes, key: str | None) -> tuple[int, bytes]:

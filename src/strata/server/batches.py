@@ -20,37 +20,43 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from starlette.types import ASGIApp
 
-from strata.errors import StrataError
+from strata.errors import StrataError, UsageError
 from strata.server.admission import Measure
 from strata.server.batch import (
+    COPIES,
     LINE_BYTES,
     BatchTotals,
-    LineTooLarge,
     Rules,
     requests_in,
-    resume,
     run_batch,
     succeeded,
+    whole_lines,
 )
 from strata.server.errors import ApiError
-from strata.server.file_store import FileStore
+from strata.server.file_store import UNFINISHED, FileStore
 
 if TYPE_CHECKING:
     from strata.server.service import Service
 
 _log = logging.getLogger("strata.server")
 
-UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
-
 MOST_LINES = 50_000
 """Requests of a batch, as OpenAI's has it."""
 
 _WINDOW_S = 24 * 3600
 
-_LINES_SHARE = 4
-"""Of the memory for requests, lines that are held take one in so many parts at most."""
+_SHARE = 4
+"""One in so many parts of the memory for requests is what the lines that are held may take, with
+the requests in them; to parse and to serve one may take the others."""
+
+_PIECE = 64 << 10
+"""Of a line that is only counted."""
 
 _AGAIN_S = 1.0
+"""After which memory is asked for again."""
+
+_DISK_S = 30.0
+"""After which a disk is tried again that could not be written to."""
 
 
 class Batches:
@@ -86,7 +92,7 @@ class Batches:
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
 
-    def create(self, asked: dict[str, Any]) -> dict[str, Any]:
+    async def create(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A new batch of the file ``input_file_id``."""
         if self._store.file(asked["input_file_id"])["purpose"] != "batch":
             raise ApiError(
@@ -110,7 +116,8 @@ class Batches:
             # Whose answers they are: another model's server does not go on with them.
             "model": self._service.name,
         }
-        self._store.write(batch)
+        await asyncio.to_thread(self._store.make_place)
+        await asyncio.to_thread(self._store.write, batch)
         self._run_soon()
         return batch
 
@@ -128,7 +135,7 @@ class Batches:
             raise ApiError(400, f"this batch is {batch['status']} already")
         if batch["status"] in ("validating", "in_progress"):
             batch |= {"status": "cancelling", "cancelling_at": int(time())}
-            self._store.write(batch)
+            self._store.write(batch, ours=True)
         if (running := self._now.get(id)) is not None:
             running.cancel()
         self._run_soon()
@@ -136,40 +143,42 @@ class Batches:
 
     def check_unused(self, file: str) -> None:
         """ApiError where a batch that has not ended is made of a file."""
-        for batch in self._store.batches():
-            if batch["input_file_id"] == file and batch["status"] in UNFINISHED:
-                raise ApiError(400, f"{batch['id']} is being made of this file: cancel it first")
+
+        def is_made_of_it(batch: dict[str, Any]) -> bool:
+            return batch["input_file_id"] == file and batch["status"] in UNFINISHED
+
+        if found := self._store.ids("batch", is_made_of_it):
+            raise ApiError(400, f"{found[0]} is being made of this file: cancel it first")
 
     async def _run(self) -> None:
         """One after the other, the oldest first."""
         while True:
             self._wake.clear()
             try:
-                waiting = await asyncio.to_thread(self._waiting)
+                waiting = await asyncio.to_thread(self._store.ids, "batch", self._is_for_us)
+                batch = self._store.batch(waiting[-1]) if waiting else None
             except ApiError as error:
                 _log.warning("batches do not go on: %s", error)
                 return
-            for batch in waiting:
-                try:
-                    await self._bring_forward(batch)
-                except StrataError as error:
-                    await self._fail(batch, str(error))
-                except OSError as error:
-                    await self._fail(batch, f"{error.strerror or error}")
-            if not waiting:
+            if batch is None:
                 await self._wake.wait()
+                continue
+            try:
+                await self._bring_forward(batch)
+            except (StrataError, OSError) as error:
+                await self._fail(batch, getattr(error, "strerror", None) or str(error))
+            except Exception:
+                # One that cannot be worked on does not keep others from it.
+                _log.exception("%s cannot be answered", batch["id"])
+                await self._fail(batch, "the server failed; its log says why")
 
-    def _waiting(self) -> list[dict[str, Any]]:
-        return [
-            batch
-            for batch in reversed(self._store.batches())
-            if batch["status"] in UNFINISHED and batch.get("model") in self._service.names
-        ]
+    def _is_for_us(self, batch: dict[str, Any]) -> bool:
+        """Whether a batch waits for this server: any may end one of which no more is answered."""
+        ours = batch["model"] in self._service.names
+        return batch["status"] in (UNFINISHED if ours else ("finalizing", "cancelling"))
 
     async def _bring_forward(self, batch: dict[str, Any]) -> None:
         id, store = batch["id"], self._store
-        # It may have been cancelled while it waited.
-        batch |= store.batch(id)
         source = store.content(batch["input_file_id"])
         if batch["status"] == "validating":
             total = await asyncio.to_thread(_lines, source)
@@ -179,25 +188,24 @@ class Batches:
             batch["request_counts"] = {"total": total, "completed": 0, "failed": 0}
             if batch["status"] == "validating":
                 batch |= {"status": "in_progress", "in_progress_at": int(time())}
-            store.write(batch)
+            store.write(batch, ours=True)
         if batch["status"] == "in_progress":
             await self._answer(batch, source)
         await self._finish(batch)
 
     async def _answer(self, batch: dict[str, Any], source: Path) -> None:
-        id, work = batch["id"], self._store.work(batch["id"])
-        done = await asyncio.to_thread(resume, work, source)
-        before = await asyncio.to_thread(_answered, work)
+        id = batch["id"]
+        before = await asyncio.to_thread(self._answered, id)
         rules = self._rules(batch["endpoint"])
         assert self._app is not None
-        with source.open("rb") as asked, work.open("ab") as answers:
+        with source.open("rb") as asked, self._store.add_to_work(id) as answers:
             running = asyncio.create_task(
                 run_batch(
                     self._app,
                     self._service.name,
                     asked,
                     cast(BinaryIO, _Counted(answers, self._store)),
-                    skip=done,
+                    skip=before.lines,
                     together=self._together,
                     progress=lambda now: self._note(id, before, now),
                     rules=rules,
@@ -224,54 +232,82 @@ class Batches:
 
     def _rules(self, endpoint: str) -> Rules:
         admission, settings = self._service.admission, self._service.settings
-        held = admission.capacity // _LINES_SHARE // self._together
+        # What lines take that are held leaves room for each of them.
+        most = admission.capacity - admission.capacity // _SHARE
 
-        @asynccontextmanager
-        async def room(line: bytes) -> AsyncIterator[None]:
+        def cost(line: bytes) -> int:
             measure = Measure.of(line, settings.values)
             if measure.values > settings.values or measure.depth > settings.depth:
-                raise LineTooLarge(
+                raise UsageError(
                     f"a line has at most {settings.values} values, {settings.depth} deep"
                 )
-            if measure.cost > admission.capacity:
-                raise LineTooLarge("there is no memory for this line in the server's budget")
-            while not await admission.take(measure.cost):
+            if measure.cost > most:
+                raise UsageError("there is no memory for this line in the server's budget")
+            return measure.cost
+
+        @asynccontextmanager
+        async def room(nbytes: int) -> AsyncIterator[None]:
+            while not await admission.take(nbytes):
                 await asyncio.sleep(_AGAIN_S)
             try:
                 yield
             finally:
-                admission.give(measure.cost)
+                admission.give(nbytes)
 
         return Rules(
             endpoints=(endpoint,),
-            line_bytes=max(1 << 10, min(LINE_BYTES, held)),
+            line_bytes=max(1 << 10, min(LINE_BYTES, most // Measure(1, 0, 0, 1).cost)),
             ahead=1,
+            held_bytes=admission.capacity // _SHARE // COPIES,
             key=settings.api_key,
+            cost=cost,
             room=room,
             closing=lambda: self._service.bridge.closing,
         )
 
     async def _finish(self, batch: dict[str, Any]) -> None:
-        id = batch["id"]
-        batch |= self._store.batch(id)
-        cancelled = batch["status"] == "cancelling"
+        batch |= self._store.batch(batch["id"])
+        end = "cancelled" if batch["status"] == "cancelling" else "completed"
         if batch["status"] == "in_progress":
             batch |= {"status": "finalizing", "finalizing_at": int(time())}
-            self._store.write(batch)
-        totals = await asyncio.to_thread(_answered, self._store.work(id))
+            self._store.write(batch, ours=True)
+        await self._end(batch, end)
+
+    async def _fail(self, batch: dict[str, Any], why: str) -> None:
+        """It cannot go on; what was answered is kept."""
+        data = [{"code": "failed", "message": why, "line": None, "param": None}]
+        batch["errors"] = {"object": "list", "data": data}
+        try:
+            await self._end(batch, "failed")
+        except (OSError, StrataError) as error:
+            _log.warning("%s failed, which cannot be written down: %s", batch["id"], error)
+            await asyncio.sleep(_DISK_S)
+
+    async def _end(self, batch: dict[str, Any], status: str) -> None:
+        totals = await asyncio.to_thread(self._answered, batch["id"])
         await asyncio.to_thread(self._split, batch, totals)
-        end = "cancelled" if cancelled else "completed"
-        batch |= {"status": end, f"{end}_at": int(time())}
+        batch |= {"status": status, f"{status}_at": int(time())}
         batch["request_counts"] = _counts(batch, totals)
-        self._store.write(batch)
-        self._store.drop_work(id)
-        self._totals.pop(id, None)
+        self._store.write(batch, ours=True)
+        self._store.drop_work(batch["id"])
+        self._totals.pop(batch["id"], None)
+
+    def _answered(self, id: str) -> BatchTotals:
+        """What was answered of a batch: whole lines, and those of them that are errors."""
+        work, totals = self._store.work(id), BatchTotals()
+        if work.exists():
+            size = work.stat().st_size
+            totals.lines, _ = whole_lines(work)
+            self._store.give(size - work.stat().st_size)
+            with work.open("rb") as file:
+                totals.failed = sum(not _right(line) for line in file)
+        return totals
 
     def _split(self, batch: dict[str, Any], totals: BatchTotals) -> None:
-        """Answers and errors, each in a file."""
-        right = totals.lines - totals.failed
+        """Answers and errors, each in a file. Where there is no room for both, one has all."""
+        work = self._store.work(batch["id"])
         for count, wanted, field in (
-            (right, True, "output_file_id"),
+            (totals.lines - totals.failed, True, "output_file_id"),
             (totals.failed, False, "error_file_id"),
         ):
             if not count:
@@ -279,29 +315,26 @@ class Batches:
             name = f"{batch['id']}_{'output' if wanted else 'error'}.jsonl"
             # By a name of its own, so that doing it again after a kill makes no second one.
             made_of = hashlib.sha256(f"{batch['id']} {field}".encode()).hexdigest()
-            batch[field] = f"file-{made_of[:24]}"
-            with suppress(ApiError):
-                self._store.file(batch[field])
+            id = batch[field] = f"file-{made_of[:24]}"
+            if self._store.info_bytes(id):
                 continue
-            with self._store.new("batch_output", batch[field]) as made:
-                with self._store.work(batch["id"]).open("rb") as file:
-                    for line in file:
-                        if succeeded(json.loads(line)) == wanted:
-                            made.write(line)
-                made.finish(name)
+            try:
+                if count == totals.lines:
+                    self._store.link(work, id, name)
+                else:
+                    self._copy(work, id, name, wanted)
+            except ApiError:
+                if count == totals.lines:
+                    self._copy(work, id, name, wanted)
+                else:
+                    self._store.link(work, id, name)
 
-    async def _fail(self, batch: dict[str, Any], why: str) -> None:
-        """It cannot go on."""
-        data = [{"code": "failed", "message": why, "line": None, "param": None}]
-        batch |= {"status": "failed", "failed_at": int(time())}
-        batch["errors"] = {"object": "list", "data": data}
-        try:
-            self._store.drop_work(batch["id"])
-            self._store.write(batch)
-        except (OSError, StrataError) as error:
-            _log.warning("%s failed, which cannot be written down: %s", batch["id"], error)
-            await asyncio.sleep(_AGAIN_S)
-        self._totals.pop(batch["id"], None)
+    def _copy(self, work: Path, id: str, name: str, wanted: bool) -> None:
+        with self._store.new("batch_output", id) as made, work.open("rb") as file:
+            for line in file:
+                if _right(line) == wanted:
+                    made.write(line)
+            made.finish(name, ours=True)
 
 
 class _Counted:
@@ -327,15 +360,12 @@ def _counts(batch: dict[str, Any], totals: BatchTotals) -> dict[str, int]:
 
 def _lines(source: Path) -> int:
     with source.open("rb") as file:
-        return sum(1 for _ in requests_in(file))
+        return sum(1 for _ in requests_in(file, _PIECE))
 
 
-def _answered(work: Path) -> BatchTotals:
-    """Lines of a file of answers, and those that are errors."""
-    totals = BatchTotals()
-    if work.exists():
-        with work.open("rb") as file:
-            for line in file:
-                totals.lines += 1
-                totals.failed += not succeeded(json.loads(line))
-    return totals
+def _right(line: bytes) -> bool:
+    """Whether an answer is one, and no error, nor damaged."""
+    try:
+        return succeeded(json.loads(line))
+    except (ValueError, TypeError, KeyError):
+        return False

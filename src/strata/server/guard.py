@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import logging
 import re
+from collections.abc import Mapping
 from ipaddress import ip_address
 from socket import gethostname
 from typing import Protocol
@@ -85,12 +86,8 @@ class Guard:
 
     def _most(self, scope: Scope) -> int:
         """Bytes of the body of this request: files go to the disk as they come."""
-        return self._settings.files_bytes if self._is_upload(scope) else self._largest
-
-    def _is_upload(self, scope: Scope) -> bool:
-        """Whether a file is sent, which is no JSON and is not held in memory."""
-        files = self._settings.files is not None
-        return files and scope["method"] == "POST" and scope["path"] == UPLOADS
+        upload = is_upload(self._settings, scope)
+        return self._settings.files_bytes if upload else self._largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,7 +118,7 @@ class Guard:
                 if (head := _head_bytes(scope)) > _SMALL_HEAD:
                     share.add(_HEAD_COPIES * head)
                 await self._app(
-                    scope if self._is_upload(scope) else _as_json(scope),
+                    scope if is_upload(self._settings, scope) else _as_json(scope),
                     self._bounded(receive, share, scope),
                     watched,
                 )
@@ -170,7 +167,7 @@ class Guard:
 
     def _bounded(self, receive: Receive, share: Share, scope: Scope) -> Receive:
         """``receive`` that raises ApiError where the body is too long, or all are together."""
-        size, most, upload = 0, self._most(scope), self._is_upload(scope)
+        size, most, upload = 0, self._most(scope), is_upload(self._settings, scope)
 
         async def bounded() -> Message:
             nonlocal size
@@ -200,6 +197,11 @@ class Guard:
 
 def _head_bytes(scope: Scope) -> int:
     return sum(len(name) + len(value) for name, value in scope["headers"])
+
+
+def is_upload(settings: Settings, scope: Mapping[str, object]) -> bool:
+    """Whether a file is sent, which is no JSON and is not held in memory."""
+    return settings.files is not None and scope["method"] == "POST" and scope["path"] == UPLOADS
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from strata.errors import StrataError
 from strata.server.crowd import Crowd
-from strata.server.guard import CROWD, HEAD_BYTES
+from strata.server.guard import CROWD, HEAD_BYTES, is_upload
 from strata.server.parting import Parting
 from strata.server.settings import Settings
 
@@ -36,6 +36,9 @@ _SWITCH_S = 5e-4
 
 _PROBES_S = (0.02, 0.1, 0.5, 2.0, 10.0)
 """Between two looks whether a client that sends no more still reads."""
+
+_UPLOAD_PART = 1 << 20
+"""Bytes of a file that is sent for which a client has as long as for a whole request."""
 
 _LAST_WORDS_S = 1.0
 """Beyond the grace, for telling those who are cut off."""
@@ -202,6 +205,7 @@ class _Protocol(H11Protocol):
         self._crowd = crowd
         self._silent = True
         self._head = 0
+        self._sent = 0
         self._last = False
         self._sending: asyncio.TimerHandle | None = None
         self._reading: asyncio.TimerHandle | None = None
@@ -234,6 +238,10 @@ class _Protocol(H11Protocol):
         cycle = self.cycle
         headless = cycle is None or cycle.response_complete
         self._head = self._head + len(data) if headless else 0
+        self._sent = 0 if headless else self._sent + len(data)
+        if self._sent >= _UPLOAD_PART and is_upload(self._settings, cycle.scope):
+            self._sent = 0
+            self._stop_sending_timer()
         if headless or cycle.more_body:
             self._expect_request(self._settings.request_s)
             self._crowd.waits(self)

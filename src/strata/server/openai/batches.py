@@ -106,16 +106,16 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         """Answer the requests in a file, one batch after the other, beside those who wait."""
         if body.endpoint not in ENDPOINTS:
             raise ApiError(400, f"a batch asks {' or '.join(ENDPOINTS)}", param="endpoint")
-        return Reply(batches().create(body.model_dump()))
+        return Reply(await batches().create(body.model_dump()))
 
     @routes.get("/v1/batches", response_model=BatchList, responses=errors)
     async def list_batches(
         after: str | None = None, limit: Annotated[int, Query(ge=1, le=_PAGE)] = 20
     ) -> Reply:
         """Batches, the newest first."""
-        of = batches()
-        found = await asyncio.to_thread(store_of(service).batches)
-        return Reply(page_of([of.told(batch) for batch in found], after, limit))
+        of, store = batches(), store_of(service)
+        found = await asyncio.to_thread(store.ids, "batch")
+        return Reply(await page_of(found, after, limit, store, lambda id: of.told(store.batch(id))))
 
     @routes.get("/v1/batches/{id}", response_model=Batch, responses=errors)
     async def retrieve(id: str) -> Reply:

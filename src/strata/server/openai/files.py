@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import FileResponse, Response
 
+from strata.server.admission import SHARE, UNCOUNTED
 from strata.server.document import OpenAIError, documented
 from strata.server.errors import ApiError
 from strata.server.file_store import FileStore, NewFile
@@ -26,6 +28,11 @@ PURPOSES = ("batch", "user_data", "evals")
 _FIELD_BYTES = 512
 _HEADER_BYTES = 4096
 _PAGE = 10_000
+_PAGE_BYTES = 64 << 10
+"""Of what is known of the files of one list, before the last one of it."""
+
+_COPIES = 4
+"""Of that: as it is read, parsed, and told."""
 
 
 class File(BaseModel):
@@ -58,20 +65,37 @@ class FileDeleted(BaseModel):
     deleted: bool
 
 
-def page_of(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """The part of a list that is asked for, as OpenAI's clients go through it."""
+async def page_of(
+    ids: list[str],
+    after: str | None,
+    limit: int,
+    store: FileStore,
+    told: Callable[[str], dict[str, Any]],
+) -> dict[str, Any]:
+    """The part of a list that is asked for, as OpenAI's clients go through it, or as much of that
+    as one answer may have."""
     if after is not None:
-        ids = [each["id"] for each in found]
         if after not in ids:
             raise ApiError(400, f"there is no {after[:64]!r} to go on after", param="after")
-        found = found[ids.index(after) + 1 :]
-    data = found[:limit]
+        ids = ids[ids.index(after) + 1 :]
+    page: list[str] = []
+    nbytes = 0
+    while len(page) < min(limit, len(ids)) and nbytes < _PAGE_BYTES:
+        nbytes += store.info_bytes(ids[len(page)])
+        page.append(ids[len(page)])
+    if nbytes > UNCOUNTED:
+        await SHARE.get().take(_COPIES * nbytes, "the list is long (give a limit)")
+    data = []
+    for id in page:
+        # It may have been deleted meanwhile.
+        with suppress(ApiError):
+            data.append(told(id))
     return {
         "object": "list",
         "data": data,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
-        "has_more": len(found) > limit,
+        "has_more": len(ids) > len(page),
     }
 
 
@@ -95,6 +119,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def upload(request: Request) -> Reply:
         """Keep a file, sent as a form with its purpose."""
         store = store_of(service)
+        await asyncio.to_thread(store.make_place)
         return Reply(await _received(request, store))
 
     @routes.get(UPLOADS, response_model=FileList, responses=errors)
@@ -105,9 +130,12 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         order: Literal["asc", "desc"] = "desc",
     ) -> Reply:
         """Files that are kept, the newest first."""
-        found = await asyncio.to_thread(store_of(service).files)
-        found = [each for each in found if purpose in (None, each["purpose"])]
-        return Reply(page_of(found[::-1] if order == "asc" else found, after, limit))
+        store = store_of(service)
+        found = await asyncio.to_thread(
+            store.ids, "file", lambda info: purpose in (None, info["purpose"])
+        )
+        ids = found[::-1] if order == "asc" else found
+        return Reply(await page_of(ids, after, limit, store, store.file))
 
     @routes.get("/v1/files/{id}", response_model=File, responses=errors)
     async def retrieve(id: str) -> Reply:
@@ -125,7 +153,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         store = store_of(service)
         assert service.batches is not None
         await asyncio.to_thread(service.batches.check_unused, id)
-        store.delete_file(id)
+        await asyncio.to_thread(store.delete_file, id)
         return Reply({"id": id, "object": "file", "deleted": True})
 
 
@@ -166,8 +194,6 @@ async def _received(request: Request, store: FileStore) -> dict[str, Any]:
             parser.finalize()
         except FormParserError as error:
             raise ApiError(400, f"the form cannot be read: {error}") from None
-        except OSError as error:
-            raise ApiError(500, f"the file cannot be kept: {error.strerror or error}") from None
         if not form.ended:
             raise ApiError(400, "the form ends too early")
         purpose = form.fields.get("purpose", "")
