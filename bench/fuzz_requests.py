@@ -3,8 +3,10 @@
 Servers with a tiny model that chats, one that embeds and one that ranks are asked by several
 clients at once. Every request begins as one that
 uses all fields of its endpoint in the form of that protocol; then values, keys or bytes of its body
-are changed. What ends in a 500, in no answer within 10 seconds, in a closed connection, in a body
-that is no JSON or in an answer of the server's own failing is not allowed.
+are changed. Files are sent, in forms that are changed, too, and those that are taken are made
+batches of. What ends in a 500, in no answer within 10 seconds, in a closed connection, in a body
+that is no JSON or in an answer of the server's own failing is not allowed, nor is a batch that does
+not end.
 
 `python bench/fuzz_requests.py --requests 20000 --json out.json`; `--only N` sends one again.
 """
@@ -35,6 +37,8 @@ from support.encoders import encoder, words
 
 SECONDS = 10.0
 CLIENTS = 6
+BATCHES_S = 120.0
+"""In which batches have ended after the last request."""
 _MOST_TOLD = 600
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -239,7 +243,11 @@ OF_RANKING: dict[str, dict[str, Any]] = {
 }
 POSTS |= OF_EMBEDDING | OF_RANKING
 GETS = ("/v1/models", "/v1/models/", "/api/tags", "/api/ps", "/api/version", "/health", "/metrics")
-GETS += ("/props", "/slots", "/lora-adapters", "/v1/responses/")
+GETS += ("/props", "/slots", "/lora-adapters", "/v1/responses/", "/v1/files", "/v1/files/")
+GETS += ("/v1/batches", "/v1/batches/", "/v1/files?after=", "/v1/batches?limit=")
+FILES = "/v1/files"
+BATCHES = "/v1/batches"
+IN_BATCHES = ("/v1/chat/completions", "/v1/completions")
 # Two of them at once are an error of their own, so mostly there is one.
 _MEANT = frozenset(
     (
@@ -281,8 +289,10 @@ def request(number: int, names: Mapping[str, str]) -> Asked:
     rng = random.Random(number)
     if rng.random() < 0.03:
         path = rng.choice(GETS)
-        path += quote(rng.choice(STRINGS)[:2000], errors="replace") if path.endswith("/") else ""
+        path += quote(rng.choice(STRINGS)[:2000], errors="replace") if path[-1] in "/=" else ""
         return Asked(rng.choice(("GET", "GET", "HEAD", "POST", "DELETE")), path, None)
+    if rng.random() < 0.05:
+        return _upload(rng)
     path = rng.choice(list(POSTS))
     body = {"model": names[Asked("POST", path, None).of], **copy.deepcopy(POSTS[path])}
     forms = [key for key in _FORMS if key in body]
@@ -307,6 +317,59 @@ def request(number: int, names: Mapping[str, str]) -> Asked:
         raw = rng.choice(RAW).encode("utf-8", "replace")
     kind = "application/json" if rng.random() < 0.95 else rng.choice(("", "text/plain", "\u00e9/x"))
     return Asked("POST", path, raw, kind)
+
+
+def _upload(rng: random.Random) -> Asked:
+    """A file of some requests."""
+    lines = []
+    for number in range(rng.randrange(1, 4)):
+        path = rng.choice(IN_BATCHES)
+        body = {key: value for key, value in POSTS[path].items() if key not in _FORMS}
+        asked = {"custom_id": str(number), "method": "POST", "url": path, "body": body}
+        asked = copy.deepcopy(asked)
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            change(asked, rng)
+        line = json.dumps(asked).encode()
+        lines.append(change_bytes(line, rng) if rng.random() < 0.2 else line)
+    purpose = rng.choice(("batch", "batch", "batch", "evals", ""))
+    form = (
+        f'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
+        '--b\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode()
+    form += b"\n".join(lines) + b"\r\n--b--\r\n"
+    if rng.random() < 0.3:
+        form = change_bytes(form, rng)
+    return Asked("POST", FILES, form, "multipart/form-data; boundary=b")
+
+
+def batch_of(file: bytes, number: int) -> Asked:
+    """A batch of the file that an upload was answered with, in a request that may be changed."""
+    rng = random.Random(-1 - number)
+    asked = {
+        "input_file_id": json.loads(file)["id"],
+        "endpoint": rng.choice(IN_BATCHES),
+        "completion_window": "24h",
+        "metadata": {"a": "b", "c": rng.choice(STRINGS)[:600]},
+    }
+    if rng.random() < 0.3:
+        change(asked, rng)
+    return Asked("POST", BATCHES, json.dumps(asked).encode())
+
+
+def open_batches(url: str) -> list[str]:
+    """Batches that have not ended."""
+    found, after = [], ""
+    while True:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=SECONDS)
+        connection.request("GET", f"{BATCHES}?limit=100{after}")
+        page = json.loads(connection.getresponse().read())
+        connection.close()
+        ended = ("completed", "failed", "cancelled")
+        found += [each["id"] for each in page["data"] if each["status"] not in ended]
+        if not page["has_more"]:
+            return found
+        after = f"&after={page['last_id']}"
 
 
 def _put_schema(body: dict[str, Any], rng: random.Random) -> None:
@@ -336,6 +399,7 @@ class Answered:
     status: int
     seconds: float
     wrong: str
+    body: bytes = b""
 
 
 def ask(url: str, asked: Asked, within_s: float | None = None) -> Answered:
@@ -344,7 +408,7 @@ def ask(url: str, asked: Asked, within_s: float | None = None) -> Answered:
     parts = urlsplit(url)
     started = time.perf_counter()
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=within_s)
-    status, wrong = 0, ""
+    status, wrong, body = 0, "", b""
     try:
         headers = {"Content-Type": asked.kind.encode("utf-8")} if asked.body is not None else {}
         connection.request(asked.method, asked.path, asked.body, headers)
@@ -361,7 +425,7 @@ def ask(url: str, asked: Asked, within_s: float | None = None) -> Answered:
     seconds = time.perf_counter() - started
     if not wrong and seconds > within_s:
         wrong = f"took {seconds:.1f} s"
-    return Answered(status, seconds, wrong)
+    return Answered(status, seconds, wrong, body if asked.path == FILES else b"")
 
 
 def _wrong(status: int, kind: str, body: bytes, method: str) -> str:
@@ -384,11 +448,12 @@ def _wrong(status: int, kind: str, body: bytes, method: str) -> str:
 
 
 @contextmanager
-def served(model: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def served(model: Path, files: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server with the model, its address and its process."""
     command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "1"]
     with tempfile.NamedTemporaryFile("w+", prefix="serve-log") as log:
-        process = subprocess.Popen([*command, "--context", "128"], stderr=log, text=True)
+        command += ["--context", "128", "--files", files]
+        process = subprocess.Popen(command, stderr=log, text=True)
         try:
             until = time.monotonic() + 60
             while True:
@@ -453,7 +518,10 @@ def main() -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {
-            kind: stack.enter_context(served(model)) for kind, model in models(directory).items()
+            kind: stack.enter_context(
+                served(model, str(directory / "files") if kind == "chats" else "none")
+            )
+            for kind, model in models(directory).items()
         }
         names = {kind: listed(url) for kind, (url, _) in servers.items()}
         before = sum(_resident(process)[0] for _, process in servers.values())
@@ -468,6 +536,8 @@ def main() -> None:
                 sizes.append(sum(_resident(process)[0] for _, process in servers.values()))
             asked = request(number, names)
             answered = ask(servers[asked.of][0], asked)
+            if asked.path == FILES and asked.method == "POST" and answered.status == 200:
+                answered = ask(servers[asked.of][0], batch_of(answered.body, number))
             if answered.wrong or args.only is not None:
                 print(f"request {number}: {asked.path} {answered.wrong}", flush=True)
             if args.only is not None:
@@ -477,6 +547,13 @@ def main() -> None:
         with ThreadPoolExecutor(CLIENTS) as clients:
             answers = dict(filter(None, clients.map(one, numbers)))
         alive = not dead(servers)
+        left: list[str] = []
+        until = time.monotonic() + BATCHES_S
+        while alive and (left := open_batches(servers["chats"][0])) and time.monotonic() < until:
+            time.sleep(0.2)
+        if alive and left:
+            print(f"batches that do not end: {left}", flush=True)
+        alive = alive and not dead(servers)
         ends = [_resident(process) for _, process in servers.values()] if alive else []
         after, most = (sum(end[i] for end in ends) for i in (0, 1))
     wrong = {n: a for n, a in answers.items() if a.wrong}
@@ -488,6 +565,7 @@ def main() -> None:
             {"request": n, "path": request(n, names).path, "why": a.wrong} for n, a in wrong.items()
         ],
         "longest_s": max(a.seconds for a in answers.values()),
+        "batches_that_do_not_end": len(left),
         "server_alive": alive,
         # After every 2000 requests, to see whether it goes on growing.
         "server_bytes": {"before": before, "between": sizes, "after": after, "most": most},
@@ -495,7 +573,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps({k: v for k, v in told.items() if k not in ("machine", "not_allowed")}))
-    sys.exit(bool(wrong) or not alive)
+    sys.exit(bool(wrong) or not alive or bool(left))
 
 
 if __name__ == "__main__":

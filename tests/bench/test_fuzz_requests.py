@@ -26,5 +26,6 @@ def test_requests_end_in_an_answer_or_an_error_of_the_clients(tmp_path: Path) ->
     told = json.loads(out.read_text())
     assert told["not_allowed"] == []
     assert told["server_alive"]
+    assert told["batches_that_do_not_end"] == 0
     assert told["statuses"]["200"] > 50
     assert told["statuses"]["400"] > 50

@@ -138,9 +138,12 @@ def test_what_is_no_batch_is_refused(client: Any, shared: Running) -> None:
     assert "1 to" in client.batches.retrieve(empty.id).errors.data[0].message
 
 
-def test_uploads_are_bounded_and_leave_nothing_when_refused(client: Any, shared: Running) -> None:
+def test_uploads_are_bounded_and_leave_nothing_when_refused(
+    client: Any, shared: Running, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = shared.service.settings.files
     assert folder is not None
+    assert client.files.list().data == []
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(openai.APIStatusError) as caught:
         client.files.create(file=("large", b"x" * (ROOM + 1)), purpose="batch")
@@ -159,6 +162,7 @@ def test_uploads_are_bounded_and_leave_nothing_when_refused(client: Any, shared:
         ({}, b"{}"),
         (head, b""),
         (head, b"nothing"),
+        ({"content-type": "multipart/form-data; boundary=" + "b" * 300}, b""),
         (head, part + b"cut"),
         (head, part + b"x\r\n" + part + b"y\r\n--b--\r\n"),
         (head, b"--b\r\n" + b"x" * 9000),
@@ -167,6 +171,7 @@ def test_uploads_are_bounded_and_leave_nothing_when_refused(client: Any, shared:
         answer = httpx.post(f"{shared.url}/v1/files", content=body, headers=headers)
         assert answer.status_code == 400
         assert answer.json()["error"]["message"]
+    assert not caplog.records
     assert sorted(path.name for path in folder.iterdir()) == before
 
 

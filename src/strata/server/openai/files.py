@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,6 +22,9 @@ from strata.server.service import Service
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartParser
+
+# What is wrong with a form its sender is told; a line of the log for each would fill that.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 PURPOSES = ("batch", "user_data", "evals")
 """What a client may say a file is for; only those for batches are used."""
@@ -185,8 +189,8 @@ async def _received(request: Request, store: FileStore) -> dict[str, Any]:
         raise ApiError(400, "a file is sent as multipart/form-data")
     with store.new("") as made:
         form = _Form(made)
-        parser = form.parser(options[b"boundary"])
         try:
+            parser = form.parser(options[b"boundary"])
             async for chunk in _chunks(request):
                 parser.write(chunk)
                 # What came is on its way to the disk; nobody waits for that longer than for this.
