@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from contextlib import suppress
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_a_grammar_that_grows_later_ends_its_own_answer(monkeypatch: pytest.Monk
     assert isinstance(loud, _Position)
     # As if it took forever from here on.
     os.kill(loud._compiled._ward.pid, signal.SIGSTOP)
-    monkeypatch.setattr(limits, "MASK_S", 0.02)
+    monkeypatch.setattr(limits, "MASK_S", 0.004)
     loud.accept(TEXTS.index(b"c"))
     with pytest.raises(GrammarError, match="takes too much"):
         loud.allowed()
@@ -166,6 +167,17 @@ def test_a_grammar_that_grows_later_ends_its_own_answer(monkeypatch: pytest.Monk
     assert np.flatnonzero(quiet.allowed()).tolist() == [TEXTS.index(b"b")]
     # And the same grammar may be asked for again.
     assert COMPILER.regex("cd").start().allowed().any()
+
+
+def test_a_machine_that_is_busy_ends_no_grammar() -> None:
+    position = COMPILER.regex("ab").start()
+    assert isinstance(position, _Position)
+    pid = position._compiled._ward.pid
+    os.kill(pid, signal.SIGSTOP)
+    position.accept(TEXTS.index(b"a"))
+    # As long as a hundred others take that want the processor.
+    threading.Timer(1.2, os.kill, (pid, signal.SIGCONT)).start()
+    assert np.flatnonzero(position.allowed()).tolist() == [TEXTS.index(b"b")]
 
 
 def test_what_the_library_does_not_survive_is_an_error() -> None:

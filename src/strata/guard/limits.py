@@ -42,8 +42,9 @@ those of all its requests."""
 GRAMMARS = 4
 """Compiled grammars that there may be at once."""
 
-PATIENCE = 10
-"""A ward is ended when a job takes so many times its processor time: the machine may be busy."""
+PATIENCE = 50
+"""A ward is ended when a job takes so many times its processor time, which the system holds it to:
+the machine may be busy, and wards come after all others."""
 
 
 NURSERY = 7_500_000
