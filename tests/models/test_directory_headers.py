@@ -45,6 +45,29 @@ def test_blocks_that_predict_further_tokens_are_left_out(name: str) -> None:
     assert found.segments == build_model(header(stated)).segments
 
 
+def test_blocks_that_predict_further_tokens_are_left_out_below_a_text_part() -> None:
+    stated = tiny.config("Glm4Moe") | {"num_nextn_predict_layers": 1}
+    whole = {
+        "architectures": ["Glm4vMoeForConditionalGeneration"],
+        "text_config": stated | {"model_type": "glm4v_moe_text"},
+        "vision_config": {},
+    }
+    shapes = {
+        name.replace("model.", "model.language_model.", 1): shape
+        for name, shape in tiny.shapes(stated).items()
+    }
+    below = ("model.language_model.layers.2.eh_proj.weight", "model.language_model.mtp.fc.weight")
+    more = dict.fromkeys((*below, "model.visual.blocks.0.attn.qkv.weight"), (64, 64))
+    found = build_model(Header("huggingface", whole, shapes | more))  # type: ignore[arg-type]
+    assert len(found.segments) == len(build_model(header(stated)).segments)
+
+
+def test_a_slope_that_is_left_to_the_family() -> None:
+    stated = tiny.config("Mpt") | {"attn_config": {"alibi": True}}
+    found = build_model(header(stated)).segments[1].program.ops
+    assert [op.attrs["alibi"] for op in found if op.kind == "attention"] == [8.0]
+
+
 def attacked(name: str) -> list[tuple[str, Any, str]]:
     """Each change of one key, and what it is refused with, empty where it is not."""
     stated = tiny.config(name)
@@ -82,6 +105,7 @@ def test_what_no_model_has_is_named_or_not_read(name: str) -> None:
         ("FalconH1", {"mamba_rms_norm": True}, "a norm before the gate is not built"),
         ("FalconH1", {"ssm_multipliers": [1.0]}, "'ssm_multipliers' lists 1 numbers"),
         ("NemotronH", {"hybrid_override_pattern": "MX*E"}, "4 letters of"),
+        ("NemotronH", {"n_routed_experts": None}, "is missing or 0: layer 1 has experts"),
         ("Glm4MoeLite", {"mlp_layer_types": ["dense"]}, "'mlp_layer_types': a list of 2"),
     ],
 )
@@ -98,6 +122,7 @@ def test_settings_that_are_not_built(name: str, changed: dict[str, Any], message
         ("MllamaForConditionalGeneration", {}, "some of its layers attend to pictures"),
         ("PaliGemmaForConditionalGeneration", {}, "seen in both directions"),
         ("LlavaForConditionalGeneration", {"model_type": "t5"}, "with text of 't5' is not known"),
+        ("LlavaForConditionalGeneration", {"model_type": "\x1b\n"}, r"text of '\\x1b\\n' is not"),
     ],
 )
 def test_text_parts_that_are_no_models_are_refused(

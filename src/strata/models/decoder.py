@@ -16,7 +16,7 @@ from strata.program.program import Shape
 
 Shape2 = tuple[int, int]
 # Directories have these blocks beside the layers, or behind the last (``without_further``).
-_FURTHER = r"(model\.)?mtp(_\w+)?\..*"
+_FURTHER = r"(.*\.)?mtp(_\w+)?\..*"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -410,7 +410,7 @@ def without_further(c: Config) -> tuple[Config, str]:
     if c.keys.kind != "gguf":
         further = c.keys.integer("next_token_layers", 0, low=0, high=MAX_LAYERS)
         blocks = "|".join(str(c.layers + i) for i in range(further)) or r"(?!)"
-        return c, rf"(model\.)?layers\.({blocks})\..*"
+        return c, rf"(.*\.)?layers\.({blocks})\..*"
     further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1)
     kept = c.layers - further
     blocks = "|".join(str(i) for i in range(kept, c.layers)) or r"(?!)"

@@ -292,7 +292,8 @@ class Keys:
 
     def _get(self, key: str) -> Any:
         """A value under the file's own key; with a dot in it, of an object in config.json."""
-        if self.kind == "huggingface" and "." in key:
+        # What is assumed lies under the whole name.
+        if self.kind == "huggingface" and "." in key and key not in self._metadata:
             outer, key = key.split(".")
             inner = self._metadata.get(outer)
             return inner.get(key) if isinstance(inner, Mapping) else None

@@ -93,6 +93,9 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     kind = kinds(c)
     share = c.ffn // max(1, c.keys.integer("top_k", 1, low=0))
     m = experts.read_mixture(c, scoring="sigmoid", ffn=share) if "experts" in kind else None
+    if "experts" in kind and m is None:
+        key = c.keys.find("experts")[0]
+        raise ConfigError(f"'{key}' is missing or 0: layer {kind.index('experts')} has experts")
     width = c.keys.integer("expert_width", 0, low=0, high=MAX_WIDTH) or c.width
     attention = decoder.attention_tensors(c, bias=False, out_bias=False)
     ffn = {n: t for n, t in decoder.gated_tensors(c).items() if "gate" not in n}

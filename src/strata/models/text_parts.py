@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from strata.formats.errors import shown
 from strata.models.errors import UnknownArchitecture
 
 # Where config.json keeps the settings of the text part: one level down, or two.
@@ -119,6 +120,7 @@ def family(name: str, metadata: Mapping[str, Any]) -> str:
     kind = kind if isinstance(kind, str) else WRAPPERS[name]
     if kind not in _FAMILIES:
         raise UnknownArchitecture(
-            f"'{name}' with text of '{kind}' is not known; known: {', '.join(sorted(_FAMILIES))}"
+            f"'{name}' with text of {shown(kind)} is not known; known: "
+            f"{', '.join(sorted(_FAMILIES))}"
         )
     return _FAMILIES[kind]
