@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ import make_tiny_models
 from strata.cli import main
 from strata.formats import ModelFile, open_model
 from strata.formats.gguf import stored_values
+from strata.models import ConfigError
 from strata.quantizer.directories import ARCHITECTURES, Unconvertible, as_gguf
 from strata.quantizer.vocabularies import _TEXTS, UnknownVocabulary
 from strata.text import load_tokenizer
 from support.forward import logits
+from support.headers import huggingface
 
 TOLERANCE = 1e-4
 # GGUF has no key for windows of some layers alone in this family.
@@ -195,6 +198,47 @@ def test_a_file_that_would_be_another_model_is_refused(tmp_path: Path) -> None:
     directory = make_tiny_models.write_directory(tmp_path / "m", make_tiny_models.golden(REFUSED))
     with open_model(directory) as file, pytest.raises(Unconvertible, match="another model"):
         as_gguf(file)
+
+
+FULL = {"rope_type": "default", "rope_theta": 1e4}
+ONE_LONG = {"long_factor": [1.0] * 8, "short_factor": ["x"] * 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": FULL, "sliding_attention": {"rope_theta": "x"}}},
+            "sliding_attention.rope_theta' is 'x': a number is expected",
+        ),
+        (
+            "llama",
+            {
+                "max_position_embeddings": 64,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 32,
+                    **ONE_LONG,
+                },
+            },
+            "short_factor' is 'x': a number is expected",
+        ),
+        ("llama", {"rope_parameters": {**FULL, **ONE_LONG}}, ""),
+        ("llama", {"routed_scaling_factor": 1e39}, "'routed_scaling_factor' is 1e[+]39: from"),
+        ("gpt2", {"rope_parameters": {"full_attention": 5, "long_factor": "x"}}, ""),
+    ],
+)
+def test_what_the_model_does_not_read_is_checked_too(
+    name: str, changed: dict[str, object], message: str
+) -> None:
+    whole: Any = huggingface(name, **changed)
+    whole.path, whole.files = Path("m"), ()
+    if not message:
+        assert as_gguf(whole, vocabulary=False).kind == "gguf"
+        return
+    with pytest.raises(ConfigError, match=message):
+        as_gguf(whole, vocabulary=False)
 
 
 def test_a_vocabulary_that_gguf_cannot_name_is_refused(tmp_path: Path) -> None:

@@ -471,6 +471,9 @@ def mapped_keys(keys: Keys) -> dict[str, Any]:
             type: Any = np.bool_
         elif any(isinstance(v, float) for v in values) or name.endswith(_REAL):
             type = np.float32
+            most = float(np.finfo(type).max)
+            for v in values:
+                real(key, float(v), -most, most)
         else:
             type = np.uint32
             for v in values:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from strata.formats import ModelFile
 from strata.formats.errors import shown
@@ -138,8 +139,10 @@ def gguf_scaling(keys: Keys) -> dict[str, Any]:
     theta = keys.number("rope_base", 10000.0, low=_LEAST_BASE, high=_MOST_BASE)
     theta = values.get("rope_theta") or theta
     found: dict[str, Any] = {"rope.freq_base": np.float32(theta)}
-    local = _table(keys, "sliding_attention")[1].get("rope_theta")
-    local = keys.number("rope_base_local", 0.0) if local is None else local
+    local = keys.number("rope_base_local", 0.0)
+    at, table = _table(keys, "sliding_attention")
+    if table.get("rope_theta") is not None:
+        local = real(f"{at}.rope_theta", table["rope_theta"], _LEAST_BASE, _MOST_BASE)
     if local:
         found["rope.freq_base_swa"] = np.float32(local)
     kind, factor = _kind(values), values.get("factor")
@@ -165,6 +168,23 @@ def gguf_scaling(keys: Keys) -> dict[str, Any]:
             usual = math.log(growth) / math.log(original or context) if growth > 1 else 0.0
             magnitude = math.sqrt(1.0 + usual)
         found["rope.scaling.attn_factor"] = np.float32(magnitude)
+    return found
+
+
+def gguf_factors(keys: Keys, turned: Sequence[float]) -> dict[str, NDArray[np.float32]]:
+    """The tensors in which a GGUF file has the factors of long rope and of Llama 3, where
+    dimensions are ``turned`` by these frequencies."""
+    key, values = _table(keys, "full_attention")
+    kind, found = _kind(values), {}
+    for span in ("long", "short") if kind == "longrope" else ():
+        stated = values.get(f"{span}_factor")
+        if stated is not None:
+            factors = _factor_list(f"{key}.{span}_factor", stated, len(turned))
+            found[f"rope_factors_{span}.weight"] = np.array(factors, np.float32)
+    if kind == "llama3":
+        base, count = float(gguf_scaling(keys)["rope.freq_base"]), 2 * len(turned)
+        plain = base ** (-np.arange(0, count, 2, dtype=np.float64) / count)
+        found["rope_freqs.weight"] = (plain / np.array(turned)).astype(np.float32)
     return found
 
 

@@ -8,7 +8,7 @@ are put in the other order, as llama.cpp's converter does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -23,7 +23,7 @@ from strata.formats.disk_file import DiskFile
 from strata.formats.header_only import Blank, HeaderOnly
 from strata.models import ModelError, build_model, wanted_tensors
 from strata.models.keys import Keys, architecture, mapped_keys
-from strata.models.rope import gguf_scaling
+from strata.models.rope import gguf_factors, gguf_scaling
 from strata.program import Model, Segment, Weight
 from strata.program.ops import Op
 from strata.quant import BlockType, by_name, dequantize
@@ -182,9 +182,11 @@ class Converted(HeaderOnly):
         row = self._weights.type(part).tensor_nbytes((part.shape[-1],))
         if part.transform != "none" or (len(part.shape) == 3 and not part.experts):
             key = f"{part.name} {part.source} {expert if part.transform == 'none' else ''}"
-            if self._last is None or self._last[0] != key:
-                self._last = key, self._matrix(part, expert)
-            whole = self._last[1]
+            last = self._last
+            if last is None or last[0] != key:
+                # Another thread may put another in its place.
+                self._last = last = key, self._matrix(part, expert)
+            whole = last[1]
             if part.transform != "none":
                 first, last = (x + expert * part.shape[-2] for x in (first, last))
             return whole[first * row : last * row]
@@ -298,7 +300,9 @@ def _converted(file: ModelFile, name: str, model: Model, metadata: Mapping[str, 
     shapes: dict[str, TensorInfo] = {
         n: TensorInfo(n, weights[n].shape, _PLAIN, file.path, 0, 0) for n in frame
     }
-    numbers = _factors(file, name, model, metadata)
+    frequencies = [op.attrs["inv_freq"] for _, op in _ops(model, "rope")]
+    keys = Keys(file, architecture(file))
+    numbers = gguf_factors(keys, frequencies[0]) if frequencies else {}
     # Which tensors a family looks for may depend on those that are there.
     hints = {n: TensorInfo(n, w.shape, _PLAIN, file.path, 0, 0) for n, w in weights.items()}
     try:
@@ -358,27 +362,6 @@ def _type(name: str, shape: tuple[int, ...], origin: _Origin, source: WeightSour
     types = {source.type(part).name for part in origin.parts}
     type = source.type(origin.parts[0])
     return type if len(types) == 1 and type.gguf_id is not None else _PLAIN
-
-
-def _factors(
-    file: ModelFile, name: str, model: Model, metadata: Mapping[str, Any]
-) -> dict[str, NDArray[np.float32]]:
-    """Rope factors, which GGUF files keep as tensors."""
-    keys = Keys(file, architecture(file))
-    table = keys.raw("rope_parameters") or keys.raw("rope_scaling") or {}
-    table = table.get("full_attention", table) if isinstance(table, Mapping) else {}
-    found = {}
-    for span in ("long", "short"):
-        if isinstance(table.get(f"{span}_factor"), Sequence):
-            # Checked where the Model was built.
-            found[f"rope_factors_{span}.weight"] = np.array(table[f"{span}_factor"], np.float32)
-    if not found and table.get("rope_type", table.get("type")) == "llama3":
-        _, op = next(_ops(model, "rope"))
-        turned = np.array(op.attrs["inv_freq"])
-        base = float(metadata[f"{name}.rope.freq_base"])
-        plain = base ** (-np.arange(0, 2 * len(turned), 2, dtype=np.float64) / (2 * len(turned)))
-        found["rope_freqs.weight"] = (plain / turned).astype(np.float32)
-    return found
 
 
 def _turned(
