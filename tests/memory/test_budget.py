@@ -70,7 +70,7 @@ def _known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_known_machine")
 def test_too_small_a_budget_is_refused_before_loading(smollm2_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"50\.0 MB .*are too little for .* needs \d+MB"):
+    with pytest.raises(UsageError, match=r"50\.0 MB .*is too little for .* needs \d+MB"):
         LLM(smollm2_path, memory="50MB", context=256)
 
 

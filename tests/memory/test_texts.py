@@ -109,7 +109,7 @@ def test_building_a_tokenizer_leaves_room_for_what_it_touches(smollm2_path: Path
         needed = tokenizer_building_bytes(tokenizer_outline(build_model(file, 64), file))
     process = base_memory(planned=True)
     options = LoadOptions(memory=process + needed + 1_000_000, context=64)
-    with pytest.raises(BudgetTooSmall, match="to build its tokenizer"):
+    with pytest.raises(BudgetTooSmall, match=r"is too little for .* its tokenizer of"):
         load(smollm2_path, options)
 
 

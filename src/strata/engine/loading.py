@@ -242,8 +242,8 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
             needs = f"for so long a text it needs {format_budget(smallest)}, or less: given "
             needs += f"{format_budget(built + MB)} or more, that is known exactly"
         raise BudgetTooSmall(
-            f"{format_size(options.memory)} are too little for {file.path.name}: to build its "
-            f"tokenizer, of {outline.tokens} tokens and {outline.merges} merges, takes "
-            f"{format_size(needed)} for a while, and {needs}",
+            f"{format_size(options.memory)} is too little for {file.path.name}: while its "
+            f"tokenizer of {outline.tokens} tokens and {outline.merges} merges is built, that "
+            f"takes {format_size(needed)}; {needs}",
             smallest,
         )

@@ -211,7 +211,7 @@ class Planner:
         if self.workload.draft_model_bytes:
             what += f" beside {format_size(self.workload.draft_model_bytes)} for its draft model"
         return BudgetTooSmall(
-            f"{format_size(budget)} are too little for {self.model.name}{what}: it needs "
+            f"{format_size(budget)} is too little for {self.model.name}{what}: it needs "
             f"{format_budget(floor)}, and would then give {format_speed(p.decode_tok_s)} and the "
             f"first token of a prompt of {p.prompt_tokens} after {format_seconds(p.ttft_s)}; more "
             f"memory makes it faster",

@@ -51,7 +51,7 @@ def check_room(need: int, memory: int | None) -> None:
     total = need + process_memory().total
     if memory is not None and total > memory:
         raise UsageError(
-            f"calibrating takes up to {format_size(total)}, of which {format_size(memory)} are "
+            f"calibrating takes up to {format_size(total)}, of which {format_size(memory)} is "
             "given: give more, fewer --threads, a shorter --context or --no-gptq, or make an "
             "importance matrix elsewhere (--imatrix)"
         )

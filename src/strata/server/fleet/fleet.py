@@ -190,7 +190,7 @@ class Fleet:
             before = self.ledger.budget or 0
             room = self._room() + budget - before
             if room < 0 or (budget < before and await self._arrange([], room) is None):
-                raise ApiError(400, f"{format_size(budget)} are too little for the server alone")
+                raise ApiError(400, f"{format_size(budget)} is too little for the server alone")
             self.ledger.budget = budget
             await self._grow()
 
