@@ -107,8 +107,9 @@ export class Chats {
   }
 
   async #delete(id, title) {
-    const chat = store.load(id);
     await this.#does.close(id);
+    // With the end of an answer that was under way.
+    const chat = store.load(id);
     store.remove(id);
     this.#deleted = chat;
     setText(byId("chat-undo-text"), `“${title}” is deleted.`);
