@@ -199,8 +199,6 @@ def routes(fleet: Fleet) -> list[Route]:
         said["sampling"] |= parameters
         said = {k: v for k, v in said.items() if v is not None}
         made = entry_of(_bare(body.wanted), said, "created", "create")
-        if base.own and base.origin == "pulled":
-            made = replace(made, model=base.model)
         await _replace(fleet, made)
         return _steps(body.stream, ["reading model metadata", "writing manifest", "success"])
 
