@@ -185,6 +185,20 @@ def test_a_process_that_dies_of_a_smaller_share_gives_back_what_it_had(
     assert served.ask("/memory")[1]["models"] == {"a": 200 * MB}
 
 
+def test_what_was_fetched_anew_is_what_is_loaded(
+    served: RunningFleet, children: FakeChildren
+) -> None:
+    assert by(served.ask(CHAT, {"model": "a"})) == "a"
+    children.path = "/newer.gguf"
+    assert served.raw("/api/pull", {"model": "some/repo"})[0] == 200
+    # It is there, and stays as it is.
+    assert by(served.ask(CHAT, {"model": "a"})) == "a"
+    served.ask("/api/generate", {"model": "a", "keep_alive": 0})
+    assert by(served.ask(CHAT, {"model": "a"})) == "a"
+    assert children.loads == ["a", "a"]
+    assert children.workers["a"].path == "/newer.gguf"
+
+
 def test_a_budget_too_small_is_said(children: FakeChildren) -> None:
     with running_fleet([A], 90 * MB) as served:
         status, body = served.ask(CHAT, {"model": "a"})

@@ -17,7 +17,7 @@ CURVE = [[100 * MB, 4.0], [150 * MB, 2.0], [200 * MB, 1.0]]
 class FakeChildren:
     """Stands for ``Child``. ``alive`` are shares by name; ``most`` the largest sum of them so far.
     A worker takes ``load_s`` to load; an answer ``answer_s``, in four pieces where it streams.
-    ``stubborn`` ones refuse another share, ``frail`` ones end of it."""
+    ``stubborn`` ones refuse another share, ``frail`` ones end of it. Headers say ``path``."""
 
     def __init__(self) -> None:
         self.alive: dict[str, int] = {}
@@ -30,6 +30,7 @@ class FakeChildren:
         self.stubborn: set[str] = set()
         self.frail: set[str] = set()
         self.fetched: list[str] = []
+        self.path = "/x.gguf"
         self.workers: dict[str, FakeChild] = {}
 
     async def start(self, kind: str, asked: dict[str, Any]) -> FakeChild:
@@ -49,6 +50,7 @@ class FakeChild:
         self._server: asyncio.Server | None = None
         self.pid = 1
         self.name = asked["names"][0] if kind == "worker" else ""
+        self.path = asked.get("path")
 
     @property
     def ended(self) -> bool:
@@ -66,7 +68,7 @@ class FakeChild:
                 if "broken" in each["model"]:
                     yield {"undescribed": [number, "it is no model", False]}
                     continue
-                card = {"path": "/x.gguf", "curve": CURVE, "context": 64, "size": 10**8}
+                card = {"path": self._children.path, "curve": CURVE, "context": 64, "size": 10**8}
                 card |= {"digest": "d", "modified": "2026-01-01T00:00:00Z", "details": {}}
                 card |= {"model_info": {}, "embeds": False, "template": ""}
                 yield {"described": [number, card]}

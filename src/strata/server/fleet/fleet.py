@@ -269,6 +269,9 @@ class Fleet:
 
     async def _load(self, member: Member) -> None:
         member.progress = ("reading its header", 0, None)
+        if member.child is None:
+            # A download may have brought another file since.
+            member.card = self._cards.get(self._key(member.entry))
         card = await self.card(member)
         member.progress = ("waiting for memory", 0, None)
         async with self._changing:
