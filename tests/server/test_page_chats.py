@@ -116,7 +116,7 @@ def test_one_of_several_models_is_chosen(smollm2_path: Path, tmp_path: Path) -> 
         page.one("#model-choice").send_keys("second")
         page.wait(lambda: page.text("#connection") == "loaded by the first message")
         page.say("And you?")
-        page.answered()
+        page.wait(lambda: page.one("#send").is_displayed(), 120)
         assert page.chat()["nodes"]["4"]["model"] == "second"
         assert {m.entry.name for m in server.fleet.loaded} == {"first", "second"}
         page.wait(lambda: page.text("#connection") == "connected")

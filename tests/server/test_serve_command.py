@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from strata.cli import main
-from support.running import serving
+from support.running import serving, wait_for
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
 
 def stream(url: str, tokens: int) -> tuple[urllib.request.Request, list[bytes], threading.Thread]:
-    """A request that is being answered, and the lines that have come."""
+    """A request whose answer has begun, and the lines that have come."""
     body = {
         "model": "model",
         "prompt": "Once",
@@ -42,6 +42,7 @@ def stream(url: str, tokens: int) -> tuple[urllib.request.Request, list[bytes], 
 
     thread = threading.Thread(target=read)
     thread.start()
+    wait_for(lambda: bool(lines))
     return request, lines, thread
 
 
@@ -59,7 +60,6 @@ def test_a_signal_lets_what_runs_finish(smollm2_path: Path, number: signal.Signa
         with urllib.request.urlopen(f"{url}/completion", said) as answer:
             assert json.load(answer)["tokens_predicted"] == 3
         _, lines, thread = stream(url, 60)
-        time.sleep(0.3)
         process.send_signal(number)
         thread.join(30)
         assert process.wait(30) == 0
@@ -94,7 +94,6 @@ def test_what_takes_too_long_is_cut_off_within_the_grace(smollm2_path: Path) -> 
         # A page with the live picture holds a connection that never ends by itself.
         live = urllib.request.urlopen(f"{url}/live")
         assert live.readline() == b"event: model\n"
-        time.sleep(0.3)
         process.terminate()
         assert process.wait(30) == 0
         thread.join(30)
