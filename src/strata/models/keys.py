@@ -1,8 +1,4 @@
-"""Hyperparameters by one canonical name, read and checked from GGUF metadata or config.json.
-
-GGUF keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Hugging Face keys: config.json
-as the configuration classes of transformers write it, old and new spellings.
-"""
+"""Hyperparameters by one canonical name, read and checked from GGUF metadata or config.json."""
 
 from __future__ import annotations
 
@@ -17,247 +13,7 @@ from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.models import text_parts
 from strata.models.errors import ConfigError
-
-# canonical name -> (GGUF key without the architecture, config.json keys from newest to oldest)
-_KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
-    "layers": ("block_count", ("num_hidden_layers", "n_layer", "n_layers")),
-    "width": ("embedding_length", ("hidden_size", "n_embd", "n_embed", "d_model")),
-    "ffn": ("feed_forward_length", ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")),
-    "heads": ("attention.head_count", ("num_attention_heads", "n_head", "n_heads")),
-    "kv_heads": ("attention.head_count_kv", ("num_key_value_heads", "num_kv_heads")),
-    "multi_query": (None, ("multi_query",)),
-    "grouped": (None, ("new_decoder_architecture",)),
-    "head_dim": ("attention.key_length", ("head_dim",)),
-    "value_dim": ("attention.value_length", ()),
-    "head_dim_local": ("attention.key_length_swa", ()),
-    "value_dim_local": ("attention.value_length_swa", ()),
-    "head_dim_global": (None, ("global_head_dim",)),
-    "kv_heads_global": (None, ("num_global_key_value_heads",)),
-    "k_is_v": (None, ("attention_k_eq_v",)),
-    "shared_kv_layers": ("attention.shared_kv_layers", ("num_kv_shared_layers",)),
-    "double_ffn": (None, ("use_double_wide_mlp",)),
-    "per_layer": ("embedding_length_per_layer_input", ("hidden_size_per_layer_input",)),
-    "per_layer_vocab": (None, ("vocab_size_per_layer_input",)),
-    "altup_inputs": ("altup.num_inputs", ("altup_num_inputs",)),
-    "altup_active": ("altup.active_idx", ("altup_active_idx",)),
-    "altup_scaled": (None, ("altup_correct_scale",)),
-    "laurel_rank": (None, ("laurel_rank",)),
-    "sparsity": ("activation_sparsity_scale", ("activation_sparsity_pattern",)),
-    "chunk": (None, ("attention_chunk_size",)),
-    "dense_ffn": (None, ("intermediate_size_mlp",)),
-    "qk_norm": (None, ("use_qk_norm",)),
-    "temperature": (None, ("attn_temperature_tuning",)),
-    "temperature_floor": (None, ("floor_scale",)),
-    "temperature_growth": (None, ("attn_scale",)),
-    "root_scale": (None, ("mup_enabled",)),
-    "expert_block": (None, ("enable_moe_block",)),
-    "context": (
-        "context_length",
-        ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"),
-    ),
-    "vocab": (None, ("vocab_size",)),
-    "rms_eps": ("attention.layer_norm_rms_epsilon", ("rms_norm_eps",)),
-    "layer_norm_eps": (
-        "attention.layer_norm_epsilon",
-        ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps", "rms_norm_eps"),
-    ),
-    "activation": (None, ("hidden_activation", "hidden_act", "activation_function", "activation")),
-    "bidirectional": (None, ("use_bidirectional_attention",)),
-    "windowed": (None, ("use_sliding_window",)),
-    "full_layers": (None, ("max_window_layers",)),
-    "tied": (None, ("tie_word_embeddings",)),
-    "attention_bias": (None, ("attention_bias", "qkv_bias")),
-    "head_bias": (None, ("lm_head_bias",)),
-    "mlp_bias": (None, ("mlp_bias",)),
-    "window": ("attention.sliding_window", ("sliding_window",)),
-    "window_pattern": (
-        "attention.sliding_window_pattern",
-        ("sliding_window_pattern", "_sliding_window_pattern"),
-    ),
-    "layer_types": (None, ("layer_types", "layers_block_type")),
-    "attention_softcap": ("attn_logit_softcapping", ("attn_logit_softcapping",)),
-    "logit_softcap": ("final_logit_softcapping", ("final_logit_softcapping",)),
-    "output_scale": ("attention.output_scale", ()),
-    "attention_scale": ("attention.scale", ("attention_multiplier", "attn_config.softmax_scale")),
-    "query_scalar": (None, ("query_pre_attn_scalar",)),
-    "embedding_scale": ("embedding_scale", ("embedding_multiplier",)),
-    "residual_scale": ("residual_scale", ("residual_multiplier",)),
-    "full_alpha": (None, ("full_attn_alpha_factor",)),
-    "full_beta": (None, ("full_attn_beta_factor",)),
-    "linear_alpha": (None, ("linear_attn_alpha_factor",)),
-    "linear_beta": (None, ("linear_attn_beta_factor",)),
-    "mlp_alpha": (None, ("mlp_alpha_factor",)),
-    "mlp_beta": (None, ("mlp_beta_factor",)),
-    "logit_scale": ("logit_scale", ("logits_scaling", "logit_scale")),
-    "alibi": ("attention.max_alibi_bias", ("attn_config.alibi_bias_max",)),
-    "alibi_used": (None, ("alibi", "attn_config.alibi")),
-    "normed_residual": (None, ("apply_residual_connection_post_layernorm",)),
-    "clamp_qkv": ("attention.clamp_kqv", ("clip_qkv", "attn_config.clip_qkv")),
-    "parallel": ("use_parallel_residual", ("use_parallel_residual", "parallel_attn")),
-    "rope_layers": ("attention.rope_pattern", ("no_rope_layers",)),
-    "rope_sections": ("rope.dimension_sections", ()),
-    "temperature_scale": (
-        "attention.temperature_scale",
-        ("rope_parameters.llama_4_scaling_beta",),
-    ),
-    "temperature_length": (
-        "attention.temperature_length",
-        ("rope_parameters.original_max_position_embeddings",),
-    ),
-    "loops": ("num_loops", ()),
-    "causal": ("attention.causal", ()),
-    "pooling": ("pooling_type", ()),
-    "token_types": (None, ("type_vocab_size",)),
-    "xielu_negative": ("xielu.alpha_n", ()),
-    "xielu_positive": ("xielu.alpha_p", ()),
-    "xielu_beta": ("xielu.beta", ()),
-    "xielu_eps": ("xielu.eps", ()),
-    "indexer_top_k": ("attention.indexer.top_k", ("index_topk",)),
-    "embed_scale": (None, ("scale_emb",)),
-    "depth_scale": (None, ("scale_depth",)),
-    "base_width": (None, ("dim_model_base",)),
-    "expert_width": ("moe_latent_size", ("moe_latent_size",)),
-    "latent_key": ("attention.key_length_mla", ()),
-    "latent_value": ("attention.value_length_mla", ()),
-    "latent_key_local": ("attention.key_length_mla_swa", ()),
-    "latent_value_local": ("attention.value_length_mla_swa", ()),
-    "kv_rank_local": ("attention.kv_lora_rank_swa", ()),
-    "q_rank": ("attention.q_lora_rank", ("q_lora_rank",)),
-    "kv_rank": ("attention.kv_lora_rank", ("kv_lora_rank",)),
-    "nope_dim": (None, ("qk_nope_head_dim",)),
-    "pe_dim": (None, ("qk_rope_head_dim",)),
-    "v_head_dim": (None, ("v_head_dim",)),
-    "next_token_layers": ("nextn_predict_layers", ("num_nextn_predict_layers", "num_mtp_layers")),
-    "experts": (
-        "expert_count",
-        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-    ),
-    "top_k": (
-        "expert_used_count",
-        (
-            *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"),
-            *("experts_per_token", "top_k_experts"),
-        ),
-    ),
-    "expert_ffn": ("expert_feed_forward_length", ("moe_intermediate_size",)),
-    "shared_experts": (
-        "expert_shared_count",
-        ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-    ),
-    "shared_ffn": (
-        "expert_shared_feed_forward_length",
-        (
-            *("shared_expert_intermediate_size", "shared_intermediate_size"),
-            "moe_shared_expert_intermediate_size",
-        ),
-    ),
-    "expert_scoring": ("expert_gating_func", ()),
-    "expert_scale": (
-        "expert_weights_scale",
-        ("routed_scaling_factor", "route_scale", "router_scaling_factor"),
-    ),
-    "expert_norm": ("expert_weights_norm", ("norm_topk_prob",)),
-    "expert_groups": ("expert_group_count", ("n_group",)),
-    "expert_groups_kept": ("expert_group_used_count", ("topk_group",)),
-    "dense_layers": (
-        "leading_dense_block_count",
-        ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
-    ),
-    "expert_step": (
-        "interleave_moe_layer_step",
-        ("interleave_moe_layer_step", "moe_layer_interval"),
-    ),
-    "router_jitter": (None, ("router_jitter_noise",)),
-    "chunk_ffn": ("expert_chunk_feed_forward_length", ()),
-    "chunk_scale": ("expert_group_scale", ()),
-    "chunk_experts": ("experts_per_group", ()),
-    "last_expert_layer": (None, ("moe_layer_end_index",)),
-    "ffn_kinds": (None, ("mlp_layer_types",)),
-    "expert_clamp": ("swiglu_clamp_exp", ()),
-    "value_scale": ("attention.value_scale", ()),
-    "streams": ("hyper_connection.count", ()),
-    "stream_eps": ("hyper_connection.epsilon", ()),
-    "stream_magnitude": ("hyper_connection.magnitude", ()),
-    "stack_layers": ("hrm.layers_per_stack", ()),
-    "high_cycles": ("hrm.h_cycles", ()),
-    "low_cycles": ("hrm.l_cycles", ()),
-    "indexer_block": ("attention.indexer.block_size", ()),
-    "shared_clamp": ("swiglu_clamp_shexp", ()),
-    "biased": (None, ("enable_bias",)),
-    "affine": (None, ("layer_norm_elementwise_affine",)),
-    "norm_before": (None, ("do_layer_norm_before",)),
-    "no_last_norm": (None, ("_remove_final_layer_norm",)),
-    "embedding_width": (None, ("word_embed_proj_dim",)),
-    "ssm_inner": ("ssm.inner_size", ("mamba_d_ssm",)),
-    "ssm_states": ("ssm.state_size", ("state_size", "mamba_d_state", "ssm_state_size")),
-    "ssm_taps": ("ssm.conv_kernel", ("conv_kernel", "mamba_d_conv")),
-    "ssm_heads": ("ssm.time_step_rank", ("mamba_n_heads", "mamba_num_heads", "num_heads")),
-    "ssm_head_dim": (None, ("mamba_d_head", "mamba_head_dim", "head_dim")),
-    "ssm_rank": ("ssm.time_step_rank", ("time_step_rank", "mamba_dt_rank")),
-    "ssm_groups": ("ssm.group_count", ("n_groups", "mamba_n_groups")),
-    "ssm_expand": (None, ("expand", "mamba_expand")),
-    "ssm_normed": (None, ("mamba_rms_norm",)),
-    "ssm_norm_first": (None, ("mamba_norm_before_gate",)),
-    "ssm_in_scale": (None, ("ssm_in_multiplier",)),
-    "ssm_out_scale": (None, ("ssm_out_multiplier",)),
-    "ssm_scales": (None, ("ssm_multipliers",)),
-    "ffn_scales": (None, ("mlp_multipliers",)),
-    "key_scale": (None, ("key_multiplier",)),
-    "attention_in_scale": (None, ("attention_in_multiplier",)),
-    "attention_out_scale": (None, ("attention_out_multiplier",)),
-    "head_scale": (None, ("lm_head_multiplier",)),
-    "conv_taps": ("shortconv.l_cache", ("conv_L_cache",)),
-    "ffn_adjusted": (None, ("block_auto_adjust_ff_dim",)),
-    "ffn_multiple": (None, ("block_multiple_of",)),
-    "ffn_multiplier": (None, ("block_ffn_dim_multiplier",)),
-    "hybrid_pattern": (None, ("hybrid_override_pattern",)),
-    "attention_period": (None, ("attn_layer_period",)),
-    "attention_offset": (None, ("attn_layer_offset",)),
-    "expert_period": (None, ("expert_layer_period",)),
-    "expert_offset": (None, ("expert_layer_offset",)),
-    "recurrent_layers": ("attention.recurrent_layers", ()),
-    "full_interval": ("full_attention_interval", ("full_attention_interval",)),
-    "delta_inner": ("ssm.inner_size", ()),
-    "delta_k_dim": ("ssm.state_size", ("linear_key_head_dim",)),
-    "delta_v_dim": (None, ("linear_value_head_dim",)),
-    "delta_key_heads": ("ssm.group_count", ("linear_num_key_heads",)),
-    "delta_heads": ("ssm.time_step_rank", ("linear_num_value_heads",)),
-    "wkv_dim": ("wkv.head_size", ()),
-    "token_shifts": ("token_shift_count", ()),
-    "rescale": ("rescale_every_n_layers", ()),
-    "mix_rank": ("time_mix_extra_dim", ()),
-    "decay_rank_6": ("time_decay_extra_dim", ()),
-    "decay_rank": ("attention.decay_lora_rank", ()),
-    "iclr_rank": ("attention.iclr_lora_rank", ()),
-    "value_rank": ("attention.value_residual_mix_lora_rank", ()),
-    "gate_rank": ("attention.gate_lora_rank", ()),
-    "kda_dim": ("kda.head_dim", ()),
-    "kda_safe": ("kda.safe_gate", ()),
-    "kda_bound": ("kda.gate_lower_bound", ()),
-    "delta_taps": ("ssm.conv_kernel", ("linear_conv_kernel_dim",)),
-    "rope_used": ("rope.scaling.finetuned", ()),
-    "rope_base": ("rope.freq_base", ("rope_theta", "rotary_emb_base")),
-    "rope_base_local": ("rope.freq_base_swa", ("rope_local_base_freq",)),
-    "rope_dim": ("rope.dimension_count", ()),
-    "rope_dim_local": ("rope.dimension_count_swa", ()),
-    "rope_partial": (None, ("partial_rotary_factor", "rotary_pct")),
-    "rope_neighbours": (None, ("rope_interleave",)),
-    "rope_width": (None, ("rotary_dim",)),
-    "rope_type": ("rope.scaling.type", ()),
-    "rope_factor": ("rope.scaling.factor", ()),
-    "rope_factor_old": ("rope.scale_linear", ()),
-    "rope_original_context": (
-        "rope.scaling.original_context_length",
-        (
-            "original_max_position_embeddings",
-            "rope_parameters.original_max_position_embeddings",
-        ),
-    ),
-    "rope_attention_factor": ("rope.scaling.attn_factor", ()),
-    "rope_log_multiplier": ("rope.scaling.yarn_log_multiplier", ()),
-    "rope_beta_fast": ("rope.scaling.yarn_beta_fast", ()),
-    "rope_beta_slow": ("rope.scaling.yarn_beta_slow", ()),
-}
+from strata.models.key_names import KEYS
 
 _T = TypeVar("_T")
 REQUIRED: Any = object()
@@ -280,7 +36,7 @@ class Keys:
 
     def find(self, name: str) -> tuple[str, Any]:
         """The key as the file spells it, and its value (None where absent)."""
-        gguf, others = _KEYS[name]
+        gguf, others = KEYS[name]
         names: tuple[str, ...] = others
         if self.kind == "gguf":
             names = (self._gguf(gguf),) if gguf else ()
@@ -316,7 +72,7 @@ class Keys:
     def stating(self, values: Mapping[str, Any]) -> Keys:
         """The same keys, but for ``values`` by canonical name, which follow from others."""
         other = self.without(*values)
-        named = {_KEYS[name][1][0]: value for name, value in values.items()}
+        named = {KEYS[name][1][0]: value for name, value in values.items()}
         other._metadata = {**other._metadata, **named}
         return other
 
@@ -326,7 +82,7 @@ class Keys:
 
     def stated(self, name: str) -> bool:
         """Whether the file has the key at all; config.json says 'none' with an explicit null."""
-        gguf, others = _KEYS[name]
+        gguf, others = KEYS[name]
         names = (self._gguf(gguf or ""),) if self.kind == "gguf" else others
         return any(key in self._metadata or self._get(key) is not None for key in names)
 
@@ -458,7 +214,7 @@ def mapped_keys(keys: Keys) -> dict[str, Any]:
     """The hyperparameters that config.json states and GGUF has a key for, without the prefix of the
     architecture, as a GGUF writer takes them. Positions are left to `rope.gguf_scaling`."""
     found: dict[str, Any] = {}
-    for name, (gguf, _) in _KEYS.items():
+    for name, (gguf, _) in KEYS.items():
         key, value = keys.find(name)
         if gguf is None or value is None or name in _OTHERWISE or name.startswith("rope_"):
             continue
