@@ -46,7 +46,6 @@ def settled(
         )
     keys = keys_of(file, architecture, v)
     c = read_config(file, architecture, context, uneven=True, experts=True, tied=v.tied, keys=keys)
-    c = replace(c, keys=c.keys.without(*v.unread).assuming(v.assumed))
     if v.mixture is None and c.keys.integer("experts", 0, low=0) > 1:
         raise ConfigError(f"'{c.keys.find('experts')[0]}': this architecture has no experts here")
     if v.half_ffn:
@@ -67,8 +66,8 @@ def settled(
 
 
 def keys_of(file: ModelFile, architecture: str, v: Variant) -> Keys:
-    """The hyperparameters of a file, with those that it leaves to its family."""
-    keys = Keys(file, architecture).assuming(v.assumed)
+    """The hyperparameters of a file that its family reads, with those that it leaves to that."""
+    keys = Keys(file, architecture).without(*v.unread).assuming(v.assumed)
     if v.directory is None or v.directory.follows is None:
         return keys
     return keys.stating(v.directory.follows(keys))
