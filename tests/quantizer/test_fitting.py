@@ -78,3 +78,16 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*args, "1GB", "--write-recipe", str(tmp_path / "r"), "-q"]) == 0
     assert "Q8_0" in (tmp_path / "r").read_text()
     assert main([*args, "1GB", "--size", "1GB", "--force"]) == 2
+
+
+def test_what_is_wrong_with_the_machine_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("strata.quantizer.lab.measured_mix", lambda *_, **__: pytest.fail("late"))
+    wrong = tmp_path / "machine.json"
+    wrong.write_text("{}")
+    args = ["quantize", "smollm2", str(tmp_path / "m.gguf"), "--machine", str(wrong)]
+    assert main([*args, "--fit", "200MB"]) in (1, 2)
+    assert str(wrong) in capsys.readouterr().err
+    assert main([*args, "--type", "Q4_0"]) == 2
+    assert "--fit" in capsys.readouterr().err

@@ -134,6 +134,8 @@ def command(
     searched = bpw is not None or size is not None or fit is not None
     if write_recipe is not None and not searched:
         raise UsageError("--write-recipe writes what --bpw, --size or --fit chose: give one")
+    if machine_file is not None and fit is None:
+        raise UsageError("--machine is the one that --fit is for: give both")
     count = calibration_threads(threads) if calibration is not None else threads
     from strata.formats import open_model
     from strata.hub.references import resolve
@@ -155,6 +157,8 @@ def command(
             file = as_gguf(opened)
             source = source_of(file)
             shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+            # What is wrong with it is better said before hours of calibrating.
+            machine = None if fit is None else _machine(machine_file, out)
             matrix = None if imatrix is None else split_experts(read_importance(imatrix), shapes)
             text = None
             if calibration is not None:
@@ -187,8 +191,8 @@ def command(
                     threads=count or 1,
                     progress=progress,
                 )
-                if fit is not None:
-                    best = mix_that_fits(file, best_of, _machine(machine_file, out), fit)
+                if fit is not None and machine is not None:
+                    best = mix_that_fits(file, best_of, machine, fit)
                 elif bpw is not None:
                     parameters = sum(t.matrix[0] * t.matrix[1] for t in source.tensors.values())
                     best = best_of(int(bpw * parameters / 8))
