@@ -19,6 +19,7 @@ from strata.formats import ModelFile, open_model
 from strata.formats.gguf import stored_values
 from strata.models import ConfigError
 from strata.quantizer.directories import ARCHITECTURES, Unconvertible, as_gguf
+from strata.quantizer.opening import source_of
 from strata.quantizer.vocabularies import _TEXTS, UnknownVocabulary
 from strata.text import load_tokenizer
 from support.forward import logits
@@ -181,6 +182,51 @@ def test_experts_apart_are_stacked(tmp_path: Path) -> None:
         expected = logits(file, golden.tokens[:20])
         found = logits(as_gguf(file), golden.tokens[:20])
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_experts_together_are_read_one_at_a_time(
+    turned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    golden = make_tiny_models.golden("llama")
+    more = {"num_local_experts": 3, "num_experts_per_tok": 2}
+    config = {**golden.config, "architectures": ["MixtralForCausalLM"], **more}
+    directory = make_tiny_models.write_directory(tmp_path / "m", golden)
+    (directory / "config.json").write_text(json.dumps(config))
+    arrays = {n: x for n, x in golden.weights().items() if ".mlp." not in n}
+    width, ffn = config["hidden_size"], config["intermediate_size"]
+    for i in range(config["num_hidden_layers"]):
+        at = f"model.layers.{i}.block_sparse_moe."
+        arrays[f"{at}gate.weight"] = rng.standard_normal((3, width)).astype("<f4")
+        for name, shape in (("gate_up_proj", (2 * ffn, width)), ("down_proj", (width, ffn))):
+            arrays[f"{at}experts.{name}"] = rng.standard_normal((3, *shape)).astype("<f4") / 8
+    expected = {n: x for n, x in arrays.items() if ".experts." in n}
+    stored = {n: np.ascontiguousarray(x.swapaxes(1, 2)) for n, x in expected.items()}
+    save_file(arrays | stored if turned else arrays, directory / "model.safetensors")
+    with open_model(directory) as file:
+        made = as_gguf(file)
+        read, largest = file.read, 0
+
+        def reading(name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+            nonlocal largest
+            found = read(name, rows)
+            largest = max(largest, found.nbytes) if ".experts." in name else largest
+            return found
+
+        monkeypatch.setattr(file, "read", reading)
+        found = {
+            part: made.read(f"blk.0.ffn_{part}_exps.weight").view("<f4").reshape(3, -1, columns)
+            for part, columns in (("gate", width), ("up", width), ("down", ffn))
+        }
+        held = max(tensor.held for tensor in source_of(made).tensors.values())
+    both = expected["model.layers.0.block_sparse_moe.experts.gate_up_proj"]
+    np.testing.assert_array_equal(found["gate"], both[:, :ffn])
+    np.testing.assert_array_equal(found["up"], both[:, ffn:])
+    down = expected["model.layers.0.block_sparse_moe.experts.down_proj"]
+    np.testing.assert_array_equal(found["down"], down)
+    assert largest == both[0].nbytes
+    assert held == 2 * largest
 
 
 def test_what_cannot_be_converted_is_one_line(

@@ -129,6 +129,18 @@ class WeightSource:
             return as_bytes
         return raw
 
+    def expert(self, weight: Weight, number: int) -> NDArray[np.uint8]:
+        """One matrix of a weight of three axes that is one tensor, as ``raw`` has it."""
+        info = self._file.tensors[weight.source]
+        stored = self._file.read(info.name, (number, number + 1))
+        if weight.transform == "transpose":
+            self._check_transposable(weight)
+            rows = stored.view(_FLOATS[info.type.name]).reshape(info.shape[1:]).T
+        else:
+            rows = stored.reshape(info.shape[1], -1)
+        rows = rows if weight.each is None else rows[slice(*weight.each)]
+        return np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+
     def floats(self, weight: Weight) -> NDArray[np.float32]:
         """The weight as float32, in its shape."""
         return dequantize(self.type(weight), self.raw(weight), weight.shape)

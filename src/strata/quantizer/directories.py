@@ -180,16 +180,14 @@ class Converted(HeaderOnly):
 
     def _rows(self, part: Weight, expert: int, first: int, last: int) -> Raw:
         row = self._weights.type(part).tensor_nbytes((part.shape[-1],))
-        if part.transform != "none" or (len(part.shape) == 3 and not part.experts):
-            key = f"{part.name} {part.source} {expert if part.transform == 'none' else ''}"
-            last = self._last
-            if last is None or last[0] != key:
+        if _is_held(part):
+            key = f"{part.name} {part.source} {expert}"
+            held = self._last
+            if held is None or held[0] != key:
+                self._last = None
                 # Another thread may put another in its place.
-                self._last = last = key, self._matrix(part, expert)
-            whole = last[1]
-            if part.transform != "none":
-                first, last = (x + expert * part.shape[-2] for x in (first, last))
-            return whole[first * row : last * row]
+                self._last = held = key, self._matrix(part, expert)
+            return held[1][first * row : last * row]
         source = part.experts[expert] if part.experts else part.source
         span = part.each if part.experts else part.rows
         start = span[0] if span else 0
@@ -197,12 +195,25 @@ class Converted(HeaderOnly):
 
     def _matrix(self, part: Weight, expert: int) -> Raw:
         """All rows of a weight that is transformed, or one of several matrices in one tensor."""
-        if part.transform != "none":
-            return self._weights.raw(part)
-        raw = self._opened.read(part.source, (expert, expert + 1))
-        row = self._weights.type(part).tensor_nbytes((part.shape[-1],))
-        first, last = part.each or (0, part.shape[-2])
-        return raw[first * row : last * row]
+        source = self._weights
+        return source.expert(part, expert) if len(part.shape) == 3 else source.raw(part)
+
+    def held(self, name: str) -> int:
+        """Bytes that stay while rows of a tensor are read: a matrix as it is stored, and as the
+        rows are cut of it."""
+        return 2 * max(
+            (
+                self._weights.type(part).tensor_nbytes(self._opened.tensors[part.source].shape[-2:])
+                for part in self._origins[name].parts
+                if _is_held(part)
+            ),
+            default=0,
+        )
+
+
+def _is_held(part: Weight) -> bool:
+    """Whether rows are cut of a whole matrix, which stays until another is asked for."""
+    return part.transform != "none" or (len(part.shape) == 3 and not part.experts)
 
 
 def as_gguf(file: ModelFile, *, vocabulary: bool = True) -> ModelFile:

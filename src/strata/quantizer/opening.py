@@ -17,7 +17,9 @@ def source_of(file: ModelFile) -> Source:
     if not isinstance(file, Converted):
         return gguf_source(file)
     tensors = {
-        name: SourceTensor(name, info.shape, info.type, partial(file.matrix_rows, name))
+        name: SourceTensor(
+            name, info.shape, info.type, partial(file.matrix_rows, name), file.held(name)
+        )
         for name, info in file.tensors.items()
     }
     return Source(plain(file.values), file.values, tensors, identity(file), file.forget_cached)

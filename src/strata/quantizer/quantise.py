@@ -102,7 +102,8 @@ def quantise(
     """
     encoder = Encoder(threads)
     targets = {name: types.get(name, t.type) for name, t in source.tensors.items()}
-    piece = _PIECE if memory is None else min(_PIECE, _room(memory))
+    held = max((t.held for t in source.tensors.values()), default=0)
+    piece = _PIECE if memory is None else min(_PIECE, _room(memory) - held)
     for tensor in source.tensors.values():
         _check_piece(tensor, targets[tensor.name], piece, memory)
     values = {

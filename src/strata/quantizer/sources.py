@@ -22,12 +22,13 @@ _OF_PARTS = ("split.no", "split.count", "split.tensors.count")
 @dataclass(frozen=True)
 class SourceTensor:
     """A tensor by its GGUF name. ``rows(a, b)`` are the bytes, in the block type, of rows a to b of
-    the matrix that all its axes but the last make."""
+    the matrix that all its axes but the last make; ``held`` bytes stay while they are read."""
 
     name: str
     shape: tuple[int, ...]
     type: BlockType
     rows: Callable[[int, int], Raw]
+    held: int = 0
 
     @property
     def matrix(self) -> tuple[int, int]:
