@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from strata.server.fleet.entries import Entry
-from support.browser import GREEDY, Browser, Keys, browser
+from support.browser import GREEDY, LONG, STORY, Browser, Keys, browser
 from support.running_fleet import running_fleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -76,6 +76,20 @@ def test_deleting_can_be_undone(page: Browser) -> None:
     assert page.chat() == before
     page.one("#open-chats").click()
     assert not page.one("#chat-undo").is_displayed()
+
+
+def test_an_answer_under_way_is_kept_by_undoing(page: Browser) -> None:
+    page.open(LONG)
+    page.say(STORY)
+    page.grows()
+    page.one("#open-chats").click()
+    page.one(".chat-list [aria-label^=Delete]").click()
+    page.wait(lambda: page.focused() == "chat-undo-button")
+    page.keys(Keys.ENTER)
+    page.wait(lambda: len(rows(page)) == 1)
+    page.one(".chat-list .row").click()
+    page.wait(lambda: page.answers() != [])
+    assert page.chat()["nodes"]["2"]["end"]["kind"] == "stopped"
 
 
 def test_a_chat_is_exported(page: Browser, tmp_path: Path) -> None:
