@@ -91,14 +91,17 @@ export class Chats {
       if (over) return;
       over = true;
       if (name !== null) this.#does.renamed(id, name);
-      this.#show();
-      this.#list.querySelector("button")?.focus();
+      // The others stay as they are: somebody may be clicking on one.
+      const chat = store.list().find((each) => each.id === id);
+      const renamed = chat && this.#item(chat);
+      item.replaceWith(renamed ?? "");
+      return renamed;
     };
     field.addEventListener("keydown", (event) => {
       if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
       event.preventDefault();
       event.stopPropagation();
-      end(event.key === "Enter" ? field.value.trim() : null);
+      end(event.key === "Enter" ? field.value.trim() : null)?.querySelector("button").focus();
     });
     field.addEventListener("blur", () => end(field.value.trim()));
     item.replaceChildren(field);

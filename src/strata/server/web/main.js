@@ -244,7 +244,6 @@ byId("key-form").addEventListener("submit", (event) => {
 const machine = new Machine();
 const models = new Models(byId("model-choice"), byId("model-name"), (name) => {
   api.model = name;
-  document.title = `${name} · Strata`;
   live.restart();
 });
 const connection = byId("connection");

@@ -17,6 +17,7 @@ export class Models {
     this.#changed = changed;
     select.addEventListener("change", () => {
       keep(select.value);
+      this.#entitle();
       this.#changed(select.value);
     });
   }
@@ -29,6 +30,10 @@ export class Models {
     this.#select.hidden = names.length < 2;
     this.#name.hidden = !this.#select.hidden;
     setText(this.#name, this.chosen ?? "");
+    this.#entitle();
+  }
+
+  #entitle() {
     document.title = this.chosen === null ? "Strata" : `${this.chosen} · Strata`;
   }
 
