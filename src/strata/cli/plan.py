@@ -212,12 +212,12 @@ def _fit(
 ) -> None:
     from strata.cli.plan_fit import as_object, fits, print_fits
 
-    found = fits(model, file, machine, limits, workload)
+    found, measured = fits(model, file, machine, limits, workload)
     budget = next((f.plan.budget for f in found if f.plan), limits.memory or 0)
     if as_json:
-        print_json({"model": model, "budget": budget, **as_object(found)})
+        print_json({"model": model, "budget": budget, **as_object(found, measured)})
     else:
-        print_fits(model, budget, found)
+        print_fits(model, budget, found, measured)
 
 
 def _header(model: str, offline: bool | None, silent: bool) -> ModelFile:

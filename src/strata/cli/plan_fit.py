@@ -17,6 +17,7 @@ from strata.models import build_model
 from strata.plan import BudgetTooSmall, Limits, Machine, Plan, Workload, outline, plan, to_json
 from strata.quantizer.directories import as_gguf
 from strata.report.quality.known import KnownCost, known_quality
+from strata.report.quality.measured import MeasuredQuality, lineage, most_of, recall
 from strata.sizes import format_size, format_speed
 from strata.synth.recipes import RECIPES
 from strata.synth.retyped import retyped
@@ -27,14 +28,15 @@ _LEFT_OUT = ("F32", "MXFP4")
 
 @dataclass(frozen=True)
 class Fit:
-    """A quantisation: the bytes of its file, and how it would run, None where the budget is too
-    small even to stream it."""
+    """A quantisation: the bytes of its file, how it would run, None where the budget is too small
+    even to stream it, and what it costs; ``own``: as measured of this very model."""
 
     name: str
     nbytes: int
     bits: float
     plan: Plan | None
     cost: KnownCost | None
+    own: bool = False
 
     @property
     def whole(self) -> bool:
@@ -44,9 +46,12 @@ class Fit:
 
 def fits(
     model: str, file: ModelFile, machine: Machine, limits: Limits, workload: Workload
-) -> list[Fit]:
-    """Every quantisation of which the sizes are known, the largest first."""
+) -> tuple[list[Fit], MeasuredQuality | None]:
+    """Every quantisation of which the sizes are known, the largest first, and what `strata quality`
+    measured of this model."""
     file = as_gguf(file, vocabulary=False)
+    name = lineage(file)
+    measured = None if name is None else recall(name)
     architecture = build_model(file).architecture
     weights = sum(prod(info.shape) for info in file.tensors.values())
     known = known_quality().weights
@@ -64,28 +69,25 @@ def fits(
         except BudgetTooSmall:
             made = None
         bits = 8 * header.nbytes / weights
-        cost = known.get(recipe)
-        if cost is not None and cost.type != most_of(header):
+        type = most_of(header)
+        own = None if measured is None else measured.cost(header.nbytes, type)
+        cost = own or known.get(recipe)
+        if cost is not None and cost.type != type:
             cost = None
-        found.append(Fit(recipe, header.nbytes, bits, made, cost))
-    return sorted(found, key=lambda fit: -fit.nbytes)
-
-
-def most_of(file: ModelFile) -> str:
-    """The block type of most of the weights."""
-    counts: dict[str, int] = {}
-    for info in file.tensors.values():
-        counts[info.type.name] = counts.get(info.type.name, 0) + prod(info.shape)
-    return max(counts, key=lambda name: counts[name])
+        found.append(Fit(recipe, header.nbytes, bits, made, cost, own is not None))
+    return sorted(found, key=lambda fit: -fit.nbytes), measured
 
 
 def best(found: Sequence[Fit]) -> Fit | None:
     """Of those of which nothing streams the one with the most bits, or a smaller one that lost less
-    where both were measured. Where all stream, the one that decodes fastest."""
+    where both were measured, of the same model. Where all stream, the one that decodes fastest."""
     whole = sorted((fit for fit in found if fit.whole), key=lambda fit: -fit.nbytes)
     if whole:
         largest = whole[0]
-        return min(whole, key=lambda f: f.cost.kl if f.cost else inf) if largest.cost else largest
+        if largest.cost is None:
+            return largest
+        alike = [fit for fit in whole if fit.own == largest.own]
+        return min(alike, key=lambda f: f.cost.kl if f.cost else inf)
     streamed = [fit for fit in found if fit.plan is not None]
     return max(streamed, key=_speed, default=None)
 
@@ -94,13 +96,16 @@ def _speed(fit: Fit) -> float:
     return 0.0 if fit.plan is None else fit.plan.predicted.decode_tok_s
 
 
-def as_object(found: Sequence[Fit]) -> dict[str, Any]:
+def as_object(found: Sequence[Fit], measured: MeasuredQuality | None) -> dict[str, Any]:
     """For ``--json``."""
     chosen, known = best(found), known_quality()
     return {
         "best": None if chosen is None else chosen.name,
         "quality_of": known.model,
         "quality_how": known.how,
+        "measured": None
+        if measured is None
+        else {"text": measured.text, "windows": measured.windows, "context": measured.context},
         "quantisations": [
             {
                 "name": fit.name,
@@ -108,14 +113,18 @@ def as_object(found: Sequence[Fit]) -> dict[str, Any]:
                 "bits_per_weight": fit.bits,
                 "streams": None if fit.plan is None else fit.plan.predicted.sweep_bytes,
                 "predicted": None if fit.plan is None else to_json(fit.plan.predicted),
-                "quality": None if fit.cost is None else vars(fit.cost),
+                "quality": None
+                if fit.cost is None
+                else {**vars(fit.cost), "of_this_model": fit.own},
             }
             for fit in found
         ],
     }
 
 
-def print_fits(model: str, budget: int, found: Sequence[Fit]) -> None:
+def print_fits(
+    model: str, budget: int, found: Sequence[Fit], measured: MeasuredQuality | None
+) -> None:
     """The table, which is best, and what is not known."""
     chosen, known = best(found), known_quality()
     click.echo(f"quantisations of {printable(model)} in {format_size(budget)}")
@@ -131,15 +140,13 @@ def print_fits(model: str, budget: int, found: Sequence[Fit]) -> None:
             row += [format_speed(p.decode_tok_s)]
         c = fit.cost
         row += (
-            ["not measured", ""]
+            ["not measured", "", ""]
             if c is None
-            else [
-                f"{c.kl:.4f}",
-                f"{100 * c.same_top:.1f} %",
-            ]
+            else [f"{c.kl:.4f}", f"{100 * c.same_top:.1f} %", "this" if fit.own else "another"]
         )
         rows.append(row)
-    print_table(("", "TYPE", "FILE", "BITS", "STREAMS", "DECODE", "KL", "SAME TOP"), rows)
+    heads = ("", "TYPE", "FILE", "BITS", "STREAMS", "DECODE", "KL", "SAME TOP", "OF")
+    print_table(heads, rows)
     click.echo()
     if chosen is None:
         click.echo("no quantisation runs in this budget")
@@ -147,7 +154,14 @@ def print_fits(model: str, budget: int, found: Sequence[Fit]) -> None:
         click.echo(f"best of those that stay in memory: {chosen.name}")
     else:
         click.echo(f"none stays in memory; the fastest of those that stream: {chosen.name}")
-    click.echo(f"quality: of {known.model}, not of this model; {known.how}")
+    own, others = (any(f.cost and f.own == mine for f in found) for mine in (True, False))
+    if own and measured is not None:
+        click.echo(
+            f"quality of this model: by `strata quality` on {measured.windows} windows of "
+            f"{measured.context} tokens of {printable(measured.text)}"
+        )
+    if others or not own:
+        click.echo(f"quality of another: of {known.model}, not of this model; {known.how}")
     click.echo(
         "where it was not measured more bits are taken for better; `strata quality` measures"
     )

@@ -103,7 +103,7 @@ def command(
     if base_kv_type is not None and base is None:
         raise UsageError("--base-kv-type is of a --base")
     from strata.cli.quality_report import as_object, print_report, write_svg
-    from strata.cli.quality_run import Lab, Options
+    from strata.cli.quality_run import Lab, Options, keep_for_plans
 
     lab = Lab(
         Options(
@@ -124,6 +124,7 @@ def command(
         )
     )
     results = lab.run(models, base)
+    keep_for_plans(results)
     if svg is not None:
         write_svg(svg, results)
     if as_json:

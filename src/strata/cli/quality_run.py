@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from strata.backends.registry import DEFAULT
 from strata.cli.console import progress_bars, remark
 from strata.cli.engine_options import open_llm, read_text
 from strata.engine.texts import TextWorkload, encoded, most_tokens
-from strata.errors import UsageError
+from strata.errors import StrataError, UsageError
 from strata.formats import open_model
 from strata.formats.fingerprint import fingerprint
 from strata.hub.digests import FileDigests
@@ -25,6 +26,7 @@ from strata.hub.downloads import strata_home
 from strata.hub.references import resolve
 from strata.models import build_model
 from strata.plan import Workload
+from strata.quantizer.directories import as_gguf
 from strata.report.quality.compare import (
     LayerOutputs,
     Windows,
@@ -34,6 +36,14 @@ from strata.report.quality.compare import (
 )
 from strata.report.quality.figures import Summary, TokenFigures, Values, summarize
 from strata.report.quality.kept_logits import KeptLogits, LogitsOf, peek
+from strata.report.quality.measured import (
+    FLOATS,
+    MeasuredFile,
+    MeasuredQuality,
+    lineage,
+    most_of,
+    remember,
+)
 from strata.report.quality.tasks import Answered, Question, answer, read_questions
 from strata.text.cutting import PART
 
@@ -104,6 +114,7 @@ class Results:
     kept_base: str | None = None
     windows: int = 0
     scored: int = 0
+    tokens: str = ""
     questions: int = 0
 
 
@@ -184,7 +195,7 @@ class Lab:
                 break
             assert results.base is not None
             self._run_base(results.base, None, offset)
-        results.windows, results.scored = each.count, each.each
+        results.windows, results.scored, results.tokens = each.count, each.each, each.digest
         for number, measured in enumerate(results.models):
             found = figures[number]
             measured.summary = summarize(found, each.first)
@@ -416,6 +427,29 @@ class Lab:
             self._kept.close()
         if self._layers is not None:
             self._layers.close()
+
+
+def keep_for_plans(results: Results) -> None:
+    """What models lost against floats is what ``strata plan --fit`` says of them from now on."""
+    base, o = results.base, results.options
+    if base is None or o.text is None or o.kv_type != o.base_kv_type or o.backend != DEFAULT:
+        return
+    files = []
+    with suppress(StrataError):
+        with open_model(base.subject.path) as opened:
+            file = as_gguf(opened, vocabulary=False)
+            model = lineage(file) if most_of(file) in FLOATS else None
+        for m in results.models:
+            with open_model(m.subject.path) as opened:
+                file = as_gguf(opened, vocabulary=False)
+                type, nbytes = most_of(file), file.nbytes
+            s = m.summary
+            if s is not None and s.kl is not None and s.same_top is not None:
+                name = m.subject.path.name
+                files.append(MeasuredFile(name, nbytes, type, s.kl.value, s.same_top.value))
+        if model is not None and files:
+            of = (o.text.name, results.tokens, results.windows, o.context)
+            remember(model, MeasuredQuality(*of, tuple(files)))
 
 
 def _scratch() -> Path:
