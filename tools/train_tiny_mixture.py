@@ -97,8 +97,8 @@ class Layer(nn.Module):
         q = self.q(h).view(batch, length, HEADS, HEAD)
         k = self.k(h).view(batch, length, KV_HEADS, HEAD)
         v = self.v(h).view(batch, length, KV_HEADS, HEAD)
-        q = _rotate(F.rms_norm(q, (HEAD,), self.q_norm, EPSILON), cos, sin)
-        k = _rotate(F.rms_norm(k, (HEAD,), self.k_norm, EPSILON), cos, sin)
+        q = turn(F.rms_norm(q, (HEAD,), self.q_norm, EPSILON), cos, sin)
+        k = turn(F.rms_norm(k, (HEAD,), self.k_norm, EPSILON), cos, sin)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x = x + F.dropout(self.out(a.transpose(1, 2).reshape(batch, length, -1)), drop)
@@ -129,7 +129,7 @@ class Model(nn.Module):
         return F.rms_norm(x, (WIDTH,), self.norm, EPSILON) @ self.embedding.T, balance
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions, pairs half a head apart."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin
@@ -183,7 +183,7 @@ def write(model: Model, tokenizer: Tokenizer, path: Path) -> None:
     writer.add_expert_used_count(USED)
     writer.add_expert_feed_forward_length(HIDDEN)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
-    _write_vocabulary(writer, tokenizer)
+    write_vocabulary(writer, tokenizer)
     for name, tensor in _tensors(model):
         array = tensor.detach().numpy().astype(np.float32)
         if array.ndim == 1 or name.endswith("ffn_gate_inp.weight"):
@@ -219,8 +219,8 @@ def _tensors(model: Model) -> list[tuple[str, Tensor]]:
     return [*out, ("output_norm.weight", model.norm)]
 
 
-def _write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
-
+def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> None:
+    """The keys of a byte-level BPE, with one more token that ends a text."""
     bpe: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     merges = [m if isinstance(m, str) else " ".join(m) for m in bpe["merges"]]
