@@ -133,6 +133,10 @@ std::vector<ExpertMatrices> make_layers(const ExpertLayers& layers) {
   return out;
 }
 
+void require_decay(double decay) {
+  require(decay > 0 && decay <= 1, "experts: what a use keeps of its worth");
+}
+
 void check_threads(int threads) {
   require(threads > 0 && threads <= 64, "reading takes from 1 to 64 threads");
 }
@@ -204,17 +208,25 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("input_form", [](const ExpertMatrix& e) { return input_form(e.format()); });
   nb::class_<ExpertCache>(m, "ExpertCache")
       .def(nb::new_([](const ExpertLayers& layers, int64_t slots, int64_t request_bytes,
-                       std::shared_ptr<Readers> readers, int64_t ahead) {
+                       std::shared_ptr<Readers> readers, int64_t ahead, double decay) {
+             require_decay(decay);
              require(slots > 0 && slots < (int64_t{1} << 31) && request_bytes > 0,
                      "experts: there must be slots, and reads have a size");
              return std::make_shared<ExpertCache>(make_layers(layers), slots, request_bytes,
-                                                  std::move(readers), ahead);
+                                                  std::move(readers), ahead, decay);
            }),
-           "layers"_a, "slots"_a, "request_bytes"_a, "readers"_a, "ahead"_a = 0)
+           "layers"_a, "slots"_a, "request_bytes"_a, "readers"_a, "ahead"_a = 0,
+           "decay"_a = DecayingFrequency::kDecay)
       .def_prop_ro("nbytes", &ExpertCache::nbytes)
       .def_prop_ro("slots", &ExpertCache::slots)
       .def_prop_ro("ahead", &ExpertCache::ahead)
-      .def("resize", &ExpertCache::resize, "slots"_a, "ahead"_a = 0,
+      .def_prop_ro("decay", &ExpertCache::decay)
+      .def("resize",
+           [](ExpertCache& c, int64_t slots, int64_t ahead, double decay) {
+             require_decay(decay);
+             c.resize(slots, ahead, decay);
+           },
+           "slots"_a, "ahead"_a = 0, "decay"_a = DecayingFrequency::kDecay,
            nb::call_guard<nb::gil_scoped_release>(),
            "So many slots from now on, and for what is foreseen; not while a step runs.")
       .def("read_by", &ExpertCache::read_by, "readers"_a, "Others read from now on.")
@@ -248,7 +260,8 @@ void bind_stream(nb::module_& m) {
            double decay, const std::vector<int64_t>& uses) {
           const Visits visits{std::move(experts), std::move(layers), std::move(firsts),
                               std::move(chosen)};
-          require(slots > 0 && decay > 0 && decay <= 1, "replay: slots and decay");
+          require_decay(decay);
+          require(slots > 0, "replay: slots");
           visits.check();
           nb::gil_scoped_release release;
           const auto by = make_policy(policy, visits, slots, decay, uses);

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from strata.formats.header_only import Blank
@@ -55,6 +56,13 @@ _LATENT = {
     "v_head_dim": 16,
 }
 _FEW = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
 _YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -97,10 +105,21 @@ _HYBRID = {
 
 # By `architectures`, without its end.
 CONFIGS: Mapping[str, dict[str, Any]] = {
+    "Afmoe": {
+        **_SIZES,
+        **_FEW,
+        "head_dim": 16,
+        "num_dense_layers": 1,
+        "num_shared_experts": 1,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "BitNet": {**_SIZES, "hidden_act": "relu2"},
     "Bloom": {**_OLD, "apply_residual_connection_post_layernorm": False},
+    "DeepseekV2": {**_SIZES, **_LATENT, **_ROUTED, "topk_method": "greedy"},
     "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
     "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "Dots1": {**_SIZES, **_ROUTED, "head_dim": 16},
     "Ernie4_5_Moe": {
         **_SIZES,
         "moe_num_experts": 4,
@@ -128,11 +147,53 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "Glm4Moe": {**_SIZES, **_ROUTED, "head_dim": 16, "use_qk_norm": True},
     "Glm4MoeLite": {**_SIZES, **_LATENT, **_ROUTED, "mlp_layer_types": ["dense", "sparse"]},
     "GlmMoeDsa": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "GptOss": {
+        **_SIZES,
+        **_LOCAL,
+        "intermediate_size": 32,
+        "head_dim": 16,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "GraniteMoe": {**_SIZES, **_LOCAL, **_GRANITE},
+    "GraniteMoeHybrid": {
+        **_SIZES,
+        **_LOCAL,
+        **_GRANITE,
+        **_MAMBA,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 32,
+    },
+    "GraniteMoeShared": {**_SIZES, **_LOCAL, **_GRANITE, "shared_intermediate_size": 32},
     "HYV3": {**_SIZES, **_FEW, "head_dim": 16, "router_scaling_factor": 1.5},
+    "HunYuanMoEV1": {**_SIZES, "num_experts": 4, "moe_topk": 2, "head_dim": 16},
     "HyperCLOVAX": {**_SIZES, "attention_multiplier": 0.2, "residual_multiplier": 0.5},
+    "Jamba": {
+        **_SIZES,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_dt_rank": 4,
+    },
+    "Lfm2Moe": {
+        **_SIZES,
+        **_FEW,
+        "num_dense_layers": 1,
+        "norm_topk_prob": True,
+        "conv_L_cache": 3,
+        "layer_types": ["conv", "full_attention"],
+    },
     "MiniCPM3": {**_SIZES, **_LATENT, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 32},
+    "MiniMaxM2": {**_SIZES, **_LOCAL, "head_dim": 24, "rotary_dim": 12},
     "Ministral3": {**_SIZES, "head_dim": 16, "rope_parameters": _YARN},
     "Mistral4": {**_SIZES, **_LATENT, **_ROUTED, "rope_parameters": _YARN},
+    "Mixtral": {**_SIZES, **_LOCAL},
     "Mpt": {
         "vocab_size": 272,
         "d_model": 64,
@@ -142,6 +203,10 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 6},
     },
     "NemotronH": {**_SIZES, **_ROUTED, **_HYBRID},
+    "Olmoe": {**_SIZES, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "Phimoe": {**_SIZES, **_LOCAL, "attention_bias": True, "lm_head_bias": True},
+    "Qwen2Moe": {**_SIZES, **_FEW, "shared_expert_intermediate_size": 32, "norm_topk_prob": True},
+    "Qwen3Moe": {**_SIZES, **_FEW, "head_dim": 24, "norm_topk_prob": True},
     "Qwen3Next": {**_SIZES, **_FEW, **_DELTA, "norm_topk_prob": True},
     "SolarOpen": {**_SIZES, **_ROUTED, "first_k_dense_replace": 0, "head_dim": 16},
 }
@@ -180,5 +245,23 @@ def write(path: Path, name: str) -> Path:
     stated, rng = config(name), np.random.default_rng(1)
     (path / "config.json").write_text(json.dumps(stated))
     weights = {key: rng.standard_normal(s, np.float32) for key, s in shapes(stated).items()}
+    if name == "GptOss":
+        weights = _as_gpt_oss(weights)
     save_file(weights, path / "model.safetensors")
     return path
+
+
+def _as_gpt_oss(weights: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Gates and ups of all experts in one tensor, row by row in turn, and matrices transposed."""
+    out = {key: a for key, a in weights.items() if ".mlp.experts." not in key}
+    for key, gate in weights.items():
+        if ".mlp.experts.gate_proj" in key:
+            up = weights[key.replace("gate_proj", "up_proj")]
+            both = np.stack((gate, up), axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
+            out[key.replace("gate_proj", "gate_up_proj")] = np.ascontiguousarray(
+                both.transpose(0, 2, 1) if both.ndim == 3 else both
+            )
+        if ".mlp.experts.down_proj" in key:
+            down = weights[key]
+            out[key] = np.ascontiguousarray(down.transpose(0, 2, 1) if down.ndim == 3 else down)
+    return out

@@ -129,11 +129,11 @@ int64_t ExpertCache::scratch_bytes(const std::vector<ExpertMatrices>& layers,
 }
 
 ExpertCache::ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
-                         std::shared_ptr<Readers> readers, int64_t ahead)
+                         std::shared_ptr<Readers> readers, int64_t ahead, double decay)
     : matrices_(std::move(layers)),
       request_bytes_(request_bytes),
       each_(slot_bytes(matrices_)),
-      policy_(std::make_unique<DecayingFrequency>(layers_of(matrices_))) {
+      policy_(std::make_unique<DecayingFrequency>(layers_of(matrices_), decay)) {
   read_by(std::move(readers));
   int64_t count = 0, most = 0;
   for (const ExpertMatrices& matrices : matrices_) {
@@ -172,7 +172,7 @@ void ExpertCache::read_by(std::shared_ptr<Readers> readers) {
   readers_ = std::move(readers);
 }
 
-void ExpertCache::resize(int64_t slots, int64_t ahead) {
+void ExpertCache::resize(int64_t slots, int64_t ahead, double decay) {
   if (layer_ >= 0 || slots < 1 || ahead < 0 || ahead >= slots) {
     throw std::invalid_argument("experts: they cannot be resized so");
   }
@@ -181,6 +181,7 @@ void ExpertCache::resize(int64_t slots, int64_t ahead) {
   if (slots > count) add_slots(slots - count);
   keep_ahead(ahead);
   remove_slots(std::max<int64_t>(0, count - slots));
+  policy_->set_decay(decay);
 }
 
 void ExpertCache::add_slots(int64_t count) {

@@ -45,9 +45,10 @@ using ExpertMatrices = std::vector<ExpertMatrixPtr>;
 class ExpertCache {
  public:
   // Reads are of at most about `request_bytes`. Of the slots `ahead`, fewer than all, are for what
-  // is foreseen.
+  // is foreseen. Uses lose worth by `decay`.
   ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
-              std::shared_ptr<Readers> readers, int64_t ahead = 0);
+              std::shared_ptr<Readers> readers, int64_t ahead = 0,
+              double decay = DecayingFrequency::kDecay);
   ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
@@ -84,16 +85,17 @@ class ExpertCache {
   // Ends a visit, whether or not all was done.
   void end();
 
-  // Between two visits: so many slots from now on, and so many of them for what is foreseen. Of
-  // experts for which there is no slot any more those go that would give way first, and their memory
+  // Between two visits: so many slots from now on, so many of them for what is foreseen, and uses
+  // that lose worth by `decay`. Of experts for which there is no slot any more those go that would give way first, and their memory
   // with them.
-  void resize(int64_t slots, int64_t ahead);
+  void resize(int64_t slots, int64_t ahead, double decay);
   // Between two visits: others read from now on.
   void read_by(std::shared_ptr<Readers> readers);
 
   const std::vector<ExpertMatrices>& layers() const { return matrices_; }
   int64_t slots() const { return static_cast<int64_t>(slots_.size()); }
   int64_t ahead() const { return ahead_; }
+  double decay() const { return policy_->decay(); }
   int64_t nbytes() const { return slots() * each_; }
 
   // The following may be asked for by any thread. Experts that visits found here, and that had to be

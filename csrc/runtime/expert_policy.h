@@ -1,4 +1,4 @@
-// Which expert gives way to another one that is needed. `strata.plan.experts` has the same policies
+// Which expert gives way to another one that is needed. `strata.plan.expert_policies` has the same policies
 // in Python, where recorded visits are replayed: both choose alike, to the last bit of a score.
 #pragma once
 #include <cstddef>
@@ -35,12 +35,15 @@ class DecayingFrequency final : public ExpertPolicy {
   // What uses so far are worth now, of each expert; and such numbers as those of uses before.
   std::vector<double> scores() const;
   void begin_with(const std::vector<double>& scores);
+  // Uses lose worth by this from now on.
+  void set_decay(double decay) { decay_ = decay; }
+  double decay() const { return decay_; }
 
   static constexpr double kDecay = 0.99;
 
  private:
   const std::vector<int32_t> layer_of_;
-  const double decay_;
+  double decay_;
   const int32_t layers_;
   int layer_ = -1;
   double gain_ = 1;                // what a use of this sweep is worth beside those before

@@ -16,7 +16,7 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightReadError, WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
-from strata.plan.expert_policies import DecayingFrequency, replay
+from strata.plan.expert_policies import DECAYS, DecayingFrequency, replay
 from strata.synth import SHAPES, write_model
 from support.forward import Forward
 from support.streaming import faults, forward, logits, settings, units
@@ -131,7 +131,9 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
     name: str, recipe: str | None, slots: int, make_model: Make
 ) -> None:
     with open_model(make_model(name, recipe)) as file:
-        run = forward(file, settings(experts(file), slots=slots, request=1 << 15, direct=True))
+        decay = DECAYS[slots % len(DECAYS)]
+        how = settings(experts(file), slots=slots, request=1 << 15, direct=True)
+        run = forward(file, replace(how, expert_decay=decay))
         profile = CpuBackend.profile(run.model, WeightSource(file))
         routed = [unit for unit in profile.units if unit.experts]
         run.backend.prepare()
@@ -144,7 +146,7 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         cache.record(False)
         sizes = [unit.experts for unit in routed]
         assert {layer for layer, _ in visits} == set(range(len(routed)))
-        said = replay(visits, sizes, slots, DecayingFrequency(sizes))
+        said = replay(visits, sizes, slots, DecayingFrequency(sizes, decay))
         stats = counts(run)
         assert (stats.expert_hits, stats.expert_misses) == (said.hits, said.misses)
         assert said.misses < sum(len(chosen) for _, chosen in visits) or slots < 3

@@ -116,7 +116,6 @@ def test_kv_is_shared_where_it_has_no_room(models: Mapping[str, Path]) -> None:
         assert llm.engine.kv_bytes == before
 
 
-@pytest.mark.parametrize("at", [1, 4])
 def arrangements(llm: LLM, count: int) -> list[tuple[BackendSettings, tuple[int, ...]]]:
     """Random choices of what stays and streams, of steps, slots and blocks."""
     random = np.random.default_rng(5)

@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 
 from strata.backends.profile import SweepSize
+from strata.backends.settings import EXPERT_DECAY
 from strata.machine import constants
 from strata.plan import Limits, Plan, Workload, plan
 from strata.plan.budgets import budget_table
 from strata.plan.cost_model import hit_rate
 from strata.plan.expert_policies import AHEAD
 from strata.plan.planner import Planner
+from strata.plan.routes import HitCurve
 from support.described import machine, model
 
 MB, GB = 10**6, 10**9
@@ -65,6 +67,25 @@ def test_bytes_of_a_token_are_those_of_the_experts_that_are_not_there() -> None:
     assert f"{p.expert_slots} of 6144" in said.value
     assert "if all are chosen alike" in said.reason
     assert f"{p.predicted.expert_hit_rate:.0%}" in said.reason
+
+
+def test_uses_lose_worth_as_found_most() -> None:
+    """Of what was recorded the Plan takes what finds most in the slots that it has."""
+    m, host = model("qwen3-30b-a3b"), machine("laptop")
+    every = m.profile.experts
+    slow = HitCurve(1, 500, ((every // 4, 0.3), (every, 1.0)), 0.999)
+    fast = HitCurve(1, 500, ((every // 4, 0.5), (3 * every // 4, 0.6), (every, 1.0)), 0.9)
+    m = replace(m, hits=(slow, fast))
+    planner = Planner(m, host, Limits(), Workload(context=1024))
+    assert between("qwen3-30b-a3b", 0.4).expert_decay == EXPERT_DECAY
+    for share, best in ((0.3, fast), (0.8, slow)):
+        p = planner.plan(int(share * planner.everything()))
+        assert (p.expert_decay, p.predicted.expert_hit_rate) == (
+            best.decay,
+            best.rate(p.expert_slots),
+        )
+        (said,) = [c for c in p.choices if c.name == "experts"]
+        assert f"counts {best.decay:g} times" in said.reason
 
 
 def test_a_sweep_of_many_rows_reads_each_expert_once() -> None:

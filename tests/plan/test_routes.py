@@ -8,6 +8,7 @@ import pytest
 
 import strata._native as _native
 from strata.plan.expert_policies import (
+    DECAYS,
     Belady,
     DecayingFrequency,
     LeastRecentlyUsed,
@@ -55,6 +56,20 @@ def test_policies_do_natively_what_they_do_in_python(name: str, slots: int, rows
     assert got == (want.hits, want.misses)
 
 
+@pytest.mark.parametrize("decay", DECAYS)
+def test_uses_lose_worth_natively_as_in_python(decay: float) -> None:
+    found = routes()
+    visits = found.visits()
+    want = replay(visits, EXPERTS, 11, DecayingFrequency(EXPERTS, decay))
+    firsts = np.cumsum([0, *(len(chosen) for _, chosen in visits)]).tolist()
+    flat = [e for _, chosen in visits for e in chosen]
+    layers = [layer for layer, _ in visits]
+    given = (list(EXPERTS), layers, firsts, flat, 11, "frequency")
+    assert _native.replay_experts(*given, decay=decay) == (want.hits, want.misses)
+    with pytest.raises(ValueError, match="worth"):
+        _native.replay_experts(*given, decay=1.5)
+
+
 def test_wrong_visits_are_refused() -> None:
     for layers, firsts, chosen in (
         ([0], [0, 2], [1, 1]),
@@ -94,9 +109,12 @@ def test_curves() -> None:
     assert [curve.rate(n) for n in (0, 5, 10, 15, 40, 50)] == pytest.approx(
         [0, 0.25, 0.5, 0.7, 1, 1]
     )
-    assert curve_for([curve], 1) is curve
-    assert curve_for([curve], 3) is None
+    assert curve_for([curve], 1, 10) is curve
+    assert curve_for([curve], 3, 10) is None
+    # Which decay finds more depends on the slots.
+    other = HitCurve(1, 100, ((10, 0.6), (20, 0.8), (40, 1.0)), 0.9)
+    assert [curve_for([curve, other], 1, n) for n in (10, 20, 40)] == [other, curve, curve]
     made = curves(routes(200))
-    assert [c.rows for c in made] == [1, 16]
+    assert [(c.rows, c.decay) for c in made] == [(r, d) for r in (1, 16) for d in DECAYS]
     for c in made:
         assert c.points[-1] == (sum(EXPERTS), 1.0)

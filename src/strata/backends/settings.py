@@ -9,6 +9,10 @@ KVTypeName = Literal["f16", "bf16", "q8_0", "int4"]
 """How keys, or values, may be kept; `kv_types.py` has a row for each, and reads names of types that
 are made of them."""
 
+EXPERT_DECAY = 0.99
+"""What a use of an expert is worth after each sweep of what it was worth before, where nobody knows
+better."""
+
 MAX_TOKENS = 512
 """Tokens of one step: as many rows as activations have memory for."""
 
@@ -40,7 +44,9 @@ class BackendSettings:
     The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
     buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
     are fetched one by one; and experts, those that are chosen, into ``expert_slots``, each with
-    room for one of any layer, of which ``expert_ahead`` are for those that will probably be. Of
+    room for one of any layer, of which ``expert_ahead`` are for those that will probably be; of the
+    others those go that were used least, a use being worth ``expert_decay`` of what it was after
+    each sweep. Of
     keys and values of all positions memory has ``kv_slots`` blocks, and a file in ``kv_directory``
     the others, which are read while layers attend; 0: all are in memory. A backend that
     streams nothing keeps all.
@@ -55,6 +61,7 @@ class BackendSettings:
     tile_bytes: int = 0
     expert_slots: int = 0
     expert_ahead: int = 0
+    expert_decay: float = EXPERT_DECAY
     kv_slots: int = 0
     kv_directory: str = ""
     reading: Reading = field(default_factory=Reading)

@@ -7,8 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from strata.backends.settings import EXPERT_DECAY
 from strata.hub.downloads import strata_home
 from strata.plan.routes import HitCurve
+
+_LEAST_DECAY = 0.5
 
 
 def file_key(path: Path) -> str:
@@ -32,6 +35,7 @@ def known_hits(paths: Sequence[Path]) -> tuple[HitCurve, ...]:
                 int(c["rows"]),
                 int(c["tokens"]),
                 tuple((int(n), min(1.0, max(0.0, float(rate)))) for n, rate in c["points"]),
+                min(1.0, max(_LEAST_DECAY, float(c.get("decay", EXPERT_DECAY)))),
             )
             for c in data["curves"]
         )

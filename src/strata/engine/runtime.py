@@ -491,6 +491,7 @@ def settings_of(plan: Plan, kv_directory: str, *, limited: bool) -> BackendSetti
         tile_bytes=plan.tile_bytes,
         expert_slots=plan.expert_slots,
         expert_ahead=plan.expert_ahead,
+        expert_decay=plan.expert_decay,
         kv_slots=plan.kv_slots,
         kv_directory=kv_directory,
         reading=Reading(

@@ -148,7 +148,7 @@ class CostModel:
         return _cold_blocks(size, streaming) * sum(self._kv_parts)
 
     def _hit_rate(self, experts: int, slots: int, rows: int) -> float:
-        curve = curve_for(self.model.hits, rows)
+        curve = curve_for(self.model.hits, rows, slots)
         if curve is None or not experts or slots >= experts:
             return hit_rate(experts, slots)
         return curve.rate(slots)

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from strata.backends.settings import EXPERT_DECAY
+
 Visit = tuple[int, Sequence[int]]
 
 AHEAD = 8
 """Experts of a visit that may be on their way or in use before one gives way to the next."""
 
-DECAY = 0.99
-"""What a use is worth after each sweep of what it was worth before."""
+DECAYS = (0.9, 0.97, EXPERT_DECAY, 0.995, 0.999)
+"""From nearly the least recently used to nearly the least frequently used: those among which a Plan
+chooses where routes were recorded."""
 
 _MOST_GAIN = 1e100
 
@@ -60,13 +63,15 @@ class LeastRecentlyUsed(Policy):
 
 
 class DecayingFrequency(Policy):
-    """The least frequently used one, where a use counts the less the longer it is ago.
+    """The least frequently used one, where a use counts the less the longer it is ago: after each
+    sweep ``decay`` of what it counted before.
 
     Uses count from the end of their sweep on, so that no layer is ahead of others because its turn
     came before; of equals the one goes whose layer is the last to come again.
     """
 
-    def __init__(self, experts: Sequence[int]) -> None:
+    def __init__(self, experts: Sequence[int], decay: float = EXPERT_DECAY) -> None:
+        self._decay = decay
         self._layer_of = [layer for layer, count in enumerate(experts) for _ in range(count)]
         self._layers = len(experts)
         self._scores = [0.0] * len(self._layer_of)
@@ -80,7 +85,7 @@ class DecayingFrequency(Policy):
             for expert in self._used:
                 self._scores[expert] += self._gain
             self._used.clear()
-            self._gain /= DECAY
+            self._gain /= self._decay
             if self._gain > _MOST_GAIN:
                 self._scores = [score / _MOST_GAIN for score in self._scores]
                 self._gain /= _MOST_GAIN

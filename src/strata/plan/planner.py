@@ -10,6 +10,7 @@ from math import ceil
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import SweepSize, UnitProfile
+from strata.backends.settings import EXPERT_DECAY
 from strata.errors import UsageError
 from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
@@ -34,6 +35,7 @@ from strata.plan.outline import Outline
 from strata.plan.plan import Limits, Plan, Prediction, Workload
 from strata.plan.prefill import prefill_budget
 from strata.plan.reasons import explain
+from strata.plan.routes import curve_for
 from strata.plan.state_room import StateRoom
 from strata.sizes import format_budget, format_seconds, format_size, format_speed
 
@@ -433,6 +435,13 @@ class Planner:
         """Of so many slots those for what is read ahead: as many as are wanted, and few."""
         return min(self.limits.experts_ahead, slots // constants.AHEAD_OF)
 
+    def _decay(self, slots: int) -> float:
+        """With which uses lose worth: the one that found most in so many slots where routes were
+        recorded, else the usual one."""
+        slots -= self._ahead(slots)
+        curve = curve_for(self.model.hits, self.workload.concurrency, slots)
+        return EXPERT_DECAY if curve is None else curve.decay
+
     def _load_s(self, resident: frozenset[str], read: DiskRate) -> float:
         nbytes, packing = 0, 0.0
         for unit in self.model.units:
@@ -508,6 +517,7 @@ class Planner:
             tile_bytes=best.tile_bytes if sizes.ring_bytes else 0,
             expert_slots=sizes.expert_slots,
             expert_ahead=self._ahead(sizes.expert_slots),
+            expert_decay=self._decay(sizes.expert_slots),
             read_mode=best.read.mode,
             request_bytes=sizes.request_bytes,
             io_threads=sizes.io_threads,

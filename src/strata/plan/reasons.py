@@ -99,15 +99,16 @@ def _experts(model: Outline, workload: Workload, sizes: Sizes, prediction: Predi
     needed = sum(unit.needed(rows) * unit.expert_bytes for unit in model.units)
     read = format_size(round(needed * (1 - prediction.expert_hit_rate)))
     what = "token" if rows == 1 else f"{rows} tokens"
-    curve = curve_for(model.hits, rows)
-    how = "if all are chosen alike"
+    curve = curve_for(model.hits, rows, sizes.expert_slots)
+    how, kept = "if all are chosen alike", ""
     if curve is not None:
         how = f"by the {curve.tokens} tokens whose routes were recorded"
+        kept = f"; of them a use best counts {curve.decay:g} times as much after each sweep"
     return Choice(
         "experts",
         value,
         f"{how} {prediction.expert_hit_rate:.0%} of those needed are there: a "
-        f"{what} needs {format_size(round(needed))} and reads {read}",
+        f"{what} needs {format_size(round(needed))} and reads {read}{kept}",
     )
 
 

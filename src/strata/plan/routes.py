@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from strata.backends.settings import EXPERT_DECAY
 from strata.plan.expert_policies import Visit
 
 _CLOSE = 1.5
@@ -77,11 +78,12 @@ class Routes:
 @dataclass(frozen=True)
 class HitCurve:
     """Of the experts that steps of ``rows`` tokens needed, the share that so many slots held: pairs
-    of slots, rising, and rates. ``tokens`` were recorded."""
+    of slots, rising, and rates. ``tokens`` were recorded, and uses lost worth by ``decay``."""
 
     rows: int
     tokens: int
     points: tuple[tuple[int, float], ...]
+    decay: float = EXPERT_DECAY
 
     def rate(self, slots: int) -> float:
         """Between two points as on a line."""
@@ -96,7 +98,8 @@ class HitCurve:
         return rates[at - 1] + part * (rates[at] - rates[at - 1])
 
 
-def curve_for(curves: Sequence[HitCurve], rows: int) -> HitCurve | None:
-    """The one of about as many rows; None where there is none."""
+def curve_for(curves: Sequence[HitCurve], rows: int, slots: int) -> HitCurve | None:
+    """The one of about as many rows that finds most in so many slots, of equals the first; None
+    where there is none."""
     near = [c for c in curves if max(c.rows, rows) <= _CLOSE * min(c.rows, rows)]
-    return min(near, key=lambda c: abs(c.rows - rows), default=None)
+    return min(near, key=lambda c: (abs(c.rows - rows), -c.rate(slots)), default=None)

@@ -194,10 +194,11 @@ def _more_slots(runtime: Runtime, runner: Runner) -> _MoreSlots | None:
     from strata.plan.cost_model import hit_rate
 
     every = sum(unit.experts for s in runner.model.segments for unit in s.units)
-    curve = curve_for(known_hits(runtime.file.paths), plan.parallel)
+    curves, rows = known_hits(runtime.file.paths), plan.parallel
     slots = plan.expert_slots - plan.expert_ahead
 
     def rate(slots: int) -> float:
+        curve = curve_for(curves, rows, slots)
         return hit_rate(every, slots) if curve is None or slots >= every else curve.rate(slots)
 
     return _MoreSlots(max(1, runtime.slot_bytes), every - slots, slots, rate)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,19 @@ import numpy as np
 import strata._native as _native
 from strata.backends.base import ExpertSlots
 from strata.backends.registry import backend_class
+from strata.backends.settings import EXPERT_DECAY
 from strata.backends.weights import WeightSource
 from strata.engine.engine import Engine
 from strata.engine.routes import routes_file
 from strata.engine.runtime import Runtime
 from strata.errors import UsageError
-from strata.plan.expert_policies import DECAY
+from strata.plan.expert_policies import DECAYS
 from strata.plan.routes import HitCurve, Routes
 
 POLICIES = ("recent", "per layer", "static", "mixed", "frequency", "belady")
 """Least recently used; frequency with as many slots for each layer; those used most in the first
-half of the text; half of that and frequency; frequency that decays, which is what runs; and what no
-policy can be better than."""
+half of the text; half of that and frequency; frequency with that of ``DECAYS`` which finds most, as
+it runs; and what no policy can be better than."""
 
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Of all experts, for which there are slots."""
@@ -104,20 +105,20 @@ def _through_slots(runtime: Runtime, engine: Engine) -> tuple[list[int], ExpertS
     return [unit.experts for unit in routed], slots
 
 
-def compare(
-    routes: Routes, rows: int = 1, shares: Sequence[float] = SHARES, decay: float = DECAY
-) -> list[Comparison]:
+def compare(routes: Routes, rows: int = 1, shares: Sequence[float] = SHARES) -> list[Comparison]:
     """What each policy finds, for steps of one token of each of ``rows`` sequences."""
     total = sum(routes.experts)
+
+    def found(slots: int, policy: str) -> float:
+        decays = DECAYS if policy == "frequency" else (EXPERT_DECAY,)
+        return max(hit_rate(routes, slots, policy, rows=rows, decay=d) for d in decays)
+
     counts = sorted({max(1, round(share * total)) for share in shares})
-    return [
-        Comparison(n, {p: hit_rate(routes, n, p, rows=rows, decay=decay) for p in POLICIES})
-        for n in counts
-    ]
+    return [Comparison(n, {p: found(n, p) for p in POLICIES}) for n in counts]
 
 
 def hit_rate(
-    routes: Routes, slots: int, policy: str, *, rows: int = 1, decay: float = DECAY
+    routes: Routes, slots: int, policy: str, *, rows: int = 1, decay: float = EXPERT_DECAY
 ) -> float:
     """Of the experts that the second half of the text needs, the share that a policy has there."""
     visits = routes.visits(rows)
@@ -155,15 +156,16 @@ def _replayed(
 
 
 def curves(routes: Routes) -> tuple[HitCurve, ...]:
-    """What a Plan is made by: hit rates of the policy that runs, for one sequence and for more."""
+    """What a Plan is made by: hit rates of the policy that runs, with each decay, for one sequence
+    and for more."""
     total = sum(routes.experts)
+    counts = sorted({max(1, round(share * total)) for share in SHARES})
     out = []
-    for rows in _ROWS:
-        if routes.tokens < 8 * rows:
-            continue
-        counts = sorted({max(1, round(share * total)) for share in SHARES})
-        points = [(n, hit_rate(routes, n, "frequency", rows=rows)) for n in counts]
-        out.append(HitCurve(rows, routes.tokens, (*points, (total, 1.0))))
+    for rows, decay in product(_ROWS, DECAYS):
+        if routes.tokens >= 8 * rows:
+            rates = [hit_rate(routes, n, "frequency", rows=rows, decay=decay) for n in counts]
+            points = (*zip(counts, rates, strict=True), (total, 1.0))
+            out.append(HitCurve(rows, routes.tokens, points, decay))
     return tuple(out)
 
 
@@ -173,7 +175,10 @@ def keep(path: Path, routes: Routes, found: Sequence[HitCurve]) -> Path | None:
     target = routes_file(path)
     data = {
         "experts": list(routes.experts),
-        "curves": [{"rows": c.rows, "tokens": c.tokens, "points": c.points} for c in found],
+        "curves": [
+            {"rows": c.rows, "tokens": c.tokens, "decay": c.decay, "points": c.points}
+            for c in found
+        ],
     }
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -351,9 +351,9 @@ class CpuBackend:
                 segment.attach(self._stream, number)
         if layers:
             if self._experts is None:
-                ahead = self.settings.expert_ahead
+                ahead, decay = self.settings.expert_ahead, self.settings.expert_decay
                 self._experts = _native.ExpertCache(
-                    layers, slots, reading.request_bytes, readers, ahead
+                    layers, slots, reading.request_bytes, readers, ahead, decay
                 )
             else:
                 # What it holds stays.
@@ -412,7 +412,8 @@ class CpuBackend:
         more = before // int(self._experts.slots) * slots - before
         self._books.take("experts", max(0, more))
         try:
-            self._experts.resize(slots, min(self.settings.expert_ahead, slots - 1))
+            ahead = min(self.settings.expert_ahead, slots - 1)
+            self._experts.resize(slots, ahead, self.settings.expert_decay)
         except BaseException:
             self._books.give("experts", max(0, more))
             raise
