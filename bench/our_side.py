@@ -24,7 +24,9 @@ BATCH_PROMPT = 16
 LEAST_CONTEXT = 256
 
 
-def run(model: str, work: str, threads: int, repeat: int) -> dict[str, Any]:
+def run(
+    model: str, work: str, threads: int, repeat: int, kv_type: str | None = None
+) -> dict[str, Any]:
     """Tokens a second of each repetition; bytes of weights and KV that a decoded token reads."""
     kind, *numbers = work.split(":")
     if kind == "read":
@@ -35,7 +37,8 @@ def run(model: str, work: str, threads: int, repeat: int) -> dict[str, Any]:
     prompt = sizes[0] if kind == "prefill" else 0
     depth = sizes[0] if kind == "depth" else 0
     gen = 0 if kind == "prefill" else sizes[-1]
-    with LLM(model, threads=threads, context=prompt + depth + gen + 4) as llm:
+    context = prompt + depth + gen + 4
+    with LLM(model, threads=threads, context=context, kv_type=kv_type) as llm:
         samples = []
         for _ in range(repeat):
             found = llm.measure(prompt=prompt, gen=gen, depth=depth, repeat=1)
@@ -89,8 +92,9 @@ def main() -> None:
     parser.add_argument("work")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--kv-type")
     args = parser.parse_args()
-    print(json.dumps(run(args.model, args.work, args.threads, args.repeat)))
+    print(json.dumps(run(args.model, args.work, args.threads, args.repeat, args.kv_type)))
 
 
 if __name__ == "__main__":

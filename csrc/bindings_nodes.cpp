@@ -34,8 +34,9 @@ void NodeBuilder::check_kept(const AttentionUse& a, const StateStore& state) {
   require(layer.group >= 0 && layer.kept.kv_heads == a.kv_heads && kv.k_dim == a.k_dim &&
               kv.v_dim == a.v_dim && (!a.keys || kv.v_in_k != a.values),
           wrong);
-  const int64_t kept = state.group_of(layer).window;
-  require(kept == 0 || (a.window > 0 && a.window <= kept),
+  const StateStore::Group& group = state.group_of(layer);
+  require(group.window == 0 || (a.window > 0 && a.window <= group.window &&
+                                a.beginning <= group.beginning),
           "attention: positions are wanted that are not kept");
 }
 
@@ -174,11 +175,13 @@ void bind_nodes(nb::module_& m) {
       .def("foresee", &NodeBuilder::foresee, "x"_a, "norm"_a, "weight"_a.none(), "shift"_a.none(),
            "epsilon"_a, "router"_a, "bias"_a.none())
       .def("attach_experts", &NodeBuilder::attach_experts, "cache"_a, "first"_a)
-      .def("rope", &NodeBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
+      .def("rope", &NodeBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a,
+           "limit"_a = 0)
       .def("attention", &NodeBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
            "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),
-           "sinks"_a = nb::none(), "call"_a = nb::none())
+           "sinks"_a = nb::none(), "call"_a = nb::none(), "beginning"_a = 0,
+           "q_beginning"_a = nb::none())
       .def("short_conv", &NodeBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &NodeBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,

@@ -66,11 +66,13 @@ void add_table(std::vector<int32_t>& to, const StateStore::Group& group, const T
   // Of recurrent state the slot that is read, if any, and the one that is written.
   const int64_t needed = group.recurrent ? 2 : (past + rows + kKvBlock - 1) / kKvBlock;
   require(static_cast<int64_t>(table.size()) >= needed, "step: block table too short");
-  const int64_t first = group.window > 0 && past >= group.window ? past - group.window + 1 : 0;
+  const bool left = group.window > 0 && past >= group.window + group.beginning;
+  const int64_t first = left ? past - group.window + 1 : 0;
   const int64_t seen = group.recurrent ? (past == 0 ? 1 : 0) : first / kKvBlock;
+  const int64_t beginning = (group.beginning + kKvBlock - 1) / kKvBlock;
   const int32_t* blocks = table.data();
   for (int64_t i = 0; i < needed; ++i) {
-    require(blocks[i] >= (i < seen ? kNoBlock : 0) && blocks[i] < group.blocks,
+    require(blocks[i] >= (i < seen && i >= beginning ? kNoBlock : 0) && blocks[i] < group.blocks,
             group.recurrent ? "step: slot out of range" : "step: KV block out of range");
   }
   to.insert(to.end(), blocks, blocks + needed);
@@ -170,8 +172,8 @@ std::unique_ptr<Step> make_step(const StateStore& store, Array1<int32_t> tokens,
 // (kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values); zeros where a layer does not
 // keep that.
 using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t, int, int>;
-// (layers, window, recurrent, blocks, slots).
-using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, bool, int64_t, int64_t>;
+// (layers, window, beginning, recurrent, blocks, slots).
+using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, int64_t, bool, int64_t, int64_t>;
 
 void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
                 const std::vector<GroupTuple>& groups, const std::string& directory) {
@@ -190,8 +192,9 @@ void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
   }
   std::vector<bool> seen(kept.size(), false);
   std::vector<StateStore::Group> made;
-  for (const auto& [numbers, window, recurrent, blocks, slots] : groups) {
+  for (const auto& [numbers, window, beginning, recurrent, blocks, slots] : groups) {
     require(blocks > 0 && window >= 0, "state: at least one block a group");
+    require(beginning >= 0 && (beginning == 0 || window > 0), "state: a beginning beside no window");
     require(slots == 0 || (slots > 0 && window == 0 && !recurrent && made.empty()),
             "state: only blocks of all positions lie in slots");
     require(made.empty() || !made.back().recurrent, "state: the recurrent group is the last");
@@ -202,7 +205,7 @@ void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
       const StateStore::Kept& k = kept[static_cast<size_t>(i)];
       require(recurrent ? k.floats > 0 : k.kv_heads > 0, "state: a layer is in a group of another kind");
     }
-    StateStore::Group group{numbers, window, recurrent, blocks, slots};
+    StateStore::Group group{numbers, window, beginning, recurrent, blocks, slots};
     made.push_back(std::move(group));
   }
   new (self) StateStore(kept, std::move(made), directory);

@@ -153,12 +153,13 @@ void NodeBuilder::heads(const std::vector<std::tuple<int64_t, int64_t, int64_t, 
 }
 
 void NodeBuilder::rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
-                       bool interleaved) {
+                       bool interleaved, int64_t limit) {
   require(at(x).width == at(out).width && at(x).width % head_dim == 0 &&
               2 * table->half() <= head_dim,
           "rope: widths differ");
-  list_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved,
-                          std::move(table)}));
+  require(limit >= 0, "rope: negative position");
+  list_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved, std::move(table),
+                       limit}));
 }
 
 void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v,
@@ -166,7 +167,8 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
                             int64_t k_dim, int64_t v_dim, float scale, int64_t window,
                             float softcap, bool causal, bool chunked,
                             const std::optional<Array1<float>>& slopes,
-                            const std::optional<Array1<float>>& sinks, std::optional<int> call) {
+                            const std::optional<Array1<float>>& sinks, std::optional<int> call,
+                            int64_t beginning, std::optional<int64_t> q_beginning) {
   require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
           "attention: KV heads have as many heads each");
   require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
@@ -180,9 +182,19 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
           "attention: a slope for each head");
   require(s.sinks.empty() || static_cast<int64_t>(s.sinks.size()) == heads,
           "attention: a sink for each head");
+  require(beginning >= 0 && beginning <= kKvBlock * kSplitBlocks &&
+              (beginning > 0) == q_beginning.has_value() &&
+              (beginning == 0 || (window > 0 && causal && !chunked)),
+          "attention: a beginning is seen beside a window that looks back, by a query of its own");
+  s.beginning = beginning;
+  if (q_beginning) {
+    require(at(*q_beginning).width == heads * k_dim, "attention: widths differ");
+    s.q_beginning = f32_value(*q_beginning);
+  }
   if (k) s.k = f32_value(*k);
   if (v) s.v = f32_value(*v);
-  attention_.push_back({layer, kv_heads, k_dim, v_dim, window, k.has_value(), v.has_value()});
+  attention_.push_back(
+      {layer, kv_heads, k_dim, v_dim, window, beginning, k.has_value(), v.has_value()});
   scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
   require(!call || *call >= 0, "attention: negative call");
   add_attention(list_, std::move(s), call);

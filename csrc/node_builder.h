@@ -37,12 +37,13 @@ class NodeBuilder {
   void heads(const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t>>& parts, int64_t out,
              int64_t count);
   void rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
-            bool interleaved);
+            bool interleaved, int64_t limit);
   void attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v, int64_t out,
                  int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
                  float scale, int64_t window, float softcap, bool causal, bool chunked,
                  const std::optional<Array1<float>>& slopes,
-                 const std::optional<Array1<float>>& sinks, std::optional<int> call);
+                 const std::optional<Array1<float>>& sinks, std::optional<int> call,
+                 int64_t beginning, std::optional<int64_t> q_beginning);
   void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
                   const std::optional<Array1<float>>& bias);
   // Of heads with a state of [k_dim][v_dim]: operands and parameters as step_kernels.h has them.
@@ -93,7 +94,7 @@ class NodeBuilder {
 
  private:
   struct AttentionUse {
-    int64_t layer, kv_heads, k_dim, v_dim, window;
+    int64_t layer, kv_heads, k_dim, v_dim, window, beginning;
     bool keys, values;
   };
   static void check_kept(const AttentionUse& a, const StateStore& state);

@@ -75,10 +75,6 @@ STRATA_INLINE int64_t last_key(const AttentionArgs& a, int64_t position) {
   const int64_t ahead = a.window > 0 ? position + a.window : a.seen;
   return (ahead < a.seen ? ahead : a.seen) - 1;
 }
-STRATA_INLINE int64_t first_key(const AttentionArgs& a, int64_t position) {
-  if (a.window <= 0 || position < a.window) return 0;
-  return a.chunked ? position / a.window * a.window : position - a.window + 1;
-}
 
 // One partial result: maximum, sum of weights, unnormalised output.
 STRATA_INLINE void clear_partial(float* p, int64_t v_dim) {
@@ -169,13 +165,13 @@ STRATA_INLINE void soften(const AttentionArgs& a, int64_t head, int64_t here, fl
 
 // Scaled queries of rows [row0, row1) for the heads of one KV head: vector i is row i / group,
 // head i % group.
-STRATA_INLINE void gather_queries(const AttentionArgs& a, int64_t kv_head, int64_t row0,
-                                  int64_t row1, float* q) {
+STRATA_INLINE void gather_queries(const AttentionArgs& a, const float* from, int64_t kv_head,
+                                  int64_t row0, int64_t row1, float* q) {
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t r = row0; r < row1; ++r)
     for (int64_t g = 0; g < group; ++g, q += a.shape.k_dim)
     {
-      scale_row(a.q + r * a.q_stride + (kv_head * group + g) * a.shape.k_dim, a.scale,
+      scale_row(from + r * a.q_stride + (kv_head * group + g) * a.shape.k_dim, a.scale,
                 a.shape.k_dim, q);
       rotate(q, a.shape.k_dim, a.k_rotation);
     }
@@ -235,18 +231,15 @@ template <> struct Block<KvUnpacked> {
   int64_t stride;
 };
 
-// The partial results of one split for all query vectors; p holds one partial a vector, cleared.
+// Goes on with the partial results of all query vectors over blocks [block, end), of which a row
+// sees what its window has, or with `Beginning` what that left behind. p holds one partial a vector;
 // `unpacked` has room for the keys and values of a block.
-template <class Kv>
-static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
-                      int64_t split, const float* q, float* scores, float* p, float* unpacked) {
+template <class Kv, bool Beginning>
+static void run_blocks(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                       int64_t block, int64_t end, const float* q, float* scores, float* p,
+                       float* unpacked) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
   const int64_t stride = partial_floats(a.shape.v_dim), width = kv_value_stride(a.shape.v_dim);
-  const int64_t last = last_key(a, a.past + row1 - 1);
-  int64_t block = first_key(a, a.past + row0) / kKvBlock;
-  if (block < split * kSplitBlocks) block = split * kSplitBlocks;
-  int64_t end = last / kKvBlock + 1;
-  if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
   for (; block < end; ++block) {
     const uint8_t* head = a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes;
     const Block<Kv> kv(a, head, unpacked);
@@ -264,8 +257,13 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
     product(q, a.shape.k_dim, keys, 0, a.shape.k_dim, vectors, kKvBlock, scores, kKvBlock);
     int64_t first = kKvBlock, most = 0;
     for (int64_t i = 0; i < vectors; ++i) {
-      const int64_t position = a.past + row0 + i / group;
+      int64_t position = a.past + row0 + i / group;
       int64_t lo = first_key(a, position) - base, hi = last_key(a, position) + 1 - base;
+      if (Beginning) {
+        hi = lo + base > 0 ? a.beginning - base : 0;
+        lo = 0;
+        position = a.window + a.beginning - 1;
+      }
       if (lo < 0) lo = 0;
       if (hi > kKvBlock) hi = kKvBlock;
       if (lo >= hi) {   // nothing to see for this row: it keeps what it has
@@ -295,6 +293,31 @@ static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   }
 }
 
+// The partial results of one split for all query vectors; p holds one partial a vector, cleared.
+template <class Kv>
+static void run_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                      int64_t split, const float* q, float* scores, float* p, float* unpacked) {
+  int64_t block = first_key(a, a.past + row0) / kKvBlock;
+  if (block < split * kSplitBlocks) block = split * kSplitBlocks;
+  int64_t end = last_key(a, a.past + row1 - 1) / kKvBlock + 1;
+  if (end > (split + 1) * kSplitBlocks) end = (split + 1) * kSplitBlocks;
+  run_blocks<Kv, false>(a, kv_head, row0, row1, block, end, q, scores, p, unpacked);
+}
+
+// Whether a row sees the beginning from beyond its window.
+STRATA_INLINE bool sees_beginning(const AttentionArgs& a, int64_t row1) {
+  return a.beginning > 0 && first_key(a, a.past + row1 - 1) > 0;
+}
+
+// What comes first in split 0. Takes the place of what q holds.
+template <class Kv>
+static void run_beginning(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
+                          float* q, float* scores, float* p, float* unpacked) {
+  gather_queries(a, a.q_beginning, kv_head, row0, row1, q);
+  run_blocks<Kv, true>(a, kv_head, row0, row1, 0, (a.beginning + kKvBlock - 1) / kKvBlock, q,
+                       scores, p, unpacked);
+}
+
 template <class Kv>
 static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                    float* scratch) {
@@ -304,16 +327,27 @@ static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_
   float* scores = q + kQueryTile * a.shape.k_dim;
   float* part = scores + kQueryTile * kKvBlock;
   float* all = part + kQueryTile * stride;
-  gather_queries(a, kv_head, row0, row1, q);
+  float* unpacked = all + kQueryTile * stride;
   const int64_t first = first_key(a, a.past + row0) / (kKvBlock * kSplitBlocks);
   const int64_t last = last_key(a, a.past + row1 - 1) / (kKvBlock * kSplitBlocks);
-  for (int64_t i = 0; i < vectors; ++i) clear_partial(all + i * stride, a.shape.v_dim);
-  for (int64_t split = first; split <= last; ++split) {
-    for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.shape.v_dim);
-    run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part,
-                  part + 2 * kQueryTile * stride);
-    for (int64_t i = 0; i < vectors; ++i)
+  for (int64_t i = 0; i < vectors; ++i) {
+    clear_partial(all + i * stride, a.shape.v_dim);
+    clear_partial(part + i * stride, a.shape.v_dim);
+  }
+  const auto merge = [&] {
+    for (int64_t i = 0; i < vectors; ++i) {
       merge_partial(all + i * stride, part + i * stride, a.shape.v_dim);
+      clear_partial(part + i * stride, a.shape.v_dim);
+    }
+  };
+  if (sees_beginning(a, row1)) {
+    run_beginning<Kv>(a, kv_head, row0, row1, q, scores, part, unpacked);
+    if (first > 0) merge();
+  }
+  gather_queries(a, a.q, kv_head, row0, row1, q);
+  for (int64_t split = first; split <= last; ++split) {
+    run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part, unpacked);
+    merge();
   }
   for (int64_t i = 0; i < vectors; ++i) {
     const int64_t head = kv_head * group + i % group;
@@ -324,19 +358,22 @@ static void attend(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_
 
 template <class Kv>
 static void attend_split(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
-                         int64_t split, int64_t splits, float* partials, float* scratch) {
+                         int64_t split, int64_t place, int64_t splits, float* partials,
+                         float* scratch) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
   const int64_t stride = partial_floats(a.shape.v_dim);
   float* q = scratch;
   float* scores = q + kQueryTile * a.shape.k_dim;
   float* part = scores + kQueryTile * kKvBlock;
-  gather_queries(a, kv_head, row0, row1, q);
+  float* unpacked = part + 2 * kQueryTile * stride;
   for (int64_t i = 0; i < vectors; ++i) clear_partial(part + i * stride, a.shape.v_dim);
-  run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part,
-                part + 2 * kQueryTile * stride);
+  if (split == 0 && sees_beginning(a, row1))
+    run_beginning<Kv>(a, kv_head, row0, row1, q, scores, part, unpacked);
+  gather_queries(a, a.q, kv_head, row0, row1, q);
+  run_split<Kv>(a, kv_head, row0, row1, split, q, scores, part, unpacked);
   for (int64_t i = 0; i < vectors; ++i) {
     const int64_t row = row0 + i / group, head = kv_head * group + i % group;
-    float* to = partials + ((row * a.heads + head) * splits + split) * stride;
+    float* to = partials + ((row * a.heads + head) * splits + place) * stride;
     for (int64_t j = 0; j < stride; ++j) to[j] = part[i * stride + j];
   }
 }
@@ -349,7 +386,7 @@ static void attend_on(const AttentionArgs& a, int64_t kv_head, int64_t row0, int
   float* q = scratch;
   float* scores = q + kQueryTile * a.shape.k_dim;
   float* part = scores + kQueryTile * kKvBlock;
-  gather_queries(a, kv_head, row0, row1, q);
+  gather_queries(a, a.q, kv_head, row0, row1, q);
   const auto kept = [&](int64_t i) {
     return running + ((row0 + i / group) * a.heads + kv_head * group + i % group) * stride;
   };

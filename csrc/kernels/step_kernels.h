@@ -82,6 +82,8 @@ struct AttentionArgs {
   KvShape shape;
   int64_t past;            // position of row 0
   int64_t window;          // 0: all keys
+  int64_t beginning = 0;   // keys that rows see whose window does not reach them any more, in split 0
+  const float* q_beginning = nullptr;   // as q, for these: turned as far as the cache is long
   bool chunked;            // the window is the chunk of as many positions that a row is in
   float scale, softcap;    // softcap 0: none
   int64_t seen;            // 0: a row sees what came before; else so many positions, in its window
@@ -89,6 +91,12 @@ struct AttentionArgs {
   const float* sinks;      // of heads: scores that weigh in the sum and have no value; or null
   int64_t k_rotation = 1, v_rotation = 1;   // of what is kept; values that are part of keys are not
 };
+
+// The first key that a row sees, the beginning aside where its window has left that behind.
+inline int64_t first_key(const AttentionArgs& a, int64_t position) {
+  if (a.window <= 0 || position < a.window + a.beginning) return 0;
+  return a.chunked ? position / a.window * a.window : position - a.window + 1;
+}
 
 // Query rows times heads of a group that one call of `attend` may hold.
 inline constexpr int64_t kQueryTile = 48;
@@ -106,9 +114,10 @@ struct AttendKernels {
   void (*attend)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
                  float* scratch);
   // One split of the same; the partial of (row, head) goes to
-  // partials + ((row * heads + head) * splits + split) * partial_floats.
+  // partials + ((row * heads + head) * splits + place) * partial_floats.
   void (*attend_split)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
-                       int64_t split, int64_t splits, float* partials, float* scratch);
+                       int64_t split, int64_t place, int64_t splits, float* partials,
+                       float* scratch);
   // Splits [split0, split1) of the same one after the other, added to what came of those before:
   // the partial of (row, head) at running + (row * heads + head) * partial_floats. `first` if none
   // did.

@@ -90,6 +90,7 @@ struct RopeSpec {
   int64_t head_dim;
   bool interleaved;
   std::shared_ptr<RopeTable> table;
+  int64_t limit = 0;   // what lies further counts as this position; 0: none does
 };
 
 // Without k what `layer` keeps is read as it is; without v values are part of keys, as its shape
@@ -102,6 +103,8 @@ struct AttentionSpec {
   float scale, softcap;
   bool causal = true, chunked = false;
   Floats slopes, sinks;   // of heads, or empty
+  int64_t beginning = 0;  // positions that are seen from beyond the window, by another query
+  std::optional<Value> q_beginning = std::nullopt;
 };
 
 // Rows put together from heads: for each of `heads` heads its part of each x, `width` floats from

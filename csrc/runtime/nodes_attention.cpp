@@ -46,6 +46,8 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.shape = layer.kept.kv;
   a.past = span.past;
   a.window = s.window;
+  a.beginning = s.beginning;
+  if (s.q_beginning) a.q_beginning = c.f32(*s.q_beginning, span.row);
   a.chunked = s.chunked;
   a.scale = s.scale;
   a.softcap = s.softcap;
@@ -114,10 +116,24 @@ class StoreNode final : public Node {
 struct Cut {
   bool split = false;
   bool in_turns = false;           // splits of a row have one partial result, span after span
-  int64_t splits = 0;              // of the longest span
+  int64_t splits = 0;              // most that a span sees
   float* partials = nullptr;
   int64_t partial_stride = 0;      // floats of one span
 };
+
+// The splits that the rows of a span see, in the order in which they are merged.
+struct Seen {
+  int64_t first, count;
+  bool apart;   // split 0 comes before `first`, for its beginning
+  int64_t at(int64_t place) const { return apart ? (place == 0 ? 0 : first + place - 1) : first + place; }
+};
+
+Seen seen_splits(const AttentionArgs& a, const Span& span) {
+  constexpr int64_t kSplit = kKvBlock * kSplitBlocks;
+  const int64_t first = a.seen > 0 ? 0 : first_key(a, span.past) / kSplit;
+  const bool apart = a.beginning > 0 && first > 0;
+  return {first, ceil_div(span.past + span.rows, kSplit) - first + apart, apart};
+}
 
 float* partials_of(const Cut& cut, const AttentionSpec& s, const Span& span) {
   return cut.partials + span.row * s.heads * partial_floats(s.v_dim);
@@ -197,13 +213,13 @@ class AttendNode final : public Node {
       }
       return chunks;
     }
-    int64_t tiles = 0, longest = 0, most_rows = 0;
+    int64_t tiles = 0, most_rows = 0;
+    cut_->splits = 0;
     for (const Span& span : c.step->spans) {
       tiles += ceil_div(span.rows, tile_);
-      longest = std::max(longest, span.past + span.rows);
+      cut_->splits = std::max(cut_->splits, seen_splits(arguments(c, s_, span), span).count);
       most_rows = std::max(most_rows, span.rows);
     }
-    cut_->splits = ceil_div(longest, kKvBlock * kSplitBlocks);
     // Splitting pays when sequences are long and there are too few tiles to share out.
     cut_->split = cut_->splits > 1 && most_rows <= tile_ &&
                   tiles * parts_ < kTilesPerThread * c.threads;
@@ -239,12 +255,13 @@ class AttendNode final : public Node {
       return;
     }
     if (cut_->split) {
-      const int64_t split = index / parts_ % cut_->splits;
+      const int64_t place = index / parts_ % cut_->splits;
       const int64_t which = index / (parts_ * cut_->splits);
       const Span& span = c.step->spans[static_cast<size_t>(which)];
       float* partials = cut_->partials + which * cut_->partial_stride;
-      kernels(c, s_).attend_split(arguments(c, s_, span), kv_head, 0, span.rows, split,
-                              cut_->splits, partials, scratch);
+      const AttentionArgs a = arguments(c, s_, span);
+      kernels(c, s_).attend_split(a, kv_head, 0, span.rows, seen_splits(a, span).at(place), place,
+                                  cut_->splits, partials, scratch);
       return;
     }
     // Late tiles see the most keys: first, so that the tail of the phase is short.

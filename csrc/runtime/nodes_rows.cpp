@@ -122,7 +122,8 @@ class RopeNode final : public Node {
   void chunk(const Context& c, int64_t index, int) override {
     const int64_t end = std::min((index + 1) * rows_, c.rows(s_.out));
     for (int64_t r = index * rows_; r < end; ++r) {
-      const int64_t position = c.step->positions[r];
+      int64_t position = c.step->positions[r];
+      if (s_.limit > 0) position = std::min(position, s_.limit);
       for (int64_t h = 0; h < s_.x.width; h += s_.head_dim) {
         c.step_kernels->rope(c.f32(s_.x, r) + h, s_.table->cos(position), s_.table->sin(position),
                              s_.table->half(), s_.head_dim, s_.interleaved, c.f32(s_.out, r) + h);

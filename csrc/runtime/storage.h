@@ -67,6 +67,7 @@ class StateStore {
   struct Group {
     std::vector<int64_t> layers;
     int64_t window;       // 0: all positions are kept
+    int64_t beginning;    // positions that are kept beside the window
     bool recurrent;
     int64_t blocks;
     int64_t slots = 0;          // blocks in memory where the others are in a file; 0: all are

@@ -29,6 +29,7 @@ from strata.engine.texts import TextWorkload, chat_ids, encoded, pair_ids, promp
 from strata.errors import UsageError
 from strata.hub.references import resolve
 from strata.models import Pooling, embedding_model, read_pooling
+from strata.models.kv_window import KVWindow
 from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
 
@@ -70,6 +71,9 @@ class LLM:
     ``q8_0:int4``; and layers of their own, ``q8_0:int4,0-1=f16``. ``quality`` chooses it:
     ``exact``, or the fastest that is known to lose no more than ``0.1%`` or ``1%``.
     ``kv_bytes`` bounds the KV of all requests together, which then wait for each other or give way.
+    ``kv_window`` has layers see the last so many positions and the first 4 (``"1024:16"``: 16) in
+    place of all, as StreamingLLM does: texts go on without end in the same memory, and what lies
+    between is forgotten. ``context`` may then be longer than the model was trained for.
     The KV of earlier prompts is kept in memory while there is room, so that a common beginning is
     computed once;
     ``kv_store``, a directory of its own of at most ``kv_store_bytes``, keeps it for later processes
@@ -106,6 +110,7 @@ class LLM:
         kv_type: str | None = None,
         quality: str | None = None,
         kv_bytes: int | str | None = None,
+        kv_window: int | str | None = None,
         kv_store: str | Path | None = None,
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
         kv_disk: str | Path | Literal[False] | None = None,
@@ -123,6 +128,7 @@ class LLM:
             asking.typed(name, value, int, optional=True)
         for name, size in (("memory", memory), ("kv_bytes", kv_bytes)):
             asking.typed(name, size, int, str, optional=True)
+        asking.typed("kv_window", kv_window, int, str, optional=True)
         if plan is not None:
             from strata.plan import Plan
 
@@ -156,6 +162,7 @@ class LLM:
                 kv_choices=choices,
                 quality=quality or "",
                 kv_bytes=None if kv_bytes is None else _size(kv_bytes),
+                kv_window=None if kv_window is None else KVWindow.parse(str(kv_window)),
                 serving=serving,
                 embedding=embedding,
                 backend=backend,

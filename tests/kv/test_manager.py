@@ -29,6 +29,7 @@ from strata.program import StateGroup
 
 FULL, SMALL, WIDE = StateGroup((0,)), StateGroup((1,), window=20), StateGroup((2,), window=150)
 RECURRENT = StateGroup((3,), recurrent=True)
+SINKS = StateGroup((4,), window=90, beginning=70)
 KINDS = [
     (FULL,),
     (WIDE,),
@@ -38,6 +39,8 @@ KINDS = [
     (FULL, WIDE, SMALL),
     (FULL, RECURRENT),
     (FULL, WIDE, RECURRENT),
+    (SINKS,),
+    (SINKS, SMALL, RECURRENT),
 ]
 BLOCKS = 9
 STEP = 160
@@ -91,7 +94,8 @@ def check(
             held = () if slot == NO_BLOCK else contents.blocks[number][slot][0]
             assert held == tuple(tokens[: kv.length])
             continue
-        for position in range(group.first_seen(kv.length), kv.length):
+        window = range(group.first_seen(kv.length), kv.length)
+        for position in (*range(min(group.beginning, window.start)), *window):
             block = kv.tables[number][position // KV_BLOCK]
             assert block != NO_BLOCK
             held = contents.blocks[number][block][position % KV_BLOCK]
@@ -257,7 +261,8 @@ def test_a_prefix_is_found_again_across_all_groups(groups: tuple[StateGroup, ...
     assert kv.length == 1000 // KV_BLOCK * KV_BLOCK
     check(contents, groups, kv, tokens)
     for group, held in zip(groups, m.held(kv), strict=True):
-        most = blocks_for(group.window) + 1 if group.window else 1000 // KV_BLOCK
+        most = blocks_for(group.window) + 1 + blocks_for(group.beginning)
+        most = most if group.window else 1000 // KV_BLOCK
         assert held <= (1 if group.recurrent else most)
     m.release(kv)
 
@@ -329,6 +334,18 @@ def test_the_window_at_the_end_of_a_prefix_is_forgotten_last() -> None:
     m.take(1, 38)
     kv = m.match_prefix([*tokens, 7])
     assert kv.length == 1000 // KV_BLOCK * KV_BLOCK
+
+
+def test_a_beginning_is_forgotten_after_all_that_is_of_no_use_without_it() -> None:
+    m, _ = manager((SINKS,))
+    tokens = list(range(1000))
+    m.release(run(m, _, tokens))
+    # 15 full blocks are known: 2 of the beginning, and 2 that the window sees behind the last one.
+    assert m.take(0, 40 - 4) is not None
+    kv = m.match_prefix([*tokens, 7])
+    assert kv.length == 1000 // KV_BLOCK * KV_BLOCK
+    assert m.held(kv) == [4]
+    assert [block != NO_BLOCK for block in kv.tables[0][:3]] == [True, True, False]
 
 
 def test_where_all_positions_are_kept_the_end_of_a_prefix_is_forgotten_first() -> None:

@@ -329,7 +329,7 @@ void compare_attention(const StepKernels& plain, const StepKernels& other, KvTyp
     for (int64_t h = 0; h < kKvHeads; ++h) {
       kernels.attend(a, h, 0, kRows, scratch.floats());
       for (int64_t split = 0; split < kSplits; ++split) {
-        kernels.attend_split(a, h, 0, kRows, split, kSplits, partials.floats(),
+        kernels.attend_split(a, h, 0, kRows, split, split, kSplits, partials.floats(),
                              scratch.floats());
       }
     }

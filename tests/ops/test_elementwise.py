@@ -104,10 +104,13 @@ def attention(rows: int = 700, **more: object) -> Lab:
     x = np.concatenate([draw(rows, q), draw(rows, 2 * k, seed=1).astype(np.float16)], axis=1)
     eye = np.eye(q + 2 * k, dtype=np.float32)
     arrays = {"q": eye[:q], "k": eye[q : q + k], "v": eye[q + k :], "s": draw(heads, seed=5)}
+    arrays["p"] = np.roll(eye[:q], 1, axis=0)
 
     def body(m, x):  # type: ignore[no-untyped-def]
         parts = [m.matmul(x, name) for name in "qkv"]
         sizes = {"heads": heads, "kv_heads": kv_heads, "k_dim": dim, "v_dim": dim}
+        if "beginning" in more:
+            sizes["q_beginning"] = m.matmul(x, "p")
         return m.attention(*parts, layer=0, scale=dim**-0.5, **sizes, **more)
 
     return Lab(x.astype(np.float32), arrays, body, [PagedKV(kv_heads, dim, dim)])
@@ -131,6 +134,8 @@ def oracle(kv_type: KVType | None = None, **more: object) -> Floats:
         {"sinks": "s"},
         {"alibi": 4.0, "sinks": "s", "window": 100},
         {"window": 100, "chunked": True},
+        {"window": 100, "beginning": 70, "alibi": 8.0},
+        {"window": 90, "beginning": 500, "sinks": "s"},
     ],
     ids=str,
 )
@@ -174,6 +179,17 @@ def test_windows_look_both_ways_where_rows_see_what_comes_after(isa: str, window
             assert np.allclose(part[200], want[200], atol=400 * EPS) == same
     with pytest.raises(ProgramError, match="chunks"):
         attention(90, causal=False, window=30, chunked=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_beginning_within_the_window_changes_no_bit(isa: str) -> None:
+    plain, kept = attention(), attention(window=500, beginning=100)
+    want = plain.run(CpuBackend(threads=2, isa=isa), (350,))
+    got = kept.run(CpuBackend(threads=2, isa=isa), (350,))
+    assert np.array_equal(got[:600], want[:600])
+    assert not np.isclose(got[600:], want[600:], rtol=0, atol=1e-4).all(axis=1).any()
+    with pytest.raises(ProgramError, match="beside a window"):
+        attention(90, beginning=4)
 
 
 def test_rows_see_their_own_chunk() -> None:

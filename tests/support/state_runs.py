@@ -113,7 +113,8 @@ class StateRuns:
             if self.keeps_all or group.recurrent or sequence.parent >= 0:
                 continue
             table = sequence.tables[number]
-            for i in range(group.first_seen(sequence.length) // KV_BLOCK):
+            beginning = -(-group.beginning // KV_BLOCK)
+            for i in range(beginning, group.first_seen(sequence.length) // KV_BLOCK):
                 if table[i] != NO_BLOCK:
                     self._poison(number, table[i])
                     table[i] = NO_BLOCK

@@ -17,6 +17,7 @@ from strata.cli.options import (
     KV_TYPE,
     SIZE,
     json_option,
+    kv_window_option,
     memory_option,
     quiet_option,
     threads_option,
@@ -125,8 +126,9 @@ def batch_options(function: Command) -> Command:
 
 
 def kv_store_options(function: Command) -> Command:
-    """``--quality``, ``--kv-store``, ``--kv-store-size`` and ``--kv-disk``."""
-    return _quality_option(_kv_store_option(_kv_store_size_option(_kv_disk_option(function))))
+    """``--quality``, ``--kv-window``, ``--kv-store``, ``--kv-store-size`` and ``--kv-disk``."""
+    stored = _kv_store_option(_kv_store_size_option(_kv_disk_option(function)))
+    return _quality_option(kv_window_option(stored))
 
 
 def _both(first: LoadProgress | None, second: LoadProgress | None) -> LoadProgress | None:
@@ -156,6 +158,7 @@ def open_llm(
     kv_type: str | None = None,
     quality: str | None = None,
     kv_bytes: int | None = None,
+    kv_window: str | None = None,
     kv_store: Path | None = None,
     kv_store_size: int = 0,
     kv_disk: Path | None = None,
@@ -209,6 +212,7 @@ def open_llm(
             kv_type=kv_type,
             quality=quality,
             kv_bytes=kv_bytes,
+            kv_window=kv_window,
             kv_store=_store_directory(kv_store),
             kv_store_bytes=kv_store_size,
             chat_template=chat_template,
@@ -227,6 +231,11 @@ def open_llm(
                 from strata.report.quality.known import kv_cost_line
 
                 remark(kv_cost_line(llm.runtime.kv_type.name))
+            if (kept := llm.runtime.options.kv_window) is not None:
+                remark(
+                    f"layers see the last {kept.window} positions and the first {kept.sinks}: what "
+                    "lies between is forgotten, and answers are others than without --kv-window"
+                )
             for line in _told(llm, memory, foretold):
                 remark(line)
         if not quiet and sys.stderr.isatty():

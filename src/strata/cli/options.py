@@ -63,6 +63,29 @@ class KVTypeParam(_StrParam):
 KV_TYPE = KVTypeParam()
 
 
+class KVWindowParam(_StrParam):
+    """The positions that are kept, ``1024``, or ``1024:4`` with the first ones."""
+
+    name = "n[:sinks]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from strata.models.kv_window import KVWindow
+
+        try:
+            return str(KVWindow.parse(str(value)))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+kv_window_option = click.option(
+    "--kv-window",
+    type=KVWindowParam(),
+    metavar="N[:SINKS]",
+    help="Let layers see the last N positions and the first 4, or SINKS, in place of all: KV of a "
+    "fixed size for texts of any length, of which what lies between is forgotten.",
+)
+
+
 def complete_model(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

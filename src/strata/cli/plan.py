@@ -13,6 +13,7 @@ from strata.cli.options import (
     KV_TYPE,
     SIZE,
     json_option,
+    kv_window_option,
     model_argument,
     offline_option,
     quiet_option,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How keys and values are kept.",
 )
+@kv_window_option
 @click.option("--fit", is_flag=True, help="Say which quantisation of MODEL is best for the budget.")
 @click.option(
     "--throughput", "many", is_flag=True, help="Say how speed grows with requests together."
@@ -92,6 +94,7 @@ def command(
     concurrency: int,
     machine_file: Path | None,
     kv_type: str,
+    kv_window: str | None,
     fit: bool,
     many: bool,
     draft: str,
@@ -115,6 +118,7 @@ def command(
     from strata.engine.routes import known_hits
     from strata.machine.probe import load_machine
     from strata.models import build_model
+    from strata.models.kv_window import KVWindow, with_kv_window
     from strata.plan import Limits, Workload, outline, plan, to_json
     from strata.plan.budgets import budget_table
     from strata.plan.throughput import throughput
@@ -129,6 +133,9 @@ def command(
         workload = replace(workload, draft_model_bytes=nbytes)
     with _header(model, offline, quiet or as_json) as file:
         built = build_model(file)
+        if kv_window is not None:
+            most = max(built.context_length, context or 0)
+            built = with_kv_window(built, KVWindow.parse(kv_window), most)
         profile = backend_class(DEFAULT).profile(built, WeightSource(file))
         sizes = outline(model, built, file, profile, known_hits(file.paths))
         if machine_file is not None:

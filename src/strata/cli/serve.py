@@ -183,6 +183,7 @@ def command(
     memory: int | None,
     kv_type: str | None,
     quality: str | None,
+    kv_window: str | None,
     kv_memory: int | None,
     files: Path | None,
     files_size: int | None,
@@ -238,7 +239,8 @@ def command(
         files_bytes=files_size or FILES_BYTES,
     )
     if several:
-        for name, value in (("--kv-store", kv_store), ("--kv-memory", kv_memory)):
+        alone = {"--kv-store": kv_store, "--kv-memory": kv_memory, "--kv-window": kv_window}
+        for name, value in alone.items():
             if value is not None:
                 raise UsageError(f"{name} is for one model: serve it alone")
         if kv_disk is not None or quality is not None or backend != DEFAULT:
@@ -282,6 +284,7 @@ def command(
             memory=memory,
             kv_type=kv_type,
             quality=quality,
+            kv_window=kv_window,
             kv_bytes=kv_memory,
             kv_store=kv_store,
             kv_store_size=kv_store_size,

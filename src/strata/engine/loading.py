@@ -36,6 +36,7 @@ from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT, MB
 from strata.memory.limits import memory_available, memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
+from strata.models.kv_window import with_kv_window
 from strata.program import Model
 from strata.sizes import format_budget, format_size
 from strata.text import Tokenizer, load_tokenizer
@@ -120,8 +121,11 @@ def _load(
         file, model, options, plan, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes
     )
     if runtime.context < wanted:
-        model = with_context(file, model, runtime.context)
-        model = embedding_model(model) if options.embedding else model
+        if options.kv_window is None:
+            model = with_context(file, model, runtime.context)
+            model = embedding_model(model) if options.embedding else model
+        else:
+            model = _build(file, runtime.context, options)
     kv = KVSettings(
         type=runtime.kv_type.name,
         blocks=None if runtime.plan is None else runtime.plan.kv_blocks,
@@ -199,7 +203,11 @@ def _together(model: Model, options: LoadOptions) -> int:
 
 
 def _build(file: ModelFile, context: int, options: LoadOptions) -> Model:
-    model = build_model(file, context)
+    if options.kv_window is None:
+        model = build_model(file, context)
+    else:
+        model = build_model(file, min(context, trained_context(file)))
+        model = with_kv_window(model, options.kv_window, context)
     return embedding_model(model) if options.embedding else model
 
 

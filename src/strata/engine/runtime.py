@@ -30,6 +30,7 @@ from strata.formats import ModelFile
 from strata.hub.downloads import strata_home
 from strata.memory import Ledger, LedgerAccount, process_memory
 from strata.memory.limits import headrooms, memory_available, memory_free, memory_total
+from strata.models.kv_window import KVWindow
 from strata.program import Model
 from strata.sizes import format_size
 
@@ -68,7 +69,8 @@ class LoadOptions:
     case.
     ``kv_type`` None leaves it to the backend, or to the Plan where there are ``kv_choices``, the
     most exact first, for a loss of ``quality``; ``kv_bytes`` bounds the KV of all requests, and
-    ``kv_store`` is a directory for prefixes. ``slowdown`` bounds what a prompt costs those who
+    ``kv_store`` is a directory for prefixes; ``kv_window`` is all that is kept of what would keep
+    all positions, which changes answers. ``slowdown`` bounds what a prompt costs those who
     read answers meanwhile, which takes a Plan too. ``serving`` says
     that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
     time. ``backend`` is a name that ``strata.backends.registry`` knows.
@@ -99,6 +101,7 @@ class LoadOptions:
     backend: str = DEFAULT
     kv_store: Path | None = None
     kv_store_bytes: int = 0
+    kv_window: KVWindow | None = None
     slowdown: float | None = None
     chat_template: str | None = None
     kv_disk: Path | Literal[False] | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
 from typing import Protocol
 
 from strata.backends.base import KV_BLOCK, NO_BLOCK
 from strata.kv.offload import BlockRun, NoOffload, Offload
 from strata.kv.pool import BlockPool
 from strata.kv.prefix import ROOT, PrefixIndex
-from strata.kv.sequence import BlockTable, Branch, SequenceState, blocks_for
+from strata.kv.sequence import BlockTable, Branch, SequenceState, blocks_for, seen_blocks
 from strata.program import StateGroup
 
 NO_LIMIT = 1 << 30
@@ -26,7 +27,7 @@ class BlockCopier(Protocol):
 
 def window_blocks(group: StateGroup, step_rows: int) -> int:
     """Blocks of a windowed group that one sequence holds at most, in steps of ``step_rows``."""
-    return blocks_for(group.window + step_rows + KV_BLOCK) + 1
+    return blocks_for(group.window + step_rows + KV_BLOCK) + 1 + blocks_for(group.beginning)
 
 
 class KVCacheManager:
@@ -148,10 +149,8 @@ class KVCacheManager:
             if group.recurrent:
                 if self._slot_at(kv, number, length) is None:
                     return False
-            else:
-                first = group.first_seen(length) // KV_BLOCK
-                if NO_BLOCK in kv.tables[number][first : blocks_for(length)]:
-                    return False
+            elif any(kv.tables[number][i] == NO_BLOCK for i in chain(*seen_blocks(group, length))):
+                return False
         return True
 
     def _slot_at(self, kv: SequenceState, group: int, length: int) -> int | None:
@@ -182,9 +181,11 @@ class KVCacheManager:
                 assert slot is not None
                 other.tables[number] = [slot, NO_BLOCK]
             else:
-                first = group.first_seen(end) // KV_BLOCK
-                blocks = kv.tables[number][first : blocks_for(end)]
-                other.tables[number] = [NO_BLOCK] * first + blocks
+                seen = set(chain(*seen_blocks(group, end)))
+                other.tables[number] = [
+                    block if i in seen else NO_BLOCK
+                    for i, block in enumerate(kv.tables[number][: blocks_for(end)])
+                ]
             self._share(number, other.tables[number])
         self._index.pin(other.nodes[-1] if other.nodes else ROOT)
         return other
@@ -277,11 +278,13 @@ class KVCacheManager:
             self._index.attach(node, self._recurrent, kv.tables[self._recurrent][0])
 
     def drop_before(self, kv: SequenceState, group: int, position: int) -> None:
-        """Give back the blocks of a group that hold only positions before ``position``."""
+        """Give back the blocks of a group that hold only positions before ``position``, but for
+        those of its beginning."""
         table = kv.tables[group]
         end = min(position // KV_BLOCK, len(table))
+        kept = blocks_for(self.groups[group].beginning)
         first = end
-        while first > 0 and table[first - 1] != NO_BLOCK:
+        while first > kept and table[first - 1] != NO_BLOCK:
             first -= 1
         self.pools[group].release(table[first:end])
         table[first:end] = [NO_BLOCK] * (end - first)
@@ -360,10 +363,12 @@ class KVCacheManager:
                         yield BlockRun(number, end - 1, (slot,))
                         break
             else:
-                blocks = kv.tables[number][:full]
-                first = blocks.count(NO_BLOCK)
-                if first < full:
-                    yield BlockRun(number, first, tuple(blocks[first:]))
+                first = 0
+                for there, run in groupby(kv.tables[number][:full], lambda b: b != NO_BLOCK):
+                    blocks = tuple(run)
+                    if there:
+                        yield BlockRun(number, first, blocks)
+                    first += len(blocks)
 
     # Bringing back what was kept elsewhere. -----------------------------------------------------
 
@@ -421,7 +426,6 @@ class KVCacheManager:
     def _load_others(self, kv: SequenceState, tokens: Sequence[int], end: int) -> bool:
         """Load what going on behind block ``end`` needs of windows and recurrent state; whether
         all of it came."""
-        before = self._full(kv)
         for number, group in enumerate(self.groups):
             table = kv.tables[number]
             if group.recurrent:
@@ -433,10 +437,14 @@ class KVCacheManager:
                 if self._offload.load(tokens, BlockRun(number, end - 1, (table[1],))) < 1:
                     return False
             elif group.window:
-                first = max(before, group.first_seen(end * KV_BLOCK) // KV_BLOCK)
-                table += [NO_BLOCK] * (first - before)
-                if self._load(kv, tokens, BlockRun(number, first, ()), end - first) < end - first:
-                    return False
+                for part in seen_blocks(group, end * KV_BLOCK):
+                    first = max(len(table), part.start)
+                    if first >= part.stop:
+                        continue
+                    table += [NO_BLOCK] * (first - len(table))
+                    run, count = BlockRun(number, first, ()), part.stop - first
+                    if self._load(kv, tokens, run, count) < count:
+                        return False
         return True
 
     def _give_back_ahead(self, kv: SequenceState) -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from strata.backends.base import KV_BLOCK, NO_BLOCK
 from strata.kv.pool import BlockPool
+from strata.kv.sequence import blocks_for, seen_blocks
 from strata.program import StateGroup
 
 ROOT = 0
@@ -134,8 +135,8 @@ class PrefixCache:
 
     Each group forgets by itself, the least recently used block first. Where all positions are kept,
     a block was in use whenever one after it was, so nothing is forgotten before what follows it;
-    of a window, what lies furthest back goes first. A node is gone when it holds nothing, no
-    sequence is there, and nothing follows it.
+    of a window, what lies furthest back goes first, but for a beginning, which goes last. A node is
+    gone when it holds nothing, no sequence is there, and nothing follows it.
     """
 
     finds = True
@@ -161,9 +162,9 @@ class PrefixCache:
         nodes = nodes[: self._served(nodes)]
         found = Match(nodes)
         for number, group in enumerate(self._groups):
-            first = self._first_needed(group, len(nodes))
+            head, tail = self._needed(group, len(nodes))
             table = [
-                self._nodes[node].blocks[number] if i >= first else NO_BLOCK
+                self._nodes[node].blocks[number] if i in head or i in tail else NO_BLOCK
                 for i, node in enumerate(nodes)
             ]
             self._pools[number].share([block for block in table if block != NO_BLOCK])
@@ -183,18 +184,19 @@ class PrefixCache:
             runs.append(run)
         for length in range(len(nodes), 0, -1):
             if all(
-                length - self._first_needed(group, length) <= run[length]
+                len(part) <= run[part.stop]
                 for group, run in zip(self._groups, runs, strict=True)
+                for part in self._needed(group, length)
             ):
                 return length
         return 0
 
     @staticmethod
-    def _first_needed(group: StateGroup, blocks: int) -> int:
-        """The first of so many blocks that a group needs to go on behind them."""
+    def _needed(group: StateGroup, blocks: int) -> tuple[range, range]:
+        """Those of so many blocks that a group needs to go on behind them."""
         if group.recurrent:
-            return max(0, blocks - 1)
-        return min(blocks, group.first_seen(blocks * KV_BLOCK) // KV_BLOCK)
+            return range(0), range(max(0, blocks - 1), blocks)
+        return seen_blocks(group, blocks * KV_BLOCK)
 
     def add(
         self, parent: int, tokens: Sequence[int], blocks: Sequence[int]
@@ -250,7 +252,10 @@ class PrefixCache:
         """See PrefixIndex."""
         for group, order in zip(self._groups, self._order, strict=True):
             keeps_all = not group.window and not group.recurrent
-            for node in reversed(nodes) if keeps_all else nodes:
+            kept = blocks_for(group.beginning)
+            # Without a beginning what comes after is of no use.
+            last = nodes if keeps_all else nodes[:kept]
+            for node in (*nodes[len(last) :], *reversed(last)):
                 if node in order:
                     order.move_to_end(node)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from strata.backends.base import KV_BLOCK
+from strata.program import StateGroup
 
 BlockTable = list[int]
 """Block numbers of one sequence in one group. Of paged state entry ``i`` holds positions
@@ -15,6 +16,13 @@ entries, slots: the state as it is, and where the next step writes."""
 def blocks_for(positions: int) -> int:
     """Blocks that hold ``positions`` positions."""
     return -(-positions // KV_BLOCK)
+
+
+def seen_blocks(group: StateGroup, length: int) -> tuple[range, range]:
+    """The blocks of a paged group, by their place in a table, that going on behind ``length``
+    positions sees: those of the beginning that lie before a gap, and those up to the end."""
+    first = min(group.first_seen(length) // KV_BLOCK, blocks_for(length))
+    return range(min(first, blocks_for(group.beginning))), range(first, blocks_for(length))
 
 
 @dataclass

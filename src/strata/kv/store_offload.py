@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from time import perf_counter
 
 from strata.backends.base import KV_BLOCK, StateCache
 from strata.kv.offload import BlockRun
 from strata.kv.pool import BlockPool
+from strata.kv.sequence import seen_blocks
 from strata.kv.store import Buffer, PrefixStore, block_keys
 from strata.program import StateGroup
 
@@ -78,18 +80,16 @@ class StoreOffload:
             kept.append(store.kept(keys))
         for end in range(most, first, -1):
             if all(
-                all(row[max(begin, first) - first : end - first])
-                for row, begin in zip(kept, self._begins(end), strict=True)
+                all(row[number - first] for number in self._needed(group, end) if number >= first)
+                for row, group in zip(kept, self._groups, strict=True)
             ):
                 return end
         return first
 
-    def _begins(self, end: int) -> list[int]:
-        """The first block of each group that going on behind block ``end`` needs."""
-        return [
-            end - 1 if group.recurrent else group.first_seen(end * KV_BLOCK) // KV_BLOCK
-            for group in self._groups
-        ]
+    @staticmethod
+    def _needed(group: StateGroup, end: int) -> Iterable[int]:
+        """The blocks of a group that going on behind block ``end`` needs."""
+        return (end - 1,) if group.recurrent else chain(*seen_blocks(group, end * KV_BLOCK))
 
     def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """See Offload."""

@@ -221,7 +221,8 @@ def _saved_by_windows(model: Outline, sizes: Sizes) -> int:
     held = model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     if held < needed(model.groups):
         return 0
-    return needed([replace(group, window=0) for group in model.groups]) - held
+    every = [replace(group, window=0, beginning=0) for group in model.groups]
+    return needed(every) - held
 
 
 def _why_context(model: Outline, workload: Workload, context: int) -> str:

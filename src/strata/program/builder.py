@@ -116,8 +116,9 @@ class Builder:
         style: str,
         mscale: float = 1.0,
         factors: str | None = None,
+        limit: int = 0,
     ) -> str:
-        """Rotary positions on every head of x."""
+        """Rotary positions on every head of x; with a ``limit`` those beyond count as that one."""
         return self._emit(
             "rope",
             [x, *self._optional(factors)],
@@ -125,6 +126,7 @@ class Builder:
             inv_freq=tuple(inv_freq),
             style=style,
             mscale=mscale,
+            limit=limit,
         )
 
     def attention(
@@ -145,18 +147,26 @@ class Builder:
         causal: bool = True,
         sinks: str | None = None,
         chunked: bool = False,
+        beginning: int = 0,
+        q_beginning: str | None = None,
     ) -> str:
         """Append k and v to the layer's KV, then causal attention.
 
         Without ``v`` values are the first ``v_dim`` elements of keys; without ``k`` and ``v`` what
         layer ``layer`` keeps is read as it is. ``sinks`` is a weight, a score for each head.
-        ``chunked``: a row sees those of its chunk of ``window`` positions.
+        ``chunked``: a row sees those of its chunk of ``window`` positions. ``beginning``: the first
+        positions that are seen from beyond the window, by the query ``q_beginning``.
         """
         if k is None and v is not None:
             raise ProgramError(f"segment '{self.name}': attention has values without keys")
         return self._emit(
             "attention",
-            [q, *(x for x in (k, v) if x is not None), *self._optional(sinks)],
+            [
+                q,
+                *(x for x in (k, v) if x is not None),
+                *self._optional(sinks),
+                *(x for x in (q_beginning,) if x is not None),
+            ],
             layer=layer,
             heads=heads,
             kv_heads=kv_heads,
@@ -169,6 +179,7 @@ class Builder:
             causal=causal,
             sinks=sinks is not None,
             chunked=chunked,
+            beginning=beginning,
         )
 
     def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strata.program.ops import SIGNATURES, Op, reads
+from strata.program.ops.attention import main_operands, seen_positions
 from strata.program.program import Program, Value
 
 FLOAT_BYTES = 4
@@ -89,11 +90,10 @@ def state_bytes(op: Op, program: Program, size: StepSize) -> int:
     kept = signature.kept(values, op.attrs)
     if signature.state == "recurrent":
         return 2 * FLOAT_BYTES * kept
-    window = op.attrs["window"]
-    keys = min(size.context, window) if window else size.context
+    keys = seen_positions(op.attrs, size.context)
     # Rows of one sequence share the keys they read: at least one pass, and one write a row where
     # the layer keeps its own.
-    written = size.tokens if len(values) > 1 else 0
+    written = size.tokens if main_operands(op.attrs, len(values)) > 1 else 0
     return int(kept * size.kv_bytes_per_element * (keys + written))
 
 

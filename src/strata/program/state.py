@@ -24,8 +24,9 @@ class PagedKV:
     """Keys and values of an attention layer, for every position that can still be seen.
 
     ``window`` > 0: a row sees only the last so many positions, its own among them, and what has
-    left the window is given back. ``v_in_k``: no values are kept, the value is the first ``v_dim``
-    elements of the key (latent attention in its absorbed form).
+    left the window is given back, but for the first ``beginning`` positions. ``v_in_k``: no values
+    are kept, the value is the first ``v_dim`` elements of the key (latent attention in its absorbed
+    form).
     """
 
     kv_heads: int
@@ -33,10 +34,13 @@ class PagedKV:
     v_dim: int
     window: int = 0
     v_in_k: bool = False
+    beginning: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.kv_heads, self.k_dim, self.v_dim) < 1 or self.window < 0:
+        if min(self.kv_heads, self.k_dim, self.v_dim) < 1 or min(self.window, self.beginning) < 0:
             raise ProgramError(f"impossible KV state: {self}")
+        if self.beginning and not self.window:
+            raise ProgramError(f"all positions are kept, not only a beginning: {self}")
         if self.v_in_k and self.v_dim > self.k_dim:
             raise ProgramError(f"values of {self.v_dim} are no part of keys of {self.k_dim}")
 
@@ -72,35 +76,39 @@ LayerState = PagedKV | Recurrent | Shared
 class StateGroup:
     """Layers (numbers in ``Model.state``) whose state is kept for the same time.
 
-    ``window`` is that of its paged layers, 0 where all positions are kept. The blocks of a
-    ``recurrent`` group are slots, of which a sequence has one.
+    ``window`` is that of its paged layers, 0 where all positions are kept, and ``beginning`` the
+    first positions that are kept beside it. The blocks of a ``recurrent`` group are slots, of which
+    a sequence has one.
     """
 
     layers: tuple[int, ...]
     window: int = 0
     recurrent: bool = False
+    beginning: int = 0
 
     def first_seen(self, position: int) -> int:
-        """The first position that a row at ``position`` sees."""
-        return max(0, position - self.window + 1) if self.window else 0
+        """The first position that a row at ``position`` sees, the ``beginning`` aside where a gap
+        lies behind it."""
+        reaches = not self.window or position < self.window + self.beginning
+        return 0 if reaches else position - self.window + 1
 
 
 def state_groups(state: Sequence[LayerState]) -> tuple[StateGroup, ...]:
     """The groups of a model: what keeps all positions first, then windows, the largest first, and
     recurrent state last. Empty for a model that keeps nothing."""
-    windows: dict[int, list[int]] = {}
+    windows: dict[tuple[int, int], list[int]] = {}
     recurrent = []
     for number, layer in enumerate(state):
         if isinstance(layer, PagedKV):
-            windows.setdefault(layer.window, []).append(number)
+            windows.setdefault((layer.window, layer.beginning), []).append(number)
         elif isinstance(layer, Recurrent):
             recurrent.append(number)
         elif not (layer.layer < number and isinstance(state[layer.layer], PagedKV)):
             raise ProgramError(
                 f"layer {number} shares state that layer {layer.layer} does not keep"
             )
-    order = sorted(windows, key=lambda window: (window > 0, -window))
-    groups = [StateGroup(tuple(windows[window]), window) for window in order]
+    order = sorted(windows, key=lambda kept: (kept[0] > 0, -kept[0], -kept[1]))
+    groups = [StateGroup(tuple(windows[kept]), window=kept[0], beginning=kept[1]) for kept in order]
     if recurrent:
         groups.append(StateGroup(tuple(recurrent), recurrent=True))
     return tuple(groups)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import strata._native as _native
 from strata.program import Op, Program
-from strata.program.ops.attention import alibi_slopes
+from strata.program.ops.attention import alibi_slopes, main_operands
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,22 @@ def rope(b: Building, op: Op) -> None:
         b.parameters.rope(frequency, op.attrs["mscale"]),
         op.attrs["head_dim"],
         op.attrs["style"] == "interleaved",
+        op.attrs["limit"],
     )
 
 
 def attention(b: Building, op: Op) -> None:
     """Storing keys and values, attention, merging of splits."""
     attrs = {name: value for name, value in op.attrs.items() if name not in ("alibi", "sinks")}
-    names = op.inputs[:-1] if op.attrs["sinks"] else op.inputs
+    most = main_operands(op.attrs, len(op.inputs))
     if op.attrs["alibi"]:
         slopes = alibi_slopes(attrs["heads"], op.attrs["alibi"])
         attrs["slopes"] = np.array(slopes, np.float32)
     if op.attrs["sinks"]:
-        attrs["sinks"] = b.parameters.floats[op.inputs[-1]]
-    q, *kv = (b.ids[name] for name in names)
+        attrs["sinks"] = b.parameters.floats[op.inputs[most]]
+    if op.attrs["beginning"]:
+        attrs["q_beginning"] = b.ids[op.inputs[-1]]
+    q, *kv = (b.ids[name] for name in op.inputs[:most])
     k, v = (*kv, None, None)[:2]
     calls, call = b.parameters.calls, None
     if calls is not None:

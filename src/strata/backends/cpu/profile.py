@@ -27,6 +27,7 @@ from strata.backends.weights import WeightSource
 from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
 from strata.program.cost import distinct_experts
 from strata.program.ops import float_operands
+from strata.program.ops.attention import main_operands
 from strata.quant import by_name
 
 PANEL = 16
@@ -49,6 +50,9 @@ HUGE_PAGE = 2 << 20
 
 ROPE_STRIDE = 256
 """Positions by which a table of rotary positions grows."""
+
+SPLIT = 512
+"""Positions of a split of attention (csrc/kernels/step_kernels.h)."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,8 @@ class CpuModelProfile(ModelProfile):
     def _resident_scratch(self) -> int:
         widths = [m.width for s in self.segments for m in s.matrices]
         shapes = {
-            (op.attrs["k_dim"], op.attrs["v_dim"], len(op.inputs) == 2) for op in self._attentions
+            (op.attrs["k_dim"], op.attrs["v_dim"], main_operands(op.attrs, len(op.inputs)) == 2)
+            for op in self._attentions
         }
         attention = (int(_native.attention_scratch_floats(*shape)) for shape in shapes)
         products = int(_native.matmul_scratch_floats(max(widths, default=0)))
@@ -267,7 +272,7 @@ class CpuModelProfile(ModelProfile):
         return tuple(kinds.values())
 
     @cached_property
-    def _attention_shapes(self) -> frozenset[tuple[int, int, int]]:
+    def _attention_shapes(self) -> frozenset[AttentionShape]:
         return attention_shapes(self._attentions)
 
     @cached_property
@@ -297,27 +302,41 @@ def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
     return CpuModelProfile(segments, model.state, KV_TYPES, copies, turns)
 
 
-def attention_shapes(ops: Iterable[Op]) -> frozenset[tuple[int, int, int]]:
-    """Heads, heads of keys and columns of values, of every attention among some Ops."""
+AttentionShape = tuple[int, int, int, int]
+"""Heads, heads of keys, columns of values, and the positions that a row sees, 0 for all."""
+
+
+def attention_shapes(ops: Iterable[Op]) -> frozenset[AttentionShape]:
+    """The shapes of every attention among some Ops."""
     return frozenset(
-        (op.attrs["heads"], op.attrs["kv_heads"], op.attrs["v_dim"])
+        (
+            *(op.attrs["heads"], op.attrs["kv_heads"], op.attrs["v_dim"]),
+            op.attrs["causal"]
+            and op.attrs["window"]
+            and op.attrs["window"] + op.attrs["beginning"],
+        )
         for op in ops
         if SIGNATURES[op.kind].state == "kv"
     )
 
 
 def partials_bytes(
-    shapes: Collection[tuple[int, int, int]], positions: int, parallel: int, threads: int
+    shapes: Collection[AttentionShape], positions: int, parallel: int, threads: int
 ) -> int:
     """Bytes of partial results that split attention of these shapes may come to take."""
-    size = (threads, parallel, positions)
-    return max((int(_native.partials_bytes(*shape, *size)) for shape in shapes), default=0)
+    most = 0
+    for heads, kv_heads, v_dim, seen in shapes:
+        # The rows of a tile see somewhat more than one, and splits begin and end where they do.
+        reach = min(positions, seen + 3 * SPLIT) if seen else positions
+        shape = (heads, kv_heads, v_dim, threads, parallel, reach)
+        most = max(most, int(_native.partials_bytes(*shape)))
+    return most
 
 
-def running_bytes(shapes: Collection[tuple[int, int, int]], tokens: int) -> int:
+def running_bytes(shapes: Collection[AttentionShape], tokens: int) -> int:
     """Bytes of what attention of these shapes has for each of so many rows where it goes in turns:
     the maximum, the sum and the output of each head, with room to grow."""
-    each = max((heads * (2 + -(-v_dim // 16) * 16) for heads, _, v_dim in shapes), default=0)
+    each = max((heads * (2 + -(-v_dim // 16) * 16) for heads, _, v_dim, _ in shapes), default=0)
     return tokens * each * 4 * 3 // 2
 
 
@@ -393,7 +412,7 @@ def _reads(parts: tuple[ProductPart, ...], tile_bytes: int, together: bool) -> i
 def _attention_s(
     op: Op, program: Program, size: SweepSize, rates: OpRates, kv_element_bytes: float
 ) -> float:
-    window = op.attrs["window"]
+    window = op.attrs["window"] and op.attrs["window"] + op.attrs["beginning"]
     seen = size.past + size.rows
     # Keys are gone through in whole blocks, of which half of the last is in vain.
     average = size.past + (size.rows + 1) / 2 + (KV_BLOCK / 2 if size.rows > 1 else 0)

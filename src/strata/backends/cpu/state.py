@@ -34,7 +34,10 @@ class NativeState:
         self.native = _native.StateStore(
             [_kept(layer, kv_type.of(number)) for number, layer in enumerate(state)],
             [
-                (group.layers, group.window, group.recurrent, count, self._slots(group, slots))
+                (
+                    *(group.layers, group.window, group.beginning, group.recurrent),
+                    *(count, self._slots(group, slots)),
+                )
                 for group, count in zip(self.groups, self.blocks, strict=True)
             ],
             directory,

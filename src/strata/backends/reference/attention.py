@@ -15,7 +15,7 @@ from strata.backends.base import (
 from strata.backends.reference.dense import softcap
 from strata.backends.reference.run import Attrs, Run, operand
 from strata.backends.reference.state import Floats, ReferenceState
-from strata.program.ops.attention import alibi_slopes
+from strata.program.ops.attention import alibi_slopes, main_operands
 
 
 def attend(
@@ -32,13 +32,17 @@ def attend(
     slopes: Sequence[float] | None = None,
     sinks: Floats | None = None,
     chunked: bool = False,
+    beginning: int = 0,
+    q_beginning: Floats | None = None,
 ) -> Floats:
     """Causal attention of q [rows, heads, k_dim] over k [positions, kv_heads, k_dim] and v
     [positions, kv_heads, v_dim], which begin at position ``first``.
 
     Row i is position past + i; it sees keys at positions up to its own, or all if not ``causal``,
     of these such as are less than ``window`` away if that is not 0 (``chunked``: those of its chunk
-    of so many). ``slopes`` and ``sinks`` are those of the heads.
+    of so many). ``slopes`` and ``sinks`` are those of the heads. The first ``beginning`` keys are
+    seen beside a window; where that does not reach them any more, by ``q_beginning``, as if they
+    lay right before it.
     """
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
@@ -47,9 +51,15 @@ def attend(
     if window:
         near = np.abs(positions - keys) < window
         seen &= keys // window == positions // window if chunked else near
+    far = (keys < beginning) & (positions >= window + beginning)
+    seen |= (keys < beginning) & (keys <= positions)
+    positions = np.where(far, window + beginning - 1, positions)
     out = np.empty((rows, heads, v.shape[-1]), np.float32)
     for head in range(heads):
         scores = q[:, head] @ k[:, head // group].T * np.float32(scale)
+        if q_beginning is not None:
+            other = q_beginning[:, head] @ k[:, head // group].T * np.float32(scale)
+            scores = np.where(far, other, scores)
         if cap:
             scores = softcap(scores, cap)
         if slopes is not None:
@@ -71,6 +81,7 @@ def attention(
     k: Floats | None,
     v: Floats | None,
     sinks: Floats | None,
+    q_beginning: Floats | None,
     step: Step,
     state: ReferenceState,
 ) -> Floats:
@@ -89,14 +100,22 @@ def attention(
     for span in step.spans:
         rows = slice(span.row, span.row + span.rows)
         end = span.past + span.rows
-        first = state.groups[number].first_seen(span.past) // KV_BLOCK
+        group = state.groups[number]
+        first = 0 if group.beginning else group.first_seen(span.past) // KV_BLOCK
         table = span.tables[number][first : -(-end // KV_BLOCK)]
-        assert (table != NO_BLOCK).all()
+        needed = np.ones(len(table), bool)
+        needed[
+            -(-group.beginning // KV_BLOCK) : group.first_seen(span.past) // KV_BLOCK - first
+        ] = 0
+        assert (table[needed] != NO_BLOCK).all()
         seen = slice(0, end - first * KV_BLOCK)
+        keys, values = all_keys[table], all_values[table]
+        # What is there of others is no number that a weight of zero would make harmless.
+        keys[~needed], values[~needed] = 0, 0
         out[rows] = attend(
             q[rows].reshape(span.rows, attrs["heads"], -1),
-            all_keys[table].reshape(-1, kv_heads, all_keys.shape[-1])[seen],
-            all_values[table].reshape(-1, kv_heads, v_dim)[seen],
+            keys.reshape(-1, kv_heads, all_keys.shape[-1])[seen],
+            values.reshape(-1, kv_heads, v_dim)[seen],
             span.past,
             scale=attrs["scale"],
             window=attrs["window"],
@@ -106,6 +125,10 @@ def attention(
             slopes=alibi_slopes(attrs["heads"], attrs["alibi"]) if attrs["alibi"] else None,
             sinks=sinks,
             chunked=attrs["chunked"],
+            beginning=attrs["beginning"],
+            q_beginning=None
+            if q_beginning is None
+            else q_beginning[rows].reshape(span.rows, attrs["heads"], -1),
         ).reshape(span.rows, -1)
     return out
 
@@ -126,10 +149,11 @@ def _append(new: Floats, kept: Floats, span: Span, step: Step, group: int) -> No
 
 def _operands(
     attrs: Attrs, x: list[Floats]
-) -> tuple[Floats, Floats | None, Floats | None, Floats | None]:
-    """q, k, v and sinks."""
-    kept, sinks = (x[:-1], x[-1]) if attrs["sinks"] else (x, None)
-    return kept[0], operand(kept, 1), operand(kept, 2), sinks
+) -> tuple[Floats, Floats | None, Floats | None, Floats | None, Floats | None]:
+    """q, k, v, sinks, and the query of the beginning."""
+    most = main_operands(attrs, len(x))
+    kept, sinks = x[:most], x[most] if attrs["sinks"] else None
+    return kept[0], operand(kept, 1), operand(kept, 2), sinks, x[-1] if attrs["beginning"] else None
 
 
 ATTENTION: Mapping[str, Run] = {

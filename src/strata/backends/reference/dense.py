@@ -62,8 +62,11 @@ def rope(
     head_dim: int,
     style: str,
     mscale: float,
+    limit: int = 0,
 ) -> Floats:
-    """Turn pairs of each head by position * inv_freq / factors; dimensions beyond stay."""
+    """Turn pairs of each head by position * inv_freq / factors; dimensions beyond stay. With a
+    ``limit`` positions beyond it count as that one."""
+    positions = np.minimum(positions, limit) if limit else positions
     frequency = np.array(inv_freq, np.float32)
     if factors is not None:
         frequency = frequency / factors
@@ -151,6 +154,7 @@ DENSE: Mapping[str, Run] = {
         head_dim=a["head_dim"],
         style=a["style"],
         mscale=a["mscale"],
+        limit=a["limit"],
     ),
     "glu": lambda a, x, step, state: activate(x[0], a["function"]) * x[1],
     "activation": lambda a, x, step, state: activate(x[0], a["function"]),

@@ -21,12 +21,16 @@ def alibi_slopes(heads: int, most: float) -> list[float]:
     return first + rest
 
 
-def _without_sinks(values: list[Value], attrs: Mapping[str, Any]) -> list[Value]:
-    return values[:-1] if attrs["sinks"] else values
+def main_operands(attrs: Mapping[str, Any], count: int) -> int:
+    """How many of so many operands of an attention are q, k and v, which come first."""
+    return count - bool(attrs["sinks"]) - bool(attrs["beginning"])
 
 
 def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
-    q, *kept = _without_sinks(values, attrs)
+    most = main_operands(attrs, len(values))
+    if most < 1:
+        raise ProgramError("attention: operands are missing")
+    q, *kept = values[:most]
     heads, kv_heads, k_dim, v_dim = (attrs[n] for n in ("heads", "kv_heads", "k_dim", "v_dim"))
     widths = [kv_heads * k_dim, kv_heads * v_dim][: len(kept)]
     if (
@@ -40,8 +44,12 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
             f"attention: {operands} are not {heads} and {kv_heads} heads with keys of {k_dim} "
             f"and values of {v_dim}"
         )
-    if attrs["sinks"] and values[-1].shape != (heads,):
-        raise ProgramError(f"attention: sinks {values[-1].shape} for {heads} heads")
+    if attrs["sinks"] and values[most].shape != (heads,):
+        raise ProgramError(f"attention: sinks {values[most].shape} for {heads} heads")
+    if attrs["beginning"] and values[-1].shape != q.shape:
+        raise ProgramError(f"attention: queries {values[-1].shape} of the beginning for {q.shape}")
+    if attrs["beginning"] and (attrs["chunked"] or not (attrs["window"] and attrs["causal"])):
+        raise ProgramError("attention: a beginning is seen beside a window that looks back")
     if attrs["chunked"] and not (attrs["window"] and attrs["causal"]):
         raise ProgramError("attention: chunks are as long as a window, of positions that look back")
     if len(kept) == 1 and v_dim > k_dim:
@@ -51,15 +59,19 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 
 def _attention_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
     # Two operands, q and k: values are part of keys. One, q: what another layer keeps is read.
-    keeps_values = len(_without_sinks(values, attrs)) != 2
+    keeps_values = main_operands(attrs, len(values)) != 2
     per_head = attrs["k_dim"] + (attrs["v_dim"] if keeps_values else 0)
     return int(attrs["kv_heads"] * per_head)
 
 
 def _attention_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
-    window = attrs["window"]
-    keys = min(context, window) if window else context
+    keys = seen_positions(attrs, context)
     return int(2 * rows * keys * attrs["heads"] * (attrs["k_dim"] + attrs["v_dim"]))
+
+
+def seen_positions(attrs: Mapping[str, Any], context: int) -> int:
+    """Of so many positions those that a row sees, its own among them."""
+    return min(context, attrs["window"] + attrs["beginning"]) if attrs["window"] else context
 
 
 ATTENTION: Mapping[str, Signature] = {
@@ -70,12 +82,14 @@ ATTENTION: Mapping[str, Signature] = {
     # appended: `layer` is the one that keeps what is read, and has appended already.
     # With `alibi`, the largest bias, scores lose alibi_slopes by distance. `sinks` says that the
     # last operand is a score for each head which weighs in the softmax and has no value. Not
-    # `causal`: a row sees the keys up to the end of its step, which is that of the sequence
+    # `causal`: a row sees the keys up to the end of its step, which is that of the sequence.
+    # Beside a window the first `beginning` positions are seen: those that it does not reach any
+    # more by the query that is the last operand (arXiv:2309.17453)
     "attention": Signature(
-        ("q", "k?", "v?", "sinks?"),
+        ("q", "k?", "v?", "sinks?", "q_beginning?"),
         (
             *("layer", "heads", "kv_heads", "k_dim", "v_dim", "scale", "window", "softcap"),
-            *("alibi", "causal", "sinks", "chunked"),
+            *("alibi", "causal", "sinks", "chunked", "beginning"),
         ),
         _attention,
         _attention_flops,

@@ -134,10 +134,11 @@ DENSE: Mapping[str, Signature] = {
     # each head), which gives as many groups of columns of the output
     "matmul": Signature(("x", "weight", "bias?"), (), _matmul, _matmul_flops),
     # rotate the first 2*len(inv_freq) dims of each head; angle = position * inv_freq / factors;
-    # 'neox' pairs (i, i + n/2), 'interleaved' pairs (2i, 2i+1); cos and sin times mscale
+    # 'neox' pairs (i, i + n/2), 'interleaved' pairs (2i, 2i+1); cos and sin times mscale; with a
+    # limit positions beyond it count as that one
     "rope": Signature(
         ("x", "factors?"),
-        ("head_dim", "inv_freq", "style", "mscale"),
+        ("head_dim", "inv_freq", "style", "mscale", "limit"),
         _rope,
         per_element(3),
         ("positions",),
