@@ -21,7 +21,7 @@ from strata.decode.constraint import Grammar
 from strata.decode.defaults import sampling_defaults
 from strata.decode.grammar import GrammarCompiler
 from strata.engine import Driver, Engine, Job, LoadProgress
-from strata.engine.draft_choice import own_layers
+from strata.engine.draft_choice import OwnPart, own_part
 from strata.engine.loading import load
 from strata.engine.plan_check import PlanCheck
 from strata.engine.runtime import LoadOptions
@@ -88,8 +88,9 @@ class LLM:
     is best here. Only as much is guessed as is worth its time, and no answer changes by it.
     ``experts_ahead``: of the slots for experts at most so many are for those that are read before a
     router has chosen them, while the disk is idle; no answer changes by it.
-    ``draft_model``, a smaller model with the same vocabulary, or ``self:N`` for the first N layers
-    of the model itself, guesses what is not found in texts; all of it stays in memory.
+    ``draft_model``, a smaller model with the same vocabulary, ``self:N`` for the first N layers of
+    the model itself, or ``self:mtp`` for the block of its file that predicts further tokens,
+    guesses what is not found in texts; all of it stays in memory.
     ``serving`` sets memory aside for a server in this process. ``embedding``: the model is for
     ``embed``, which takes no head, and continues no text. ``chat_template`` (Jinja) is used instead
     of the model's own.
@@ -642,12 +643,12 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\.+*?()|\[\]{}^$#&\-~])", r"\\\1", text)
 
 
-def _draft_model(model: str | Path | None, progress: LoadProgress | None) -> Path | int | None:
-    """Where a model lies that is referred to, downloaded if need be, or how many first layers of
-    the model itself are meant."""
+def _draft_model(model: str | Path | None, progress: LoadProgress | None) -> Path | OwnPart | None:
+    """Where a model lies that is referred to, downloaded if need be, or which part of the model
+    itself is meant."""
     if not isinstance(model, str):
         return model
-    return own_layers(model) or resolve(model, progress=progress)
+    return own_part(model) or resolve(model, progress=progress)
 
 
 def _directory(chosen: str | Path | Literal[False] | None) -> Path | Literal[False] | None:

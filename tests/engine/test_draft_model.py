@@ -23,8 +23,9 @@ from strata.backends.registry import backend_class
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.cli.verbs import root
-from strata.decode import NO_DRAFT, Draft, Sample
+from strata.decode import NO_DRAFT, Draft, Sample, Sampler
 from strata.engine import Engine, KVSettings, Runner
+from strata.engine.draft_files import open_draft_model
 from strata.engine.draft_model import DraftModel
 from strata.engine.drafting import Drafting
 from strata.errors import UsageError
@@ -153,6 +154,29 @@ def test_guesses_that_are_wrong_are_written_over(tmp_path: Path) -> None:
     assert guessed == plain
     assert 0 < status.draft_tokens_kept < status.draft_tokens
     engine.close()
+
+
+def test_many_that_are_some_tokens_behind_go_on_together(tmp_path: Path) -> None:
+    path = make_tiny_models.write_directory(tmp_path / "m", make_tiny_models.golden("llama"))
+    random = np.random.default_rng(5)
+    texts = {id: random.integers(0, 200, 40).tolist() for id in range(16)}
+    said = []
+    for parallel in (16, 1):
+        with open_model(path) as target:
+            file = open_draft_model(1, target, None, context=128, parallel=parallel, threads=2)  # type: ignore[arg-type]
+        model = file.load(250, None)
+        found: dict[int, Draft] = {}
+        for ids in [[*texts]] if parallel > 1 else [[id] for id in texts]:
+            for length in (20, 28):
+                for id in ids:
+                    model.begin(id, Sampler(GREEDY, texts[id], 250))
+                parts = {id: texts[id][:length] for id in ids}
+                found |= model.propose(parts, dict.fromkeys(ids, 2))
+            for id in ids:
+                model.end(id)
+        model.close()
+        said.append([found[id].tokens for id in texts])
+    assert said[0] == said[1]
 
 
 @pytest.fixture(scope="module")

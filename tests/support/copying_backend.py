@@ -148,8 +148,10 @@ class CopyingBackend:
             self.inner.import_({n: np.full_like(x, np.nan) for n, x in out.items()}, step)
         return {name: DeviceArray(x) for name, x in out.items()}
 
-    def export(self, activations: Activations, names: Sequence[str]) -> dict[str, Floats]:
-        return {name: activations[name].fetch() for name in names}
+    def export(
+        self, activations: Activations, names: Sequence[str], first: int = 0
+    ) -> dict[str, Floats]:
+        return {name: activations[name].fetch()[first:] for name in names}
 
     def import_(self, arrays: Mapping[str, Floats], step: Step) -> dict[str, DeviceArray]:
         del step

@@ -312,10 +312,10 @@ class Backend(Protocol):
         outputs; None where that saves nothing."""
 
     def export(
-        self, activations: Activations, names: Sequence[str]
+        self, activations: Activations, names: Sequence[str], first: int = 0
     ) -> dict[str, NDArray[np.float32]]:
-        """Activations as ``run`` returned them last, float32 [rows, width] in host memory. They are
-        the caller's: later steps do not change them."""
+        """Activations as ``run`` returned them last, rows from ``first`` on, float32 [rows, width]
+        in host memory. They are the caller's: later steps do not change them."""
 
     def import_(self, arrays: Mapping[str, NDArray[np.float32]], step: Step) -> Activations:
         """The reverse: float32 [rows, width] as the inputs of the next Segment over ``step``. All

@@ -157,10 +157,10 @@ class NullBackend:
         """Nothing is taken."""
 
     def export(
-        self, activations: Activations, names: Sequence[str]
+        self, activations: Activations, names: Sequence[str], first: int = 0
     ) -> dict[str, NDArray[np.float32]]:
         """The zeros as arrays that take memory."""
-        return {name: np.array(activations[name]) for name in names}
+        return {name: np.array(activations[name][first:]) for name in names}
 
     def import_(self, arrays: Mapping[str, NDArray[np.float32]], step: Step) -> Activations:
         """Activations of the same shapes; what they hold is nobody's concern."""

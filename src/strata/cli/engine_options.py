@@ -105,7 +105,8 @@ draft_model_option = click.option(
     "--draft-model",
     metavar="MODEL",
     help="A smaller model with the same vocabulary, which stays in memory and guesses tokens, or "
-    "self:N for the first N layers of the model itself. No answer changes by it.",
+    "self:N for the first N layers of the model itself, or self:mtp for the block that predicts "
+    "further tokens, where its file has one. No answer changes by it.",
 )
 
 
@@ -179,7 +180,7 @@ def open_llm(
     long sweep runs a line says how far it is. ``foretold``: its speed is told before it starts,
     unless ``quiet``. ``watch`` is told of loading, too.
     """
-    from strata.engine.draft_choice import own_layers
+    from strata.engine.draft_choice import own_part
     from strata.hub.references import meaning, resolve
     from strata.llm import LLM
 
@@ -189,7 +190,7 @@ def open_llm(
     with progress_bars(silent=quiet) as bars:
         path = resolve(model, progress=bars)
         guesses: str | Path | None = draft_model
-        if draft_model is not None and own_layers(draft_model) is None:
+        if draft_model is not None and own_part(draft_model) is None:
             guesses = resolve(draft_model, progress=bars)
     foretold = foretold and not quiet
     planned = planned or (foretold and _is_known(path))

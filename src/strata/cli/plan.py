@@ -113,8 +113,8 @@ def command(
 
     from strata.backends.registry import DEFAULT, backend_class
     from strata.backends.weights import WeightSource
-    from strata.engine.draft_choice import own_layers, parse_draft
-    from strata.engine.draft_model import planned_bytes
+    from strata.engine.draft_choice import own_part, parse_draft
+    from strata.engine.draft_files import planned_bytes
     from strata.engine.routes import known_hits
     from strata.machine.probe import load_machine
     from strata.models import build_model
@@ -126,10 +126,10 @@ def command(
     guesses = parse_draft(draft).tokens
     workload = Workload(prompt_tokens, concurrency, context, answer_tokens, draft_tokens=guesses)
     if draft_model is not None:
-        layers = own_layers(draft_model)
-        of = draft_model if layers is None else model
+        part = own_part(draft_model)
+        of = draft_model if part is None else model
         with _header(of, offline, quiet or as_json) as file:
-            nbytes = planned_bytes(file, context, concurrency, threads, layers)
+            nbytes = planned_bytes(file, context, concurrency, threads, part)
         workload = replace(workload, draft_model_bytes=nbytes)
     with _header(model, offline, quiet or as_json) as file:
         built = build_model(file)

@@ -69,6 +69,17 @@ class Draft:
             None if self.grades is None else tuple(self.grades[n] for n in numbers),
         )
 
+    def path(self, tokens: Sequence[int]) -> list[int]:
+        """The numbers of its tokens that ``tokens`` begin with, each behind the one it follows."""
+        numbers = {(self.parent(n), token): n for n, token in enumerate(self.tokens)}
+        found: list[int] = []
+        for token in tokens:
+            number = numbers.get((found[-1] if found else -1, token))
+            if number is None:
+                break
+            found.append(number)
+        return found
+
     def chains(self) -> list[tuple[int, ...]]:
         """The tokens in chains, by number: the first begins behind the last certain token and
         follows first children; each of the others branches off one that was given before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from strata.errors import UsageError
 
@@ -36,12 +36,18 @@ def parse_draft(text: str) -> DraftChoice:
     raise UsageError(f"'{text}' is no way to guess tokens: auto, off, ngram or suffix")
 
 
-def own_layers(text: str) -> int | None:
-    """How many of its own first layers are to guess for a model, of ``self:N``; None for what is a
-    reference to another model. UsageError for no such number."""
-    name, colon, count = text.partition(":")
+OwnPart: TypeAlias = int | Literal["mtp"]
+"""What a model has that may guess for it: so many first layers, or the block that is for that."""
+
+
+def own_part(text: str) -> OwnPart | None:
+    """Which part of a model is to guess for it, of ``self:N`` or ``self:mtp``; None for what is a
+    reference to another model. UsageError for no such part."""
+    name, colon, part = text.partition(":")
     if name != "self" or not colon:
         return None
-    if not (count.isascii() and count.isdigit() and len(count) < 5 and int(count) > 0):
-        raise UsageError(f"'{text}' is no number of layers: write it like self:8")
-    return int(count)
+    if part == "mtp":
+        return "mtp"
+    if not (part.isascii() and part.isdigit() and len(part) < 5 and int(part) > 0):
+        raise UsageError(f"'{text}' is no number of layers: write it like self:8, or self:mtp")
+    return int(part)

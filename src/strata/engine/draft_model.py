@@ -10,35 +10,23 @@ Source: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.backends.base import NoBooks, Span, Step
-from strata.backends.kv_types import choose_kv_type
-from strata.backends.registry import backend_class
-from strata.backends.settings import BackendSettings
-from strata.backends.weights import WeightSource
+from strata.backends.base import Span, Step
 from strata.decode import Draft, LogitsError, Sampler
 from strata.engine.kv_settings import KVSettings, make_memory
-from strata.engine.runner import LoadProgress, Runner
-from strata.errors import UsageError
-from strata.formats import ModelFile, open_model
-from strata.kv import SequenceState, pool_blocks
-from strata.machine.constants import DEFAULT_CONTEXT
-from strata.models import build_model, trained_context
-from strata.models.first_layers import first_layers
-from strata.program import Model
-from strata.text import Tokenizer, load_tokenizer
+from strata.engine.runner import Runner
+from strata.formats import ModelFile
+from strata.kv import SequenceState
 
 STEP_ROWS = 64
-"""Rows of a step of the draft model at most."""
+"""Tokens of a text that a step of the draft model makes up for at most."""
 
 _BEHIND = 512
 """Tokens of a text that are made up for at once, before somebody waits for the next ones."""
@@ -46,7 +34,13 @@ _BEHIND = 512
 _FEW = 8
 """Tokens behind of which the last step before guessing may have to make up."""
 
-_LEAST = 0.05
+
+def step_rows(parallel: int) -> int:
+    """Rows of a step of a draft model for so many texts at most."""
+    return max(STEP_ROWS, parallel * _FEW)
+
+
+LEAST = 0.05
 """Chance of all tokens so far below which nothing is guessed further."""
 
 _STEP = 0.2
@@ -68,134 +62,6 @@ class _Follower:
     ahead: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class DraftModelFile:
-    """A draft model that fits the model for which it guesses, and may be loaded."""
-
-    file: ModelFile
-    model: Model
-    parallel: int
-    threads: int
-
-    def nbytes(self) -> int:
-        """Bytes that it will take: weights, KV of ``parallel`` texts, activations, logits."""
-        from strata.plan.draft_model import draft_model_bytes
-
-        kind = backend_class("cpu")
-        profile = kind.profile(self.model, WeightSource(self.file))
-        kv_type = choose_kv_type(None, profile.kv_types)
-        return draft_model_bytes(
-            profile,
-            self.model.row_width,
-            threads=self.threads,
-            rows=max(STEP_ROWS, self.parallel),
-            parallel=self.parallel,
-            context=self.model.context_length,
-            kv_blocks=self._blocks(profile.block_nbytes(kv_type.name)),
-            kv_type=kv_type.name,
-        )
-
-    def _blocks(self, sizes: Sequence[int]) -> tuple[int, ...]:
-        blocks = pool_blocks(
-            self.model.groups,
-            sizes,
-            context=self.model.context_length,
-            parallel=self.parallel,
-            step_rows=max(STEP_ROWS, self.parallel),
-        )
-        assert blocks is not None
-        return blocks
-
-    def load(self, vocabulary: int, progress: LoadProgress | None) -> DraftModel:
-        """Load its weights; it guesses tokens below ``vocabulary``."""
-        rows = max(STEP_ROWS, self.parallel)
-        context = self.model.context_length
-        settings = BackendSettings(
-            max_tokens=rows, max_logit_rows=self.parallel, parallel=self.parallel, positions=context
-        )
-        # All of it was entered in the books before.
-        backend = backend_class("cpu").create(self.threads, None, settings, NoBooks())
-        source = WeightSource(self.file)
-        runner = Runner(backend, self.model, source, progress, logit_rows=self.parallel)
-        backend.prepare()
-        return DraftModel(runner, self.file, parallel=self.parallel, vocabulary=vocabulary)
-
-
-def planned_bytes(
-    file: ModelFile,
-    context: int | None,
-    parallel: int,
-    threads: int | None,
-    layers: int | None = None,
-) -> int:
-    """Bytes that the draft model in ``file`` will take beside ``parallel`` texts: of its first
-    ``layers``, where not all are meant."""
-    model = _checked(file, context or DEFAULT_CONTEXT, "another model", layers)
-    cores = threads or len(os.sched_getaffinity(0))
-    return DraftModelFile(file, model, parallel, cores).nbytes()
-
-
-def open_draft_model(
-    chosen: Path | int,
-    target: ModelFile,
-    tokenizer: Tokenizer,
-    *,
-    context: int,
-    parallel: int,
-    threads: int,
-) -> DraftModelFile:
-    """The model at the path ``chosen``, or so many first layers of ``target`` itself, as one that
-    guesses for it; UsageError, which says why, where it cannot."""
-    path, layers = (target.path, chosen) if isinstance(chosen, int) else (chosen, None)
-    file = open_model(path)
-    try:
-        name, of = file.path.name, target.path.name
-        model = _checked(file, context, of, layers)
-        if path != target.path:
-            _same_vocabulary(load_tokenizer(file), tokenizer, name, of)
-        return DraftModelFile(file, model, parallel, threads)
-    except BaseException:
-        file.close()
-        raise
-
-
-def _checked(file: ModelFile, context: int, of: str, layers: int | None = None) -> Model:
-    """The Model of a file, for texts of ``context`` tokens or as many as it knows; UsageError for
-    one that cannot guess."""
-    name = file.path.name
-    if file.foreign:
-        raise UsageError(
-            f"{name} cannot guess for {of}: its weights are quantised in a form that is put "
-            f"together first; give a GGUF file of it"
-        )
-    model = build_model(file, min(context, trained_context(file)))
-    model = model if layers is None else first_layers(model, layers)
-    if model.embeds or not model.causal:
-        raise UsageError(f"{name} cannot guess for {of}: it continues no texts")
-    if any(group.recurrent for group in model.groups):
-        raise UsageError(
-            f"{name} cannot guess for {of}: a {model.architecture} model has recurrent state, "
-            f"which does not go back where a guess was wrong; give one with attention alone"
-        )
-    return model
-
-
-def _same_vocabulary(draft: Tokenizer, target: Tokenizer, name: str, of: str) -> None:
-    """UsageError, with the first token that differs."""
-    if draft.vocab_size != target.vocab_size:
-        raise UsageError(
-            f"{name} cannot guess for {of}: it has {draft.vocab_size} tokens and not "
-            f"{target.vocab_size}; a draft model needs the same vocabulary"
-        )
-    for id in range(target.vocab_size):
-        one, other = draft.token_bytes(id, special=True), target.token_bytes(id, special=True)
-        if one != other:
-            raise UsageError(
-                f"{name} cannot guess for {of}: token {id} is {one!r} there and {other!r} here; "
-                f"a draft model needs the same vocabulary"
-            )
-
-
 class DraftModel:
     """Guesses chains of tokens for up to ``parallel`` requests at once. Called between steps, in
     the engine's thread.
@@ -212,7 +78,7 @@ class DraftModel:
         *,
         parallel: int,
         vocabulary: int,
-        least: float = _LEAST,
+        least: float = LEAST,
     ) -> None:
         self._runner, self._file = runner, file
         self.context = runner.model.context_length
@@ -222,7 +88,7 @@ class DraftModel:
             runner,
             context=self.context,
             parallel=parallel,
-            step_rows=max(STEP_ROWS, parallel),
+            step_rows=step_rows(parallel),
             token_s=lambda: None,
         )
         self._followers: dict[int, _Follower] = {}
@@ -258,7 +124,7 @@ class DraftModel:
             count = min(most[id], self.context - len(text))
             if count < 1 or (follower := self._following(id, text, count, texts)) is None:
                 continue
-            left -= self._make_up(follower, text, left)
+            left -= self._make_up(id, text, left)
             if len(text) - follower.kv.length <= _FEW:
                 ready.append(id)
         self.behind_s = perf_counter() - began
@@ -290,14 +156,12 @@ class DraftModel:
             self._forget(others.pop())
         return follower
 
-    def _make_up(self, follower: _Follower, text: Sequence[int], most: int) -> int:
+    def _make_up(self, id: int, text: Sequence[int], most: int) -> int:
         """Compute up to ``most`` tokens of a text, but for the last ones; how many."""
-        done, kv = 0, follower.kv
+        done, kv = 0, self._followers[id].kv
         while (missing := len(text) - kv.length) > _FEW and done < most:
             count = min(missing - 1, STEP_ROWS)
-            span = Span(0, count, kv.length, self._tables(kv))
-            part = text[kv.length : kv.length + count]
-            self._run(part, range(kv.length, kv.length + count), (span,), ())
+            self._run({id: text[kv.length : kv.length + count]}, wanted=False)
             self._memory.manager.commit(kv, text, count, known=False)
             done += count
         return done
@@ -318,7 +182,7 @@ class DraftModel:
         while next_up:
             began = perf_counter()
             certain = not any(tokens[id] for id in next_up)
-            rows = self._step(next_up)
+            rows = self._run(next_up)
             for id, part in next_up.items():
                 follower = self._followers[id]
                 if certain:
@@ -355,47 +219,43 @@ class DraftModel:
         known = self.step_s
         self.step_s = seconds if known is None else known + _STEP * (seconds - known)
 
-    def _step(self, parts: Mapping[int, Sequence[int]]) -> dict[int, NDArray[np.float32]]:
-        """Compute some tokens of each text, and the logits behind the last one of each."""
+    def _run(
+        self, parts: Mapping[int, Sequence[int]], *, wanted: bool = True
+    ) -> dict[int, NDArray[np.float32]]:
+        """Compute some tokens of each text, and where ``wanted`` the logits behind the last one of
+        each."""
         tokens: list[int] = []
         positions: list[int] = []
         spans, last = [], []
         for id, part in parts.items():
             follower = self._followers[id]
             past = follower.kv.length + len(follower.ahead)
-            spans.append(Span(len(tokens), len(part), past, self._tables(follower.kv)))
+            tables = tuple(np.array(table, np.int32) for table in follower.kv.tables)
+            spans.append(Span(len(tokens), len(part), past, tables))
             tokens += part
             positions += range(past, past + len(part))
             last.append(len(tokens) - 1)
-        rows = self._run(tokens, positions, tuple(spans), last)
-        return dict(zip(parts, rows, strict=True))
-
-    def _run(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        spans: tuple[Span, ...],
-        last: Sequence[int],
-    ) -> list[NDArray[np.float32]]:
         step = Step(
             np.array(tokens, np.int32),
             np.array(positions, np.int32),
-            spans,
-            np.array(last, np.int32),
+            tuple(spans),
+            np.array(last if wanted else [], np.int32),
         )
         found = []
-        for logits in self._runner.run(step, self._memory.state):
+        for logits in self._logits(step, parts):
             for row in logits:
                 # Of as many tokens as the sampler knows; those that pad a vocabulary are none.
                 wide = np.full(self._vocabulary, -np.inf, np.float32)
                 wide[: len(row)] = row[: self._vocabulary]
                 found.append(wide)
             del logits
-        return found
+        return dict(zip(parts, found, strict=True)) if wanted else {}
 
-    @staticmethod
-    def _tables(kv: SequenceState) -> tuple[NDArray[np.int32], ...]:
-        return tuple(np.array(table, np.int32) for table in kv.tables)
+    def _logits(
+        self, step: Step, parts: Mapping[int, Sequence[int]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Run a step of these parts of texts, as ``Runner.run`` does."""
+        yield from self._runner.run(step, self._memory.state)
 
     def check_integrity(self) -> None:
         """PoolError unless every KV block is free or held by one that follows a request."""

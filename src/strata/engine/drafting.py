@@ -17,9 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
+from numpy.typing import NDArray
+
 from strata.decode import NO_DRAFT, Draft, Proposer, Sampler
 from strata.engine.draft_choice import DRAFT_TOKENS
 from strata.engine.draft_model import GRADES, DraftModel
+from strata.engine.mtp import MtpDraft
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
 from strata.errors import OutOfMemoryError
@@ -129,6 +133,11 @@ class Drafting:
         self._not_asked = 0
         self._obeying: dict[int, Sampler] = {}
         self.enabled = True
+
+    @property
+    def sees(self) -> bool:
+        """Whether ``learn`` is to be shown what the last layer gave."""
+        return isinstance(self.model, MtpDraft)
 
     def begin(self, id: int, sampler: Sampler) -> None:
         """A request, whose tokens ``sampler`` chooses."""
@@ -272,9 +281,16 @@ class Drafting:
         return count
 
     def learn(
-        self, advances: Sequence[Advance], chosen: Mapping[int, Sequence[int]], seconds: float
+        self,
+        advances: Sequence[Advance],
+        chosen: Mapping[int, Sequence[int]],
+        seconds: float,
+        seen: NDArray[np.float32] | None = None,
     ) -> None:
-        """A step of these advances has run in ``seconds`` and chose these tokens, by id."""
+        """A step of these advances has run in ``seconds`` and chose these tokens, by id. ``seen``
+        [rows, width] is what the last layer gave of its last rows."""
+        if seen is not None and isinstance(self.model, MtpDraft):
+            self.model.observe_step(advances, chosen, seen)
         drafted = kept = redone = rows = 0
         for a in advances:
             rows += a.rows

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from strata.backends.registry import backend_class
 from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.engine.draft_choice import DraftChoice
-from strata.engine.draft_model import DraftModelFile
+from strata.engine.draft_files import DraftModelFile
 from strata.engine.drafting import Drafting
 from strata.engine.kept_texts import KeptTexts
 from strata.engine.kv_settings import StoreSettings

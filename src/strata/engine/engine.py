@@ -130,6 +130,7 @@ class Engine:
         self._hits = 0
         self._misses = 0
         self._last: StepSize | None = None
+        self._seen: NDArray[np.float32] | None = None
 
     def _make_memory(self) -> SequenceMemory:
         return make_memory(
@@ -324,7 +325,7 @@ class Engine:
             deltas = [self._commit(outcome) for outcome in outcomes]
             if self.drafting is not None:
                 chosen = {o.advance.id: [s.token for s in o.samples] for o in outcomes}
-                self.drafting.learn(advances, chosen, perf_counter() - began)
+                self.drafting.learn(advances, chosen, perf_counter() - began, self._seen)
         except BaseException:
             for outcome in outcomes:
                 self.cancel(outcome.request)
@@ -372,13 +373,17 @@ class Engine:
 
     def _rows(self, step: Step, broken: list[Exception]) -> Iterator[NDArray[np.float32]]:
         """Rows of logits. What breaks the step off, and not only a request, is entered."""
+        seen = self._see if self.drafting is not None and self.drafting.sees else None
         try:
-            for logits in self.runner.run(step, self._memory.state):
+            for logits in self.runner.run(step, self._memory.state, seen=seen):
                 yield from logits
                 del logits
         except Exception as error:
             broken.append(error)
             raise
+
+    def _see(self, rows: NDArray[np.float32]) -> None:
+        self._seen = rows
 
     def _start(self, request: Request, now: float, cached: int) -> None:
         if request.started is None:

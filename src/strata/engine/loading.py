@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from strata.backends.kv_types import F32, KV_TYPES, choose_kv_type
 from strata.backends.weights import WeightSource
 from strata.engine.draft_choice import parse_draft
-from strata.engine.draft_model import DraftModelFile, open_draft_model
+from strata.engine.draft_files import DraftModelFile, open_draft_model
 from strata.engine.drafts import make_drafting
 from strata.engine.engine import TOKEN_BUDGET, Engine
 from strata.engine.kv_settings import KVSettings, StoreSettings, state_blocks

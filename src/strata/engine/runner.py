@@ -30,6 +30,9 @@ JOINED_TOKENS = 64
 Border = Callable[[Segment, Mapping[str, NDArray[np.float32]]], None]
 """Gets what a Segment gives to the next one, float32 [rows, width] by name."""
 
+SEEN_ROWS = 512
+"""Rows at most of what the last layer gave that are shown of a step."""
+
 LoadProgress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
 
@@ -172,10 +175,15 @@ class Runner:
         return self._joined is not None and len(step.tokens) <= JOINED_TOKENS
 
     def run(
-        self, step: Step, state: StateCache, border: Border | None = None
+        self,
+        step: Step,
+        state: StateCache,
+        border: Border | None = None,
+        seen: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> Iterator[NDArray[np.float32]]:
         """Run a step; yields logits (or embeddings), a few rows [rows, vocabulary] at a time, in
-        the order of ``logits_indices``. ``border`` is told what each Segment but the last gives.
+        the order of ``logits_indices``. ``border`` is told what each Segment but the last gives,
+        and ``seen`` what the last layer gave of the last SEEN_ROWS rows, float32 [rows, width].
 
         The step has run when the iterator is exhausted. Each array is valid until the next one, and
         there is room for one: let go of it before the next one is asked for.
@@ -200,6 +208,10 @@ class Runner:
                     if border is not None:
                         given = loaded.segment.outputs
                         border(loaded.segment, self.backend.export(activations, given))
+            if seen is not None:
+                (name,) = body[-1].segment.outputs
+                first = max(0, len(step.tokens) - SEEN_ROWS)
+                seen(self.backend.export(activations, (name,), first)[name])
             self._segment = len(body)
             yield from self._run_head(head, with_head, state, activations)
             completed = True

@@ -18,7 +18,7 @@ from strata.backends.registry import DEFAULT, backend_class
 from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
 from strata.engine import hot_experts
-from strata.engine.draft_choice import parse_draft
+from strata.engine.draft_choice import OwnPart, parse_draft
 from strata.engine.engine import TOKEN_BUDGET
 from strata.engine.kv_quality import KVChoice, quickest
 from strata.engine.routes import known_hits
@@ -78,9 +78,8 @@ class LoadOptions:
     ``parallel`` says where memory is not short. ``chat_template`` is used instead of the model's
     own. ``kv_disk`` is a directory for KV that has no room in memory; None is Strata's own folder,
     used where a context does not fit otherwise, and False none. ``draft`` says how tokens are
-    guessed ahead, as ``strata.engine.draft_choice`` has it; ``draft_model`` guesses, too (a number:
-    so many first layers of the model itself), and takes ``draft_model_bytes``, which loading finds
-    out.
+    guessed ahead, as ``strata.engine.draft_choice`` has it; ``draft_model`` guesses, too (or a part
+    of the model itself), and takes ``draft_model_bytes``, which loading finds out.
     ``experts_ahead`` slots at most are for experts that are read before they are chosen.
     """
 
@@ -107,7 +106,7 @@ class LoadOptions:
     kv_disk: Path | Literal[False] | None = None
     experts_ahead: int = 0
     draft: str = "off"
-    draft_model: Path | int | None = None
+    draft_model: Path | OwnPart | None = None
     draft_model_bytes: int = 0
 
     @property

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile
-from strata.models import decoder, experts
+from strata.models import decoder, experts, mtp
 from strata.models.config import MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
 from strata.models.keys import Keys
@@ -234,14 +234,17 @@ def _mixture(c: Config) -> experts.Mixture | None:
     return experts.read_mixture(c, renormalise=True, names=NAMES)
 
 
-def build(file: ModelFile, architecture: str, context: int | None) -> Model:
-    """The Model of a Qwen3.5 file, with experts or without; blocks that predict further tokens are
-    not used."""
+def _config(file: ModelFile, architecture: str, context: int | None) -> Config:
     # Where all layers have experts config.json names no other feed-forward.
     routed = Keys(file, architecture).find("experts")[1] is not None
     ratio = 4 if routed and file.kind != "gguf" else None
-    c = read_config(file, architecture, context, head_dim=256, experts=True, ffn_ratio=ratio)
-    c, further = decoder.without_further(c)
+    return read_config(file, architecture, context, head_dim=256, experts=True, ffn_ratio=ratio)
+
+
+def build(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The Model of a Qwen3.5 file, with experts or without; blocks that predict further tokens are
+    not used."""
+    c, further = decoder.without_further(_config(file, architecture, context))
     decoder.check_activation(c, "silu")
     d, attending = read_delta(c), attends(c)
     harmless = (*decoder.harmless(c), further)
@@ -260,3 +263,29 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         return b.add(x, experts.feed_forward(b, catalog, m, h, i))
 
     return decoder.normed(c, catalog, layer, eps, state=kept.state)
+
+
+def build_mtp(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The block that predicts further tokens, of a Qwen3.5 or Qwen3-Next file: a layer with
+    attention behind the others."""
+    c, _ = decoder.without_further(_config(file, architecture, context))
+    i = c.layers
+    c = replace(c, layers=i + 1, windows=(*c.windows, 0))
+    decoder.check_activation(c, "silu")
+    m = _mixture(c)
+    layers = {
+        **decoder.norm_tensors(c, "add_one", **_NORMS),
+        **attention_tensors(c),
+        **experts.mixture_tensors(c, m),
+    }
+    # All else of the file is the model's.
+    catalog = Catalog(file, mtp.block_tensors(c, layers, i, "add_one"), 1, harmless=(".*",))
+    rope, eps, kept = read_rope(c, "neox"), decoder.rms_eps(c), Kept()
+
+    def layer(b: Builder, x: str) -> str:
+        h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
+        x = b.add(x, attention(b, c, catalog, kept, h, i, rope, eps))
+        h = b.rms_norm(x, f"blk.{i}.post_attention_norm.weight", eps)
+        return b.add(x, experts.feed_forward(b, catalog, m, h, i))
+
+    return mtp.block_model(c, catalog, i, layer, eps, kept.state)

@@ -492,7 +492,7 @@ class CpuBackend:
         self._arena = self._stream = self._experts = self._readers = self._step = None
 
     def export(
-        self, activations: Activations, names: Sequence[str]
+        self, activations: Activations, names: Sequence[str], first: int = 0
     ) -> dict[str, NDArray[np.float32]]:
         """See Backend. The hidden state lies in the arena, in rows of the step that was run."""
         out = {}
@@ -500,7 +500,7 @@ class CpuBackend:
             value = activations[name]
             if isinstance(value, HiddenState):
                 assert self._arena is not None
-                value = self._arena.floats(self._rows, value.width).copy()
+                value = self._arena.floats(self._rows, value.width)[first:].copy()
             out[name] = value
         return out
 

@@ -140,9 +140,11 @@ class ReferenceBackend:
         outputs = zip(loaded.segment.outputs, program.outputs, strict=True)
         return {outer: values[inner] for outer, inner in outputs}
 
-    def export(self, activations: Activations, names: Sequence[str]) -> dict[str, Floats]:
+    def export(
+        self, activations: Activations, names: Sequence[str], first: int = 0
+    ) -> dict[str, Floats]:
         """See Backend."""
-        return {name: activations[name] for name in names}
+        return {name: activations[name][first:] for name in names}
 
     def import_(self, arrays: Mapping[str, Floats], step: Step) -> Activations:
         """See Backend."""

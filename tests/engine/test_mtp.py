@@ -1,0 +1,318 @@
+"""The block of a file that predicts further tokens guesses for its model: no answer changes by it,
+and it computes what the reference makes of the model's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+import make_tiny_hybrids
+import make_tiny_models
+from strata import LLM, SamplingParams
+from strata.backends.base import NoBooks
+from strata.backends.reference import ReferenceBackend
+from strata.backends.registry import backend_class
+from strata.backends.settings import BackendSettings
+from strata.backends.weights import WeightSource
+from strata.decode import NO_DRAFT, Draft, Sample
+from strata.engine import Engine, KVSettings, Runner
+from strata.engine.drafting import Drafting
+from strata.engine.mtp import MtpDraft
+from strata.errors import UsageError
+from strata.formats import ModelFile, open_model
+from strata.formats.gguf_writer import TensorSource, write_gguf
+from strata.models import MissingTensor, build_model
+from strata.models.mtp import mtp_model
+from strata.program import Model
+from strata.quant import by_name
+from support.forward import step
+
+CONTEXT = 256
+GREEDY = SamplingParams(max_tokens=16, logprobs=2, ignore_eos=True)
+SAMPLED = replace(GREEDY, temperature=1.1, top_p=0.95, repetition_penalty=1.2, seed=9)
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+def write_directory(path: Path, change: Callable[[Arrays], None] | None = None) -> Path:
+    """A tiny Qwen3.5 whose block has the shapes of its layer with attention."""
+    golden = make_tiny_models.golden("qwen35")
+    width = golden.config["hidden_size"]
+    shapes = dict(golden.shapes)
+    layer = "model.layers.1."
+    for name, shape in golden.shapes.items():
+        if name.startswith(layer):
+            shapes[name.replace(layer, "mtp.layers.0.")] = shape
+    shapes["mtp.fc.weight"] = (width, 2 * width)
+    for name in ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm"):
+        shapes[f"{name}.weight"] = (width,)
+    arrays = {name: make_tiny_models.weight(name, shape) for name, shape in shapes.items()}
+    if change is not None:
+        change(arrays)
+    made = make_tiny_models.write_directory(path, golden)
+    save_file(arrays, made / "model.safetensors")
+    return made
+
+
+def write_file(path: Path) -> Path:
+    """A tiny GGUF file of Qwen3.5 with experts, and a block that has a head of its own."""
+    name = "qwen35moe"
+    shapes = make_tiny_hybrids.shapes(name)
+    last = max(int(key.split(".")[1]) for key in shapes if key.startswith("blk."))
+    block = f"blk.{last + 1}."
+    for key in list(shapes):
+        if key.startswith(f"blk.{last}."):
+            shapes[key.replace(f"blk.{last}.", block)] = shapes[key]
+    vocabulary, width = shapes["token_embd.weight"]
+    shapes[f"{block}nextn.eh_proj.weight"] = (width, 2 * width)
+    shapes[f"{block}nextn.shared_head_head.weight"] = (vocabulary, width)
+    for norm in ("enorm", "hnorm", "shared_head_norm"):
+        shapes[f"{block}nextn.{norm}.weight"] = (width,)
+    f32 = by_name("F32")
+    sources = [
+        TensorSource.of(key, shape, f32, make_tiny_hybrids.array(name, key, shape))
+        for key, shape in shapes.items()
+    ]
+    keys = make_tiny_hybrids.metadata(name, block_count=last + 2, nextn_predict_layers=1)
+    write_gguf(path, {**keys, "tokenizer.ggml.model": "llama"}, sources)
+    return path
+
+
+def same_as_the_model(arrays: Arrays) -> None:
+    """Layers give nothing, so that a model says of each token what follows it; and so does the
+    block of the token behind its row."""
+    for name, array in arrays.items():
+        if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight")):
+            array[:] = 0
+        if "pre_fc_norm" in name:
+            array[:] = 0
+    arrays["mtp.norm.weight"] = arrays["model.norm.weight"].copy()
+    fc = arrays["mtp.fc.weight"]
+    fc[:] = np.eye(*fc.shape, dtype=np.float32)
+
+
+def loaded(file: ModelFile, model: Model, parallel: int) -> Runner:
+    settings = BackendSettings(
+        max_tokens=64, max_logit_rows=8, positions=CONTEXT, parallel=parallel
+    )
+    backend = backend_class("cpu").create(2, None, settings, NoBooks())
+    return Runner(backend, model, WeightSource(file), logit_rows=8)
+
+
+class Nothing:
+    """Guesses nothing."""
+
+    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+        return NO_DRAFT
+
+    def end(self, id: int, tokens: Sequence[int]) -> None:
+        pass
+
+
+class Noted(MtpDraft):
+    """Notes what it was asked and said."""
+
+    def __init__(self, path: Path, vocabulary: int, parallel: int = 3) -> None:
+        file = open_model(path)
+        runner = loaded(file, mtp_model(file, CONTEXT), parallel)
+        super().__init__(runner, file, parallel=parallel, vocabulary=vocabulary, least=0.0)
+        self.said: list[tuple[list[int], tuple[int, ...]]] = []
+
+    def propose(
+        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int]
+    ) -> dict[int, Draft]:
+        drafts = super().propose(texts, most)
+        self.said += [(list(texts[id]), draft.tokens) for id, draft in drafts.items()]
+        return drafts
+
+
+def answers(
+    runner: Runner,
+    asked: Sequence[Sequence[int]],
+    p: SamplingParams,
+    block: MtpDraft | None,
+    *,
+    turns: int = 1,
+    **kv: object,
+) -> tuple[list[list[Sample]], Engine]:
+    """Of ``turns`` rounds of the same requests."""
+    drafting = None
+    if block is not None:
+        drafting = Drafting(Nothing(), most=4, model=block, recurrent=True)
+    engine = Engine(
+        runner,
+        context=CONTEXT,
+        parallel=len(asked),
+        token_budget=64,
+        drafting=drafting,
+        kv=KVSettings(**{"prefix_cache": False, **kv}),  # type: ignore[arg-type]
+    )
+    out = []
+    for _ in range(turns):
+        requests = [engine.submit(prompt, p) for prompt in asked]
+        while engine.busy:
+            engine.step()
+            engine.check_integrity()
+        out += [request.output for request in requests]
+    return out, engine
+
+
+def prompts(vocabulary: int, *lengths: int) -> list[list[int]]:
+    random = np.random.default_rng(3)
+    return [random.integers(0, vocabulary, n).tolist() for n in lengths]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+@pytest.mark.parametrize("p", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_block_changes_no_answer(kind: str, p: SamplingParams, tmp_path: Path) -> None:
+    """Alone and together, where it is nearly always wrong, and prefixes are found again."""
+    write = {"directory": write_directory, "file": write_file}[kind]
+    path = write(tmp_path / "m.gguf")
+    file = open_model(path)
+    target = loaded(file, build_model(file, CONTEXT), 3)
+    vocabulary = target.model.vocab_size
+    asked = prompts(min(vocabulary, 250), 150, 30, 2)
+    plain, _ = answers(target, asked, p, None)
+    block = Noted(path, vocabulary)
+    guessed, engine = answers(target, asked, p, block, turns=2, prefix_cache=True)
+    assert guessed == plain * 2
+    assert engine.status().draft_tokens > 40
+    assert engine.status().prefix_hit_tokens > 0
+    engine.close()
+
+
+def test_a_block_that_says_what_its_model_says_is_always_right(tmp_path: Path) -> None:
+    path = write_directory(tmp_path / "m", same_as_the_model)
+    file = open_model(path)
+    target = loaded(file, build_model(file, CONTEXT), 3)
+    asked = prompts(250, 200, 70, 5)
+    for p in (GREEDY, SAMPLED):
+        plain, _ = answers(target, asked, p, None)
+        block = Noted(path, target.model.vocab_size)
+        guessed, engine = answers(target, asked, p, block)
+        assert guessed == plain
+        status = engine.status()
+        assert status.draft_tokens_kept == status.draft_tokens > 25
+        assert status.sweeps < 20
+        engine.close()
+
+
+def test_who_gives_way_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    path = write_directory(tmp_path / "m", same_as_the_model)
+    file = open_model(path)
+    target = loaded(file, build_model(file, CONTEXT), 3)
+    asked = prompts(250, 61, 62, 63)
+    plain, _ = answers(target, asked, SAMPLED, None)
+    blocks = tuple(8 if group.recurrent else 5 for group in target.model.groups)
+    block = Noted(path, target.model.vocab_size)
+    guessed, engine = answers(target, asked, SAMPLED, block, blocks=blocks)
+    assert guessed == plain
+    assert engine.status().preemptions > 0
+    assert engine.status().draft_tokens_kept > 10
+    engine.close()
+
+
+class Oracle:
+    """The block, computed in numpy from the first token on."""
+
+    def __init__(self, file: ModelFile) -> None:
+        self.model, self.block = build_model(file, CONTEXT), mtp_model(file, CONTEXT)
+        self.backend = ReferenceBackend()
+        source = WeightSource(file)
+        self.runner = Runner(self.backend, self.model, source)
+        self.segments = [self.backend.load(s, source) for s in self.block.segments]
+
+    def rows(self, text: Sequence[int]) -> NDArray[np.float32]:
+        """What the last layer gives."""
+        found: list[NDArray[np.float32]] = []
+        engine = Engine(self.runner, context=CONTEXT, kv=KVSettings(prefix_cache=False))
+        engine.visit_logits(
+            [*text, 0],
+            len(text) - 1,
+            lambda *_: None,
+            lambda segment, given: found.append(given["x"]),
+        )
+        return found[len(self.model.segments) - 2]
+
+    def logits(self, text: Sequence[int], guesses: Sequence[int]) -> NDArray[np.float32]:
+        """Behind each of the ``guesses`` that follow the text, and behind the text itself."""
+        enter, block, head = self.segments
+        tokens = list(text[1:])
+        part = step(tokens)
+        values = self.backend.import_({"x": self.rows(text)[: len(tokens)]}, part)
+        state = self.backend.state_cache(self.block.state, (4,))
+        entered = self.backend.export(self.backend.run(enter, part, state, values), ("x",))["x"]
+        found = []
+        for guess in (*guesses, None):
+            part = step(tokens)
+            state = self.backend.state_cache(self.block.state, (4,))
+            values = self.backend.run(block, part, state, {"x": entered})
+            given = self.backend.export(values, ("x",))["x"]
+            said = self.backend.run(head, part, state, values)
+            found.append(self.backend.export(said, ("logits",))["logits"][-1])
+            if guess is not None:
+                tokens.append(guess)
+                entered = np.concatenate([entered, given[-1:]])
+        return np.array(found)
+
+
+def test_it_computes_what_the_reference_does(tmp_path: Path) -> None:
+    path = write_directory(tmp_path / "m")
+    file = open_model(path)
+    target = loaded(file, build_model(file, CONTEXT), 3)
+    vocabulary = target.model.vocab_size
+    block = Noted(path, vocabulary, parallel=2)
+    _, engine = answers(target, prompts(250, 90, 12), replace(GREEDY, max_tokens=4), block)
+    oracle = Oracle(file)
+    assert len(block.said) >= 4
+    for text, guesses in block.said:
+        logits = oracle.logits(text, guesses[:-1])
+        for row, guess in zip(logits, guesses, strict=True):
+            assert row[guess] > row.max() - 0.02
+            assert np.sort(row)[-3] < row.max() - 0.02 or row.argmax() == guess
+    engine.close()
+
+
+@pytest.mark.parametrize("planned", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_is_in_the_ledger_and_in_the_plan(planned: bool, tmp_path: Path) -> None:
+    path = write_directory(tmp_path / "m", same_as_the_model)
+    prompt, p = prompts(250, 40)[0], replace(GREEDY, max_tokens=12)
+    with LLM(path, context=128, draft="off") as llm:
+        plain = llm.generate(prompt, p)
+        before = llm.ledger.owned.get("drafts", 0)
+    with LLM(path, context=128, draft_model="self:mtp", planned=planned) as llm:
+        assert llm.ledger.owned["drafts"] - before > 2**17
+        assert (llm.plan is not None) == planned
+        assert llm.plan is None or llm.plan.predicted.memory.drafts > 2**17
+        drafting = llm.engine.drafting
+        assert drafting is not None
+        drafting.costs = None
+        said = llm.generate(prompt, p)
+        assert (said.token_ids, said.logprobs) == (plain.token_ids, plain.logprobs)
+        assert llm.engine.status().draft_tokens_kept > 5
+        llm.engine.check_integrity()
+        llm.runtime.check_integrity()
+
+
+def test_who_has_no_block_is_told(tmp_path: Path) -> None:
+    bare = make_tiny_models.write_directory(tmp_path / "q", make_tiny_models.golden("qwen35"))
+    with pytest.raises(UsageError, match="q has no block that predicts further tokens"):
+        LLM(bare, context=64, draft_model="self:mtp")
+    other = make_tiny_models.write_directory(tmp_path / "l", make_tiny_models.golden("llama"))
+    with pytest.raises(UsageError, match="are not known"):
+        LLM(other, context=64, draft_model="self:mtp")
+    path = write_directory(tmp_path / "m", lambda arrays: arrays.pop("mtp.norm.weight"))
+    with open_model(path) as file:
+        # Its norm may be the model's.
+        assert mtp_model(file, 64).segments[1].weights
+    path = write_directory(
+        tmp_path / "n", lambda arrays: arrays.pop("mtp.layers.0.self_attn.k_proj.weight")
+    )
+    with open_model(path) as file, pytest.raises(MissingTensor, match=r"mtp\.layers\.0"):
+        mtp_model(file, 64)
