@@ -48,6 +48,7 @@ def test_no_server_is_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> 
     [
         ([], "which model?"),
         (["a", "b", "--alias", "c"], "--alias is for one model"),
+        (["a", "b", "--reasoning", "off"], "--reasoning is for one model"),
         (["smollm2", "--keep-alive", "soon"], "--keep-alive"),
         (["smollm2", "--keep-alive", "5m", "--kv-memory", "1GB"], "--kv-memory is for one"),
         (["--models", "/no/such/folder"], "/no/such/folder"),

@@ -109,3 +109,8 @@ def test_a_preset_holds_where_a_request_says_nothing() -> None:
     assert (params.temperature, params.stop) == (0.5, ("END",))
     stated = SamplingDefaults(SamplingParams(top_k=3), {"top_k": 3}, "x")
     assert Preset().defaults(stated) is stated
+    assert Preset().variables({"a": 1}) == {"a": 1}
+    silent = Preset(reasoning=False).variables({"a": 1})
+    assert silent == {"enable_thinking": False, "thinking": False, "a": 1}
+    assert Preset(reasoning=False).variables({"thinking": True})["thinking"] is True
+    assert Preset(reasoning="low").variables({})["reasoning_effort"] == "low"

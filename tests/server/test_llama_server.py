@@ -10,6 +10,10 @@ import httpx
 import pytest
 
 from strata import LLM, SamplingParams
+from strata.server.errors import ApiError
+from strata.server.preset import Preset
+from strata.server.service import Service
+from strata.server.settings import Settings
 from support.running import Running
 
 PROMPT = "The capital of France is"
@@ -33,6 +37,54 @@ def test_a_completion(http: httpx.Client, llm: LLM) -> None:
         assert found["timings"]["prompt_n"] + found["timings"]["cache_n"] == expected.prompt_tokens
         assert found["generation_settings"]["n_predict"] == 8
         assert found["has_new_line"] == ("\n" in expected.text)
+
+
+def test_the_rate_of_tokens_is_that_of_steps(http: httpx.Client) -> None:
+    """The first token comes with the prompt: no step of its own."""
+    body = {"prompt": PROMPT, "temperature": 0, "ignore_eos": True}
+    one = http.post("/completion", json={**body, "n_predict": 1}).json()["timings"]
+    assert (one["predicted_per_second"], one["predicted_per_token_ms"]) == (0, 0)
+    many = http.post("/completion", json={**body, "n_predict": 5}).json()["timings"]
+    assert many["predicted_per_second"] == pytest.approx(4e3 / many["predicted_ms"])
+    assert many["predicted_per_token_ms"] == pytest.approx(many["predicted_ms"] / 4)
+
+
+def test_an_answer_that_tells_its_prompt(http: httpx.Client, llm: LLM) -> None:
+    body: Any = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    prompt = llm.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True)
+    told = http.post("/v1/chat/completions", json={**body, "verbose": True}).json()
+    assert told["__verbose"]["prompt"] == prompt
+    assert told["__verbose"]["tokens_evaluated"] == told["usage"]["prompt_tokens"]
+    assert "__verbose" not in http.post("/v1/chat/completions", json=body).json()
+
+
+def test_an_alias_for_every_name(llm: LLM) -> None:
+    service = Service(llm, ["smollm2", "*"], Settings())
+    assert service.names == ("smollm2",)
+    service.check_model("gpt-4o")
+    with pytest.raises(ApiError, match="there is no model 'gpt-4o' here"):
+        Service(llm, ["smollm2"], Settings()).check_model("gpt-4o")
+
+
+def test_whether_models_think_is_the_servers_where_requests_do_not_say_it(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    render = server.service.chat_text
+
+    async def chat_text(messages: Any, **options: Any) -> str:
+        seen.append(options["variables"].get("enable_thinking"))
+        return await render(messages, **options)
+
+    monkeypatch.setattr(server.service, "chat_text", chat_text)
+    monkeypatch.setattr(server.service, "preset", Preset(reasoning=False))
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    http.post("/v1/chat/completions", json=body).raise_for_status()
+    http.post("/v1/messages", json=body).raise_for_status()
+    http.post("/api/chat", json={"model": "smollm2", **body}).raise_for_status()
+    said = {**body, "reasoning_effort": "high"}
+    http.post("/apply-template", json=said).raise_for_status()
+    assert seen == [False, False, False, True]
 
 
 def test_prompts_of_every_kind(http: httpx.Client, llm: LLM) -> None:

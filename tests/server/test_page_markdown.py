@@ -45,6 +45,26 @@ HTML |= {
     f'title="https://b.example/c.png" {LINK}>a</a></p>',
 }
 
+DONE = '<input type="checkbox" disabled="" checked="" aria-label="done">'
+TO_DO = '<input type="checkbox" disabled="" aria-label="to do">'
+HTML |= {
+    "- [x] a\n- [ ] *b*": f'<ul><li class="task">{DONE}a</li><li class="task">{TO_DO}<em>b</em>'
+    "</li></ul>",
+    "$x_1$ and \\(y\\)": "<p><math><msub><mi>x</mi><mn>1</mn></msub></math> and "
+    "<math><mi>y</mi></math></p>",
+    "costs $5, or $10, not $ 7$": "<p>costs $5, or $10, not $ 7$</p>",
+    r"\$a$ and \(b": "<p>$a$ and (b</p>",
+    "`$a$`": "<p><code>$a$</code></p>",
+    "$$\n\\frac{a}2\n$$": '<div class="formula" tabindex="0"><math display="block"><mfrac>'
+    "<mi>a</mi><mn>2</mn></mfrac></math></div>",
+    r"so \[\sum_{i}^n\]": '<p>so <math display="block"><munderover><mo movablelimits="false">∑</mo>'
+    "<mi>i</mi><mi>n</mi></munderover></math></p>",
+    r"$\mathbb{R}\text{ if }\odd$": "<p><math><mi>ℝ</mi><mtext>\xa0if\xa0</mtext>"
+    r"<mtext>\odd</mtext></math></p>".replace("\xa0", "&nbsp;"),
+    r"$\left(\sqrt[3]{x}\right.$": '<p><math><mrow><mo stretchy="true" fence="true">(</mo><mroot>'
+    "<mi>x</mi><mrow><mn>3</mn></mrow></mroot></mrow></math></p>",
+}
+
 
 def test_markdown_becomes_elements(page: Browser) -> None:
     page.open()
@@ -60,7 +80,7 @@ def test_markdown_becomes_elements(page: Browser) -> None:
 
 def test_growing_markdown_is_what_it_would_be_at_once(page: Browser) -> None:
     text = "# T\n\na *b*\n- c\n  - d\n\n```py\nx = 1\n\ny\n```\n\n"
-    text += "| a | b |\n|--|--|\n| 1 | 2 |\n\nend\n"
+    text += "| a | b |\n|--|--|\n| 1 | 2 |\n\n$$\na^2\n$$\n- [x] c $d$\n\nend\n"
     script = """
         const grown = document.createElement("div");
         for (let end = 0; end <= texts.length; end += 1) {
@@ -75,6 +95,40 @@ def test_growing_markdown_is_what_it_would_be_at_once(page: Browser) -> None:
     assert page.rendering(script, text) == "the same"
 
 
+CODE = {
+    "python": "def f(a):  # b\n    return 'c' + 1.5",
+    "sql": "select a -- b",
+    "diff": "-a\n+b\n c",
+    "unheard-of": "def f",
+}
+COLOURED = {
+    "python": [
+        *(("word", "def"), ("comment", "# b"), ("word", "return"), ("string", "'c'")),
+        ("number", "1.5"),
+    ],
+    "sql": [("word", "select"), ("comment", "-- b")],
+    "diff": [("removed", "-a\n"), ("string", "+b\n")],
+    "unheard-of": [],
+}
+
+
+def test_code_is_coloured(page: Browser) -> None:
+    page.open()
+    script = """
+        return texts.map((text) => {
+          const node = document.createElement("div");
+          render(node, text);
+          const code = node.querySelector("code");
+          const spans = [...code.querySelectorAll("span")];
+          return [code.textContent, spans.map((s) => [s.className.slice(5), s.textContent])];
+        });
+    """
+    texts = [f"```{language}\n{code}\n```" for language, code in CODE.items()]
+    for language, (text, spans) in zip(CODE, page.rendering(script, texts), strict=True):
+        assert text == CODE[language]
+        assert [tuple(span) for span in spans] == COLOURED[language]
+
+
 def test_hostile_markdown_ends(page: Browser) -> None:
     """Each takes milliseconds; in quadratic time it would pass what the browser gives a script."""
     size = 50_000
@@ -84,6 +138,8 @@ def test_hostile_markdown_ends(page: Browser) -> None:
             *("*", "_", "~", "`", "[", "]", "(", "![", "> ", "- ", "#", "|", "\\", "*a ", "**a*"),
             *("_a", "[a](", "[a](b", "`a``", "https://", "- - ", "| - ", "1. ", "a|\n-|\n"),
             *("```\n", "<a b", "> - "),
+            *("$", "$a ", "$a", "$$a", "\\(", "\\[", "\\[\n", "$$\na\n", "$a$1", "\\(a"),
+            *("$\\sqrt", "$" + "{" * 1500 + "$", "$" + "\\frac" * 300 + "$", "```c\n/*'\"#a 1"),
             *(" ", "\t", "* _", "***a", "a\n- ", "-\n\n", "[[a]", "h", "<", "- x\n  "),
         )
     ]

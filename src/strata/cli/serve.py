@@ -91,7 +91,10 @@ def _ending_well() -> Iterator[None]:
     help="Accept clients without a key, from other machines too.",
 )
 @click.option(
-    "--alias", "aliases", multiple=True, help="A further name for the model; may be repeated."
+    "--alias",
+    "aliases",
+    multiple=True,
+    help="A further name for the model; may be repeated. '*': whatever name clients ask for.",
 )
 @click.option(
     "--parallel",
@@ -110,6 +113,12 @@ def _ending_well() -> Iterator[None]:
 @click.option(
     "--chat-template",
     help="A Jinja chat template, or a file with one, to use instead of the model's.",
+)
+@click.option(
+    "--reasoning",
+    type=click.Choice(["on", "off", "low", "medium", "high"]),
+    help="Whether the model thinks before it answers, or how much, where a request does not say it "
+    "(default: as its chat template has it).",
 )
 @click.option(
     "--queue",
@@ -174,6 +183,7 @@ def command(
     parallel: int,
     context: int | None,
     chat_template: str | None,
+    reasoning: str | None,
     queue: int,
     cors_origins: tuple[str, ...],
     unknown_fields: Literal["refuse", "warn"] | None,
@@ -214,7 +224,7 @@ def command(
         from strata.server import Settings
         from strata.server.fleet.entries import given, read_entries
         from strata.server.preset import Preset
-        from strata.server.service import Service
+        from strata.server.service import ANY_NAME, Service
         from strata.server.serving import Server, bind
         from strata.server.settings import FILES_BYTES
         from strata.server.waiting import Waiting
@@ -249,7 +259,9 @@ def command(
             raise UsageError("--chat-template is for one model; a TOML file has template")
         if files is not None or files_size is not None:
             raise UsageError("--files and --files-size are for one model: serve it alone")
-        if aliases and len(models) != 1:
+        if reasoning is not None:
+            raise UsageError("--reasoning is for one model: serve it alone")
+        if aliases and (len(models) != 1 or ANY_NAME in aliases):
             raise UsageError("--alias is for one model; a TOML file names several (--models)")
         _serve_several(
             [
@@ -304,7 +316,8 @@ def command(
         waiting.end()
         # A path is nobody's business; its last part is a name.
         names = dict.fromkeys([llm.path.stem if Path(model).exists() else model, *aliases])
-        preset = Preset(sampling=sampling)
+        thinks = {"on": True, "off": False}.get(reasoning or "", reasoning)
+        preset = Preset(sampling=sampling, reasoning=thinks)
         server = Server(Service(llm, list(names), settings, preset), sock, _tell_ready)
         if not server.serve_until_stopped():
             # A step that takes minutes cannot be interrupted, and its memory not freed under it.

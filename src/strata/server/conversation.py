@@ -55,7 +55,7 @@ def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
 async def start_chat(service: Service, wanted: Conversation) -> Answers:
     """Check everything and begin."""
     form = answer_format(_template(service))
-    wanted = replace(wanted, messages=service.preset.messages(wanted.messages))
+    wanted = _with_preset(service, wanted)
     text, params = await _prepare(service, wanted, form)
     try:
         prompt = await service.encode(text)
@@ -116,15 +116,22 @@ async def _without_oldest(service: Service, wanted: Conversation, form: AnswerFo
 async def count_tokens(service: Service, wanted: Conversation) -> int:
     """Tokens of a conversation's prompt."""
     form = answer_format(_template(service))
-    wanted = replace(wanted, messages=service.preset.messages(wanted.messages))
+    wanted = _with_preset(service, wanted)
     text, _ = await _prepare(service, wanted, form)
     return len(await service.encode(text, counted=True))
 
 
 async def rendered(service: Service, wanted: Conversation) -> str:
     """The text of a conversation's prompt."""
-    wanted = replace(wanted, messages=service.preset.messages(wanted.messages))
+    wanted = _with_preset(service, wanted)
     return (await _prepare(service, wanted, answer_format(_template(service))))[0]
+
+
+def _with_preset(service: Service, wanted: Conversation) -> Conversation:
+    """``wanted`` with what the server says where it says nothing."""
+    preset = service.preset
+    messages, variables = preset.messages(wanted.messages), preset.variables(wanted.variables)
+    return replace(wanted, messages=messages, variables=variables)
 
 
 def _offered(wanted: Conversation) -> Sequence[Tool]:
@@ -192,14 +199,3 @@ async def _with_call(service: Service, wanted: Conversation, form: ToolFormat) -
     for called in tools:
         note_left_open(called.parameters)
     return replace(wanted.params, grammar=await service.compiled(lambda: compiler.lark(source)))
-
-
-def thinking_variables(wanted: bool | str | None) -> dict[str, Any]:
-    """The variables of chat templates that say whether the model thinks, and how much: ``none``,
-    ``low``, ``medium``, ``high`` or what else a family knows."""
-    if wanted is None:
-        return {}
-    thinks = wanted not in (False, "none")
-    effort = {"reasoning_effort": wanted} if isinstance(wanted, str) and thinks else {}
-    # Some families call it the one, some the other.
-    return {"enable_thinking": thinks, "thinking": thinks, **effort}

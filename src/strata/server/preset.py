@@ -11,10 +11,12 @@ from strata.decode.defaults import SamplingDefaults
 
 @dataclass(frozen=True)
 class Preset:
-    """A ``system`` prompt for conversations that begin with none, and parameters of sampling."""
+    """A ``system`` prompt for conversations that begin with none, parameters of sampling, and
+    whether the model thinks, or how much (see ``thinking_variables``)."""
 
     system: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    reasoning: bool | str | None = None
 
     def defaults(self, stated: SamplingDefaults) -> SamplingDefaults:
         """What the model's authors state, with what this says instead."""
@@ -28,3 +30,18 @@ class Preset:
         if not self.system or any(m["role"] in ("system", "developer") for m in messages):
             return messages
         return [{"role": "system", "content": self.system}, *messages]
+
+    def variables(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the chat template, with what a request said of them."""
+        return {**thinking_variables(self.reasoning), **said}
+
+
+def thinking_variables(wanted: bool | str | None) -> dict[str, Any]:
+    """The variables of chat templates that say whether the model thinks, and how much: ``none``,
+    ``low``, ``medium``, ``high`` or what else a family knows."""
+    if wanted is None:
+        return {}
+    thinks = wanted not in (False, "none")
+    effort = {"reasoning_effort": wanted} if isinstance(wanted, str) and thinks else {}
+    # Some families call it the one, some the other.
+    return {"enable_thinking": thinks, "thinking": thinks, **effort}

@@ -41,6 +41,9 @@ from strata.sizes import format_size
 
 T = TypeVar("T")
 
+ANY_NAME = "*"
+"""An alias that stands for every name."""
+
 _UNPLANNED = 256 << 20
 """Bytes of all requests together where no budget is set."""
 _RESERVED = frozenset(
@@ -75,7 +78,8 @@ does not wait for them, and together they take no more than one core from those 
 
 
 class Service:
-    """A loaded model as the protocols see it. ``names`` are those it answers to, first its own."""
+    """A loaded model as the protocols see it. ``names`` are those it answers to, first its own;
+    with ``*`` among them it answers to any."""
 
     def __init__(
         self, llm: LLM, names: Sequence[str], settings: Settings, preset: Preset | None = None
@@ -83,7 +87,8 @@ class Service:
         self.llm = llm
         self.preset = preset or Preset()
         llm.sampling_defaults = self.preset.defaults(llm.sampling_defaults)
-        self.names = tuple(names)
+        self.names = tuple(name for name in names if name != ANY_NAME)
+        self._any_name = ANY_NAME in names
         self.settings = settings
         self.started = time()
         self.metrics = Metrics()
@@ -152,7 +157,7 @@ class Service:
 
     def check_model(self, wanted: str | None) -> None:
         """ApiError 404 unless ``wanted`` is a name of the model that is loaded, or nothing."""
-        if not wanted:
+        if not wanted or self._any_name:
             return
         if wanted not in self.names and wanted.removesuffix(":latest") not in self.names:
             raise ApiError(

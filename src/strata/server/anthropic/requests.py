@@ -10,8 +10,9 @@ from pydantic import Field
 from strata.decode import SamplingParams
 from strata.errors import UsageError
 from strata.server.bodies import Asked, Count, Drawing, JsonSchema, Lenient, Stops, ToolName
-from strata.server.conversation import Conversation, ToolChoice, past_call, thinking_variables
+from strata.server.conversation import Conversation, ToolChoice, past_call
 from strata.server.parsers import Tool
+from strata.server.preset import thinking_variables
 from strata.server.service import Service
 
 

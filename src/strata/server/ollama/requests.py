@@ -20,9 +20,10 @@ from strata.server.bodies import (
     TopLogprobs,
     tools_of,
 )
-from strata.server.conversation import Conversation, past_call, thinking_variables
+from strata.server.conversation import Conversation, past_call
 from strata.server.durations import seconds_of
 from strata.server.notes import note
+from strata.server.preset import thinking_variables
 from strata.server.service import Service
 from strata.server.settings import Unknown
 

@@ -18,7 +18,6 @@ from strata.server.conversation import (
     count_tokens,
     past_call,
     start_chat,
-    thinking_variables,
 )
 from strata.server.document import OpenAIError, documented
 from strata.server.logprobs import logprobs_of
@@ -34,6 +33,7 @@ from strata.server.openai.requests import (
 from strata.server.openai.writer import OpenAIWriter
 from strata.server.parsers import CallBegin, CallDelta, Piece, Thought, Tool, ToolCall
 from strata.server.parsers.base import parse_json
+from strata.server.preset import thinking_variables
 from strata.server.replies import EVENT_STREAM, Reply, while_there
 from strata.server.service import Service
 

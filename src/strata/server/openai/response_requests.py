@@ -13,10 +13,11 @@ from pydantic import Field
 from strata.decode.constraint import Grammar
 from strata.errors import UsageError
 from strata.server.bodies import Drawing, Lenient, ToolName, TopLogprobs
-from strata.server.conversation import Conversation, ToolChoice, past_call, thinking_variables
+from strata.server.conversation import Conversation, ToolChoice, past_call
 from strata.server.openai.requests import Limit
 from strata.server.parsers import Tool
 from strata.server.parsers.base import parse_json
+from strata.server.preset import thinking_variables
 from strata.server.service import Service
 
 

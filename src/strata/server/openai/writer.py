@@ -35,6 +35,7 @@ class OpenAIWriter(ABC):
         self.tokenizer = service.llm.tokenizer
         self.answers = answers
         self._timings = bool(body.timings_per_token)
+        self._verbose = bool(body.verbose)
         self._pause_s = service.settings.keepalive_s
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head = {
@@ -76,6 +77,10 @@ class OpenAIWriter(ABC):
             beside["prompt_logprobs"] = self.prompt_logprobs
         if self._timings:
             beside["timings"] = timings(self.answers.choices[0])
+        if self._verbose:
+            prompt = list(self.answers.run.run.jobs[0].prompt)
+            text = self.tokenizer.decode(prompt, skip_special=False)
+            beside["__verbose"] = {"prompt": text, "tokens_evaluated": len(prompt)}
         return beside
 
     async def stream(self) -> AsyncGenerator[str, None]:
@@ -116,7 +121,8 @@ def timings(answer: Answer) -> dict[str, Any]:
         predicted_ms = 1e3 * (request.last_token - request.first_token)
     for name, count, ms in (
         ("prompt", prompt, prompt_ms),
-        ("predicted", answer.tokens, predicted_ms),
+        # The first token comes with the prompt: the others took this long.
+        ("predicted", max(answer.tokens - 1, 0), predicted_ms),
     ):
         figures |= {
             f"{name}_ms": ms,

@@ -1,6 +1,7 @@
 // Building elements. Text goes in as text nodes only: nothing here can become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
+const MATHML = "http://www.w3.org/1998/Math/MathML";
 
 /**
  * An element. Functions among the properties are listeners, the rest attributes; false and null
@@ -13,6 +14,11 @@ export function el(tag, properties = {}, ...children) {
 /** The same in SVG. */
 export function svg(tag, properties = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), properties, children);
+}
+
+/** The same in MathML. */
+export function mathml(tag, properties = {}, ...children) {
+  return fill(document.createElementNS(MATHML, tag), properties, children);
 }
 
 function fill(node, properties, children) {

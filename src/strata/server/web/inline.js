@@ -1,10 +1,12 @@
 // What is in a line of Markdown: emphasis, code, links. One pass with bounded look ahead.
 
 import { el } from "./dom.js";
+import { math } from "./math.js";
 
 const DEEPEST = 6;
 const LONGEST_LABEL = 500;
 const LONGEST_ADDRESS = 2000;
+const LONGEST_FORMULA = 2000;
 const ADDRESS = /https?:\/\/[^\s<>"'`*]+/y;
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const WORD = /[\p{L}\p{N}]/u;
@@ -74,6 +76,8 @@ class Scanner {
         return this.#text[this.#at + 1] === "[" && this.#link(this.#at + 1);
       case "[":
         return this.#link(this.#at);
+      case "$":
+        return this.#formula("$$", "$$", true) || this.#formula("$", "$", false);
       case "h":
         return this.#bareLink();
       default:
@@ -82,11 +86,32 @@ class Scanner {
   }
 
   #escaped() {
+    if (this.#formula("\\(", "\\)", false) || this.#formula("\\[", "\\]", true)) return true;
     const next = this.#text[this.#at + 1];
     if (next === undefined || !PUNCTUATION.test(next)) return false;
     this.#plain += next;
     this.#at += 2;
     return true;
+  }
+
+  /** A formula between two marks. A dollar may also be a price. */
+  #formula(open, close, display) {
+    if (!this.#text.startsWith(open, this.#at) || this.#gone.has(close)) return false;
+    const from = this.#at + open.length;
+    const price = open === "$";
+    if (price && /[\s$]/.test(this.#text[from] ?? " ")) return false;
+    let end = this.#text.indexOf(close, from);
+    if (end < 0) this.#gone.add(close);
+    while (price && this.#text[end - 1] === "\\") end = this.#text.indexOf(close, end + 1);
+    if (end < 0 || end - from > LONGEST_FORMULA || (price && !this.#ends(end))) return false;
+    const source = this.#text.slice(from, end);
+    const node = source.trim() === "" ? null : math(source, display);
+    return node !== null && this.#push(node, end + close.length);
+  }
+
+  /** Whether a dollar ends a formula: no space before it, and no number behind. */
+  #ends(at) {
+    return this.#text[at - 1].trim() !== "" && !/[0-9]/.test(this.#text[at + 1] ?? " ");
   }
 
   #code() {

@@ -2,14 +2,17 @@
 
 import { answer } from "./answering.js";
 import { Api } from "./api.js";
+import { Attachments } from "./attachments.js";
 import { Chats } from "./chats.js";
 import { Conversation, store } from "./conversation.js";
-import { byId, setText } from "./dom.js";
+import { byId, el, setText } from "./dom.js";
 import { count } from "./format.js";
 import { Live } from "./live.js";
 import { Machine } from "./machine.js";
+import { render } from "./markdown.js";
 import { Models } from "./models.js";
 import { Settings } from "./settings.js";
+import { SNIPPETS, snippet } from "./snippets.js";
 import { Transcript } from "./transcript.js";
 
 const SAVE_EVERY_MS = 1000;
@@ -20,6 +23,7 @@ const settings = new Settings(byId("settings-form"));
 const prompt = byId("prompt");
 const send = byId("send");
 const stop = byId("stop");
+const attachments = new Attachments(byId("files"), byId("attached"), byId("attached-note"));
 
 /** The answer that is being given: `{abort, over}`, or null. */
 let running = null;
@@ -32,12 +36,30 @@ let leaving = false;
 const transcript = new Transcript(byId("messages"), byId("scroller"), byId("to-end"), {
   edit: (node, text) => say(node.parent, text),
   retry: (node) => reply(node.parent),
+  extend: (node) => extend(node),
   choose: (node, by) => choose(node, by),
 });
+
+/** Tokens that one conversation may have, once known. */
+let context = null;
 
 function show() {
   byId("welcome").hidden = !chat.empty;
   transcript.show(chat);
+  showContext();
+}
+
+/** How much of the context the conversation takes, as the last answer counted it. */
+function showContext() {
+  const stats = chat.path().at(-1)?.stats;
+  const used = stats?.exact ? stats.prompt + stats.tokens : null;
+  byId("context-use").hidden = used === null || context === null;
+  if (used === null || context === null) return;
+  const meter = byId("context-meter");
+  meter.max = context;
+  meter.high = 0.9 * context;
+  meter.value = used;
+  setText(byId("context-text"), `${count(used)} of ${count(context)} tokens of context`);
 }
 
 function save() {
@@ -65,11 +87,28 @@ async function say(parent, text) {
 /** A new answer under the message `parent`. */
 async function reply(parent) {
   await end();
-  const path = chat.pathTo(chat.nodes[parent]).map(({ role, text }) => ({ role, content: text }));
-  const system = settings.system;
-  const messages = system === null ? path : [{ role: "system", content: system }, ...path];
+  const messages = messagesTo(chat.nodes[parent]);
   const node = chat.add(parent, "assistant", "");
   if (models.several) node.model = models.chosen;
+  await begin(node, messages);
+}
+
+/** Go on with an answer that ended before its time: the server continues its last words. */
+async function extend(node) {
+  await end();
+  const messages = messagesTo(node);
+  node.end = null;
+  await begin(node, messages);
+}
+
+/** What is said to the model: the system prompt, and all up to a node. */
+function messagesTo(node) {
+  const path = chat.pathTo(node).map(({ role, text }) => ({ role, content: text }));
+  const system = settings.system;
+  return system === null ? path : [{ role: "system", content: system }, ...path];
+}
+
+async function begin(node, messages) {
   const abort = new AbortController();
   const over = give(node, messages, abort.signal);
   running = { abort, over };
@@ -100,6 +139,7 @@ async function give(node, messages, signal) {
     node.end ??= { kind: "refused", message: "The answer could not be read." };
     chat.updated = Date.now();
     transcript.update(node);
+    showContext();
     save();
     showRunning(false);
   }
@@ -171,14 +211,16 @@ prompt.addEventListener("keydown", (event) => {
 
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = prompt.value.trim();
-  if (text === "" || running !== null) return;
+  const words = prompt.value.trim();
+  if ((words === "" && attachments.empty) || running !== null) return;
+  const text = attachments.take(words);
   prompt.value = "";
   fit();
   store.setCurrent(chat);
   say(chat.path().at(-1)?.id ?? 0, text);
 });
 
+byId("attach").addEventListener("click", () => byId("files").click());
 stop.addEventListener("click", end);
 document.addEventListener("keydown", (event) => {
   const inDialog = document.querySelector("dialog[open]") !== null;
@@ -204,6 +246,31 @@ for (const dialog of document.querySelectorAll("dialog")) {
 byId("new-chat").addEventListener("click", () => open(new Conversation()));
 byId("open-settings").addEventListener("click", () => byId("settings").showModal());
 byId("open-chats").addEventListener("click", () => chats.open());
+
+// The same from a program.
+
+const codeKind = byId("code-kind");
+codeKind.append(...Object.keys(SNIPPETS).map((kind) => el("option", {}, kind)));
+
+function showCode() {
+  const asked = {
+    origin: location.origin,
+    model: api.model,
+    system: settings.system,
+    sampling: settings.sampling,
+    prompt: chat.path().findLast((node) => node.role === "user")?.text ?? "Hello",
+  };
+  const kind = codeKind.value;
+  // Its own fence would end within what somebody asked.
+  const fence = "~".repeat(8);
+  render(byId("code-text"), `${fence}${SNIPPETS[kind].language}\n${snippet(kind, asked)}\n${fence}`);
+}
+
+codeKind.addEventListener("change", showCode);
+byId("open-code").addEventListener("click", () => {
+  showCode();
+  byId("code").showModal();
+});
 
 const chats = new Chats({
   current: () => chat.id,
@@ -262,6 +329,8 @@ const live = new Live(api, {
   model(model) {
     settings.adopt(model.sampling);
     machine.model(model);
+    context = model.context;
+    showContext();
   },
   state: (state) => machine.state(state),
   connection(state) {
@@ -271,6 +340,33 @@ const live = new Live(api, {
     if (state === "locked") askForKey();
   },
 });
+
+// The page without the picture of the machine.
+
+const showsMachine = byId("show-machine");
+const PLAIN = "strata.plain";
+
+function fold() {
+  document.body.classList.toggle("plain", !showsMachine.checked);
+}
+
+function foldAndKeep() {
+  fold();
+  try {
+    localStorage.setItem(PLAIN, showsMachine.checked ? "" : "1");
+  } catch {
+    // Without storage it lasts as long as the page.
+  }
+}
+
+try {
+  showsMachine.checked = localStorage.getItem(PLAIN) !== "1";
+} catch {
+  // It is shown.
+}
+fold();
+showsMachine.addEventListener("change", foldAndKeep);
+byId("settings-form").addEventListener("reset", () => queueMicrotask(foldAndKeep));
 
 byId("machine-toggle").addEventListener("click", (event) => {
   const open = byId("machine").classList.toggle("open");

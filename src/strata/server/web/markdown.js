@@ -4,7 +4,9 @@
 // Every expression here is linear in the length of the line it reads.
 
 import { copyButton, el } from "./dom.js";
+import { highlight } from "./highlight.js";
 import { inline } from "./inline.js";
+import { math } from "./math.js";
 
 const DEEPEST = 8;
 /** What may be wider than the page is scrolled with keys, too. */
@@ -14,6 +16,10 @@ const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])([ \t]+|$)/;
+const FORMULA = /^ {0,3}(\$\$|\\\[)/;
+const FORMULA_ENDS = { $$: "$$", "\\[": "\\]" };
+const MOST_FORMULA_LINES = 100;
+const TASK = /^\[([ xX])\] /;
 const TABLE_RULE = /^:?-+:?$/;
 
 /** The blocks of a text; `lines` of each are its source. */
@@ -50,6 +56,8 @@ function special(lines, at, depth) {
   if (RULE.test(line)) return { kind: "rule", end: at + 1 };
   if (QUOTE.test(line)) return quoted(lines, at, depth);
   if (ITEM.test(line)) return list(lines, at, depth);
+  const formula = formulaAt(lines, at);
+  if (formula) return formula;
   return isTable(lines, at) ? table(lines, at) : null;
 }
 
@@ -69,6 +77,26 @@ function fenced(lines, at, [, mark, language]) {
   while (end < lines.length && !closes(lines[end])) end += 1;
   const text = lines.slice(at + 1, end).join("\n");
   return { kind: "code", language, text, end: Math.min(end + 1, lines.length) };
+}
+
+/** A formula that has its lines for itself, once its end is there. */
+function formulaAt(lines, at) {
+  const open = FORMULA.exec(lines[at])?.[1];
+  if (open === undefined) return null;
+  const parts = [];
+  for (let end = at; end < Math.min(lines.length, at + MOST_FORMULA_LINES); end += 1) {
+    const line = end === at ? lines[at].trimStart().slice(open.length) : lines[end];
+    const close = line.indexOf(FORMULA_ENDS[open]);
+    if (close >= 0) {
+      if (line.slice(close + 2).trim() !== "") return null;
+      parts.push(line.slice(0, close));
+      const text = parts.join("\n").trim();
+      return text ? { kind: "math", text, end: end + 1 } : null;
+    }
+    if (line.trim() === "" && end > at) return null;
+    parts.push(line);
+  }
+  return null;
 }
 
 function quoted(lines, at, depth) {
@@ -146,7 +174,8 @@ function cells(line) {
 function startsBlock(lines, at) {
   const line = lines[at];
   const marks = [FENCE, HEADING, RULE, QUOTE, ITEM];
-  return marks.some((mark) => mark.test(line)) || isTable(lines, at);
+  if (marks.some((mark) => mark.test(line)) || isTable(lines, at)) return true;
+  return formulaAt(lines, at) !== null;
 }
 
 function paragraph(lines, at, depth) {
@@ -173,7 +202,8 @@ export function render(container, text) {
   const kept = before.slice(0, same);
   if (growing?.kind === "code" && now[same]?.kind === "code") {
     // Its button may have the focus.
-    growing.node.querySelector("code").textContent = now[same].text;
+    const { text, language } = now[same];
+    growing.node.querySelector("code").replaceChildren(...highlight(text, language));
     growing.node.querySelector("figcaption span").textContent = now[same].language;
     kept.push({ ...growing, source: now[same].source });
   }
@@ -205,6 +235,8 @@ function element(block) {
       );
     case "table":
       return tableElement(block);
+    case "math":
+      return formulaElement(block.text);
     default:
       return el("p", {}, ...inline(block.text));
   }
@@ -214,11 +246,26 @@ function element(block) {
 function listItem(inner) {
   const [first, ...rest] = inner;
   if (first?.kind !== "paragraph") return el("li", {}, ...inner.map(element));
-  return el("li", {}, ...inline(first.text), ...rest.map(element));
+  const task = TASK.exec(first.text);
+  if (!task) return el("li", {}, ...inline(first.text), ...rest.map(element));
+  const done = task[1] !== " ";
+  const box = el("input", {
+    type: "checkbox",
+    disabled: true,
+    checked: done,
+    "aria-label": done ? "done" : "to do",
+  });
+  const words = inline(first.text.slice(task[0].length));
+  return el("li", { class: "task" }, box, ...words, ...rest.map(element));
+}
+
+function formulaElement(text) {
+  const drawn = math(text, true);
+  return drawn === null ? el("pre", SCROLLS, text) : el("div", { class: "formula", ...SCROLLS }, drawn);
 }
 
 function codeBlock(block) {
-  const code = el("code", {}, block.text);
+  const code = el("code", {}, ...highlight(block.text, block.language));
   const button = copyButton(() => code.textContent, "Copy", { class: "quiet" });
   button.setAttribute("aria-label", "Copy code");
   const caption = el("figcaption", {}, el("span", {}, block.language), button);

@@ -1,7 +1,18 @@
 // Sampling controls and the system prompt: a form that keeps what it says.
 
 const KEY = "strata.settings";
-const FIELDS = ["system", "temperature", "top_p", "top_k", "min_p", "max_tokens", "seed"];
+const NUMBERS = [
+  "temperature",
+  "top_p",
+  "top_k",
+  "min_p",
+  "max_tokens",
+  "seed",
+  "repetition_penalty",
+  "presence_penalty",
+  "frequency_penalty",
+];
+const FIELDS = ["system", ...NUMBERS, "stop"];
 const OFF = { top_p: "1", top_k: "0", min_p: "0" };
 
 export class Settings {
@@ -54,10 +65,12 @@ export class Settings {
   /** What of the request body these controls decide. A field that is not valid has no say. */
   get sampling() {
     const body = {};
-    for (const name of FIELDS.slice(1)) {
+    for (const name of NUMBERS) {
       const field = this.#form.elements[name];
       if (field.value !== "" && field.validity.valid) body[name] = Number(field.value);
     }
+    const stop = this.#form.elements.stop.value.split("\n").filter(Boolean);
+    if (stop.length > 0) body.stop = stop;
     return body;
   }
 }

@@ -12,9 +12,12 @@ const ENDS = {
   cut: "The page was left while this answer was given.",
 };
 
+/** Ends after which an answer can be gone on with. */
+const CONTINUED = ["length", "stopped", "cut", "lost"];
+
 /**
  * Shows a conversation in `list`, which scrolls in `scroller`. `does.edit(node, text)`,
- * `does.retry(node)` and `does.choose(node)` carry out what is clicked.
+ * `does.retry(node)`, `does.extend(node)` and `does.choose(node)` carry out what is clicked.
  */
 export class Transcript {
   #list;
@@ -81,6 +84,8 @@ export class Transcript {
     item.thinking.hidden = !node.thought;
     item.article.setAttribute("aria-busy", String(node.end === null));
     item.actions.hidden = node.end === null;
+    const last = this.#chat.path().at(-1) === node;
+    item.extend.hidden = !last || node.text === "" || !CONTINUED.includes(node.end?.kind);
     setText(item.stats, statsLine(node));
     const note = noteOf(node);
     setText(item.note, note);
@@ -165,7 +170,13 @@ export class Transcript {
           { type: "button", class: "quiet", click: () => this.#does.retry(node) },
           "Retry",
         );
-    const actions = el("div", { class: "actions" }, copying, other, this.#branches(node));
+    const extend = el(
+      "button",
+      { type: "button", class: "quiet", hidden: true, click: () => this.#does.extend(node) },
+      "Continue",
+    );
+    const buttons = [copying, other, ...(user ? [] : [extend]), this.#branches(node)];
+    const actions = el("div", { class: "actions" }, ...buttons);
     const article = el(
       "article",
       { class: user ? "user" : "answer", "aria-label": user ? "You" : "Answer" },
@@ -174,7 +185,8 @@ export class Transcript {
       ...(user ? [] : [note, stats]),
       actions,
     );
-    this.#items.set(node.id, { article, body, thinking, summary, thought, note, stats, actions });
+    const parts = { article, body, thinking, summary, thought, note, stats, actions, extend };
+    this.#items.set(node.id, parts);
     if (!user) this.update(node);
     return el("li", {}, article);
   }
