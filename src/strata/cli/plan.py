@@ -147,7 +147,9 @@ def command(
             _fit(model, file, machine, limits, workload, as_json)
             return
         if many:
-            _print_throughput(throughput(sizes, machine, limits, workload), as_json)
+            # As `strata batch` runs them.
+            served = replace(workload, serving=True)
+            _print_throughput(throughput(sizes, machine, limits, served), as_json)
             return
         result = plan(sizes, machine, limits, workload)
         table = budget_table(sizes, machine, limits, workload)
