@@ -10,6 +10,12 @@ Floats floats(const std::optional<Array1<float>>& a) {
   return a ? Floats(a->data(), a->data() + a->size()) : Floats();
 }
 
+SharedFloats shared(const std::optional<Array1<float>>& a) {
+  if (!a) return {};
+  const auto held = std::make_shared<const Array1<float>>(*a);
+  return {{held, held->data()}};
+}
+
 }  // namespace
 
 int64_t NodeBuilder::value(int64_t width, int64_t f32, int64_t q8, bool selected) {
@@ -347,7 +353,7 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
     require(!bias || static_cast<int64_t>(bias->size()) == count * n, "experts: bias width");
     require(!scales || static_cast<int64_t>(scales->size()) == count, "experts: scales");
     if (places) cached.push_back(places);
-    return ExpertsPart{packed ? *packed : nullptr, format, floats(bias), floats(scales)};
+    return ExpertsPart{packed ? *packed : nullptr, format, shared(bias), shared(scales)};
   };
   ExpertsSpec s{at(x), f32_value(logits), f32_value(out), count, ffn, top_k, {}, {}, {},
                 floats(selection), static_cast<Scoring>(scoring), select_logits, softmax_chosen,

@@ -47,6 +47,14 @@ class FileRows final : public RowTable {
 
 using Floats = std::vector<float>;   // a small parameter (norm weight, bias), owned by its node
 
+// A parameter of some megabytes, which nobody copies.
+struct SharedFloats {
+  std::shared_ptr<const float> held;
+  bool empty() const { return held == nullptr; }
+  const float* data() const { return held.get(); }
+  float operator[](size_t i) const { return held.get()[i]; }
+};
+
 enum class RowFunction : int32_t {
   copy = 0, rms_norm = 1, layer_norm = 2, glu = 3, activation = 4, add = 5, scale = 6, softcap = 7,
   mul = 8, shift = 9, clamp = 10, xielu = 11, position_scale = 12
@@ -169,7 +177,7 @@ enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3 };
 struct ExpertsPart {
   WeightPtr weight;    // null: in a cache of experts
   Format format;
-  Floats bias, scale;  // [experts, n] and [experts], or empty
+  SharedFloats bias, scale;  // [experts, n] and [experts], or empty
 };
 
 // See strata.program.ops.experts.
