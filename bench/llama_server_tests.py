@@ -124,8 +124,10 @@ def llama_command(server: str, model: Path, asked: Sequence[str]) -> list[str]:
         if name not in ("--hf-repo", "--hf-file", "--model", "--model-url", "--offline"):
             kept += asked[at : at + length]
         at += length
+    # A router has no model, and no name. Threads that wait for each other spin: one is enough.
     router = "--alias" not in asked
-    return [server, *kept, *([] if router else ["--model", str(model)])]
+    kept += [] if router else ["--model", str(model)]
+    return [server, *kept, *([] if "--threads" in kept else ["--threads", "1"])]
 
 
 def outcomes(report: Path) -> dict[str, dict[str, str]]:

@@ -174,6 +174,15 @@ def test_a_prompt_that_is_too_long(http: httpx.Client, llm: LLM) -> None:
     assert error["message"].startswith("prompt is too long: ")
 
 
+def test_the_oldest_turns_are_left_out_where_that_is_asked_for(http: httpx.Client) -> None:
+    turns = [{"role": "user", "content": f"{number} " + "word " * 200} for number in range(8)]
+    body = {"messages": turns, "max_tokens": 8}
+    found = http.post("/v1/chat/completions", json={**body, "truncation": "auto"})
+    assert "messages are left out, the oldest" in found.headers["x-strata-warning"]
+    assert 600 < found.json()["usage"]["prompt_tokens"] <= 1016
+    assert http.post("/v1/chat/completions", json=body).status_code == 400
+
+
 def test_tokens_and_templates(http: httpx.Client, llm: LLM) -> None:
     text = "Unicode 媽 and 🤗"
     plain = http.post("/tokenize", json={"content": text}).json()["tokens"]

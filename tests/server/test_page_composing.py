@@ -7,7 +7,7 @@ import json
 import pytest
 
 from strata import LLM, SamplingParams
-from support.browser import Browser
+from support.browser import Browser, Keys
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -81,3 +81,13 @@ def test_the_machine_is_folded(page: Browser) -> None:
     page.driver.refresh()
     page.wait(lambda: page.text("#connection") == "connected")
     assert not page.one("#machine").is_displayed()
+
+
+def test_a_full_context_is_no_dead_end(page: Browser) -> None:
+    page.open(SHORT)
+    for _ in range(2):
+        page.run("document.querySelector('#prompt').value = arguments[0]", "word " * 700)
+        page.keys(Keys.ENTER)
+        page.answered()
+    assert page.chat()["nodes"]["4"]["end"]["kind"] in ("done", "length")
+    assert "are left out, the oldest." in page.all(".answer .note")[-1].text

@@ -103,6 +103,7 @@ async def conversation(service: Service, body: ChatRequest) -> Conversation:
         begin_answer=body.add_generation_prompt is not False,
         parallel_calls=body.parallel_tool_calls is not False and not body.functions,
         silent=silent,
+        drops_oldest=body.truncation == "auto",
     )
 
 

@@ -204,7 +204,8 @@ class ResponseFormat(Lenient):
 
 
 class ChatRequest(Common):
-    """``POST /v1/chat/completions``."""
+    """``POST /v1/chat/completions``. ``truncation`` is that of the Responses API: with ``auto`` the
+    oldest turns are left out where not all fit the context."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Limit | None = None
@@ -220,6 +221,7 @@ class ChatRequest(Common):
     continue_final_message: bool | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
 
 class CompletionRequest(Common):

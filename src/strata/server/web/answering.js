@@ -19,6 +19,8 @@ export async function answer(api, messages, sampling, node, signal, on) {
         clock.piece();
         node.stats = clock.stats();
         on.change();
+      } else if (part.notice !== undefined) {
+        node.notice = part.notice;
       } else if (part.loading !== undefined) {
         on.loading(part.loading);
       } else if (part.total !== undefined) {

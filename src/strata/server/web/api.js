@@ -83,7 +83,7 @@ export class Api {
   }
 
   /**
-   * An answer as it comes: `{loading}` with words on how far the model is, `{done, total}` while
+   * An answer as it comes: `{notice}` with what the server warns of, `{loading}` with words on how far the model is, `{done, total}` while
    * the prompt is read, `{thought}` before the answer, `{text}`, `{finish}` with the reason for its
    * end, `{usage}`.
    */
@@ -92,10 +92,14 @@ export class Api {
       model: this.model,
       messages,
       ...sampling,
+      // A chat goes on where its context is full, without its oldest turns.
+      truncation: "auto",
       stream: true,
       stream_options: { include_usage: true },
     };
     const response = await this.#fetch("/v1/chat/completions", body, signal);
+    const notice = response.headers.get("x-strata-warning");
+    if (notice) yield { notice };
     for await (const part of this.#stream(response, signal)) {
       if (part.comment !== undefined) {
         const progress = /^prompt (\d+)\/(\d+)$/.exec(part.comment);

@@ -6,8 +6,9 @@ const MOST = 100;
 const TITLE_LENGTH = 60;
 
 /**
- * One conversation. A node is `{id, parent, role, text}`, with `end`, `stats` and, of models that
- * think, `thought` for answers: `end` is null while an answer is being given. What is shown is the path of chosen children.
+ * One conversation. A node is `{id, parent, role, text}`, with `end`, `stats`, the server's `notice`
+ * and, of models that think, `thought` for answers: `end` is null while an answer is being given.
+ * What is shown is the path of chosen children.
  */
 export class Conversation {
   constructor(data = null) {

@@ -229,7 +229,9 @@ export class Transcript {
 
 function noteOf(node) {
   if (node.end === null) return "";
-  return node.end.message ?? ENDS[node.end.kind] ?? (node.text === "" ? "An empty answer." : "");
+  const how = node.end.message ?? ENDS[node.end.kind] ?? (node.text === "" ? "An empty answer." : "");
+  const notice = node.notice ? `${node.notice[0].toUpperCase()}${node.notice.slice(1)}.` : "";
+  return [notice, how].filter(Boolean).join(" ");
 }
 
 /** Tokens, speed, time to the first token; what is not known is left out. */
