@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+import make_tiny_directories as tiny
 import make_tiny_hybrids
 import make_tiny_models
 from strata import LLM, SamplingParams
@@ -31,7 +32,9 @@ from strata.models import MissingTensor, build_model
 from strata.models.mtp import mtp_model
 from strata.program import Model
 from strata.quant import by_name
+from support import latent_models
 from support.forward import step
+from support.headers import Header
 
 CONTEXT = 256
 GREEDY = SamplingParams(max_tokens=16, logprobs=2, ignore_eos=True)
@@ -82,6 +85,32 @@ def write_file(path: Path) -> Path:
     keys = make_tiny_hybrids.metadata(name, block_count=last + 2, nextn_predict_layers=1)
     write_gguf(path, {**keys, "tokenizer.ggml.model": "llama"}, sources)
     return path
+
+
+def write_latent(path: Path) -> Path:
+    """A tiny DeepSeek as a GGUF file, whose block is another of its layers with experts."""
+    arrays = latent_models.weights(absorbed=True)
+    width = latent_models.WIDTH
+    shapes = {"eh_proj": (width, 2 * width), "enorm": (width,), "hnorm": (width,)}
+    block = {
+        f"blk.2.{key.removeprefix('blk.1.')}": array
+        for key, array in arrays.items()
+        if key.startswith("blk.1.")
+    }
+    for key, shape in shapes.items():
+        block[f"blk.2.nextn.{key}"] = make_tiny_models.weight(f"{key}.weight", shape)
+    keys = {**latent_models.KEYS, "block_count": 3, "nextn_predict_layers": 1}
+    keys["context_length"] = CONTEXT
+    sources = [
+        TensorSource.of(f"{key}.weight", array.shape, by_name("F32"), array)
+        for key, array in {**arrays, **block}.items()
+    ]
+    stated = {f"deepseek2.{key}": value for key, value in keys.items()}
+    write_gguf(path, {"general.architecture": "deepseek2", **stated}, sources)
+    return path
+
+
+WRITE = {"directory": write_directory, "file": write_file, "latent": write_latent}
 
 
 def same_as_the_model(arrays: Arrays) -> None:
@@ -168,12 +197,11 @@ def prompts(vocabulary: int, *lengths: int) -> list[list[int]]:
     return [random.integers(0, vocabulary, n).tolist() for n in lengths]
 
 
-@pytest.mark.parametrize("kind", ["directory", "file"])
+@pytest.mark.parametrize("kind", WRITE)
 @pytest.mark.parametrize("p", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_a_block_changes_no_answer(kind: str, p: SamplingParams, tmp_path: Path) -> None:
     """Alone and together, where it is nearly always wrong, and prefixes are found again."""
-    write = {"directory": write_directory, "file": write_file}[kind]
-    path = write(tmp_path / "m.gguf")
+    path = WRITE[kind](tmp_path / "m.gguf")
     file = open_model(path)
     target = loaded(file, build_model(file, CONTEXT), 3)
     vocabulary = target.model.vocab_size
@@ -262,13 +290,16 @@ class Oracle:
         return np.array(found)
 
 
-def test_it_computes_what_the_reference_does(tmp_path: Path) -> None:
-    path = write_directory(tmp_path / "m")
+@pytest.mark.parametrize("kind", ["directory", "latent"])
+def test_it_computes_what_the_reference_does(kind: str, tmp_path: Path) -> None:
+    path = WRITE[kind](tmp_path / "m.gguf")
     file = open_model(path)
     target = loaded(file, build_model(file, CONTEXT), 3)
     vocabulary = target.model.vocab_size
     block = Noted(path, vocabulary, parallel=2)
-    _, engine = answers(target, prompts(250, 90, 12), replace(GREEDY, max_tokens=4), block)
+    _, engine = answers(
+        target, prompts(min(vocabulary, 250), 90, 12), replace(GREEDY, max_tokens=4), block
+    )
     oracle = Oracle(file)
     assert len(block.said) >= 4
     for text, guesses in block.said:
@@ -298,6 +329,24 @@ def test_it_is_in_the_ledger_and_in_the_plan(planned: bool, tmp_path: Path) -> N
         assert llm.engine.status().draft_tokens_kept > 5
         llm.engine.check_integrity()
         llm.runtime.check_integrity()
+
+
+@pytest.mark.parametrize("name", ["DeepseekV3", "Glm4MoeLite"])
+def test_a_directory_may_have_it_behind_its_layers(name: str) -> None:
+    stated = tiny.config(name)
+    shapes = tiny.shapes(stated)
+    i, width = stated["num_hidden_layers"], stated["hidden_size"]
+    last, own = f"model.layers.{i - 1}.", f"model.layers.{i}."
+    shapes |= {own + k.removeprefix(last): s for k, s in shapes.items() if k.startswith(last)}
+    shapes[f"{own}eh_proj.weight"] = (width, 2 * width)
+    for norm in ("enorm", "hnorm", "shared_head.norm"):
+        shapes[f"{own}{norm}.weight"] = (width,)
+    shapes[f"{own}shared_head.head.weight"] = (stated["vocab_size"], width)
+    _, block, head = mtp_model(Header("huggingface", stated, shapes), 64).segments
+    found = {weight.source for weight in block.weights}
+    assert found > {f"{own}eh_proj.weight", f"{own}shared_head.norm.weight"}
+    assert all(source.startswith((own, "model.embed_tokens")) for source in found)
+    assert [weight.source for weight in head.weights] == [f"{own}shared_head.head.weight"]
 
 
 def test_who_has_no_block_is_told(tmp_path: Path) -> None:

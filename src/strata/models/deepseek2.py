@@ -1,21 +1,23 @@
 """DeepSeek V2 and V3 and what has their layers (Kimi K2, GLM-4.7-Flash, GigaChat, Mistral 4):
 latent attention, then experts beside a shared one (arXiv:2405.04434, arXiv:2412.19437).
 
-Blocks that predict further tokens are left out, and so are indexers (DeepSeek V3.2, GLM-5), which
-choose among positions where there are more than they may choose (``config.read_trained_context``).
+Blocks that predict further tokens are Models of their own. Left out are indexers (DeepSeek V3.2,
+GLM-5), which choose among positions where there are more than they may choose
+(``config.read_trained_context``).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from strata.formats import ModelFile
-from strata.models import decoder, experts, latent
+from strata.models import decoder, experts, latent, mtp
 from strata.models.config import Config, read_config
 from strata.models.keys import real
 from strata.models.rope import Rope, read_rope
-from strata.models.tensors import Catalog
+from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, Model
 
 _BY_SIGMOID = {
@@ -26,35 +28,72 @@ _BY_SIGMOID = {
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of such a file."""
+    c, a, further = _read(file, architecture, context)
+    m = experts.read_mixture(c, scoring=_scoring(c))
+    tensors = {**decoder.frame_tensors(c), **_tensors(c, a, m)}
+    blocks = "|".join(str(i) for i in range(c.layers, c.layers + further))
+    unused = [*decoder.harmless(c), r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*"]
+    unused += [rf"(blk|.*layers)\.({blocks})\..*"] if blocks else []
+    catalog = Catalog(file, tensors, c.layers, harmless=unused)
+    layer = _layers(c, catalog, a, m)
+    state = [a.state(c.heads)] * c.layers
+    return decoder.normed(c, catalog, layer, decoder.rms_eps(c), state=state)
+
+
+def build_mtp(file: ModelFile, architecture: str, context: int | None) -> Model:
+    """The block that predicts further tokens: one more layer behind the others."""
+    c, a, _ = _read(file, architecture, context)
+    i, m = c.layers, experts.read_mixture(c, scoring=_scoring(c))
+    if m is not None:
+        m = replace(m, layers=(*m.layers, m.layers[-1]))
+    c = replace(c, layers=i + 1, windows=(*c.windows, 0))
+    tensors = mtp.block_tensors(c, _tensors(c, a, m), i, mtp.BEHIND)
+    # All else of the file is the model's.
+    catalog = Catalog(file, tensors, 1, harmless=(".*",))
+    layer = _layers(c, catalog, a, m)
+    state = [a.state(c.heads)]
+    return mtp.block_model(c, catalog, i, lambda b, x: layer(b, x, i, 0), decoder.rms_eps(c), state)
+
+
+def _read(
+    file: ModelFile, architecture: str, context: int | None
+) -> tuple[Config, latent.Latent, int]:
+    """The sizes without blocks that predict further tokens, and how many of them there may be."""
     c = read_config(file, architecture, context, experts=True, latent=True)
     gguf = c.keys.kind == "gguf"
     further = c.keys.integer("next_token_layers", 0, low=0, high=c.layers - 1) if gguf else 0
     c = replace(c, layers=c.layers - further, windows=c.windows[: c.layers - further])
     c, a = latent.read_latent(c, absorbed="blk.0.attn_k_b.weight" in file.tensors)
-    m = experts.read_mixture(c, scoring=_scoring(c))
-    tensors = {
-        **decoder.frame_tensors(c),
+    return c, a, further if gguf else 1
+
+
+def _tensors(c: Config, a: latent.Latent, m: experts.Mixture | None) -> dict[str, Tensor]:
+    return {
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         **latent.latent_tensors(c, a),
         **experts.mixture_tensors(c, m),
     }
-    blocks = "|".join(str(i) for i in range(c.layers, c.layers + further + (not gguf)))
-    unused = [*decoder.harmless(c), r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*"]
-    unused += [rf"(blk|.*layers)\.({blocks})\..*"] if blocks else []
-    catalog = Catalog(file, tensors, c.layers, harmless=unused)
+
+
+def _layers(
+    c: Config, catalog: Catalog, a: latent.Latent, m: experts.Mixture | None
+) -> Callable[..., str]:
+    """What builds a layer, of x, its number and that of its state where that is another one."""
     rope, score_scale = _positions(c)
     eps = decoder.rms_eps(c)
     # llama.cpp leaves the scales beside weights out in the older two.
-    scaled = architecture not in ("deepseek2", "mistral4")
+    scaled = c.architecture not in ("deepseek2", "mistral4")
 
-    def layer(b: Builder, x: str, i: int) -> str:
+    def layer(b: Builder, x: str, i: int, state: int | None = None) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
-        h = latent.attention(b, c, catalog, a, h, i, rope=rope, eps=eps, score_scale=score_scale)
+        h = latent.attention(
+            b, c, catalog, a, h, i, rope=rope, eps=eps, score_scale=score_scale, layer=state
+        )
         x = b.add(x, h)
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=scaled))
 
-    return decoder.normed(c, catalog, layer, eps, state=[a.state(c.heads)] * c.layers)
+    return layer
 
 
 def _scoring(c: Config) -> str:

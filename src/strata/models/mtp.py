@@ -8,7 +8,7 @@ vLLM and llama.cpp have it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 from strata.errors import UsageError
@@ -33,8 +33,52 @@ _FAMILIES: Mapping[str, str] = {
     "Qwen3_5MoeForConditionalGeneration": "qwen35.build_mtp",
     "qwen3next": "qwen35.build_mtp",
     "Qwen3NextForCausalLM": "qwen35.build_mtp",
+    "deepseek2": "deepseek2.build_mtp",
+    "deepseek32": "deepseek2.build_mtp",
+    "glm-dsa": "deepseek2.build_mtp",
+    "DeepseekV3ForCausalLM": "deepseek2.build_mtp",
+    "DeepseekV32ForCausalLM": "deepseek2.build_mtp",
+    "Glm4MoeLiteForCausalLM": "deepseek2.build_mtp",
+    "GlmMoeDsaForCausalLM": "deepseek2.build_mtp",
 }
-_ENTRY = ("nextn.eh_proj.weight", "mtp.fc.weight")
+_ENTRY = ("eh_proj.weight", "mtp.fc.weight")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What directories call the tensors of a block: those of its layer begin with ``layer``, and
+    its own by GGUF's names."""
+
+    layer: str
+    own: Mapping[str, str]
+
+
+BESIDE = Names(
+    "mtp.layers.0.",
+    {
+        "eh_proj": "mtp.fc",
+        "enorm": "mtp.pre_fc_norm_embedding",
+        "hnorm": "mtp.pre_fc_norm_hidden",
+        "shared_head_norm": "mtp.norm",
+        "embed_tokens": "mtp.embed_tokens",
+        "shared_head_head": "mtp.lm_head",
+    },
+)
+"""Beside the model's layers."""
+
+_LAYER = "{p}layers.{i}."
+BEHIND = Names(
+    _LAYER,
+    {
+        "eh_proj": f"{_LAYER}eh_proj",
+        "enorm": f"{_LAYER}enorm",
+        "hnorm": f"{_LAYER}hnorm",
+        "shared_head_norm": f"{_LAYER}shared_head.norm",
+        "embed_tokens": f"{_LAYER}embed_tokens",
+        "shared_head_head": f"{_LAYER}shared_head.head",
+    },
+)
+"""As a layer behind the model's."""
 
 
 def mtp_model(file: ModelFile, context: int) -> Model:
@@ -58,37 +102,36 @@ def mtp_model(file: ModelFile, context: int) -> Model:
 
 
 def block_tensors(
-    c: Config, layer: Mapping[str, Tensor], i: int, transform: Transform = "none"
+    c: Config,
+    layer: Mapping[str, Tensor],
+    i: int,
+    names: Names,
+    transform: Transform = "none",
 ) -> dict[str, Tensor]:
     """The tensors of a block that GGUF files have as layer ``i``: what it has of a ``layer`` of its
     family, and what is its own."""
 
     def stored(name: str) -> str:
-        return name.replace(f"{{p}}layers.{i}.", "mtp.layers.0.")
+        return name.replace(_LAYER, names.layer)
 
     tensors: dict[str, Tensor] = {}
-    for name, tensor in on_layers(layer, [i]).items():
+    for name, tensor in layer.items():
         part = tensor.part and replace(tensor.part, huggingface=stored(tensor.part.huggingface))
         theirs = tensor.huggingface and stored(tensor.huggingface)
         tensors[name] = replace(tensor, huggingface=theirs, part=part)
-    own = f"blk.{i}.nextn."
-    table = (c.vocab, c.width)
-    return {
-        **decoder.frame_tensors(c, transform),
-        **tensors,
-        f"{own}eh_proj.weight": Tensor("mtp.fc.weight", (c.width, 2 * c.width)),
-        f"{own}enorm.weight": Tensor(
-            "mtp.pre_fc_norm_embedding.weight", (c.width,), transform=transform
-        ),
-        f"{own}hnorm.weight": Tensor(
-            "mtp.pre_fc_norm_hidden.weight", (c.width,), transform=transform
-        ),
-        f"{own}shared_head_norm.weight": Tensor(
-            "mtp.norm.weight", (c.width,), True, transform=transform
-        ),
-        f"{own}embed_tokens.weight": Tensor("mtp.embed_tokens.weight", table, True),
-        f"{own}shared_head_head.weight": Tensor("mtp.lm_head.weight", table, True),
-    }
+    table, norm = (c.vocab, c.width), (c.width,)
+    for name, shape, optional in (
+        ("eh_proj", (c.width, 2 * c.width), False),
+        ("enorm", norm, False),
+        ("hnorm", norm, False),
+        ("shared_head_norm", norm, True),
+        ("embed_tokens", table, True),
+        ("shared_head_head", table, True),
+    ):
+        turned = transform if shape == norm else "none"
+        own = Tensor(f"{names.own[name]}.weight", shape, optional, turned)
+        tensors[f"blk.{{i}}.nextn.{name}.weight"] = own
+    return {**decoder.frame_tensors(c, transform), **on_layers(tensors, [i])}
 
 
 def block_model(

@@ -279,7 +279,9 @@ def build_mtp(file: ModelFile, architecture: str, context: int | None) -> Model:
         **experts.mixture_tensors(c, m),
     }
     # All else of the file is the model's.
-    catalog = Catalog(file, mtp.block_tensors(c, layers, i, "add_one"), 1, harmless=(".*",))
+    catalog = Catalog(
+        file, mtp.block_tensors(c, layers, i, mtp.BESIDE, "add_one"), 1, harmless=(".*",)
+    )
     rope, eps, kept = read_rope(c, "neox"), decoder.rms_eps(c), Kept()
 
     def layer(b: Builder, x: str) -> str:
