@@ -3,8 +3,8 @@
     python bench/kv_window.py MODEL --text FILE --out R.json [--tokens 20000] [--window 1024]
 
 The text goes through as one sequence, also beyond the context that the model was trained for.
-Told of each way to keep KV: the perplexity of each part of --part tokens (whether it stays in a band
-or explodes), KV blocks that the sequence can hold at most, and tokens a second. "all" keeps all
+Told of each way to keep KV: the perplexity of each part of --part tokens (whether it stays in a
+band or explodes), the KV blocks that it can hold at most, and tokens a second. "all" keeps all
 positions and ends where the model does. What is in R.json already is not measured again.
 """
 
@@ -72,7 +72,9 @@ def main() -> None:
         done |= {"model": args.model, "text": args.text.name, "machine": describe()}
         args.out.write_text(json.dumps(done, indent=1) + "\n")
         ends = f"{found['parts'][0]:.1f} to {found['parts'][-1]:.1f}"
-        print(f"{name:28} perplexity {found['perplexity']:9.2f} ({ends})  {found['tok_s']:.0f} tok/s")
+        print(
+            f"{name:28} perplexity {found['perplexity']:9.2f} ({ends})  {found['tok_s']:.0f} tok/s"
+        )
 
 
 if __name__ == "__main__":

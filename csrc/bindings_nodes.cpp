@@ -175,8 +175,7 @@ void bind_nodes(nb::module_& m) {
       .def("foresee", &NodeBuilder::foresee, "x"_a, "norm"_a, "weight"_a.none(), "shift"_a.none(),
            "epsilon"_a, "router"_a, "bias"_a.none())
       .def("attach_experts", &NodeBuilder::attach_experts, "cache"_a, "first"_a)
-      .def("rope", &NodeBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a,
-           "limit"_a = 0)
+      .def("rope", &NodeBuilder::rope, "x"_a, "out"_a, "table"_a, "head_dim"_a, "interleaved"_a)
       .def("attention", &NodeBuilder::attention, "q"_a, "k"_a.none(), "v"_a.none(), "out"_a,
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
            "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),

@@ -311,7 +311,7 @@ void bind_runtime(nb::module_& m) {
       .def_static("ring_bytes", &StateStore::ring_bytes, "layers"_a,
                   "Bytes of memory beside slots, for blocks that are not in any.");
   nb::class_<RopeTable>(m, "RopeTable")
-      .def(nb::init<std::vector<float>, float>(), "inv_freq"_a, "mscale"_a);
+      .def(nb::init<std::vector<float>, float, int64_t>(), "inv_freq"_a, "mscale"_a, "limit"_a = 0);
   nb::class_<Arena>(m, "Arena")
       .def(nb::init<size_t, int, size_t>(), "bytes"_a, "threads"_a, "scratch_floats"_a)
       .def_prop_ro("nbytes", &Arena::nbytes)

@@ -159,13 +159,12 @@ void NodeBuilder::heads(const std::vector<std::tuple<int64_t, int64_t, int64_t, 
 }
 
 void NodeBuilder::rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
-                       bool interleaved, int64_t limit) {
+                       bool interleaved) {
   require(at(x).width == at(out).width && at(x).width % head_dim == 0 &&
               2 * table->half() <= head_dim,
           "rope: widths differ");
-  require(limit >= 0, "rope: negative position");
-  list_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved, std::move(table),
-                       limit}));
+  require(!at(x).selected && !at(out).selected, "rope: the rows of a step have positions");
+  list_.add(make_rope({f32_value(x), f32_value(out), head_dim, interleaved, std::move(table)}));
 }
 
 void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v,

@@ -37,7 +37,7 @@ class NodeBuilder {
   void heads(const std::vector<std::tuple<int64_t, int64_t, int64_t, int64_t>>& parts, int64_t out,
              int64_t count);
   void rope(int64_t x, int64_t out, std::shared_ptr<RopeTable> table, int64_t head_dim,
-            bool interleaved, int64_t limit);
+            bool interleaved);
   void attention(int64_t q, std::optional<int64_t> k, std::optional<int64_t> v, int64_t out,
                  int64_t layer, int64_t heads, int64_t kv_heads, int64_t k_dim, int64_t v_dim,
                  float scale, int64_t window, float softcap, bool causal, bool chunked,

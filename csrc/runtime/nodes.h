@@ -98,7 +98,6 @@ struct RopeSpec {
   int64_t head_dim;
   bool interleaved;
   std::shared_ptr<RopeTable> table;
-  int64_t limit = 0;   // what lies further counts as this position; 0: none does
 };
 
 // Without k what `layer` keeps is read as it is; without v values are part of keys, as its shape

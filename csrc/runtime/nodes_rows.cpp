@@ -114,7 +114,7 @@ class RopeNode final : public Node {
   explicit RopeNode(RopeSpec spec) : s_(std::move(spec)) {}
 
   int64_t begin(const Context& c) override {
-    s_.table->ensure(c.step->max_position);
+    s_.table->prepare(c.step->positions, c.step->tokens_count);
     rows_ = rows_per_chunk(c.rows(s_.out), c.threads);
     return ceil_div(c.rows(s_.out), rows_);
   }
@@ -122,11 +122,9 @@ class RopeNode final : public Node {
   void chunk(const Context& c, int64_t index, int) override {
     const int64_t end = std::min((index + 1) * rows_, c.rows(s_.out));
     for (int64_t r = index * rows_; r < end; ++r) {
-      int64_t position = c.step->positions[r];
-      if (s_.limit > 0) position = std::min(position, s_.limit);
       for (int64_t h = 0; h < s_.x.width; h += s_.head_dim) {
-        c.step_kernels->rope(c.f32(s_.x, r) + h, s_.table->cos(position), s_.table->sin(position),
-                             s_.table->half(), s_.head_dim, s_.interleaved, c.f32(s_.out, r) + h);
+        c.step_kernels->rope(c.f32(s_.x, r) + h, s_.table->cos(r), s_.table->sin(r), s_.table->half(),
+                             s_.head_dim, s_.interleaved, c.f32(s_.out, r) + h);
       }
     }
   }

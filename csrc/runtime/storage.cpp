@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -164,25 +165,30 @@ uint8_t* StateStore::part(const Layer& layer, int64_t block) const {
   return layer.data + at * group_of(layer).block_stride;
 }
 
-RopeTable::RopeTable(std::vector<float> inv_freq, float mscale)
-    : inv_freq_(std::move(inv_freq)), mscale_(mscale) {}
+RopeTable::RopeTable(std::vector<float> inv_freq, float mscale, int64_t limit)
+    : inv_freq_(std::move(inv_freq)), mscale_(mscale), limit_(limit) {}
 
-void RopeTable::ensure(int64_t positions) {
-  if (positions <= positions_) return;
-  // Grown in strides, so that a decode does not reallocate at every token.
-  const int64_t target = (positions + 255) / 256 * 256;
-  about_to_allocate(2 * sizeof(float) * static_cast<size_t>(target * half()));
-  cos_.resize(static_cast<size_t>(target * half()));
-  sin_.resize(static_cast<size_t>(target * half()));
-  for (int64_t p = positions_; p < target; ++p) {
-    for (int64_t i = 0; i < half(); ++i) {
+void RopeTable::prepare(const int32_t* positions, int64_t rows) {
+  const auto count = static_cast<size_t>(rows);
+  if (positions_.size() == count && std::equal(positions_.begin(), positions_.end(), positions)) return;
+  const size_t floats = count * inv_freq_.size();
+  if (floats > cos_.size()) {
+    about_to_allocate(2 * sizeof(float) * floats);
+    positions_.clear();
+    cos_.resize(floats);
+    sin_.resize(floats);
+  }
+  positions_.assign(positions, positions + rows);
+  size_t at = 0;
+  for (const int64_t position : positions_) {
+    const auto p = static_cast<float>(limit_ > 0 ? std::min(position, limit_) : position);
+    for (const float frequency : inv_freq_) {
       // The angle is rounded to float as the reference does; cos and sin of it are exact.
-      const double angle = static_cast<float>(p) * inv_freq_[static_cast<size_t>(i)];
-      cos_[static_cast<size_t>(p * half() + i)] = static_cast<float>(std::cos(angle)) * mscale_;
-      sin_[static_cast<size_t>(p * half() + i)] = static_cast<float>(std::sin(angle)) * mscale_;
+      const double angle = p * frequency;
+      cos_[at] = static_cast<float>(std::cos(angle)) * mscale_;
+      sin_[at++] = static_cast<float>(std::sin(angle)) * mscale_;
     }
   }
-  positions_ = target;
 }
 
 Arena::Arena(size_t bytes, int threads, size_t scratch_floats)

@@ -112,19 +112,21 @@ class StateStore {
   int64_t tier_group_ = -1;
 };
 
-// cos and sin of every position seen so far, times mscale.
+// cos and sin of the positions of a step, times mscale, for all layers that have them. What lies
+// further than `limit` counts as that position; 0: none does.
 class RopeTable {
  public:
-  RopeTable(std::vector<float> inv_freq, float mscale);
-  void ensure(int64_t positions);  // not while a step runs that reads the table
+  RopeTable(std::vector<float> inv_freq, float mscale, int64_t limit);
+  void prepare(const int32_t* positions, int64_t rows);  // not while others read the table
   int64_t half() const { return static_cast<int64_t>(inv_freq_.size()); }
-  const float* cos(int64_t position) const { return cos_.data() + position * half(); }
-  const float* sin(int64_t position) const { return sin_.data() + position * half(); }
+  const float* cos(int64_t row) const { return cos_.data() + row * half(); }
+  const float* sin(int64_t row) const { return sin_.data() + row * half(); }
 
  private:
   std::vector<float> inv_freq_;
   float mscale_;
-  int64_t positions_ = 0;
+  int64_t limit_;
+  std::vector<int32_t> positions_;
   std::vector<float> cos_, sin_;
 };
 

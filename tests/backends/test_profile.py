@@ -57,14 +57,12 @@ def test_every_family(name: str, tmp_path: Path) -> None:
                 kept = 0 if streamed else sum(matrices.values())
                 assert owned["weights"] == kept + said.vector_bytes
                 assert owned["logits"] == 4 * ROWS * model.vocab_size
-                # Tables are entered as they are; while one grows, the one before is still there.
                 tables = owned.get("rope tables", 0)
-                beside = said.attention_bytes(positions, parallel, THREADS)
-                grown = sum(rope_table_bytes(f, positions) for f in said.rope_frequencies)
-                assert grown >= 2 * tables
+                beside = said.attention_bytes(positions, parallel, THREADS, tokens)
+                assert tables == sum(rope_table_bytes(f, tokens) for f in said.rope_frequencies)
                 scratch = THREADS * said.scratch_bytes(streams=bool(streamed))
                 arena = said.arena_bytes(tokens, ROWS)
-                assert owned["activations"] == arena + scratch + beside - grown
+                assert owned["activations"] == arena + scratch + beside - tables
                 assert owned.get("ring", 0) == (4 * least if streamed else 0)
 
 

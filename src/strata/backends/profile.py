@@ -278,10 +278,12 @@ class ModelProfile(ABC):
         """Bytes of scratch of each thread that computes; more where any matrix may stream."""
 
     @abstractmethod
-    def attention_bytes(self, context: int, parallel: int, threads: int, running: int = 0) -> int:
+    def attention_bytes(
+        self, context: int, parallel: int, threads: int, rows: int, *, in_turns: bool = False
+    ) -> int:
         """Bytes that attention over ``context`` positions of ``parallel`` sequences takes beside
-        activations and KV: tables of rotary positions, partial results; these of ``running`` rows,
-        all of a step, where not all KV is in memory."""
+        activations and KV in steps of ``rows``: rotary positions and partial results; of every row
+        ``in_turns``, where not all KV is in memory."""
 
     @abstractmethod
     def loading_bytes(self, threads: int, request_bytes: int) -> int:

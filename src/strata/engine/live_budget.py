@@ -25,11 +25,13 @@ from strata.memory.limits import memory_total
 if TYPE_CHECKING:
     from strata.plan import Machine, Plan
 
-_LAID_OUT = ("weights", "ring", "experts", "staging", "activations", "logits", "kv")
+_LAID_OUT = (
+    *("weights", "ring", "experts", "staging", "activations", "rope tables", "logits", "kv"),
+)
 """Owners of what a Plan lays out anew; what others hold stays as it is."""
 
-_IN_SHARES = ("rope tables", "sampling")
-"""Owners of what is in a Plan's shares of activations and logits, and stays."""
+_IN_SHARES = ("sampling",)
+"""Owners of what is in a Plan's share of logits, and stays."""
 
 
 def set_budget(runtime: Runtime, engine: Engine, memory: int) -> Plan:

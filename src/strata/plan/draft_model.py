@@ -28,7 +28,7 @@ def draft_model_bytes(
     activations = profile.arena_bytes(rows, parallel) + threads * profile.scratch_bytes(
         streams=False
     )
-    activations += profile.attention_bytes(context, parallel, threads)
+    activations += profile.attention_bytes(context, parallel, threads, rows)
     # The backend's rows, and those that guesses are chosen from.
     logits = 3 * parallel * row_width * 4
     staging = profile.loading_bytes(constants.READERS, constants.LOADING_REQUEST)

@@ -124,8 +124,10 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     threads += sizes.io_threads * constants.READER if streams else 0
     arena = model.profile.arena_bytes(sizes.max_tokens, sizes.logit_rows)
     scratch = sizes.threads * model.profile.scratch_bytes(streams=streams)
-    running = sizes.max_tokens if sizes.kv_slots else 0
-    attention = model.profile.attention_bytes(sizes.context, sizes.parallel, sizes.threads, running)
+    attention = model.profile.attention_bytes(
+        *(sizes.context, sizes.parallel, sizes.threads, sizes.max_tokens),
+        in_turns=sizes.kv_slots > 0,
+    )
     # A choice of a token looks at one row; a step's tables and ids are small beside it.
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = model.profile.loading_bytes(sizes.io_threads, sizes.request_bytes)

@@ -30,6 +30,7 @@ from strata.backends.cpu.profile import (
     attention_shapes,
     partials_bytes,
     profile,
+    rope_table_bytes,
     running_bytes,
 )
 from strata.backends.cpu.reading import WeightLoad, WeightReader, native_id, packed_nbytes
@@ -101,7 +102,7 @@ class CpuBackend:
         self._packed: weakref.WeakValueDictionary[object, _native.PackedWeight] = (
             weakref.WeakValueDictionary()
         )
-        self._ropes: dict[tuple[bytes, float], _native.RopeTable] = {}
+        self._ropes: dict[tuple[bytes, float, int], _native.RopeTable] = {}
         self._step: tuple[Step, NativeState, _native.Step] | None = None
         self._rows = 0
         # Layers in the order in which they attend, where not all KV is in memory.
@@ -244,12 +245,10 @@ class CpuBackend:
         place = self._reader.place(weight, weights)
         return None if place is None else [place]
 
-    def _rope(self, inv_freq: NDArray[np.float32], mscale: float) -> _native.RopeTable:
-        key = (inv_freq.tobytes(), mscale)
+    def _rope(self, inv_freq: NDArray[np.float32], mscale: float, limit: int) -> _native.RopeTable:
+        key = (inv_freq.tobytes(), mscale, limit)
         if key not in self._ropes:
-            # cos and sin of every position.
-            self._books.take("rope tables", 8 * inv_freq.size * self.settings.positions)
-            self._ropes[key] = _native.RopeTable(inv_freq.tolist(), mscale)
+            self._ropes[key] = _native.RopeTable(inv_freq.tolist(), mscale, limit)
         return self._ropes[key]
 
     @property
@@ -303,6 +302,9 @@ class CpuBackend:
             windows = any(op.attrs.get("window") for op in ops)
             running = running_bytes(shapes, self.settings.max_tokens)
             partials = max(partials if windows else 0, running)
+        for frequencies, _, _ in self._ropes:
+            rows, count = self.settings.max_tokens, len(frequencies) // 4
+            self._take("rope tables", rope_table_bytes(count, rows))
         self._take("activations", arena + 4 * scratch * self.threads + partials)
         self._take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
         allocated = _native.Arena(arena, self.threads, scratch)
@@ -397,6 +399,7 @@ class CpuBackend:
             self._resize_experts(settings.expert_slots)
         self._kept = [self._packed.get(_key(w, weights)) for w in stay]
         self._segments.clear()
+        self._ropes.clear()
         for key in [key for key in self._weights if key not in self._packed]:
             self._books.give("weights", self._weights.pop(key))
         if settings.reading != self._reader.reading:

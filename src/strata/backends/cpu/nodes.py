@@ -25,7 +25,7 @@ class Parameters:
 
     matrices: Mapping[str, Any]
     floats: Mapping[str, NDArray[np.float32]]
-    rope: Callable[[NDArray[np.float32], float], Any]
+    rope: Callable[[NDArray[np.float32], float, int], Any]
     tile_bytes: int = 0
     calls: list[int] | None = None
 
@@ -67,10 +67,9 @@ def rope(b: Building, op: Op) -> None:
     b.native.rope(
         b.ids[op.inputs[0]],
         b.ids[op.output],
-        b.parameters.rope(frequency, op.attrs["mscale"]),
+        b.parameters.rope(frequency, op.attrs["mscale"], op.attrs["limit"]),
         op.attrs["head_dim"],
         op.attrs["style"] == "interleaved",
-        op.attrs["limit"],
     )
 
 

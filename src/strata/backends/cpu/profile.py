@@ -48,9 +48,6 @@ CACHE_LINE = 64
 HUGE_PAGE = 2 << 20
 """Bytes of one, in which memory for reads is taken."""
 
-ROPE_STRIDE = 256
-"""Positions by which a table of rotary positions grows."""
-
 SPLIT = 512
 """Positions of a split of attention (csrc/kernels/step_kernels.h)."""
 
@@ -222,16 +219,18 @@ class CpuModelProfile(ModelProfile):
         )
         return max(self._resident_scratch, *products)
 
-    def attention_bytes(self, context: int, parallel: int, threads: int, running: int = 0) -> int:
+    def attention_bytes(
+        self, context: int, parallel: int, threads: int, rows: int, *, in_turns: bool = False
+    ) -> int:
         """See ModelProfile."""
-        tables = sum(rope_table_bytes(n, context) for n in self.rope_frequencies)
+        tables = sum(rope_table_bytes(n, rows) for n in self.rope_frequencies)
         shapes = self._attention_shapes
-        if not running:
+        if not in_turns:
             return tables + partials_bytes(shapes, context, parallel, threads)
         # Only windows are split for threads then.
         windows = any(group.window for group in self.groups)
         split = partials_bytes(shapes, context, parallel, threads) if windows else 0
-        return tables + max(split, running_bytes(shapes, running))
+        return tables + max(split, running_bytes(shapes, rows))
 
     def kv_ring_bytes(self, kv_type: str) -> int:
         """See ModelProfile."""
@@ -264,7 +263,9 @@ class CpuModelProfile(ModelProfile):
     def rope_frequencies(self) -> tuple[int, ...]:
         """Frequencies of each table of rotary positions."""
         kinds = {
-            (op.attrs["inv_freq"], op.attrs["mscale"], op.inputs[1:]): len(op.attrs["inv_freq"])
+            (*(op.attrs[name] for name in ("inv_freq", "mscale", "limit")), op.inputs[1:]): len(
+                op.attrs["inv_freq"]
+            )
             for s in self.segments
             for op in s.segment.program.ops
             if op.kind == "rope"
@@ -340,10 +341,9 @@ def running_bytes(shapes: Collection[AttentionShape], tokens: int) -> int:
     return tokens * each * 4 * 3 // 2
 
 
-def rope_table_bytes(frequencies: int, positions: int) -> int:
-    """Bytes of cos and sin of every position. A table grows by doubling: at its last growth the one
-    before is still there."""
-    return 2 * 2 * 4 * frequencies * (positions + ROPE_STRIDE)
+def rope_table_bytes(frequencies: int, rows: int) -> int:
+    """Bytes of cos and sin of the position of each row of a step, and of the positions."""
+    return 4 * rows * (2 * frequencies + 1)
 
 
 def panel_bytes(m: MatrixProfile) -> int:
