@@ -50,13 +50,19 @@ SAME: dict[str, Any] = {"num_key_value_heads": ...}
 OLD: dict[str, Any] = {**SAME, "intermediate_size": ...}
 GROUPED = {**OLD, "new_decoder_architecture": True, "num_kv_heads": 2}
 MPT = {**OLD, "d_model": 48, "n_heads": 6, "n_layers": 2, "max_seq_len": 256, "expansion_ratio": 4}
+NEO = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), ...),
+    **{"num_layers": 4, "num_heads": 4, "window_size": 8},
+}
 WINDOWS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 DENSE: list[tuple[str, dict[str, Any]]] = [
+    ("Apertus", {"hidden_act": "xielu"}),
     ("Arcee", {}),
     ("Arcee", {"mlp_bias": True, "attention_bias": True}),
     ("BitNet", {"hidden_act": "relu2"}),
     ("Bloom", OLD),
     ("Bloom", {**OLD, "n_head": 6, "hidden_size": 48, "num_attention_heads": ...}),
+    ("CodeGen", {**OLD, "rotary_dim": 8}),
     ("Cohere", {}),
     ("Cohere", {"use_qk_norm": True, "logit_scale": 0.5}),
     ("Cohere2", {"sliding_window": 8, "layer_types": WINDOWS}),
@@ -71,6 +77,8 @@ DENSE: list[tuple[str, dict[str, Any]]] = [
     ("Falcon", {**GROUPED, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 80}),
     ("GPTBigCode", {"activation_function": "gelu_pytorch_tanh", "n_inner": 96}),
     ("GPTJ", {**OLD, "rotary_dim": 8}),
+    ("GPTNeo", {**NEO, "attention_types": [[["global", "local"], 2]]}),
+    ("GPTNeo", {**NEO, "attention_types": [[["local"], 4]], "intermediate_size": ...}),
     ("GPTNeoX", {**SAME, "rope_parameters": PARTIAL}),
     ("GPTNeoX", {**SAME, "use_parallel_residual": False, "attention_bias": False}),
     ("GPTNeoX", {**SAME, "hidden_act": "gelu_new"}),
@@ -78,6 +86,8 @@ DENSE: list[tuple[str, dict[str, Any]]] = [
     ("Glm", {"head_dim": 16, "attention_bias": True, "rope_parameters": PARTIAL}),
     ("Glm4", {"head_dim": 16, "attention_bias": True, "rope_parameters": PARTIAL}),
     ("Glm4", {"head_dim": 24, "attention_bias": False}),
+    ("GraniteSWA", {"sliding_window": 8, "layer_types": WINDOWS, "attention_multiplier": 0.2}),
+    ("GraniteSWA", {"sliding_window": 8, "layer_rope_theta": [0, 10000.0, 0, 10000.0]}),
     ("Helium", {"head_dim": 16}),
     ("HunYuanDenseV1", {"head_dim": 16, "rope_parameters": DYNAMIC}),
     ("HyperCLOVAX", {"attention_multiplier": 0.2, "residual_multiplier": 0.5}),
@@ -89,10 +99,13 @@ DENSE: list[tuple[str, dict[str, Any]]] = [
     ("Ministral3", {"head_dim": 24, "rope_parameters": LLAMA4, "sliding_window": None}),
     ("Mpt", {**MPT, "d_model": 64, "n_heads": 4}),
     ("Mpt", {**MPT, "attn_config": {"clip_qkv": 0.5}}),
+    ("NanoChat", {}),
     ("Nemotron", {"rope_parameters": PARTIAL, "hidden_act": "relu2"}),
     ("Nemotron", {"mlp_bias": True, "attention_bias": True}),
     ("Olmo", {}),
     ("Olmo", {"clip_qkv": 0.5}),
+    ("Persimmon", SAME),
+    ("Persimmon", {**SAME, "qk_layernorm": False}),
     ("Phi", {"rope_parameters": PARTIAL}),
     ("SeedOss", {"head_dim": 24}),
     ("SeedOss", {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}),
@@ -102,6 +115,7 @@ DENSE: list[tuple[str, dict[str, Any]]] = [
     ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     ("Starcoder2", {"sliding_window": 8}),
     ("Starcoder2", {"sliding_window": None, "use_bias": False}),
+    ("VaultGemma", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
 ]
 
 
@@ -112,7 +126,8 @@ UNCONVERTED = (
     *(("SmolLM3", "no_rope_layer_interval"), ("Starcoder2", "sliding_window")),
     *((kind, "") for kind in ("BitNet", "Bloom", "Cwm", "Falcon", "GPTBigCode", "GPTJ", "GPTNeoX")),
     *((kind, "") for kind in ("Gemma", "Helium", "HyperCLOVAX", "Jais2", "Mpt")),
-    *((kind, "") for kind in ("Ministral", "Ministral3")),
+    *((kind, "") for kind in ("Apertus", "CodeGen", "GPTNeo", "GraniteSWA", "Ministral")),
+    *((kind, "") for kind in ("Ministral3", "NanoChat", "Persimmon", "VaultGemma")),
 )
 
 

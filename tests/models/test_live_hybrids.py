@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from strata.formats import open_model
+from strata.quantizer.directories import as_gguf
 from support.forward import logits
 from support.native_agreement import check_native
 
@@ -86,6 +87,14 @@ FALCON = {
     "ssm_in_multiplier": 1.1,
     "ssm_out_multiplier": 0.9,
 }
+BAMBA = {
+    **MAMBA,
+    **{"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 2, "attn_layer_indices": [1, 3]},
+}
+FALCON_MAMBA: dict[str, Any] = {
+    **{"state_size": 16, "conv_kernel": 4, "time_step_rank": 8},
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "intermediate_size"), ...),
+}
 NEMOTRON: dict[str, Any] = {
     "layers_block_type": ["mamba", "moe", "attention", "moe"],
     "head_dim": 16,
@@ -110,6 +119,8 @@ HYBRIDS: list[tuple[str, dict[str, Any]]] = [
     ("Lfm2Moe", {**LFM2, "num_dense_layers": 1}),
     ("GraniteMoeHybrid", {**GRANITE, "shared_intermediate_size": 56}),
     ("Jamba", {**JAMBA, "num_experts": 4, "expert_layer_period": 2, "expert_layer_offset": 1}),
+    ("Bamba", BAMBA),
+    ("FalconMamba", FALCON_MAMBA),
     ("FalconH1", FALCON),
     ("FalconH1", {**FALCON, "mamba_rms_norm": True, "mamba_norm_before_gate": False}),
     ("NemotronH", NEMOTRON),
@@ -162,6 +173,9 @@ def test_logits_are_those_of_transformers(
             # Steps of one token are within 1e-4; transformers' chunks go through inverse matrices.
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
         check_native(file, tokens.tolist())
+        if kind == "Jamba":  # the GGUF file that it would be has experts in one tensor
+            found = logits(as_gguf(file, vocabulary=False), tokens.tolist())
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
 def test_experts_in_one_tensor_are_those_apart(tmp_path: Path) -> None:

@@ -198,13 +198,13 @@ ALIASES = {
         "Qwen3_5ForConditionalGeneration",
     ],
 }
-ALIASES["llama"].append("AquilaForCausalLM")
+ALIASES["llama"] += ["AquilaForCausalLM", "InternLM3ForCausalLM"]
 # Of these test_hybrids.py has files.
 GENERATION = "ConditionalGeneration"
 GGUF_ONLY = {"falcon-h1", "plamo2", *make_tiny_hybrids.names()}
 # Directories of these are written in test_live_hybrids.py.
 LIVE = {"Qwen3NextForCausalLM", "MiniMaxForCausalLM", "qwen3_5_moe_text", "Lfm2MoeForCausalLM"}
-LIVE |= {"FalconH1ForCausalLM"}
+LIVE |= {f"{name}ForCausalLM" for name in ("FalconH1", "FalconMamba", "Bamba", "VaultGemma")}
 LIVE |= {f"Qwen3_5MoeFor{task}" for task in ("CausalLM", "ConditionalGeneration")}
 
 
@@ -228,7 +228,7 @@ def test_every_row_of_the_table_builds_its_family() -> None:
     spelled = {a for names in ALIASES.values() for a in names}
     live = {f"Gemma{n}For{what}" for n in ("3n", "4") for what in ("CausalLM", GENERATION)}
     live |= {"gemma3n_text", "gemma4_text", "llama4_text"}
-    live |= {"AfmoeForCausalLM", "Llama4ForCausalLM", f"Llama4For{GENERATION}"}
+    live |= {"AfmoeForCausalLM", "LagunaForCausalLM", "Llama4ForCausalLM", f"Llama4For{GENERATION}"}
     assert spelled == set(FAMILIES) - GGUF_ONLY - LIVE - experts - latent - SPECIAL.keys() - live
     for golden, names in ALIASES.items():
         usual = build_model(huggingface(golden)).segments

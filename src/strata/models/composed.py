@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models import decoder, experts
 from strata.models.composed_tensors import layer_config, tensors
 from strata.models.config import Config, read_config
@@ -20,6 +22,8 @@ from strata.program import Builder, LayerState, Model, PagedKV
 # What config.json calls an activation, where that is not its name here.
 _SPELLINGS = {"gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}
 _CHOSEN = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+# What directories call the numbers of an activation, and what they begin with before training.
+_XIELU = {"alpha_n": -1.05, "alpha_p": 0.2, "beta": 0.5, "eps": -1e-6}
 
 
 def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -> Model:
@@ -97,9 +101,32 @@ def _by_header(c: Config, v: Variant) -> Variant:
         return replace(v, window_every=4, rope_on="windows")
     if c.architecture == "cohere2moe" and c.keys.number("rms_eps", 0.0, high=1.0):
         return replace(v, norm="rms")
+    if c.architecture == "Cohere2MoeForCausalLM" and v.mixture is not None:
+        return _cohere2_moe(c, v, v.mixture)
     if c.architecture == "smallthinker" and not c.keys.integer("window", 0, low=0):
         return replace(v, window_every=None, rope_on="all")
     return v
+
+
+def _cohere2_moe(c: Config, v: Variant, r: experts.Routing) -> Variant:
+    """What config.json chooses of Command A's mixture."""
+
+    def chosen(key: str, *known: str) -> str:
+        found = c.keys.raw(key)
+        if found not in (None, *known):
+            raise ConfigError(f"'{key}' is {shown(found)}: {' or '.join(known)} is expected")
+        return found or known[0]
+
+    if c.keys.number("rms_eps", 0.0, high=1.0):
+        v = replace(v, norm="rms")
+    # Layers without experts turn as if they had a window, unless they have a pattern of their own.
+    if c.keys.raw("prefix_dense_sliding_window_pattern") not in (None, 1):
+        v = replace(v, rope_on="windows")
+    if chosen("expert_selection_fn", "softmax", "sigmoid") == "softmax":
+        attrs = {"softmax_chosen": True}
+        r = replace(r, scoring="none", renormalise=False, attrs=attrs)
+    halved = chosen("shared_expert_combination_strategy", "average", "sum") == "average"
+    return replace(v, mixture=replace(r, halved=halved))
 
 
 @dataclass(frozen=True)
@@ -205,7 +232,10 @@ class _Composed:
             c = replace(c, keys=c.keys.without("rope_dim"))
         factors = decoder.rope_factors(c, self.catalog)
         if not c.windows[i] or v.rope_local == "same":
-            return read_rope(c, v.rope, factors=factors)
+            rope = read_rope(c, v.rope, factors=factors)
+            if v.backward:
+                rope = replace(rope, inv_freq=tuple(-f for f in rope.inv_freq))
+            return rope
         if v.rope_local == "plain":
             c = replace(c, keys=c.keys.without("rope_base_local"))
         local = read_local_rope(c, v.rope, scaled=v.rope_local == "based")
@@ -269,13 +299,18 @@ class _Composed:
             return product(b, self.catalog, mixed, f"{name}output")
 
     def by_head(self, b: Builder, c: Config, x: str) -> tuple[str, ...]:
-        """Queries, keys and values of what one product made, key head after key head."""
-        queries, dim = c.heads // c.kv_heads * c.head_dim, c.head_dim
-        spans = ((0, queries), (queries, dim), (queries + dim, dim))
-        return tuple(
-            b.columns(x, head_dim=queries + 2 * dim, start=start, width=width)
-            for start, width in spans
+        """Queries, keys and values of what one product made, group of heads after group."""
+        d = self.v.directory or Directory()
+        groups = d.groups or c.kv_heads
+        if c.kv_heads % groups:
+            key = c.keys.find("heads")[0]
+            raise ConfigError(f"'{key}' is {c.heads}, no multiple of {groups}")
+        widths = {"q": c.q_width // groups, "k": c.kv_width // groups, "v": c.kv_width // groups}
+        total = sum(widths.values())
+        starts = dict(
+            zip(d.order, accumulate((widths[n] for n in d.order), initial=0), strict=False)
         )
+        return tuple(b.columns(x, head_dim=total, start=starts[n], width=widths[n]) for n in "qkv")
 
     def clamp(self, b: Builder, *values: str) -> tuple[str, ...]:
         """The values, none beyond what the file bounds them by, if it does."""
@@ -342,10 +377,16 @@ class _Composed:
     def xielu(self, i: int) -> dict[str, float]:
         """The parameters of layer i's activation; alphas are what softplus makes of them."""
         keys, count = self.c.keys, self.c.layers
-        negative, positive, beta, eps = (
-            keys.numbers(f"xielu_{n}", count, low=-1e4, high=1e4)[i]
-            for n in ("negative", "positive", "beta", "eps")
-        )
+        if keys.kind == "gguf":
+            negative, positive, beta, eps = (
+                keys.numbers(f"xielu_{n}", count, low=-1e4, high=1e4)[i]
+                for n in ("negative", "positive", "beta", "eps")
+            )
+        else:
+            negative, positive, beta, eps = (
+                self.catalog.number(f"{{p}}layers.{i}.mlp.act_fn.{name}", usual)
+                for name, usual in _XIELU.items()
+            )
         return {
             "negative": beta + _softplus(negative),
             "positive": _softplus(positive),

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from strata.models.keys import Keys
+from strata.models.config import MAX_LAYERS
+from strata.models.errors import ConfigError
+from strata.models.keys import Keys, whole
+from strata.models.rope import turned_layers
 from strata.models.variants import Directory, Variant
 
 
@@ -32,14 +35,50 @@ def _positions(keys: Keys) -> dict[str, Any]:
     return _ffn(keys) if keys.stated("rope_partial") else {**_ffn(keys), "rope_partial": 0.25}
 
 
+def _neo(keys: Keys) -> dict[str, Any]:
+    """GPT-Neo's words for sizes and windows; its scores are not scaled."""
+    layers = whole("num_layers", keys.raw("num_layers"), 1, MAX_LAYERS)
+    kinds = keys.raw("attention_layers")
+    if kinds is None:
+        kinds = ["global", "local"] * (layers // 2) + ["global"] * (layers % 2)
+        if keys.raw("attention_types") not in (None, [[["global", "local"], layers // 2]]):
+            raise ConfigError("'attention_layers' is missing: 'attention_types' is not read")
+    named = {"global": "full_attention", "local": "sliding_attention"}
+    listed = isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)
+    return {
+        **_ffn(keys),
+        "layers": layers,
+        "heads": keys.raw("num_heads"),
+        "layer_types": [named.get(kind, kind) for kind in kinds] if listed else kinds,
+        "window": keys.raw("window_size"),
+        "attention_scale": 1.0,
+    }
+
+
+def _exaone(keys: Keys) -> dict[str, Any]:
+    """EXAONE's words for sizes."""
+    return {"layers": keys.raw("num_layers"), "rms_eps": keys.raw("layer_norm_epsilon")}
+
+
 _FREE = Directory(bias="free")
 _WORDS = ("transformer.", "")
 _FOUR = {"ffn_up": "mlp.dense_h_to_4h", "ffn_down": "mlp.dense_4h_to_h"}
+_GPT = {"token_embd": "{p}wte", "output_norm": "{p}ln_f"}
 _FALCON = {"attn_qkv": "self_attention.query_key_value", "attn_output": "self_attention.dense"}
 _GATE_UP = {"mlp.gate_up_proj.weight": ("ffn_gate", "ffn_up")}
 
 # By `architectures` of config.json.
 DENSE: Mapping[str, Variant] = {
+    "ApertusForCausalLM": Variant(
+        qk_norm="head",
+        gated=False,
+        activation="xielu",
+        directory=Directory(
+            {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
+            bias="free",
+            unused=r".*\.mlp\.act_fn\.(alpha_p|alpha_n|beta|eps)",
+        ),
+    ),
     "ArceeForCausalLM": Variant(gated=False, activation="relu2", directory=_FREE),
     "BitNetForCausalLM": Variant(
         sub_norms=True,
@@ -74,6 +113,33 @@ DENSE: Mapping[str, Variant] = {
             only={"normed_residual": False},
         ),
     ),
+    "CodeGenForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+        rope="interleaved",
+        parallel="always",
+        assumed={"head_bias": True},
+        directory=Directory(
+            {
+                "attn_norm": "ln_1",
+                "attn_qkv": "attn.qkv_proj",
+                "attn_output": "attn.out_proj",
+                "ffn_up": "mlp.fc_in",
+                "ffn_down": "mlp.fc_out",
+            },
+            bias="free",
+            frame=_GPT,
+            prefixes=_WORDS,
+            layers="h",
+            by_head=True,
+            # As many parts as processors that it was trained on.
+            groups=4,
+            order="qvk",
+            follows=_ffn,
+            unused=r".*\.attn\.(causal_mask|bias|masked_bias|embed_positions)",
+        ),
+    ),
     "CohereForCausalLM": Variant(
         norm="layer",
         rope="interleaved",
@@ -101,6 +167,21 @@ DENSE: Mapping[str, Variant] = {
     ),
     "Ernie4_5ForCausalLM": Variant(rope="interleaved", tied=True, directory=_FREE),
     "Exaone4ForCausalLM": Variant(before=False, after=True, qk_norm="head", directory=Directory()),
+    "ExaoneForCausalLM": Variant(
+        directory=Directory(
+            {
+                **{"attn_norm": "ln_1", "ffn_norm": "ln_2", "ffn_down": "mlp.c_proj"},
+                **{f"attn_{letter}": f"attn.attention.{letter}_proj" for letter in "qkv"},
+                "attn_output": "attn.attention.out_proj",
+                **{"ffn_gate": "mlp.c_fc_0", "ffn_up": "mlp.c_fc_1"},
+            },
+            frame=_GPT,
+            prefixes=_WORDS,
+            layers="h",
+            follows=_exaone,
+            unused=r".*\.rotary\.inv_freq",
+        ),
+    ),
     "FalconForCausalLM": Variant(
         norm="layer",
         gated=False,
@@ -172,11 +253,35 @@ DENSE: Mapping[str, Variant] = {
                 "ffn_down": "mlp.fc_out",
             },
             bias="free",
-            frame={"token_embd": "{p}wte", "output_norm": "{p}ln_f"},
+            frame=_GPT,
             prefixes=_WORDS,
             layers="h",
             follows=_ffn,
             unused=r".*\.attn\.(bias|masked_bias|embed_positions)",
+        ),
+    ),
+    "GPTNeoForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="gelu_tanh",
+        rope=None,
+        positions=True,
+        tied=True,
+        assumed={"window": 256},
+        directory=Directory(
+            {
+                **{"attn_norm": "ln_1", "ffn_norm": "ln_2"},
+                **{f"attn_{letter}": f"attn.attention.{letter}_proj" for letter in "qkv"},
+                "attn_output": "attn.attention.out_proj",
+                **{"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+            },
+            bias="free",
+            frame={**_GPT, "position_embd": "{p}wpe"},
+            prefixes=_WORDS,
+            layers="h",
+            acts=True,
+            follows=_neo,
+            unused=r".*\.attn\.attention\.(bias|masked_bias)",
         ),
     ),
     "GPTNeoXForCausalLM": Variant(
@@ -212,6 +317,18 @@ DENSE: Mapping[str, Variant] = {
             bias="free",
         ),
     ),
+    "GraniteSWAForCausalLM": Variant(
+        multipliers=True,
+        sinks="all",
+        rope_local="same",
+        window_every=4,
+        full_first=True,
+        tied=True,
+        assumed={"attention_scale": 1.0, "window": 128},
+        directory=Directory(
+            {"attn_sinks.weight": "self_attn.sinks"}, bias="all", follows=turned_layers
+        ),
+    ),
     "HeliumForCausalLM": Variant(rope="interleaved", directory=_FREE),
     "HunYuanDenseV1ForCausalLM": Variant(
         qk_norm="head",
@@ -231,6 +348,20 @@ DENSE: Mapping[str, Variant] = {
         directory=Directory(
             {"post_attention_norm": "post_norm1", "post_ffw_norm": "post_norm2"}, bias="free"
         ),
+    ),
+    "InternLM2ForCausalLM": Variant(
+        directory=Directory(
+            {
+                **{"attn_norm": "attention_norm", "ffn_norm": "ffn_norm"},
+                **{"attn_qkv": "attention.wqkv", "attn_output": "attention.wo"},
+                "ffn_gate": "feed_forward.w1",
+                "ffn_up": "feed_forward.w3",
+                "ffn_down": "feed_forward.w2",
+            },
+            bias="free",
+            frame={"token_embd": "{p}tok_embeddings", "output": "output"},
+            by_head=True,
+        )
     ),
     "Jais2ForCausalLM": Variant(norm="layer", gated=False, activation="relu2", directory=_FREE),
     "MinistralForCausalLM": Variant(rope_local="same", window_every=0, directory=Directory()),
@@ -260,6 +391,18 @@ DENSE: Mapping[str, Variant] = {
             only={"alibi_used": True},
         ),
     ),
+    "NanoChatForCausalLM": Variant(
+        weightless=True,
+        embed_norm="bare",
+        backward=True,
+        qk_norm="heads",
+        qk_free=True,
+        late=True,
+        gated=False,
+        activation="relu2",
+        softcapped=True,
+        directory=Directory({"ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}, bias="all"),
+    ),
     "NemotronForCausalLM": Variant(
         norm="layer",
         gated=False,
@@ -267,6 +410,26 @@ DENSE: Mapping[str, Variant] = {
         directory=Directory(bias="free", less_one=True),
     ),
     "OlmoForCausalLM": Variant(norm="layer", weightless=True, clamped="first", directory=_FREE),
+    "PersimmonForCausalLM": Variant(
+        norm="layer",
+        gated=False,
+        activation="relu2",
+        qk_norm="head",
+        qk_free=True,
+        assumed={"rope_partial": 0.5},
+        directory=Directory(
+            {
+                **_FOUR,
+                "attn_qkv": "self_attn.query_key_value",
+                "attn_output": "self_attn.dense",
+                "attn_q_norm": "self_attn.q_layernorm",
+                "attn_k_norm": "self_attn.k_layernorm",
+            },
+            bias="free",
+            frame={"output_norm": "{p}final_layernorm"},
+            by_head=True,
+        ),
+    ),
     "PhiForCausalLM": Variant(
         norm="layer",
         gated=False,

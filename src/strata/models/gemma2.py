@@ -1,4 +1,5 @@
 """Gemma 2: norms before and after each half of a layer, soft caps, a window on every other layer.
+VaultGemma (arXiv:2510.15001) has the norms before alone.
 
 Source: arXiv:2408.00118. The pieces that Gemma 3 shares are public here.
 """
@@ -27,15 +28,19 @@ NORMS = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _27B_LAYERS = 46
+_BARE = "VaultGemmaForCausalLM"
 
 
 def tensors(c: Config) -> dict[str, Tensor]:
     """The tensors of a Gemma 2 model."""
     bias = c.keys.flag("attention_bias", False)
+    norms = {
+        n: s for n, s in NORMS.items() if not (n.startswith("post_") and c.architecture == _BARE)
+    }
     return {
         **decoder.frame_tensors(c, SHIFTED),
         **decoder.rope_tensors(c),
-        **decoder.norm_tensors(c, SHIFTED, **NORMS),
+        **decoder.norm_tensors(c, SHIFTED, **norms),
         **decoder.attention_tensors(c, bias=bias, out_bias=bias),
         **decoder.gated_tensors(c),
     }
@@ -66,6 +71,9 @@ def sandwich_model(
     decoder.check_activation(c, GELU)
     eps = decoder.rms_eps(c)
 
+    def after(b: Builder, x: str, name: str) -> str:
+        return b.rms_norm(x, name, eps) if catalog.has(name) else x
+
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
         h = decoder.attention(
@@ -79,10 +87,10 @@ def sandwich_model(
             softcap=softcap,
             norm_eps=eps if qk_norm else None,
         )
-        x = b.add(x, b.rms_norm(h, f"blk.{i}.post_attention_norm.weight", eps))
+        x = b.add(x, after(b, h, f"blk.{i}.post_attention_norm.weight"))
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         h = decoder.gated(b, catalog, h, i, "gelu_tanh")
-        return b.add(x, b.rms_norm(h, f"blk.{i}.post_ffw_norm.weight", eps))
+        return b.add(x, after(b, h, f"blk.{i}.post_ffw_norm.weight"))
 
     def logits(b: Builder, x: str) -> str:
         x = b.rms_norm(x, "output_norm.weight", eps)

@@ -1,7 +1,7 @@
 """Granite 4: Mamba-2 or attention a layer, each with a feed-forward or with experts beside a shared
-one, and Granite's scales.
+one, and Granite's scales. Bamba: the same with other names, rotated positions and no scales.
 
-Source: the GraniteMoeHybrid configuration of transformers.
+Source: the GraniteMoeHybrid and Bamba configurations of transformers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,23 @@ from dataclasses import replace
 from strata.formats import ModelFile
 from strata.models import decoder, experts, llama, state_space
 from strata.models.config import Config, read_config
+from strata.models.errors import ConfigError
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Part, Tensor, on_layers
 from strata.program import Builder, Model
 
 _ATTENTION = {"attention", "full_attention"}
 _TYPES = {"mamba", "linear_attention", *_ATTENTION}
+_BAMBA = "BambaForCausalLM"
 
 
 def attending(c: Config) -> list[bool]:
     """Which layers have attention."""
+    if c.architecture == _BAMBA:
+        chosen = c.keys.raw("attn_layer_indices") or []
+        if not isinstance(chosen, list) or any(i not in range(c.layers) for i in chosen):
+            raise ConfigError("'attn_layer_indices': a list of layers is expected")
+        return [i in chosen for i in range(c.layers)]
     listed = c.keys.texts("layer_types", c.layers, _TYPES)
     if listed is not None:
         return [kind in _ATTENTION for kind in listed]
@@ -32,7 +39,16 @@ def tensors(c: Config) -> dict[str, Tensor]:
     """The tensors of a Granite 4."""
     s, attends = state_space.read_sizes(c, version=2), attending(c)
     ffn, m = experts.mixture_tensors(c, mixture(c)), mixture(c)
-    if c.keys.kind != "gguf":
+    bamba = c.architecture == _BAMBA
+    after_attention = "pre_ff_layernorm" if bamba else "post_attention_layernorm"
+    frame = decoder.frame_tensors(c)
+    if bamba:
+        frame["output_norm.weight"] = Tensor("{p}final_layernorm.weight", (c.width,))
+        ffn = {
+            name: replace(t, huggingface=(t.huggingface or "").replace(".mlp.", ".feed_forward."))
+            for name, t in ffn.items()
+        }
+    elif c.keys.kind != "gguf":
         shared = ("shared_mlp", "" if m is None else "_shexp", c.ffn if m is None else m.shared)
         fused = [shared] if m is None or m.shared else []
         fused += [] if m is None else [("block_sparse_moe", "_exps", m.ffn)]
@@ -48,9 +64,9 @@ def tensors(c: Config) -> dict[str, Tensor]:
     attention = decoder.attention_tensors(c, bias=bias, out_bias=bias)
     mixer = state_space.tensors2(c, s, "mamba")
     return {
-        **decoder.frame_tensors(c),
+        **frame,
         **decoder.rope_tensors(c),
-        **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
+        **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm=after_attention),
         **on_layers(attention, [i for i in range(c.layers) if attends[i]]),
         **on_layers(mixer, [i for i in range(c.layers) if not attends[i]]),
         **ffn,
@@ -75,14 +91,17 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     sizes = state_space.read_sizes(c, version=2)
     catalog = Catalog(file, tensors(c), c.layers, harmless=decoder.harmless(c))
     # A hybrid's attention has no positions unless the file says so.
-    rotates = (
+    bamba = architecture == _BAMBA
+    rotates = bamba or (
         keys.flag("rope_used", True) if gguf else keys.raw("position_embedding_type") == "rope"
     )
     factors = decoder.rope_factors(c, catalog)
+    if bamba:
+        c = replace(c, keys=keys.assuming({"rope_partial": 0.5}))
     rope = read_rope(c, llama.rope_style(file), factors=factors) if rotates else None
     eps = decoder.rms_eps(c)
     kept = state_space.Kept()
-    usual = 1 / math.sqrt(c.head_dim) if gguf else 1.0
+    usual = 1 / math.sqrt(c.head_dim) if gguf or bamba else 1.0
     scale = keys.number("attention_scale", 0.0) or usual
     residual = keys.number("residual_scale", 0.0) or 1.0
 

@@ -144,7 +144,10 @@ KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "expert_scoring": ("expert_gating_func", ()),
     "expert_scale": (
         "expert_weights_scale",
-        ("routed_scaling_factor", "route_scale", "router_scaling_factor"),
+        (
+            *("routed_scaling_factor", "route_scale", "router_scaling_factor"),
+            "moe_routed_scaling_factor",
+        ),
     ),
     "expert_norm": ("expert_weights_norm", ("norm_topk_prob",)),
     "expert_groups": ("expert_group_count", ("n_group",)),
@@ -186,6 +189,8 @@ KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "ssm_rank": ("ssm.time_step_rank", ("time_step_rank", "mamba_dt_rank")),
     "ssm_groups": ("ssm.group_count", ("n_groups", "mamba_n_groups")),
     "ssm_expand": (None, ("expand", "mamba_expand")),
+    "ssm_step_norms": ("ssm.dt_b_c_rms", ()),
+    "ssm_step_eps": (None, ("mixer_rms_eps",)),
     "ssm_normed": (None, ("mamba_rms_norm",)),
     "ssm_norm_first": (None, ("mamba_norm_before_gate",)),
     "ssm_in_scale": (None, ("ssm_in_multiplier",)),

@@ -1,4 +1,5 @@
-"""Mamba and Mamba-2: layers of one mixer each, no attention (arXiv:2312.00752, 2405.21060)."""
+"""Mamba and Mamba-2: layers of one mixer each, no attention (arXiv:2312.00752, 2405.21060); Falcon
+Mamba, which norms the step, B and C of the former (arXiv:2410.05355)."""
 
 from __future__ import annotations
 
@@ -52,11 +53,16 @@ def _build(file: ModelFile, architecture: str, context: int | None, version: int
     name = "rms_eps" if file.kind == "gguf" else "layer_norm_eps"
     eps = c.keys.number(name, 1e-5, low=1e-12, high=1.0)
     kept = state_space.Kept()
+    step_eps = None
+    if architecture == "FalconMambaForCausalLM":
+        step_eps = c.keys.number("ssm_step_eps", 1e-6, low=1e-12, high=1.0)
+    elif c.keys.flag("ssm_step_norms", False):
+        step_eps = eps
 
     def layer(b: Builder, x: str, i: int) -> str:
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
         if version == 1:
-            h = state_space.mixer1(b, c, sizes, catalog, kept, h, i)
+            h = state_space.mixer1(b, c, sizes, catalog, kept, h, i, step_eps)
         else:
             h = state_space.mixer2(b, sizes, catalog, kept, h, i, eps)
         return b.add(x, h)

@@ -6,8 +6,12 @@ Sources of the rows: the names and the arithmetic of transformers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from strata.models.experts import Routing
+from strata.models.keys import Keys
+from strata.models.rope import turned_layers
 from strata.models.variants import Directory, Variant
 
 _PARTS = ("gate", "up", "down")
@@ -19,28 +23,52 @@ _MIXTRAL = {
     "ffn_up_exps": "block_sparse_moe.experts.{e}.w3",
     "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
 }
+_GRANITE_NAMES = Directory(
+    {
+        "ffn_gate_inp": "block_sparse_moe.router.layer",
+        "ffn_down_exps": "block_sparse_moe.output_linear",
+        "ffn_down_shexp": "shared_mlp.output_linear",
+    },
+    {
+        "block_sparse_moe.input_linear.weight": ("ffn_gate_exps", "ffn_up_exps"),
+        "shared_mlp.input_linear.weight": ("ffn_gate_shexp", "ffn_up_shexp"),
+    },
+    bias="all",
+)
 _GRANITE = Variant(
     multipliers=True,
     mixture=Routing(),
     unread=("shared_experts", "dense_layers", "expert_ffn"),
     # What its configuration class has where the file says nothing.
     assumed={"attention_scale": 1.0},
-    directory=Directory(
-        {
-            "ffn_gate_inp": "block_sparse_moe.router.layer",
-            "ffn_down_exps": "block_sparse_moe.output_linear",
-            "ffn_down_shexp": "shared_mlp.output_linear",
-        },
-        {
-            "block_sparse_moe.input_linear.weight": ("ffn_gate_exps", "ffn_up_exps"),
-            "shared_mlp.input_linear.weight": ("ffn_gate_shexp", "ffn_up_shexp"),
-        },
-        bias="all",
-    ),
+    directory=_GRANITE_NAMES,
 )
+
+
+def _prefix(keys: Keys) -> dict[str, Any]:
+    """Layers without experts come first, and may have a width of their own."""
+    kinds = keys.find("ffn_kinds")[1]
+    first = kinds.index("sparse") if isinstance(kinds, list) and "sparse" in kinds else 0
+    dense = keys.raw("prefix_dense_intermediate_size")
+    width = keys.integer("ffn")
+    return {"expert_ffn": width, "dense_layers": first, "ffn": width if dense is None else dense}
+
 
 # By `architectures` of config.json.
 HUGGING_FACE: Mapping[str, Variant] = {
+    "Cohere2MoeForCausalLM": Variant(
+        norm="layer",
+        rope="interleaved",
+        rope_on="dense",
+        rope_local="same",
+        window_every=4,
+        parallel="always",
+        logit_multiplies=True,
+        mixture=Routing(scoring="sigmoid", renormalise=None, halved=True),
+        tied=True,
+        assumed={"logit_scale": 0.0625, "expert_norm": True},
+        directory=Directory(bias="all", follows=_prefix),
+    ),
     "Dots1ForCausalLM": Variant(qk_norm="head", mixture=_SIGMOID, directory=Directory(bias="all")),
     "Ernie4_5_MoeForCausalLM": Variant(
         rope="interleaved",
@@ -98,6 +126,28 @@ HUGGING_FACE: Mapping[str, Variant] = {
     ),
     "GraniteMoeForCausalLM": _GRANITE,
     "GraniteMoeSharedForCausalLM": _GRANITE,
+    "GraniteMoeSWAForCausalLM": replace(
+        _GRANITE,
+        sinks="all",
+        rope_local="same",
+        window_every=4,
+        full_first=True,
+        assumed={"attention_scale": 1.0, "window": 128},
+        directory=Directory(
+            {
+                "attn_sinks.weight": "self_attn.sinks",
+                "ffn_gate_inp": "block_sparse_moe.router",
+                "ffn_down_exps.weight": "block_sparse_moe.experts.down_proj",
+                "ffn_down_shexp": "shared_mlp.output_linear",
+            },
+            {
+                "block_sparse_moe.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+                "shared_mlp.input_linear.weight": ("ffn_gate_shexp", "ffn_up_shexp"),
+            },
+            bias="all",
+            follows=turned_layers,
+        ),
+    ),
     "HunYuanMoEV1ForCausalLM": Variant(
         qk_norm="head",
         late=True,
@@ -113,6 +163,13 @@ HUGGING_FACE: Mapping[str, Variant] = {
             },
             bias="all",
         ),
+    ),
+    "MellumForCausalLM": Variant(
+        qk_norm="head",
+        window_every=0,
+        mixture=Routing(renormalise=None),
+        assumed={"expert_norm": True},
+        directory=Directory(bias="all"),
     ),
     "MiniMaxM2ForCausalLM": Variant(
         qk_norm="all",

@@ -90,9 +90,24 @@ def read_local_rope(
         theta = real(f"{key}.rope_theta", table["rope_theta"], _LEAST_BASE, _MOST_BASE)
     if _kind(table) != "default":
         raise ConfigError(f"'{key}' scales the positions of sliding windows: this is not built")
-    dim = c.keys.integer("rope_dim_local", other.dim, high=c.head_dim)
+    partial = table.get("partial_rotary_factor")
+    if partial is not None:
+        partial = int(c.head_dim * real(f"{key}.partial_rotary_factor", partial, 0.0, 1.0))
+    dim = c.keys.integer("rope_dim_local", partial or other.dim, high=c.head_dim)
     own = replace(other, base=theta, dim=dim) if scaled else _Scaling("default", theta, dim)
     return _reduce(own, style, None)
+
+
+def turned_layers(keys: Keys) -> dict[str, Any]:
+    """Which layers are rotated, where config.json has a base for each and 0 for none."""
+    name = "layer_rope_theta"
+    bases, (key, table) = keys.raw(name), _table(keys, "full_attention")
+    if bases is None:
+        return {}
+    base = table.get("rope_theta", keys.find("rope_base")[1])
+    if not isinstance(bases, list) or any(b not in (0, base) for b in bases):
+        raise ConfigError(f"'{name}': bases other than 0 and '{key}.rope_theta' are not built")
+    return {"rope_layers": [int(b != 0) for b in bases]}
 
 
 def _reduce(scaling: _Scaling, style: Style, factors: str | None) -> Rope:

@@ -134,14 +134,21 @@ def mixer1(
     kept: Kept,
     x: str,
     i: int,
+    step_eps: float | None = None,
 ) -> str:
-    """in, convolution, scan, gate, out; with norms of the step, B and C where the file has them."""
+    """in, convolution, scan, gate, out; with norms of the step, B and C where the file has them, or
+    without weights where ``step_eps`` is given."""
     name = f"blk.{i}.ssm_"
     with b.unit("ssm"):
         x, z = (decoder.product(b, catalog, x, f"{name}in_{part}") for part in "xz")
         x = _convolve(b, s, catalog, kept, x, i, s.inner)
         steps = [b.matmul(x, f"{name}x_{part}.weight") for part in ("dt", "b", "c")]
-        if catalog.has(f"{name}dt_norm.weight"):
+        if step_eps is not None:
+            steps = [
+                b.rms_norm(y, None, step_eps, width)
+                for y, width in zip(steps, (s.heads, s.states, s.states), strict=True)
+            ]
+        elif catalog.has(f"{name}dt_norm.weight"):
             eps = decoder.rms_eps(c)
             parts = ("dt", "b", "c")
             steps = [

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from strata.formats import ModelFile, TensorInfo
-from strata.formats.header_only import Blank
+from strata.formats.header_only import Blank, HeaderOnly
 from strata.models import text_parts
 from strata.models.errors import (
     MissingTensor,
@@ -16,9 +16,10 @@ from strata.models.errors import (
     TensorType,
     UnexpectedTensor,
 )
-from strata.models.keys import several_senses
+from strata.models.keys import real, several_senses
 from strata.program import Weight
 from strata.program.model import Transform
+from strata.quant import dequantize
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,22 @@ class Catalog:
     def type(self, name: str) -> str:
         """The block type in which the file holds a weight."""
         return self._file.tensors[self._weights[name].source].type.name
+
+    def number(self, stored: str, otherwise: float) -> float:
+        """The one number of a directory's tensor, which is no weight but says how an Op computes.
+
+        ``otherwise`` where there is none, and where only the header is known. Raises TensorShape,
+        TensorType, or ConfigError for what is no number.
+        """
+        name = stored.replace("{p}", self._prefix)
+        info = self._file.tensors.get(name)
+        if info is None:
+            return otherwise
+        self._check(info, (1,), "none", unit_axes=True)
+        if isinstance(self._file, HeaderOnly):
+            return otherwise
+        value = float(dequantize(info.type, self._file.read(name), (1,))[0])
+        return real(name, value, -1e4, 1e4)
 
     def _stacked(self, tensors: Tensors, layers: int) -> set[str]:
         """Under which names tensors of experts may be found."""

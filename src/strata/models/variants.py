@@ -29,7 +29,8 @@ class Directory:
     ``less_one``: norms are stored less 1. ``unused``: a pattern of what nobody reads.
 
     ``by_head``: one product, called ``attn_qkv`` in ``names``, makes the queries, the key and the
-    value of each key head one behind the other. ``acts``: config.json chooses the activation.
+    value of each key head one behind the other, or of each of so many ``groups`` of heads, in the
+    ``order`` of these letters. ``acts``: config.json chooses the activation.
     ``follows`` gives values, by canonical name, that follow from other keys; ``only`` what is built
     of settings that have several values.
     """
@@ -44,6 +45,8 @@ class Directory:
     less_one: bool = False
     unused: str = r"(?!)"
     by_head: bool = False
+    groups: int = 0
+    order: str = "qkv"
     acts: bool = False
     follows: Callable[[Keys], Mapping[str, Any]] | None = None
     only: Mapping[str, bool] = field(default_factory=dict)
@@ -66,7 +69,7 @@ class Variant:
     layers (``windows``; ``three``: three of four, the last of them all not, or the ``first``; with
     ``dense``, those without experts as well), ``rope_local`` how they turn with a window: by a base
     that is their ``own`` and unscaled (``based``: scaled), by the ``plain`` one unscaled, or as the
-    ``same`` as others, ``whole_head`` whatever the file says,
+    ``same`` as others, ``whole_head`` whatever the file says, ``backward`` by negative angles,
     ``alibi`` the largest bias, ``alibi_stated`` if the file says it, ``positions`` a learned table,
     ``qk_norm`` over each ``head``, over ``heads`` with weights of their own, or over ``all``
     (``qk_free``: files may leave it out); ``late``: after rotation; ``window_every``: every
@@ -105,6 +108,7 @@ class Variant:
     rope_on: Literal["all", "windows", "dense", "three", "first"] = "all"
     rope_local: Literal["own", "based", "plain", "same"] = "own"
     whole_head: bool = False
+    backward: bool = False
     alibi: float = 0.0
     alibi_stated: bool = False
     positions: bool = False

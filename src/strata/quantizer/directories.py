@@ -56,6 +56,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "CohereForCausalLM": "command-r",
     "Cohere2ForCausalLM": "cohere2",
     "Ernie4_5ForCausalLM": "ernie4_5",
+    "ExaoneForCausalLM": "exaone",
     "Exaone4ForCausalLM": "exaone4",
     "Glm4ForCausalLM": "glm4",
     "NemotronForCausalLM": "nemotron",
