@@ -1,7 +1,7 @@
 """Guessing tokens ahead (`--draft auto`) beside not guessing, over a table of workloads.
 
     python bench/speculation.py [--pairs N] [--tokens N] [--seconds S] [--only WORD] [--out FILE]
-                                [--resume]
+                                [--resume] [--draft KIND]
 
 SmolLM2 and small shapes of `strata synth`, resident and streamed; texts in which nothing can be
 looked up (random tokens, sampled hot), prose, code to edit, a text to repeat in part, and one that
@@ -13,7 +13,7 @@ that of off, counted from where all requests have a first token, and ``interval`
 pair (95 %, bootstrap). ``plan_ratio`` is the predicted speed of the Plan that sets memory
 aside for guesses, without guessing, over that of the Plan that does not. ``--resume`` goes on with
 the workloads that FILE does not have yet; some twenty seconds each, and the shapes are written
-first.
+first. ``--draft suffix`` guesses where ``auto`` would not, too, as in steps of many requests.
 """
 
 from __future__ import annotations
@@ -221,7 +221,9 @@ def predicted(llm: LLM) -> float | None:
     return llm.plan.predicted.decode_tok_s / without.predicted.decode_tok_s
 
 
-def run_case(case: Case, model: str, pairs: int, tokens: int, seconds: float) -> dict[str, Any]:
+def run_case(
+    case: Case, model: str, pairs: int, tokens: int, seconds: float, draft: str
+) -> dict[str, Any]:
     """One workload: pairs until there are enough, or no time is left."""
     size = max(8, tokens if case.requests == 1 else 2 * tokens // min(case.requests, 8))
     params = {"hostile": HOSTILE, "prose": PROSE}.get(case.kind, GREEDY)
@@ -232,6 +234,7 @@ def run_case(case: Case, model: str, pairs: int, tokens: int, seconds: float) ->
     options: dict[str, Any] = {
         "parallel": case.requests,
         "context": 640,
+        "draft": draft,
         "workload": workload,
         "memory": None if case.memory is None else case.memory * 10**6 + beside,
     }
@@ -287,7 +290,7 @@ def made(model: str, folder: Path) -> str:
 def alone(case: Case, model: str, given: argparse.Namespace) -> dict[str, Any]:
     """A workload in a process of its own, so that none is measured beside another's memory."""
     numbers = [str(x) for x in (CASES.index(case), given.pairs, given.tokens, given.seconds)]
-    command = [sys.executable, __file__, "--case", model, *numbers]
+    command = [sys.executable, __file__, "--case", model, *numbers, given.draft]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"name": case.name, "error": done.stderr.strip()[-400:]}
@@ -295,11 +298,13 @@ def alone(case: Case, model: str, given: argparse.Namespace) -> dict[str, Any]:
     return said
 
 
-def in_this_process(model: str, number: str, pairs: str, tokens: str, seconds: str) -> None:
+def in_this_process(
+    model: str, number: str, pairs: str, tokens: str, seconds: str, draft: str
+) -> None:
     """Print what a workload came to."""
     case = CASES[int(number)]
     try:
-        said = run_case(case, model, int(pairs), int(tokens), float(seconds))
+        said = run_case(case, model, int(pairs), int(tokens), float(seconds), draft)
     except StrataError as error:
         said = {"name": case.name, "error": str(error)}
     print(json.dumps(said))
@@ -311,16 +316,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=8, help="pairs of each workload at most")
     parser.add_argument("--tokens", type=int, default=96, help="tokens of an answer")
     parser.add_argument("--seconds", type=float, default=16.0, help="of a workload's pairs")
+    parser.add_argument("--draft", choices=["auto", "suffix", "ngram"], default="auto")
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
     parser.add_argument("--folder", type=Path, help="where synthetic models are kept")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true", help="leave out what --out has already")
     given = parser.parse_args()
-    found: dict[str, Any] = {"machine": describe(), "workloads": []}
+    found: dict[str, Any] = {"machine": describe(), "draft": given.draft, "workloads": []}
     if given.resume and given.out is not None and given.out.exists():
         before = json.loads(given.out.read_text())
         same = ("cpu", "affinity", "isas", "commit")
-        if any(before["machine"][key] != found["machine"][key] for key in same):
+        if before["draft"] != given.draft or any(
+            before["machine"][key] != found["machine"][key] for key in same
+        ):
             raise SystemExit(f"{given.out} was measured on another machine, or by other code")
         found = before
     done = {said["name"] for said in found["workloads"] if "error" not in said}

@@ -43,8 +43,8 @@ SAMPLED = replace(GREEDY, temperature=1.1, top_p=0.95, repetition_penalty=1.2, s
 Arrays = dict[str, NDArray[np.float32]]
 
 
-def write_directory(path: Path, change: Callable[[Arrays], None] | None = None) -> Path:
-    """A tiny Qwen3.5 whose block has the shapes of its layer with attention."""
+def block_shapes() -> dict[str, tuple[int, ...]]:
+    """Those of a tiny Qwen3.5 whose block is as its layer with attention."""
     golden = make_tiny_models.golden("qwen35")
     width = golden.config["hidden_size"]
     shapes = dict(golden.shapes)
@@ -55,10 +55,16 @@ def write_directory(path: Path, change: Callable[[Arrays], None] | None = None) 
     shapes["mtp.fc.weight"] = (width, 2 * width)
     for name in ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm"):
         shapes[f"{name}.weight"] = (width,)
+    return shapes
+
+
+def write_directory(path: Path, change: Callable[[Arrays], None] | None = None) -> Path:
+    """A tiny Qwen3.5 with such a block."""
+    shapes = block_shapes()
     arrays = {name: make_tiny_models.weight(name, shape) for name, shape in shapes.items()}
     if change is not None:
         change(arrays)
-    made = make_tiny_models.write_directory(path, golden)
+    made = make_tiny_models.write_directory(path, make_tiny_models.golden("qwen35"))
     save_file(arrays, made / "model.safetensors")
     return made
 
@@ -329,6 +335,30 @@ def test_it_is_in_the_ledger_and_in_the_plan(planned: bool, tmp_path: Path) -> N
         assert llm.engine.status().draft_tokens_kept > 5
         llm.engine.check_integrity()
         llm.runtime.check_integrity()
+
+
+def test_a_model_that_sees_has_it_beside_its_text_part() -> None:
+    """As the checkpoints of Qwen3.5 have it."""
+    golden = make_tiny_models.golden("qwen35")
+    whole = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": golden.config,
+        "vision_config": {},
+    }
+    shapes = {
+        name.replace("model.", "model.language_model.", 1): shape
+        for name, shape in block_shapes().items()
+    }
+    shapes["model.visual.blocks.0.attn.qkv.weight"] = (64, 64)
+    header = Header("huggingface", whole, shapes)
+    _, block, _ = mtp_model(header, 64).segments
+    found = {weight.source for weight in block.weights}
+    assert "mtp.layers.0.self_attn.q_proj.weight" in found
+    assert {name for name in found if not name.startswith("mtp.")} == {
+        "model.language_model.embed_tokens.weight"
+    }
+    assert not build_model(header, 64).embeds
 
 
 @pytest.mark.parametrize("name", ["DeepseekV3", "Glm4MoeLite"])
