@@ -83,7 +83,10 @@ def run(*command: object, log: Path) -> float:
 def judged(tools: Path, model: Path, base: Path, log: Path, threads: int) -> dict[str, Any]:
     """What llama-perplexity says of a file beside the base's logits; ``windows`` are the mean KL
     and the mean log ratio of perplexities in each."""
-    if not log.exists() or "Same top p" not in log.read_text():
+    # On a busy machine its last lines are lost at times.
+    for _ in range(4):
+        if log.exists() and "Mean    KLD:" in log.read_text():
+            break
         run(
             tools / "llama-perplexity",
             *("-m", model, "--kl-divergence-base", base, "--kl-divergence", "-t", threads),

@@ -21,6 +21,7 @@ from strata.formats.writing import TensorSource
 from strata.memory import process_memory
 from strata.models import build_model
 from strata.quant import by_name, dequantize
+from strata.quantizer.compensate import drift_of
 from strata.quantizer.importance import (
     ImportanceError,
     ImportanceMatrix,
@@ -240,3 +241,28 @@ def test_a_float_model_runs_with_the_bits_of_the_file(
     assert copy.read_bytes() == out.read_bytes()
     assert run("run", out, "a", "--raw", "--quantize", "Q4_K") == 2
     assert "quantised already" in capsys.readouterr().err
+
+
+def test_weights_make_up_for_inputs_that_drifted() -> None:
+    """What is added to them is the ridge regression of what is missing on the inputs there are."""
+    rng = np.random.default_rng(7)
+    plain = rng.standard_normal((400, 24))
+    now = (
+        plain + 0.2 * plain @ rng.standard_normal((24, 24)) + 0.01 * rng.standard_normal((400, 24))
+    )
+    weights = rng.standard_normal((5, 24))
+    moments, crossed = now.T @ now, (plain - now).T @ now
+    moved = weights + weights @ drift_of(moments, crossed)
+    held = np.sqrt(0.1 * np.diag(moments).mean()) * np.eye(24)
+    wanted = (plain - now) @ weights.T
+    rows = np.concatenate([now, held])
+    best = np.linalg.lstsq(rows, np.concatenate([wanted, np.zeros((24, 5))]), rcond=None)[0].T
+    assert np.allclose(moved - weights, best, atol=1e-8)
+    target = plain @ weights.T
+
+    def error(w: np.ndarray) -> float:
+        return float(((now @ w.T - target) ** 2).sum())
+
+    assert error(moved) < 0.2 * error(weights)
+    # Inputs that stayed leave weights as they are.
+    assert not drift_of(moments, np.zeros((24, 24))).any()

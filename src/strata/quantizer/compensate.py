@@ -2,7 +2,10 @@
 a model of which everything before it is rounded already.
 
 Source: Frantar and others, arXiv 2210.17323. Scales are fitted where a block begins, weighed by
-what the columns behind it cannot make up for; blocks come by falling importance (act-order).
+what the columns behind it cannot make up for; blocks come by falling importance (act-order). What a
+matrix is rounded to are not its own values but those that give, of inputs as rounded layers make
+them, most nearly what the floats gave of theirs (the asymmetric calibration of arXiv 2504.02692, by
+ridge regression).
 """
 
 from __future__ import annotations
@@ -16,20 +19,22 @@ from numpy.typing import NDArray
 
 from strata.backends.weights import WeightSource
 from strata.program import Model, Segment, Weight
-from strata.quant import BlockType
+from strata.quant import BlockType, by_name, dequantize
 from strata.quantizer.encoder import Encoder
 from strata.quantizer.sources import Raw, Source, SourceTensor
 from strata.quantizer.sweeps import Floats, Seen, Sweep, Window, matrices
 
 Progress = Callable[[str, int, int | None], None]
 _DAMPING = 0.01
+# Of the mean moment: how strongly weights are held where a text says little of how inputs drift.
+_HELD = 0.1
 _FLOATS = ("F32", "F16", "BF16")
 # An expert that fewer rows came to than this share of its width is weighed by column only.
 _ENOUGH = 0.25
 
 
 class Moments:
-    """x^T x over the rows of all windows, in the order of the windows."""
+    """x^T y over the rows of all windows, in the order of the windows."""
 
     def __init__(self, width: int) -> None:
         self._sum = np.zeros((width, width))
@@ -43,9 +48,9 @@ class Moments:
         """Rows so far."""
         return sum(self._counts.values())
 
-    def add(self, window: int, rows: Floats) -> None:
+    def add(self, window: int, rows: Floats, others: Floats) -> None:
         """From any thread, each window once."""
-        part = rows.T @ rows
+        part = rows.T @ others
         with self._lock:
             self._counts[window] = len(rows)
             self._waiting[window] = part
@@ -78,6 +83,15 @@ def factor_of(
     return factor, importance, order.astype(np.int32)
 
 
+def drift_of(moments: NDArray[np.float64], crossed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What weights have to be multiplied with and given in addition, so that they make up for how
+    inputs drifted: (x - y)^T y (y^T y + held)^-1, with y the inputs as they are now."""
+    k = len(moments)
+    held = _HELD * max(float(np.diag(moments).mean()), 1e-30)
+    made: NDArray[np.float64] = np.linalg.solve(moments + held * np.eye(k), crossed.T).T
+    return made
+
+
 class Compensation:
     """Gives the bytes of tensors in the order of ``order``, a Segment's worth at a time."""
 
@@ -93,11 +107,13 @@ class Compensation:
         identity: str,
         progress: Progress | None = None,
     ) -> None:
-        self.identity = f"gptq 1 {identity}"
+        self.identity = f"gptq 2 {identity}"
         self._source = source
         self._model = model
         self._weights = weights
         self._windows = windows
+        # The same in the model of floats.
+        self._plain = [Window(w.tokens, w.values) for w in windows]
         self._sweep = sweep
         self._types = types
         self._encoder = encoder
@@ -137,31 +153,37 @@ class Compensation:
         floats = {w.name: self._weights.floats(w) for w in segment.weights}
         mine = [n for n, s in self._segment_of.items() if s == number and self.handles(n)]
         if mine:
-            moments: dict[tuple[str, int], Moments] = {}
-            value_of: dict[tuple[str, int], str] = {}
-            self._sweep.through(
-                segment,
-                floats,
-                self._windows,
-                partial(_watcher, moments, value_of),
-                keep=False,
-            )
+            seen = self._seen(segment, floats)
             for name in mine:
-                self._round(name, segment, floats, moments, value_of)
+                self._round(name, segment, floats, seen)
+        else:
+            self._sweep.through(segment, floats, self._plain)
         if number + 1 < len(self._model.segments):
             self._sweep.through(segment, floats, self._windows)
+
+    def _seen(self, segment: Segment, floats: Mapping[str, Floats]) -> _Inputs:
+        """Some windows at a time, in the model of floats and in the other."""
+        seen = _Inputs()
+        whole = {w.name for w in segment.weights if len(w.shape) == 2}
+        some = self._sweep.threads
+        for first in range(0, len(self._windows), some):
+            plain, now = (w[first : first + some] for w in (self._plain, self._windows))
+            kept: list[dict[str, Floats]] = [{} for _ in now]
+            self._sweep.through(segment, floats, plain, partial(_keeper, kept, whole))
+            see = partial(seen.watch, kept, first)
+            self._sweep.through(segment, floats, now, see, keep=False)
+        return seen
 
     def _round(
         self,
         name: str,
         segment: Segment,
         floats: dict[str, Floats],
-        moments: Mapping[tuple[str, int], Moments],
-        value_of: Mapping[tuple[str, int], str],
+        seen: _Inputs,
     ) -> None:
         tensor, type = self._source.tensors[name], self._types[name]
         readers = [w for w in segment.weights if w.source == name]
-        first = next(w for w in readers if any(key[0] == w.name for key in value_of))
+        first = next(w for w in readers if any(key[0] == w.name for key in seen.value_of))
         rows, k = tensor.matrix
         count = tensor.shape[0] if len(tensor.shape) == 3 else 1
         each = rows // count
@@ -169,8 +191,8 @@ class Compensation:
         made = []
         for e in range(count):
             raw = tensor.rows(e * each, (e + 1) * each)
-            key = value_of.get((first.name, e if count > 1 else 0))
-            found = None if key is None else moments[key, e if count > 1 else 0]
+            key = seen.value_of.get((first.name, e if count > 1 else 0))
+            found = None if key is None else seen.moments[key, e if count > 1 else 0]
             if found is None or found.rows < _ENOUGH * k:
                 made.append(
                     self._encoder.encode(
@@ -178,10 +200,16 @@ class Compensation:
                     )
                 )
                 continue
-            factor, importance, order = factor_of(found.total(), type.elements)
+            total = found.total()
+            factor, importance, order = factor_of(total, type.elements)
+            source = tensor.type
+            if key is not None and (crossed := seen.crossed.get(key)) is not None:
+                x = dequantize(source, raw, (each, k))
+                x = x + (x @ drift_of(total, crossed.total())).astype(np.float32)
+                raw, source = x.reshape(-1).view(np.uint8), by_name("F32")
             made.append(
                 self._encoder.encode(
-                    type, tensor.type, raw, (each, k), importance, factor, order, decoded[e]
+                    type, source, raw, (each, k), importance, factor, order, decoded[e]
                 )
             )
         self._made[name] = made
@@ -189,16 +217,41 @@ class Compensation:
             floats[weight.name] = _part(decoded, weight, tensor)
 
 
-def _watcher(
-    moments: dict[tuple[str, int], Moments], value_of: dict[tuple[str, int], str], window: int
-) -> Seen:
-    seen: set[tuple[str, int]] = set()
+class _Inputs:
+    """What the matrices of a Segment are multiplied with: moments of the rows as they are, and of
+    how they drifted (of experts not: other rows come to them), each input once."""
+
+    def __init__(self) -> None:
+        self.moments: dict[tuple[str, int], Moments] = {}
+        self.crossed: dict[str, Moments] = {}
+        self.value_of: dict[tuple[str, int], str] = {}
+
+    def watch(self, kept: list[dict[str, Floats]], first: int, number: int) -> Seen:
+        """What watches one of the windows from ``first`` on, of which the inputs were ``kept`` in
+        the model of floats."""
+        plain, window = kept[number], first + number
+        seen: set[tuple[str, int]] = set()
+
+        def watch(name: str, matrix: int, value: str, rows: Floats) -> None:
+            self.value_of[name, matrix] = value
+            if (value, matrix) in seen:
+                return
+            seen.add((value, matrix))
+            moments = self.moments.setdefault((value, matrix), Moments(rows.shape[1]))
+            moments.add(window, rows, rows)
+            if value in plain and plain[value].shape == rows.shape:
+                crossed = self.crossed.setdefault(value, Moments(rows.shape[1]))
+                crossed.add(window, plain[value] - rows, rows)
+
+        return watch
+
+
+def _keeper(kept: list[dict[str, Floats]], whole: set[str], window: int) -> Seen:
+    """What keeps the inputs of matrices that are alone of their name."""
 
     def watch(name: str, matrix: int, value: str, rows: Floats) -> None:
-        value_of[name, matrix] = value
-        if (value, matrix) not in seen:
-            seen.add((value, matrix))
-            moments.setdefault((value, matrix), Moments(rows.shape[1])).add(window, rows)
+        if name in whole:
+            kept[window][value] = rows
 
     return watch
 

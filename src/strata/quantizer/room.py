@@ -39,10 +39,12 @@ def calibration_bytes(
         if propagated:
             widths = _inputs(segment)
             widest = max(widths, default=0)
-            need += sum(k * k for k in widths) * _DOUBLE
+            # Of the rows as they are, and of how they drifted.
+            need += 2 * sum(k * k for k in widths) * _DOUBLE + threads * rows
             need += (threads * _WAITING * _FLOAT + _FACTORING * _DOUBLE) * widest * widest
         most = max(most, need)
-    between = 2 * windows * context * model.width * _FLOAT
+    streams = 2 if propagated else 1
+    between = 2 * streams * windows * context * model.width * _FLOAT
     return most + between + threads * context * kept * _FLOAT + _BESIDE
 
 

@@ -58,7 +58,7 @@ class Sweep:
         backend = ReferenceBackend()
         self._states = [backend.state_cache(model.state, blocks) for _ in range(threads)]
         self._recurrent = [group.recurrent for group in model.groups]
-        self._threads = threads
+        self.threads = threads
 
     def through(
         self,
@@ -83,7 +83,7 @@ class Sweep:
             finally:
                 free.append(state)
 
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             made = list(pool.map(one, range(len(windows))))
         if keep:
             for window, values in zip(windows, made, strict=True):
