@@ -24,6 +24,7 @@ from strata.models import build_model
 from strata.models.first_layers import first_layers
 from strata.models.kv_window import KVWindow, with_kv_window
 from strata.program import Model, PagedKV, Recurrent
+from support.command_line import strata
 from support.forward import step
 from support.hybrid_model import VOCABULARY, hybrid_model
 from support.small_programs import Floats
@@ -198,3 +199,24 @@ def test_an_answer_within_the_window_is_the_one_without(
         with LLM(path, context=120, kv_window=window, threads=2) as llm:
             answers.append(llm.generate(prompt, PARAMS).logprobs)
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_people_ask_for_it_and_are_told_what_it_means(path: Path) -> None:
+    asked = ("run", str(path), "abc", "--raw", "--max-tokens", "2", "--context", "5000")
+    done = strata(*asked, "--kv-window", "100")
+    assert done.returncode == 0, done.stderr
+    assert "layers see the last 100 positions and the first 4" in done.stderr
+    for window in ("0", "9:900"):
+        done = strata(*asked, "--kv-window", window)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = strata("serve", str(path), str(path), "--kv-window", "100")
+    assert done.returncode == 2
+    assert "--kv-window is for one model" in done.stderr
+
+
+def test_learned_positions_end_where_they_end(tmp_path: Path) -> None:
+    path = make_tiny_models.write_directory(tmp_path / "m", make_tiny_models.golden("gpt2"))
+    with pytest.raises(UsageError, match=r"has learned .* positions, and a context of 5000"):
+        LLM(path, context=5000, kv_window=50)
+    with LLM(path, context=60, kv_window=20, threads=2) as llm:
+        assert len(llm.generate(list(range(20, 60)), PARAMS).token_ids) == 8
