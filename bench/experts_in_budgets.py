@@ -106,12 +106,12 @@ if seen:
     firsts = [0, *accumulate(len(c) for _, c in visits)]
     args = ([u.experts for u in profile.units if u.experts], [v[0] for v in visits], firsts,
             [x for _, c in visits for x in c], plan.expert_slots)
-    hits, misses = native.replay_experts(*args, "frequency")
+    hits, misses = native.replay_experts(*args, "frequency", decay=plan.expert_decay)
     belady, _ = native.replay_experts(*args, "belady")
     said = {"hits": hits, "misses": misses, "belady_hits": belady}
 p, d = plan.predicted, e.decode
 print(json.dumps({
-    "slots": plan.expert_slots, "experts": profile.experts,
+    "slots": plan.expert_slots, "experts": profile.experts, "decay": plan.expert_decay,
     "predicted": {"peak": p.peak_bytes, "decode_tok_s": p.decode_tok_s, "ttft_s": p.ttft_s,
                   "hit_rate": p.expert_hit_rate},
     "peak": peak_bytes(), "cgroup_peak": cgroup_peak(),
