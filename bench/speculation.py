@@ -293,7 +293,8 @@ def alone(case: Case, model: str, given: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--case", model, *numbers, given.draft]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"name": case.name, "error": done.stderr.strip()[-400:]}
+        error = done.stderr.strip()[-400:] or f"ended with {done.returncode}"
+        return {"name": case.name, "error": error}
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 

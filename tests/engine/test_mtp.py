@@ -312,7 +312,6 @@ def test_it_computes_what_the_reference_does(kind: str, tmp_path: Path) -> None:
         logits = oracle.logits(text, guesses[:-1])
         for row, guess in zip(logits, guesses, strict=True):
             assert row[guess] > row.max() - 0.02
-            assert np.sort(row)[-3] < row.max() - 0.02 or row.argmax() == guess
     engine.close()
 
 
