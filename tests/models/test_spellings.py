@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 import make_tiny_hybrids
 import make_tiny_models
-from strata.models import FAMILIES, build_model
+from strata.formats import open_model
+from strata.models import FAMILIES, ConfigError, build_model
 from strata.program import Model, Op
+from strata.quantizer.directories import as_gguf
 from support.headers import Header, gguf, huggingface
 from support.special_models import SPECIAL
 
@@ -130,6 +133,24 @@ def test_fused_projections_in_gguf() -> None:
     assert weights["blk.0.attn_k.weight"].rows == (64, 96)
     assert weights["blk.0.attn_v.weight"].rows == (96, 128)
     assert weights["blk.0.attn_v.weight"].source == "blk.0.attn_qkv.weight"
+
+
+def test_steps_of_a_falcon_mamba_are_normed(tmp_path: Path) -> None:
+    """A GGUF file says so with a key alone: there are no weights of these norms."""
+    directory = make_tiny_models.write_directory(tmp_path, make_tiny_models.golden("mamba"))
+    with open_model(directory) as opened:
+        file = as_gguf(opened, vocabulary=False)
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+
+    def model(**stated: Any) -> Model:
+        return build_model(Header("gguf", {**file.metadata, **stated}, shapes))  # type: ignore[arg-type]
+
+    plain, normed = model(), model(**{"mamba.ssm.dt_b_c_rms": True})
+    layers = len(plain.segments) - 2
+    assert len(ops(normed, "rms_norm")) == len(ops(plain, "rms_norm")) + 3 * layers
+    assert model(**{"mamba.ssm.dt_b_c_rms": False}) == plain
+    with pytest.raises(ConfigError, match="dt_b_c_rms"):
+        model(**{"mamba.ssm.dt_b_c_rms": 1})
 
 
 def renamed(header: Any, old: str, new: str) -> Any:
