@@ -155,10 +155,11 @@ def test_a_grammar_that_grows_later_ends_its_own_answer(monkeypatch: pytest.Monk
     assert isinstance(loud, _Position)
     # As if it took forever from here on.
     os.kill(loud._compiled._ward.pid, signal.SIGSTOP)
-    monkeypatch.setattr(limits, "MASK_S", 0.004)
     loud.accept(TEXTS.index(b"c"))
-    with pytest.raises(GrammarError, match="takes too much"):
-        loud.allowed()
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "MASK_S", 0.004)
+        with pytest.raises(GrammarError, match="takes too much"):
+            loud.allowed()
     # To go on is no error, which would be that of everybody in the step; to ask is.
     loud.accept(TEXTS.index(b"d"))
     with pytest.raises(GrammarError, match="ended"):
