@@ -19,6 +19,7 @@ from strata.cli.options import (
     quiet_option,
     threads_option,
 )
+from strata.cores import usable_cores
 from strata.errors import UsageError
 from strata.sizes import format_size
 
@@ -278,7 +279,7 @@ def calibration_threads(threads: int | None) -> int:
     is imported."""
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = "1"
-    return threads or len(os.sched_getaffinity(0))
+    return threads or usable_cores()
 
 
 def calibration_text(file: ModelFile, path: Path, context: int, chunks: int | None) -> Calibration:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from strata.backends.kv_types import choose_kv_type
 from strata.backends.registry import backend_class
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
+from strata.cores import usable_cores
 from strata.engine.draft_choice import OwnPart
 from strata.engine.draft_model import DraftModel, step_rows
 from strata.engine.mtp import MtpDraft, seen_bytes
@@ -94,7 +94,7 @@ def planned_bytes(
     """Bytes that the draft model in ``file`` will take beside ``parallel`` texts: of a ``part`` of
     it, where not all is meant."""
     model = _checked(file, context or DEFAULT_CONTEXT, "another model", part)
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or usable_cores()
     return DraftModelFile(file, model, parallel, cores, part == "mtp").nbytes()
 
 

@@ -3,13 +3,13 @@ context, the Model, the tokenizer, the Plan, KV, and at last the weights."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata.backends.kv_types import F32, KV_TYPES, choose_kv_type
 from strata.backends.weights import WeightSource
+from strata.cores import usable_cores
 from strata.engine.draft_choice import parse_draft
 from strata.engine.draft_files import DraftModelFile, open_draft_model
 from strata.engine.drafts import make_drafting
@@ -178,7 +178,7 @@ def _draft_model(
         tokenizer,
         context=model.context_length,
         parallel=options.parallel,
-        threads=options.threads or len(os.sched_getaffinity(0)),
+        threads=options.threads or usable_cores(),
     )
 
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from strata import __version__
-from strata.backends.cpu.host import choose_isa, usable_cores
+from strata.backends.cpu.host import choose_isa
+from strata.cores import usable_cores
 from strata.errors import UsageError
 from strata.hub.downloads import strata_home
 from strata.machine.doubts import Doubts, alike

@@ -7,13 +7,13 @@ memory.high), and proc(5).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from strata.cgroups import cgroup_directories, text_of
+
 # v1 states "no limit" as a number near 2^63, rounded down to pages.
 _UNLIMITED = 1 << 60
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def headrooms(root: Path = Path("/")) -> list[Headroom]:
     rooms = []
     if "MemAvailable" in info:
         rooms.append(Headroom("machine", info.get("MemTotal", 0), info["MemAvailable"]))
-    for directory, version in _cgroup_directories(root):
+    for directory, version in cgroup_directories("memory", root):
         room = _v2(directory) if version == 2 else _v1(directory)
         if room is not None:
             rooms.append(room)
@@ -63,7 +63,7 @@ def headrooms(root: Path = Path("/")) -> list[Headroom]:
 
 def _meminfo(root: Path) -> dict[str, int]:
     values = {}
-    for line in _text(root / "proc/meminfo").splitlines():
+    for line in text_of(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
         parts = rest.split()
         if parts and parts[0].isdigit():
@@ -72,47 +72,8 @@ def _meminfo(root: Path) -> dict[str, int]:
 
 
 def _resident(root: Path) -> int:
-    match = re.search(r"^VmRSS:\s+(\d+) kB", _text(root / "proc/self/status"), re.MULTILINE)
+    match = re.search(r"^VmRSS:\s+(\d+) kB", text_of(root / "proc/self/status"), re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
-
-
-def _cgroup_directories(root: Path) -> Iterator[tuple[Path, int]]:
-    """This process's memory cgroup and those above it, up to the mount point."""
-    mounts = _mounts(root)
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        version = 2 if not controllers else 1
-        if version == 1 and "memory" not in controllers.split(","):
-            continue
-        for mounted, at in mounts.get(version, []):
-            # Inside a container the mount may show only the part of the tree below `mounted`.
-            relative = (
-                path.removeprefix(mounted).lstrip("/") if mounted != "/" else path.lstrip("/")
-            )
-            directory = at / relative
-            if not directory.is_dir():
-                directory = at
-            while True:
-                yield directory, version
-                if directory == at:
-                    break
-                directory = directory.parent
-
-
-def _mounts(root: Path) -> dict[int, list[tuple[str, Path]]]:
-    """cgroup version -> (path within the hierarchy, where it is mounted) of memory controllers."""
-    found: dict[int, list[tuple[str, Path]]] = {}
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, kinds = left.split(), right.split()
-        if len(fields) < 5 or len(kinds) < 3:
-            continue
-        point = _OCTAL.sub(lambda m: chr(int(m[1], 8)), fields[4])
-        if kinds[0] == "cgroup2":
-            found.setdefault(2, []).append((fields[3], root / point.lstrip("/")))
-        elif kinds[0] == "cgroup" and "memory" in kinds[2].split(","):
-            found.setdefault(1, []).append((fields[3], root / point.lstrip("/")))
-    return found
 
 
 def _v2(directory: Path) -> Headroom | None:
@@ -133,18 +94,11 @@ def _v1(directory: Path) -> Headroom | None:
 
 
 def _room(directory: Path, limit: int, used: int, reclaimable: str) -> Headroom:
-    match = re.search(rf"^{reclaimable} (\d+)$", _text(directory / "memory.stat"), re.MULTILINE)
+    match = re.search(rf"^{reclaimable} (\d+)$", text_of(directory / "memory.stat"), re.MULTILINE)
     cache = int(match[1]) if match else 0
     return Headroom(str(directory), limit, max(0, min(limit, limit - used + cache)))
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path).strip()
+    text = text_of(path).strip()
     return int(text) if text.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
+from strata.cores import usable_cores
 from strata.errors import StrataError
 from strata.quant import BlockType, QuantError, by_name, dequantize, grid
 from strata.quant.encode import quantize
@@ -35,7 +34,7 @@ class Encoder:
             id = by_name(name).gguf_id
             assert id is not None
             _native.set_grid(id, grid(name).view(np.uint8).reshape(-1))
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self._native = _native.Encoder(self.threads, isa)
 
     def encode(

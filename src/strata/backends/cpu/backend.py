@@ -23,7 +23,7 @@ from strata.backends.base import (
 from strata.backends.cpu.counters import of_experts, of_loading, of_streaming
 from strata.backends.cpu.entries import all_or_nothing
 from strata.backends.cpu.experts import CachedExperts, ExpertLayer, padded_rows
-from strata.backends.cpu.host import choose_isa, kernels_digest, usable_cores
+from strata.backends.cpu.host import choose_isa, kernels_digest
 from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
@@ -44,6 +44,7 @@ from strata.backends.cpu.state import NativeState, tier_bytes
 from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
+from strata.cores import usable_cores
 from strata.errors import UsageError
 from strata.program import LayerState, Model, Reads, Segment, Weight, state_groups
 from strata.program.ops import float_operands

@@ -1,4 +1,4 @@
-"""What of this machine the native kernels use: instruction sets and cores; and which they are."""
+"""What of this machine the native kernels use: instruction sets; and which they are."""
 
 from __future__ import annotations
 
@@ -25,31 +25,6 @@ def choose_isa(name: str | None = None) -> str:
             f"STRATA_ISA: no kernels for '{wanted}' here; available: {', '.join(available_isas())}"
         )
     return wanted
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, cut by the cgroup's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, _cgroup_cores()))
-
-
-def _cgroup_cores() -> int:
-    unlimited = 1 << 16
-    try:
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = f.read().split()[:2]
-    except (OSError, ValueError):
-        try:
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as f:
-                quota = f.read().strip()
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as f:
-                period = f.read().strip()
-        except OSError:
-            return unlimited
-    try:
-        return max(1, -(-int(quota) // int(period))) if int(quota) > 0 else unlimited
-    except (ValueError, ZeroDivisionError):
-        return unlimited
 
 
 @lru_cache(maxsize=1)
