@@ -105,14 +105,19 @@ void pack_rows(int format, const BytesIn& rows, int64_t n, int64_t k, const Byte
   pack(table, info.format, rows.data(), n, k, out.data(), panel0, end);
 }
 
-void quantize(const std::string& isa, const FloatsIn& x, const BytesOut& out) {
+void quantize(const std::string& isa, const FloatsIn& x, const BytesOut& out,
+              const std::optional<BytesOut>& rest) {
   const KernelTable& table = kernels(isa);
   const int64_t k = static_cast<int64_t>(x.size());
   require(k % kActBlock == 0, "activations: a row must be a multiple of 32");
-  check_size("activations", out.size(), act_row_bytes(ActKind::q8, k));
-  require(reinterpret_cast<uintptr_t>(out.data()) % alignof(ActBlock) == 0,
-          "activations: not aligned to 64 bytes");
-  table.quantize_blocks(x.data(), k, 0, k / kActBlock, out.data());
+  const auto check = [k](const BytesOut& row) {
+    check_size("activations", row.size(), act_row_bytes(ActKind::q8, k));
+    require(reinterpret_cast<uintptr_t>(row.data()) % alignof(ActBlock) == 0,
+            "activations: not aligned to 64 bytes");
+  };
+  check(out);
+  if (rest) check(*rest);
+  table.quantize_blocks(x.data(), k, 0, k / kActBlock, out.data(), rest ? rest->data() : nullptr);
 }
 
 void unpack(const std::string& isa, int format, const BytesIn& packed, int64_t n, int64_t row,
@@ -129,7 +134,8 @@ struct AlignedFree {
 };
 
 // Rows times a packed weight; `acts` are rows of floats or, for formats with integer codes, of
-// quantised blocks. Ranges that are not given are everything.
+// quantised blocks, or pairs of such rows, what the first leaves over behind it. Ranges that are not
+// given are everything.
 class MatmulCall {
  public:
   MatmulCall(const std::string& isa, int format, const BytesIn& packed, int64_t n, int64_t k,
@@ -178,10 +184,11 @@ class MatmulCall {
 
   void acts(const ActsIn& x) {
     require(info_.act == ActKind::q8, "acts: this format takes float activations");
-    require(x.shape(0) == static_cast<size_t>(rows_) &&
+    args_.rest = rows_ > 0 && x.shape(0) == static_cast<size_t>(2 * rows_);
+    require(x.shape(0) == static_cast<size_t>(rows_ << args_.rest) &&
                 x.shape(1) == act_row_bytes(ActKind::q8, args_.k) && x.stride(1) == 1 &&
                 x.stride(0) % 64 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 64 == 0,
-            "acts: must be [rows, bytes of a quantised row], aligned to 64 bytes");
+            "acts: must be [rows, bytes of a quantised row], aligned to 64 bytes, or twice as many");
     args_.acts = x.data();
     args_.act_stride = x.stride(0);
   }
@@ -196,7 +203,7 @@ class MatmulCall {
     std::unique_ptr<float, AlignedFree> scratch(
         static_cast<float*>(::operator new(floats * sizeof(float), std::align_val_t{64})));
     nb::gil_scoped_release release;
-    fn_(args_, row0, last_row, panel0, last_panel, scratch.get());
+    fn_(args_, row0 << args_.rest, last_row << args_.rest, panel0, last_panel, scratch.get());
   }
 
  private:
@@ -260,7 +267,8 @@ void bind_kernels(nb::module_& m) {
         return act_row_bytes(ActKind::q8, k);
       },
       "k"_a, "form"_a = "q8", "Bytes of a row of activations that are quantised or bf16.");
-  m.def("quantize_row", &quantize, "isa"_a, "x"_a, "out"_a);
+  m.def("quantize_row", &quantize, "isa"_a, "x"_a, "out"_a, "rest"_a = nb::none(),
+        "A row as int8; `rest` takes what that leaves over, in the same form.");
   m.def("unpack_row", &unpack, "isa"_a, "format"_a, "packed"_a, "n"_a, "row"_a, "out"_a);
   m.def("set_grid", &hand_over_grid, "format"_a, "grid"_a,
         "Hands a codebook over as bytes; only the first one of a format counts.");

@@ -82,7 +82,7 @@ Context NodeBuilder::check(const Team& team, const std::string& isa, Arena& aren
               "arena: a value does not fit");
     }
     if (v.q8 >= 0) {
-      require(v.q8 + static_cast<int64_t>(act_row_bytes(ActKind::q8, v.width)) * rows <=
+      require(v.q8 + Context::q8_bytes(v) * v.planes * rows <=
                   static_cast<int64_t>(arena.size()),
               "arena: a value does not fit");
     }
@@ -142,7 +142,8 @@ void bind_nodes(nb::module_& m) {
   using namespace strata;
   nb::class_<NodeBuilder>(m, "NodeList")
       .def(nb::init<>())
-      .def("value", &NodeBuilder::value, "width"_a, "f32"_a, "q8"_a, "selected"_a)
+      .def("value", &NodeBuilder::value, "width"_a, "f32"_a, "q8"_a, "selected"_a,
+           "planes"_a = 1)
       .def("embed",
            [](NodeBuilder& s, WeightPtr table, float scale, int64_t out) {
              s.embed(std::make_shared<PackedRows>(std::move(table)), scale, out);

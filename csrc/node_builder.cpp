@@ -18,11 +18,12 @@ SharedFloats shared(const std::optional<Array1<float>>& a) {
 
 }  // namespace
 
-int64_t NodeBuilder::value(int64_t width, int64_t f32, int64_t q8, bool selected) {
+int64_t NodeBuilder::value(int64_t width, int64_t f32, int64_t q8, bool selected, int64_t planes) {
   require(width > 0, "value: width must be positive");
   require(f32 >= Value::kExternal && f32 % 64 <= 0, "value: misaligned f32 offset");
   require(q8 >= Value::kNone && q8 % 64 <= 0, "value: misaligned q8 offset");
-  values_.push_back({width, f32, q8, selected});
+  require(planes == 1 || planes == 2, "value: one plane of int8 or two");
+  values_.push_back({width, f32, q8, selected, planes});
   return static_cast<int64_t>(values_.size()) - 1;
 }
 

@@ -17,7 +17,7 @@ namespace strata {
 // Values are made first, then nodes over them.
 class NodeBuilder {
  public:
-  int64_t value(int64_t width, int64_t f32, int64_t q8, bool selected);
+  int64_t value(int64_t width, int64_t f32, int64_t q8, bool selected, int64_t planes);
   void embed(RowTablePtr table, float scale, int64_t out);
   void add_positions(int64_t x, RowTablePtr table, int64_t offset, int64_t out);
   void select(int64_t x, int64_t out);

@@ -67,6 +67,9 @@ struct alignas(64) ActBlock {
 };
 static_assert(sizeof(ActBlock) == 64);
 
+// Where more than 8 bits are wanted, a second row of such blocks lies behind the first one: the
+// quantised form of what the first has left over. Together they hold some 15 bits.
+
 // Bytes of one row of activations: k / kActBlock blocks (q8), k floats (f32) or the copy of them
 // (bf16), a multiple of 64; rows of blocks and copies are padded to an odd number of lines.
 size_t act_row_bytes(ActKind kind, int64_t k);
@@ -84,10 +87,13 @@ struct MatmulArgs {
   const uint8_t* narrow;   // the same rows as bf16, padded with zeros; nullptr where not wanted
   int64_t narrow_stride;   // bytes from row to row
   int64_t fetch_end;       // panels before this one are in memory and likely to be read next
+  int64_t rest;            // 1: every second row of acts (q8) is what the one before it left over
 };
 
 // out[r, j] = dot(acts[r], weight[j]) (+ bias[j]) (+ residual[r, j]) for the rows and panels given.
 // The bits of out[r, j] depend on row r and column j alone, never on the ranges of the call.
+// With `rest`, rows are those of acts, whole pairs: out[r] is that of acts[2r], plus that of
+// acts[2r + 1].
 using MatmulFn = void (*)(const MatmulArgs&, int64_t row0, int64_t row1,
                           int64_t panel0, int64_t panel1, float* scratch);
 // scratch: one per thread, at least matmul_scratch_floats(k) floats, 64-byte aligned.
@@ -100,9 +106,10 @@ struct KernelTable {
   const char* name;   // "scalar", "avx2", "avx512", "neon"
   MatmulFn (*matmul)(Format);   // nullptr when the format has none
   // Blocks [block0, block1) of one row of activations to int8 (layout above); x and row are the
-  // beginnings of the whole row. Blocks are independent, so a row may be quantised in parts.
+  // beginnings of the whole row. Blocks are independent, so a row may be quantised in parts. What
+  // is left over goes to the row `rest`, unless that is nullptr.
   void (*quantize_blocks)(const float* x, int64_t k, int64_t block0, int64_t block1,
-                          uint8_t* row);
+                          uint8_t* row, uint8_t* rest);
   // A row of activations as bf16, with zeros to the end of a line; nullptr where products of BF16
   // read floats.
   void (*narrow_row)(const float* x, int64_t k, uint16_t* out);

@@ -20,10 +20,15 @@ inline constexpr int64_t kActCacheBytes = 512 * 1024;
 inline constexpr int64_t kGroupPanels = 8;
 
 STRATA_INLINE void finish(const MatmulArgs& a, int64_t row, int64_t column, F32v acc) {
-  const int64_t left = a.n - column;
-  float* out = a.out + row * a.out_stride + column;
+  const int64_t left = a.n - column, at = row >> a.rest;
+  float* out = a.out + at * a.out_stride + column;
   const float* bias = a.bias ? a.bias + column : nullptr;
-  const float* residual = a.residual ? a.residual + row * a.residual_stride + column : nullptr;
+  const float* residual = a.residual ? a.residual + at * a.residual_stride + column : nullptr;
+  // What was left over comes after its row, and is added to what is there.
+  if (row & a.rest) {
+    bias = nullptr;
+    residual = out;
+  }
   if (left >= kWidth) {
     if (bias) acc = vadd(acc, vload(bias));
     if (residual) acc = vadd(acc, vload(residual));

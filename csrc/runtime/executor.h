@@ -44,6 +44,7 @@ struct Value {
   int64_t f32;             // kExternal: the caller's output buffer
   int64_t q8;
   bool selected;           // has the step's rows of logits instead of its tokens
+  int64_t planes = 1;      // of int8: 2 where what the first leaves over is kept, too
   static constexpr int64_t kNone = -1;
   static constexpr int64_t kExternal = -2;
 };
@@ -94,7 +95,16 @@ struct Context {
     return arena->data() + place + row * static_cast<int64_t>(act_row_bytes(ActKind::bf16, v.width));
   }
   uint8_t* q8(const Value& v, int64_t row) const {
-    return arena->data() + v.q8 + row * static_cast<int64_t>(act_row_bytes(ActKind::q8, v.width));
+    return arena->data() + v.q8 + row * v.planes * q8_bytes(v);
+  }
+  // Blocks [block0, block1) of a row at x to all that is kept of it as int8.
+  void quantize(const Value& v, int64_t row, const float* x, int64_t block0, int64_t block1) const {
+    uint8_t* const first = q8(v, row);
+    uint8_t* const rest = v.planes == 2 ? first + q8_bytes(v) : nullptr;
+    matrix->quantize_blocks(x, v.width, block0, block1, first, rest);
+  }
+  static int64_t q8_bytes(const Value& v) {
+    return static_cast<int64_t>(act_row_bytes(ActKind::q8, v.width));
   }
 };
 

@@ -312,8 +312,7 @@ class MergeNode final : public Node {
       }
     }
     if (s_.out.q8 != Value::kNone) {
-      c.matrix->quantize_blocks(c.f32(s_.out, row), s_.out.width, 0,
-                                ceil_div(s_.out.width, kActBlock), c.q8(s_.out, row));
+      c.quantize(s_.out, row, c.f32(s_.out, row), 0, ceil_div(s_.out.width, kActBlock));
     }
   }
 

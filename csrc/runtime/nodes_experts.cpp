@@ -163,7 +163,7 @@ class GateUpNode final : public ExpertProduct {
     }
     if (act == ActKind::q8) {
       c.matrix->quantize_blocks(out - c0, s.ffn, c0 / kActBlock, ceil_div(c0 + n, kActBlock),
-                                middle);
+                                middle, nullptr);
     }
   }
 

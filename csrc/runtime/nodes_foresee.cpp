@@ -52,7 +52,8 @@ class ForeseeNode final : public Node {
       uint8_t* const other =
           reinterpret_cast<uint8_t*>(scratch + places.other) + i * places.row_bytes;
       if (act_ == ActKind::q8) {
-        c.matrix->quantize_blocks(row, f_->x.width, 0, ceil_div(f_->x.width, kActBlock), other);
+        c.matrix->quantize_blocks(row, f_->x.width, 0, ceil_div(f_->x.width, kActBlock), other,
+                                  nullptr);
       } else if (act_ == ActKind::bf16 && c.matrix->narrow_row != nullptr) {
         c.matrix->narrow_row(row, f_->x.width, reinterpret_cast<uint16_t*>(other));
       }

@@ -24,8 +24,9 @@ class MatmulNode final : public Node {
     }
     kind_ = format_info(s_.parts[0].format)->act;
     act_stride_ = kind_ == ActKind::q8
-                      ? static_cast<int64_t>(act_row_bytes(ActKind::q8, s_.x.width))
+                      ? Context::q8_bytes(s_.x)
                       : s_.x.width * static_cast<int64_t>(sizeof(float));
+    rest_ = kind_ == ActKind::q8 && s_.x.planes == 2;
   }
 
   int64_t begin(const Context& c) override {
@@ -44,7 +45,7 @@ class MatmulNode final : public Node {
     grain_ = std::max<int64_t>(1, units * row_blocks_ / (kChunksPerThread * c.threads));
     grain_ = std::min(grain_, units);
     // A quantisation block is two panels wide, and many rows take two panels at a time.
-    if (s_.glu || rows_ > 1) grain_ = ceil_div(grain_, 2) * 2;
+    if (s_.glu || rows_ << rest_ > 1) grain_ = ceil_div(grain_, 2) * 2;
     per_block_ = 0;
     for (const PanelView& v : *views_) {
       per_block_ += ceil_div(v.panel1 - v.panel0, grain_);
@@ -87,6 +88,7 @@ class MatmulNode final : public Node {
     a.acts = kind_ == ActKind::q8 ? c.q8(s_.x, 0)
                                   : reinterpret_cast<const uint8_t*>(c.f32(s_.x, 0));
     a.act_stride = act_stride_;
+    a.rest = rest_;
     a.out = c.f32(p.out, 0);
     a.out_stride = p.out.width;
     a.bias = p.bias.empty() ? nullptr : p.bias.data();
@@ -99,7 +101,7 @@ class MatmulNode final : public Node {
     const MatmulFn matmul = c.matrix->matmul(p.format);
     const auto rows = [&](const MatmulArgs& args, int64_t p0, int64_t p1) {
       for (int64_t r = row0; r < row1; r += row_block_) {
-        matmul(args, r, std::min(r + row_block_, row1), p0, p1, scratch);
+        matmul(args, r << rest_, std::min(r + row_block_, row1) << rest_, p0, p1, scratch);
       }
     };
     const auto product = [&](int64_t p0, int64_t p1) {
@@ -141,7 +143,7 @@ class MatmulNode final : public Node {
 
   MatmulSpec s_;
   ActKind kind_;
-  int64_t act_stride_;
+  int64_t act_stride_, rest_;
   std::vector<PanelView> whole_;                // of resident weights
   const std::vector<PanelView>* views_ = nullptr;
   int64_t rows_ = 0, row_block_ = 1, chunk_rows_ = 1, row_blocks_ = 1, grain_ = 1, per_block_ = 1;

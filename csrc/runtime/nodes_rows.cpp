@@ -248,8 +248,7 @@ void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int6
     case RowFunction::softcap: k.softcap(a, s.number, n, out); break;
   }
   if (s.out.q8 != Value::kNone) {
-    c.matrix->quantize_blocks(out - c0, s.out.width, c0 / kActBlock, ceil_div(c1, kActBlock),
-                              c.q8(s.out, row));
+    c.quantize(s.out, row, out - c0, c0 / kActBlock, ceil_div(c1, kActBlock));
   }
 }
 

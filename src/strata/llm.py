@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from strata import asking
 from strata.answers import Answer, Chunk, Output, whole
+from strata.backends.settings import ACTIVATIONS, ActivationsName
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.defaults import sampling_defaults
@@ -81,6 +82,9 @@ class LLM:
     nameless file in ``kv_disk``, with the same answers: None is Strata's own folder, used where a
     context fits no other way; a directory is used where that is faster, too; False forbids it.
 
+    ``activations`` is how products with quantised weights take their input: ``int8``, or ``int16``,
+    which is closer to floats and slower over prompts.
+
     ``slowdown`` bounds how much longer a step may take because a prompt comes in beside answers
     that somebody reads; None, for batches that nobody watches, has the most tokens a second.
     ``draft`` says how tokens are guessed ahead, of which a step decides several: ``ngram`` looks
@@ -118,6 +122,7 @@ class LLM:
         slowdown: float | None = None,
         draft: str = "auto",
         experts_ahead: int = 0,
+        activations: ActivationsName = "int8",
         draft_model: str | Path | None = None,
         serving: bool = False,
         embedding: bool = False,
@@ -138,6 +143,8 @@ class LLM:
         if experts_ahead < 0:
             raise UsageError(f"experts_ahead must be at least 0, not {experts_ahead}")
         asking.typed("quality", quality, str, optional=True)
+        if activations not in ACTIVATIONS:
+            raise UsageError(f"activations are {' or '.join(ACTIVATIONS)}, not {activations!r}")
         if quality is not None and kv_type is not None:
             raise UsageError("quality chooses the KV type: give one of the two")
         choices: tuple[KVChoice, ...] = ()
@@ -174,6 +181,7 @@ class LLM:
                 kv_disk=_directory(kv_disk),
                 draft="off" if embedding else draft,
                 experts_ahead=experts_ahead,
+                activations=activations,
                 draft_model=_draft_model(draft_model, progress),
             ),
             plan,

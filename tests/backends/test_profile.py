@@ -12,7 +12,12 @@ from strata.backends.cpu.profile import rope_table_bytes
 from strata.backends.kv_types import KV_BLOCK
 from strata.backends.null import NullBackend
 from strata.backends.reference import ReferenceBackend
-from strata.backends.settings import BackendSettings, Reading
+from strata.backends.settings import (
+    ACTIVATIONS,
+    ActivationsName,
+    BackendSettings,
+    Reading,
+)
 from strata.backends.weights import WeightSource
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
@@ -21,6 +26,13 @@ from strata.models import build_model
 from support.forward import Forward
 
 THREADS, READERS, ROWS = 3, 2, 5
+
+# Tokens, sequences, positions and activations.
+SIZES: tuple[tuple[int, int, int, ActivationsName], ...] = (
+    (1, 1, 40, "int8"),
+    (16, 2, 700, "int16"),
+    (300, 40, 5000, "int8"),
+)
 
 
 def taken(file: ModelFile, context: int, settings: BackendSettings) -> dict[str, int]:
@@ -37,11 +49,12 @@ def test_every_family(name: str, tmp_path: Path) -> None:
     with open_model(make_tiny_models.write_directory(tmp_path, golden)) as file:
         context = golden.context or 64
         model = build_model(file, context)
-        said = CpuBackend.profile(model, WeightSource(file))
+        profiles = {a: CpuBackend.profile(model, WeightSource(file), a) for a in ACTIVATIONS}
+        said = profiles["int8"]
         matrices = {m.source: m.packed_bytes for s in said.segments for m in s.matrices}
         names = frozenset(unit.name for unit in said.units)
         least = max(s.least_tile for s in said.segments)
-        for tokens, parallel, positions in ((1, 1, 40), (16, 2, 700), (300, 40, 5000)):
+        for tokens, parallel, positions, activations in SIZES:
             for streamed in (frozenset[str](), names):
                 settings = BackendSettings(
                     max_tokens=tokens,
@@ -51,6 +64,7 @@ def test_every_family(name: str, tmp_path: Path) -> None:
                     streamed=streamed,
                     ring_bytes=4 * least,
                     tile_bytes=least,
+                    activations=activations,
                     reading=Reading(READERS),
                 )
                 owned = taken(file, context, settings)
@@ -61,7 +75,7 @@ def test_every_family(name: str, tmp_path: Path) -> None:
                 beside = said.attention_bytes(positions, parallel, THREADS, tokens)
                 assert tables == sum(rope_table_bytes(f, tokens) for f in said.rope_frequencies)
                 scratch = THREADS * said.scratch_bytes(streams=bool(streamed))
-                arena = said.arena_bytes(tokens, ROWS)
+                arena = profiles[activations].arena_bytes(tokens, ROWS)
                 assert owned["activations"] == arena + scratch + beside - tables
                 assert owned.get("ring", 0) == (4 * least if streamed else 0)
 

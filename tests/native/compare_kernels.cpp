@@ -94,6 +94,7 @@ struct Product {
   int64_t n, k, rows;
   std::vector<uint8_t> weight;
   std::vector<float> x;
+  int64_t rest = 0;   // 1: activations of two planes
 };
 
 // Packs, quantises and multiplies with one table; out has packed bytes, activations and results.
@@ -111,10 +112,12 @@ void run_product(const KernelTable& kernels, const Product& p, Room& packed, Roo
     const auto stride = static_cast<int64_t>(act_row_bytes(ActKind::q8, p.k));
     for (int64_t r = 0; r < p.rows; ++r) {
       kernels.quantize_blocks(p.x.data() + r * p.k, p.k, 0, p.k / kActBlock,
-                              acts.bytes() + r * stride);
+                              acts.bytes() + (r << p.rest) * stride,
+                              p.rest ? acts.bytes() + (2 * r + 1) * stride : nullptr);
     }
     a.acts = acts.bytes();
     a.act_stride = stride;
+    a.rest = p.rest;
   } else {
     a.acts = reinterpret_cast<const uint8_t*>(p.x.data());
     a.act_stride = p.k * static_cast<int64_t>(sizeof(float));
@@ -132,16 +135,17 @@ void run_product(const KernelTable& kernels, const Product& p, Room& packed, Roo
   a.residual = residual.data();
   a.residual_stride = p.n;
   Room scratch(static_cast<size_t>(matmul_scratch_floats(p.k)) * sizeof(float));
-  kernels.matmul(p.info.format)(a, 0, p.rows, 0, panels(p.n), scratch.floats());
+  kernels.matmul(p.info.format)(a, 0, p.rows << p.rest, 0, panels(p.n), scratch.floats());
 }
 
 void compare_product(const KernelTable& plain, const KernelTable& other, const Product& p) {
   const std::string what = "format " + std::to_string(static_cast<int>(p.info.format)) + " [" +
                            std::to_string(p.n) + ", " + std::to_string(p.k) + "] times " +
-                           std::to_string(p.rows) + " rows";
+                           std::to_string(p.rows) + (p.rest ? " rows of two planes" : " rows");
   const size_t packed = packed_bytes(p.info.format, p.n, p.k);
   const size_t acts = p.info.act == ActKind::q8
-                          ? static_cast<size_t>(p.rows) * act_row_bytes(ActKind::q8, p.k) : 0;
+                          ? static_cast<size_t>(p.rows << p.rest) * act_row_bytes(ActKind::q8, p.k)
+                          : 0;
   const size_t out = static_cast<size_t>(p.rows * p.n) * sizeof(float);
   const size_t narrow = static_cast<size_t>(p.rows) * act_row_bytes(ActKind::bf16, p.k);
   Room packed1(packed), packed2(packed), acts1(acts), acts2(acts), out1(out), out2(out);
@@ -382,8 +386,11 @@ int main(int argc, char** argv) {
     if (info == nullptr) fail("a format without kernels");
     const int64_t n = input.number(), k = input.number(), rows = input.number();
     std::vector<uint8_t> weight = input.array<uint8_t>(n * k / info->elements * info->bytes);
-    compare_product(plain, *other,
-                    {*info, n, k, rows, std::move(weight), input.array<float>(rows * k)});
+    Product product{*info, n, k, rows, std::move(weight), input.array<float>(rows * k)};
+    compare_product(plain, *other, product);
+    if (info->act != ActKind::q8) continue;
+    product.rest = 1;
+    compare_product(plain, *other, product);
   }
   for (const int64_t n : {1, 7, 16, 31, 64, 100, 576}) {
     compare_rows(*step_kernels_scalar(), *other_step, n);

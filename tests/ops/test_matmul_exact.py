@@ -17,7 +17,11 @@ from support.native_weights import (
     DECODED,
     ISAS,
     NUMBERS,
+    Bytes,
+    Floats,
+    Packed,
     activations,
+    aligned,
     assert_same_bits,
     draw,
     multiply,
@@ -101,3 +105,43 @@ def test_vector_instruction_sets_agree(name: str) -> None:
     one = multiply(weight, first, activations(weight, first, x))
     two = multiply(weight, second, activations(weight, second, x))
     assert_same_bits(one, two)
+
+
+def paired(weight: Packed, isa: str, x: Floats) -> Bytes:
+    """Rows of x and, behind each, what int8 leaves over of it."""
+    acts = aligned(2 * len(x), _native.act_row_bytes(weight.k))
+    for row, first, rest in zip(x, acts[::2], acts[1::2], strict=True):
+        _native.quantize_row(isa, row, first, rest)
+    return acts
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", CODES + BOOKS)
+def test_pairs_of_rows_are_added_up(name: str, isa: str) -> None:
+    """What was left over is added to the row before it, with its bias and its residual."""
+    n, rows = 40, 13
+    weight = packed(name, n, K)
+    x = draw(rows, K)
+    acts = paired(weight, isa, x)
+    bias, residual = draw(n, seed=1), draw(rows, n, seed=2)
+    first, rest = (np.ascontiguousarray(acts[i::2]) for i in range(2))
+    again = [aligned(*part.shape) for part in (first, rest)]
+    again[0][:], again[1][:] = first, rest
+    want = multiply(weight, isa, again[0], bias=bias, residual=residual)
+    want = multiply(weight, isa, again[1], residual=want)
+    out = np.full((rows, n), np.nan, np.float32)
+    for rows_of, panels_of in [((0, 5), (0, 3)), ((5, 13), (2, 3)), ((5, 13), (0, 2))]:
+        _native.matmul(
+            isa, weight.format, weight.data, n, K, acts, out, bias, residual, *rows_of, *panels_of
+        )
+    assert_same_bits(out, want)
+    # A product of floats is a hundredth as far away as with 8 bits alone.
+    exact = x.astype(np.float64) @ weight.values.astype(np.float64).T + bias + residual
+    near, far = (
+        np.abs(out - exact).mean(),
+        np.abs(
+            multiply(weight, isa, again[0])
+            - (x.astype(np.float64) @ weight.values.astype(np.float64).T)
+        ).mean(),
+    )
+    assert near < far / 100

@@ -77,3 +77,29 @@ def test_wrong_calls_are_refused() -> None:
         _native.quantize_row(ISAS[0], draw(64), out[0])
     with pytest.raises(ValueError, match="aligned"):
         _native.quantize_row(ISAS[0], draw(32), out.reshape(-1)[1:65])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_left_over(isa: str) -> None:
+    """The second row is what the first leaves over of each number, in the same form."""
+    x = draw(4096) * np.exp(draw(4096, seed=1))
+    x[:32], x[32:64] = 0, 1e-30
+    x[100] = np.nan
+    first, rest = aligned(2, _native.act_row_bytes(x.size))
+    first[:] = rest[:] = 0xEE
+    _native.quantize_row(isa, x, first, rest)
+    assert np.array_equal(first, quantised(isa, x)[0])
+    f = act_blocks(first[None], x.size)
+    # Exact but for one rounding, as a fused product and sum is; scalar code rounds both.
+    taken = (f["q"][0] * f["scale"][0].astype(np.float64)[:, None]).reshape(-1)
+    if isa == "scalar":
+        taken = taken.astype(np.float32).astype(np.float64)
+    left = np.where(np.isnan(taken), 0, x.astype(np.float64) - taken).astype(np.float32)
+    assert np.array_equal(rest, quantised(isa, left)[0])
+    g = act_blocks(rest[None], x.size)
+    both = taken + (g["q"][0] * g["scale"][0].astype(np.float64)[:, None]).reshape(-1)
+    # Half a step of 8 bits, then half a step of 8 more; 1e-6 for the roundings on the way.
+    step = np.repeat(np.abs(x).reshape(-1, 32).max(axis=1) / 127, 32)
+    whole = np.isfinite(step)
+    assert (np.abs(both - x)[whole] <= step[whole] / 2 / 254 * (1 + 1e-3) + 1e-36).all()
+    assert np.isnan(both[96:128]).all()

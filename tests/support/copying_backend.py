@@ -25,7 +25,7 @@ from strata.backends.base import (
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.kv_types import KVType
 from strata.backends.profile import ModelProfile
-from strata.backends.settings import BackendSettings
+from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightSource
 from strata.program import LayerState, Model, Segment
 
@@ -98,8 +98,10 @@ class CopyingBackend:
         return cls(CpuBackend.create(threads, device, settings, books))
 
     @staticmethod
-    def profile(model: Model, weights: WeightSource) -> ModelProfile:
-        return CpuBackend.profile(model, weights)
+    def profile(
+        model: Model, weights: WeightSource, activations: ActivationsName = "int8"
+    ) -> ModelProfile:
+        return CpuBackend.profile(model, weights, activations)
 
     @property
     def numerics(self) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from strata.backends.kv_types import KV_BLOCK, KVType
 from strata.backends.profile import ModelProfile
-from strata.backends.settings import BackendSettings
+from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightSource
 from strata.program import LayerState, Model, Op, Segment, StateGroup
 
@@ -284,8 +284,11 @@ class Backend(Protocol):
         own choice."""
 
     @staticmethod
-    def profile(model: Model, weights: WeightSource) -> ModelProfile:
-        """What a Model would take here, from its header alone. UsageError unless it ``plans``."""
+    def profile(
+        model: Model, weights: WeightSource, activations: ActivationsName = "int8"
+    ) -> ModelProfile:
+        """What a Model would take here, from its header alone, with ``activations`` as settings
+        have them. UsageError unless it ``plans``."""
 
     def load(
         self, segment: Segment, weights: WeightSource, *, beside: bool = False

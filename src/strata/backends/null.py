@@ -19,7 +19,7 @@ from strata.backends.base import (
 )
 from strata.backends.kv_types import KV_TYPES, KVType
 from strata.backends.profile import ModelProfile
-from strata.backends.settings import BackendSettings
+from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightSource
 from strata.errors import UsageError
 from strata.program import (
@@ -103,9 +103,11 @@ class NullBackend:
         return cls()
 
     @staticmethod
-    def profile(model: Model, weights: WeightSource) -> ModelProfile:
+    def profile(
+        model: Model, weights: WeightSource, activations: ActivationsName = "int8"
+    ) -> ModelProfile:
         """UsageError: it keeps to no Plan."""
-        del model, weights
+        del model, weights, activations
         raise UsageError("the null backend keeps to no memory budget; the cpu backend does")
 
     def load(self, segment: Segment, weights: WeightSource, *, beside: bool = False) -> NullSegment:

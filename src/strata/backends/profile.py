@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Protocol
 
 from strata.backends.kv_types import KVType, choose_kv_type
+from strata.backends.settings import ActivationsName
 from strata.program import LayerState, Reads, Segment, StateGroup, state_groups
 from strata.program.cost import distinct_experts
 
@@ -195,11 +196,13 @@ class SegmentProfile(ABC):
 
 @dataclass(frozen=True)
 class ModelProfile(ABC):
-    """The Segments of a model, and what they share."""
+    """The Segments of a model, and what they share. ``activations`` is how exactly products take
+    their input."""
 
     segments: tuple[SegmentProfile, ...]
     state: tuple[LayerState, ...]
     kv_types: tuple[KVType, ...]
+    activations: ActivationsName
 
     @cached_property
     def vector_bytes(self) -> int:

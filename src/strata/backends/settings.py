@@ -13,6 +13,12 @@ EXPERT_DECAY = 0.99
 """What a use of an expert is worth after each sweep of what it was worth before, where nobody knows
 better."""
 
+ActivationsName = Literal["int8", "int16"]
+"""What products with integer codes multiply: activations as 8 bits with a scale for each 32, or
+also what those leave over, as 8 more."""
+
+ACTIVATIONS: tuple[ActivationsName, ...] = ("int8", "int16")
+
 MAX_TOKENS = 512
 """Tokens of one step: as many rows as activations have memory for."""
 
@@ -49,7 +55,8 @@ class BackendSettings:
     each sweep. Of
     keys and values of all positions memory has ``kv_slots`` blocks, and a file in ``kv_directory``
     the others, which are read while layers attend; 0: all are in memory. A backend that
-    streams nothing keeps all.
+    streams nothing keeps all. ``activations`` is how exactly products take their input, for
+    backends that quantise it.
     """
 
     max_tokens: int = MAX_TOKENS
@@ -64,4 +71,5 @@ class BackendSettings:
     expert_decay: float = EXPERT_DECAY
     kv_slots: int = 0
     kv_directory: str = ""
+    activations: ActivationsName = "int8"
     reading: Reading = field(default_factory=Reading)

@@ -10,7 +10,13 @@ import click
 
 from strata.cli import explain_report
 from strata.cli.console import print_json, print_table
-from strata.cli.engine_options import Command, backend_options, memory_report, open_llm
+from strata.cli.engine_options import (
+    Command,
+    activations_option,
+    backend_options,
+    memory_report,
+    open_llm,
+)
 from strata.cli.options import (
     explain_option,
     json_option,
@@ -22,6 +28,7 @@ from strata.errors import UsageError
 from strata.sizes import format_size
 
 if TYPE_CHECKING:
+    from strata.backends.settings import ActivationsName
     from strata.report import Spread
 
 
@@ -39,6 +46,7 @@ def _count(name: str, default: int, least: int, help: str) -> Callable[[Command]
 @_count("--repeat", 5, 1, "Repetitions; the median is reported.")
 @click.option("--ops", is_flag=True, help="Also measure each kind of Op against the roofline.")
 @backend_options
+@activations_option
 @memory_option
 @explain_option
 @quiet_option
@@ -53,6 +61,7 @@ def command(
     backend: str,
     threads: int | None,
     kv_type: str | None,
+    activations: ActivationsName,
     memory: int | None,
     explain: bool,
     quiet: bool,
@@ -78,6 +87,7 @@ def command(
         backend=backend,
         threads=threads,
         kv_type=kv_type,
+        activations=activations,
         context=context,
         quiet=quiet,
         memory=memory,

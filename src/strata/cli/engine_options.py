@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from strata.backends.registry import DEFAULT, backend_names
+from strata.backends.settings import ACTIVATIONS
 from strata.cli.console import log_in_print, printable, progress_bars, remark
 from strata.cli.options import (
     KV_TYPE,
@@ -26,6 +27,7 @@ from strata.errors import UsageError
 from strata.sizes import format_seconds, format_size, format_speed
 
 if TYPE_CHECKING:
+    from strata.backends.settings import ActivationsName
     from strata.engine import LoadProgress
     from strata.engine.texts import TextWorkload
     from strata.llm import LLM
@@ -110,6 +112,16 @@ draft_model_option = click.option(
 )
 
 
+activations_option = click.option(
+    "--activations",
+    type=click.Choice(ACTIVATIONS),
+    default="int8",
+    show_default=True,
+    help="What products with quantised weights multiply; int16 is closer to floats, and slower "
+    "over prompts.",
+)
+
+
 def draft_options(function: Command) -> Command:
     """``--draft`` and ``--draft-model``."""
     return draft_option(draft_model_option(function))
@@ -123,7 +135,7 @@ def backend_options(function: Command) -> Command:
 def batch_options(function: Command) -> Command:
     """What verbs share that go over texts and end: ``loading`` options, which ``open_llm`` takes by
     their names, ``--quiet`` and ``--json``."""
-    return backend_options(memory_option(quiet_option(json_option(function))))
+    return backend_options(activations_option(memory_option(quiet_option(json_option(function)))))
 
 
 def kv_store_options(function: Command) -> Command:
@@ -166,6 +178,7 @@ def open_llm(
     slowdown: float | None = None,
     draft: str = "off",
     experts_ahead: int = 0,
+    activations: ActivationsName = "int8",
     draft_model: str | None = None,
     serving: bool = False,
     embedding: bool = False,
@@ -204,6 +217,7 @@ def open_llm(
             slowdown=slowdown,
             draft=draft,
             experts_ahead=experts_ahead,
+            activations=activations,
             draft_model=guesses,
             serving=serving,
             embedding=embedding,

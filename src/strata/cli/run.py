@@ -14,6 +14,7 @@ from strata.cli import explain_report
 from strata.cli.answer import print_answer, print_stats, why_cut
 from strata.cli.console import print_json, remark
 from strata.cli.engine_options import (
+    activations_option,
     ahead_option,
     backend_options,
     draft_options,
@@ -41,6 +42,7 @@ from strata.machine.constants import DEFAULT_CONTEXT
 
 if TYPE_CHECKING:
     from strata.answers import Output
+    from strata.backends.settings import ActivationsName
     from strata.cli.chat import WhenFull
     from strata.decode import SamplingParams
     from strata.engine.texts import TextWorkload
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     help="When a chat has filled the context: drop the oldest turns, or refuse to go on.",
 )
 @backend_options
+@activations_option
 @kv_store_options
 @ahead_option
 @draft_options
@@ -112,6 +115,7 @@ def command(
     backend: str,
     threads: int | None,
     kv_type: str | None,
+    activations: ActivationsName,
     quality: str | None,
     kv_window: str | None,
     kv_store: Path | None,
@@ -153,6 +157,7 @@ def command(
         backend=backend,
         threads=threads,
         kv_type=kv_type,
+        activations=activations,
         quality=quality,
         kv_window=kv_window,
         kv_store=kv_store,

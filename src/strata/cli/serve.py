@@ -17,6 +17,7 @@ import click
 from strata.backends.registry import DEFAULT
 from strata.cli.console import remark
 from strata.cli.engine_options import (
+    activations_option,
     ahead_option,
     backend_options,
     draft_options,
@@ -28,6 +29,7 @@ from strata.cli.sampling_options import sampling_options, template_text
 from strata.errors import StrataError, UsageError
 
 if TYPE_CHECKING:
+    from strata.backends.settings import ActivationsName
     from strata.server import Settings
     from strata.server.fleet.entries import Entry
 
@@ -164,6 +166,7 @@ def _ending_well() -> Iterator[None]:
     help="What they may take on the disk, all together (default: 1GiB).",
 )
 @backend_options
+@activations_option
 @memory_option
 @kv_store_options
 @ahead_option
@@ -192,6 +195,7 @@ def command(
     threads: int | None,
     memory: int | None,
     kv_type: str | None,
+    activations: ActivationsName,
     quality: str | None,
     kv_window: str | None,
     kv_memory: int | None,
@@ -255,6 +259,8 @@ def command(
                 raise UsageError(f"{name} is for one model: serve it alone")
         if kv_disk is not None or quality is not None or backend != DEFAULT:
             raise UsageError("--kv-disk, --quality and --backend are for one model: serve it alone")
+        if activations != "int8":
+            raise UsageError("--activations is for one model: serve it alone")
         if chat_template is not None:
             raise UsageError("--chat-template is for one model; a TOML file has template")
         if files is not None or files_size is not None:
@@ -295,6 +301,7 @@ def command(
             threads=threads,
             memory=memory,
             kv_type=kv_type,
+            activations=activations,
             quality=quality,
             kv_window=kv_window,
             kv_bytes=kv_memory,

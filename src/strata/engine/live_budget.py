@@ -93,6 +93,7 @@ def _plan(runtime: Runtime, engine: Engine, machine: Machine, memory: int) -> Pl
         parallel=runtime.parallel,
         threads=runtime.threads,
         kv_type=runtime.kv_type.name,
+        activations=runtime.settings.activations,
     )
 
     def made(options: LoadOptions) -> Plan:

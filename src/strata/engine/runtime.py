@@ -15,7 +15,7 @@ import strata._native as _native
 from strata.backends.base import Backend
 from strata.backends.kv_types import KVType, choose_kv_type
 from strata.backends.registry import DEFAULT, backend_class
-from strata.backends.settings import BackendSettings, Reading
+from strata.backends.settings import ActivationsName, BackendSettings, Reading
 from strata.backends.weights import WeightSource
 from strata.engine import hot_experts
 from strata.engine.draft_choice import OwnPart, parse_draft
@@ -81,6 +81,7 @@ class LoadOptions:
     guessed ahead, as ``strata.engine.draft_choice`` has it; ``draft_model`` guesses, too (or a part
     of the model itself), and takes ``draft_model_bytes``, which loading finds out.
     ``experts_ahead`` slots at most are for experts that are read before they are chosen.
+    ``activations`` is how exactly products take their input.
     """
 
     memory: int | None = None
@@ -105,6 +106,7 @@ class LoadOptions:
     chat_template: str | None = None
     kv_disk: Path | Literal[False] | None = None
     experts_ahead: int = 0
+    activations: ActivationsName = "int8"
     draft: str = "off"
     draft_model: Path | OwnPart | None = None
     draft_model_bytes: int = 0
@@ -224,6 +226,10 @@ def make_runtime(
     kind = backend_class(options.backend)
     if not kind.plans and (plan is not None or options.memory is not None):
         raise UsageError(f"the {kind.name} backend keeps to no memory budget; the cpu backend does")
+    if options.activations != "int8" and not kind.plans:
+        raise UsageError(
+            f"the {kind.name} backend does not quantise activations; the cpu backend does"
+        )
     if options.kv_choices and (plan is not None or not kind.plans):
         raise UsageError("what KV may lose is chosen with a Plan, which the cpu backend makes")
     machine = None
@@ -239,7 +245,12 @@ def make_runtime(
         context, parallel = model.context_length, options.parallel
         # A text that is seen as a whole is in one step.
         token_budget = TOKEN_BUDGET if model.causal else context
-        settings = BackendSettings(max_tokens=token_budget, positions=context, parallel=parallel)
+        settings = BackendSettings(
+            max_tokens=token_budget,
+            positions=context,
+            parallel=parallel,
+            activations=options.activations,
+        )
         backend = kind.create(options.threads, None, settings, ledger)
     else:
         _check_plan(plan, model)
@@ -422,7 +433,7 @@ def make_planner(
         draft_tokens=parse_draft(options.draft).tokens,
         draft_model_bytes=options.draft_model_bytes,
     )
-    profile = kind.profile(model, WeightSource(file))
+    profile = kind.profile(model, WeightSource(file), options.activations)
     kv_type = choose_kv_type(options.kv_type, profile.kv_types).name
     sizes = outline(file.path.name, model, file, profile, known_hits(file.paths))
     process = options.process_bytes or base_memory(planned=True)
@@ -496,6 +507,7 @@ def settings_of(plan: Plan, kv_directory: str, *, limited: bool) -> BackendSetti
         expert_decay=plan.expert_decay,
         kv_slots=plan.kv_slots,
         kv_directory=kv_directory,
+        activations=plan.activations,
         reading=Reading(
             threads=plan.io_threads,
             request_bytes=plan.request_bytes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from strata.backends.settings import ActivationsName
 from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
@@ -182,7 +183,7 @@ class Plan:
     group's are in memory and the others in a file, or all in memory where that is 0. Of prompts a
     sweep takes at most ``prefill_budget`` tokens beside 1 sequence that decodes, beside 2, beside 4
     and so on, as much again for each further prompt; as many as there is room for where that is
-    empty.
+    empty. Products take activations as ``activations`` says.
 
     Guesses. At most ``draft_tokens`` are guessed ahead in a sweep, all requests together, and none
     where that is 0; ``history_tokens`` of earlier texts are kept to guess from.
@@ -215,6 +216,7 @@ class Plan:
     draft_tokens: int
     history_tokens: int
     kv_type: str
+    activations: ActivationsName
     context: int
     parallel: int
     grammars: int

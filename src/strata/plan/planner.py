@@ -529,6 +529,7 @@ class Planner:
             draft_tokens=min(sizes.drafts.tokens, sizes.max_tokens - sizes.parallel),
             history_tokens=sizes.drafts.history_tokens,
             kv_type=self._kv_type,
+            activations=self.model.profile.activations,
             context=sizes.context,
             parallel=sizes.parallel,
             grammars=sizes.beside.grammars,

@@ -28,6 +28,7 @@ from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
     attention_shapes,
+    int8_planes,
     partials_bytes,
     profile,
     rope_table_bytes,
@@ -42,7 +43,7 @@ from strata.backends.cpu.segment import (
 )
 from strata.backends.cpu.state import NativeState, tier_bytes
 from strata.backends.kv_types import KV_TYPES, KVType
-from strata.backends.settings import BackendSettings
+from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.cores import usable_cores
 from strata.errors import UsageError
@@ -61,8 +62,9 @@ class CpuBackend:
     """Runs Segments with the native kernels.
 
     ``threads`` defaults to the cores this process may use, ``isa`` to STRATA_ISA or the best here.
-    The bits of the results depend on ``isa`` alone: not on ``threads``, the cut into steps, or what
-    is streamed. Large memory is entered in ``books`` before it is allocated.
+    The bits of the results depend on ``isa`` and ``settings.activations`` alone: not on
+    ``threads``, the cut into steps, or what is streamed. Large memory is entered in ``books``
+    before it is allocated.
 
     A sweep begins with the Segment that was loaded first and goes through all in their order; the
     last one, the head, runs once for every ``max_logit_rows`` rows of logits, or not at all.
@@ -120,9 +122,11 @@ class CpuBackend:
         return cls(threads, device, settings, books)
 
     @staticmethod
-    def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
+    def profile(
+        model: Model, weights: WeightSource, activations: ActivationsName = "int8"
+    ) -> CpuModelProfile:
         """What a Model takes here."""
-        return profile(model, weights)
+        return profile(model, weights, activations)
 
     @property
     def device(self) -> str:
@@ -172,6 +176,7 @@ class CpuBackend:
             self.settings.max_logit_rows,
             self.isa,
             ahead=self.settings.expert_ahead > 0,
+            planes=int8_planes(self.settings.activations),
         )
         self._segments.append(native)
         self._arena = self._stats = None
@@ -192,6 +197,7 @@ class CpuBackend:
             self.settings.max_tokens,
             self.settings.max_logit_rows,
             self.isa,
+            planes=int8_planes(self.settings.activations),
         )
 
     def _streamed(self, weight: Weight, weights: WeightSource, reads: Reads) -> Any:
@@ -254,8 +260,8 @@ class CpuBackend:
 
     @property
     def numerics(self) -> str:
-        """The instruction set and the kernels themselves."""
-        return f"{self.name} {self.isa} {kernels_digest()}"
+        """The instruction set and the kernels themselves, and what they multiply."""
+        return f"{self.name} {self.isa} {kernels_digest()} {self.settings.activations}"
 
     @all_or_nothing
     def state_cache(

@@ -27,6 +27,7 @@ IN_PLACE = frozenset(ROW_FUNCTIONS) - {"copy", "glu"} | {"rope"}
 
 class Placement:
     """Gives every activation its places in the arena: offset as f32 and as int8, -1 for none.
+    ``planes`` of int8 lie one behind the other, row by row.
 
     ``narrow`` is where the input of a node (by its number) lies as bfloat16 while that runs, and
     ``work`` where its workspace is, of as many bytes as ``workspace`` says.
@@ -39,7 +40,9 @@ class Placement:
         rows: Callable[[str], int],
         external: str | None,
         workspace: Callable[[Node], int] = lambda node: 0,
+        planes: int = 1,
     ) -> None:
+        self._planes = planes
         self.layout = ArenaLayout()
         self.places: dict[str, tuple[int, int]] = {}
         self.narrow: dict[int, int] = {}
@@ -117,7 +120,7 @@ class Placement:
         if name not in self._lowered.q8:
             return NONE
         row = int(_native.act_row_bytes(self._program.values[name].width))
-        return self.layout.take(row * self._rows(name))
+        return self.layout.take(row * self._planes * self._rows(name))
 
     def _free(self, name: str, keep_f32: bool) -> None:
         f32, q8 = self.places[name]

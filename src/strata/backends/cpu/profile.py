@@ -23,6 +23,7 @@ from strata.backends.profile import (
     SweepSize,
     UnitProfile,
 )
+from strata.backends.settings import ActivationsName
 from strata.backends.weights import WeightSource
 from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
 from strata.program.cost import distinct_experts
@@ -54,9 +55,10 @@ SPLIT = 512
 
 @dataclass(frozen=True)
 class CpuSegmentProfile(SegmentProfile):
-    """A Segment as it will be lowered."""
+    """A Segment as it will be lowered. ``planes`` of int8 are kept of what products take so."""
 
     lowered: Lowered = field(repr=False, compare=False)
+    planes: int = 1
 
     @property
     def least_tile(self) -> int:
@@ -101,7 +103,8 @@ class CpuSegmentProfile(SegmentProfile):
             shapes = ExpertShapes.of(node.op, program)
             return shapes.work_bytes(self.formats, rows(node.op.output))
 
-        return Placement(program, self.lowered, rows, external, workspace).layout.size
+        place = Placement(program, self.lowered, rows, external, workspace, self.planes)
+        return place.layout.size
 
     def seconds(self, size: SweepSize, rates: OpRates, kv_element_bytes: float) -> float:
         """See SegmentProfile."""
@@ -115,7 +118,8 @@ class CpuSegmentProfile(SegmentProfile):
             rows = size.logit_rows if program.values[op.output].shape[0] == "R" else size.tokens
             if op.kind == "matmul":
                 m = weights[op.inputs[1]]
-                operations = 2.0 * rows * m.rows * m.width
+                planes = self.planes if _input_form(m.format) == "q8" else 1
+                operations = 2.0 * rows * planes * m.rows * m.width
                 seconds += rates.product_s(m.format, m.packed_bytes, operations)
             elif op.kind == "experts":
                 seconds += sum(self._products_s(op, rows, rates))
@@ -294,13 +298,21 @@ class CpuModelProfile(ModelProfile):
         return tuple(kinds.values())
 
 
-def profile(model: Model, weights: WeightSource) -> CpuModelProfile:
+def int8_planes(activations: ActivationsName) -> int:
+    """Rows of int8 that stand for a row of activations."""
+    return 2 if activations == "int16" else 1
+
+
+def profile(
+    model: Model, weights: WeightSource, activations: ActivationsName = "int8"
+) -> CpuModelProfile:
     """The profile of a Model on this backend. Asks ``weights`` for block types, and reads none."""
-    segments = tuple(_segment(segment, weights) for segment in model.segments)
+    planes = int8_planes(activations)
+    segments = tuple(_segment(segment, weights, planes) for segment in model.segments)
     everything = [w for segment in model.segments for w in segment.weights]
     turns = any(w.transform == "transpose" for w in everything)
     copies = turns or any(weights.type(w).gguf_id is None for w in everything)
-    return CpuModelProfile(segments, model.state, KV_TYPES, copies, turns)
+    return CpuModelProfile(segments, model.state, KV_TYPES, activations, copies, turns)
 
 
 AttentionShape = tuple[int, int, int, int]
@@ -362,7 +374,7 @@ def _packing_bytes(m: MatrixProfile) -> int:
     return int(_native.packing_bytes(kind, m.width)) if _native.format_info(kind) else 0
 
 
-def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
+def _segment(segment: Segment, weights: WeightSource, planes: int) -> CpuSegmentProfile:
     chosen = {
         name: op.attrs["top_k"]
         for op in segment.program.ops
@@ -384,7 +396,7 @@ def _segment(segment: Segment, weights: WeightSource) -> CpuSegmentProfile:
         4 * prod(w.shape) for w in segment.weights if len(w.shape) == 1 or w.name in floats
     )
     forms = {m.name: _input_form(m.format) for unit in units for m in unit.matrices}
-    return CpuSegmentProfile(segment, units, vectors, lower(segment, forms))
+    return CpuSegmentProfile(segment, units, vectors, lower(segment, forms), planes)
 
 
 def _matrix(weight: Weight, unit: WeightUnit, weights: WeightSource) -> MatrixProfile:

@@ -44,7 +44,8 @@ class NativeSegment:
     are written to an array of the caller's, of width ``external`` (0: there are none). ``track``
     are the tiles of streamed weights, ``experts`` the layers of experts that are not resident.
     ``ahead``: of the first of those it is told from what goes into the Segment which ones will
-    probably be chosen, where its router reads that or the same after attention.
+    probably be chosen, where its router reads that or the same after attention. ``planes`` of int8
+    are kept of what products take so.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class NativeSegment:
         isa: str,
         *,
         ahead: bool = False,
+        planes: int = 1,
     ) -> None:
         self.segment = segment
         self._isa = isa
@@ -97,10 +99,10 @@ class NativeSegment:
             rows = row_count(node.op.output)
             return ExpertShapes.of(node.op, program).work_bytes(formats, rows)
 
-        self._placer = Placement(program, lowered, row_count, self._external, workspace)
+        self._placer = Placement(program, lowered, row_count, self._external, workspace, planes)
         self._ids = {
             name: self._native.value(
-                program.values[name].width, f32, q8, program.values[name].shape[0] == "R"
+                program.values[name].width, f32, q8, program.values[name].shape[0] == "R", planes
             )
             for name, (f32, q8) in self._placer.places.items()
         }

@@ -30,7 +30,7 @@ from strata.backends.reference.run import Run
 from strata.backends.reference.scans import SCANS
 from strata.backends.reference.state import Floats, ReferenceState
 from strata.backends.reference.streams import STREAMS
-from strata.backends.settings import BackendSettings
+from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightSource
 from strata.errors import UsageError
 from strata.program import (
@@ -91,9 +91,11 @@ class ReferenceBackend:
         return cls(books=books)
 
     @staticmethod
-    def profile(model: Model, weights: WeightSource) -> ModelProfile:
+    def profile(
+        model: Model, weights: WeightSource, activations: ActivationsName = "int8"
+    ) -> ModelProfile:
         """UsageError: it keeps to no Plan."""
-        del model, weights
+        del model, weights, activations
         raise UsageError("the reference backend keeps to no memory budget; the cpu backend does")
 
     def load(

@@ -64,8 +64,9 @@ def forecast(llm: LLM) -> Forecast | None:
     for tensor in file.tensors.values():
         nbytes[tensor.type.name] += tensor.nbytes
     plan = llm.plan
+    profile = backend.profile(llm.model, WeightSource(file), llm.runtime.settings.activations)
     costs = CostModel(
-        outline(file.path.name, llm.model, file, backend.profile(llm.model, WeightSource(file))),
+        outline(file.path.name, llm.model, file, profile),
         Rates(machine, threads),
         "f16" if plan is None else plan.kv_type,
     )
