@@ -5,6 +5,7 @@ for its type, range and length. Key names are those of the GGUF specification.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -142,13 +143,9 @@ def _text(metadata: Mapping[str, Any], key: str) -> str:
 def _check_strings(texts: Sequence[str], name: str) -> None:
     if name.endswith("tokens") and len(texts) > MAX_VOCABULARY:
         raise TokenizerError(f"{name} has {len(texts)} entries; at most {MAX_VOCABULARY} are known")
-    together: list[str] = []
-    for text in texts:
-        together.append(text)
-        if len(together) == _TOGETHER:
-            _check_together(together, name)
-            together = []
-    _check_together(together, name)
+    left = iter(texts)
+    while together := list(islice(left, _TOGETHER)):
+        _check_together(together, name)
 
 
 def _check_together(texts: list[str], name: str) -> None:
