@@ -114,7 +114,11 @@ def strata_command(model: Path, folder: Path, asked: Sequence[str]) -> list[str]
         each = int(found["--ctx-size"]) // (1 if "--kv-unified" in found else parallel)
         command += ["--context", str(each)]
     for name, value in found.items():
-        if name in SAME and not (name == "--n-predict" and int(value) < 0):
+        # No limit, and pages of this machine, are what holds here anyway.
+        if name in SAME and (name, value) not in (
+            ("--n-predict", "-1"),
+            ("--cors-origins", "localhost"),
+        ):
             command += [SAME[name], value]
     # llama-server lets models think by default where they can.
     command += ["--reasoning", "off" if found.get("--reasoning") == "off" else "on"]
