@@ -93,6 +93,13 @@ def open_and_read(path: Path) -> bool:
     return False
 
 
+def peak_of_reading(path: Path) -> tuple[bool, int]:
+    """Whether the model was read, and the bytes that reading took at most."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    return open_and_read(path), tracemalloc.get_traced_memory()[1] - before
+
+
 def fuzz(path: Path, target: Path, words: list[bytes], rounds: int, seed: int) -> tuple[int, int]:
     """Mutate the file `path` of the model `target`; returns how often it was read and refused."""
     original = path.read_bytes()
@@ -104,11 +111,14 @@ def fuzz(path: Path, target: Path, words: list[bytes], rounds: int, seed: int) -
         for _ in range(rounds):
             raw = mutate(original, rng, words)
             path.write_bytes(raw)
-            tracemalloc.reset_peak()
-            before = tracemalloc.get_traced_memory()[0]
-            counts[not open_and_read(target)] += 1
-            peak = tracemalloc.get_traced_memory()[1] - before
-            assert peak < MEMORY_FLOOR + MEMORY_PER_BYTE * len(raw), raw
+            most = MEMORY_FLOOR + MEMORY_PER_BYTE * len(raw)
+            fine, peak = peak_of_reading(target)
+            if peak >= most:
+                # The interpreter's table of interned strings grows at some time, by megabytes where
+                # much is imported; what a file takes, it takes each time.
+                fine, peak = peak_of_reading(target)
+            counts[not fine] += 1
+            assert peak < most, raw
     finally:
         tracemalloc.stop()
         path.write_bytes(original)

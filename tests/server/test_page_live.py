@@ -65,8 +65,9 @@ def test_everything_that_can_be_known_is_shown(
 
     monkeypatch.setattr(live, "_model", whole_model)
     monkeypatch.setattr(live, "_state", whole_state)
-    page.open(LONG)
-    page.say(STORY)
+    # An answer that nobody has had: one like a former one is guessed, and over within a second.
+    page.open({**LONG, "seed": "20"})
+    page.say("Tell me at length of a lighthouse, its keeper, and every storm of forty years.")
     page.wait(lambda: "reached" in page.text("#predicted"))
     assert page.text("#predicted").startswith("predicted 20.0 tok/s · reached ")
     assert len(page.all(".cell.streamed")) == 23
