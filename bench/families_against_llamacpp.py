@@ -25,7 +25,7 @@ from strata.synth import find_shape, with_layers, write_model
 # Shape, quantisation, layers of it: a quarter, or what shows each kind of layer.
 FAMILIES = (
     ("qwen3-30b-a3b", "Q4_K_M", 6),
-    ("gpt-oss-20b", "MXFP4", 4),
+    ("gpt-oss-20b", "MXFP4", 6),
     ("qwen3.6-35b-a3b", "Q4_K_M", 4),
     ("granite-4-h-tiny", "Q4_K_M", 10),
     ("lfm2-8b-a1b", "Q4_K_M", 8),
