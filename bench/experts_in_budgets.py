@@ -81,7 +81,6 @@ with LLM(path, memory=budget, context=tokens, draft="off") as llm:
 
 CHILD = """
 import json, sys
-from itertools import accumulate
 import numpy as np
 import strata._native as native
 from strata import LLM, SamplingParams
@@ -103,9 +102,7 @@ profile = type(backend).profile(llm.model, WeightSource(llm.runtime.file))
 said = None
 if seen:
     visits = backend._experts.visits
-    firsts = [0, *accumulate(len(c) for _, c in visits)]
-    args = ([u.experts for u in profile.units if u.experts], [v[0] for v in visits], firsts,
-            [x for _, c in visits for x in c], plan.expert_slots)
+    args = ([u.experts for u in profile.units if u.experts], visits, plan.expert_slots)
     hits, misses = native.replay_experts(*args, "frequency", decay=plan.expert_decay)
     belady, _ = native.replay_experts(*args, "belady")
     said = {"hits": hits, "misses": misses, "belady_hits": belady}

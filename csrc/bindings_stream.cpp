@@ -120,6 +120,8 @@ std::shared_ptr<ExpertMatrix> make_expert_matrix(std::vector<WeightPlacePtr> pla
   return std::make_shared<ExpertMatrix>(ExpertMatrix{std::move(places), experts, n, k});
 }
 
+// A visit: its layer, rows, experts, and how many choices fell on each.
+using VisitTuple = std::tuple<int, int64_t, std::vector<int32_t>, std::vector<int32_t>>;
 using ExpertLayers = std::vector<std::vector<std::shared_ptr<ExpertMatrix>>>;
 
 std::vector<ExpertMatrices> make_layers(const ExpertLayers& layers) {
@@ -246,7 +248,15 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("wasted_bytes", [](const ExpertCache& c) { return c.counts().wasted.load(); })
       .def("record", &ExpertCache::record, "on"_a,
            "Writes down the visits from now on, or no longer; not while a step runs.")
-      .def_prop_ro("visits", [](const ExpertCache& c) { return c.visits(); })
+      .def_prop_ro("visits",
+                   [](const ExpertCache& c) {
+                     std::vector<VisitTuple> out;
+                     for (const Visit& v : c.visits()) {
+                       out.emplace_back(v.layer, v.rows, v.experts, v.uses);
+                     }
+                     return out;
+                   },
+                   "Of each visit: the layer, rows, experts, and how many choices fell on each.")
       .def_prop_ro("routes",
                    [](const ExpertCache& c) {
                      std::vector<std::tuple<int, int64_t, std::vector<int32_t>>> out;
@@ -255,11 +265,13 @@ void bind_stream(nb::module_& m) {
                    },
                    "Of each visit: the layer, rows, and what each row chose, by row.");
   m.def("replay_experts",
-        [](std::vector<int32_t> experts, std::vector<int32_t> layers, std::vector<int64_t> firsts,
-           std::vector<int32_t> chosen, int64_t slots, const std::string& policy, int64_t counted,
-           double decay, const std::vector<int64_t>& uses) {
-          const Visits visits{std::move(experts), std::move(layers), std::move(firsts),
-                              std::move(chosen)};
+        [](std::vector<int32_t> experts, const std::vector<VisitTuple>& of, int64_t slots,
+           const std::string& policy, int64_t counted, double decay,
+           const std::vector<int64_t>& uses) {
+          Visits visits{std::move(experts), {}};
+          for (const auto& [layer, rows, chosen, choices] : of) {
+            visits.all.push_back({layer, rows, chosen, choices});
+          }
           require_decay(decay);
           require(slots > 0, "replay: slots");
           visits.check();
@@ -268,7 +280,7 @@ void bind_stream(nb::module_& m) {
           const Replayed done = replay(visits, slots, counted, *by);
           return std::make_tuple(done.hits, done.misses);
         },
-        "experts"_a, "layers"_a, "firsts"_a, "chosen"_a, "slots"_a, "policy"_a, "counted"_a = 0,
+        "experts"_a, "visits"_a, "slots"_a, "policy"_a, "counted"_a = 0,
         "decay"_a = DecayingFrequency::kDecay, "uses"_a = std::vector<int64_t>{},
         "Hits and misses of a cache of experts on recorded visits, under a policy.");
   m.def("expert_memory",

@@ -260,9 +260,15 @@ void ExpertCache::begin(int layer, const std::vector<int32_t>& needed, const int
     asked_ = asked_ * kRemembered + static_cast<double>(ahead_slots_.size());
     right_ = right_ * kRemembered + static_cast<double>(right);
   }
-  policy_->visit(layer);
+  uses_.assign(needed_.size(), 0);
+  for (int64_t i = 0; i < rows * top_k; ++i) {
+    ++uses_[static_cast<size_t>(place_of_[static_cast<size_t>(chosen[i])])];
+  }
+  policy_->visit(layer, rows);
+  const int64_t first = layers_[static_cast<size_t>(layer)].first;
+  for (size_t i = 0; i < needed_.size(); ++i) policy_->use(first + needed_[i], uses_[i]);
   if (!recording_) return;
-  visits_.emplace_back(layer, needed_);
+  visits_.push_back({layer, rows, needed_, uses_});
   routes_.push_back({layer, rows, std::vector<int32_t>(chosen, chosen + rows * top_k)});
 }
 
@@ -462,7 +468,6 @@ bool ExpertCache::admit(size_t place) {
     counts_.read += bytes;
   }
   counts_.needed += bytes;
-  policy_->use(id);
   return true;
 }
 

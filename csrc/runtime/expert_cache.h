@@ -45,7 +45,7 @@ using ExpertMatrices = std::vector<ExpertMatrixPtr>;
 class ExpertCache {
  public:
   // Reads are of at most about `request_bytes`. Of the slots `ahead`, fewer than all, are for what
-  // is foreseen. Uses lose worth by `decay`.
+  // is foreseen. Rows lose worth by `decay`.
   ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
               std::shared_ptr<Readers> readers, int64_t ahead = 0,
               double decay = DecayingFrequency::kDecay);
@@ -85,7 +85,7 @@ class ExpertCache {
   // Ends a visit, whether or not all was done.
   void end();
 
-  // Between two visits: so many slots from now on, so many of them for what is foreseen, and uses
+  // Between two visits: so many slots from now on, so many of them for what is foreseen, and rows
   // that lose worth by `decay`. Of experts for which there is no slot any more those go that would give way first, and their memory
   // with them.
   void resize(int64_t slots, int64_t ahead, double decay);
@@ -112,7 +112,6 @@ class ExpertCache {
 
   // From now on the visits are written down, or no longer; not while one is under way.
   void record(bool on);
-  using Visit = std::pair<int, std::vector<int32_t>>;
   const std::vector<Visit>& visits() const { return visits_; }
   struct Route {
     int layer;
@@ -172,6 +171,7 @@ class ExpertCache {
   // The visit that is under way.
   int layer_ = -1;
   std::vector<int32_t> needed_;
+  std::vector<int32_t> uses_;       // choices of each of them
   std::vector<int32_t> place_of_;   // of each expert of the layer: its place in needed_, or -1
   std::vector<uint8_t> taken_;
   size_t admitted_ = 0, finished_ = 0;

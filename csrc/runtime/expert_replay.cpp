@@ -27,8 +27,8 @@ std::vector<int32_t> layers_of(const std::vector<int32_t>& experts) {
 class ByNumber : public ExpertPolicy {
  public:
   explicit ByNumber(size_t experts) : numbers_(experts, 0) {}
-  void visit(int) override {}
-  void use(int64_t) override {}
+  void visit(int, int64_t) override {}
+  void use(int64_t, int64_t) override {}
   size_t choose(const std::vector<int64_t>& experts) const override {
     size_t found = 0;
     for (size_t i = 1; i < experts.size(); ++i) {
@@ -45,7 +45,7 @@ class ByNumber : public ExpertPolicy {
 class LeastRecentlyUsed final : public ByNumber {
  public:
   using ByNumber::ByNumber;
-  void use(int64_t expert) override { numbers_[static_cast<size_t>(expert)] = ++now_; }
+  void use(int64_t expert, int64_t) override { numbers_[static_cast<size_t>(expert)] = ++now_; }
 
  private:
   int64_t now_ = 0;
@@ -65,22 +65,25 @@ class StaticHot final : public ByNumber {
 // Numbers are those of the next visits that use them, negative.
 class Belady final : public ByNumber {
  public:
-  Belady(const Visits& visits, size_t experts) : ByNumber(experts), next_(visits.chosen.size()) {
+  Belady(const Visits& visits, size_t experts) : ByNumber(experts) {
     const std::vector<int64_t> first = firsts_of(visits.experts);
-    const auto never = static_cast<int64_t>(visits.layers.size());
+    const auto never = static_cast<int64_t>(visits.all.size());
     std::fill(numbers_.begin(), numbers_.end(), -never);
+    // From the end on, and in the order of uses afterwards.
     for (int64_t v = never - 1; v >= 0; --v) {
-      const int64_t layer = first[static_cast<size_t>(visits.layers[static_cast<size_t>(v)])];
-      for (int64_t i = visits.firsts[static_cast<size_t>(v)];
-           i < visits.firsts[static_cast<size_t>(v) + 1]; ++i) {
+      const Visit& visit = visits.all[static_cast<size_t>(v)];
+      for (auto e = visit.experts.rbegin(); e != visit.experts.rend(); ++e) {
         int64_t& number =
-            numbers_[static_cast<size_t>(layer + visits.chosen[static_cast<size_t>(i)])];
-        next_[static_cast<size_t>(i)] = number;
+            numbers_[static_cast<size_t>(first[static_cast<size_t>(visit.layer)] + *e)];
+        next_.push_back(number);
         number = -v;
       }
     }
+    std::reverse(next_.begin(), next_.end());
   }
-  void use(int64_t expert) override { numbers_[static_cast<size_t>(expert)] = next_[used_++]; }
+  void use(int64_t expert, int64_t) override {
+    numbers_[static_cast<size_t>(expert)] = next_[used_++];
+  }
 
  private:
   std::vector<int64_t> next_;   // of each use
@@ -98,8 +101,8 @@ class Mixed final : public ExpertPolicy {
     const auto most = std::min(static_cast<size_t>(pinned), order.size());
     for (size_t i = 0; i < most; ++i) pinned_[order[i]] = 1;
   }
-  void visit(int layer) override { frequency_.visit(layer); }
-  void use(int64_t expert) override { frequency_.use(expert); }
+  void visit(int layer, int64_t rows) override { frequency_.visit(layer, rows); }
+  void use(int64_t expert, int64_t choices) override { frequency_.use(expert, choices); }
   size_t choose(const std::vector<int64_t>& experts) const override {
     std::vector<int64_t> others;
     std::vector<size_t> places;
@@ -119,16 +122,16 @@ class Mixed final : public ExpertPolicy {
 }  // namespace
 
 void Visits::check() const {
-  bool right = firsts.size() == layers.size() + 1 && !experts.empty() && firsts[0] == 0 &&
-               firsts.back() == static_cast<int64_t>(chosen.size());
+  bool right = !experts.empty();
   for (const int32_t n : experts) right = right && n > 0;
-  for (size_t v = 0; right && v < layers.size(); ++v) {
-    right = layers[v] >= 0 && layers[v] < static_cast<int32_t>(experts.size()) &&
-            firsts[v] <= firsts[v + 1] && firsts[v + 1] <= static_cast<int64_t>(chosen.size());
-    for (int64_t i = firsts[v]; right && i < firsts[v + 1]; ++i) {
-      const int32_t e = chosen[static_cast<size_t>(i)];
-      right = e >= 0 && e < experts[static_cast<size_t>(layers[v])] &&
-              (i == firsts[v] || e > chosen[static_cast<size_t>(i) - 1]);
+  for (size_t v = 0; right && v < all.size(); ++v) {
+    const Visit& visit = all[v];
+    right = visit.layer >= 0 && visit.layer < static_cast<int>(experts.size()) &&
+            visit.rows >= 0 && visit.uses.size() == visit.experts.size();
+    for (size_t i = 0; right && i < visit.experts.size(); ++i) {
+      const int32_t e = visit.experts[i];
+      right = e >= 0 && e < experts[static_cast<size_t>(visit.layer)] && visit.uses[i] > 0 &&
+              (i == 0 || e > visit.experts[i - 1]);
     }
   }
   if (!right) throw std::invalid_argument("visits: numbers do not fit each other");
@@ -159,14 +162,18 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
   std::vector<int64_t> holds, place_of(static_cast<size_t>(first.back()), -1), may_go;
   std::vector<size_t> where;
   Replayed done;
-  for (size_t v = 0; v < visits.layers.size(); ++v) {
-    const int64_t base = first[static_cast<size_t>(visits.layers[v])];
-    const int64_t begin = visits.firsts[v], count = visits.firsts[v + 1] - begin;
+  for (size_t v = 0; v < visits.all.size(); ++v) {
+    const Visit& visit = visits.all[v];
+    const int64_t base = first[static_cast<size_t>(visit.layer)];
+    const auto count = static_cast<int64_t>(visit.experts.size());
     const auto needed = [&](int64_t place) {
-      return base + visits.chosen[static_cast<size_t>(begin + place)];
+      return base + visit.experts[static_cast<size_t>(place)];
     };
-    policy.visit(visits.layers[v]);
-    for (int64_t i = 0; i < count; ++i) place_of[static_cast<size_t>(needed(i))] = i;
+    policy.visit(visit.layer, visit.rows);
+    for (int64_t i = 0; i < count; ++i) {
+      place_of[static_cast<size_t>(needed(i))] = i;
+      policy.use(needed(i), visit.uses[static_cast<size_t>(i)]);
+    }
     const bool counts = static_cast<int64_t>(v) >= counted;
     for (int64_t place = 0; place < count; ++place) {
       const int64_t expert = needed(place);
@@ -200,7 +207,6 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
           holds[slot] = expert;
         }
       }
-      policy.use(expert);
     }
     for (int64_t i = 0; i < count; ++i) place_of[static_cast<size_t>(needed(i))] = -1;
   }

@@ -10,13 +10,9 @@
 
 namespace strata {
 
-// Visit v is of layer `layers[v]` and needs `chosen[firsts[v]]` up to `chosen[firsts[v + 1]]`, numbers
-// within the layer in rising order.
 struct Visits {
   std::vector<int32_t> experts;   // of each layer
-  std::vector<int32_t> layers;
-  std::vector<int64_t> firsts;
-  std::vector<int32_t> chosen;
+  std::vector<Visit> all;
 
   // std::invalid_argument where numbers do not fit each other.
   void check() const;
@@ -26,7 +22,7 @@ struct Replayed {
   int64_t hits = 0, misses = 0;
 };
 
-// By name: `frequency` (with `decay` a sweep), `recent`, `static` (by `uses` of each expert of all
+// By name: `frequency` (with `decay` a row), `recent`, `static` (by `uses` of each expert of all
 // layers), `belady`, and `mixed`: half of the slots for those used most, frequency for the others.
 std::unique_ptr<ExpertPolicy> make_policy(const std::string& name, const Visits& visits,
                                           int64_t slots, double decay,

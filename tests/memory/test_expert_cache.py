@@ -17,7 +17,7 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightReadError, WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
-from strata.plan.expert_policies import DECAYS, DecayingFrequency, replay
+from strata.plan.expert_policies import DECAYS, DecayingFrequency, Visit, replay
 from strata.synth import SHAPES, write_model
 from support.forward import Forward
 from support.streaming import faults, forward, logits, settings, units
@@ -156,20 +156,20 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         with faults(delay_us=300, seed=slots):
             run.logits(TOKENS, [8, *[1] * 16])
             run.logits(TOKENS[::-1], [1] * 10 + [14])
-        visits = cache.visits
+        visits = [Visit(*visit) for visit in cache.visits]
         cache.record(False)
         sizes = [unit.experts for unit in routed]
-        assert {layer for layer, _ in visits} == set(range(len(routed)))
+        assert {visit.layer for visit in visits} == set(range(len(routed)))
         said = replay(visits, sizes, slots, DecayingFrequency(sizes, decay))
         stats = counts(run)
         assert (stats.expert_hits, stats.expert_misses) == (said.hits, said.misses)
-        assert said.misses < sum(len(chosen) for _, chosen in visits) or slots < 3
+        assert said.misses < sum(len(visit.experts) for visit in visits) or slots < 3
         # Nothing else streams: what was read is misses, to the byte.
         assert len({unit.expert_bytes for unit in routed}) == 1 or recipe
         if len({unit.expert_bytes for unit in routed}) == 1:
             assert stats.wanted == said.misses * routed[0].expert_bytes
         assert stats.used == stats.wanted == stats.expert_read
-        needed = sum(len(chosen) * routed[layer].expert_bytes for layer, chosen in visits)
+        needed = sum(len(v.experts) * routed[v.layer].expert_bytes for v in visits)
         assert stats.expert_bytes == needed
 
 

@@ -35,8 +35,13 @@ def routes(tokens: int, skew: float, sticky: float = 0.0, seed: int = 1) -> list
             drawn = random.choice(EXPERTS, EXPERTS, replace=False, p=prefers[layer])
             chosen = [*kept, *(int(e) for e in drawn if e not in kept)][:CHOSEN]
             last[layer] = chosen
-            visits.append((layer, sorted(chosen)))
+            visits.append(one(layer, sorted(chosen)))
     return visits
+
+
+def one(layer: int, chosen: Sequence[int]) -> Visit:
+    """A step of one row."""
+    return Visit(layer, 1, chosen, [1] * len(chosen))
 
 
 def policies(visits: Sequence[Visit], past: Sequence[Visit]) -> dict[str, Policy]:
@@ -64,7 +69,7 @@ def test_nobody_is_better_than_who_knows_what_comes(slots: int, skew: float) -> 
 
 def test_with_room_for_all_each_is_read_once() -> None:
     visits = routes(100, 0.8)
-    every = len({(layer, e) for layer, chosen in visits for e in chosen})
+    every = len({(visit.layer, e) for visit in visits for e in visit.experts})
     for policy in policies(visits, visits).values():
         assert replay(visits, SIZES, LAYERS * EXPERTS, policy).misses == every
 
@@ -73,7 +78,7 @@ def test_with_room_for_all_each_is_read_once() -> None:
 def test_below_the_cycle_of_a_token_there_is_no_cliff(slots: int) -> None:
     """The same experts in every token, more than there are slots: the recent ones are all gone
     when they are needed again, the others are there as often as there is room."""
-    cycle = [(layer, [1, 5, 9, 20]) for layer in range(LAYERS)]
+    cycle = [one(layer, [1, 5, 9, 20]) for layer in range(LAYERS)]
     visits = cycle * 50
     got = rates(visits, slots, visits)
     assert got["lru"] == 0
@@ -85,7 +90,7 @@ def test_below_the_cycle_of_a_token_there_is_no_cliff(slots: int) -> None:
 
 def test_a_prompt_in_which_all_are_needed_keeps_what_it_can() -> None:
     """Sweeps of many rows need every expert; some slots let them through, others keep theirs."""
-    visits = [(layer, list(range(EXPERTS))) for layer in range(LAYERS)] * 10
+    visits = [one(layer, range(EXPERTS)) for layer in range(LAYERS)] * 10
     slots = 100
     got = rates(visits, slots, visits)
     assert got["lru"] == 0
@@ -100,6 +105,34 @@ def test_uses_count_more_than_when_they_were(slots: int) -> None:
     assert got["hot"] > got["lru"]
 
 
+def together(visits: Sequence[Visit]) -> list[Visit]:
+    """The same rows in one step."""
+    out = []
+    for layer in range(LAYERS):
+        chosen = [e for visit in visits if visit.layer == layer for e in visit.experts]
+        experts, uses = np.unique(chosen, return_counts=True)
+        out.append(Visit(layer, len(visits) // LAYERS, experts.tolist(), uses.tolist()))
+    return out
+
+
+@pytest.mark.parametrize(("slots", "decay"), [(24, 0.99), (48, 1.0), (96, 0.99)])
+def test_a_prompt_teaches_what_as_many_tokens_would(slots: int, decay: float) -> None:
+    """However its rows are cut into steps, and from the first token after it on."""
+    visits = routes(280, 1.2)
+    prompt, answer = visits[: 256 * LAYERS], visits[256 * LAYERS :]
+    found = []
+    for rows in (1, 256):
+        parts = [prompt[i : i + rows * LAYERS] for i in range(0, len(prompt), rows * LAYERS)]
+        before = [visit for part in parts for visit in together(part)]
+        runs = [
+            replay(read, SIZES, slots, DecayingFrequency(SIZES, decay)).hits
+            for read in (before, [*before, *answer])
+        ]
+        found.append((runs[1] - runs[0]) / (len(answer) * CHOSEN))
+    assert max(found) - min(found) < 0.03
+    assert found[0] > 0.3
+
+
 def test_what_is_hot_changes_and_is_followed() -> None:
     first, then = routes(200, 1.5, seed=1), routes(400, 1.5, seed=9)
     policy = DecayingFrequency(SIZES)
@@ -108,7 +141,7 @@ def test_what_is_hot_changes_and_is_followed() -> None:
 
 
 def test_a_few_visits_by_hand() -> None:
-    visits: list[Visit] = [(0, [0, 1]), (0, [0, 2]), (0, [0, 1])]
+    visits = [one(0, [0, 1]), one(0, [0, 2]), one(0, [0, 1])]
     # Two slots: one of them is always in use, and what is used less often gives way.
     assert replay(visits, [3], 2, DecayingFrequency([3])).hits == 2
     assert replay(visits, [3], 3, LeastRecentlyUsed()).hits == 3

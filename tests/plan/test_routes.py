@@ -14,6 +14,7 @@ from strata.plan.expert_policies import (
     LeastRecentlyUsed,
     Policy,
     StaticHot,
+    Visit,
     replay,
 )
 from strata.plan.routes import HitCurve, Routes, curve_for
@@ -49,37 +50,34 @@ def test_policies_do_natively_what_they_do_in_python(name: str, slots: int, rows
         "belady": Belady(visits, EXPERTS),
     }
     want = replay(visits, EXPERTS, slots, policies[name])
-    firsts = np.cumsum([0, *(len(chosen) for _, chosen in visits)]).tolist()
-    flat = [e for _, chosen in visits for e in chosen]
-    layers = [layer for layer, _ in visits]
-    got = _native.replay_experts(list(EXPERTS), layers, firsts, flat, slots, name, uses=uses)
+    got = _native.replay_experts(list(EXPERTS), visits, slots, name, uses=uses)
     assert got == (want.hits, want.misses)
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 def test_uses_lose_worth_natively_as_in_python(decay: float) -> None:
     found = routes()
-    visits = found.visits()
+    # A prompt, steps of one row, and of more.
+    visits = [*found.visits(60), *found.visits(), *found.visits(7)]
     want = replay(visits, EXPERTS, 11, DecayingFrequency(EXPERTS, decay))
-    firsts = np.cumsum([0, *(len(chosen) for _, chosen in visits)]).tolist()
-    flat = [e for _, chosen in visits for e in chosen]
-    layers = [layer for layer, _ in visits]
-    given = (list(EXPERTS), layers, firsts, flat, 11, "frequency")
+    given = (list(EXPERTS), visits, 11, "frequency")
     assert _native.replay_experts(*given, decay=decay) == (want.hits, want.misses)
     with pytest.raises(ValueError, match="worth"):
         _native.replay_experts(*given, decay=1.5)
 
 
 def test_wrong_visits_are_refused() -> None:
-    for layers, firsts, chosen in (
-        ([0], [0, 2], [1, 1]),
-        ([3], [0, 1], [1]),
-        ([0], [0, 1], [9]),
-        ([0], [0, 2], [1]),
-        ([0], [1, 1], [1]),
+    for visit in (
+        Visit(0, 1, [1, 1], [1, 1]),
+        Visit(3, 1, [1], [1]),
+        Visit(0, 1, [9], [1]),
+        Visit(0, 1, [1], []),
+        Visit(0, 1, [1], [0]),
+        Visit(0, -1, [1], [1]),
+        Visit(-1, 1, [1], [1]),
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            _native.replay_experts(list(EXPERTS), layers, firsts, chosen, 3, "recent")
+            _native.replay_experts(list(EXPERTS), [visit], 3, "recent")
 
 
 def test_skew_and_stickiness() -> None:
@@ -93,8 +91,8 @@ def test_skew_and_stickiness() -> None:
     assert one.skew(0.5) == 1
     assert one.stickiness() == 1
     # Two sequences are halves of the text.
-    assert alike.visits(2)[0] == (0, [0, 1])
-    assert alike.visits(4)[:2] == [(0, [0, 1]), (0, [2, 3])]
+    assert alike.visits(2)[0] == (0, 2, [0, 1], [2, 2])
+    assert alike.visits(4)[:2] == [(0, 4, [0, 1], [4, 4]), (0, 4, [2, 3], [4, 4])]
 
 
 def test_no_policy_is_better_than_belady() -> None:

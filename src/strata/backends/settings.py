@@ -10,8 +10,8 @@ KVTypeName = Literal["f16", "bf16", "q8_0", "int4"]
 are made of them."""
 
 EXPERT_DECAY = 0.99
-"""What a use of an expert is worth after each sweep of what it was worth before, where nobody knows
-better."""
+"""What a token's use of an expert is worth after the next token of what it was worth before, where
+nobody knows better."""
 
 ActivationsName = Literal["int8", "int16"]
 """What products with integer codes multiply: activations as 8 bits with a scale for each 32, or

@@ -1,9 +1,9 @@
 """Which experts stay in memory: policies, and what each comes to on recorded visits.
 
-A *visit* is what a step does in a layer of experts: its number among such layers, and the experts
-that the step's rows chose, in rising order. ``replay`` does what ``csrc/runtime/expert_cache.cpp``
-does, without weights, and ``DecayingFrequency`` what ``csrc/runtime/expert_policy.cpp`` does: hits
-and misses are the same. Experts have numbers over all layers, in the order of layers.
+A *visit* is what a step does in a layer of experts. ``replay`` does what
+``csrc/runtime/expert_cache.cpp`` does, without weights, and ``DecayingFrequency`` what
+``csrc/runtime/expert_policy.cpp`` does: hits and misses are the same. Experts have numbers over all
+layers, in the order of layers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from strata.backends.settings import EXPERT_DECAY
 
-Visit = tuple[int, Sequence[int]]
+
+class Visit(NamedTuple):
+    """A step of so many ``rows`` in a layer, which is its number among those that have experts: the
+    experts that rows chose, in rising order, and by how many choices each."""
+
+    layer: int
+    rows: int
+    experts: Sequence[int]
+    uses: Sequence[int]
+
 
 AHEAD = 8
 """Experts of a visit that may be on their way or in use before one gives way to the next."""
@@ -25,17 +34,19 @@ DECAYS = (0.9, 0.97, EXPERT_DECAY, 0.995, 0.999)
 """From nearly the least recently used to nearly the least frequently used: those among which a Plan
 chooses where routes were recorded."""
 
-_MOST_GAIN = 1e100
+_NOTHING = 1e-100
+"""What is worth less is worth nothing."""
 
 
 class Policy(Protocol):
     """Which expert gives way to one that is needed."""
 
-    def visit(self, layer: int) -> None:
-        """A step comes to a layer; one that is not behind the last one begins a new sweep."""
+    def visit(self, layer: int, rows: int) -> None:
+        """A step comes to a layer with so many rows."""
 
-    def use(self, expert: int) -> None:
-        """The visit uses this one."""
+    def use(self, expert: int, choices: int) -> None:
+        """The visit uses this one, by so many choices of its rows: told of all before anything is
+        chosen."""
 
     def choose(self, experts: Sequence[int]) -> int:
         """Which of these, at least one, gives way."""
@@ -49,10 +60,10 @@ class LeastRecentlyUsed(Policy):
         self._last: dict[int, int] = {}
         self._now = 0
 
-    def visit(self, layer: int) -> None:
+    def visit(self, layer: int, rows: int) -> None:
         """Layers are all the same."""
 
-    def use(self, expert: int) -> None:
+    def use(self, expert: int, choices: int) -> None:
         """It becomes the most recent one."""
         self._now += 1
         self._last[expert] = self._now
@@ -63,47 +74,58 @@ class LeastRecentlyUsed(Policy):
 
 
 class DecayingFrequency(Policy):
-    """The least frequently used one, where a use counts the less the longer it is ago: after each
-    sweep ``decay`` of what it counted before.
+    """The least frequently used one: by the share of its layer's rows that chose it, where a row
+    counts the less the longer it is ago: after the next one ``decay`` of what it counted before.
 
-    Uses count from the end of their sweep on, so that no layer is ahead of others because its turn
-    came before; of equals the one goes whose layer is the last to come again.
+    A prompt's rows, which come together, count as they would one after the other. Since shares are
+    of a layer's own rows, no layer is ahead because its turn came before; of equals the one goes
+    whose layer is the last to come again.
     """
 
     def __init__(self, experts: Sequence[int], decay: float = EXPERT_DECAY) -> None:
         self._decay = decay
+        self._first = [0, *accumulate(experts)]
         self._layer_of = [layer for layer, count in enumerate(experts) for _ in range(count)]
         self._layers = len(experts)
         self._scores = [0.0] * len(self._layer_of)
-        self._used: list[int] = []
+        self._rows = [0.0] * len(experts)
+        self._worth = 0.0
         self._layer = -1
-        self._gain = 1.0
 
-    def visit(self, layer: int) -> None:
+    def visit(self, layer: int, rows: int) -> None:
         """See Policy."""
-        if layer <= self._layer:
-            for expert in self._used:
-                self._scores[expert] += self._gain
-            self._used.clear()
-            self._gain /= self._decay
-            if self._gain > _MOST_GAIN:
-                self._scores = [score / _MOST_GAIN for score in self._scores]
-                self._gain /= _MOST_GAIN
         self._layer = layer
+        if not rows:
+            return
+        fade, worth = 1.0, 0.0
+        for _ in range(rows):
+            worth += fade
+            fade *= self._decay
+        self._worth = worth / rows
+        for expert in range(self._first[layer], self._first[layer + 1]):
+            self._scores[expert] = _faded(self._scores[expert], fade)
+        self._rows[layer] = _faded(self._rows[layer], fade) + self._worth * rows
 
-    def use(self, expert: int) -> None:
+    def use(self, expert: int, choices: int) -> None:
         """See Policy."""
-        self._used.append(expert)
+        self._scores[expert] += self._worth * choices
 
     def choose(self, experts: Sequence[int]) -> int:
         """See Policy."""
 
         def key(expert: int) -> tuple[float, int, int]:
-            ahead = self._layer_of[expert] - self._layer
+            layer = self._layer_of[expert]
+            ahead = layer - self._layer
             away = ahead if ahead > 0 else ahead + self._layers
-            return self._scores[expert], -away, expert
+            rows = self._rows[layer]
+            return self._scores[expert] / rows if rows > 0 else 0.0, -away, expert
 
         return min(experts, key=key)
+
+
+def _faded(worth: float, by: float) -> float:
+    worth *= by
+    return 0.0 if worth < _NOTHING else worth
 
 
 class StaticHot(Policy):
@@ -116,12 +138,16 @@ class StaticHot(Policy):
     def of(cls, visits: Sequence[Visit], experts: Sequence[int]) -> StaticHot:
         """By the uses of these visits."""
         first = [0, *accumulate(experts)]
-        return cls(Counter(first[layer] + e for layer, chosen in visits for e in chosen))
+        uses: Counter[int] = Counter()
+        for visit in visits:
+            for e, choices in zip(visit.experts, visit.uses, strict=True):
+                uses[first[visit.layer] + e] += choices
+        return cls(uses)
 
-    def visit(self, layer: int) -> None:
+    def visit(self, layer: int, rows: int) -> None:
         """Nothing changes."""
 
-    def use(self, expert: int) -> None:
+    def use(self, expert: int, choices: int) -> None:
         """Nothing changes."""
 
     def choose(self, experts: Sequence[int]) -> int:
@@ -136,17 +162,17 @@ class Belady(Policy):
         first = [0, *accumulate(experts)]
         self._next: dict[int, list[int]] = {}
         for number in range(len(visits) - 1, -1, -1):
-            layer, chosen = visits[number]
-            for e in chosen:
-                self._next.setdefault(first[layer] + e, []).append(number)
+            visit = visits[number]
+            for e in visit.experts:
+                self._next.setdefault(first[visit.layer] + e, []).append(number)
         self._never = len(visits)
         self._now = -1
 
-    def visit(self, layer: int) -> None:
+    def visit(self, layer: int, rows: int) -> None:
         """The next one of the visits that it knows."""
         self._now += 1
 
-    def use(self, expert: int) -> None:
+    def use(self, expert: int, choices: int) -> None:
         """It was known."""
 
     def choose(self, experts: Sequence[int]) -> int:
@@ -180,9 +206,11 @@ def replay(visits: Sequence[Visit], experts: Sequence[int], slots: int, policy: 
     held: dict[int, int] = {}
     holds: list[int | None] = [None] * slots
     hits = misses = 0
-    for layer, chosen in visits:
-        policy.visit(layer)
-        needed = [first[layer] + e for e in chosen]
+    for visit in visits:
+        policy.visit(visit.layer, visit.rows)
+        needed = [first[visit.layer] + e for e in visit.experts]
+        for expert, choices in zip(needed, visit.uses, strict=True):
+            policy.use(expert, choices)
         places = {expert: place for place, expert in enumerate(needed)}
         for place, expert in enumerate(needed):
             if expert in held:
@@ -194,7 +222,6 @@ def replay(visits: Sequence[Visit], experts: Sequence[int], slots: int, policy: 
                     del held[other]
                 holds[slot] = expert
                 held[expert] = slot
-            policy.use(expert)
     return Replay(hits, misses)
 
 

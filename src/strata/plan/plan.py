@@ -174,7 +174,7 @@ class Plan:
     Of tables in ``streamed`` the rows of the step's tokens are fetched, and of experts in it those
     that are chosen, by the same threads with reads of ``request_bytes``, into ``expert_slots``,
     each with room for one of any layer, of which ``expert_ahead`` are for those that will probably
-    be chosen; a use of the others is worth ``expert_decay`` of what it was after each sweep, and
+    be chosen; a use of the others is worth ``expert_decay`` of what it was after each token, and
     those give way whose uses are worth least. Where nothing goes through it ``ring_bytes`` is 0.
 
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a

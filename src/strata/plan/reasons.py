@@ -103,7 +103,7 @@ def _experts(model: Outline, workload: Workload, sizes: Sizes, prediction: Predi
     how, kept = "if all are chosen alike", ""
     if curve is not None:
         how = f"by the {curve.tokens} tokens whose routes were recorded"
-        kept = f"; of them a use best counts {curve.decay:g} times as much after each sweep"
+        kept = f"; of them a use best counts {curve.decay:g} times as much after each token"
     return Choice(
         "experts",
         value,

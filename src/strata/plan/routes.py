@@ -71,14 +71,15 @@ class Routes:
         for step in range(steps):
             at = [part * steps + step for part in range(rows)]
             for layer in range(len(self.experts)):
-                out.append((layer, np.unique(self.chosen[at, layer]).tolist()))
+                experts, uses = np.unique(self.chosen[at, layer], return_counts=True)
+                out.append(Visit(layer, rows, experts.tolist(), uses.tolist()))
         return out
 
 
 @dataclass(frozen=True)
 class HitCurve:
     """Of the experts that steps of ``rows`` tokens needed, the share that so many slots held: pairs
-    of slots, rising, and rates. ``tokens`` were recorded, and uses lost worth by ``decay``."""
+    of slots, rising, and rates. ``tokens`` were recorded, and rows lost worth by ``decay``."""
 
     rows: int
     tokens: int

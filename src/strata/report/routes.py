@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import accumulate, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -130,29 +130,14 @@ def hit_rate(
             return 0.0
         hits = misses = 0
         for layer, count in enumerate(routes.experts):
-            own = [(0, chosen) for which, chosen in visits if which == layer]
-            h, m = _replayed([count], own, each, "frequency", len(own) // 2, decay, [])
+            own = [v._replace(layer=0) for v in visits if v.layer == layer]
+            h, m = _native.replay_experts([count], own, each, "frequency", len(own) // 2, decay)
             hits, misses = hits + h, misses + m
         return hits / max(1, hits + misses)
-    hits, misses = _replayed(list(routes.experts), visits, slots, policy, counted, decay, uses)
-    return hits / max(1, hits + misses)
-
-
-def _replayed(
-    experts: list[int],
-    visits: Sequence[tuple[int, Sequence[int]]],
-    slots: int,
-    policy: str,
-    counted: int,
-    decay: float,
-    uses: list[int],
-) -> tuple[int, int]:
-    firsts = [0, *accumulate(len(chosen) for _, chosen in visits)]
-    flat = [e for _, chosen in visits for e in chosen]
-    layers = [layer for layer, _ in visits]
-    return _native.replay_experts(
-        experts, layers, firsts, flat, slots, policy, counted, decay, uses
+    hits, misses = _native.replay_experts(
+        list(routes.experts), visits, slots, policy, counted, decay, uses
     )
+    return hits / max(1, hits + misses)
 
 
 def curves(routes: Routes) -> tuple[HitCurve, ...]:
