@@ -103,6 +103,9 @@ _HYBRID = {
     "moe_shared_expert_intermediate_size": 32,
 }
 
+_KDA = {"linear_head_dim": 16, "linear_num_heads": 4, "linear_conv_kernel_dim": 4}
+_KINDS = ["linear_attention", "full_attention"]
+
 # By `architectures`, without its end.
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "Afmoe": {
@@ -114,8 +117,18 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "AXK1": {**_SIZES, **_LATENT, **_ROUTED},
+    "BailingHybrid": {
+        **{**_SIZES, **_LATENT, **_ROUTED, "q_lora_rank": None, "short_conv_kernel_size": 4},
+        **{"head_dim": 16, "layer_group_size": 2, "kda_safe_gate": True, "kda_lower_bound": -5.0},
+    },
     "BitNet": {**_SIZES, "hidden_act": "relu2"},
     "Bloom": {**_OLD, "apply_residual_connection_post_layernorm": False},
+    "Dbrx": {
+        **{"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "vocab_size": 272},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 2.0, "rope_theta": 50000.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "DeepseekV2": {**_SIZES, **_LATENT, **_ROUTED, "topk_method": "greedy"},
     "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
     "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
@@ -197,6 +210,14 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "shared_intermediate_size": 32,
     },
     "GraniteMoeShared": {**_SIZES, **_LOCAL, **_GRANITE, "shared_intermediate_size": 32},
+    "HYV4": {
+        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64, "swiglu_limit": 0.5},
+        **{"hc_mult": 4, "hc_eps": 1e-6, "hc_magnitude": 2.0},
+    },
+    "HrmText": {
+        **{**_SIZES, "num_key_value_heads": None, "head_dim": 16, "num_hidden_layers": 12},
+        **{"num_layers_per_stack": 2, "H_cycles": 2, "L_cycles": 2, "initializer_range": 0.02},
+    },
     "HYV3": {**_SIZES, **_FEW, "head_dim": 16, "router_scaling_factor": 1.5},
     "HunYuanMoEV1": {**_SIZES, "num_experts": 4, "moe_topk": 2, "head_dim": 16},
     "HyperCLOVAX": {**_SIZES, "attention_multiplier": 0.2, "residual_multiplier": 0.5},
@@ -213,6 +234,11 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "mamba_expand": 2,
         "mamba_dt_rank": 4,
     },
+    "KimiLinear": {
+        **{**_SIZES, **_LATENT, **_FEW, **_KDA, "q_lora_rank": None, "layer_types": _KINDS},
+        **{"num_shared_experts": 1, "moe_renormalize": True, "mla_use_nope": True},
+        "linear_attn_config": {"full_attn_layers": [2], "kda_layers": [1]},
+    },
     "Lfm2Moe": {
         **_SIZES,
         **_FEW,
@@ -225,6 +251,11 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "Mellum": {
         **{**_SIZES, **_FEW, "head_dim": 16, "sliding_window": 16},
         "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "MiMoV2Flash": {
+        **{**_SIZES, **_ROUTED, "head_dim": 24, "v_head_dim": 16, "num_key_value_heads": 1},
+        **{"hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1], "sliding_window_size": 8},
+        **{"swa_num_key_value_heads": 2, "partial_rotary_factor": 0.334, "swa_head_dim": 24},
     },
     "MiniMaxM2": {**_SIZES, **_LOCAL, "head_dim": 24, "rotary_dim": 12},
     "Ministral3": {**_SIZES, "head_dim": 16, "rope_parameters": _YARN},
@@ -239,6 +270,10 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         "attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 6},
     },
     "NemotronH": {**_SIZES, **_ROUTED, **_HYBRID},
+    "OlmoHybrid": {
+        **{**_SIZES, **_DELTA, "head_dim": None, "linear_allow_neg_eigval": True},
+        "layer_types": _KINDS,
+    },
     "Olmoe": {**_SIZES, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
     "Phimoe": {**_SIZES, **_LOCAL, "attention_bias": True, "lm_head_bias": True},
     "Qwen2Moe": {**_SIZES, **_FEW, "shared_expert_intermediate_size": 32, "norm_topk_prob": True},
@@ -283,6 +318,10 @@ def write(path: Path, name: str) -> Path:
     weights = {key: rng.standard_normal(s, np.float32) for key, s in shapes(stated).items()}
     if name == "GptOss":
         weights = _as_gpt_oss(weights)
+    if name == "Dbrx":  # all experts of a layer in one matrix
+        weights = {
+            key: a.reshape(-1, a.shape[-1]) if a.ndim == 3 else a for key, a in weights.items()
+        }
     save_file(weights, path / "model.safetensors")
     return path
 

@@ -69,7 +69,7 @@ def write_directory(folder: Path, name: str, patch: pytest.MonkeyPatch) -> Path:
 
 def has_experts(stated: dict[str, object]) -> bool:
     counts = ("expert_count", "num_experts", "num_local_experts", "n_routed_experts")
-    return any(stated.get(key) for key in (*counts, "moe_num_experts"))
+    return any(stated.get(key) for key in (*counts, "moe_num_experts", "ffn_config"))
 
 
 WRITERS: dict[str, tuple[Write, list[str]]] = {

@@ -226,6 +226,13 @@ GGUF_ONLY = {"falcon-h1", "plamo2", *make_tiny_hybrids.names()}
 # Directories of these are written in test_live_hybrids.py.
 LIVE = {"Qwen3NextForCausalLM", "MiniMaxForCausalLM", "qwen3_5_moe_text", "Lfm2MoeForCausalLM"}
 LIVE |= {f"{name}ForCausalLM" for name in ("FalconH1", "FalconMamba", "Bamba", "VaultGemma")}
+# Of these test_live_published.py has some.
+LIVE |= {
+    f"{name}ForCausalLM"
+    for name in (
+        *("AXK1", "BailingHybrid", "HYV4", "HrmText", "KimiLinear", "MiMoV2Flash", "OlmoHybrid"),
+    )
+}
 LIVE |= {f"Qwen3_5MoeFor{task}" for task in ("CausalLM", "ConditionalGeneration")}
 
 

@@ -86,6 +86,8 @@ def _stored(v: Variant, name: str, tensor: Tensor) -> Tensor:
     if tensor.part and stem in ("attn_q", "attn_k", "attn_v") and "attn_qkv" in names:
         whole = f"{{p}}layers.{{i}}.{names['attn_qkv']}.{kind}"
         tensor = replace(tensor, part=replace(tensor.part, huggingface=whole))
+    if stem in v.directory.turned:
+        tensor = replace(tensor, transform="transpose")
     if v.directory.less_one and "_norm" in stem and kind == "weight":
         tensor = replace(tensor, transform="add_one")
     for whole, parts in v.directory.fused.items():

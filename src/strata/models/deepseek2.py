@@ -1,5 +1,5 @@
-"""DeepSeek V2 and V3 and what has their layers (Kimi K2, GLM-4.7-Flash, GigaChat, Mistral 4):
-latent attention, then experts beside a shared one (arXiv:2405.04434, arXiv:2412.19437).
+"""DeepSeek V2 and V3 and what has their layers (Kimi K2, GLM-4.7-Flash, GigaChat, Mistral 4, A.X
+K1): latent attention, then experts beside a shared one (arXiv:2405.04434, arXiv:2412.19437).
 
 Blocks that predict further tokens are Models of their own. Left out are indexers (DeepSeek V3.2,
 GLM-5), which choose among positions where there are more than they may choose
@@ -23,6 +23,7 @@ from strata.program import Builder, Model
 _BY_SIGMOID = {
     "glm-dsa",
     *(f"{name}ForCausalLM" for name in ("DeepseekV3", "DeepseekV32", "Glm4MoeLite", "GlmMoeDsa")),
+    "AXK1ForCausalLM",
 }
 
 
@@ -68,18 +69,23 @@ def _read(
 
 
 def _tensors(c: Config, a: latent.Latent, m: experts.Mixture | None) -> dict[str, Tensor]:
-    return {
+    tensors = {
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         **latent.latent_tensors(c, a),
         **experts.mixture_tensors(c, m),
     }
+    if c.architecture == "AXK1ForCausalLM":
+        # Layers without experts have one, too, which nobody uses.
+        name = "{p}layers.{i}.post_mlp_layernorm.weight"
+        tensors["blk.{i}.post_ffw_norm.weight"] = Tensor(name, (c.width,), optional=True)
+    return tensors
 
 
 def _layers(
     c: Config, catalog: Catalog, a: latent.Latent, m: experts.Mixture | None
 ) -> Callable[..., str]:
     """What builds a layer, of x, its number and that of its state where that is another one."""
-    rope, score_scale = _positions(c)
+    rope, score_scale = positions(c)
     eps = decoder.rms_eps(c)
     # llama.cpp leaves the scales beside weights out in the older two.
     scaled = c.architecture not in ("deepseek2", "mistral4")
@@ -91,7 +97,10 @@ def _layers(
         )
         x = b.add(x, h)
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
-        return b.add(x, experts.feed_forward(b, catalog, m, h, i, scaled=scaled))
+        h = experts.feed_forward(b, catalog, m, h, i, scaled=scaled)
+        if c.architecture == "AXK1ForCausalLM" and m is not None and m.layers[i]:
+            h = b.rms_norm(h, f"blk.{i}.post_ffw_norm.weight", eps)
+        return b.add(x, h)
 
     return layer
 
@@ -104,7 +113,7 @@ def _scoring(c: Config) -> str:
     return "sigmoid" if by_sigmoid or flash else "softmax"
 
 
-def _positions(c: Config) -> tuple[Rope, float]:
+def positions(c: Config) -> tuple[Rope, float]:
     """Rotary positions, and what the scores are multiplied with where YaRN stretches them.
 
     Both readers of these files turn a key by a magnitude of 1 and let the scores grow by the

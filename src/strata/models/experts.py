@@ -216,13 +216,13 @@ def mixture_tensors(
         unit_axes=True,
     )
     if m.shared:
-        for name, theirs, pair in (
-            ("gate", n.gate, (m.shared, c.width)),
-            ("up", n.up, (m.shared, c.width)),
-            ("down", n.down, (c.width, m.shared)),
+        for name, pair in (
+            ("gate", (m.shared, c.width)),
+            ("up", (m.shared, c.width)),
+            ("down", (c.width, m.shared)),
         ):
             tensors[f"blk.{{i}}.ffn_{name}_shexp.weight"] = Tensor(
-                f"{stored}.{n.shared}.{theirs}.weight", pair, some
+                f"{stored}.{n.shared}.{name}_proj.weight", pair, some
             )
             tensors |= decoder.scale_tensors(c, f"ffn_{name}_shexp")
         # How much of it counts, where a family asks the row.

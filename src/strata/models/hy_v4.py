@@ -6,6 +6,9 @@ Its indexer is left out as in ``deepseek2.py``.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from strata.formats import ModelFile
 from strata.models import decoder, experts, hyper_connections, latent
 from strata.models.config import read_config
@@ -17,28 +20,36 @@ from strata.program import Builder, Model
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Hunyuan 4 file."""
     c = read_config(file, architecture, context, experts=True, latent=True)
-    c, a = latent.read_latent(c, absorbed=True)
-    m = experts.read_mixture(c, scoring="sigmoid")
+    gguf = file.kind == "gguf"
+    if not gguf:
+        stated = {"expert_clamp": 10.0, "expert_norm": True, "streams": 4}
+        stated |= {"stream_eps": 1e-6, "stream_magnitude": 2.0}
+        c = replace(c, keys=c.keys.assuming(stated))
+    c, a = latent.read_latent(c, absorbed=gguf)
+    m = experts.read_mixture(c, scoring="sigmoid", dense=0 if gguf else 1)
     limits, eps = experts.read_limits(c), decoder.rms_eps(c)
     streams = hyper_connections.read_streams(c, eps)
+    stored = "{p}layers.{i}.self_attn."
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         **latent.latent_tensors(c, a),
-        "blk.{i}.attn_sinks.weight": Tensor(None, (c.heads,)),
-        "blk.{i}.attn_gate.weight": Tensor(None, (c.heads * a.value, c.width)),
+        "blk.{i}.attn_sinks.weight": Tensor(f"{stored}learnable_sink_param", (c.heads,)),
+        "blk.{i}.attn_gate.weight": Tensor(
+            f"{stored}linear_gate.weight", (c.heads * a.value, c.width)
+        ),
         **hyper_connections.tensors(streams),
         **experts.mixture_tensors(c, m),
     }
-    unread = (r"blk\.\d+\.indexer\..*", r"blk\.\d+\.attn_\w+\.scale")
+    unread = (r"blk\.\d+\.indexer\..*", r"blk\.\d+\.attn_\w+\.scale", r".*\.self_attn\.indexer\..*")
     catalog = Catalog(file, tensors, c.layers, harmless=(*decoder.harmless(c), *unread))
-    rope = read_rope(c, "interleaved")
+    rope = read_rope(c, "interleaved" if gguf else "neox")
+    inner_eps = latent.inner_eps(c, eps)
 
     def attend(b: Builder, x: str, i: int) -> str:
         sinks = f"blk.{i}.attn_sinks.weight"
-        return latent.attention(
-            b, c, catalog, a, x, i, rope=rope, eps=eps, gated=True, scaled=False, sinks=sinks
-        )
+        options: dict[str, Any] = {"gated": True, "scaled": False, "sinks": sinks}
+        return latent.attention(b, c, catalog, a, x, i, rope=rope, eps=inner_eps, **options)
 
     def feed_forward(b: Builder, x: str, i: int) -> str:
         if m is None or not m.layers[i]:

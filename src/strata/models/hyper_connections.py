@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
-from strata.models.tensors import Tensor
+from strata.models.tensors import Part, Tensor
 from strata.program import Builder
 
 
@@ -39,17 +39,28 @@ def read_streams(c: Config, norm_eps: float) -> Streams:
 
 def tensors(s: Streams) -> dict[str, Tensor]:
     """Of the halves of every layer, and of the head."""
-    out = _triple("output_hc", s, s.count, 1)
-    for half in ("attn", "ffn"):
-        out |= _triple(f"blk.{{i}}.hc_{half}", s, 2 * s.count, 2)
+    out = _triple("output_hc", ("hc_head.hc_head", "hc_head.hc_pre.hc_head"), s, s.count, 1)
+    for half, theirs in (("attn", "attn"), ("ffn", "mlp")):
+        stored = f"layers.{{i}}.hc_{theirs}_layer."
+        names = (f"{stored}hc_pre.hc", f"{stored}hc")
+        out |= _triple(f"blk.{{i}}.hc_{half}", names, s, 2 * s.count, 2)
     return out
 
 
-def _triple(name: str, s: Streams, rows: int, scales: int) -> dict[str, Tensor]:
+def _triple(
+    name: str, stored: tuple[str, str], s: Streams, rows: int, scales: int
+) -> dict[str, Tensor]:
+    """Under one of two names in directories."""
+    shapes = {"fn": (rows, s.count * s.width), "base": (rows,), "scale": (scales,)}
+    one, other = stored
     return {
-        f"{name}_fn.weight": Tensor(None, (rows, s.count * s.width), unit_axes=True),
-        f"{name}_base.weight": Tensor(None, (rows,)),
-        f"{name}_scale.weight": Tensor(None, (scales,)),
+        f"{name}_{part}.weight": Tensor(
+            f"{{p}}{one}_{part}",
+            shape,
+            part=Part("", f"{{p}}{other}_{part}", 0, shape[0]),
+            unit_axes=part == "fn",
+        )
+        for part, shape in shapes.items()
     }
 
 

@@ -6,10 +6,13 @@ q, k and v are convolved apart; what makes the decay and the gate may be two sma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
+from strata.models.errors import ConfigError
+from strata.models.keys import whole
 from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder
@@ -43,7 +46,7 @@ def read_sizes(c: Config) -> tuple[int, int, int]:
     """Heads, their width, and the taps of the convolutions."""
     keys = c.keys
     return (
-        c.heads,
+        keys.integer("kda_heads", c.heads, high=MAX_WIDTH),
         keys.integer("kda_dim", high=min(MOST_KEYS, MAX_WIDTH)),
         keys.integer("delta_taps", low=2, high=64),
     )
@@ -51,28 +54,51 @@ def read_sizes(c: Config) -> tuple[int, int, int]:
 
 def recurrent(c: Config) -> list[bool]:
     """Which layers have no keys and values."""
-    return [n == 0 for n in c.keys.integers("kv_heads", c.layers)]
+    keys = c.keys
+    if keys.kind == "gguf":
+        return [n == 0 for n in keys.integers("kv_heads", c.layers)]
+    listed = keys.texts("layer_types", c.layers, ("linear_attention", "full_attention"))
+    if listed is not None:
+        return [kind == "linear_attention" for kind in listed]
+    table = keys.raw("linear_attn_config")
+    if not isinstance(table, Mapping):
+        interval = keys.integer("full_interval")
+        return [(i + 1) % interval != 0 for i in range(c.layers)]
+    name, full = "linear_attn_config.full_attn_layers", table.get("full_attn_layers")
+    if not isinstance(full, list):
+        raise ConfigError(f"'{name}': a list of layers is expected, counted from 1")
+    counted = {whole(name, n, 1, c.layers) for n in full}
+    return [i + 1 not in counted for i in range(c.layers)]
 
 
 def tensors(c: Config, k: Kda) -> dict[str, Tensor]:
     """The tensors of a layer."""
-    name = "blk.{i}."
+    name, stored = "blk.{i}.", "{p}layers.{i}.self_attn."
     out = {
-        f"{name}attn_output.weight": Tensor(None, (c.width, k.inner)),
-        f"{name}ssm_beta.weight": Tensor(None, (k.heads, c.width), unit_axes=True),
-        f"{name}ssm_a": Tensor(None, (k.heads,), unit_axes=True),
-        f"{name}ssm_dt.bias": Tensor(None, (k.inner,)),
-        f"{name}ssm_norm.weight": Tensor(None, (k.dim,)),
+        f"{name}attn_output.weight": Tensor(f"{stored}o_proj.weight", (c.width, k.inner)),
+        f"{name}ssm_beta.weight": Tensor(
+            f"{stored}b_proj.weight", (k.heads, c.width), unit_axes=True
+        ),
+        f"{name}ssm_a": Tensor(
+            f"{stored}A_log", (k.heads,), transform="negative_exp", unit_axes=True
+        ),
+        f"{name}ssm_dt.bias": Tensor(f"{stored}dt_bias", (k.inner,)),
+        f"{name}ssm_norm.weight": Tensor(f"{stored}o_norm.weight", (k.dim,)),
     }
     for number, part in enumerate("qkv"):
-        whole = Part(f"{name}attn_qkv.weight", "", number * k.inner, 3 * k.inner)
-        out[f"{name}attn_{part}.weight"] = Tensor(None, (k.inner, c.width), part=whole)
-        out[f"{name}ssm_conv1d_{part}.weight"] = Tensor(None, (k.inner, k.taps), unit_axes=True)
+        fused = Part(f"{name}attn_qkv.weight", "", number * k.inner, 3 * k.inner)
+        out[f"{name}attn_{part}.weight"] = Tensor(
+            f"{stored}{part}_proj.weight", (k.inner, c.width), part=fused
+        )
+        out[f"{name}ssm_conv1d_{part}.weight"] = Tensor(
+            f"{stored}{part}_conv1d.weight", (k.inner, k.taps), unit_axes=True
+        )
     for products in (k.decay, k.gate):
         widths = [c.width, *(k.dim,) * (len(products) - 1), k.inner]
         for number, product in enumerate(products):
             shape = (widths[number + 1], widths[number])
-            out[f"{name}ssm_{product}.weight"] = Tensor(None, shape)
+            theirs = product if len(products) > 1 else product[0]
+            out[f"{name}ssm_{product}.weight"] = Tensor(f"{stored}{theirs}_proj.weight", shape)
     return out
 
 
@@ -90,6 +116,8 @@ def mixer(b: Builder, k: Kda, catalog: Catalog, kept: Kept, x: str, i: int, eps:
             y = b.matmul(y, f"{name}{product}.weight")
         return y
 
+    # Under the norms of q and k llama.cpp has the file's epsilon, transformers 1e-6.
+    unit_eps = eps if catalog.kind == "gguf" else 1e-6
     with b.unit("attention"):
         made = [b.matmul(x, f"blk.{i}.attn_{part}.weight") for part in "qkv"]
         beta = b.matmul(x, f"{name}beta.weight")
@@ -108,8 +136,8 @@ def mixer(b: Builder, k: Kda, catalog: Catalog, kept: Kept, x: str, i: int, eps:
     else:
         decay = b.decay(decay, f"{name}a")
     y = b.gated_delta(
-        b.l2_norm(q, k.dim, eps, 1 / math.sqrt(k.dim)),
-        b.l2_norm(k_, k.dim, eps),
+        b.l2_norm(q, k.dim, unit_eps, 1 / math.sqrt(k.dim)),
+        b.l2_norm(k_, k.dim, unit_eps),
         *(v, decay, b.activation(beta, "sigmoid")),
         layer=kept.matrices(k.heads, k.dim, k.dim),
         heads=k.heads,

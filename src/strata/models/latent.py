@@ -75,6 +75,12 @@ def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Conf
     return replace(c, head_dim=rope), latent
 
 
+def inner_eps(c: Config, eps: float) -> float:
+    """Under the norms of what is made: ``eps`` in GGUF files, 1e-6 in transformers' families that
+    leave it to the norm."""
+    return eps if c.keys.kind == "gguf" else 1e-6
+
+
 def latent_tensors(c: Config, a: Latent) -> dict[str, Tensor]:
     """Projections of latent attention and the norms between them."""
     stored = "{p}layers.{i}.self_attn."

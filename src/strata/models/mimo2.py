@@ -1,40 +1,51 @@
 """MiMo-V2 (Xiaomi): keys and values of different widths, windows with sinks and KV heads of their
-own, experts that a sigmoid weighs; which layers have experts the file's routers tell.
+own, experts that a sigmoid weighs; which layers have experts a GGUF file's routers tell.
 
 Blocks that predict further tokens are left out.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from strata.formats import ModelFile
 from strata.models import decoder, experts
 from strata.models.composed_tensors import layer_config
-from strata.models.config import read_config
+from strata.models.config import MAX_LAYERS, MAX_WIDTH, Config, read_config
+from strata.models.errors import ConfigError
+from strata.models.keys import Keys
 from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model, PagedKV
 
+_KINDS = ("full_attention", "sliding_attention")
+# Sizes of layers with a window: built are those of the others.
+_ALIKE = {"swa_num_attention_heads": "heads", "swa_head_dim": "head_dim"}
+_ALIKE |= {"swa_v_head_dim": "value_dim"}
+
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a MiMo-V2 file."""
-    c = read_config(file, architecture, context, experts=True, uneven=True, values=True)
+    keys, gguf = Keys(file, architecture), file.kind == "gguf"
+    keys = keys if gguf else keys.stating(_by_layer(keys)).assuming({"value_scale": 0.707})
+    c = read_config(file, architecture, context, experts=True, uneven=True, values=True, keys=keys)
     c = decoder.with_windows(c, c.keys.integer("window"), 1)
     layers = [layer_config(c, i) for i in range(c.layers)]
     c, further = decoder.without_further(c)
     layers = layers[: c.layers]
-    m = experts.read_mixture(c, scoring="sigmoid", renormalise=True, shared=0)
-    m = experts.where_routed(c, file, m)
+    renormalise = gguf or c.keys.flag("expert_norm", True)
+    m = experts.read_mixture(c, scoring="sigmoid", renormalise=renormalise, shared=0, dense=1)
+    m = experts.where_routed(c, file, m) if gguf else m
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
-        "blk.{i}.attn_sinks.weight": Tensor(None, (c.heads,), optional=True),
+        "blk.{i}.attn_sinks.weight": Tensor(
+            "{p}layers.{i}.self_attn.attention_sink_bias", (c.heads,), optional=True
+        ),
         **experts.mixture_tensors(c, m),
     }
     for i, own in enumerate(layers):
-        attention = decoder.attention_tensors(own, bias=False, out_bias=False)
-        # Not read, nor are the numbers beside the first products.
-        kept = {n: t for n, t in attention.items() if n.endswith("weight") or "output.scale" in n}
-        tensors |= on_layers(kept, [i])
+        tensors |= on_layers(_attention(own), [i])
     unused = (*decoder.harmless(c), further, experts.DENSE, r"blk\.\d+\.attn_\w+\.(bias|scale)")
     catalog = Catalog(file, tensors, c.layers, harmless=unused)
     full, local = read_rope(c, "neox"), read_local_rope(c, "neox")
@@ -58,3 +69,47 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         ],
         feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i, scaled=False),
     )
+
+
+def _attention(c: Config) -> dict[str, Tensor]:
+    """The projections of a layer; in GGUF files biases and the numbers beside the first products
+    are not read."""
+    if c.keys.kind != "gguf":
+        bias = c.keys.flag("attention_bias", False)
+        return decoder.attention_tensors(c, bias=bias, out_bias=False)
+    made = decoder.attention_tensors(c, bias=False, out_bias=False)
+    return {n: t for n, t in made.items() if n.endswith("weight") or "output.scale" in n}
+
+
+def _by_layer(keys: Keys) -> dict[str, Any]:
+    """What a directory says of its layers, in the words of the model's publisher or of
+    transformers, as a list each."""
+    layers = keys.integer("layers", high=MAX_LAYERS)
+    for theirs, name in _ALIKE.items():
+        if keys.raw(theirs) not in (None, keys.find(name)[1]):
+            raise ConfigError(f"'{theirs}' differs from '{keys.find(name)[0]}': this is not built")
+    kinds = keys.texts("layer_types", layers, _KINDS) or [
+        _KINDS[sliding] for sliding in _flags(keys, "hybrid_layer_pattern", layers)
+    ]
+    full = keys.integer("kv_heads", high=MAX_WIDTH)
+    local = keys.integer("kv_heads_local", 2 * full, high=MAX_WIDTH)
+    found: dict[str, Any] = {
+        "layer_types": kinds,
+        "kv_heads": [full if kind == _KINDS[0] else local for kind in kinds],
+    }
+    if keys.raw("sliding_window_size") is not None:
+        # Here without the position itself.
+        window = keys.stating({"window": keys.raw("sliding_window_size")}).integer("window")
+        found["window"] = window + 1
+    if keys.find("ffn_kinds")[1] is None and isinstance(keys.raw("moe_layer_freq"), list):
+        routed = _flags(keys, "moe_layer_freq", layers)
+        found["ffn_kinds"] = ["sparse" if on else "dense" for on in routed]
+    return found
+
+
+def _flags(keys: Keys, key: str, layers: int) -> list[bool]:
+    """A list of 0 and 1, one a layer."""
+    value = keys.raw(key)
+    if not isinstance(value, list) or len(value) != layers or any(v not in (0, 1) for v in value):
+        raise ConfigError(f"'{key}': a list of {layers} is expected, each 0 or 1")
+    return [bool(v) for v in value]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from strata.models.errors import ConfigError
 from strata.models.experts import Routing
 from strata.models.keys import Keys
 from strata.models.rope import turned_layers
@@ -54,6 +55,19 @@ def _prefix(keys: Keys) -> dict[str, Any]:
     return {"expert_ffn": width, "dense_layers": first, "ffn": width if dense is None else dense}
 
 
+def _dbrx(keys: Keys) -> dict[str, Any]:
+    """What the settings of the feed-forward choose: weights are divided by their sum, or not."""
+    settings = keys.raw("ffn_config")
+    settings = settings if isinstance(settings, Mapping) else {}
+    act = settings.get("ffn_act_fn") or {"name": "silu"}
+    if not isinstance(act, Mapping) or act.get("name") != "silu":
+        raise ConfigError("'ffn_config.ffn_act_fn': 'silu' is expected")
+    power = settings.get("moe_normalize_expert_weights", 1.0)
+    if power not in (None, 1, 1.0) or isinstance(power, bool):
+        raise ConfigError("'ffn_config.moe_normalize_expert_weights': 1 or null is expected")
+    return {"expert_norm": power is not None}
+
+
 # By `architectures` of config.json.
 HUGGING_FACE: Mapping[str, Variant] = {
     "Cohere2MoeForCausalLM": Variant(
@@ -68,6 +82,29 @@ HUGGING_FACE: Mapping[str, Variant] = {
         tied=True,
         assumed={"logit_scale": 0.0625, "expert_norm": True},
         directory=Directory(bias="all", follows=_prefix),
+    ),
+    # Experts as formats/foreign/dbrx.py tells them apart.
+    "DbrxForCausalLM": Variant(
+        norm="layer",
+        clamped="first",
+        mixture=Routing(renormalise=None),
+        directory=Directory(
+            {
+                "attn_norm": "norm_attn_norm.norm_1",
+                "ffn_norm": "norm_attn_norm.norm_2",
+                "attn_qkv": "norm_attn_norm.attn.Wqkv",
+                "attn_output": "norm_attn_norm.attn.out_proj",
+                "ffn_gate_inp": "ffn.router.layer",
+                "ffn_gate_exps.weight": "ffn.experts.mlp.w1",
+                "ffn_up_exps.weight": "ffn.experts.mlp.v1",
+                "ffn_down_exps.weight": "ffn.experts.mlp.w2",
+            },
+            frame={"token_embd": "{p}wte", "output_norm": "{p}norm_f"},
+            prefixes=("transformer.", ""),
+            layers="blocks",
+            turned=("ffn_down_exps",),
+            follows=_dbrx,
+        ),
     ),
     "Dots1ForCausalLM": Variant(qk_norm="head", mixture=_SIGMOID, directory=Directory(bias="all")),
     "Ernie4_5_MoeForCausalLM": Variant(

@@ -30,7 +30,8 @@ class Directory:
 
     ``by_head``: one product, called ``attn_qkv`` in ``names``, makes the queries, the key and the
     value of each key head one behind the other, or of each of so many ``groups`` of heads, in the
-    ``order`` of these letters. ``acts``: config.json chooses the activation.
+    ``order`` of these letters. What is ``turned`` is stored transposed. ``acts``: config.json
+    chooses the activation.
     ``follows`` gives values, by canonical name, that follow from other keys; ``only`` what is built
     of settings that have several values.
     """
@@ -47,6 +48,7 @@ class Directory:
     by_head: bool = False
     groups: int = 0
     order: str = "qkv"
+    turned: tuple[str, ...] = ()
     acts: bool = False
     follows: Callable[[Keys], Mapping[str, Any]] | None = None
     only: Mapping[str, bool] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from strata.formats.errors import ForeignFormatError, shown
-from strata.formats.foreign import bitsandbytes, compressed, gpt_oss, hqq, words
+from strata.formats.foreign import bitsandbytes, compressed, dbrx, gpt_oss, hqq, words
 from strata.formats.foreign.weight import ForeignWeight, ReadSmall
 from strata.formats.tensor_info import TensorInfo
 
@@ -38,6 +38,7 @@ def present_foreign(
     those that are put together. ForeignFormatError names what is not supported.
     """
     kind = config.get("model_type")
+    stored = dbrx.apart(stored, config)
     usual = _IN_TURN.get(kind) if isinstance(kind, str) else None
     settings = config.get("quantization_config") or {"quant_method": usual}
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
