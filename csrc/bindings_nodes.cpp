@@ -32,7 +32,8 @@ void NodeBuilder::check_kept(const AttentionUse& a, const StateStore& state) {
   const StateStore::Layer& layer = state.layer(a.layer);
   const KvShape& kv = layer.kept.kv;
   require(layer.group >= 0 && layer.kept.kv_heads == a.kv_heads && kv.k_dim == a.k_dim &&
-              kv.v_dim == a.v_dim && (!a.keys || kv.v_in_k != a.values),
+              kv.v_dim == a.v_dim && (!a.keys || kv.v_in_k != a.values) &&
+              layer.kept.bounded == a.bounds,
           wrong);
   const StateStore::Group& group = state.group_of(layer);
   require(group.window == 0 || (a.window > 0 && a.window <= group.window &&
@@ -181,7 +182,7 @@ void bind_nodes(nb::module_& m) {
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
            "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),
            "sinks"_a = nb::none(), "call"_a = nb::none(), "beginning"_a = 0,
-           "q_beginning"_a = nb::none())
+           "q_beginning"_a = nb::none(), "read"_a = 0)
       .def("short_conv", &NodeBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &NodeBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,

@@ -169,16 +169,16 @@ std::unique_ptr<Step> make_step(const StateStore& store, Array1<int32_t> tokens,
   return s;
 }
 
-// (kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values); zeros where a layer does not
-// keep that.
-using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t, int, int>;
+// (kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values, whether bounds of keys are kept);
+// zeros where a layer does not keep that.
+using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t, int, int, bool>;
 // (layers, window, beginning, recurrent, blocks, slots).
 using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, int64_t, bool, int64_t, int64_t>;
 
 void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
                 const std::vector<GroupTuple>& groups, const std::string& directory) {
   std::vector<StateStore::Kept> kept;
-  for (const auto& [heads, k_dim, v_dim, v_in_k, floats, k_type, v_type] : layers) {
+  for (const auto& [heads, k_dim, v_dim, v_in_k, floats, k_type, v_type, bounded] : layers) {
     require(std::min(k_type, v_type) >= 0 && std::max(k_type, v_type) < kKvTypes,
             "state: no such KV type");
     require(std::min({heads, k_dim, v_dim, floats}) >= 0, "state: negative sizes");
@@ -188,7 +188,8 @@ void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
     kept.push_back({heads,
                     {k_dim, v_dim, v_in_k},
                     floats,
-                    {static_cast<KvType>(k_type), static_cast<KvType>(v_type)}});
+                    {static_cast<KvType>(k_type), static_cast<KvType>(v_type)},
+                    bounded});
   }
   std::vector<bool> seen(kept.size(), false);
   std::vector<StateStore::Group> made;
@@ -204,6 +205,9 @@ void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
       seen[static_cast<size_t>(i)] = true;
       const StateStore::Kept& k = kept[static_cast<size_t>(i)];
       require(recurrent ? k.floats > 0 : k.kv_heads > 0, "state: a layer is in a group of another kind");
+      require(!k.bounded || (!recurrent && window == 0), "state: bounds are of keys of all positions");
+      require(k.bounded == kept[static_cast<size_t>(numbers[0])].bounded,
+              "state: bounds of some layers of a group");
     }
     StateStore::Group group{numbers, window, beginning, recurrent, blocks, slots};
     made.push_back(std::move(group));
@@ -215,9 +219,9 @@ using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void check_size(const StateStore& store, int64_t group, size_t given) {
-  require(static_cast<int64_t>(given) == store.group(group).block_stride,
+  require(static_cast<int64_t>(given) == store.group(group).block_bytes(),
           "state: " + std::to_string(given) + " bytes given, a block has " +
-              std::to_string(store.group(group).block_stride));
+              std::to_string(store.group(group).block_bytes()));
 }
 
 }  // namespace
@@ -250,7 +254,7 @@ void bind_runtime(nb::module_& m) {
       .def("block_nbytes",
            [](StateStore& s, int64_t group) {
              s.check_block(group, 0);
-             return s.group(group).block_stride;
+             return s.group(group).block_bytes();
            },
            "group"_a)
       .def("copy",

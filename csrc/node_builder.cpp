@@ -174,7 +174,7 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
                             float softcap, bool causal, bool chunked,
                             const std::optional<Array1<float>>& slopes,
                             const std::optional<Array1<float>>& sinks, std::optional<int> call,
-                            int64_t beginning, std::optional<int64_t> q_beginning) {
+                            int64_t beginning, std::optional<int64_t> q_beginning, int64_t read) {
   require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
           "attention: KV heads have as many heads each");
   require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
@@ -197,10 +197,13 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
     require(at(*q_beginning).width == heads * k_dim, "attention: widths differ");
     s.q_beginning = f32_value(*q_beginning);
   }
+  require(read == 0 || (read > 3 && window == 0 && causal && s.slopes.empty()),
+          "attention: blocks are chosen of all positions before a row, four or more");
+  s.read = read;
   if (k) s.k = f32_value(*k);
   if (v) s.v = f32_value(*v);
   attention_.push_back(
-      {layer, kv_heads, k_dim, v_dim, window, beginning, k.has_value(), v.has_value()});
+      {layer, kv_heads, k_dim, v_dim, window, beginning, k.has_value(), v.has_value(), read > 0});
   scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
   require(!call || *call >= 0, "attention: negative call");
   add_attention(list_, std::move(s), call);

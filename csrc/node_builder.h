@@ -43,7 +43,7 @@ class NodeBuilder {
                  float scale, int64_t window, float softcap, bool causal, bool chunked,
                  const std::optional<Array1<float>>& slopes,
                  const std::optional<Array1<float>>& sinks, std::optional<int> call,
-                 int64_t beginning, std::optional<int64_t> q_beginning);
+                 int64_t beginning, std::optional<int64_t> q_beginning, int64_t read);
   void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
                   const std::optional<Array1<float>>& bias);
   // Of heads with a state of [k_dim][v_dim]: operands and parameters as step_kernels.h has them.
@@ -95,7 +95,7 @@ class NodeBuilder {
  private:
   struct AttentionUse {
     int64_t layer, kv_heads, k_dim, v_dim, window, beginning;
-    bool keys, values;
+    bool keys, values, bounds;
   };
   static void check_kept(const AttentionUse& a, const StateStore& state);
   struct StreamedProduct {

@@ -240,7 +240,14 @@ static void run_blocks(const AttentionArgs& a, int64_t kv_head, int64_t row0, in
                        float* unpacked) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
   const int64_t stride = partial_floats(a.shape.v_dim), width = kv_value_stride(a.shape.v_dim);
+  const auto seen = [&](int64_t number) {
+    if (a.chosen == nullptr) return true;
+    for (int64_t r = row0; r < row1; ++r)
+      if (sees_block(a, r, number)) return true;
+    return false;
+  };
   for (; block < end; ++block) {
+    if (!seen(block)) continue;   // it need not even be there
     const uint8_t* head = a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes;
     const Block<Kv> kv(a, head, unpacked);
     const int64_t base = block * kKvBlock;
@@ -266,7 +273,7 @@ static void run_blocks(const AttentionArgs& a, int64_t kv_head, int64_t row0, in
       }
       if (lo < 0) lo = 0;
       if (hi > kKvBlock) hi = kKvBlock;
-      if (lo >= hi) {   // nothing to see for this row: it keeps what it has
+      if (lo >= hi || !sees_block(a, row0 + i / group, block)) {   // nothing to see for this row: it keeps what it has
         for (int64_t j = 0; j < kKvBlock; ++j) scores[i * kKvBlock + j] = 0.0f;
         continue;
       }
@@ -411,6 +418,52 @@ static void merge_splits(const AttentionArgs& a, int64_t row, int64_t head, int6
   write_output(a, head, scratch, a.out + row * a.out_stride + head * a.shape.v_dim);
 }
 
+static void bound_keys(const float* keys, int64_t k_dim, uint16_t* bounds) {
+  const int64_t stride = kv_value_stride(k_dim);
+  for (int64_t i = 0; i < 2 * stride; ++i) bounds[i] = 0;
+  for (int64_t dim = 0; dim < k_dim; ++dim, keys += kKvBlock) {
+    F32x16 most = load(keys), least = load(keys);
+    for (int64_t i = 16; i < kKvBlock; i += 16) {
+      most = max(most, load(keys + i));
+      least = min(least, load(keys + i));
+    }
+    uint16_t t[16];
+    store_f16(t, within(broadcast(-reduce_max(zero16() - least)), 65504.0f));
+    bounds[dim] = t[0];
+    store_f16(t, within(broadcast(reduce_max(most)), 65504.0f));
+    bounds[stride + dim] = t[0];
+  }
+}
+
+static void weigh_blocks(const AttentionArgs& a, int64_t row, const KeyBounds& bounds,
+                         int64_t first, int64_t end, float* scratch, float* each, float* out) {
+  const int64_t group = a.heads / a.kv_heads, count = end - first, k_dim = a.shape.k_dim;
+  const int64_t stride = kv_value_stride(k_dim);
+  for (int64_t i = 0; i < count; i += 16) store(out + i, zero16());
+  for (int64_t kv_head = 0; kv_head < a.kv_heads; ++kv_head) {
+    gather_queries(a, a.q, kv_head, row, row + 1, scratch);
+    for (int64_t g = 0; g < group; ++g) {
+      const float* q = scratch + g * k_dim;
+      float top = kNoKey;
+      for (int64_t i = 0; i < count; ++i) {
+        const auto* least = reinterpret_cast<const uint16_t*>(
+            bounds.data + a.table[first + i] * bounds.block_bytes +
+            kv_head / a.shares * bounds.head_bytes);
+        F32x16 sum = zero16();
+        each_vector(k_dim, [&](int64_t d, int lanes) {
+          const F32x16 x = load_part(q + d, lanes);
+          sum = sum + max(x * load_f16(least + d), x * load_f16(least + stride + d));
+        });
+        each[i] = reduce_add(sum);
+        if (each[i] > top) top = each[i];
+      }
+      for (int64_t i = count; i % 16 != 0; ++i) each[i] = kNoKey;
+      for (int64_t i = 0; i < count; i += 16)
+        store(out + i, load(out + i) + exp(load(each + i) - broadcast(top)));
+    }
+  }
+}
+
 template <class Kv> constexpr AttendKernels attend_kernels() {
   return {attend<Kv>, attend_split<Kv>, attend_on<Kv>};
 }
@@ -426,6 +479,7 @@ static const StepKernels* step_table() {
       group_sum, softmax_groups,
       {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7, linear_attention},
       merge_splits,
+      bound_keys, weigh_blocks,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>(),
        {KvInt4::store_key, KvInt4::store_value, KvInt4::unpack_keys, KvInt4::unpack_values,
         attend_kernels<KvUnpacked>()}},

@@ -64,6 +64,10 @@ inline int64_t kv_head_bytes(KvTypes types, const KvShape& s) {
   return kv_key_bytes(types.k, s.k_dim) + (s.v_in_k ? 0 : kv_value_bytes(types.v, s.v_dim));
 }
 
+// Bytes of the bounds of one KV head's keys in a block: the least and the greatest number of each
+// dimension as f16, [2][k_dim up to whole vectors].
+inline int64_t kv_bounds_bytes(int64_t k_dim) { return 4 * kv_value_stride(k_dim); }
+
 struct KvKernels;
 
 struct AttentionArgs {
@@ -90,7 +94,13 @@ struct AttentionArgs {
   const float* slopes;     // of heads: what a key loses by each position of its distance; or null
   const float* sinks;      // of heads: scores that weigh in the sum and have no value; or null
   int64_t k_rotation = 1, v_rotation = 1;   // of what is kept; values that are part of keys are not
+  const uint64_t* chosen = nullptr;   // of row r from r * chosen_words on: a bit for each block seen
+  int64_t chosen_words = 0;
 };
+
+inline bool sees_block(const AttentionArgs& a, int64_t row, int64_t block) {
+  return a.chosen == nullptr || (a.chosen[row * a.chosen_words + block / 64] >> (block % 64) & 1) != 0;
+}
 
 // The first key that a row sees, the beginning aside where its window has left that behind.
 inline int64_t first_key(const AttentionArgs& a, int64_t position) {
@@ -123,6 +133,12 @@ struct AttendKernels {
   // did.
   void (*attend_on)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
                     int64_t split0, int64_t split1, bool first, float* running, float* scratch);
+};
+
+// The bounds of a layer's keys: of KV head h in block b from b * block_bytes + h * head_bytes on.
+struct KeyBounds {
+  const uint8_t* data;
+  int64_t block_bytes, head_bytes;
 };
 
 // What depends on how keys, or values, are kept.
@@ -204,6 +220,13 @@ struct StepKernels {
   // Merges the partials of one row and one head and writes out.
   void (*merge_splits)(const AttentionArgs&, int64_t row, int64_t head, int64_t splits,
                        const float* partials, float* scratch);
+  // The bounds of keys [k_dim][kKvBlock].
+  void (*bound_keys)(const float* keys, int64_t k_dim, uint16_t* bounds);
+  // How much blocks [first, end) of the table may weigh for a row: of each head e to the greatest
+  // score that bounds allow, against the greatest of them, summed over the heads. `each` and `out`
+  // have room for end - first up to whole vectors.
+  void (*weigh_blocks)(const AttentionArgs&, int64_t row, const KeyBounds&, int64_t first,
+                       int64_t end, float* scratch, float* each, float* out);
   KvKernels kv[kKvTypes];   // by KvType
   AttendKernels unpacked;   // over keys and values of any types
   const KvKernels& of(KvType type) const { return kv[static_cast<int>(type)]; }

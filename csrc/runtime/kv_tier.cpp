@@ -100,10 +100,11 @@ int64_t KvTier::place_bytes(const std::vector<int64_t>& layer_bytes) {
 }
 
 KvTier::KvTier(std::vector<Layer> layers, int64_t slot_bytes, int64_t blocks, int64_t slots,
-               uint8_t* ring, int64_t place_bytes, const std::string& directory)
+               uint8_t* ring, int64_t place_bytes, const std::string& directory, bool chosen)
     : layers_(std::move(layers)),
       slot_bytes_(slot_bytes),
       place_bytes_(place_bytes),
+      chosen_(chosen),
       offsets_(offsets_of(layers_, blocks)),
       file_(directory, offsets_.back()),
       staging_(static_cast<size_t>(largest(layers_)), false, KvFile::kAlign),
@@ -257,12 +258,16 @@ void KvTier::begin(const StepView& step, int64_t group, std::vector<int> calls,
     Slot& s = slots_[static_cast<size_t>(slot(block))];
     s.dirty = s.pinned = true;
   }
-  make_items(step);
+  blocks_ = table_;
+  items_.clear();
+  cold_items_.clear();
+  if (chosen_) return;   // each layer says what it sees
+  make_items(step, nullptr, 0);
   next_call_ = next_cold_ = 0;
   read_ahead();
 }
 
-void KvTier::make_items(const StepView& step) {
+void KvTier::make_items(const StepView& step, const uint64_t* chosen, int64_t words) {
   items_.clear();
   cold_items_.clear();
   const int64_t most_piece = largest(layers_);
@@ -270,7 +275,15 @@ void KvTier::make_items(const StepView& step) {
   for (size_t n = 0; n < step.spans.size(); ++n) {
     const Span& span = step.spans[n];
     int32_t* table = table_.data() + table_of_[n];
+    const int32_t* blocks = blocks_.data() + table_of_[n];
     const int64_t count = (span.past + span.rows + kKvBlock - 1) / kKvBlock;
+    const auto seen = [&](int64_t b) {
+      if (chosen == nullptr) return true;
+      for (int64_t r = span.row; r < span.row + span.rows; ++r)
+        if ((chosen[r * words + b / 64] >> (b % 64) & 1) != 0) return true;
+      return false;
+    };
+    const auto away = [&](int64_t b) { return slot(blocks[b]) < 0 && seen(b); };
     Item item{n, 0, 0, true, {}};
     int64_t held = 0;
     const auto close = [&] {
@@ -283,15 +296,13 @@ void KvTier::make_items(const StepView& step) {
     for (int64_t split = 0; split * kSplitBlocks < count; ++split) {
       const int64_t end = std::min(count, (split + 1) * kSplitBlocks);
       int64_t cold = 0;
-      for (int64_t b = split * kSplitBlocks; b < end; ++b) cold += slot(table[b]) < 0;
+      for (int64_t b = split * kSplitBlocks; b < end; ++b) cold += away(b);
       // What is there need not wait for what is read.
       if (held + cold > room || (cold > 0 && held == 0)) close();
       for (int64_t b = split * kSplitBlocks; b < end; ++b) {
-        const int64_t block = table[b], at = slot(block);
-        if (at >= 0) {
-          table[b] = static_cast<int32_t>(at * (slot_bytes_ / kUnit));
-          continue;
-        }
+        const int64_t block = blocks[b], at = slot(block);
+        table[b] = at < 0 ? 0 : static_cast<int32_t>(at * (slot_bytes_ / kUnit));
+        if (!away(b)) continue;
         Run* last = item.cold.empty() ? nullptr : &item.cold.back();
         if (last != nullptr && last->index + last->count == b &&
             last->block + last->count == block && last->count < together) {
@@ -310,6 +321,7 @@ void KvTier::make_items(const StepView& step) {
 void KvTier::read_ahead() {
   while (!free_.empty() && !cold_items_.empty()) {
     if (next_cold_ == cold_items_.size()) {
+      if (chosen_) return;
       ++next_call_;
       next_cold_ = 0;
     }
@@ -324,7 +336,11 @@ void KvTier::read_ahead() {
   }
 }
 
-void KvTier::attend(int call) {
+void KvTier::attend(int call, const StepView& step, const uint64_t* chosen, int64_t words) {
+  if (chosen_) {
+    drop();
+    make_items(step, chosen, words);
+  }
   if (cold_items_.empty()) return;
   const auto wanted = static_cast<size_t>(call);
   if (wanted >= calls_.size() || calls_[wanted] < 0) {

@@ -29,9 +29,10 @@ class KvTier {
     uint8_t* data;
     int64_t bytes;
   };
-  // Slots lie `slot_bytes` apart; `ring` has places of `place_bytes`.
+  // Slots lie `slot_bytes` apart; `ring` has places of `place_bytes`. With `chosen` layers attend over
+  // some blocks alone, which each says when it does: reads go ahead within a layer.
   KvTier(std::vector<Layer> layers, int64_t slot_bytes, int64_t blocks, int64_t slots,
-         uint8_t* ring, int64_t place_bytes, const std::string& directory);
+         uint8_t* ring, int64_t place_bytes, const std::string& directory, bool chosen);
   ~KvTier();
   KvTier(const KvTier&) = delete;
   KvTier& operator=(const KvTier&) = delete;
@@ -66,8 +67,9 @@ class KvTier {
   const int32_t* table(size_t span) const { return table_.data() + table_of_[span]; }
   static constexpr int64_t kUnit = 64;
 
-  // A layer attends: call number `call`. Its items with cold blocks are taken in their order.
-  void attend(int call);
+  // A layer attends: call number `call`. Its items with cold blocks are taken in their order. Of each
+  // row of the step `chosen` has `words` times 64 bits for the blocks it sees, where these are chosen.
+  void attend(int call, const StepView& step, const uint64_t* chosen, int64_t words);
   // Waits for the cold blocks of an item. ReadError.
   void acquire(const Item& item, const Check& check);
   // The item acquired last was used.
@@ -102,11 +104,12 @@ class KvTier {
   void read_piece(size_t layer, int64_t block, uint8_t* to, uint8_t* aligned);
   void give_slots(const std::vector<int64_t>& written, const std::vector<bool>& whole);
   void evict(Slot& slot);
-  void make_items(const StepView& step);
+  void make_items(const StepView& step, const uint64_t* chosen, int64_t words);
   void read_ahead();
 
   const std::vector<Layer> layers_;
   const int64_t slot_bytes_, place_bytes_;
+  const bool chosen_;
   std::vector<int64_t> offsets_;     // of each layer in the file
   KvFile file_;
   AlignedBytes staging_;             // a piece
@@ -120,7 +123,7 @@ class KvTier {
 
   std::vector<Item> items_;
   std::vector<size_t> cold_items_;
-  std::vector<int32_t> table_;
+  std::vector<int32_t> blocks_, table_;   // of spans, one after the other: numbers, and places
   std::vector<size_t> table_of_;
   std::vector<int> calls_;
   std::shared_ptr<Readers> readers_;

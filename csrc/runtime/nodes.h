@@ -112,6 +112,7 @@ struct AttentionSpec {
   Floats slopes, sinks;   // of heads, or empty
   int64_t beginning = 0;  // positions that are seen from beyond the window, by another query
   std::optional<Value> q_beginning = std::nullopt;
+  int64_t read = 0;       // blocks that a row sees, chosen by bounds of their keys; 0: all
 };
 
 // Rows put together from heads: for each of `heads` heads its part of each x, `width` floats from

@@ -117,6 +117,8 @@ struct Cut {
   bool split = false;
   bool in_turns = false;           // splits of a row have one partial result, span after span
   int64_t splits = 0;              // most that a span sees
+  const uint64_t* chosen = nullptr;   // of all rows of the step the blocks they see, if not all
+  int64_t chosen_words = 0;
   float* partials = nullptr;
   int64_t partial_stride = 0;      // floats of one span
 };
@@ -139,10 +141,116 @@ float* partials_of(const Cut& cut, const AttentionSpec& s, const Span& span) {
   return cut.partials + span.row * s.heads * partial_floats(s.v_dim);
 }
 
+// The bounds of the keys of blocks that the step fills.
+class BoundNode final : public Node {
+ public:
+  explicit BoundNode(AttentionSpec spec) : s_(std::move(spec)) {}
+
+  int64_t begin(const Context& c) override {
+    const int64_t group = c.state->layer(s_.layer).group;
+    const auto& spans = c.step->spans;
+    blocks_.clear();
+    for (size_t n = 0; n < spans.size(); ++n) {
+      int64_t first = spans[n].past;
+      for (const Inherited& i : c.step->inherited)
+        if (i.span == n) first = std::min(first, i.position);
+      for (int64_t b = first / kKvBlock; (b + 1) * kKvBlock <= spans[n].past + spans[n].rows; ++b)
+        blocks_.push_back(spans[n].tables[group][b]);
+    }
+    std::sort(blocks_.begin(), blocks_.end());
+    blocks_.erase(std::unique(blocks_.begin(), blocks_.end()), blocks_.end());
+    return static_cast<int64_t>(blocks_.size()) * s_.kv_heads;
+  }
+
+  void chunk(const Context& c, int64_t index, int thread) override {
+    const StateStore::Layer& layer = c.state->layer(s_.layer);
+    const int64_t block = blocks_[static_cast<size_t>(index / s_.kv_heads)];
+    const int64_t head = index % s_.kv_heads;
+    float* keys = c.arena->scratch(thread);
+    c.step_kernels->of(layer.kept.types.k)
+        .unpack_keys(c.state->part(layer, block) + head * layer.head_bytes, s_.k_dim, keys);
+    c.step_kernels->bound_keys(keys, s_.k_dim, c.state->bounds(layer, block, head));
+  }
+
+ private:
+  AttentionSpec s_;
+  std::vector<int32_t> blocks_;
+};
+
+// Which blocks each row sees: the first, its own and the one before it, and of the others so many as
+// may weigh most. All of these are full by the time that a row comes, so that what it sees depends on
+// its position, its query and its keys alone.
+class ChooseNode final : public Node {
+ public:
+  ChooseNode(AttentionSpec spec, std::shared_ptr<Cut> cut)
+      : s_(std::move(spec)), cut_(std::move(cut)) {}
+
+  int64_t begin(const Context& c) override {
+    int64_t blocks = 1;
+    for (const Span& span : c.step->spans)
+      blocks = std::max(blocks, ceil_div(span.past + span.rows, kKvBlock));
+    const int64_t rows = c.step->tokens_count;
+    cut_->chosen_words = ceil_div(blocks, 64);
+    room_ = ceil_div(blocks, 16) * 16;
+    // Of each thread: of a block its weight, one head's score, and its number.
+    uint8_t* const memory = c.arena->choice(
+        static_cast<size_t>(8 * rows * cut_->chosen_words + 12 * room_ * c.threads));
+    chosen_ = reinterpret_cast<uint64_t*>(memory);
+    cut_->chosen = chosen_;
+    work_ = memory + 8 * rows * cut_->chosen_words;
+    return rows;
+  }
+
+  void chunk(const Context& c, int64_t row, int thread) override {
+    uint64_t* const bits = chosen_ + row * cut_->chosen_words;
+    std::fill(bits, bits + cut_->chosen_words, uint64_t{0});
+    for (const Span& span : c.step->spans) {
+      if (row < span.row || row >= span.row + span.rows) continue;
+      const int64_t own = (span.past + row - span.row) / kKvBlock;
+      const int64_t always = std::min<int64_t>(own + 1, kAlways);
+      const int64_t first = 1, end = std::max(first, own - 1);
+      const auto see = [&](int64_t b) { bits[b / 64] |= uint64_t{1} << (b % 64); };
+      see(0);
+      see(own);
+      if (own > 0) see(own - 1);
+      if (end - first <= s_.read - always) {
+        for (int64_t b = first; b < end; ++b) see(b);
+        return;
+      }
+      float* const weights = reinterpret_cast<float*>(work_ + 12 * room_ * thread);
+      float* const each = weights + room_;
+      auto* const order = reinterpret_cast<int32_t*>(each + room_);
+      const AttentionArgs a = arguments(c, s_, span);
+      const KeyBounds bounds = c.state->bounds(c.state->layer(s_.layer));
+      c.step_kernels->weigh_blocks(a, row - span.row, bounds, first, end, c.arena->scratch(thread),
+                                   each, weights);
+      const int64_t count = end - first, wanted = s_.read - always;
+      for (int64_t i = 0; i < count; ++i) {
+        order[i] = static_cast<int32_t>(i);
+        if (!(weights[i] >= 0.0f)) weights[i] = 0.0f;   // no number: in no order
+      }
+      std::nth_element(order, order + wanted, order + count, [&](int32_t x, int32_t y) {
+        return weights[x] != weights[y] ? weights[x] > weights[y] : x > y;
+      });
+      for (int64_t i = 0; i < wanted; ++i) see(first + order[i]);
+      return;
+    }
+  }
+
+ private:
+  static constexpr int64_t kAlways = 3;
+  AttentionSpec s_;
+  std::shared_ptr<Cut> cut_;
+  uint64_t* chosen_ = nullptr;
+  uint8_t* work_ = nullptr;
+  int64_t room_ = 0;
+};
+
 // Attention over blocks of which some are read meanwhile: in turns, each over what is there.
 class AttendTurns final : public Turns {
  public:
-  AttendTurns(int64_t layer, int call) : layer_(layer), call_(call) {}
+  AttendTurns(int64_t layer, int call, std::shared_ptr<Cut> cut)
+      : layer_(layer), call_(call), cut_(std::move(cut)) {}
 
   void begin(const Context& c) override {
     const bool kept = c.state->tier() != nullptr &&
@@ -150,7 +258,7 @@ class AttendTurns final : public Turns {
     tier_ = kept ? c.state->tier() : nullptr;
     next_ = 0;
     done_ = false;
-    if (tier_ != nullptr) tier_->attend(call_);
+    if (tier_ != nullptr) tier_->attend(call_, *c.step, cut_->chosen, cut_->chosen_words);
   }
 
   bool next(const Check& check) override {
@@ -187,6 +295,7 @@ class AttendTurns final : public Turns {
  private:
   const int64_t layer_;
   const int call_;
+  const std::shared_ptr<Cut> cut_;
   KvTier* tier_ = nullptr;
   std::vector<const KvTier::Item*> items_;
   size_t next_ = 0;
@@ -244,7 +353,7 @@ class AttendNode final : public Node {
           tile -= tiles;
           continue;
         }
-        AttentionArgs a = arguments(c, s_, span);
+        AttentionArgs a = chosen(c, span);
         a.table = turns_->table(item->span);
         a.block_stride = KvTier::kUnit;
         const int64_t row0 = (tiles - 1 - tile) * tile_;
@@ -259,7 +368,7 @@ class AttendNode final : public Node {
       const int64_t which = index / (parts_ * cut_->splits);
       const Span& span = c.step->spans[static_cast<size_t>(which)];
       float* partials = cut_->partials + which * cut_->partial_stride;
-      const AttentionArgs a = arguments(c, s_, span);
+      const AttentionArgs a = chosen(c, span);
       kernels(c, s_).attend_split(a, kv_head, 0, span.rows, seen_splits(a, span).at(place), place,
                                   cut_->splits, partials, scratch);
       return;
@@ -270,8 +379,8 @@ class AttendNode final : public Node {
       const int64_t tiles = ceil_div(span.rows, tile_);
       if (tile < tiles) {
         const int64_t row0 = (tiles - 1 - tile) * tile_;
-        kernels(c, s_).attend(arguments(c, s_, span), kv_head, row0,
-                          std::min(row0 + tile_, span.rows), scratch);
+        kernels(c, s_).attend(chosen(c, span), kv_head, row0, std::min(row0 + tile_, span.rows),
+                              scratch);
         return;
       }
       tile -= tiles;
@@ -279,6 +388,14 @@ class AttendNode final : public Node {
   }
 
  private:
+  AttentionArgs chosen(const Context& c, const Span& span) const {
+    AttentionArgs a = arguments(c, s_, span);
+    if (cut_->chosen == nullptr) return a;
+    a.chosen = cut_->chosen + span.row * cut_->chosen_words;
+    a.chosen_words = cut_->chosen_words;
+    return a;
+  }
+
   AttentionSpec s_;
   std::shared_ptr<Cut> cut_;
   std::shared_ptr<AttendTurns> turns_;
@@ -337,8 +454,12 @@ int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threa
 void add_attention(NodeList& list, AttentionSpec spec, std::optional<int> call) {
   auto cut = std::make_shared<Cut>();
   std::shared_ptr<AttendTurns> turns;
-  if (call) turns = std::make_shared<AttendTurns>(spec.layer, *call);
+  if (call) turns = std::make_shared<AttendTurns>(spec.layer, *call, cut);
   if (spec.k) list.add(std::make_unique<StoreNode>(spec));
+  if (spec.read > 0) {
+    if (spec.k) list.add(std::make_unique<BoundNode>(spec));
+    list.add(std::make_unique<ChooseNode>(spec, cut));
+  }
   list.add(std::make_unique<AttendNode>(spec, cut, turns));
   if (turns) list.in_turns(1, std::move(turns));
   list.add(std::make_unique<MergeNode>(spec, cut));

@@ -110,6 +110,16 @@ StateStore::StateStore(const std::vector<Kept>& layers, std::vector<Group> group
       size = group.slots * group.block_stride + ring_bytes(parts);
     }
     group.buffer = std::make_unique<AlignedBytes>(static_cast<size_t>(size), true);
+    for (int64_t i : group.layers) {
+      Layer& layer = layers_[static_cast<size_t>(i)];
+      layer.bounds_at = group.bounds_stride;
+      if (!layer.kept.bounded) continue;
+      group.bounds_stride += layer.kept.kv_heads * kv_bounds_bytes(layer.kept.kv.k_dim);
+    }
+    if (group.bounds_stride > 0) {
+      group.bounds = std::make_unique<AlignedBytes>(
+          static_cast<size_t>(group.blocks * group.bounds_stride), true);
+    }
     uint8_t* data = group.buffer->data();
     for (int64_t i : group.layers) {
       Layer& layer = layers_[static_cast<size_t>(i)];
@@ -123,14 +133,18 @@ StateStore::StateStore(const std::vector<Kept>& layers, std::vector<Group> group
     uint8_t* ring = group.buffer->data() + group.slots * group.block_stride;
     ring += (KvFile::kAlign - reinterpret_cast<uintptr_t>(ring) % KvFile::kAlign) % KvFile::kAlign;
     tier_ = std::make_unique<KvTier>(std::move(made), group.block_stride, group.blocks, group.slots,
-                                     ring, KvTier::place_bytes(parts), directory);
+                                     ring, KvTier::place_bytes(parts), directory,
+                                     group.bounds_stride > 0);
     tier_group_ = static_cast<int64_t>(g);
   }
 }
 
 int64_t StateStore::nbytes() const {
   int64_t sum = 0;
-  for (const Group& group : groups_) sum += static_cast<int64_t>(group.buffer->size());
+  for (const Group& group : groups_) {
+    sum += static_cast<int64_t>(group.buffer->size());
+    if (group.bounds) sum += static_cast<int64_t>(group.bounds->size());
+  }
   return sum;
 }
 
@@ -141,22 +155,46 @@ void StateStore::check_block(int64_t group, int64_t block) const {
   }
 }
 
+KeyBounds StateStore::bounds(const Layer& layer) const {
+  const Group& group = group_of(layer);
+  return {group.bounds->data() + layer.bounds_at, group.bounds_stride,
+          kv_bounds_bytes(layer.kept.kv.k_dim)};
+}
+
+uint16_t* StateStore::bounds(const Layer& layer, int64_t block, int64_t head) const {
+  const KeyBounds all = bounds(layer);
+  return reinterpret_cast<uint16_t*>(const_cast<uint8_t*>(all.data) + block * all.block_bytes +
+                                     head * all.head_bytes);
+}
+
 void StateStore::copy(int64_t group, int64_t source, int64_t target) {
-  if (group == tier_group_) return tier_->copy(source, target);
   const Group& g = this->group(group);
+  if (g.bounds) {
+    std::memmove(g.bounds->data() + target * g.bounds_stride,
+                 g.bounds->data() + source * g.bounds_stride, static_cast<size_t>(g.bounds_stride));
+  }
+  if (group == tier_group_) return tier_->copy(source, target);
   std::memmove(g.buffer->data() + target * g.block_stride, g.buffer->data() + source * g.block_stride,
                static_cast<size_t>(g.block_stride));
 }
 
 void StateStore::read(int64_t group, int64_t block, uint8_t* out) {
-  if (group == tier_group_) return tier_->read(block, out);
   const Group& g = this->group(group);
+  if (g.bounds) {
+    std::memcpy(out + g.block_stride, g.bounds->data() + block * g.bounds_stride,
+                static_cast<size_t>(g.bounds_stride));
+  }
+  if (group == tier_group_) return tier_->read(block, out);
   std::memcpy(out, g.buffer->data() + block * g.block_stride, static_cast<size_t>(g.block_stride));
 }
 
 void StateStore::write(int64_t group, int64_t block, const uint8_t* data) {
-  if (group == tier_group_) return tier_->write(block, data);
   const Group& g = this->group(group);
+  if (g.bounds) {
+    std::memcpy(g.bounds->data() + block * g.bounds_stride, data + g.block_stride,
+                static_cast<size_t>(g.bounds_stride));
+  }
+  if (group == tier_group_) return tier_->write(block, data);
   std::memcpy(g.buffer->data() + block * g.block_stride, data, static_cast<size_t>(g.block_stride));
 }
 
@@ -196,6 +234,14 @@ Arena::Arena(size_t bytes, int threads, size_t scratch_floats)
       stride_(round_up(scratch_floats, kAlign / sizeof(float))),
       bytes_(bytes, false),
       scratch_(stride_ * static_cast<size_t>(threads) * sizeof(float), false) {}
+
+uint8_t* Arena::choice(size_t bytes) {
+  if (!choice_ || choice_->size() < bytes) {
+    choice_.reset();
+    choice_ = std::make_unique<AlignedBytes>(bytes * 3 / 2, false);
+  }
+  return choice_->data();
+}
 
 float* Arena::partials(size_t floats) {
   const size_t bytes = floats * sizeof(float);

@@ -57,12 +57,14 @@ class StateStore {
     KvShape kv;
     int64_t floats;
     KvTypes types;
+    bool bounded = false;   // bounds of the keys of its blocks are kept, in memory
   };
   struct Layer {
     Kept kept;
     int64_t group;        // -1: keeps nothing
     int64_t head_bytes;   // of one KV head in a block
     uint8_t* data;        // in block 0
+    int64_t bounds_at = 0;   // in the bounds of a block
   };
   struct Group {
     std::vector<int64_t> layers;
@@ -73,6 +75,9 @@ class StateStore {
     int64_t slots = 0;          // blocks in memory where the others are in a file; 0: all are
     int64_t block_stride = 0;   // bytes
     std::unique_ptr<AlignedBytes> buffer = nullptr;
+    int64_t bounds_stride = 0;   // bytes of the bounds of a block
+    std::unique_ptr<AlignedBytes> bounds = nullptr;
+    int64_t block_bytes() const { return block_stride + bounds_stride; }
   };
   // The file is made in `directory`, where a group has slots.
   StateStore(const std::vector<Kept>& layers, std::vector<Group> groups,
@@ -95,6 +100,9 @@ class StateStore {
   void read(int64_t group, int64_t block, uint8_t* out);
   void write(int64_t group, int64_t block, const uint8_t* data);
 
+  // The bounds of the keys of a layer that has them, of all blocks.
+  KeyBounds bounds(const Layer& layer) const;
+  uint16_t* bounds(const Layer& layer, int64_t block, int64_t head) const;
   // A layer's part of a block; one that a step writes, where not all are in memory.
   uint8_t* part(const Layer& layer, int64_t block) const;
   // Where the blocks of the group with slots are; null where no group has any.
@@ -143,20 +151,22 @@ class Arena {
   }
   // Partial results of split attention, shared by all layers; not while a phase runs that uses it.
   float* partials(size_t floats);
+  // Bits of the blocks that rows see, shared by all layers, with what choosing them takes.
+  uint8_t* choice(size_t bytes);
   // Bytes that asking for so many comes to: with room to grow.
   static size_t partials_room(size_t floats) { return floats * sizeof(float) * 3 / 2; }
   int threads() const { return threads_; }
   size_t scratch_floats() const { return stride_; }
   int64_t nbytes() const {
     return static_cast<int64_t>(bytes_.size() + scratch_.size() +
-                                (partials_ ? partials_->size() : 0));
+                                (partials_ ? partials_->size() : 0) + (choice_ ? choice_->size() : 0));
   }
 
  private:
   int threads_;
   size_t stride_;
   AlignedBytes bytes_, scratch_;
-  std::unique_ptr<AlignedBytes> partials_;
+  std::unique_ptr<AlignedBytes> partials_, choice_;
 };
 
 }  // namespace strata

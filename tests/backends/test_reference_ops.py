@@ -144,6 +144,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
         "chunked": False,
         "sinks": False,
         "beginning": 0,
+        "read": 0,
     }
     found: list[list[Floats]] = [[], []]
     for chunk in (((0, 63), (0, 1)), ((63, 2), (1, 69)), ((65, 85), (70, 0))):

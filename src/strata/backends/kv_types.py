@@ -95,12 +95,20 @@ class KVType:
         return sum(self.layer_nbytes(state, number) for number in group.layers)
 
     def layer_nbytes(self, state: Sequence[LayerState], number: int) -> int:
-        """Bytes of a layer's part of a block."""
+        """Bytes of a layer's part of a block, with the bounds of its keys where there are any."""
         layer = state[number]
         if isinstance(layer, PagedKV):
             head = self.head_nbytes(layer.k_dim, layer.v_dim, v_in_k=layer.v_in_k, layer=number)
-            return layer.kv_heads * head
+            return layer.kv_heads * head + bounds_nbytes(layer)
         return -(-4 * layer.elements // 64) * 64 if isinstance(layer, Recurrent) else 0
+
+
+def bounds_nbytes(layer: LayerState) -> int:
+    """Bytes of the bounds of a block's keys, which are in memory wherever the block is: of each
+    dimension the least and the greatest number as f16, in whole vectors of 16."""
+    if not isinstance(layer, PagedKV) or not layer.read:
+        return 0
+    return layer.kv_heads * 4 * (-(-layer.k_dim // 16) * 16)
 
 
 def _spelled(keys: KVCodec, values: KVCodec) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from strata.backends.kv_types import KVType, choose_kv_type
+from strata.backends.kv_types import KVType, bounds_nbytes, choose_kv_type
 from strata.backends.settings import ActivationsName
 from strata.program import LayerState, Reads, Segment, StateGroup, state_groups
 from strata.program.cost import distinct_experts
@@ -257,6 +257,13 @@ class ModelProfile(ABC):
     def experts(self) -> int:
         """Experts of all layers."""
         return sum(unit.experts for unit in self.units)
+
+    @cached_property
+    def bounds_nbytes(self) -> int:
+        """Bytes of the bounds of the keys of a block of the first group, which are in memory where
+        the block is not."""
+        layers = self.groups[0].layers if self.groups else ()
+        return sum(bounds_nbytes(self.state[number]) for number in layers)
 
     def kv_ring_bytes(self, kv_type: str) -> int:
         """Bytes of memory beside the blocks in it where not all KV is in memory; 0 where it has to

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import compress
 
-from strata.backends.kv_types import KV_BLOCK, choose_kv_type
+from strata.backends.kv_types import KV_BLOCK, bounds_nbytes, choose_kv_type
 from strata.backends.profile import SweepSize, UnitProfile
 from strata.machine import constants
 from strata.machine.rates import Rates
@@ -63,12 +63,17 @@ def hit_rate(experts: int, slots: int) -> float:
     return 1.0 if slots >= experts else max(0, slots - AHEAD) / experts
 
 
-def _cold_blocks(size: SweepSize, streaming: Streaming) -> int:
-    """Blocks of KV that a sweep sees and memory does not hold."""
+def _cold_blocks(size: SweepSize, streaming: Streaming, read: int) -> int:
+    """Blocks of KV that a sweep sees and memory does not hold; rows see ``read``, or all for 0."""
     if not streaming.kv_slots:
         return 0
-    seen = size.sequences * -(-(size.past + size.rows) // KV_BLOCK)
-    return max(0, seen - streaming.kv_slots)
+    each = -(-(size.past + size.rows) // KV_BLOCK)
+    seen = size.sequences * each
+    cold = max(0, seen - streaming.kv_slots)
+    if not read or not cold:
+        return cold
+    # As many of those that a row sees are in memory as of all, and rows see different ones.
+    return min(cold, -(-cold * size.sequences * min(each, read * size.rows) // seen))
 
 
 def _kv_parts(model: Outline, kv_type: str) -> list[int]:
@@ -77,7 +82,9 @@ def _kv_parts(model: Outline, kv_type: str) -> list[int]:
     first = model.groups[0].layers if model.groups else ()
 
     def part(layer: int) -> int:
-        return kept.layer_nbytes(model.state, layer) if layer in first else 0
+        if layer not in first:
+            return 0
+        return kept.layer_nbytes(model.state, layer) - bounds_nbytes(model.state[layer])
 
     return [
         sum(part(op.attrs["layer"]) for op in s.segment.program.ops if _attends(op.kind))
@@ -108,6 +115,7 @@ class CostModel:
         self._bound = cache(self._find_bound)
         self._needed: dict[object, list[_Needed]] = {}
         self._kv_parts = _kv_parts(model, kv_type)
+        self._kv_read = max((layer.read for layer in paged), default=0) // KV_BLOCK
         self._without_logits = [not s.selects for s in model.segments]
         kinds = {s.kind: s for s in model.segments}
         self._kinds = [kinds[s.kind] for s in model.segments]
@@ -145,7 +153,7 @@ class CostModel:
 
     def kv_read_bytes(self, size: SweepSize, streaming: Streaming) -> int:
         """Bytes of KV that a sweep reads."""
-        return _cold_blocks(size, streaming) * sum(self._kv_parts)
+        return _cold_blocks(size, streaming, self._kv_read) * sum(self._kv_parts)
 
     def _hit_rate(self, experts: int, slots: int, rows: int) -> float:
         curve = curve_for(self.model.hits, rows, slots)
@@ -194,7 +202,7 @@ class CostModel:
             total += outside
             ahead = min(room, ahead + rate * outside)
         total += self._experts_s(size, streaming)[2]
-        if cold := _cold_blocks(size, streaming):
+        if cold := _cold_blocks(size, streaming, self._kv_read):
             # Nothing else is done while blocks that give way are written.
             written = min(cold, size.tokens / KV_BLOCK)
             total += written * sum(self._kv_parts) / rate
@@ -242,7 +250,7 @@ class CostModel:
         them."""
         seconds = self._segments_s(size)
         nbytes: Sequence[int] = streaming.segment_bytes
-        if cold := _cold_blocks(size, streaming):
+        if cold := _cold_blocks(size, streaming, self._kv_read):
             kv = self._kv_parts
             nbytes = [n + cold * part for n, part in zip(nbytes, kv, strict=True)]
         parts = list(zip(seconds, nbytes, streaming.segment_pack_s, strict=True))

@@ -170,7 +170,8 @@ def kv_in_memory(model: Outline, sizes: Sizes) -> int:
         return model.kv_bytes(sizes.kv_blocks, sizes.kv_type)
     blocks = (sizes.kv_slots, *sizes.kv_blocks[1:])
     ring = model.profile.kv_ring_bytes(sizes.kv_type) if sizes.kv_passes else 0
-    return model.kv_bytes(blocks, sizes.kv_type) + ring
+    bounds = max(0, sizes.kv_blocks[0] - sizes.kv_slots) * model.profile.bounds_nbytes
+    return model.kv_bytes(blocks, sizes.kv_type) + ring + bounds
 
 
 def with_peak_margin(nbytes: int) -> int:

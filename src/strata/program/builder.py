@@ -149,6 +149,7 @@ class Builder:
         chunked: bool = False,
         beginning: int = 0,
         q_beginning: str | None = None,
+        read: int = 0,
     ) -> str:
         """Append k and v to the layer's KV, then causal attention.
 
@@ -156,6 +157,7 @@ class Builder:
         layer ``layer`` keeps is read as it is. ``sinks`` is a weight, a score for each head.
         ``chunked``: a row sees those of its chunk of ``window`` positions. ``beginning``: the first
         positions that are seen from beyond the window, by the query ``q_beginning``.
+        ``read``: a row sees so many positions, of blocks chosen by bounds of their keys.
         """
         if k is None and v is not None:
             raise ProgramError(f"segment '{self.name}': attention has values without keys")
@@ -180,6 +182,7 @@ class Builder:
             sinks=sinks is not None,
             chunked=chunked,
             beginning=beginning,
+            read=read,
         )
 
     def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:

@@ -26,7 +26,8 @@ class PagedKV:
     ``window`` > 0: a row sees only the last so many positions, its own among them, and what has
     left the window is given back, but for the first ``beginning`` positions. ``v_in_k``: no values
     are kept, the value is the first ``v_dim`` elements of the key (latent attention in its absorbed
-    form).
+    form). ``read`` > 0: of all positions a row sees so many, whole blocks, chosen by bounds of their
+    keys that are kept for that.
     """
 
     kv_heads: int
@@ -35,12 +36,15 @@ class PagedKV:
     window: int = 0
     v_in_k: bool = False
     beginning: int = 0
+    read: int = 0
 
     def __post_init__(self) -> None:
         if min(self.kv_heads, self.k_dim, self.v_dim) < 1 or min(self.window, self.beginning) < 0:
             raise ProgramError(f"impossible KV state: {self}")
         if self.beginning and not self.window:
             raise ProgramError(f"all positions are kept, not only a beginning: {self}")
+        if self.read and self.window:
+            raise ProgramError(f"blocks are chosen of all positions, not of a window: {self}")
         if self.v_in_k and self.v_dim > self.k_dim:
             raise ProgramError(f"values of {self.v_dim} are no part of keys of {self.k_dim}")
 

@@ -42,7 +42,7 @@ from strata.backends.cpu.segment import (
     Track,
 )
 from strata.backends.cpu.state import NativeState, tier_bytes
-from strata.backends.kv_types import KV_TYPES, KVType
+from strata.backends.kv_types import KV_TYPES, KVType, bounds_nbytes
 from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightError, WeightReadError, WeightSource
 from strata.cores import usable_cores
@@ -276,6 +276,9 @@ class CpuBackend:
             in_memory[0] = self.settings.kv_slots
         for group, count in zip(groups, in_memory, strict=True):
             self._books.take("kv", count * kept.block_nbytes(state, group))
+        if ring:
+            apart = sum(bounds_nbytes(state[number]) for number in groups[0].layers)
+            ring += max(0, blocks[0] - self.settings.kv_slots) * apart
         self._books.take("kv", ring)
         try:
             return NativeState(

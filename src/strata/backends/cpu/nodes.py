@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
+from strata.backends.base import KV_BLOCK
 from strata.program import Op, Program
 from strata.program.ops.attention import alibi_slopes, main_operands
 
@@ -84,6 +85,7 @@ def attention(b: Building, op: Op) -> None:
         attrs["sinks"] = b.parameters.floats[op.inputs[most]]
     if op.attrs["beginning"]:
         attrs["q_beginning"] = b.ids[op.inputs[-1]]
+    attrs["read"] //= KV_BLOCK
     q, *kv = (b.ids[name] for name in op.inputs[:most])
     k, v = (*kv, None, None)[:2]
     calls, call = b.parameters.calls, None

@@ -228,6 +228,8 @@ class CpuModelProfile(ModelProfile):
     ) -> int:
         """See ModelProfile."""
         tables = sum(rope_table_bytes(n, rows) for n in self.rope_frequencies)
+        if any(op.attrs["read"] for op in self._attentions):
+            tables += choice_bytes(context, threads, rows)
         shapes = self._attention_shapes
         if not in_turns:
             return tables + partials_bytes(shapes, context, parallel, threads)
@@ -353,6 +355,13 @@ def running_bytes(shapes: Collection[AttentionShape], tokens: int) -> int:
     return tokens * each * 4 * 3 // 2
 
 
+def choice_bytes(context: int, threads: int, rows: int) -> int:
+    """Bytes of the blocks that each row of a step sees, a bit each, and of what choosing them takes
+    of a thread, with room to grow."""
+    blocks = -(-context // KV_BLOCK)
+    return (8 * rows * -(-blocks // 64) + 12 * threads * (-(-blocks // 16) * 16)) * 3 // 2
+
+
 def rope_table_bytes(frequencies: int, rows: int) -> int:
     """Bytes of cos and sin of the position of each row of a step, and of the positions."""
     return 4 * rows * (2 * frequencies + 1)
@@ -428,6 +437,10 @@ def _attention_s(
     seen = size.past + size.rows
     # Keys are gone through in whole blocks, of which half of the last is in vain.
     average = size.past + (size.rows + 1) / 2 + (KV_BLOCK / 2 if size.rows > 1 else 0)
+    if read := op.attrs["read"]:
+        # Of a whole block of the others bounds are gone through, which are as much as two keys.
+        bounds = 2 * size.past / KV_BLOCK
+        seen, average = min(seen, size.rows * (read + bounds)), min(average, read + bounds)
     if window:
         seen, average = min(seen, window + size.rows), min(average, window)
     values = [program.values[name] for name in op.inputs]

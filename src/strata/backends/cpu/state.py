@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import strata._native as _native
-from strata.backends.kv_types import KV_TYPES, KVCodec, KVType
+from strata.backends.kv_types import KV_TYPES, KVCodec, KVType, bounds_nbytes
 from strata.program import LayerState, PagedKV, Recurrent, StateGroup, state_groups
 
 _NUMBERS = {kept.name: number for number, kept in enumerate(KV_TYPES)}
@@ -85,16 +85,20 @@ def tier_bytes(
     zeros for a model that has no such group."""
     if not groups or not keeps_all(groups[0]):
         return 0, 0
-    parts = [kv_type.layer_nbytes(state, number) for number in groups[0].layers]
+    parts = [
+        kv_type.layer_nbytes(state, number) - bounds_nbytes(state[number])
+        for number in groups[0].layers
+    ]
     return _native.StateStore.ring_bytes(parts), _native.StateStore.file_bytes(parts, blocks)
 
 
 def _kept(
     layer: LayerState, codecs: tuple[KVCodec, KVCodec]
-) -> tuple[int, int, int, bool, int, int, int]:
-    """(kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values), zeros for what a layer
-    does not keep."""
+) -> tuple[int, int, int, bool, int, int, int, bool]:
+    """(kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values, whether there are bounds
+    of keys), zeros for what a layer does not keep."""
     if isinstance(layer, PagedKV):
         keys, values = (_NUMBERS[codec.name] for codec in codecs)
-        return layer.kv_heads, layer.k_dim, layer.v_dim, layer.v_in_k, 0, keys, values
-    return 0, 0, 0, False, layer.elements if isinstance(layer, Recurrent) else 0, 0, 0
+        shape = layer.kv_heads, layer.k_dim, layer.v_dim, layer.v_in_k
+        return *shape, 0, keys, values, layer.read > 0
+    return 0, 0, 0, False, layer.elements if isinstance(layer, Recurrent) else 0, 0, 0, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from strata.backends.base import (
     KV_BLOCK,
@@ -34,6 +35,7 @@ def attend(
     chunked: bool = False,
     beginning: int = 0,
     q_beginning: Floats | None = None,
+    read: int = 0,
 ) -> Floats:
     """Causal attention of q [rows, heads, k_dim] over k [positions, kv_heads, k_dim] and v
     [positions, kv_heads, v_dim], which begin at position ``first``.
@@ -42,7 +44,8 @@ def attend(
     of these such as are less than ``window`` away if that is not 0 (``chunked``: those of its chunk
     of so many). ``slopes`` and ``sinks`` are those of the heads. The first ``beginning`` keys are
     seen beside a window; where that does not reach them any more, by ``q_beginning``, as if they
-    lay right before it.
+    lay right before it. With ``read`` a row sees blocks of so many positions, which
+    ``chosen_blocks`` says.
     """
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
@@ -54,6 +57,9 @@ def attend(
     far = (keys < beginning) & (positions >= window + beginning)
     seen |= (keys < beginning) & (keys <= positions)
     positions = np.where(far, window + beginning - 1, positions)
+    if read:
+        chosen = chosen_blocks(q * np.float32(scale), k, past, read // KV_BLOCK)
+        seen &= chosen[:, np.arange(len(k)) // KV_BLOCK]
     out = np.empty((rows, heads, v.shape[-1]), np.float32)
     for head in range(heads):
         scores = q[:, head] @ k[:, head // group].T * np.float32(scale)
@@ -72,6 +78,37 @@ def attend(
         total = weights.sum(axis=-1, keepdims=True)
         total = total if sinks is None else total + np.exp(sinks[head] - most)
         out[:, head] = weights @ v[:, head // group] / total
+    return out
+
+
+def chosen_blocks(q: Floats, k: Floats, past: int, read: int) -> NDArray[np.bool_]:
+    """Which blocks rows see, [rows, blocks], of q [rows, heads, k_dim], which is scaled, and k
+    [positions, kv_heads, k_dim] from position 0 on: the first, their own and the one before it, and
+    those that may weigh most of the others, ``read`` in all.
+
+    What a block may weigh is, of each head, e to the greatest score that the least and the greatest
+    number of each dimension allow, against the greatest such score of these blocks, summed over the
+    heads (after Tang et al., "Quest", arXiv 2406.10774). Bounds are kept as f16.
+    """
+    rows, heads, _ = q.shape
+    whole, count = len(k) // KV_BLOCK, -(-len(k) // KV_BLOCK)
+    keys = k[: whole * KV_BLOCK].reshape(whole, KV_BLOCK, *k.shape[1:])
+    ends = [x.clip(-65504, 65504).astype(np.float16) for x in (keys.min(1), keys.max(1))]
+    least, most = (np.repeat(x.astype(np.float32), heads // k.shape[1], axis=1) for x in ends)
+    out = np.zeros((rows, count), bool)
+    for row in range(rows):
+        own = (past + row) // KV_BLOCK
+        always = [0, max(0, own - 1), own]
+        out[row, always] = True
+        between = slice(1, max(1, own - 1))
+        wanted = read - len(set(always))
+        if between.stop - 1 <= wanted:
+            out[row, between] = True
+            continue
+        bounds = np.maximum(q[row] * least[between], q[row] * most[between]).sum(-1)
+        weights = np.exp(bounds - bounds.max(axis=0)).sum(-1)
+        order = np.lexsort((-np.arange(len(weights)), -weights))
+        out[row, 1 + order[:wanted]] = True
     return out
 
 
@@ -126,6 +163,7 @@ def attention(
             sinks=sinks,
             chunked=attrs["chunked"],
             beginning=attrs["beginning"],
+            read=attrs["read"],
             q_beginning=None
             if q_beginning is None
             else q_beginning[rows].reshape(span.rows, attrs["heads"], -1),

@@ -52,6 +52,8 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
         raise ProgramError("attention: a beginning is seen beside a window that looks back")
     if attrs["chunked"] and not (attrs["window"] and attrs["causal"]):
         raise ProgramError("attention: chunks are as long as a window, of positions that look back")
+    if attrs["read"] and (attrs["window"] or attrs["alibi"] or not attrs["causal"]):
+        raise ProgramError("attention: blocks are chosen of all that come before a row")
     if len(kept) == 1 and v_dim > k_dim:
         raise ProgramError(f"attention: values of {v_dim} are no part of keys of {k_dim}")
     return (*rows_of(q), heads * v_dim)
@@ -71,6 +73,8 @@ def _attention_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, c
 
 def seen_positions(attrs: Mapping[str, Any], context: int) -> int:
     """Of so many positions those that a row sees, its own among them."""
+    if attrs["read"]:
+        return int(min(context, attrs["read"]))
     return min(context, attrs["window"] + attrs["beginning"]) if attrs["window"] else context
 
 
@@ -84,12 +88,15 @@ ATTENTION: Mapping[str, Signature] = {
     # last operand is a score for each head which weighs in the softmax and has no value. Not
     # `causal`: a row sees the keys up to the end of its step, which is that of the sequence.
     # Beside a window the first `beginning` positions are seen: those that it does not reach any
-    # more by the query that is the last operand (arXiv:2309.17453)
+    # more by the query that is the last operand (arXiv:2309.17453). With `read` a row sees blocks of
+    # so many positions: the first, its own and the one before it, and those of the others whose keys
+    # may weigh most by the least and the greatest number of each dimension (arXiv:2406.10774); of
+    # two that weigh the same the later
     "attention": Signature(
         ("q", "k?", "v?", "sinks?", "q_beginning?"),
         (
             *("layer", "heads", "kv_heads", "k_dim", "v_dim", "scale", "window", "softcap"),
-            *("alibi", "causal", "sinks", "chunked", "beginning"),
+            *("alibi", "causal", "sinks", "chunked", "beginning", "read"),
         ),
         _attention,
         _attention_flops,
