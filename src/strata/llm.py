@@ -74,7 +74,8 @@ class LLM:
     ``kv_bytes`` bounds the KV of all requests together, which then wait for each other or give way.
     ``kv_window`` has layers see the last so many positions and the first 4 (``"1024:16"``: 16) in
     place of all, as StreamingLLM does: texts go on without end in the same memory, and what lies
-    between is forgotten. ``context`` may then be longer than the model was trained for.
+    between is forgotten. ``context`` may then be longer than the model was trained for. With
+    ``kv_read`` all is kept and layers see blocks of so many positions, chosen by their keys.
     The KV of earlier prompts is kept in memory while there is room, so that a common beginning is
     computed once;
     ``kv_store``, a directory of its own of at most ``kv_store_bytes``, keeps it for later processes
@@ -116,6 +117,7 @@ class LLM:
         quality: str | None = None,
         kv_bytes: int | str | None = None,
         kv_window: int | str | None = None,
+        kv_read: int = 0,
         kv_store: str | Path | None = None,
         kv_store_bytes: int | str = DEFAULT_STORE_BYTES,
         kv_disk: str | Path | Literal[False] | None = None,
@@ -139,6 +141,7 @@ class LLM:
             from strata.plan import Plan
 
             asking.typed("plan", plan, Plan)
+        asking.typed("kv_read", kv_read, int)
         asking.typed("experts_ahead", experts_ahead, int)
         if experts_ahead < 0:
             raise UsageError(f"experts_ahead must be at least 0, not {experts_ahead}")
@@ -171,6 +174,7 @@ class LLM:
                 quality=quality or "",
                 kv_bytes=None if kv_bytes is None else _size(kv_bytes),
                 kv_window=None if kv_window is None else KVWindow.parse(str(kv_window)),
+                kv_read=kv_read,
                 serving=serving,
                 embedding=embedding,
                 backend=backend,

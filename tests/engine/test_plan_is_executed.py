@@ -249,6 +249,11 @@ def bytes_of_a_ward(llm: LLM) -> int:
     return held - llm.ledger.owned["guard"] - TEMPLATE_WARD
 
 
+def window_beside_a_beginning(llm: LLM) -> str:
+    kept = {f"{s.window}:{s.beginning}" for s in llm.model.state if getattr(s, "beginning", 0)}
+    return kept.pop() if kept else ""
+
+
 SEEN: Mapping[str, Callable[[LLM], object]] = {
     "budget": lambda llm: llm.ledger.budget,
     "ring_bytes": lambda llm: llm.ledger.owned["ring"],
@@ -262,6 +267,8 @@ SEEN: Mapping[str, Callable[[LLM], object]] = {
     "draft_tokens": guessed_together,
     "history_tokens": remembered,
     "kv_type": kv_type,
+    "kv_window": window_beside_a_beginning,
+    "kv_read": lambda llm: max(getattr(layer, "read", 0) for layer in llm.model.state),
     "activations": lambda llm: cpu(llm).settings.activations,
     "context": longest,
     "parallel": together,
@@ -320,6 +327,8 @@ def changes(plan: Plan, field: str) -> dict[str, Any]:
         "draft_tokens": {"draft_tokens": 5},
         "history_tokens": {"history_tokens": 300},
         "kv_type": {"kv_type": "q8_0"},
+        "kv_window": {"kv_window": "600:5"},
+        "kv_read": {"kv_read": 320},
         "activations": {"activations": "int16"},
         "context": {"context": plan.context - 100},
         "parallel": {"parallel": plan.parallel + 1},

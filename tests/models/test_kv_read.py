@@ -3,11 +3,16 @@ these lie and however a text is cut, and with less read from the disk."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import make_tiny_models
+from strata import LLM, SamplingParams
 from strata.backends.base import KV_BLOCK
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.kv_types import KV_TYPES, KVType
@@ -16,7 +21,9 @@ from strata.backends.reference.attention import chosen_blocks
 from strata.backends.settings import BackendSettings, Reading
 from strata.errors import UsageError
 from strata.models.kv_read import with_kv_read
+from strata.plan import Plan, from_json, to_json
 from strata.program import Model, PagedKV, Recurrent, Shared
+from support.command_line import strata
 from support.hybrid_model import VOCABULARY, hybrid_model
 from support.small_programs import Floats
 from support.state_runs import StateRuns
@@ -54,7 +61,7 @@ def logits_of(run: StateRuns, cuts: list[int]) -> Floats:
 
 @pytest.mark.parametrize("kv_type", KV_TYPES, ids=lambda t: t.name)
 def test_bits_depend_on_no_cut_and_on_no_place(kv_type: KVType, tmp_path: Path) -> None:
-    """Layers of all kinds; a file has most blocks, of which fewer are read than without choosing."""
+    """Layers of all kinds; a file has most blocks, of which fewer are read than of all."""
     plain, weights = hybrid_model()
     model = with_kv_read(plain, READ - 5)
     whole = logits_of(runs(model, weights, kv_type), [])
@@ -85,7 +92,7 @@ def test_reading_enough_has_the_bits_of_reading_all() -> None:
 
 
 def test_branches_and_those_that_share_blocks_read_the_same(tmp_path: Path) -> None:
-    """Branches fill blocks that others began; a block is copied and brought back with its bounds."""
+    """Branches fill blocks that others began; a block is copied with its bounds."""
     state = (PagedKV(2, 16, 16), PagedKV(1, 40, 32, v_in_k=True), Shared(0))
 
     def run(slots: int) -> list[bytes]:
@@ -134,3 +141,74 @@ def test_what_cannot_be_read_in_part_is_refused() -> None:
         with_kv_read(model, 512)
     with pytest.raises(UsageError, match="256 positions at least"):
         with_kv_read(hybrid_model()[0], 255)
+
+
+PARAMS = SamplingParams(max_tokens=8, logprobs=1, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    golden = make_tiny_models.golden("llama")
+    return make_tiny_models.write_directory(
+        folder, replace(golden, config={**golden.config, "max_position_embeddings": 1024})
+    )
+
+
+@pytest.mark.parametrize("seen", [{"kv_window": "100:5"}, {"kv_read": 256}], ids=str)
+def test_a_plan_that_was_kept_says_what_rows_see(
+    seen: dict[str, Any], path: Path, tmp_path: Path
+) -> None:
+    prompt = np.random.default_rng(6).integers(20, 200, 600).tolist()
+    with LLM(path, context=700, planned=True, threads=2, **seen) as llm:
+        plan, answer = llm.plan, llm.generate(prompt, PARAMS)
+        assert plan is not None
+    plan = from_json(Plan, json.loads(json.dumps(to_json(plan))))
+    with LLM(path, plan=plan, kv_store=tmp_path / "kv") as llm:
+        assert llm.generate(prompt, PARAMS).logprobs == answer.logprobs
+    # What is kept comes back with its bounds, and only where as much is read.
+    with LLM(path, plan=plan, kv_store=tmp_path / "kv") as llm:
+        again = llm.generate(prompt, PARAMS)
+        assert (again.cached_tokens, again.logprobs) == (576, answer.logprobs)
+    with LLM(path, context=700, threads=2, kv_store=tmp_path / "kv") as llm:
+        plain = llm.generate(prompt, PARAMS)
+        assert plain.cached_tokens == 0
+        assert plain.logprobs != answer.logprobs
+    with pytest.raises(UsageError, match=r"this plan was made with .* leave these to it"):
+        LLM(path, plan=plan, kv_window=50)
+    with pytest.raises(UsageError, match="give one of the two"):
+        LLM(path, kv_window=50, kv_read=256)
+
+
+@pytest.mark.slow
+def test_verbs_take_either(path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"word {i * i}" for i in range(900)))
+    requests = tmp_path / "requests.jsonl"
+    body = {"model": "m", "prompt": "some words", "max_tokens": 3}
+    requests.write_text(
+        json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body})
+    )
+    model = str(path)
+    quality = ("quality", model, "--base", model, "--text", str(text), "-c", "600", "--chunks", "1")
+    losses = []
+    for seen in (("--kv-window", "90"), ("--kv-read", "256"), ()):
+        answers = tmp_path / f"answers-{len(losses)}.jsonl"
+        for verb in (
+            ("bench", model, "--prompt", "400", "--gen", "2", "--repeat", "1"),
+            ("batch", model, str(requests), str(answers)),
+            ("perplexity", model, "--text", str(text), "-c", "600", "--chunks", "1"),
+            ("plan", model, "--context", "700"),
+        ):
+            done = strata(*verb, *seen)
+            assert done.returncode == 0, (verb, done.stderr)
+        done = strata(*quality, *seen, "--json")
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads(done.stdout)["models"][0]["kl"]["value"])
+    assert min(losses[:2]) > 1e-6 > abs(losses[2])
+    done = strata("run", model, "abc", "--raw", "--max-tokens", "2", "--kv-read", "300")
+    assert "layers read blocks of 320 positions" in done.stderr
+    done = strata("run", model, "abc", "--kv-read", "200")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = strata("serve", model, model, "--kv-read", "512")
+    assert "--kv-read is for one model" in done.stderr

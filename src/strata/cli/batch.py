@@ -13,8 +13,19 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from strata.cli.console import print_json, remark
-from strata.cli.engine_options import backend_options, draft_options, memory_report, open_llm
-from strata.cli.options import json_option, memory_option, model_argument, quiet_option
+from strata.cli.engine_options import (
+    backend_options,
+    draft_options,
+    kv_seen_options,
+    memory_report,
+    open_llm,
+)
+from strata.cli.options import (
+    json_option,
+    memory_option,
+    model_argument,
+    quiet_option,
+)
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,6 +57,7 @@ _USUAL_ANSWER = 256
 @click.option("-c", "--context", type=click.IntRange(min=2), help="Positions for each request.")
 @draft_options
 @backend_options
+@kv_seen_options
 @memory_option
 @quiet_option
 @json_option
@@ -60,6 +72,8 @@ def command(
     backend: str,
     threads: int | None,
     kv_type: str | None,
+    kv_window: str | None,
+    kv_read: int,
     memory: int | None,
     quiet: bool,
     as_json: bool,
@@ -89,7 +103,8 @@ def command(
         return
     prompt, answer = _lengths(source)
     usual = _workload(prompt, answer, context)
-    together = parallel or _together(model, usual, backend, memory, threads, kv_type, left)
+    seen = (kv_window, kv_read)
+    together = parallel or _together(model, usual, backend, memory, threads, kv_type, seen, left)
     together = min(together, left)
     with open_llm(
         model,
@@ -97,6 +112,8 @@ def command(
         threads=threads,
         memory=memory,
         kv_type=kv_type,
+        kv_window=kv_window,
+        kv_read=kv_read,
         context=context,
         parallel=together,
         workload=usual if memory is not None else None,
@@ -204,6 +221,7 @@ def _together(
     memory: int | None,
     threads: int | None,
     kv_type: str | None,
+    seen: tuple[str | None, int],
     left: int,
 ) -> int:
     """Requests together that give the most tokens a second by the cost model."""
@@ -213,6 +231,8 @@ def _together(
     from strata.formats import open_model
     from strata.hub.references import resolve
     from strata.models import build_model
+    from strata.models.kv_read import with_part_seen
+    from strata.models.kv_window import KVWindow
     from strata.plan import Limits, outline
     from strata.plan.throughput import MOST_TOGETHER, best, throughput
 
@@ -220,7 +240,10 @@ def _together(
     if not kind.plans:
         return _UNPLANNED
     with open_model(resolve(model)) as file:
+        window = None if seen[0] is None else KVWindow.parse(seen[0])
         built = build_model(file)
+        most = max(built.context_length, usual.context or 0)
+        built = with_part_seen(built, window, seen[1], most)
         sizes = outline(model, built, file, kind.profile(built, WeightSource(file)))
         machine = this_machine(file)
         limits = Limits(memory, threads, kv_type or "f16", there=machine.memory_total or None)

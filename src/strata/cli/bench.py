@@ -14,6 +14,7 @@ from strata.cli.engine_options import (
     Command,
     activations_option,
     backend_options,
+    kv_seen_options,
     memory_report,
     open_llm,
 )
@@ -47,6 +48,7 @@ def _count(name: str, default: int, least: int, help: str) -> Callable[[Command]
 @click.option("--ops", is_flag=True, help="Also measure each kind of Op against the roofline.")
 @backend_options
 @activations_option
+@kv_seen_options
 @memory_option
 @explain_option
 @quiet_option
@@ -62,6 +64,8 @@ def command(
     threads: int | None,
     kv_type: str | None,
     activations: ActivationsName,
+    kv_window: str | None,
+    kv_read: int,
     memory: int | None,
     explain: bool,
     quiet: bool,
@@ -88,6 +92,8 @@ def command(
         threads=threads,
         kv_type=kv_type,
         activations=activations,
+        kv_window=kv_window,
+        kv_read=kv_read,
         context=context,
         quiet=quiet,
         memory=memory,

@@ -18,6 +18,7 @@ from strata.cli.options import (
     KV_TYPE,
     SIZE,
     json_option,
+    kv_read_option,
     kv_window_option,
     memory_option,
     quiet_option,
@@ -138,10 +139,16 @@ def batch_options(function: Command) -> Command:
     return backend_options(activations_option(memory_option(quiet_option(json_option(function)))))
 
 
+def kv_seen_options(function: Command) -> Command:
+    """``--kv-window`` and ``--kv-read``."""
+    return kv_window_option(kv_read_option(function))
+
+
 def kv_store_options(function: Command) -> Command:
-    """``--quality``, ``--kv-window``, ``--kv-store``, ``--kv-store-size`` and ``--kv-disk``."""
+    """``--quality``, ``--kv-window``, ``--kv-read``, ``--kv-store``, ``--kv-store-size`` and
+    ``--kv-disk``."""
     stored = _kv_store_option(_kv_store_size_option(_kv_disk_option(function)))
-    return _quality_option(kv_window_option(stored))
+    return _quality_option(kv_seen_options(stored))
 
 
 def _both(first: LoadProgress | None, second: LoadProgress | None) -> LoadProgress | None:
@@ -172,6 +179,7 @@ def open_llm(
     quality: str | None = None,
     kv_bytes: int | None = None,
     kv_window: str | None = None,
+    kv_read: int = 0,
     kv_store: Path | None = None,
     kv_store_size: int = 0,
     kv_disk: Path | None = None,
@@ -228,6 +236,7 @@ def open_llm(
             quality=quality,
             kv_bytes=kv_bytes,
             kv_window=kv_window,
+            kv_read=kv_read,
             kv_store=_store_directory(kv_store),
             kv_store_bytes=kv_store_size,
             chat_template=chat_template,
@@ -250,6 +259,11 @@ def open_llm(
                 remark(
                     f"layers see the last {kept.window} positions and the first {kept.sinks}: what "
                     "lies between is forgotten, and answers are others than without --kv-window"
+                )
+            if read := max((getattr(layer, "read", 0) for layer in llm.model.state), default=0):
+                remark(
+                    f"layers read blocks of {read} positions, those whose keys may matter most: "
+                    "answers are others than without --kv-read"
                 )
             for line in _told(llm, memory, foretold):
                 remark(line)

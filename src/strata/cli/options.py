@@ -86,6 +86,16 @@ kv_window_option = click.option(
 )
 
 
+kv_read_option = click.option(
+    "--kv-read",
+    type=click.IntRange(min=256),
+    callback=lambda ctx, param, value: value or 0,
+    metavar="N",
+    help="Keep all positions, and let layers read blocks of N of them: the first, the last and "
+    "those whose keys may matter most. Answers are others.",
+)
+
+
 def complete_model(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from strata.cli.console import print_json, remark
-from strata.cli.engine_options import batch_options, memory_report, open_llm, read_text
-from strata.cli.options import kv_window_option, model_argument
+from strata.cli.engine_options import (
+    batch_options,
+    kv_seen_options,
+    memory_report,
+    open_llm,
+    read_text,
+)
+from strata.cli.options import model_argument
 from strata.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     help="Tokens of a window.",
 )
 @click.option("--chunks", type=click.IntRange(min=1), help="Windows to score (default: all).")
-@kv_window_option
+@kv_seen_options
 @batch_options
 def command(
     model: str,

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from strata.cli.console import print_json, print_table, printable, progress_bars, remark
-from strata.cli.engine_options import draft_options
+from strata.cli.engine_options import draft_options, kv_seen_options
 from strata.cli.options import (
     KV_TYPE,
     SIZE,
     json_option,
-    kv_window_option,
     model_argument,
     offline_option,
     quiet_option,
@@ -75,7 +74,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="How keys and values are kept.",
 )
-@kv_window_option
+@kv_seen_options
 @click.option("--fit", is_flag=True, help="Say which quantisation of MODEL is best for the budget.")
 @click.option(
     "--throughput", "many", is_flag=True, help="Say how speed grows with requests together."
@@ -95,6 +94,7 @@ def command(
     machine_file: Path | None,
     kv_type: str,
     kv_window: str | None,
+    kv_read: int,
     fit: bool,
     many: bool,
     draft: str,
@@ -118,7 +118,8 @@ def command(
     from strata.engine.routes import known_hits
     from strata.machine.probe import load_machine
     from strata.models import build_model
-    from strata.models.kv_window import KVWindow, with_kv_window
+    from strata.models.kv_read import with_part_seen
+    from strata.models.kv_window import KVWindow
     from strata.plan import Limits, Workload, outline, plan, to_json
     from strata.plan.budgets import budget_table
     from strata.plan.throughput import throughput
@@ -133,16 +134,23 @@ def command(
         workload = replace(workload, draft_model_bytes=nbytes)
     with _header(model, offline, quiet or as_json) as file:
         built = build_model(file)
-        if kv_window is not None:
-            most = max(built.context_length, context or 0)
-            built = with_kv_window(built, KVWindow.parse(kv_window), most)
+        window = None if kv_window is None else KVWindow.parse(kv_window)
+        most = max(built.context_length, context or 0)
+        built = with_part_seen(built, window, kv_read, most)
         profile = backend_class(DEFAULT).profile(built, WeightSource(file))
         sizes = outline(model, built, file, profile, known_hits(file.paths))
         if machine_file is not None:
             machine = load_machine(machine_file)
         else:
             machine = _this_machine(file, quiet or as_json)
-        limits = Limits(memory, threads, kv_type, there=machine.memory_total or None)
+        limits = Limits(
+            memory,
+            threads,
+            kv_type,
+            there=machine.memory_total or None,
+            kv_window="" if window is None else str(window),
+            kv_read=kv_read,
+        )
         if fit:
             _fit(model, file, machine, limits, workload, as_json)
             return

@@ -7,8 +7,14 @@ from pathlib import Path
 import click
 
 from strata.cli.console import print_json
-from strata.cli.engine_options import backend_options
-from strata.cli.options import KV_TYPE, SIZE, json_option, memory_option, quiet_option
+from strata.cli.engine_options import backend_options, kv_seen_options
+from strata.cli.options import (
+    KV_TYPE,
+    SIZE,
+    json_option,
+    memory_option,
+    quiet_option,
+)
 from strata.errors import UsageError
 
 _text_file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -63,6 +69,7 @@ _text_file = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Write a picture: loss against bytes.",
 )
 @backend_options
+@kv_seen_options
 @memory_option
 @quiet_option
 @json_option
@@ -83,6 +90,8 @@ def command(
     backend: str,
     threads: int | None,
     kv_type: str | None,
+    kv_window: str | None,
+    kv_read: int,
     memory: int | None,
     quiet: bool,
     as_json: bool,
@@ -119,6 +128,8 @@ def command(
             threads=threads,
             kv_type=kv_type,
             base_kv_type=base_kv_type or kv_type,
+            kv_window=kv_window,
+            kv_read=kv_read,
             memory=memory,
             quiet=quiet,
         )

@@ -69,6 +69,8 @@ class Options:
     threads: int | None
     kv_type: str | None
     base_kv_type: str | None
+    kv_window: str | None
+    kv_read: int
     memory: int | None
     quiet: bool
 
@@ -178,7 +180,7 @@ class Lab:
         while True:
             each = None
             for number, measured in enumerate(results.models):
-                with self._open(measured, self._options.kv_type) as (llm, windows):
+                with self._open(measured) as (llm, windows):
                     if windows is not None:
                         each = windows
                         if number not in figures:
@@ -262,7 +264,7 @@ class Lab:
         o = self._options
         if offset == 0 and o.layers:
             self._layers = LayerOutputs(_scratch())
-        with self._open(base, o.base_kv_type) as (llm, windows):
+        with self._open(base, is_base=True) as (llm, windows):
             if windows is not None:
                 count = windows.count - offset
                 of = LogitsOf(
@@ -335,9 +337,10 @@ class Lab:
 
     @contextmanager
     def _open(
-        self, measured: Measured, kv_type: str | None
+        self, measured: Measured, *, is_base: bool = False
     ) -> Iterator[tuple[LLM, Windows | None]]:
-        """A model with its weights, and the windows of the text as it has them."""
+        """A model with its weights, and the windows of the text as it has them. The base sees all
+        that it keeps."""
         o, subject = self._options, measured.subject
         ids: array[int] | None = None
         most = None if o.chunks is None else o.chunks * o.context
@@ -364,7 +367,9 @@ class Lab:
             str(subject.path),
             backend=o.backend,
             threads=o.threads,
-            kv_type=kv_type,
+            kv_type=o.base_kv_type if is_base else o.kv_type,
+            kv_window=None if is_base else o.kv_window,
+            kv_read=0 if is_base else o.kv_read,
             context=o.context,
             quiet=o.quiet,
             memory=o.memory,
@@ -432,6 +437,8 @@ class Lab:
 def keep_for_plans(results: Results) -> None:
     """What models lost against floats is what ``strata plan --fit`` says of them from now on."""
     base, o = results.base, results.options
+    if o.kv_window is not None or o.kv_read:
+        return
     if base is None or o.text is None or o.kv_type != o.base_kv_type or o.backend != DEFAULT:
         return
     files = []

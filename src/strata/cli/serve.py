@@ -198,6 +198,7 @@ def command(
     activations: ActivationsName,
     quality: str | None,
     kv_window: str | None,
+    kv_read: int,
     kv_memory: int | None,
     files: Path | None,
     files_size: int | None,
@@ -257,6 +258,8 @@ def command(
         for name, value in alone.items():
             if value is not None:
                 raise UsageError(f"{name} is for one model: serve it alone")
+        if kv_read:
+            raise UsageError("--kv-read is for one model: serve it alone")
         if kv_disk is not None or quality is not None or backend != DEFAULT:
             raise UsageError("--kv-disk, --quality and --backend are for one model: serve it alone")
         if activations != "int8":
@@ -304,6 +307,7 @@ def command(
             activations=activations,
             quality=quality,
             kv_window=kv_window,
+            kv_read=kv_read,
             kv_bytes=kv_memory,
             kv_store=kv_store,
             kv_store_size=kv_store_size,

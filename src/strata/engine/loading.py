@@ -36,7 +36,8 @@ from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT, MB
 from strata.memory.limits import memory_available, memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
-from strata.models.kv_window import with_kv_window
+from strata.models.kv_read import with_part_seen
+from strata.models.kv_window import KVWindow
 from strata.program import Model
 from strata.sizes import format_budget, format_size
 from strata.text import Tokenizer, load_tokenizer
@@ -92,6 +93,8 @@ def _load(
     directory = (
         StoreDirectory(options.kv_store, options.kv_store_bytes) if options.kv_store else None
     )
+    if plan is not None:
+        options = _as_planned(options, plan)
     wanted = options.context if plan is None else plan.context
     if wanted is None:
         wanted = min(DEFAULT_CONTEXT, trained_context(file))
@@ -121,7 +124,7 @@ def _load(
         file, model, options, plan, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes
     )
     if runtime.context < wanted:
-        if options.kv_window is None:
+        if options.kv_window is None and not options.kv_read:
             model = with_context(file, model, runtime.context)
             model = embedding_model(model) if options.embedding else model
         else:
@@ -202,12 +205,23 @@ def _together(model: Model, options: LoadOptions) -> int:
     return 1
 
 
+def _as_planned(options: LoadOptions, plan: Plan) -> LoadOptions:
+    """With what rows see as the Plan says; UsageError if something else is asked for."""
+    window = KVWindow.parse(plan.kv_window) if plan.kv_window else None
+    if options.kv_window not in (None, window) or options.kv_read not in (0, plan.kv_read):
+        raise UsageError(
+            f"this plan was made with {f'a KV window of {window}' if window else 'no KV window'} "
+            f"and for reading {plan.kv_read or 'all'} positions: leave these to it, or make another"
+        )
+    return replace(options, kv_window=window, kv_read=plan.kv_read)
+
+
 def _build(file: ModelFile, context: int, options: LoadOptions) -> Model:
     if options.kv_window is None:
         model = build_model(file, context)
     else:
         model = build_model(file, min(context, trained_context(file)))
-        model = with_kv_window(model, options.kv_window, context)
+    model = with_part_seen(model, options.kv_window, options.kv_read, context)
     return embedding_model(model) if options.embedding else model
 
 

@@ -70,7 +70,8 @@ class LoadOptions:
     ``kv_type`` None leaves it to the backend, or to the Plan where there are ``kv_choices``, the
     most exact first, for a loss of ``quality``; ``kv_bytes`` bounds the KV of all requests, and
     ``kv_store`` is a directory for prefixes; ``kv_window`` is all that is kept of what would keep
-    all positions, which changes answers. ``slowdown`` bounds what a prompt costs those who
+    all positions, and ``kv_read`` positions are all that rows see of it (0: all), either of which
+    changes answers. ``slowdown`` bounds what a prompt costs those who
     read answers meanwhile, which takes a Plan too. ``serving`` says
     that requests come over HTTP. ``process_bytes`` is ``base_memory``, where it was asked for in
     time. ``backend`` is a name that ``strata.backends.registry`` knows.
@@ -102,6 +103,7 @@ class LoadOptions:
     kv_store: Path | None = None
     kv_store_bytes: int = 0
     kv_window: KVWindow | None = None
+    kv_read: int = 0
     slowdown: float | None = None
     chat_template: str | None = None
     kv_disk: Path | Literal[False] | None = None
@@ -455,6 +457,8 @@ def make_planner(
         if options.kv_disk is None and not options.kv_choices
         else options.kv_disk is not False,
         experts_ahead=options.experts_ahead,
+        kv_window="" if options.kv_window is None else str(options.kv_window),
+        kv_read=options.kv_read,
     )
     return Planner(sizes, machine, limits, workload), process
 

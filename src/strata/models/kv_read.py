@@ -1,5 +1,5 @@
-"""Reading of what a model keeps of all positions only the blocks that may matter most to a row: less
-KV from the disk, and less work, which is declared approximate. All of it stays kept.
+"""Reading of what a model keeps of all positions only the blocks that may matter most to a row:
+less KV from the disk, and less work, which is declared approximate. All of it stays kept.
 
 Source: Tang et al., "Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference", arXiv
 2406.10774. Blocks are chosen for a row and a layer, not for a head, since all heads of a block lie
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from strata.backends.base import KV_BLOCK
 from strata.errors import UsageError
+from strata.models.kv_window import KVWindow, with_kv_window
 from strata.program import Model, PagedKV, Segment
 
 LEAST_READ = 4 * KV_BLOCK
@@ -55,3 +56,15 @@ def _reading(segment: Segment, full: set[int], read: int) -> Segment:
             op = replace(op, attrs={**op.attrs, "read": read})
         ops.append(op)
     return replace(segment, program=replace(segment.program, ops=tuple(ops)))
+
+
+def with_part_seen(model: Model, window: KVWindow | None, read: int, context: int) -> Model:
+    """The Model with either, or as it is: with a window ``context`` positions may be more than it
+    was trained for. UsageError for both."""
+    if window is not None and read:
+        raise UsageError(
+            "--kv-window keeps a part of KV and --kv-read reads a part of it: give one of the two"
+        )
+    if window is not None:
+        return with_kv_window(model, window, context)
+    return with_kv_read(model, read) if read else model

@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Limits:
     many times as long a sweep may take because a prompt comes in beside answers; None for no
     bound. ``kv_disk`` lets KV be on disk: True where that is faster, None where a context has no
     room otherwise, False never. ``experts_ahead`` slots at most are kept for experts that will
-    probably be chosen."""
+    probably be chosen. ``kv_window`` and ``kv_read`` are what the Model was made with."""
 
     memory: int | None = None
     threads: int | None = None
@@ -38,6 +38,8 @@ class Limits:
     there: int | None = None
     kv_disk: bool | None = None
     experts_ahead: int = 0
+    kv_window: str = ""
+    kv_read: int = 0
 
     @property
     def budget(self) -> int | None:
@@ -180,7 +182,9 @@ class Plan:
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
     time. ``parallel`` sequences of ``context`` positions run together; ``kv_blocks`` are the blocks
     of each group of their state, with keys and values of ``kv_type``; ``kv_slots`` of the first
-    group's are in memory and the others in a file, or all in memory where that is 0. Of prompts a
+    group's are in memory and the others in a file, or all in memory where that is 0. Layers that
+    would see all positions have a window as ``kv_window`` says where that is not empty, or read
+    ``kv_read`` positions where that is not 0. Of prompts a
     sweep takes at most ``prefill_budget`` tokens beside 1 sequence that decodes, beside 2, beside 4
     and so on, as much again for each further prompt; as many as there is room for where that is
     empty. Products take activations as ``activations`` says.
@@ -216,6 +220,8 @@ class Plan:
     draft_tokens: int
     history_tokens: int
     kv_type: str
+    kv_window: str
+    kv_read: int
     activations: ActivationsName
     context: int
     parallel: int

@@ -529,6 +529,8 @@ class Planner:
             draft_tokens=min(sizes.drafts.tokens, sizes.max_tokens - sizes.parallel),
             history_tokens=sizes.drafts.history_tokens,
             kv_type=self._kv_type,
+            kv_window=self.limits.kv_window,
+            kv_read=self.limits.kv_read,
             activations=self.model.profile.activations,
             context=sizes.context,
             parallel=sizes.parallel,

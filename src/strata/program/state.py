@@ -26,8 +26,8 @@ class PagedKV:
     ``window`` > 0: a row sees only the last so many positions, its own among them, and what has
     left the window is given back, but for the first ``beginning`` positions. ``v_in_k``: no values
     are kept, the value is the first ``v_dim`` elements of the key (latent attention in its absorbed
-    form). ``read`` > 0: of all positions a row sees so many, whole blocks, chosen by bounds of their
-    keys that are kept for that.
+    form). ``read`` > 0: of all positions a row sees so many, whole blocks, chosen by bounds of
+    their keys that are kept for that.
     """
 
     kv_heads: int

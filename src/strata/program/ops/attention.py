@@ -88,10 +88,10 @@ ATTENTION: Mapping[str, Signature] = {
     # last operand is a score for each head which weighs in the softmax and has no value. Not
     # `causal`: a row sees the keys up to the end of its step, which is that of the sequence.
     # Beside a window the first `beginning` positions are seen: those that it does not reach any
-    # more by the query that is the last operand (arXiv:2309.17453). With `read` a row sees blocks of
-    # so many positions: the first, its own and the one before it, and those of the others whose keys
-    # may weigh most by the least and the greatest number of each dimension (arXiv:2406.10774); of
-    # two that weigh the same the later
+    # more by the query that is the last operand (arXiv:2309.17453). With `read` a row sees blocks
+    # of so many positions: the first, its own and the one before it, and of the others those whose
+    # keys may weigh most by the least and the greatest number of each dimension (arXiv:2406.10774);
+    # of two that weigh the same the later
     "attention": Signature(
         ("q", "k?", "v?", "sinks?", "q_beginning?"),
         (
