@@ -85,6 +85,12 @@ _CHUNKS = 32
     help="Tokens of a window.",
 )
 @click.option("--no-gptq", is_flag=True, help="Round each value for itself.")
+@click.option(
+    "--fold",
+    type=click.Choice(["awq", "smoothquant"]),
+    help="Move scales between weights, by the calibration: awq for what rounding loses, "
+    "smoothquant for activations of 8 bits.",
+)
 @click.option("--pure", is_flag=True, help="Every matrix in the mix's own type.")
 @click.option(
     "--tensor",
@@ -114,6 +120,7 @@ def command(
     chunks: int | None,
     context: int,
     no_gptq: bool,
+    fold: str | None,
     pure: bool,
     overrides: tuple[str, ...],
     memory: int | None,
@@ -137,6 +144,8 @@ def command(
         raise UsageError("--write-recipe writes what --bpw, --size or --fit chose: give one")
     if machine_file is not None and fit is None:
         raise UsageError("--machine is the one that --fit is for: give both")
+    if fold is not None and calibration is None:
+        raise UsageError("--fold goes by a text: give --calibration FILE")
     count = calibration_threads(threads) if calibration is not None else threads
     from strata.formats import open_model
     from strata.hub.references import resolve
@@ -179,6 +188,15 @@ def command(
                     matrix = measure_importance(file, text, count or 1, progress)
             facts = Facts.of(source.keys, list(shapes), matrix is not None)
             types = choose_types(chosen, facts, shapes, pure=pure)
+            lossy = [t for t in source.tensors.values() if is_quantised(t.name, t.shape)]
+            already = {t.type.name for t in lossy} - {"F32", "F16", "BF16", "F64"}
+            if fold is not None and text is not None:
+                from strata.quantizer.lab import fold_scales
+
+                file, matrix = fold_scales(
+                    file, source, fold, types, matrix, text, count or 1, progress
+                )
+                source = source_of(file)
             if searched:
                 from strata.quantizer.fitting import mix_that_fits, types_of
                 from strata.quantizer.lab import measured_mix
@@ -211,8 +229,6 @@ def command(
                     if pattern.search(name):
                         types[name] = fitting(type, shapes[name][-1])
                         break
-            lossy = [t for t in source.tensors.values() if is_quantised(t.name, t.shape)]
-            already = {t.type.name for t in lossy} - {"F32", "F16", "BF16", "F64"}
             if already and not quiet:
                 remark(
                     f"strata: {path.name} is quantised already ({', '.join(sorted(already))}): "

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from strata.backends.weights import WeightSource
 from strata.errors import UsageError
 from strata.formats import ModelFile, TensorInfo
-from strata.formats.disk_file import DiskFile
 from strata.formats.header_only import Blank, HeaderOnly
 from strata.models import ModelError, build_model, wanted_tensors
 from strata.models.keys import Keys, architecture, mapped_keys
@@ -28,9 +27,8 @@ from strata.program import Model, Segment, Weight
 from strata.program.ops import Op
 from strata.quant import BlockType, by_name, dequantize
 from strata.quantizer.mixes import is_quantised
+from strata.quantizer.presented import Presented, Raw
 from strata.quantizer.vocabularies import plain, vocabulary_keys
-
-Raw = NDArray[np.uint8]
 
 # `architectures` of config.json -> GGUF's architecture, where the same layers have both.
 ARCHITECTURES: Mapping[str, str] = {
@@ -90,7 +88,7 @@ class _Origin:
     numbers: NDArray[np.float32] | None = None
 
 
-class Converted(HeaderOnly):
+class Converted(Presented):
     """A directory, read as a GGUF file would be."""
 
     def __init__(
@@ -100,35 +98,10 @@ class Converted(HeaderOnly):
         tensors: Mapping[str, TensorInfo],
         origins: Mapping[str, _Origin],
     ) -> None:
-        super().__init__("gguf", file.path, plain(metadata), tensors)
-        self.values = metadata
-        """The metadata as a writer takes it."""
-        self._opened = file
+        super().__init__(file, plain(metadata), metadata, tensors)
         self._weights = WeightSource(file)
         self._origins = origins
         self._last: tuple[str, Raw] | None = None
-
-    @property
-    def files(self) -> tuple[DiskFile, ...]:
-        """Those of the directory."""
-        return self._opened.files
-
-    def forget_cached(self) -> None:
-        """As the directory does."""
-        self._opened.forget_cached()
-
-    def readinto(
-        self, name: str, buffer: NDArray[np.uint8], rows: tuple[int, int] | None = None
-    ) -> None:
-        """As a GGUF file is read, by entries of the first axis."""
-        info = self._info(name)
-        each = prod(info.shape[1:-1])
-        first, last = (0, info.shape[0]) if rows is None else rows
-        if len(info.shape) == 1:
-            whole = self.matrix_rows(name, 0, 1)
-            buffer.reshape(-1)[:] = whole[4 * first : 4 * last]
-        else:
-            buffer.reshape(-1)[:] = self.matrix_rows(name, first * each, last * each)
 
     def matrix_rows(self, name: str, first: int, last: int) -> Raw:
         """Bytes of these rows of the matrix that all axes but the last make."""

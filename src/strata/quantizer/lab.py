@@ -18,6 +18,15 @@ from strata.quantizer.allocate import Choice, allocate
 from strata.quantizer.calibrate import importance_of
 from strata.quantizer.compensate import Compensation
 from strata.quantizer.encoder import Encoder
+from strata.quantizer.folding import (
+    Folded,
+    activation_aware,
+    changes_of,
+    choose_scales,
+    divide_importance,
+    find_folds,
+    smoothing,
+)
 from strata.quantizer.importance import ImportanceMatrix
 from strata.quantizer.losses import costs_of, group_of, losses_of
 from strata.quantizer.mixes import is_quantised
@@ -27,10 +36,14 @@ from strata.quantizer.sweeps import Sweep, windows_of
 from strata.text import load_tokenizer
 
 Progress = Callable[[str, int, int | None], None]
-STEPS = ("calibrating", "errors of types", "sensitivity", "error propagation")
+STEPS = ("calibrating", "scales", "errors of types", "sensitivity", "error propagation")
 """Labels of progress that counts Segments, tensors or groups, not bytes."""
+FOLDS = ("awq", "smoothquant")
+"""Ways of moving scales from one weight to another before rounding."""
 _PROBED_WINDOWS = 2
 _LOGITS_EVERY = 8
+_SMOOTHING = 0.5
+"""The share of columns' sizes that SmoothQuant gives to the weights."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,44 @@ def measure_importance(
         dataset=c.name,
         progress=progress,
     )
+
+
+def fold_scales(
+    file: ModelFile,
+    source: Source,
+    kind: str,
+    types: Mapping[str, BlockType],
+    importance: ImportanceMatrix | None,
+    calibration: Calibration,
+    threads: int,
+    progress: Progress | None = None,
+) -> tuple[ModelFile, ImportanceMatrix | None]:
+    """The model with scales moved as one of ``FOLDS`` has it, so that what becomes ``types`` loses
+    less (AWQ) or activations are more even (SmoothQuant), and the importance of its columns. Its
+    answers are those of ``file``. Raises UsageError where no scale can be moved."""
+    c = calibration
+    model = build_model(file, c.context)
+    found = find_folds(model)
+    if not found:
+        raise UsageError(f"{file.path.name}: no scales can be moved in this architecture")
+    choose = (
+        smoothing(_SMOOTHING)
+        if kind == "smoothquant"
+        else activation_aware(types, Encoder(threads))
+    )
+    scales = choose_scales(
+        model,
+        WeightSource(file),
+        windows_of(c.tokens, c.context, c.chunks, c.bos),
+        Sweep(model, c.context, threads),
+        found,
+        choose,
+        progress,
+    )
+    folded = Folded(file, source, changes_of(source, scales, found))
+    if importance is not None:
+        importance = divide_importance(importance, scales, found)
+    return folded, importance
 
 
 def compensation_of(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 from strata.formats import ModelFile
-from strata.quantizer.directories import Converted, as_gguf
+from strata.quantizer.directories import as_gguf
+from strata.quantizer.presented import Presented
 from strata.quantizer.sources import Source, SourceTensor, gguf_source, identity
-from strata.quantizer.vocabularies import plain
 
 __all__ = ["as_gguf", "source_of"]
 
 
 def source_of(file: ModelFile) -> Source:
-    """The tensors and metadata of a GGUF file, or of what `as_gguf` makes of a directory."""
-    if not isinstance(file, Converted):
+    """The tensors and metadata of a GGUF file, or of what is presented as one."""
+    if not isinstance(file, Presented):
         return gguf_source(file)
     tensors = {
         name: SourceTensor(
@@ -22,4 +22,5 @@ def source_of(file: ModelFile) -> Source:
         )
         for name, info in file.tensors.items()
     }
-    return Source(plain(file.values), file.values, tensors, identity(file), file.forget_cached)
+    own = identity(file) + file.changes
+    return Source(file.keys, file.values, tensors, own, file.forget_cached)
