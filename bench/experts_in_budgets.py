@@ -2,15 +2,15 @@
 and speeds against the Plan, hits against the simulator, and llama.cpp with mmap in the same group.
 
     python bench/experts_in_budgets.py FOLDER [--llama-bench PROGRAM] [--build] [--discard]
-        [--only TEXT] [--short] [--out FILE]
+        [--only TEXT] [--budgets MB,MB] [--short] [--out FILE]
 
 FOLDER holds what `strata synth` writes, by the names of `file_name`: random weights, whose routers
 choose nearly all experts alike, and tokens are drawn at random, as llama-bench draws its own: the
 worst case for any cache. With --build a file that is not there is written when its turn comes (up
 to 21 GB, some minutes each), and with --discard deleted after its last pair, so that there is one
 at a time. A FILE that is there is gone on with: pairs that it has are not run again; --only takes
-those whose model's name has the text in it. --short has some layers alone of each model, in
-gigabytes less. Needs root and control groups.
+those whose model's name has the text in it, --budgets those of these sizes. --short has some
+layers alone of each model, in gigabytes less. Needs root and control groups.
 
 For each model the disk is measured and the routes of a random text are recorded first, by which
 Plans predict. Each pair runs one sequence with a prompt of 512 and sixteen with prompts of 32;
@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument("--build", action="store_true")
     parser.add_argument("--discard", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--budgets", type=lambda text: {int(mb) for mb in text.split(",")})
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -246,7 +247,8 @@ def main() -> None:
     done = {(pair["model"], pair["budget"]) for pair in found["pairs"]}
     for shape, layers, budgets in SHORT if given.short else PAIRS:
         path = given.folder / file_name(shape, layers)
-        missing = [mb for mb in budgets if (path.name, mb * 10**6) not in done]
+        wanted = [mb for mb in budgets if not given.budgets or mb in given.budgets]
+        missing = [mb for mb in wanted if (path.name, mb * 10**6) not in done]
         if given.only not in path.name or not missing:
             continue
         prepare(path, shape, layers, max(budgets) * 10**6, build=given.build)

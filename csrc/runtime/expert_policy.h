@@ -27,40 +27,59 @@ class ExpertPolicy {
   virtual size_t choose(const std::vector<int64_t>& experts) const = 0;
 };
 
-// The least frequently used one: by the share of its layer's rows that chose it, where a row counts
-// the less the longer it is ago. A prompt's rows, which come together, count as they would one after
-// the other. Since shares are of a layer's own rows, no layer is ahead because its turn came before;
-// and of equals the one goes whose layer is the last to come again. Experts that all are used in
-// every sweep, more than there is room for, are so found as often as room allows, where the least
-// recently used one would always have gone just before it is needed.
+// Of each expert, the share of its layer's rows that chose it, where a row counts the less the longer
+// it is ago: what it is worth after the next one is `decay` of what it was. Rows that come together
+// count as they would one after the other.
+class DecayingShares {
+ public:
+  explicit DecayingShares(const std::vector<int32_t>& layer_of);
+  void visit(int layer, int64_t rows, double decay);
+  void use(int64_t expert, int64_t choices);
+  double share(int64_t expert) const;
+
+  // What uses so far are worth now, of each expert; and such numbers as those of uses before.
+  const std::vector<double>& scores() const { return scores_; }
+  void begin_with(const std::vector<double>& scores);
+
+ private:
+  const std::vector<int32_t> layer_of_;
+  std::vector<size_t> first_;      // of each layer: its first expert; and their number
+  std::vector<double> scores_;     // of each expert
+  std::vector<double> rows_;       // of each layer: what its rows are worth
+  double worth_ = 0;               // of a row of this visit
+};
+
+// The least frequently used one: by its share of rows with a slow decay, and some of that with a fast
+// one, so that what is used now counts more where choices stick. Since shares are of a layer's own
+// rows, no layer is ahead because its turn came before; and of equals the one goes whose layer is the
+// last to come again. Experts that all are used in every sweep, more than there is room for, are so
+// found as often as room allows, where the least recently used one would always have gone just before
+// it is needed.
 class DecayingFrequency final : public ExpertPolicy {
  public:
-  // `layer_of` each expert; `decay` is what a row is worth after the next one of what it was.
+  // `layer_of` each expert; `decay` is the slow one.
   explicit DecayingFrequency(std::vector<int32_t> layer_of, double decay = kDecay);
   void visit(int layer, int64_t rows) override;
   void use(int64_t expert, int64_t choices) override;
   size_t choose(const std::vector<int64_t>& experts) const override;
 
-  // What uses so far are worth now, of each expert; and such numbers as those of uses before.
-  const std::vector<double>& scores() const { return scores_; }
+  // Of the slow ones.
+  const std::vector<double>& scores() const { return slow_.scores(); }
   void begin_with(const std::vector<double>& scores);
   // Rows lose worth by this from now on.
   void set_decay(double decay) { decay_ = decay; }
   double decay() const { return decay_; }
 
   static constexpr double kDecay = 0.99;
+  // The fast decay, and what its shares count beside the slow ones'.
+  static constexpr double kFast = 0.7, kRecent = 0.1;
 
  private:
-  double share(size_t expert) const;
-
   const std::vector<int32_t> layer_of_;
-  double decay_;
   const int32_t layers_;
+  double decay_;
   int layer_ = -1;
-  double worth_ = 0;               // of a row of this visit
-  std::vector<double> scores_;     // of each expert
-  std::vector<double> rows_;       // of each layer: what its rows are worth
-  std::vector<size_t> first_;      // of each layer: its first expert; and their number
+  DecayingShares slow_, fast_;
 };
 
 }  // namespace strata

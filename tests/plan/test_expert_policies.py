@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from strata.plan import expert_policies
 from strata.plan.expert_policies import (
     AHEAD,
     Belady,
@@ -131,6 +132,16 @@ def test_a_prompt_teaches_what_as_many_tokens_would(slots: int, decay: float) ->
         found.append((runs[1] - runs[0]) / (len(answer) * CHOSEN))
     assert max(found) - min(found) < 0.03
     assert found[0] > 0.3
+
+
+@pytest.mark.parametrize(("sticky", "gains"), [(0.0, -0.01), (0.8, 0.05)])
+def test_what_is_used_now_counts_more_where_choices_stick(
+    sticky: float, gains: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits = routes(200, 0.5, sticky)
+    got = replay(visits, SIZES, 72, DecayingFrequency(SIZES)).hit_rate
+    monkeypatch.setattr(expert_policies, "RECENT", 0.0)
+    assert got - replay(visits, SIZES, 72, DecayingFrequency(SIZES)).hit_rate > gains
 
 
 def test_what_is_hot_changes_and_is_followed() -> None:

@@ -34,6 +34,10 @@ DECAYS = (0.9, 0.97, EXPERT_DECAY, 0.995, 0.999)
 """From nearly the least recently used to nearly the least frequently used: those among which a Plan
 chooses where routes were recorded."""
 
+FAST, RECENT = 0.7, 0.1
+"""What a use is worth after the next row of what it was, where what is used now is to count, and
+what that counts beside the slow decay. As much as costs nothing where choices do not stick."""
+
 _NOTHING = 1e-100
 """What is worth less is worth nothing."""
 
@@ -73,28 +77,20 @@ class LeastRecentlyUsed(Policy):
         return min(experts, key=lambda e: self._last.get(e, 0))
 
 
-class DecayingFrequency(Policy):
-    """The least frequently used one: by the share of its layer's rows that chose it, where a row
-    counts the less the longer it is ago: after the next one ``decay`` of what it counted before.
+class _DecayingShares:
+    """Of each expert, the share of its layer's rows that chose it, where a row counts the less the
+    longer it is ago: what it is worth after the next one is ``decay`` of what it was. Rows that
+    come together count as they would one after the other."""
 
-    A prompt's rows, which come together, count as they would one after the other. Since shares are
-    of a layer's own rows, no layer is ahead because its turn came before; of equals the one goes
-    whose layer is the last to come again.
-    """
-
-    def __init__(self, experts: Sequence[int], decay: float = EXPERT_DECAY) -> None:
+    def __init__(self, experts: Sequence[int], decay: float) -> None:
         self._decay = decay
         self._first = [0, *accumulate(experts)]
         self._layer_of = [layer for layer, count in enumerate(experts) for _ in range(count)]
-        self._layers = len(experts)
         self._scores = [0.0] * len(self._layer_of)
         self._rows = [0.0] * len(experts)
         self._worth = 0.0
-        self._layer = -1
 
     def visit(self, layer: int, rows: int) -> None:
-        """See Policy."""
-        self._layer = layer
         if not rows:
             return
         fade, worth = 1.0, 0.0
@@ -107,18 +103,47 @@ class DecayingFrequency(Policy):
         self._rows[layer] = _faded(self._rows[layer], fade) + self._worth * rows
 
     def use(self, expert: int, choices: int) -> None:
-        """See Policy."""
         self._scores[expert] += self._worth * choices
+
+    def share(self, expert: int) -> float:
+        rows = self._rows[self._layer_of[expert]]
+        return self._scores[expert] / rows if rows > 0 else 0.0
+
+
+class DecayingFrequency(Policy):
+    """The least frequently used one: by its share of rows with a slow ``decay``, and some of that
+    with a fast one, so that what is used now counts more where choices stick.
+
+    Since shares are of a layer's own rows, no layer is ahead because its turn came before; of
+    equals the one goes whose layer is the last to come again.
+    """
+
+    def __init__(self, experts: Sequence[int], decay: float = EXPERT_DECAY) -> None:
+        self._layer_of = [layer for layer, count in enumerate(experts) for _ in range(count)]
+        self._layers = len(experts)
+        self._layer = -1
+        self._slow = _DecayingShares(experts, decay)
+        self._fast = _DecayingShares(experts, FAST)
+
+    def visit(self, layer: int, rows: int) -> None:
+        """See Policy."""
+        self._layer = layer
+        self._slow.visit(layer, rows)
+        self._fast.visit(layer, rows)
+
+    def use(self, expert: int, choices: int) -> None:
+        """See Policy."""
+        self._slow.use(expert, choices)
+        self._fast.use(expert, choices)
 
     def choose(self, experts: Sequence[int]) -> int:
         """See Policy."""
 
         def key(expert: int) -> tuple[float, int, int]:
-            layer = self._layer_of[expert]
-            ahead = layer - self._layer
+            ahead = self._layer_of[expert] - self._layer
             away = ahead if ahead > 0 else ahead + self._layers
-            rows = self._rows[layer]
-            return self._scores[expert] / rows if rows > 0 else 0.0, -away, expert
+            share = (1 - RECENT) * self._slow.share(expert) + RECENT * self._fast.share(expert)
+            return share, -away, expert
 
         return min(experts, key=key)
 
