@@ -190,6 +190,29 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     assert len(many.top) == 4
 
 
+@pytest.mark.parametrize("limits", [{}, {"top_k": 3}, {"top_p": 0.8, "min_p": 0.2}])
+def test_processed_logprobs_are_of_what_is_drawn_from(limits: dict[str, Any]) -> None:
+    logits = np.array([1.0, 3.0, -np.inf, 2.0, 3.0, -4.0], np.float32)
+    params = SamplingParams(
+        temperature=0.7,
+        repetition_penalty=1.2,
+        seed=3,
+        logprobs=6,
+        processed_logprobs=True,
+        **limits,
+    )
+    sample = Sampler(params, [1], len(logits)).choose(logits)
+    finite = np.where(np.isfinite(logits), logits, np.float32(-1e9))
+    expected = naive_distribution(finite, params, [1], [])
+    found = {token: math.exp(logprob) for token, logprob in sample.top}
+    assert found == pytest.approx({t: p for t, p in expected.items() if p}, abs=1e-6)
+    assert math.exp(sample.logprob or 0.0) == pytest.approx(expected[sample.token], abs=1e-6)
+    plain = Sampler(replace(params, processed_logprobs=False), [1], len(logits)).choose(logits)
+    assert plain.token == sample.token
+    greedy = Sampler(replace(params, temperature=0.0), [], len(logits)).choose(logits)
+    assert (greedy.token, greedy.logprob, greedy.top) == (1, 0.0, ((1, 0.0),))
+
+
 def test_log_softmax_of_far_apart_logits() -> None:
     logprobs = log_softmax(np.array([-1e30, 0, 1e30], np.float32))
     assert logprobs[2] == 0

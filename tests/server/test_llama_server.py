@@ -58,6 +58,105 @@ def test_an_answer_that_tells_its_prompt(http: httpx.Client, llm: LLM) -> None:
     assert "__verbose" not in http.post("/v1/chat/completions", json=body).json()
 
 
+def test_every_answer_tells_its_prompt_where_the_server_is_verbose(llm: LLM) -> None:
+    from starlette.testclient import TestClient
+
+    service = Service(
+        llm, ["smollm2"], Settings(verbose=True, without=("metrics", "slots", "page"))
+    )
+    client = TestClient(service.app(), base_url="http://localhost")
+    for path in ("/metrics", "/slots"):
+        answer = client.get(path)
+        assert answer.status_code == 501
+        assert f"--without {path[1:]}" in answer.json()["error"]["message"]
+    assert client.get("/").status_code == client.get("/web/main.js").status_code == 404
+    props = client.get("/props").json()
+    assert (props["endpoint_metrics"], props["endpoint_slots"]) == (False, False)
+    assert service.close()
+
+
+def streamed(http: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with http.stream("POST", path, json={**body, "stream": True}) as answer:
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if "data: {" in line]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/chat/completions"])
+def test_how_far_a_prompt_has_come(http: httpx.Client, path: str) -> None:
+    text = f"Count {path} one by one. " * 30
+    asked = (
+        {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+    )
+    body = {**asked, "max_tokens": 2, "temperature": 0, "timings_per_token": True}
+    for known in (False, True):
+        chunks = streamed(http, path, {**body, "return_progress": True})
+        told = [chunk["prompt_progress"] for chunk in chunks if "prompt_progress" in chunk]
+        first, last = told[0], told[-1]
+        assert first["processed"] == first["cache"] == last["cache"]
+        assert (first["cache"] > 0) is known
+        done = [each["processed"] for each in told]
+        assert done == sorted(set(done))
+        assert done[-1] == last["total"] > 100
+        timed = [chunk["timings"] for chunk in chunks if "prompt_progress" in chunk]
+        assert timed[0]["prompt_n"] == timed[0]["prompt_ms"] == timed[0]["predicted_n"] == 0
+        assert timed[-1]["prompt_n"] == last["total"] - last["cache"]
+        assert timed[-1]["prompt_ms"] > 0
+        # After it come the tokens, each with its own.
+        after = chunks[
+            chunks.index(next(c for c in reversed(chunks) if "prompt_progress" in c)) + 1 :
+        ]
+        assert after
+        assert any(chunk["timings"]["predicted_n"] for chunk in after if "timings" in chunk)
+    assert not any("prompt_progress" in chunk for chunk in streamed(http, path, body))
+
+
+def test_how_far_the_prompt_of_a_response_has_come(http: httpx.Client) -> None:
+    body = {"input": "Say it again. " * 20, "max_output_tokens": 2, "temperature": 0}
+    events = streamed(
+        http, "/v1/responses", {**body, "return_progress": True, "timings_per_token": True}
+    )
+    told = [event for event in events if "prompt_progress" in event]
+    assert {event["type"] for event in told} == {"response.in_progress"}
+    assert told[-1]["prompt_progress"]["processed"] == told[-1]["prompt_progress"]["total"]
+    timed = [event["type"] for event in events if "timings" in event]
+    assert "response.output_text.delta" in timed
+    assert timed[-1] in ("response.completed", "response.incomplete")
+
+
+def test_probabilities_of_what_tokens_are_drawn_from(http: httpx.Client) -> None:
+    body = {"prompt": PROMPT, "n_predict": 3, "temperature": 1.5, "top_k": 4, "top_p": 1, "seed": 1}
+    asked = {**body, "min_p": 0, "n_probs": 10, "post_sampling_probs": True}
+    found = http.post("/completion", json=asked).json()
+    assert found["generation_settings"]["post_sampling_probs"] is True
+    for token in found["completion_probabilities"]:
+        each = {top["id"]: top["prob"] for top in token["top_probs"]}
+        assert len(each) == 4
+        assert sum(each.values()) == pytest.approx(1, abs=1e-5)
+        assert each[token["id"]] == token["prob"] > 0
+    assert http.post("/completion", json=body).json()["content"] == found["content"]
+
+
+def test_the_first_chunk_has_a_role_and_no_text(http: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    first = streamed(http, "/v1/chat/completions", body)[0]["choices"][0]
+    assert first["delta"] == {"role": "assistant", "content": None}
+
+
+def test_only_one_message_is_continued(http: httpx.Client) -> None:
+    said = {"role": "assistant", "content": "Yes"}
+    body: Any = {"messages": [{"role": "user", "content": "Hi"}, said, said], "max_tokens": 1}
+    refused = http.post("/v1/chat/completions", json=body)
+    assert refused.status_code == 400
+    assert "the last two messages are the assistant's" in refused.json()["error"]["message"]
+    body["continue_final_message"] = False
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_names_of_headers_are_written_as_usual(http: httpx.Client) -> None:
+    names = {name for name, _ in http.get("/metrics").headers.raw}
+    assert {b"Process-Start-Time-Unix", b"Content-Type", b"X-Request-Id"} <= names
+
+
 def test_an_alias_for_every_name(llm: LLM) -> None:
     service = Service(llm, ["smollm2", "*"], Settings())
     assert service.names == ("smollm2",)
@@ -211,6 +310,9 @@ def test_what_the_server_is(http: httpx.Client, llm: LLM) -> None:
     metrics = http.get("/metrics")
     assert "llamacpp:tokens_predicted_total" in metrics.text
     assert "process-start-time-unix" in metrics.headers
+    for name in ("n_tokens_max", "spec_decode_num_drafts_total"):
+        assert f"# HELP llamacpp:{name} " in metrics.text
+        assert f"# TYPE llamacpp:{name} counter" in metrics.text
 
 
 def test_filling_in_needs_tokens_for_it(http: httpx.Client) -> None:

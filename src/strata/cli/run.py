@@ -68,7 +68,8 @@ if TYPE_CHECKING:
 @grammar_options
 @click.option(
     "--chat-template",
-    help="A Jinja chat template, or a file with one, to use instead of the model's.",
+    help="A Jinja chat template, a file with one, or llama.cpp's name of one, such as chatml, to "
+    "use instead of the model's.",
 )
 @click.option(
     "-c",

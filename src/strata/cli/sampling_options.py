@@ -117,14 +117,19 @@ def _constraint(given: dict[str, Any]) -> Constraint | None:
 
 
 def template_text(given: str) -> str:
-    """A chat template, given itself or as the name of its file."""
-    if "{" in given:
+    """A chat template, given itself, as the name of its file, or by llama.cpp's name for it."""
+    from strata.text.template_names import TEMPLATES
+
+    if "{" in given or given in TEMPLATES:
         return given
     path = Path(given)
     if not path.is_file():
         from strata.errors import UsageError
 
-        raise UsageError(f"--chat-template is a template or a file of one; no file {given}")
+        names = ", ".join(TEMPLATES)
+        raise UsageError(
+            f"there is no chat template {given}: it is a template, a file of one, or one of {names}"
+        )
     return _read(path)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 
 from strata.backends.registry import DEFAULT
-from strata.cli.console import remark
+from strata.cli.console import log_in_print, remark
 from strata.cli.engine_options import (
     activations_option,
     ahead_option,
@@ -24,7 +24,7 @@ from strata.cli.engine_options import (
     kv_store_options,
     open_llm,
 )
-from strata.cli.options import SIZE, complete_model, memory_option, quiet_option
+from strata.cli.options import SIZE, complete_model, memory_option, quiet_option, verbose_option
 from strata.cli.sampling_options import sampling_options, template_text
 from strata.errors import StrataError, UsageError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from strata.backends.settings import ActivationsName
     from strata.server import Settings
     from strata.server.fleet.entries import Entry
+    from strata.server.settings import Part
 
 
 @contextmanager
@@ -114,7 +115,8 @@ def _ending_well() -> Iterator[None]:
 )
 @click.option(
     "--chat-template",
-    help="A Jinja chat template, or a file with one, to use instead of the model's.",
+    help="A Jinja chat template, a file with one, or llama.cpp's name of one, such as chatml, to "
+    "use instead of the model's.",
 )
 @click.option(
     "--reasoning",
@@ -172,7 +174,15 @@ def _ending_well() -> Iterator[None]:
 @ahead_option
 @draft_options
 @sampling_options
+@click.option(
+    "--without",
+    multiple=True,
+    type=click.Choice(["page", "metrics", "slots"]),
+    help="What is not served: the page in the browser, the figures at /metrics, the state of "
+    "requests at /slots; may be repeated.",
+)
 @quiet_option
+@verbose_option
 @_ending_well()
 def command(
     models: tuple[str, ...],
@@ -209,7 +219,9 @@ def command(
     experts_ahead: int,
     draft_model: str | None,
     sampling: dict[str, Any],
+    without: tuple[Part, ...],
     quiet: bool,
+    verbose: bool,
 ) -> None:
     """Serve MODEL over HTTP until Ctrl-C or SIGTERM.
 
@@ -248,6 +260,8 @@ def command(
         allow_unauthenticated=allow_unauthenticated,
         cors_origins=cors_origins,
         unknown_fields=unknown_fields,
+        verbose=verbose,
+        without=without,
         grace_s=grace,
         queue=max(queue, parallel),
         files=kept,
@@ -322,6 +336,7 @@ def command(
             chat_template=None if chat_template is None else template_text(chat_template),
             watch=waiting.progress,
             quiet=quiet,
+            verbose=verbose,
         ) as llm,
     ):
         waiting.end()
@@ -355,6 +370,7 @@ def _serve_several(
     from strata.server.fleet.members import KEEP_ALIVE_S
     from strata.server.serving import Server, bind
 
+    log_in_print(verbose=settings.verbose)
     try:
         kept = KEEP_ALIVE_S if keep_alive is None else seconds_of(keep_alive)
     except ValueError as error:
@@ -372,6 +388,8 @@ def _serve_several(
             worker_settings={
                 "queue": settings.queue,
                 "unknown_fields": settings.unknown_fields,
+                "verbose": settings.verbose,
+                "without": settings.without,
                 "grace_s": settings.grace_s,
             },
             keep_alive_s=kept,

@@ -34,7 +34,8 @@ class SamplingParams:
     - ``min_tokens``: of the answer, before which no end token is chosen.
     - ``max_tokens``: None is the rest of the context.
     - ``logprobs``: None for none, else the number of most probable tokens reported beside the
-      chosen one.
+      chosen one. ``processed_logprobs``: under the distribution that tokens are drawn from, after
+      penalties, filters and temperature, instead of the model's own.
     - ``logit_bias``: token id to a number added to its logit.
     - ``grammar``: what the answer must obey, by ``strata.decode.grammar``; excludes ``ignore_eos``.
     """
@@ -53,6 +54,7 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int | None = None
     logprobs: int | None = None
+    processed_logprobs: bool = False
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     grammar: Grammar | None = None
 
@@ -79,8 +81,10 @@ class SamplingParams:
             raise UsageError(f"stop_token_ids must be token ids, not {shown(self.stop_token_ids)}")
         if not isinstance(self.logit_bias, Mapping):
             raise UsageError(f"logit_bias must be a dict, not {shown(self.logit_bias)}")
-        if not isinstance(self.ignore_eos, bool):
-            raise UsageError(f"ignore_eos must be True or False, not {shown(self.ignore_eos)}")
+        for name in ("ignore_eos", "processed_logprobs"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise UsageError(f"{name} must be True or False, not {shown(value)}")
         if self.grammar is not None and not hasattr(self.grammar, "start"):
             raise UsageError(
                 "grammar must be what LLM.compile gives: llm.compile(json_schema=...), not "

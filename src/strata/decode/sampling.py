@@ -37,7 +37,8 @@ class LogitsError(StrataError):
 @dataclass(frozen=True)
 class Sample:
     """A chosen token. With ``logprobs`` asked for: its natural log-probability and the most
-    probable tokens with theirs, under the model's own distribution, before any penalty or filter.
+    probable tokens with theirs, under the model's own distribution, before any penalty or filter;
+    with ``processed_logprobs`` under that from which it was drawn, and only those that could be.
     """
 
     token: int
@@ -102,7 +103,12 @@ class Sampler:
                 "its weights are damaged or its type is too narrow for it"
             )
         token = best if self.params.temperature == 0 else self._draw(adjusted, most)
-        return self._report(token, logits)
+        count = self.params.logprobs
+        if count is None:
+            return Sample(token)
+        if self.params.processed_logprobs:
+            logits = self._drawn_from(adjusted, token, most)
+        return report(token, logits, count)
 
     def accept(self, token: int) -> None:
         """Record ``token`` as the next one of the answer."""
@@ -197,6 +203,26 @@ class Sampler:
         return out
 
     def _draw(self, logits: Logits, best: float) -> int:
+        ids, weights = self._weights(logits, best)
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=self._chosen))
+        at = _invert(weights, generator.random())
+        return at if ids is None else int(ids[at])
+
+    def _drawn_from(self, logits: Logits, token: int, best: float) -> Logits:
+        """The logits of the distribution from which ``token`` was drawn."""
+        out = np.full(len(logits), -np.inf, np.float32)
+        if self.params.temperature == 0:
+            out[token] = 0
+            return out
+        ids, weights = self._weights(logits, best)
+        with np.errstate(divide="ignore"):
+            out[slice(None) if ids is None else ids] = np.log(weights)
+        return out
+
+    def _weights(
+        self, logits: Logits, best: float
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]]:
+        """The ids of tokens that may be drawn, in order (None: all), and what each weighs."""
         params = self.params
         ids: NDArray[np.int64] | None = None
         if 0 < params.top_k < len(logits):
@@ -215,20 +241,14 @@ class Sampler:
         if keep is not None:
             weights = weights[keep]
             ids = keep if ids is None else ids[keep]
-        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=self._chosen))
-        at = _invert(weights, generator.random())
-        return at if ids is None else int(ids[at])
-
-    def _report(self, token: int, logits: Logits) -> Sample:
-        count = self.params.logprobs
-        return Sample(token) if count is None else report(token, logits, count)
+        return ids, weights
 
 
 def report(token: int, logits: Logits, count: int) -> Sample:
     """A token with its log-probability, and the ``count`` most probable ones with theirs."""
     shift = log_sum_exp(logits)
     top = _ranked(logits, count)[:count].tolist() if count else []
-    pairs = tuple((i, float(logits[i]) - shift) for i in top)
+    pairs = tuple((i, float(logits[i]) - shift) for i in top if logits[i] > -np.inf)
     return Sample(token, float(logits[token]) - shift, pairs)
 
 

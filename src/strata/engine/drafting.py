@@ -68,8 +68,9 @@ _MEMORY = 0.97
 
 @dataclass
 class DraftTotals:
-    """Tokens guessed, those of them that were right, and seconds gained by it (or lost)."""
+    """Guesses, the tokens of all, those of them that were right, and seconds gained (or lost)."""
 
+    drafts: int = 0
     drafted: int = 0
     kept: int = 0
     saved_s: float = 0.0
@@ -297,6 +298,7 @@ class Drafting:
             redone += a.redone
             if a.draft.tokens:
                 drafted += len(a.draft.tokens)
+                self.totals.drafts += bool(a.draft.tokens)
                 kept += max(0, len(chosen[a.id]) - 1)
                 self._count(a.id, a.draft, chosen[a.id])
         self.totals.drafted += drafted

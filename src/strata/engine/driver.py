@@ -27,11 +27,13 @@ _log = logging.getLogger("strata.engine")
 
 @dataclass(frozen=True)
 class Job:
-    """A sequence to be continued: what ``Engine.submit`` is to be given."""
+    """A sequence to be continued: what ``Engine.submit`` is to be given. With ``progress`` whoever
+    waits for it is also woken when its prompt has come further."""
 
     prompt: Sequence[int]
     params: SamplingParams
     text: TextStream | None = None
+    progress: bool = False
 
 
 @dataclass(eq=False)
@@ -335,7 +337,9 @@ class Driver:
             raise
         for request, ticket in self._running.items():
             if not ticket.given:
-                ticket.computed = engine.computed(request)
+                before, ticket.computed = ticket.computed, engine.computed(request)
+                if ticket.job.progress and ticket.computed != before:
+                    self._touch(ticket.run)
         return perf_counter() - started
 
     def _hand_out(self, deltas: Iterable[Delta]) -> None:

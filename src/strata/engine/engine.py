@@ -229,6 +229,7 @@ class Engine:
             kv_blocks_cached=sum(unused) - sum(free),
             prefix_hit_tokens=self._hits,
             prefix_miss_tokens=self._misses,
+            drafts=drafts.drafts,
             draft_tokens=drafts.drafted,
             draft_tokens_kept=drafts.kept,
             draft_saved_s=drafts.saved_s,

@@ -41,6 +41,7 @@ from strata.models.kv_window import KVWindow
 from strata.program import Model
 from strata.sizes import format_budget, format_size
 from strata.text import Tokenizer, load_tokenizer
+from strata.text.template_names import template_of
 
 if TYPE_CHECKING:
     from strata.plan import Plan
@@ -114,7 +115,8 @@ def _load(
     before = settled_memory()
     tokenizer = load_tokenizer(file)
     if options.chat_template is not None:
-        tokenizer.use_chat_templates({"default": options.chat_template})
+        template = template_of(options.chat_template, add_bos=tokenizer.add_bos)
+        tokenizer.use_chat_templates({"default": template})
     tokenizer.encode("Much of it is made when it is first used.")
     tokenizer_bytes = max(0, settled_memory() - before)
     draft_model = _draft_model(file, model, options, tokenizer)

@@ -27,6 +27,7 @@ from strata.engine.texts import OWNER as TEXTS
 from strata.engine.texts import TextWorkload
 from strata.errors import StrataError, UsageError
 from strata.formats import ModelFile
+from strata.guard.known_templates import is_known
 from strata.hub.downloads import strata_home
 from strata.memory import Ledger, LedgerAccount, process_memory
 from strata.memory.limits import headrooms, memory_available, memory_free, memory_total
@@ -438,6 +439,8 @@ def make_planner(
     profile = kind.profile(model, WeightSource(file), options.activations)
     kv_type = choose_kv_type(options.kv_type, profile.kv_types).name
     sizes = outline(file.path.name, model, file, profile, known_hits(file.paths))
+    if options.chat_template is not None:
+        sizes = replace(sizes, foreign_template=not is_known(options.chat_template))
     process = options.process_bytes or base_memory(planned=True)
     if options.serving:
         # Of a server's libraries some are here already.

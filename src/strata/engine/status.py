@@ -15,9 +15,9 @@ class EngineStatus:
     ``kv_blocks_cached`` of the free blocks hold prefixes that can be found again, or are being
     written to the store, until their place is needed. Of the prompts that were let in,
     ``prefix_hit_tokens`` were found so and ``prefix_miss_tokens`` were not. ``preemptions`` counts
-    how often a request gave up its blocks. Of ``draft_tokens`` guessed ahead ``draft_tokens_kept``
-    were right, which saved ``draft_saved_s`` seconds by what steps take with and without. Blocks
-    are those of all groups; ``kv_bytes_used`` are the bytes that requests hold.
+    how often a request gave up its blocks. Of ``draft_tokens`` guessed ahead in ``drafts``
+    ``draft_tokens_kept`` were right, which saved ``draft_saved_s`` seconds by what steps take with
+    and without. Blocks are those of all groups; ``kv_bytes_used`` are the bytes that requests hold.
     """
 
     waiting: int
@@ -32,6 +32,7 @@ class EngineStatus:
     prefix_miss_tokens: int = 0
     preemptions: int = 0
     kv_bytes_used: int = 0
+    drafts: int = 0
     draft_tokens: int = 0
     draft_tokens_kept: int = 0
     draft_saved_s: float = 0.0

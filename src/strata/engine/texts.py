@@ -99,7 +99,9 @@ def chat_ids(
     """A conversation by the model's template, up to where the answer begins. ChatTemplateError if
     the model has no template, or its template refuses these messages."""
     with ledger.lent(OWNER, _RENDERED * _text_bytes(messages)):
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tools=tools, **tokenizer.today
+        )
         return encoded(tokenizer, text, ledger, parse_special=True, most=most)
 
 

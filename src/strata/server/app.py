@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from strata import __version__
@@ -17,6 +16,7 @@ from strata.server import anthropic, llama, memory, ollama, openai, plain
 from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
 from strata.server.invalid import as_invalid
+from strata.server.origins import Origins
 from strata.server.page import Page
 from strata.server.replies import CLIENT_GONE, ClientGone
 from strata.server.service import Service
@@ -48,28 +48,22 @@ def create_app(service: Service) -> FastAPI:
     )
     for protocol in (openai, anthropic, ollama, llama, plain, memory, live):
         app.include_router(protocol.router(service))
-    page = Page()
-    app.mount("/web", page, name="web")
-    app.add_api_route("/", page.index, methods=["GET", "HEAD"], include_in_schema=False)
+    settings = service.settings
+    if "page" not in settings.without:
+        page = Page()
+        app.mount("/web", page, name="web")
+        app.add_api_route("/", page.index, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_exception_handler(StrataError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(
         Guard,
-        settings=service.settings,
+        settings=settings,
         metrics=service.metrics,
         admission=service.admission,
     )
-    settings = service.settings
     if settings.cors_origins or settings.loopback:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=["*"] if "*" in settings.cors_origins else [],
-            allow_origin_regex=settings.origins.pattern,
-            expose_headers=["x-strata-warning", "x-request-id", "request-id"],
-            allow_methods=["*"],
-            allow_headers=["*"],
-        )
+        app.add_middleware(Origins, settings=settings)
     return app
 
 

@@ -61,7 +61,8 @@ class AsyncRun:
 
     async def tokens(self, pause_s: float | None = None) -> AsyncIterator[tuple[int, Delta] | None]:
         """Tokens of all jobs as they come, each with its job's number; None after ``pause_s``
-        seconds without one. Raises what ended the run before its time."""
+        seconds without one, and where it was woken for progress. Raises what ended the run before
+        its time."""
         while True:
             while self._events:
                 yield self._events.popleft()
@@ -70,7 +71,7 @@ class AsyncRun:
             if self._over:
                 self.run.check()
                 return
-            if not await self._woken(pause_s):
+            if not await self._woken(pause_s) or not (self._events or self._over):
                 yield None
 
     async def _woken(self, pause_s: float | None) -> bool:

@@ -31,7 +31,7 @@ class Conversation:
     ``begin_answer`` ends the prompt with the beginning of the assistant's turn. One call at most is
     taken without ``parallel_calls``; a ``silent`` answer has no token. With
     ``drops_oldest`` the oldest turns are left out where not all fit the context, and that is
-    noted."""
+    noted. ``progress``: see ``Service.run``."""
 
     messages: Sequence[Mapping[str, Any]]
     params: SamplingParams
@@ -44,6 +44,7 @@ class Conversation:
     parallel_calls: bool = True
     silent: bool = False
     drops_oldest: bool = False
+    progress: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,6 +73,7 @@ async def start_chat(service: Service, wanted: Conversation) -> Answers:
         choices=wanted.choices,
         continuing=wanted.continue_last,
         show_special=not plain and (bool(tools) or form.shows_special),
+        progress=wanted.progress,
     )
     parsers: list[Parser | None] = [None] * wanted.choices
     if not plain:

@@ -61,6 +61,7 @@ async def embed(
                 )
             )
         )
+        service.metrics.on_embedded(sum(map(len, some)))
     return Embedded(np.concatenate(rows), sum(map(len, texts)))
 
 
@@ -80,10 +81,12 @@ async def rank(service: Service, query: str, texts: Sequence[str]) -> Embedded:
         for text in texts
     ]
     await _take(len(texts))
-    rows = [
-        await service.alone(lambda _, some=some: llm.rank(query, some))  # type: ignore[misc]
-        for some in _parts(pairs, llm.engine.token_budget)
-    ]
+    rows = []
+    for some in _parts(pairs, llm.engine.token_budget):
+        rows.append(
+            await service.alone(lambda _, some=some: llm.rank(query, some))  # type: ignore[misc]
+        )
+        service.metrics.on_embedded(sum(map(len, some)))
     return Embedded(np.concatenate(rows)[:, None], sum(map(len, pairs)))
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from socket import gethostname
+from time import perf_counter
 from typing import Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -29,6 +30,7 @@ from strata.server.seldom import Seldom
 from strata.server.settings import Settings
 
 _seldom = Seldom(logging.getLogger("strata.server"))
+_requests = logging.getLogger("strata.server.requests")
 
 UPLOADS = "/v1/files"
 """Where files are sent to."""
@@ -43,6 +45,9 @@ _SMALL_HEAD = 4 << 10
 _HEAD_COPIES = 4
 """Of a head, as it came and as it is parsed, while its request is served: those of small ones are
 the server's own."""
+
+_LOGGED = 256
+"""Characters of a path that the log of requests has."""
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(rb"[\w.-]{1,128}")
@@ -94,7 +99,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         status = CLIENT_GONE
-        request_id = _request_id(scope)
+        request_id, began = _request_id(scope), perf_counter()
         notes: list[str] = []
         NOTES.set(notes)
 
@@ -131,6 +136,9 @@ class Guard:
             # Only known paths are labels: a client must not fill the memory with names.
             endpoint = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(endpoint, str(status)).inc()
+            if _requests.isEnabledFor(logging.INFO):
+                asked, took = f"{scope['method']} {scope['path'][:_LOGGED]}", perf_counter() - began
+                _requests.info("%s %d in %.3f s (%s)", asked, status, took, request_id.decode())
 
     def _check(self, scope: Scope) -> None:
         crowd: Crowd | None = scope.get("state", {}).get(CROWD)

@@ -47,7 +47,8 @@ def router(service: Service) -> APIRouter:
     )
     async def metrics() -> Response:
         """Figures in Prometheus's text format."""
-        headers = {"process-start-time-unix": str(int(service.started))}
+        service.settings.check_served("metrics")
+        headers = {"Process-Start-Time-Unix": str(int(service.started))}
         return Response(service.metrics.text(), media_type=METRICS_TYPE, headers=headers)
 
     return routes

@@ -306,7 +306,7 @@ class Service:
                     tools=tools,
                     add_generation_prompt=add_generation_prompt and not continue_final_message,
                     continue_final_message=continue_final_message,
-                    **(variables or {}),
+                    **{**self.llm.tokenizer.today, **(variables or {})},
                 ),
             )
         return text + ("" if continue_final_message else ending)
@@ -367,11 +367,13 @@ class Service:
         choices: int = 1,
         continuing: bool,
         show_special: bool = False,
+        progress: bool = False,
     ) -> AsyncRun:
         """Continue each prompt ``choices`` times; job ``i`` is choice ``i % choices`` of a prompt.
 
         Tokens that there is no room for are not asked for. With a seed, choice ``i`` has the seed
-        plus ``i``. ``show_special`` keeps the names of special tokens in the text.
+        plus ``i``. ``show_special`` keeps the names of special tokens in the text. A
+        stream with ``progress`` is told of each step of its prompt.
         """
         if len(prompts) * choices > self.settings.choices:
             raise UsageError(
@@ -387,6 +389,7 @@ class Service:
                 prompt,
                 self._for_choice(params, choice, len(prompt)),
                 tokenizer.stream(skip_special=not show_special, continuing=continuing),
+                progress,
             )
             for prompt in prompts
             for choice in range(choices)

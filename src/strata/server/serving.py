@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from strata.errors import StrataError
 from strata.server.crowd import Crowd
 from strata.server.guard import CROWD, HEAD_BYTES, is_upload
+from strata.server.origins import HeaderNames
 from strata.server.parting import Parting
 from strata.server.settings import Settings
 
@@ -103,7 +104,7 @@ class Server(uvicorn.Server):
         self._crowd = Crowd(settings.connections)
         super().__init__(
             uvicorn.Config(
-                service.app(),
+                HeaderNames(service.app()),
                 loop="asyncio",
                 # Any factory of protocols will do for uvicorn, whatever its annotation says.
                 http=cast(

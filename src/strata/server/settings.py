@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from strata.errors import UsageError
+from strata.server.errors import ApiError
 
 Unknown = Literal["refuse", "warn"]
+Part = Literal["page", "metrics", "slots"]
 
 _LOCAL_ORIGINS = (
     r"https?://(?:[a-z0-9-]+\.)?localhost(?::\d+)?|https?://(?:127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::\d+)?"
@@ -33,6 +35,10 @@ class Settings:
     - ``api_key``: asked of every caller; None lets everybody in, which beyond this machine needs
       ``allow_unauthenticated`` (UsageError otherwise).
     - ``cors_origins``: web origins whose pages may call; ``*`` is all.
+    - ``verbose``: answers to OpenAI's clients tell their prompt under ``__verbose``, as those of
+      ``llama-server --verbose`` do.
+    - ``without``: what is not served: the ``page``, the figures at ``/metrics``, the state of
+      requests at ``/slots``.
     - ``grace_s``: seconds that running requests have when the server is stopped.
     - ``queue``: requests that may wait or run; ``connections``: clients at once.
     - ``body_bytes``: the largest request body; ``values`` and ``depth``: JSON values and keys in
@@ -54,6 +60,8 @@ class Settings:
     api_key: str | None = None
     allow_unauthenticated: bool = False
     cors_origins: tuple[str, ...] = ()
+    verbose: bool = False
+    without: tuple[Part, ...] = ()
     grace_s: float = 10.0
     queue: int = 256
     connections: int = 512
@@ -85,6 +93,11 @@ class Settings:
                 f"{self.host} can be reached from other machines: set --api-key (or "
                 "STRATA_API_KEY), or say --allow-unauthenticated to let everybody in"
             )
+
+    def check_served(self, part: Part) -> None:
+        """ApiError 501 for what this server was started without."""
+        if part in self.without:
+            raise ApiError(501, f"/{part} is switched off here (--without {part})")
 
     @cached_property
     def origins(self) -> re.Pattern[str]:

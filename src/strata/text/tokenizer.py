@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -150,6 +151,19 @@ class Tokenizer:
             lambda id: self.token_bytes(id, special=not skip_special),
             self._strips_leading_space and not continuing,
         )
+
+    @property
+    def today(self) -> dict[str, Any]:
+        """Today's date by the names that llama.cpp has for it, where a chat template of this model
+        knows one of them: without it some tell the day that their model was released."""
+        now = datetime.now()
+        names = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
+        sources = [template.source for template in self.chat_templates.values()]
+        return {
+            name: now.strftime(form)
+            for name, form in names.items()
+            if any(name in source for source in sources)
+        }
 
     @property
     def chat_template(self) -> ChatTemplate | None:

@@ -15,7 +15,6 @@ from prometheus_client.core import GaugeMetricFamily
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -40,6 +39,7 @@ from strata.server.fleet.proxy import (
     target_of,
 )
 from strata.server.guard import Guard, error_reply
+from strata.server.origins import Origins
 from strata.server.page import Page
 from strata.server.plain import METRICS_TYPE
 from strata.server.replies import EVENT_STREAM, LINES, client_end, first_of, sse, to_json
@@ -135,6 +135,7 @@ class Front:
     def app(self) -> ASGIApp:
         """The application; its lifespan starts the fleet."""
         page = Page()
+        pages = [Route("/", page.index), Mount("/web", page, name="web")]
         routes = [
             *names.routes(self.fleet),
             Route("/health", self._health),
@@ -144,23 +145,13 @@ class Front:
             Route("/live", _Endpoint(self._live)),
             Route("/v1/responses/{id}", _Endpoint(self._stored), methods=["GET", "DELETE"]),
             Route("/v1/responses/{id}/input_items", _Endpoint(self._stored)),
-            Route("/", page.index),
-            Mount("/web", page, name="web"),
+            *(() if "page" in self.settings.without else pages),
             Route("/{path:path}", _Endpoint(self._pass_on), methods=list(_METHODS)),
         ]
         middleware = []
         settings = self.settings
         if settings.cors_origins or settings.loopback:
-            middleware.append(
-                Middleware(
-                    CORSMiddleware,
-                    allow_origins=["*"] if "*" in settings.cors_origins else [],
-                    allow_origin_regex=settings.origins.pattern,
-                    expose_headers=["x-strata-warning", "x-request-id", "request-id"],
-                    allow_methods=["*"],
-                    allow_headers=["*"],
-                )
-            )
+            middleware.append(Middleware(Origins, settings=settings))
         middleware.append(
             Middleware(
                 Guard,
@@ -206,6 +197,7 @@ class Front:
         return JsonReply({"status": "ok"})
 
     async def _metrics(self, request: Request) -> Response:
+        self.settings.check_served("metrics")
         name = request.query_params.get("model")
         if name is None:
             return Response(self.metrics.text(), media_type=METRICS_TYPE)

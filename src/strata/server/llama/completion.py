@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from math import exp
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,9 +23,9 @@ from strata.server.llama.requests import (
 )
 from strata.server.logprobs import token_text
 from strata.server.openai.params import grammar_of, limit_of, sampling_params
-from strata.server.openai.writer import timings
 from strata.server.replies import EVENT_STREAM, sse, sse_progress, while_there
 from strata.server.service import Service
+from strata.server.timings import PromptProgress, timings
 
 PATH = "/completion"
 
@@ -61,10 +62,12 @@ async def _complete(
         body,
         max_tokens=limit,
         logprobs=probs or None,
+        processed_logprobs=bool(body.post_sampling_probs),
         grammar=await while_there(request, grammar_of(service, body)),
         logit_bias=biases,
     )
-    run = service.run(prompts, params, choices=each, continuing=True)
+    progress = bool(body.stream and body.return_progress)
+    run = service.run(prompts, params, choices=each, continuing=True, progress=progress)
     answers = Answers(run, [None] * (each * len(prompts)), each)
     for answer in answers.choices:
         answer.silent = silent
@@ -124,7 +127,10 @@ class _Writer:
 
     async def stream(self) -> AsyncGenerator[str, None]:
         """See Writer."""
+        progress = PromptProgress(self._answers, timed=bool(self._body.timings_per_token))
         async for part in self._answers.parts(self._pause_s):
+            for news in progress.news() if self._body.return_progress else ():
+                yield sse({**self._partial(0, self._answers.choices[0], "", []), **news})
             if part is None:
                 yield sse_progress(self._answers.run.progress)
                 continue
@@ -191,14 +197,20 @@ class _Writer:
             return {}
         tokenizer = self._service.llm.tokenizer
 
+        processed = self._params.processed_logprobs
+
         def token(id: int, logprob: float | None) -> dict[str, Any]:
             data = tokenizer.token_bytes(id, special=True)
             text = token_text(tokenizer, id)
-            return {"id": id, "token": text, "bytes": list(data), "logprob": logprob}
+            known = {"id": id, "token": text, "bytes": list(data)}
+            if processed:
+                return {**known, "prob": min(exp(logprob or 0.0), 1.0)}
+            return {**known, "logprob": logprob}
 
+        top = "top_probs" if processed else "top_logprobs"
         return {
             "completion_probabilities": [
-                {**token(s.token, s.logprob), "top_logprobs": [token(*each) for each in s.top]}
+                {**token(s.token, s.logprob), top: [token(*each) for each in s.top]}
                 for s in samples
             ]
         }
@@ -272,6 +284,6 @@ def generation_settings(
         "grammar": (body.grammar if body else None) or "",
         "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
         "timings_per_token": bool(body and body.timings_per_token),
-        "post_sampling_probs": False,
+        "post_sampling_probs": params.processed_logprobs,
         "lora": [],
     }

@@ -37,6 +37,7 @@ class CompletionRequest(Common):
 
     prompt: Prompts
     n_probs: Annotated[int, Field(ge=0, le=100)] | None = None
+    post_sampling_probs: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
     logit_bias: Any = None
     return_tokens: bool | None = None

@@ -43,9 +43,9 @@ def add_routes(routes: APIRouter, service: Service) -> None:
                 # Where it lies is nobody's business.
                 "model_path": llm.path.name,
                 "modalities": {"vision": False, "audio": False},
-                "endpoint_slots": True,
+                "endpoint_slots": "slots" not in service.settings.without,
                 "endpoint_props": False,
-                "endpoint_metrics": True,
+                "endpoint_metrics": "metrics" not in service.settings.without,
                 "chat_template": "" if template is None else template.source,
                 "bos_token": token(llm.tokenizer.bos_id),
                 "eos_token": token(ends[0] if ends else None),
@@ -62,6 +62,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     @routes.get("/slots", responses=errors)
     async def slots() -> Reply:
         """A place for each request that may run; which of them are taken."""
+        service.settings.check_served("slots")
         running = service.bridge.status.running
         return Reply(
             [

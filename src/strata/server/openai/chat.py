@@ -104,6 +104,7 @@ async def conversation(service: Service, body: ChatRequest) -> Conversation:
         parallel_calls=body.parallel_tool_calls is not False and not body.functions,
         silent=silent,
         drops_oldest=body.truncation == "auto",
+        progress=bool(body.stream and body.return_progress),
     )
 
 
@@ -118,6 +119,11 @@ def _is_continued(body: ChatRequest, messages: Sequence[Mapping[str, Any]]) -> b
     begun = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
     if body.continue_final_message and not begun:
         raise UsageError("continue_final_message: the last message is not the assistant's")
+    before = messages[-2]["role"] if len(messages) > 1 else None
+    if begun and before == "assistant" and body.continue_final_message is not False:
+        raise UsageError(
+            "the last two messages are the assistant's: one to be continued stands alone at the end"
+        )
     if body.continue_final_message is None:
         return begun and body.add_generation_prompt is None
     return body.continue_final_message
@@ -217,7 +223,12 @@ class _Writer(OpenAIWriter):
 
     def beginning(self, index: int) -> dict[str, Any]:
         """See OpenAIWriter."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, [])
+        # Null, as llama-server has it: what follows is text, thoughts or calls.
+        return self._chunk(index, {"role": "assistant", "content": None}, [])
+
+    def nothing(self, index: int) -> dict[str, Any]:
+        """See OpenAIWriter."""
+        return self._chunk(index, {}, [])
 
     def chunks(
         self, index: int, answer: Answer, pieces: list[Piece], samples: list[Sample]

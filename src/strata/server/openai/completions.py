@@ -62,7 +62,8 @@ def add_routes(routes: APIRouter, service: Service) -> None:
                 await while_there(request, prompt_scores(service, prompt, top))
                 for prompt in prompts
             ]
-        run = service.run(prompts, params, choices=of, continuing=True)
+        progress = bool(body.stream and body.return_progress)
+        run = service.run(prompts, params, choices=of, continuing=True, progress=progress)
         answers = Answers(run, [None] * (of * len(prompts)), of)
         for answer in answers.choices:
             answer.silent = silent
@@ -164,6 +165,10 @@ class _Writer(OpenAIWriter):
         if not echo.text:
             return None
         return _choice(index, echo.text, self._tokens([], [], echo), None)
+
+    def nothing(self, index: int) -> dict[str, Any]:
+        """See OpenAIWriter."""
+        return _choice(index, "", None, None)
 
     def chunks(
         self, index: int, answer: Answer, pieces: list[Piece], samples: list[Sample]

@@ -24,6 +24,7 @@ def sampling_params(
     logprobs: int | None,
     grammar: Grammar | None,
     logit_bias: Mapping[int, float] | None = None,
+    processed_logprobs: bool = False,
 ) -> SamplingParams:
     """SamplingParams of a request, with the model's defaults."""
     return body.params(
@@ -36,6 +37,7 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         max_tokens=max_tokens,
         logprobs=logprobs,
+        processed_logprobs=processed_logprobs,
         logit_bias=logit_bias or body.logit_bias or {},
         grammar=grammar,
     )

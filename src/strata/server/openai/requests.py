@@ -75,7 +75,7 @@ class Common(Sampling):
             # llama-server's: what is kept of prompts, and where.
             *("cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "cache_reuse"),
             *("samplers", "min_keep", "reasoning_format", "sse_ping_interval", "repeat_last_n"),
-            *("backend_sampling", "return_progress", "return_tokens"),
+            *("backend_sampling", "return_tokens"),
         )
     )
     off: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -131,6 +131,7 @@ class Common(Sampling):
     guided_grammar: str | None = None
     prompt_logprobs: PromptLogprobs | None = None
     timings_per_token: bool | None = None
+    return_progress: bool | None = None
     verbose: bool | None = None
 
 

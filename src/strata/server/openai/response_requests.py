@@ -89,7 +89,7 @@ class ResponseRequest(Drawing):
         (
             *("user", "service_tier", "safety_identifier", "prompt_cache_key", "include"),
             *("prompt_cache_retention", "stream_options", "max_tool_calls"),
-            *("timings_per_token", "return_progress", "prompt_cache_options"),
+            "prompt_cache_options",
         )
     )
     off: ClassVar[Mapping[str, tuple[Any, ...]]] = {"background": (False,)}
@@ -108,6 +108,8 @@ class ResponseRequest(Drawing):
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
     top_logprobs: TopLogprobs | None = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
     labels: Annotated[dict[str, str], Field(max_length=16)] | None = Field(
         alias="metadata", default=None
     )
@@ -143,6 +145,7 @@ async def conversation(
         parallel_calls=body.parallel_tool_calls is not False,
         silent=limit == 0,
         drops_oldest=body.truncation == "auto",
+        progress=bool(body.stream and body.return_progress),
     )
 
 

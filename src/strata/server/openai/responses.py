@@ -22,6 +22,7 @@ from strata.server.parsers import CallBegin, CallDelta, Piece, Thought
 from strata.server.parsers.base import parse_json
 from strata.server.replies import EVENT_STREAM, Reply, sse, sse_progress, while_there
 from strata.server.service import Service
+from strata.server.timings import PromptProgress, timings
 
 PATH = "/v1/responses"
 
@@ -142,21 +143,28 @@ class _Writer:
         """See Writer."""
         for kind in ("response.created", "response.in_progress"):
             yield self._event({"type": kind, "response": self._response})
+        timed = bool(self._body.timings_per_token)
+        progress = PromptProgress(self._answers, timed=timed)
         async for part in self._answers.parts(self._pause_s):
+            for news in progress.news() if self._wanted.progress else ():
+                event = {"type": "response.in_progress", "response": self._response}
+                yield self._event({**event, **news})
             if part is None:
                 yield sse_progress(self._answers.run.progress)
                 continue
             _, pieces, samples = part
+            beside = {"timings": timings(self._answer)} if timed else {}
             for piece in pieces:
                 for event in self._items.add(piece, samples):
-                    yield self._event(event)
+                    yield self._event({**event, **beside})
         if not self._items.done and self._items.open is None:
             for event in self._items.add("", []):
                 yield self._event(event)
         for event in self._items.finish(self._complete):
             yield self._event(event)
         response = self._finished()
-        yield self._event({"type": f"response.{response['status']}", "response": response})
+        last = {"type": f"response.{response['status']}", "response": response}
+        yield self._event({**last, **({"timings": timings(self._answer)} if timed else {})})
 
     def failed(self, error: ApiError) -> str:
         """See Writer."""

@@ -16,6 +16,7 @@ from strata.server.openai.requests import Common
 from strata.server.parsers import Piece
 from strata.server.replies import EVENT_STREAM, sse, sse_progress
 from strata.server.service import Service
+from strata.server.timings import PromptProgress, timings
 
 
 class OpenAIWriter(ABC):
@@ -35,7 +36,8 @@ class OpenAIWriter(ABC):
         self.tokenizer = service.llm.tokenizer
         self.answers = answers
         self._timings = bool(body.timings_per_token)
-        self._verbose = bool(body.verbose)
+        self._progress = bool(body.return_progress)
+        self._verbose = service.settings.verbose if body.verbose is None else body.verbose
         self._pause_s = service.settings.keepalive_s
         self._with_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head = {
@@ -52,6 +54,10 @@ class OpenAIWriter(ABC):
     @abstractmethod
     def beginning(self, index: int) -> dict[str, Any] | None:
         """The choice of the first chunk, before any token."""
+
+    @abstractmethod
+    def nothing(self, index: int) -> dict[str, Any]:
+        """The choice of a chunk that tells nothing of it."""
 
     @abstractmethod
     def chunks(
@@ -90,13 +96,18 @@ class OpenAIWriter(ABC):
         for index in range(len(self.answers.choices)):
             if first := self.beginning(index):
                 yield sse({**head, "choices": [first], **rest})
+        progress = PromptProgress(self.answers, timed=self._timings)
         async for part in self.answers.parts(self._pause_s):
+            for news in progress.news() if self._progress else ():
+                yield sse({**head, "choices": [self.nothing(0)], **rest, **news})
             if part is None:
                 yield sse_progress(self.answers.run.progress)
                 continue
             index, pieces, samples = part
-            for choice in self.chunks(index, self.answers.choices[index], pieces, samples):
-                yield sse({**head, "choices": [choice], **rest})
+            answer = self.answers.choices[index]
+            timed = {"timings": timings(answer)} if self._timings else {}
+            for choice in self.chunks(index, answer, pieces, samples):
+                yield sse({**head, "choices": [choice], **rest, **timed})
         if self._with_usage:
             yield sse({**head, "choices": [], "usage": usage(self.answers), **self._beside()})
         yield "data: [DONE]\n\n"
@@ -104,32 +115,6 @@ class OpenAIWriter(ABC):
     def failed(self, error: ApiError) -> str:
         """See Writer."""
         return sse(error_body(self.path, error))
-
-
-def timings(answer: Answer) -> dict[str, Any]:
-    """How long an answer took, as llama-server says it."""
-    request = answer.request
-    prompt = len(request.prompt) - request.cached_tokens if request else 0
-    figures: dict[str, Any] = {
-        "cache_n": answer.cached_tokens,
-        "prompt_n": prompt,
-        "predicted_n": answer.tokens,
-    }
-    prompt_ms = predicted_ms = 0.0
-    if request and request.first_token is not None and request.last_token is not None:
-        prompt_ms = 1e3 * (request.first_token - (request.started or request.submitted))
-        predicted_ms = 1e3 * (request.last_token - request.first_token)
-    for name, count, ms in (
-        ("prompt", prompt, prompt_ms),
-        # The first token comes with the prompt: the others took this long.
-        ("predicted", max(answer.tokens - 1, 0), predicted_ms),
-    ):
-        figures |= {
-            f"{name}_ms": ms,
-            f"{name}_per_token_ms": ms / count if count else 0.0,
-            f"{name}_per_second": 1e3 * count / ms if ms else 0.0,
-        }
-    return figures
 
 
 def usage(answers: Answers) -> dict[str, Any]:

@@ -61,6 +61,9 @@ class Metrics(Observer):
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.output_tokens = 0
+        self.embedded_tokens = 0
+        self.embedding_passes = 0
+        self.longest = 0
         self._counted = (0, 0)
         self.last_step_s: float | None = None
         self.busy_s = 0.0
@@ -74,12 +77,26 @@ class Metrics(Observer):
 
     def text(self) -> bytes:
         """Prometheus's text format 0.0.4."""
-        return generate_latest(self._registry)
+        # llama-server has a counter without the ending that the library gives to all of them.
+        name = "llamacpp:n_tokens_max"
+        longest = (
+            f"# HELP {name} Tokens of the longest sequence so far\n"
+            f"# TYPE {name} counter\n{name} {self.longest}\n"
+        )
+        return generate_latest(self._registry) + longest.encode()
+
+    def on_embedded(self, tokens: int) -> None:
+        """Texts of so many tokens were embedded in one pass."""
+        self.embedded_tokens += tokens
+        self.embedding_passes += 1
+        self.longest = max(self.longest, tokens)
 
     def on_token(self, arrived: float, previous: float | None, delta: Delta) -> None:
         """See Observer."""
         now = perf_counter()
         self.output_tokens += 1
+        request = delta.request
+        self.longest = max(self.longest, len(request.prompt) + len(request.output))
         if previous is None:
             self._ttft.observe(now - arrived)
             self.prompt_s += now - (delta.request.started or arrived)
@@ -176,13 +193,15 @@ def _state(metrics: Metrics, llm: LLM, bridge: Bridge) -> Iterable[Metric]:
 def _as_llama_server(metrics: Metrics, status: EngineStatus, bridge: Bridge) -> Iterable[Metric]:
     """The same by llama-server's names, for dashboards that were made for it."""
     computed = metrics.prompt_tokens - metrics.cached_tokens
+    read = computed + metrics.embedded_tokens
     counters: dict[str, tuple[str, float]] = {
-        "prompt_tokens": ("Prompt tokens that were computed", computed),
+        "prompt_tokens": ("Prompt tokens that were computed", read),
         "prompt_tokens_cached": ("Prompt tokens that were known", metrics.cached_tokens),
         "prompt_seconds": ("Time that prompts took", metrics.prompt_s),
         "tokens_predicted": ("Tokens of answers", metrics.output_tokens),
         "tokens_predicted_seconds": ("Time that answers took", metrics.output_s),
-        "n_decode": ("Passes over the weights", status.sweeps),
+        "n_decode": ("Passes over the weights", status.sweeps + metrics.embedding_passes),
+        "spec_decode_num_drafts": ("Guesses ahead of answers", status.drafts),
         "spec_decode_num_draft_tokens": ("Tokens that were guessed", status.draft_tokens),
         "spec_decode_num_accepted_tokens": ("Of them kept", status.draft_tokens_kept),
     }
