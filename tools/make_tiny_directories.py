@@ -132,6 +132,13 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "DeepseekV2": {**_SIZES, **_LATENT, **_ROUTED, "topk_method": "greedy"},
     "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
     "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "Dots3Note": {
+        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64, "sliding_window_size": 16},
+        **{"layer_types": ["full_attention", "sliding_attention"], "moe_layer_freq": [0, 1]},
+        **{"swa_num_attention_heads": 2, "swa_q_lora_rank": 24, "swa_kv_lora_rank": 16},
+        **{"swa_head_dim": 24, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16},
+        "moe_shared_expert_intermediate_size": 32,
+    },
     "Dots1": {**_SIZES, **_ROUTED, "head_dim": 16},
     "Ernie4_5_Moe": {
         **_SIZES,
@@ -185,6 +192,11 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "Persimmon": {**_SIZES, "num_key_value_heads": 4, "layer_norm_eps": 1e-5},
     "FalconH1": {**_SIZES, **_MAMBA, "ssm_multipliers": [0.5] * 5, "key_multiplier": 0.5},
     "FlexOlmo": {**_SIZES, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "Flint": {
+        **{**_SIZES, **_FEW, "head_dim": 16, "shared_expert_intermediate_size": 32},
+        **{"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16},
+        "mlp_only_layers": [0],
+    },
     "GPTBigCode": {**_OLD, "multi_query": True, "n_inner": 96},
     "GPTJ": {**_OLD, "rotary_dim": 8},
     "GPTNeoX": {**_SIZES, "num_key_value_heads": None, "rotary_pct": 0.25},
@@ -258,6 +270,12 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         **{"swa_num_key_value_heads": 2, "partial_rotary_factor": 0.334, "swa_head_dim": 24},
     },
     "MiniMaxM2": {**_SIZES, **_LOCAL, "head_dim": 24, "rotary_dim": 12},
+    "MiniMaxM3VL": {
+        **{**_SIZES, **_LOCAL, "intermediate_size": 32, "head_dim": 24, "rotary_dim": 12},
+        **{"dense_intermediate_size": 96, "shared_intermediate_size": 32},
+        **{"moe_layer_freq": [0, 1], "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
+        "sparse_attention_config": {"sparse_block_size": 16, "sparse_topk_blocks": 4},
+    },
     "Ministral3": {**_SIZES, "head_dim": 16, "rope_parameters": _YARN},
     "Mistral4": {**_SIZES, **_LATENT, **_ROUTED, "rope_parameters": _YARN},
     "Mixtral": {**_SIZES, **_LOCAL},

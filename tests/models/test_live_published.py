@@ -84,9 +84,38 @@ OLMO: dict[str, Any] = {
     **{**SIZES, "num_key_value_heads": 2, "layer_types": KINDS, "linear_num_key_heads": 2},
     **{"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
 }
+FLINT: dict[str, Any] = {
+    **{**SIZES, **ROUTED, "num_key_value_heads": 2, "num_experts": 6, "head_dim": 16},
+    **{"sliding_window": 9, "shared_expert_intermediate_size": 56, "mlp_only_layers": [0]},
+}
+LOCAL = ["indexed_attention", "sliding_attention", "sliding_attention"]
+NARROW: dict[str, Any] = {
+    **{"swa_num_attention_heads": 2, "swa_num_key_value_heads": 2, "swa_q_lora_rank": 40},
+    **{"swa_kv_lora_rank": 24, "swa_head_dim": 32, "swa_qk_nope_head_dim": 24},
+    "swa_v_head_dim": 16,
+}
+DOTS: dict[str, Any] = {
+    **{**SIZES, **LATENT, **ROUTED, **NARROW, "n_routed_experts": 6, "n_shared_experts": 2},
+    **{"index_topk": 64, "index_head_dim": 32, "index_n_heads": 2, "sliding_window": 9},
+    **{"layer_types": LOCAL, "shared_experts_intermediate_size": 24},
+}
+M3: dict[str, Any] = {
+    **{**SIZES, **ROUTED, "num_key_value_heads": 2, "num_local_experts": 6, "head_dim": 24},
+    **{"rotary_dim": 12, "intermediate_size": 40, "dense_intermediate_size": 96},
+    "rope_parameters": {"rope_theta": 5e6, "rope_type": "default", "partial_rotary_factor": 0.5},
+    **{"shared_intermediate_size": 56, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    **{"index_n_heads": 2, "index_head_dim": 16, "index_block_size": 16, "index_topk_blocks": 4},
+    "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+}
 # What transformers writes otherwise than it is published.
 NAMES = {
     "KimiLinear": [(r"block_sparse_moe\.(gate|up|down)_proj", r"mlp.\1_proj")],
+    "MiniMaxM3VL": [
+        (r"mlp\.(experts|shared_experts|gate\.weight)", r"block_sparse_moe.\1"),
+        (r"mlp\.gate\.e_score", "block_sparse_moe.e_score"),
+        (r"indexer\.([qk])_", r"index_\1_"),
+        (r"^", "language_model."),
+    ],
     "OlmoHybrid": [(r"(layers\.1\.)feedforward_layer_norm", r"\1post_attention_layernorm")],
     "HYV4": [
         (r"\.hc_pre\.(hc_\w+_layer|hc_head)\.", r".\1.hc_pre."),
@@ -116,8 +145,24 @@ STATED: dict[str, dict[str, Any]] = {
         **{"swa_num_key_value_heads": 2, "swa_head_dim": 24, "swa_v_head_dim": 16},
         **{"sliding_window_size": 8, "routed_scaling_factor": None},
     },
+    "Dots3Note": {
+        **{"per_layer_config": None, "rope_parameters": None, "mlp_layer_types": None, **NARROW},
+        **{"rope_theta": 8e7, "swa_rope_theta": 5e4, "moe_layer_freq": [0, 1, 1]},
+        **{"moe_shared_expert_intermediate_size": 24, "sliding_window_size": 9},
+        "sliding_window": None,
+    },
+    "MiniMaxM3VL": {
+        **dict.fromkeys(key for key in M3 if key.startswith("index_")),
+        **{"layer_types": None, "mlp_layer_types": None, "moe_layer_freq": [0, 1, 1]},
+        "sparse_attention_config": {
+            **{"sparse_num_index_heads": 2, "sparse_index_dim": 16, "sparse_block_size": 16},
+            **{"sparse_topk_blocks": 4, "sparse_attention_freq": [0, 1, 1]},
+        },
+    },
     "HrmText": {"num_layers_per_stack": None, "num_hidden_layers": 2, "embedding_scale": None},
 }
+# What transformers says of these is read in the words of their publishers alone.
+FOREIGN = ("Dots3Note", "MiniMaxM3VL")
 FAMILIES = [
     ("KimiLinear", KIMI),
     ("BailingHybrid", LING),
@@ -127,6 +172,9 @@ FAMILIES = [
     ("HrmText", HRM),
     ("Dbrx", DBRX),
     ("OlmoHybrid", OLMO),
+    ("Flint", FLINT),
+    ("Dots3Note", DOTS),
+    ("MiniMaxM3VL", M3),
     ("OlmoHybrid", {**OLMO, "linear_allow_neg_eigval": False, "rope_parameters": None}),
 ]
 
@@ -144,9 +192,42 @@ def write(model: Any, kind: str, directory: Path) -> None:
             widths = [len(tensors[p.replace("conv1d", "proj")]) for p in parts]
             whole = pytest.importorskip("torch").cat([tensors[p] for p in parts])
             tensors |= {p: t.clone() for p, t in zip(parts, whole.split(widths), strict=True)}
+    if kind == "MiniMaxM3VL":
+        tensors = apart(tensors)
     for pattern, name in NAMES.get(kind, []):
         tensors = {re.sub(pattern, name, key): value for key, value in tensors.items()}
     written.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def apart(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Gates and ups by themselves, and so each expert."""
+    found: dict[str, Any] = {}
+    for key, value in tensors.items():
+        names = ("gate_proj", "up_proj") if "gate_up_proj" in key else ("",)
+        for name, part in zip(
+            names, value.chunk(len(names), dim=max(-2, -value.ndim)), strict=True
+        ):
+            at = key.replace("gate_up_proj", name)
+            if ".experts." not in key:
+                found[at] = part.clone()
+                continue
+            theirs = {"gate_proj": "w1", "up_proj": "w3", "": "w2"}[name]
+            for expert, matrix in enumerate(part):
+                found[f"{at.rsplit('.', 1)[0]}.{expert}.{theirs}.weight"] = matrix.clone()
+    return found
+
+
+def state(directory: Path, kind: str) -> None:
+    """config.json in the words that it is published in."""
+    path = directory / "config.json"
+    stated = {**json.loads(path.read_text()), **STATED[kind]}
+    stated = {key: value for key, value in stated.items() if value is not None}
+    if kind == "MiniMaxM3VL":
+        stated = {
+            "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
+            **{"text_config": stated, "vision_config": {}},
+        }
+    path.write_text(json.dumps(stated))
 
 
 @pytest.mark.parametrize(("kind", "settings"), FAMILIES, ids=[kind for kind, _ in FAMILIES])
@@ -156,7 +237,8 @@ def test_logits_are_those_of_transformers(
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    config = getattr(transformers, f"{kind}Config")(**settings)
+    made = getattr(transformers, f"{kind}TextConfig", None)
+    config = (made or getattr(transformers, f"{kind}Config"))(**settings)
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
@@ -170,6 +252,8 @@ def test_logits_are_those_of_transformers(
                 buffer.normal_().mul_(0.1)
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     write(model, kind, tmp_path)
+    if kind in FOREIGN:
+        state(tmp_path, kind)
     with open_model(tmp_path) as file:
         for chunks in ([len(tokens)], [23, 1, 36], [1] * len(tokens)):
             found = logits(file, tokens.tolist(), chunks=chunks)
@@ -182,10 +266,8 @@ def test_logits_are_those_of_transformers(
             names = [u for u in units(file) if not (apart and ".experts" in u)]
             how = streaming(names, tile=tile, ring=1 << 20 if apart else least_ring(file, tile))
             assert forward(file, how).logits(tokens.tolist()).tobytes() == native.tobytes()
-    if kind in STATED:
-        path = tmp_path / "config.json"
-        stated = {**json.loads(path.read_text()), **STATED[kind]}
-        path.write_text(json.dumps({k: v for k, v in stated.items() if v is not None}))
+    if kind in STATED and kind not in FOREIGN:
+        state(tmp_path, kind)
         with open_model(tmp_path) as file:
             again = logits(file, tokens.tolist(), chunks=[1] * len(tokens))
         np.testing.assert_array_equal(again, found)

@@ -110,6 +110,15 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
         },
     ),
     (
+        "Gemma4Unified",
+        "Gemma4UnifiedText",
+        {
+            **{key: n for key, n in GEMMA4.items() if key != "vocab_size_per_layer_input"},
+            **{"num_kv_shared_layers": 2, "attention_k_eq_v": True},
+            "num_global_key_value_heads": 1,
+        },
+    ),
+    (
         "Gemma4",
         "Gemma4Text",
         {

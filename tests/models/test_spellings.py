@@ -230,6 +230,7 @@ LIVE |= {f"{name}ForCausalLM" for name in ("FalconH1", "FalconMamba", "Bamba", "
 LIVE |= {
     f"{name}ForCausalLM"
     for name in (
+        *("Dots3Note", "MiniMaxM3VL"),
         *("AXK1", "BailingHybrid", "HYV4", "HrmText", "KimiLinear", "MiMoV2Flash", "OlmoHybrid"),
     )
 }
@@ -255,7 +256,8 @@ def test_every_row_of_the_table_builds_its_family() -> None:
     }
     spelled = {a for names in ALIASES.values() for a in names}
     live = {f"Gemma{n}For{what}" for n in ("3n", "4") for what in ("CausalLM", GENERATION)}
-    live |= {"gemma3n_text", "gemma4_text", "llama4_text"}
+    live |= {"gemma3n_text", "gemma4_text", "gemma4_unified_text", "llama4_text"}
+    live |= {f"Gemma4UnifiedFor{what}" for what in ("CausalLM", GENERATION)}
     live |= {"AfmoeForCausalLM", "LagunaForCausalLM", "Llama4ForCausalLM", f"Llama4For{GENERATION}"}
     assert spelled == set(FAMILIES) - GGUF_ONLY - LIVE - experts - latent - SPECIAL.keys() - live
     for golden, names in ALIASES.items():

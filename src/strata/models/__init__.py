@@ -69,6 +69,9 @@ FAMILIES: Mapping[str, str] = {
     "gemma4_text": "gemma4.build",
     "Gemma4ForCausalLM": "gemma4.build",
     "Gemma4ForConditionalGeneration": "gemma4.build",
+    "gemma4_unified_text": "gemma4.build",
+    "Gemma4UnifiedForCausalLM": "gemma4.build",
+    "Gemma4UnifiedForConditionalGeneration": "gemma4.build",
     "phi3": "phi3.build",
     "Phi3ForCausalLM": "phi3.build",
     "olmo2": "olmo2.build",
@@ -103,10 +106,12 @@ FAMILIES: Mapping[str, str] = {
     "hy_v3": "hy_v3.build",
     "HYV3ForCausalLM": "hy_v3.build",
     "minimax-m3": "minimax_m3.build",
+    "MiniMaxM3VLForCausalLM": "minimax_m3.build",
     "laguna": "laguna.build",
     "LagunaForCausalLM": "laguna.build",
     "maple": "maple.build",
     "dots3note": "dots3note.build",
+    "Dots3NoteForCausalLM": "dots3note.build",
     "hy_v4": "hy_v4.build",
     "HYV4ForCausalLM": "hy_v4.build",
     "hrm_text": "hrm_text.build",
@@ -232,6 +237,10 @@ def _known(file: ModelFile) -> tuple[str, Build]:
     name = architecture(file)
     build = _builder(name)
     if build is None:
+        from strata.models.refused import REFUSED
+
+        if name in REFUSED:
+            raise UnknownArchitecture(f"{shown(name)} is not built: {REFUSED[name]}")
         # GGUF writes names small, directories those of classes.
         classes = file.kind == "huggingface"
         known = ", ".join(n for n in families() if (n != n.lower()) == classes)

@@ -6,29 +6,42 @@ Its indexer is left out as in ``deepseek2.py``, and so are blocks that predict f
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 from strata.formats import ModelFile
 from strata.models import decoder, experts, latent
-from strata.models.config import MAX_WIDTH, read_config
+from strata.models.config import MAX_LAYERS, MAX_WIDTH, Config, read_config
+from strata.models.errors import ConfigError
+from strata.models.keys import Keys
+from strata.models.latent import Latent
 from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 
+_FULL = ("full_attention", "indexed_attention")
+
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a dots.3 Note file."""
-    c = read_config(file, architecture, context, experts=True, latent=True, uneven=True)
+    keys, gguf = Keys(file, architecture), file.kind == "gguf"
+    keys = keys if gguf else keys.stating(_by_layer(keys)).assuming({"expert_norm": True})
+    c = read_config(file, architecture, context, experts=True, latent=True, uneven=True, keys=keys)
     c = decoder.with_windows(c, c.keys.integer("window"), 1)
     heads = c.keys.integers("heads", c.layers, high=MAX_WIDTH)
     c, further = decoder.without_further(c)
-    c, wide = latent.read_latent(c, absorbed=True)
-    local = latent.read_latent(c, absorbed=True, local=True)[1]
+    c, wide = latent.read_latent(c, absorbed=gguf)
+    narrow, local = latent.read_latent(c, absorbed=gguf, local=True)
+    if not gguf:
+        wide, local = _scaled(c, wide), _scaled(c, local)
     layers = [
         (replace(c, heads=heads[i], kv_heads=heads[i]), local if c.windows[i] else wide)
         for i in range(c.layers)
     ]
-    m = experts.read_mixture(c, scoring="sigmoid")
+    shared = None if gguf else c.keys.integer("shared_ffn") * c.keys.integer("shared_experts", 1)
+    m = experts.read_mixture(c, scoring="sigmoid", shared=shared, dense=0 if gguf else 1)
+    stored = "{p}layers.{i}.self_attn."
     tensors = {
         **decoder.frame_tensors(c),
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
@@ -37,13 +50,18 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     for i, (own, a) in enumerate(layers):
         attention = {
             **latent.latent_tensors(own, a),
-            "blk.{i}.attn_k_norm.weight": Tensor(None, (a.rope,)),
-            "blk.{i}.attn_gate.weight": Tensor(None, (own.heads, c.width), unit_axes=True),
+            "blk.{i}.attn_k_norm.weight": Tensor(
+                f"{stored}k_rope_only_layernorm.weight", (a.rope,)
+            ),
+            "blk.{i}.attn_gate.weight": Tensor(
+                f"{stored}g_proj.weight", (own.heads, c.width), unit_axes=True
+            ),
         }
         tensors |= on_layers(attention, [i])
-    unread = (r"blk\.\d+\.indexer\..*", r"blk\.\d+\.attn_\w+\.scale")
+    unread = (r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*", r"blk\.\d+\.attn_\w+\.scale")
     catalog = Catalog(file, tensors, c.layers, harmless=(*decoder.harmless(c), further, *unread))
-    full_rope, local_rope = read_rope(c, "interleaved"), read_local_rope(c, "interleaved")
+    full_rope = read_rope(c, "interleaved")
+    local_rope = read_local_rope(c if gguf else narrow, "interleaved")
     eps = decoder.rms_eps(c)
 
     def attend(b: Builder, x: str, i: int) -> str:
@@ -61,3 +79,31 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         state=[a.state(own.heads, c.windows[i]) for i, (own, a) in enumerate(layers)],
         feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i),
     )
+
+
+def _scaled(c: Config, a: Latent) -> Latent:
+    """With the factors of normed vectors, which converters put into the norms."""
+    if not a.q_rank:
+        key = c.keys.find("q_rank")[0]
+        raise ConfigError(f"'{key}' is missing: without it the model cannot be built")
+    scales = (math.sqrt(c.width / rank) for rank in (a.q_rank, a.rank))
+    return replace(a, q_scale=next(scales), kv_scale=next(scales))
+
+
+def _by_layer(keys: Keys) -> dict[str, Any]:
+    """What a directory says of its layers, as a list each."""
+    layers = keys.integer("layers", high=MAX_LAYERS)
+    kinds = keys.texts("layer_types", layers, ("sliding_attention", *_FULL))
+    if kinds is None:
+        raise ConfigError("'layer_types' is missing: without it the model cannot be built")
+    wide = keys.integer("heads", high=MAX_WIDTH)
+    local = keys.integer("heads_local", high=MAX_WIDTH)
+    heads = [wide if kind in _FULL else local for kind in kinds]
+    found: dict[str, Any] = {
+        "layer_types": ["full_attention" if kind in _FULL else kind for kind in kinds],
+        **{"heads": heads, "kv_heads": heads},
+        **experts.kinds_of(keys, layers),
+    }
+    if not keys.stated("window"):
+        found["window"] = keys.integer("window_before")
+    return found

@@ -10,6 +10,7 @@ from strata.formats import ModelFile
 from strata.models import decoder
 from strata.models.config import MAX_LAYERS, MAX_WIDTH, Config
 from strata.models.errors import ConfigError
+from strata.models.keys import Keys
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder
 
@@ -155,6 +156,14 @@ def settled(c: Config, r: Routing, names: HuggingFaceNames | None = None) -> Mix
     last = c.keys.integer("last_expert_layer", -1, low=-1, high=MAX_LAYERS) % MAX_LAYERS
     some = (on and (i + 1) % step == 0 and i <= last for i, on in enumerate(m.layers))
     return replace(m, layers=tuple(some))
+
+
+def kinds_of(keys: Keys, layers: int) -> dict[str, Any]:
+    """Which layers have experts, of a directory that has a list of 0 and 1 for it."""
+    routed = keys.flags("routed_layers", layers)
+    if routed is None or keys.find("ffn_kinds")[1] is not None:
+        return {}
+    return {"ffn_kinds": ["sparse" if on else "dense" for on in routed]}
 
 
 DENSE = r"blk\.\d+\.ffn_(gate|up|down)\.\w+"

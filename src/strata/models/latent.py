@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
+from strata.models.keys import REQUIRED
 from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, PagedKV
@@ -22,7 +23,8 @@ from strata.program import Builder, PagedKV
 @dataclass(frozen=True)
 class Latent:
     """Widths: of the vectors from which queries (0: they are made at once) and keys and values are
-    made, and of a head's parts: of its key without and with positions, of its value."""
+    made, and of a head's parts: of its key without and with positions, of its value. The normed
+    vectors are multiplied by ``q_scale`` and ``kv_scale``."""
 
     q_rank: int
     rank: int
@@ -30,6 +32,8 @@ class Latent:
     rope: int
     value: int
     absorbed: bool
+    q_scale: float = 1.0
+    kv_scale: float = 1.0
 
     @property
     def key(self) -> int:
@@ -58,15 +62,18 @@ def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Conf
         )
         nope = key - rope
     else:
-        nope, rope, value = (
-            keys.integer(name, high=MAX_WIDTH) for name in ("nope_dim", "pe_dim", "v_head_dim")
-        )
+        nope = keys.integer(f"nope_dim{of}", high=MAX_WIDTH)
+        key = keys.integer(f"head_dim{of}", 0, low=0, high=MAX_WIDTH) if local else 0
+        rope = keys.integer(f"pe_dim{of}", max(key - nope, 0) or REQUIRED, high=MAX_WIDTH)
+        value = keys.integer(f"v_head_dim{of}", high=MAX_WIDTH)
     if nope < (1 if absorbed else 0) or rope < 2:
         raise ConfigError(
             f"latent attention: keys of {nope + rope} of which {rope} are rotated; some must be, "
             f"and some not"
         )
     q_rank = keys.integer("q_rank", 0, low=0, high=MAX_WIDTH)
+    if local and keys.kind == "huggingface":
+        q_rank = keys.integer("q_rank_local", q_rank, high=MAX_WIDTH)
     rank = keys.integer(f"kv_rank{of}", high=MAX_WIDTH)
     latent = Latent(q_rank, rank, nope, rope, value, absorbed)
     if keys.kind == "huggingface":
@@ -150,14 +157,14 @@ def attention(
     with b.unit("attention"):
         if a.q_rank:
             q = b.rms_norm(b.matmul(x, f"{name}q_a.weight"), f"{name}q_a_norm.weight", eps)
-            q = b.matmul(q, f"{name}q_b.weight")
+            q = b.matmul(b.scale(q, a.q_scale), f"{name}q_b.weight")
         else:
             q = b.matmul(x, f"{name}q.weight")
         both = b.matmul(x, f"{name}kv_a_mqa.weight")
         gate = b.matmul(x, f"{name}gate.weight") if gated else ""
         whole = a.rank + a.rope
         latent = b.columns(both, head_dim=whole, start=0, width=a.rank)
-        latent = b.rms_norm(latent, f"{name}kv_a_norm.weight", eps)
+        latent = b.scale(b.rms_norm(latent, f"{name}kv_a_norm.weight", eps), a.kv_scale)
         k_pe = b.columns(both, head_dim=whole, start=a.rank, width=a.rope)
         k_pe = turned(b.rms_norm(k_pe, f"{name}k_norm.weight", eps) if k_norm else k_pe)
         q_pe = turned(b.columns(q, head_dim=a.key, start=a.nope, width=a.rope))

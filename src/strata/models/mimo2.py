@@ -19,9 +19,6 @@ from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model, PagedKV
 
 _KINDS = ("full_attention", "sliding_attention")
-# Sizes of layers with a window: built are those of the others.
-_ALIKE = {"swa_num_attention_heads": "heads", "swa_head_dim": "head_dim"}
-_ALIKE |= {"swa_v_head_dim": "value_dim"}
 
 
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
@@ -85,31 +82,23 @@ def _by_layer(keys: Keys) -> dict[str, Any]:
     """What a directory says of its layers, in the words of the model's publisher or of
     transformers, as a list each."""
     layers = keys.integer("layers", high=MAX_LAYERS)
-    for theirs, name in _ALIKE.items():
-        if keys.raw(theirs) not in (None, keys.find(name)[1]):
-            raise ConfigError(f"'{theirs}' differs from '{keys.find(name)[0]}': this is not built")
-    kinds = keys.texts("layer_types", layers, _KINDS) or [
-        _KINDS[sliding] for sliding in _flags(keys, "hybrid_layer_pattern", layers)
-    ]
+    for name in ("heads", "head_dim", "v_head_dim"):
+        key, value = keys.find(f"{name}_local")
+        if value not in (None, keys.find(name)[1]):
+            raise ConfigError(f"'{key}' differs from '{keys.find(name)[0]}': this is not built")
+    flags = keys.flags("windowed_layers", layers)
+    kinds = keys.texts("layer_types", layers, _KINDS)
+    if kinds is None and flags is None:
+        raise ConfigError("'layer_types' is missing: without it the model cannot be built")
+    kinds = kinds or [_KINDS[sliding] for sliding in flags or ()]
     full = keys.integer("kv_heads", high=MAX_WIDTH)
     local = keys.integer("kv_heads_local", 2 * full, high=MAX_WIDTH)
     found: dict[str, Any] = {
         "layer_types": kinds,
         "kv_heads": [full if kind == _KINDS[0] else local for kind in kinds],
+        **experts.kinds_of(keys, layers),
     }
-    if keys.raw("sliding_window_size") is not None:
+    if keys.find("window_before")[1] is not None:
         # Here without the position itself.
-        window = keys.stating({"window": keys.raw("sliding_window_size")}).integer("window")
-        found["window"] = window + 1
-    if keys.find("ffn_kinds")[1] is None and isinstance(keys.raw("moe_layer_freq"), list):
-        routed = _flags(keys, "moe_layer_freq", layers)
-        found["ffn_kinds"] = ["sparse" if on else "dense" for on in routed]
+        found["window"] = keys.integer("window_before") + 1
     return found
-
-
-def _flags(keys: Keys, key: str, layers: int) -> list[bool]:
-    """A list of 0 and 1, one a layer."""
-    value = keys.raw(key)
-    if not isinstance(value, list) or len(value) != layers or any(v not in (0, 1) for v in value):
-        raise ConfigError(f"'{key}': a list of {layers} is expected, each 0 or 1")
-    return [bool(v) for v in value]

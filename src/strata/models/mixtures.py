@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from strata.models.config import MAX_LAYERS
 from strata.models.errors import ConfigError
 from strata.models.experts import Routing
-from strata.models.keys import Keys
+from strata.models.keys import Keys, whole
 from strata.models.rope import turned_layers
 from strata.models.variants import Directory, Variant
 
@@ -53,6 +54,17 @@ def _prefix(keys: Keys) -> dict[str, Any]:
     dense = keys.raw("prefix_dense_intermediate_size")
     width = keys.integer("ffn")
     return {"expert_ffn": width, "dense_layers": first, "ffn": width if dense is None else dense}
+
+
+def _dense_listed(keys: Keys) -> dict[str, Any]:
+    """Which layers have no experts, where config.json lists their numbers."""
+    layers = keys.integer("layers", high=MAX_LAYERS)
+    listed = keys.raw("mlp_only_layers")
+    listed = [0, 1] if listed is None else listed
+    if not isinstance(listed, list):
+        raise ConfigError("'mlp_only_layers': a list of layers is expected")
+    dense = {whole("mlp_only_layers", i, 0, MAX_LAYERS) for i in listed}
+    return {"ffn_kinds": ["dense" if i in dense else "sparse" for i in range(layers)]}
 
 
 def _dbrx(keys: Keys) -> dict[str, Any]:
@@ -121,6 +133,24 @@ HUGGING_FACE: Mapping[str, Variant] = {
         window_every=4,
         mixture=_SIGMOID,
         directory=Directory({"exp_probs_b.bias": "mlp.e_score_correction_bias"}),
+    ),
+    "FlintForCausalLM": Variant(
+        qk_norm="head",
+        rope_on="windows",
+        rope_local="same",
+        window_every=4,
+        sinks="all",
+        mixture=Routing(scoring="sigmoid", renormalise=None),
+        unread=("shared_experts",),
+        assumed={"expert_norm": True},
+        directory=Directory(
+            {
+                "attn_sinks.weight": "self_attn.softmax_offset",
+                **{f"ffn_{part}_shexp": f"mlp.shared_expert.{part}_proj" for part in _PARTS},
+            },
+            bias="all",
+            follows=_dense_listed,
+        ),
     ),
     "FlexOlmoForCausalLM": Variant(
         before=False,

@@ -21,6 +21,7 @@ _FAMILIES: Mapping[str, str] = {
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "dots3_note_text": "Dots3NoteForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
@@ -32,6 +33,7 @@ _FAMILIES: Mapping[str, str] = {
     "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
+    "minimax_m3_vl_text": "MiniMaxM3VLForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mistral4": "Mistral4ForCausalLM",
@@ -54,6 +56,7 @@ _FAMILIES: Mapping[str, str] = {
 WRAPPERS: Mapping[str, str] = {
     "AyaVisionForConditionalGeneration": "cohere2",
     "Cohere2VisionForConditionalGeneration": "cohere2",
+    "Dots3NoteForConditionalGeneration": "dots3_note_text",
     "Exaone4_5_ForConditionalGeneration": "exaone4",
     "FastVlmForConditionalGeneration": "qwen2",
     "Glm46VForConditionalGeneration": "glm4v_text",
@@ -69,6 +72,7 @@ WRAPPERS: Mapping[str, str] = {
     "LlavaForConditionalGeneration": "llama",
     "LlavaNextForConditionalGeneration": "llama",
     "LlavaOnevisionForConditionalGeneration": "qwen2",
+    "MiniMaxM3SparseForConditionalGeneration": "minimax_m3_vl_text",
     "Mistral3ForConditionalGeneration": "mistral",
     "Ovis2ForConditionalGeneration": "qwen2",
     "Qwen2AudioForConditionalGeneration": "qwen2",
@@ -80,10 +84,6 @@ WRAPPERS: Mapping[str, str] = {
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe_text",
     "SmolVLMForConditionalGeneration": "llama",
     "VoxtralForConditionalGeneration": "llama",
-}
-REFUSED: Mapping[str, str] = {
-    "MllamaForConditionalGeneration": "some of its layers attend to pictures",
-    "PaliGemmaForConditionalGeneration": "a prompt is seen in both directions",
 }
 
 PREFIXES = ("language_model.", "model.language_model.", "model.text_model.", "thinker.", "llm.")
@@ -111,8 +111,6 @@ def family(name: str, metadata: Mapping[str, Any]) -> str:
 
     Raises UnknownArchitecture for one whose text part is no model of its own.
     """
-    if name in REFUSED:
-        raise UnknownArchitecture(f"'{name}' is not built: {REFUSED[name]}")
     if name not in WRAPPERS:
         return name
     inner = settings(metadata)
