@@ -119,6 +119,27 @@ def test_a_copied_text_is_guessed_as_far_as_it_goes() -> None:
     assert draft.chances == tuple(sorted(draft.chances or ()))
 
 
+def test_nothing_is_proposed_that_is_less_likely_than_it_may_be() -> None:
+    whole, some = (
+        SuffixProposer().propose(0, [1, 2, 3, 9, 1, 2, 4, 8, 1, 2, 3, 7, 1, 2], 8, least)
+        for least in (0.0, 0.1)
+    )
+    reached = {-1: 1.0}
+    for number, chance in enumerate(whole.chances or ()):
+        reached[number] = reached[whole.parent(number)] * chance
+    likely = [number for number in range(len(whole.tokens)) if reached[number] >= 0.1]
+    assert 0 < len(likely) < len(whole.tokens)
+    assert some.tokens == whole.part(likely).tokens
+    assert some.chances == whole.part(likely).chances
+    copied = [*range(100, 130), 7, *range(100, 109)]
+    chain = SuffixProposer().propose(0, copied, 12)
+    reached_by = np.cumprod(chain.chances or ())
+    some = SuffixProposer().propose(0, copied, 12, 0.3)
+    assert some == chain.first(int((reached_by >= 0.3).sum())) != chain
+    # One token that is the same does not make the next one likely.
+    assert SuffixProposer().propose(0, [4, 5, 6, 4], 4, 0.2) == NO_DRAFT
+
+
 def test_a_loop_is_guessed_beyond_what_is_there() -> None:
     assert SuffixProposer().propose(0, [5, 1, 2, 1, 2, 1], 6).tokens == (2, 1, 2, 1, 2, 1)
     assert SuffixProposer().propose(0, [5] * 4, 4).tokens == (5, 5, 5, 5)

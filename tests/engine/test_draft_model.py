@@ -42,7 +42,7 @@ Prompt = tuple[int, ...]
 class Nothing:
     """Guesses nothing."""
 
-    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+    def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
         return NO_DRAFT
 
     def end(self, id: int, tokens: Sequence[int]) -> None:

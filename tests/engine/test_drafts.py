@@ -272,7 +272,7 @@ def test_no_more_is_guessed_than_an_answer_may_have() -> None:
     asked: list[int] = []
 
     class Asked:
-        def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+        def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
             asked.append(most)
             assert len(tokens) + most < 128
             return Draft((0,) * most)

@@ -143,7 +143,7 @@ def loaded(file: ModelFile, model: Model, parallel: int) -> Runner:
 class Nothing:
     """Guesses nothing."""
 
-    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+    def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
         return NO_DRAFT
 
     def end(self, id: int, tokens: Sequence[int]) -> None:

@@ -440,3 +440,22 @@ def test_formats_without_a_rate_are_estimated() -> None:
         plan(m, replace(host, kernels=()), Limits(4 * GB), Workload())
     with pytest.raises(UsageError, match="probe it again"):
         plan(m, replace(host, disk=()), Limits(4 * GB), Workload())
+
+
+@pytest.mark.parametrize("together", [1, 4, 16])
+def test_room_for_guesses_makes_answers_hardly_slower_where_none_is_right(together: int) -> None:
+    sizes, host, some = model("smollm2-135m", "Q4_1"), machine("laptop"), 0
+    for megabytes in range(120, 260, 20):
+        work = Workload(320, together, 640, 48)
+        limits = Limits(megabytes * MB)
+        try:
+            without = plan(sizes, host, limits, work)
+        except BudgetTooSmall:
+            continue
+        made = plan(sizes, host, limits, replace(work, draft_tokens=31))
+        least = (1 - constants.DRAFTS_SHARE) * without.predicted.decode_tok_s
+        assert made.predicted.decode_tok_s >= least
+        some += made.draft_tokens > 0
+        if made.draft_tokens and sizes.segments[-1].units[0].name in made.resident:
+            assert made.draft_tokens == min(31 * together, constants.DRAFTED_TOGETHER)
+    assert some

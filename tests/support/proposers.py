@@ -27,7 +27,7 @@ class Oracle:
         self.trees = trees
         self.proposed = 0
 
-    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+    def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
         """A chain, a tree, or nothing."""
         random = Random(hash((len(tokens), *tokens[-3:])))
         right = list(self._answer(tokens))[: random.randint(0, most)]

@@ -118,9 +118,10 @@ NO_DRAFT = Draft()
 class Proposer(Protocol):
     """Guesses how requests go on. Called between steps, in the engine's thread."""
 
-    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+    def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
         """Up to ``most`` tokens that may follow ``tokens``: prompt and answer so far of request
-        ``id``, which are not to be changed and only grow from call to call."""
+        ``id``, which are not to be changed and only grow from call to call. Those that come with a
+        chance below ``least`` are of no use."""
 
     def end(self, id: int, tokens: Sequence[int]) -> None:
         """A request is over, or gone; ``tokens`` is all of it. It may never have been asked for."""

@@ -104,7 +104,7 @@ class SuffixProposer:
         self._least = least
         self._texts: dict[int, _native.SuffixIndex] = {}
 
-    def propose(self, id: int, tokens: Sequence[int], most: int) -> Draft:
+    def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
         """See Proposer: a tree, the likeliest tokens first."""
         text = self._texts.setdefault(id, _native.SuffixIndex())
         text.append(np.array(tokens[len(text) :], np.int32))
@@ -115,7 +115,7 @@ class SuffixProposer:
             self.history.enter(_ENTERED)
             before = self.history.find(suffix)
             found = before if before.length > found.length else found
-        return self._grow(found, most)
+        return self._grow(found, most, max(_LEAST, least))
 
     def end(self, id: int, tokens: Sequence[int]) -> None:
         """See Proposer: the text is remembered."""
@@ -123,14 +123,14 @@ class SuffixProposer:
         if self.history is not None:
             self.history.add(tokens)
 
-    def _grow(self, found: Found, most: int) -> Draft:
-        """The likeliest ``most`` tokens behind what was found."""
-        if found.length < max(1, self._least):
+    def _grow(self, found: Found, most: int, least: float) -> Draft:
+        """The likeliest ``most`` tokens behind what was found, each at least so likely."""
+        if found.length < max(1, self._least) or _chance(found.length) < least:
             return NO_DRAFT
         after = found.after(most)
-        return (
-            _chain(after[0], found.length) if len(after) == 1 else _tree(after, found.length, most)
-        )
+        if len(after) == 1:
+            return _chain(after[0], found.length, least)
+        return _tree(after, found.length, most, least)
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ class Found:
         return found
 
 
-def _chain(after: Sequence[int], length: int) -> Draft:
+def _chain(after: Sequence[int], length: int, least: float) -> Draft:
     """What follows one place."""
     tokens, chances, likely = [], [], 1.0
     for depth, token in enumerate(after):
         chance = _chance(length + depth)
         likely *= chance
-        if token < 0 or likely < _LEAST:
+        if token < 0 or likely < least:
             break
         tokens.append(token)
         chances.append(chance)
@@ -187,7 +187,7 @@ class _Way:
     places: list[int]
 
 
-def _tree(after: Sequence[Sequence[int]], length: int, most: int) -> Draft:
+def _tree(after: Sequence[Sequence[int]], length: int, most: int, least: float) -> Draft:
     """What follows several places: the likeliest tokens, each behind the one before it."""
     ways: list[_Way] = []
     drafted: list[_Way] = []
@@ -201,7 +201,7 @@ def _tree(after: Sequence[Sequence[int]], length: int, most: int) -> Draft:
         for token, following in by_token.items():
             share = len(following) / len(places)
             chance = _chance(length + depth) * share
-            if token >= 0 and likely * chance >= _LEAST:
+            if token >= 0 and likely * chance >= least:
                 grade = _grade(length + depth, share)
                 way = (-likely * chance, next(order), parent, token, depth, chance, grade)
                 heapq.heappush(ways, _Way(*way, following))

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from strata.errors import UsageError
 
 DRAFT_TOKENS = 31
-"""Tokens that are guessed in a step at most, unless a Plan says less."""
+"""Tokens that are guessed for a request at most, and unless a Plan says otherwise in a step."""
 
 DraftKind = Literal["off", "ngram", "suffix"]
 
@@ -23,7 +23,7 @@ class DraftChoice:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are guessed in a step at most."""
+        """Tokens that are guessed for a request at most."""
         return 0 if self.kind == "off" else DRAFT_TOKENS
 
 

@@ -65,6 +65,9 @@ _SURE = 6.0
 _MEMORY = 0.97
 """How much of what was counted is left by each new guess of its kind."""
 
+_DOUBT = 2.0
+"""By how much a guess may be likelier than its proposer thinks."""
+
 
 @dataclass
 class DraftTotals:
@@ -100,8 +103,7 @@ class Drafting:
     At most ``most`` tokens are guessed for a request and ``together`` for all; with ``costs`` only
     what makes the tokens of a second more, without whatever the proposer says. ``recurrent``: of
     a draft that is not right to its end all is computed anew. ``model`` guesses where the proposer
-    is not sure, as far ahead as the time that it takes is worth. In steps of more sequences than
-    ``company`` nothing is guessed, unless the step ``waits`` for the disk. ``closing`` is called at
+    is not sure, as far ahead as the time that it takes is worth. ``closing`` is called at
     the end.
     """
 
@@ -114,12 +116,10 @@ class Drafting:
         costs: StepCosts | None = None,
         recurrent: bool = False,
         model: DraftModel | None = None,
-        company: int | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
         self.proposer = proposer
         self._closing = closing
-        self.company, self.waits = company, False
         self.model = model
         self.totals = DraftTotals()
         self._most, self.together = most, together
@@ -157,16 +157,15 @@ class Drafting:
             room = min(room, self.together)
         if not self.enabled or room < 1 or not self._affordable(rows):
             return {}
-        if self.company is not None and len(tokens) > self.company and not self.waits:
-            return {}
         started = perf_counter()
+        least = self._least(len(tokens), rows, room)
         found: dict[int, Draft] = {}
         for id, text in tokens.items():
             most = min(room, self._most, limits[id])
             if most > 0:
                 draft = self._forced(id, most)
                 if draft is None:
-                    draft = self._looked_up(id, text, most)
+                    draft = self._looked_up(id, text, most, least)
                 if draft.tokens:
                     found[id] = draft
         made_up_s = 0.0
@@ -183,10 +182,21 @@ class Drafting:
         self._proposing_s = perf_counter() - started - made_up_s
         return taken
 
-    def _looked_up(self, id: int, text: Sequence[int], most: int) -> Draft:
+    def _least(self, wanted: int, rows: int, room: int) -> float:
+        """The chance below which no guess is worth its row, whatever else is guessed: a step gives
+        ``wanted`` tokens in its time, and a row takes so much of that at least."""
+        costs = self.costs
+        if costs is None:
+            return 0.0
+        beside, most = costs.seconds(rows), min(room, self._reach)
+        counts = {*(1 << power for power in range(most.bit_length())), most}
+        row_s = min((costs.seconds(rows + count) - beside) / count for count in counts)
+        return row_s * wanted / costs.seconds(wanted) / _DOUBT
+
+    def _looked_up(self, id: int, text: Sequence[int], most: int, least: float) -> Draft:
         """What texts say, nothing where there is no memory to take them up."""
         try:
-            return self.proposer.propose(id, text, most).first(most)
+            return self.proposer.propose(id, text, most, least).first(most)
         except OutOfMemoryError:
             return NO_DRAFT
 
@@ -292,9 +302,10 @@ class Drafting:
         [rows, width] is what the last layer gave of its last rows."""
         if seen is not None and isinstance(self.model, MtpDraft):
             self.model.observe_step(advances, chosen, seen)
-        drafted = kept = redone = rows = 0
+        drafted = kept = redone = rows = answering = 0
         for a in advances:
             rows += a.rows
+            answering += a.needs_logits
             redone += a.redone
             if a.draft.tokens:
                 drafted += len(a.draft.tokens)
@@ -303,7 +314,8 @@ class Drafting:
                 self._count(a.id, a.draft, chosen[a.id])
         self.totals.drafted += drafted
         self.totals.kept += kept
-        self._total_s += seconds
+        # What may be lost is a part of what answers take, not of their prompts.
+        self._total_s += seconds * answering / rows
         self._in_a_row = self._in_a_row + 1 if drafted else 0
         self._reach = max(self._reach, 2 * drafted)
         costs = self.costs
@@ -311,9 +323,13 @@ class Drafting:
             return
         gained = -self._proposing_s
         if drafted or redone:
-            # A step that somebody else made slow says nothing of guesses.
-            took = min(seconds, _SURPRISE * costs.seconds(rows))
             decoded = sum(1 for a in advances if a.needs_logits)
+            if rows - redone > answering:
+                # By how much a prompt's time varies is more than what guesses take beside it.
+                took = costs.seconds(rows)
+            else:
+                # A step that somebody else made slow says nothing of guesses.
+                took = min(seconds, _SURPRISE * costs.seconds(rows))
             share = costs.seconds(decoded) / max(1, decoded)
             gained += kept * share - (took - costs.seconds(rows - drafted - redone))
         self.totals.saved_s += gained

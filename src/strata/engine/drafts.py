@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from strata.plan import Plan
 
 
-COMPANY = 3
-"""Sequences of a step up to which ``auto`` guesses while arithmetic decides: of more, a row costs
-what it is worth, and sixteen lost a tenth (bench/between_commits.py)."""
-
-
 def make_drafting(
     choice: DraftChoice,
     runtime: Runtime,
@@ -69,7 +64,6 @@ def make_drafting(
         costs=StepCosts(),
         recurrent=any(group.recurrent for group in model.groups),
         model=None if draft_model is None else draft_model.load(model.vocab_size, progress),
-        company=None if choice.asked or draft_model is not None else COMPANY,
         closing=closing,
     )
     if plan is not None:
@@ -80,6 +74,5 @@ def make_drafting(
 def follow(drafting: Drafting, plan: Plan) -> None:
     """Guess as a Plan has it: no more than it has rows for, by its times until there are others."""
     drafting.together = plan.draft_tokens
-    drafting.waits = plan.predicted.bound == "disk"
     seconds = plan.predicted.rows_s
     drafting.costs = StepCosts({1 << power: s for power, s in enumerate(seconds)})

@@ -131,6 +131,7 @@ class Engine:
         self._misses = 0
         self._last: StepSize | None = None
         self._seen: NDArray[np.float32] | None = None
+        self._asked = 0.0
 
     def _make_memory(self) -> SequenceMemory:
         return make_memory(
@@ -317,10 +318,12 @@ class Engine:
         An exception or interrupt before the commit leaves every request as it was before the step;
         one within it cancels the requests of the step.
         """
+        self._asked = 0.0
         advances = self._scheduler.plan(None if self.drafting is None else self._propose)
         if not advances:
             return []
-        began = perf_counter()
+        # What a draft takes to be planned is a part of its step.
+        began = self._asked or perf_counter()
         outcomes = self._run(advances)
         try:
             deltas = [self._commit(outcome) for outcome in outcomes]
@@ -339,7 +342,9 @@ class Engine:
         """Guesses for requests, no more than an answer may have beside the next token."""
         assert self.drafting is not None
         limits = {id: self._requests[id].stop_checker.left - 1 for id in tokens}
-        return self.drafting.propose(tokens, rows, room, limits)
+        drafts = self.drafting.propose(tokens, rows, room, limits)
+        self._asked = perf_counter() if drafts else 0.0
+        return drafts
 
     def _run(self, advances: list[Advance]) -> list[_Outcome]:
         """What comes of the advances. Changes no request but for when it started."""

@@ -39,6 +39,9 @@ DRAFTS_SHARE = 0.02
 """What guessing tokens takes at most, as a share of the weights: a sweep over weights that stream
 becomes longer by as much, and few guesses that are right make up for it."""
 
+DRAFTED_TOGETHER = 127
+"""Tokens guessed in a sweep at most, for all requests together."""
+
 DRAFT_BRANCHES = 1
 """Ways to go on that a request's draft may have beside its first; each takes blocks of KV."""
 

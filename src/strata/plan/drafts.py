@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from strata.machine import constants
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drafts:
-    """At most ``tokens`` are guessed in a sweep, for which the head gives ``rows`` more rows at a
+    """At most ``tokens`` are guessed in a sweep, of which the head gives ``rows`` more rows at a
     time; ``history_tokens`` of earlier texts are kept. All of it takes ``added_bytes`` of a budget,
     of which ``nbytes`` are beside the rows of logits."""
 
@@ -44,6 +44,15 @@ def drafts(model: Outline, workload: Workload, sizes: Sizes, spare: int) -> Draf
     return NO_DRAFTS
 
 
+def for_all(made: Drafts, workload: Workload, *, head_stays: bool) -> Drafts:
+    """The same with as many tokens for each of several requests as for one: a head that is in
+    memory is run again for rows beyond those that it gives at a time."""
+    if not made.tokens or not head_stays:
+        return made
+    wanted = min(workload.draft_tokens * workload.concurrency, constants.DRAFTED_TOGETHER)
+    return replace(made, tokens=max(made.tokens, wanted))
+
+
 def used_drafts(made: Drafts, workload: Workload, positions: int) -> Drafts:
     """As much of ``made`` as ``workload`` touches at most, with texts of ``positions`` tokens: the
     first token of an answer comes with the prompt, and the last one is not guessed."""
@@ -52,7 +61,7 @@ def used_drafts(made: Drafts, workload: Workload, positions: int) -> Drafts:
     guessed = min(made.tokens, workload.concurrency * max(0, workload.answer_tokens - 2))
     history = min(made.history_tokens, workload.concurrency * positions)
     nbytes = texts_bytes(history, positions, workload.concurrency)
-    return Drafts(guessed, guessed, history, 0, nbytes)
+    return Drafts(guessed, min(made.rows, guessed), history, 0, nbytes)
 
 
 def branch_blocks(guessed: Drafts, workload: Workload) -> int:

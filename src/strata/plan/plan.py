@@ -57,7 +57,7 @@ class Workload:
     it to the planner. ``logit_rows`` is how many rows of logits of one sequence are wanted at a
     time: more than one where a text is scored. ``serving`` says that they come over HTTP.
     ``text_bytes`` are held by who asks, for ids of a text and what comes of them. ``draft_tokens``
-    is how many tokens may be guessed ahead in a sweep, 0 where nothing is; a model that guesses
+    is how many tokens may be guessed ahead of a request, 0 where nothing is; a model that guesses
     them takes ``draft_model_bytes``.
     """
 

@@ -17,7 +17,7 @@ from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.beside import Beside, added_beside, steps
 from strata.plan.cost_model import CostModel, Streaming
-from strata.plan.drafts import Drafts, drafts, row_counts
+from strata.plan.drafts import NO_DRAFTS, Drafts, drafts, for_all, row_counts
 from strata.plan.expert_policies import AHEAD
 from strata.plan.memory_model import (
     Sizes,
@@ -97,6 +97,7 @@ class Planner:
         self._all = frozenset(unit.name for unit in model.units)
         self._fill_orders = fill_orders(model)
         self._besides = steps(model, workload)
+        self._head = model.segments[-1]
         _check(model, workload)
         self._room.check(self._least_context(), self._fewest_tokens)
 
@@ -112,15 +113,41 @@ class Planner:
         beside = self._beside(budget)
         left = budget - self._added[beside]
         drafts = self._drafts(left)
-        left -= drafts.added_bytes
+        best = self._with_room_for(drafts, left)
+        if drafts.tokens and not self.workload.draft_model_bytes:
+            drafts, best = self._if_cheap(drafts, best, left)
+        if best is None:
+            return None
+        rows = best.sizes.logit_rows + drafts.rows
+        head_stays = best.resident.issuperset(unit.name for unit in self._head.units)
+        guessed = for_all(drafts, self.workload, head_stays=head_stays)
+        sizes = replace(best.sizes, beside=beside, logit_rows=rows, drafts=guessed)
+        best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
+        return self._write(best, budget, given=given)
+
+    def _with_room_for(self, drafts: Drafts, budget: int) -> Candidate | None:
+        """The best that leaves room for guesses."""
+        left = budget - drafts.added_bytes
         for context, on_disk in self._contexts(left):
             best = self._best(left, context, on_disk=on_disk)
             if best is not None:
-                rows = best.sizes.logit_rows + drafts.rows
-                sizes = replace(best.sizes, beside=beside, logit_rows=rows, drafts=drafts)
-                best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
-                return self._write(best, budget, given=given)
+                return best
         return None
+
+    def _if_cheap(
+        self, drafts: Drafts, best: Candidate | None, budget: int
+    ) -> tuple[Drafts, Candidate | None]:
+        """These guesses, or none where setting memory aside for them makes more than a little
+        slower: little memory may decide of which size steps and tiles are."""
+        if best is not None and not (best.prediction.sweep_bytes or best.sizes.kv_slots):
+            return drafts, best
+        without = self._with_room_for(NO_DRAFTS, budget)
+        if without is None:
+            return drafts, best
+        least = (1 - constants.DRAFTS_SHARE) * without.prediction.decode_tok_s
+        if best is not None and best.prediction.decode_tok_s >= least:
+            return drafts, best
+        return NO_DRAFTS, without
 
     def default_budget(self) -> int:
         """The budget where none is given: free memory but for a share that others may need."""
