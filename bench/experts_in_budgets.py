@@ -12,12 +12,13 @@ at a time. A FILE that is there is gone on with: pairs that it has are not run a
 those whose model's name has the text in it, --budgets those of these sizes. --short has some
 layers alone of each model, in gigabytes less. Needs root and control groups.
 
-For each model the disk is measured and the routes of a random text are recorded first, by which
-Plans predict. Each pair runs one sequence with a prompt of 512 and sixteen with prompts of 32;
-tok/s are those of sweeps that decode, and of the prompts. The page cache is dropped before each
-run. llama.cpp has its weights as they are in the file (--repack 0), since a copy of them would not
-fit, and where it is killed another try with smaller steps (-ub 64). `holds` says of each pair what
-was as it should be. Speeds are of use from a quiet machine alone: `load` tells how quiet it was.
+For each model the disk is measured and the routes of a random text are recorded first, and those of
+sixteen short ones, by which Plans predict. Each pair runs one sequence with a prompt of 512 and
+sixteen with prompts of 32; tok/s are those of sweeps that decode, and of the prompts. The page
+cache is dropped before each run. llama.cpp has its weights as they are in the file (--repack 0),
+since a copy of them would not fit, and where it is killed another try with smaller steps (-ub 64).
+`holds` says of each pair what was as it should be. Speeds are of use from a quiet machine alone:
+`load` tells how quiet it was.
 """
 
 from __future__ import annotations
@@ -71,12 +72,15 @@ from pathlib import Path
 import numpy as np
 from strata import LLM
 from strata.report.routes import curves, keep, record
-path, budget, tokens = sys.argv[1], *map(int, sys.argv[2:])
-with LLM(path, memory=budget, context=tokens, draft="off") as llm:
-    ids = np.random.default_rng(7).integers(100, 5000, tokens).tolist()
-    with llm.driver.alone(idle=True) as engine:
-        routes = record(llm.runtime, engine, ids, tokens)
-    keep(Path(path), routes, curves(routes))
+path, budget, *windows = sys.argv[1], *map(int, sys.argv[2:])
+random, kept = np.random.default_rng(7), []
+with LLM(path, memory=budget, context=max(windows), draft="off") as llm:
+    for rows, tokens in zip((1, 16), windows):
+        ids = random.integers(100, 5000, rows * tokens).tolist()
+        with llm.driver.alone(idle=True) as engine:
+            routes = record(llm.runtime, engine, ids, tokens)
+        kept += [curve for curve in curves(routes) if curve.rows == rows]
+    keep(Path(path), routes, kept)
 """
 
 CHILD = """
@@ -113,6 +117,8 @@ print(json.dumps({
                   "hit_rate": p.expert_hit_rate},
     "peak": peak_bytes(), "cgroup_peak": cgroup_peak(),
     "prefill_tok_s": e.prefill.tokens_s if e.prefill else None, "decode_tok_s": d.tokens_s,
+    "prefill_waited_share": e.prefill.waited_share if e.prefill else None,
+    "prefill_reading_bytes_s": e.prefill.reading_bytes_s if e.prefill else None,
     "decode_bytes_s": d.disk_bytes_s, "reading_bytes_s": d.reading_bytes_s,
     "waited_share": d.waited_share, "bandwidth": e.disk_bandwidth,
     "decode_hits": d.expert_hits, "decode_misses": d.expert_misses,
@@ -209,7 +215,8 @@ def prepare(path: Path, shape: str, layers: int, budget: int, *, build: bool) ->
     if build and not path.exists():
         strata("synth", shape, str(path), *(["--layers", str(layers)] if layers else []))
     strata("probe", str(path))
-    command = [sys.executable, "-c", RECORD, str(path), str(budget), str(RECORDED)]
+    tokens = (str(RECORDED), str(PROMPTS[16] + ANSWER))
+    command = [sys.executable, "-c", RECORD, str(path), str(budget), *tokens]
     code, _, err = in_group(budget, command)
     if code != 0:
         print(f"{path.name}: no routes were recorded: {err.strip()[-300:]}", file=sys.stderr)

@@ -119,10 +119,10 @@ def together(visits: Sequence[Visit]) -> list[Visit]:
 @pytest.mark.parametrize(("slots", "decay"), [(24, 0.99), (48, 1.0), (96, 0.99)])
 def test_a_prompt_teaches_what_as_many_tokens_would(slots: int, decay: float) -> None:
     """However its rows are cut into steps, and from the first token after it on."""
-    visits = routes(280, 1.2)
-    prompt, answer = visits[: 256 * LAYERS], visits[256 * LAYERS :]
+    visits = routes(152, 1.2)
+    prompt, answer = visits[: 128 * LAYERS], visits[128 * LAYERS :]
     found = []
-    for rows in (1, 256):
+    for rows in (1, 128):
         parts = [prompt[i : i + rows * LAYERS] for i in range(0, len(prompt), rows * LAYERS)]
         before = [visit for part in parts for visit in together(part)]
         runs = [
@@ -138,7 +138,7 @@ def test_a_prompt_teaches_what_as_many_tokens_would(slots: int, decay: float) ->
 def test_what_is_used_now_counts_more_where_choices_stick(
     sticky: float, gains: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    visits = routes(200, 0.5, sticky)
+    visits = routes(120, 0.5, sticky)
     got = replay(visits, SIZES, 72, DecayingFrequency(SIZES)).hit_rate
     monkeypatch.setattr(expert_policies, "RECENT", 0.0)
     assert got - replay(visits, SIZES, 72, DecayingFrequency(SIZES)).hit_rate > gains
