@@ -2,9 +2,10 @@
 
     taskset -c 0,1 python bench/kv_decode.py MODEL.gguf --llama-bin DIR --out R.json [--depth 8000]
 
-Every round runs each side once, in a process of its own, the next side first each time; ratios are
-formed round by round, so that a change of the machine's pace changes all sides. Rounds that are in
-R.json already are not run again. llama.cpp keeps q4_0 with its own rotation and flash attention.
+Every side computes the same drawn prompt once and keeps its KV. Each round has every side decode
+--tokens behind it, the next side first each time, while the others rest; ratios are formed round by
+round, so that a change of the machine's pace changes all sides. llama.cpp's server keeps q4_0 with
+its own rotation and flash attention.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
+import subprocess
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
-from against_llamacpp import bench_samples, run
-from machine import describe, peer_version
+import numpy as np
 
-HERE = Path(__file__).parent
-SIDES = ("strata f16", "strata q8_0", "strata int4", "llama.cpp f16", "llama.cpp q4_0")
+from machine import describe, peer_version
+from strata import LLM, SamplingParams
+
+OURS = ("f16", "q8_0", "int4")
+THEIRS = ("f16", "q4_0")
 PAIRS = (
     ("strata int4", "strata f16"),
     ("strata int4", "llama.cpp q4_0"),
@@ -29,58 +35,129 @@ PAIRS = (
 )
 
 
-def tokens_s(side: str, args: argparse.Namespace) -> float:
-    """Of one process: the median of its repetitions."""
-    who, kv_type = side.split()
-    if who == "strata":
-        command = [sys.executable, HERE / "our_side.py", args.model]
-        command += [f"depth:{args.depth}:{args.tokens}", "--kv-type", kv_type]
-        done = run([*command, "--threads", args.threads, "--repeat", args.repeat])
-        return statistics.median(json.loads(done.out)["samples"])
-    tool: list[object] = [args.llama_bin / "llama-bench", "-m", args.model, "-t", args.threads]
-    tool += ["-p", 0, "-n", args.tokens, "-d", args.depth, "-r", args.repeat, "-fa", 1]
-    return statistics.median(
-        bench_samples(run([*tool, "-ctk", kv_type, "-ctv", kv_type, "-o", "json"]).out)
-    )
+class Ours:
+    """A model with the KV of the prompt in memory."""
+
+    def __init__(self, args: argparse.Namespace, ids: list[int], kv_type: str) -> None:
+        self._ids, self._tokens = ids, args.tokens
+        context = args.depth + args.tokens + 64
+        self._llm = LLM(
+            args.model, threads=args.threads, context=context, kv_type=kv_type, draft="off"
+        )
+        self.tokens_s()
+
+    def tokens_s(self) -> float:
+        params = SamplingParams(max_tokens=self._tokens + 1, ignore_eos=True, temperature=0)
+        speed = self._llm.generate(self._ids, params).timings.decode_tok_s
+        assert speed is not None
+        return speed
+
+    def close(self) -> None:
+        self._llm.close()
 
 
-def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+class Theirs:
+    """llama-server with one slot, which remembers the prompt."""
+
+    def __init__(self, args: argparse.Namespace, ids: list[int], kv_type: str, port: int) -> None:
+        self._ids, self._tokens = ids, args.tokens
+        self._url = f"http://127.0.0.1:{port}"
+        command: list[object] = [args.llama_bin / "llama-server", "-m", args.model, "-np", 1]
+        command += ["-c", args.depth + args.tokens + 64, "-t", args.threads, "-fa", "on"]
+        command += ["-ctk", kv_type, "-ctv", kv_type, "--port", port, "--no-webui"]
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self._url}/health", timeout=5).read()
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert self.process.poll() is None, "llama-server has ended"
+                time.sleep(0.2)
+        self.tokens_s()
+
+    def tokens_s(self) -> float:
+        body = {
+            "prompt": self._ids,
+            "n_predict": self._tokens,
+            "cache_prompt": True,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+        asked = urllib.request.Request(
+            f"{self._url}/completion",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        said = json.loads(urllib.request.urlopen(asked, timeout=3600).read())
+        return float(said["timings"]["predicted_per_second"])
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def prepared(args: argparse.Namespace) -> dict[str, Ours | Theirs]:
+    """All sides, with the prompt computed."""
+    ids = np.random.default_rng(0).integers(1000, 30000, args.depth).tolist()
+    sides: dict[str, Ours | Theirs] = {f"strata {t}": Ours(args, ids, t) for t in OURS}
+    if args.llama_bin:
+        for number, kv_type in enumerate(THEIRS):
+            sides[f"llama.cpp {kv_type}"] = Theirs(args, ids, kv_type, args.port + number)
+    return sides
+
+
+def rounds(args: argparse.Namespace, sides: dict[str, Ours | Theirs]) -> list[dict[str, float]]:
+    """Tokens a second of each side, in each round."""
+    out, names = [], list(sides)
+    for number in range(args.rounds):
+        order = [*names[number % len(names) :], *names[: number % len(names)]]
+        found = {name: sides[name].tokens_s() for name in order}
+        out.append({name: found[name] for name in names})
+    return out
+
+
+def summary(found: list[dict[str, float]]) -> dict[str, Any]:
     """Medians of each side, and ratios with their least and greatest."""
-    found: dict[str, Any] = {side: statistics.median(r[side] for r in rounds) for side in rounds[0]}
+    out: dict[str, Any] = {side: statistics.median(r[side] for r in found) for side in found[0]}
     for side, other in PAIRS:
-        if side in rounds[0] and other in rounds[0]:
-            ratios = [r[side] / r[other] for r in rounds]
-            found[f"{side} / {other}"] = [statistics.median(ratios), min(ratios), max(ratios)]
-    return found
+        if side in found[0] and other in found[0]:
+            ratios = [r[side] / r[other] for r in found]
+            out[f"{side} / {other}"] = [statistics.median(ratios), min(ratios), max(ratios)]
+    return out
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama-bin", type=Path, help="without it only our sides are run")
     parser.add_argument("--depth", type=int, default=8000)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--port", type=int, default=8741)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    sides = [s for s in SIDES if args.llama_bin or s.startswith("strata")]
-    done: dict[str, Any] = {"rounds": []}
-    if args.out.exists():
-        done = json.loads(args.out.read_text())
-    rounds: list[dict[str, float]] = done["rounds"]
-    while len(rounds) < args.rounds:
-        first = len(rounds) % len(sides)
-        order = sides[first:] + sides[:first]
-        rounds.append({side: tokens_s(side, args) for side in order})
-        done["machine"] = describe()
-        if args.llama_bin:
-            done["llama_cpp"] = peer_version(args.llama_bin)
-        done |= {"model": args.model.name, "depth": args.depth, "tokens": args.tokens}
-        done["summary"] = summary(rounds)
-        args.out.write_text(json.dumps(done, indent=1) + "\n")
-    print(json.dumps(done["summary"], indent=1))
+    return parser.parse_args()
+
+
+def write(args: argparse.Namespace, found: list[dict[str, float]]) -> None:
+    result = {"machine": describe(), "model": args.model.name}
+    if args.llama_bin:
+        result["llama_cpp"] = peer_version(args.llama_bin)
+    result |= {"depth": args.depth, "tokens": args.tokens, "summary": summary(found)}
+    args.out.write_text(json.dumps({**result, "rounds": found}, indent=1) + "\n")
+    print(json.dumps(result["summary"], indent=1))
+
+
+def main() -> None:
+    args = arguments()
+    sides = prepared(args)
+    try:
+        write(args, rounds(args, sides))
+    finally:
+        for side in sides.values():
+            side.close()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from strata import LLM, SamplingParams
 from strata.backends.base import KV_BLOCK
 from strata.plan import Workload
 from strata.sizes import parse_size
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+from cgroups import group
 
 SHORT = 256
 
@@ -52,6 +57,19 @@ def fill(llm: LLM, tokens: list[int]) -> int:
     return blocks * state.block_nbytes(0)
 
 
+def in_a_group(args: argparse.Namespace) -> None:
+    """The same command without --group, in a group that holds --memory at most."""
+    words = [sys.executable, *(word for word in sys.argv if word != "--group")]
+    with group(parse_size(args.memory)) as made:
+        done = made.run(words, 3600)
+        sys.stderr.write(done.stderr)
+        found = json.loads(done.stdout)
+        found |= {"group_peak_bytes": made.peak, "group_kills": made.kills}
+    print(json.dumps(found, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
@@ -61,8 +79,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--group", action="store_true", help="in a control group of --memory")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.group:
+        in_a_group(args)
+        return
     depth = args.depth // KV_BLOCK * KV_BLOCK
     context = depth + args.tokens + 2
     tokens = np.random.default_rng(0).integers(100, 30000, depth + 1).tolist()

@@ -28,6 +28,7 @@ from strata.backends.cpu.nodes import Parameters
 from strata.backends.cpu.profile import (
     CpuModelProfile,
     attention_shapes,
+    choice_bytes,
     int8_planes,
     partials_bytes,
     profile,
@@ -315,6 +316,9 @@ class CpuBackend:
         for frequencies, _, _ in self._ropes:
             rows, count = self.settings.max_tokens, len(frequencies) // 4
             self._take("rope tables", rope_table_bytes(count, rows))
+        if any(op.attrs.get("read") for s in self._segments for op in s.segment.program.ops):
+            rows = self.settings.max_tokens
+            partials += choice_bytes(self.settings.positions, self.threads, rows)
         self._take("activations", arena + 4 * scratch * self.threads + partials)
         self._take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
         allocated = _native.Arena(arena, self.threads, scratch)
