@@ -25,6 +25,7 @@ import numpy as np
 from machine import describe
 from strata import LLM, SamplingParams
 from strata.backends.base import KV_BLOCK
+from strata.machine.probe_disk import _Reader
 from strata.plan import Workload
 from strata.sizes import parse_size
 
@@ -57,14 +58,23 @@ def fill(llm: LLM, tokens: list[int]) -> int:
     return blocks * state.block_nbytes(0)
 
 
+def plain_reads(file: Path) -> float:
+    """Bytes a second of direct reads of 1 MiB by 16 threads."""
+    return _Reader(file, "direct", 1 << 20, 16, 0).bandwidth(0.7)
+
+
 def in_a_group(args: argparse.Namespace) -> None:
-    """The same command without --group, in a group that holds --memory at most."""
+    """The same command without --group, in a group that holds --memory at most; before and after
+    it plain reads of the model's file, as the probe makes them."""
     words = [sys.executable, *(word for word in sys.argv if word != "--group")]
+    disk = [plain_reads(args.model)]
     with group(parse_size(args.memory)) as made:
         done = made.run(words, 3600)
         sys.stderr.write(done.stderr)
         found = json.loads(done.stdout)
         found |= {"group_peak_bytes": made.peak, "group_kills": made.kills}
+    disk.append(plain_reads(args.model))
+    found |= {"disk_bytes_s": disk, "share_of_disk": found["read_bytes_s"] / np.mean(disk)}
     print(json.dumps(found, indent=1))
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
@@ -78,6 +88,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="a folder for KV, on the disk")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--kv-type", default="f16")
+    parser.add_argument("--kv-read", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--group", action="store_true", help="in a control group of --memory")
     parser.add_argument("--out", type=Path)
@@ -94,6 +105,7 @@ def main() -> None:
         "context": context,
         "threads": args.threads,
         "kv_type": args.kv_type,
+        "kv_read": args.kv_read,
         "workload": work,
         "kv_store": args.store / "kv",
         "kv_store_bytes": 1 << 40,
@@ -125,6 +137,7 @@ def main() -> None:
             "memory": parse_size(args.memory),
             "depth": depth,
             "kv_type": args.kv_type,
+            "kv_read": args.kv_read,
             "kv_bytes": stored,
             "kv_slots": plan.kv_slots,
             "known_tokens": one.cached_tokens,

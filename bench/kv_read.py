@@ -69,10 +69,7 @@ def read_bytes(path: Path, ids: list[int], args: argparse.Namespace, read: int) 
         for _ in llm.generate(ids, params, stream=True):
             seen += 1
             before = before or native.read_bytes
-        return {
-            "kv_read_bytes_a_token": (native.read_bytes - before) / (seen - 1),
-            "kv_bytes_a_position": llm.engine.kv_bytes / (plan.kv_blocks[0] * 64),
-        }
+        return {"kv_read_bytes_a_token": (native.read_bytes - before) / (seen - 1)}
 
 
 def measured(args: argparse.Namespace, way: str) -> dict[str, Any]:
