@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from strata import _native
+from strata.backends.cpu.reading import native_id
 from strata.quant import by_name
 from strata.quant.encode import quantize
 
 K_SHAPES = ((2048, 8192), (8192, 2048))  # (k, n): up and down projections
-DEFAULT = "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,F16,BF16,F32"
+DEFAULT = "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,F16,BF16,F32,F8_E4M3_B128"
 
 
 def aligned(nbytes: int) -> np.ndarray:
@@ -36,8 +37,7 @@ class Weights:
 
     def __init__(self, name: str, k: int, n: int, total: int) -> None:
         kind = by_name(name)
-        assert kind.gguf_id is not None
-        self.format, self.k, self.n = kind.gguf_id, k, n
+        self.format, self.k, self.n = native_id(kind), k, n
         # Real numbers, because subnormal ones would be slow; sixteen rows, repeated.
         few = np.random.default_rng(0).standard_normal((16, k)).astype(np.float32)
         rows = np.tile(quantize(kind, few).reshape(-1), n // 16)

@@ -3,6 +3,8 @@
 Writes a model of a published shape whose matrices are random blocks of the format (any bytes are a
 block; only scales are kept ordinary), measures it as against_llamacpp.py does, and goes on with the
 next. `python bench/small_formats.py --llama-bin build/bin --json bench/results/small_formats.json`.
+``--layers`` takes the first layers of the shape alone. A model that lies in ``--folder`` already is
+taken as it is, and left there.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from strata.hub.references import resolve
 from strata.quant import by_name
 from strata.quant.block_type import Floats, Raw
 from strata.quant.encode import ENCODERS
-from strata.synth import find_shape, write_model
+from strata.synth import find_shape, with_layers, write_model
 from strata.synth.recipes import RECIPES
 
 # name -> llama.cpp's general.file_type
@@ -63,20 +65,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llama-bin", type=Path, required=True)
     parser.add_argument("--shape", default="llama-3.2-1b")
+    parser.add_argument("--layers", type=int, help="of the shape (default: all)")
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--works", default="decode:32,prefill:128", help="%(default)s")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--isa", help="our instruction set (default: the best here)")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help="where a model lies meanwhile")
+    parser.add_argument("--folder", type=Path, help="where models are kept (default: nowhere)")
     parser.add_argument("--json", type=Path, help="write everything there")
     args = parser.parse_args()
+    shape = find_shape(args.shape)
+    if args.layers is not None:
+        shape = with_layers(shape, args.layers)
     settings = Settings(args.threads, args.repeat, args.isa, args.llama_bin)
     report: dict[str, Any] = {
         "machine": describe(),
         "llama_cpp": peer_version(args.llama_bin),
         "shape": args.shape,
+        "layers": shape.layers,
         "threads": args.threads,
         "isa": args.isa,
         "results": [],
@@ -87,10 +94,11 @@ def main() -> None:
     for name in args.formats.split(","):
         RECIPES[name] = (name, FORMATS[name])
         ENCODERS.setdefault(name, functools.partial(random_blocks, name))
-        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            model = Path(folder) / f"{args.shape}-{name}.gguf"
-            write_model(find_shape(args.shape), model, recipe=name, tokenizer=tokenizer)
-            for work in args.works.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            model = (args.folder or Path(folder)) / f"{args.shape}-{shape.layers}-{name}.gguf"
+            if not model.exists():
+                write_model(shape, model, recipe=name, tokenizer=tokenizer)
+            for work in filter(None, args.works.split(",")):
                 sides = {"strata": ours, "llama_cpp": theirs}
                 result = measure(str(model), work, settings, args.pairs, sides)
                 report["results"].append(result)

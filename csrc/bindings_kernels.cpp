@@ -88,7 +88,6 @@ nb::object info_dict(int format) {
   d["bytes"] = info->bytes;
   d["quantised_input"] = info->act == ActKind::q8;
   d["input_form"] = input_form(info->format);
-  d["panelled"] = info->panelled;
   return d;
 }
 

@@ -58,7 +58,6 @@ std::shared_ptr<WeightPlace> make_place(std::shared_ptr<WeightFile> file, int64_
   place->k = k;
   place->storage = static_cast<Storage>(storage);
   require((place->storage == Storage::scaled) == factors.has_value(), "weight: scales");
-  require(!factors || !info->panelled, "weight: scales are put to rows that are kept as they are");
   if (place->storage == Storage::columns) {
     require(info->elements == 1 && first_column >= 0 && stored_width < kMost / k &&
                 first_column + (run > 0 ? run : n) <= stored_width,
@@ -327,8 +326,6 @@ void bind_stream(nb::module_& m) {
           const auto f = static_cast<Format>(format);
           const FormatInfo* info = format_info(f);
           require(info != nullptr && k > 0 && k % info->elements == 0, "weight: no such row");
-          // Of the formats that are kept as in the file only this one is put together.
-          if (!info->panelled && f != Format::F8_E4M3_B128) return 0;
           return packing_bytes(static_cast<int64_t>(packed_bytes(f, kPanel, k)));
         },
         "format"_a, "k"_a,

@@ -86,7 +86,7 @@ void NodeBuilder::matmul(int64_t x, const std::vector<Part>& parts,
     }
     s.parts.push_back(std::move(part));
     int64_t scratch = matmul_scratch_floats(k);
-    if (place && place->packs()) scratch += (packing_bytes(place->panel_bytes()) + 3) / 4;
+    if (place) scratch += (packing_bytes(place->panel_bytes()) + 3) / 4;
     scratch_ = std::max(scratch_, scratch);
     product.parts.push_back(place);
   }

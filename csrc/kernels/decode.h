@@ -4,7 +4,7 @@
 
 namespace strata {
 
-// A row of the file of a format without a PanelLayout.
+// A row of the file of a format that has a BookLayout.
 void decode_row(Format f, const uint8_t* row, int64_t k, float* out);
 
 // The codebook of an IQ format, nullptr where it has none or was not handed over.
@@ -17,9 +17,6 @@ struct Book {
   const uint8_t* fields;
 };
 Book book_of(Format f);
-
-// The 16 rows of a panel of such a format as out[k][16]; rows beyond n are zero.
-void decode_panel(Format f, const uint8_t* rows, int64_t n, int64_t k, int64_t panel, float* out);
 
 // Row `row` of a packed weight of any format.
 void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out);

@@ -13,36 +13,36 @@ namespace strata {
 namespace {
 
 constexpr FormatInfo kFormats[] = {
-    {Format::F32, 1, 4, ActKind::f32, true},
-    {Format::F16, 1, 2, ActKind::f32, true},
-    {Format::BF16, 1, 2, ActKind::bf16, true},
-    {Format::Q4_0, 32, 18, ActKind::q8, true},
-    {Format::Q4_1, 32, 20, ActKind::q8, true},
-    {Format::Q5_0, 32, 22, ActKind::q8, true},
-    {Format::Q5_1, 32, 24, ActKind::q8, true},
-    {Format::Q8_0, 32, 34, ActKind::q8, true},
-    {Format::Q2_K, 256, 84, ActKind::q8, true},
-    {Format::Q3_K, 256, 110, ActKind::q8, true},
-    {Format::Q4_K, 256, 144, ActKind::q8, true},
-    {Format::Q5_K, 256, 176, ActKind::q8, true},
-    {Format::Q6_K, 256, 210, ActKind::q8, true},
-    {Format::IQ4_NL, 32, 18, ActKind::q8, true},
-    {Format::IQ4_XS, 256, 136, ActKind::q8, true},
-    {Format::MXFP4, 32, 17, ActKind::q8, true},
-    {Format::F64, 1, 8, ActKind::f32, false},
-    {Format::IQ1_S, 256, 50, ActKind::q8, true},
-    {Format::IQ1_M, 256, 56, ActKind::q8, true},
-    {Format::IQ2_XXS, 256, 66, ActKind::q8, true},
-    {Format::IQ2_XS, 256, 74, ActKind::q8, true},
-    {Format::IQ2_S, 256, 82, ActKind::q8, true},
-    {Format::IQ3_XXS, 256, 98, ActKind::q8, true},
-    {Format::IQ3_S, 256, 110, ActKind::q8, true},
-    {Format::TQ1_0, 256, 54, ActKind::q8, true},
-    {Format::TQ2_0, 256, 66, ActKind::q8, true},
-    {Format::NVFP4, 64, 36, ActKind::q8, true},
-    {Format::Q1_0, 128, 18, ActKind::q8, true},
-    {Format::Q2_0, 64, 18, ActKind::q8, true},
-    {Format::F8_E4M3_B128, 128, 132, ActKind::f32, false},
+    {Format::F32, 1, 4, ActKind::f32},
+    {Format::F16, 1, 2, ActKind::f32},
+    {Format::BF16, 1, 2, ActKind::bf16},
+    {Format::Q4_0, 32, 18, ActKind::q8},
+    {Format::Q4_1, 32, 20, ActKind::q8},
+    {Format::Q5_0, 32, 22, ActKind::q8},
+    {Format::Q5_1, 32, 24, ActKind::q8},
+    {Format::Q8_0, 32, 34, ActKind::q8},
+    {Format::Q2_K, 256, 84, ActKind::q8},
+    {Format::Q3_K, 256, 110, ActKind::q8},
+    {Format::Q4_K, 256, 144, ActKind::q8},
+    {Format::Q5_K, 256, 176, ActKind::q8},
+    {Format::Q6_K, 256, 210, ActKind::q8},
+    {Format::IQ4_NL, 32, 18, ActKind::q8},
+    {Format::IQ4_XS, 256, 136, ActKind::q8},
+    {Format::MXFP4, 32, 17, ActKind::q8},
+    {Format::F64, 1, 8, ActKind::f32},
+    {Format::IQ1_S, 256, 50, ActKind::q8},
+    {Format::IQ1_M, 256, 56, ActKind::q8},
+    {Format::IQ2_XXS, 256, 66, ActKind::q8},
+    {Format::IQ2_XS, 256, 74, ActKind::q8},
+    {Format::IQ2_S, 256, 82, ActKind::q8},
+    {Format::IQ3_XXS, 256, 98, ActKind::q8},
+    {Format::IQ3_S, 256, 110, ActKind::q8},
+    {Format::TQ1_0, 256, 54, ActKind::q8},
+    {Format::TQ2_0, 256, 66, ActKind::q8},
+    {Format::NVFP4, 64, 36, ActKind::q8},
+    {Format::Q1_0, 128, 18, ActKind::q8},
+    {Format::Q2_0, 64, 18, ActKind::q8},
+    {Format::F8_E4M3_B128, 128, 132, ActKind::f32},
 };
 
 consteval bool layouts_fit_the_file() {
@@ -226,23 +226,10 @@ void decode_tq1_0(const uint8_t* b, float* out) {
   }
 }
 
-void decode_f8_b128(const uint8_t* b, float* out) {
-  static const auto values = [] {
-    std::array<float, 256> v{};
-    for (int i = 0; i < 256; ++i) v[static_cast<size_t>(i)] = e4m3_to_float(static_cast<uint8_t>(i));
-    return v;
-  }();
-  const float d = load_le<float>(b);
-  for (int i = 0; i < 128; ++i) out[i] = d * values[b[4 + i]];
-}
-
-void decode_f64(const uint8_t* b, float* out) { *out = static_cast<float>(load_le<double>(b)); }
-
 using BlockDecoder = void (*)(const uint8_t* block, float* out);
 
 BlockDecoder block_decoder(Format f) {
   switch (f) {
-    case Format::F64: return decode_f64;
     case Format::IQ1_S: return decode_iq1_s;
     case Format::IQ1_M: return decode_iq1_m;
     case Format::IQ2_XXS: return decode_iq2_xxs;
@@ -251,7 +238,6 @@ BlockDecoder block_decoder(Format f) {
     case Format::IQ3_XXS: return decode_iq3_xxs;
     case Format::IQ3_S: return decode_iq3_s;
     case Format::TQ1_0: return decode_tq1_0;
-    case Format::F8_E4M3_B128: return decode_f8_b128;
     default: return nullptr;
   }
 }
@@ -314,24 +300,6 @@ void decode_row(Format f, const uint8_t* row, int64_t k, float* out) {
   const BlockDecoder decode = block_decoder(f);
   for (int64_t i = 0; i < k; i += info.elements, row += info.bytes, out += info.elements) {
     decode(row, out);
-  }
-}
-
-void decode_panel(Format f, const uint8_t* rows, int64_t n, int64_t k, int64_t panel, float* out) {
-  const FormatInfo& info = *format_info(f);
-  const BlockDecoder decode = block_decoder(f);
-  const int64_t row_bytes = k / info.elements * info.bytes;
-  float block[256];
-  for (int64_t lane = 0; lane < kPanel; ++lane) {
-    const int64_t row = panel * kPanel + lane;
-    for (int64_t i = 0; i < k; i += info.elements) {
-      if (row < n) {
-        decode(rows + row * row_bytes + i / info.elements * info.bytes, block);
-      } else {
-        std::memset(block, 0, sizeof block);
-      }
-      for (int64_t e = 0; e < info.elements; ++e) out[(i + e) * kPanel + lane] = block[e];
-    }
   }
 }
 

@@ -30,7 +30,6 @@ struct FormatInfo {
   int32_t elements;   // per block of the file format
   int32_t bytes;      // per block of the file format
   ActKind act;        // what matmul reads
-  bool panelled;      // packed into panels of kPanel rows; otherwise the file's rows are kept
 };
 
 // nullptr when the format has no kernel.
@@ -48,12 +47,23 @@ struct KernelTable;
 void pack(const KernelTable& kernels, Format f, const uint8_t* src, int64_t n, int64_t k,
           uint8_t* dst, int64_t panel0, int64_t panel1);
 
-// The same of one whole panel: 16 rows of `row_bytes` that lie one after the other.
+// The same of one whole panel: 16 rows of `row_bytes` that lie one after the other. Of 8-bit floats
+// their codes alone, 128 of each `block_bytes`.
 using PackPanelFn = void (*)(const uint8_t* rows, int64_t row_bytes, int64_t block_bytes,
                              uint8_t* panel);
 
-// Panels of an [n, k] weight: units of work that write disjoint output columns. Formats that are
-// not panelled count groups of kPanel rows just the same.
+// Rows of 8-bit floats whose scales may lie elsewhere; distances are in bytes.
+struct F8Rows {
+  const uint8_t* codes;
+  int64_t row, block;             // from row to row, and from 128 codes to the next ones
+  const uint8_t* scales[kPanel];  // float32: that of each row's first block
+  int64_t scale;                  // from the scale of a block to that of the next
+  int lanes;                      // rows that there are; the others are zero
+};
+// Packs a panel of them; `fast` is KernelTable::pack_panel's function.
+void pack_f8(const F8Rows& rows, int64_t k, PackPanelFn fast, uint8_t* panel);
+
+// Panels of an [n, k] weight: units of work that write disjoint output columns.
 inline int64_t panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
 // A row of quantised activations begins with k / kActBlock of these: one cache line holds all that a kernel

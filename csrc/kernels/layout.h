@@ -135,6 +135,10 @@ constexpr BookLayout book_layout(Format f) {
   }
 }
 
+// 8-bit floats: of every 128 elements 16 scales (float32), then 16 codes an element.
+inline constexpr int64_t kF8Block = 128, kF8Scales = 64;
+constexpr int64_t f8_panel_bytes(int64_t k) { return k / kF8Block * (kF8Scales + kPanel * kF8Block); }
+
 // The values of a codebook, a number of them that is a power of two, plus what codes are stored plus.
 // IQ1's are eighths, and an eighth below: indices come with a bit that moves them two up.
 struct BookValues { uint8_t v[16]; };

@@ -1,4 +1,4 @@
-// Products with float weights, and with rows of 8- and 64-bit floats that are decoded first.
+// Products with float weights: of 32, 16 and 8 bits.
 //
 // Every output is two running sums along K, one for each of the steps in turn, which are added at
 // the end: how many rows, panels or threads share the work cannot change a bit of it.
@@ -10,24 +10,42 @@ namespace strata::STRATA_ISA {
 // Float weights: a step is what one vector load brings, one element along K (two of BF16). Steps
 // go to two running sums in turn, which hides the latency of the fma in a single row.
 inline constexpr int kSums = 2;
-struct WeightsF32 {
-  static constexpr int kStep = 1;
-  static constexpr int kBytes = 64;   // of a step, 16 rows
+// Steps that are loaded together.
+inline constexpr int kStepsTogether = 4;
+template <int kStepOf, int kBytesOf> struct Steps {
+  static constexpr int kStep = kStepOf;
+  static constexpr int kBytes = kBytesOf;   // of a step, 16 rows
+  // Bytes before a step.
+  static constexpr int64_t at(int64_t step) { return step * kBytes; }
 };
-struct WeightsF16 {
-  static constexpr int kStep = 1;
-  static constexpr int kBytes = 32;
-};
-struct WeightsBf16 {
-  static constexpr int kStep = 2;
-  static constexpr int kBytes = 64;
+struct WeightsF32 : Steps<1, 64> {};
+struct WeightsF16 : Steps<1, 32> {};
+struct WeightsBf16 : Steps<2, 64> {};
+struct WeightsF8 : Steps<1, 16> {
+  // Of a block, after its scales.
+  static constexpr int64_t at(int64_t step) {
+    return step / kF8Block * f8_panel_bytes(kF8Block) + step % kF8Block * kBytes;
+  }
 };
 
-STRATA_INLINE F32v load_weight(WeightsF32, const uint8_t* p, int part) {
-  return vload(reinterpret_cast<const float*>(p) + part * kWidth);
+// The weights of step `first` + i of a panel, the two of which are no multiple of kStepsTogether apart.
+STRATA_INLINE F32v load_weight(WeightsF32, const uint8_t* panel, int64_t first, int i, int part) {
+  return vload(reinterpret_cast<const float*>(panel + WeightsF32::at(first + i)) + part * kWidth);
 }
-STRATA_INLINE F32v load_weight(WeightsF16, const uint8_t* p, int part) {
-  return vload_f16(reinterpret_cast<const uint16_t*>(p) + part * kWidth);
+STRATA_INLINE F32v load_weight(WeightsF16, const uint8_t* panel, int64_t first, int i, int part) {
+  return vload_f16(reinterpret_cast<const uint16_t*>(panel + WeightsF16::at(first + i)) +
+                   part * kWidth);
+}
+STRATA_INLINE F32v load_weight(WeightsF8, const uint8_t* panel, int64_t first, int i, int part) {
+  const uint8_t* block = panel + first / kF8Block * f8_panel_bytes(kF8Block);
+  const uint8_t* codes = block + kF8Scales + (first % kF8Block + i) * WeightsF8::kBytes;
+  // Sign, exponent and mantissa to where a float has them: 2^120 too small, subnormal ones too.
+  const I32v bits = vand_i32(vshl_i32<20>(vload_s8_i32(codes + part * kWidth)),
+                             vset_i32(static_cast<int32_t>(0x87f00000u)));
+  const F32v number = vmul(vcast_f32(bits), vset(0x1p120f));
+  const F32v all_ones = vset(480.0f), nan = vcast_f32(vset_i32(0x7fc00000));
+  const F32v value = vselect_lt(vabs(number), all_ones, number, nan);
+  return vmul(vload(reinterpret_cast<const float*>(block) + part * kWidth), value);
 }
 
 // Rows that pass over float weights together.
@@ -63,8 +81,9 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
 #pragma GCC unroll 16
     for (int i = 0; i < kAll; ++i) acc[r][i] = vzero();
   }
-  // `count` elements at step k into sum `turn`; fewer than kStep only where K is odd.
-  const auto step = [&](int64_t k, auto turn, auto count) {
+  // `count` elements at step first + i into sum `turn`; fewer than kStep only where K is odd.
+  const auto step = [&](int64_t first, int i, auto turn, auto count) {
+    const int64_t k = first + i;
     const auto each = [&](auto add) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
@@ -78,13 +97,13 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
     if constexpr (W::kStep == 1) {
       F32v v[kUnits];
 #pragma GCC unroll 16
-      for (int u = 0; u < kUnits; ++u) v[u] = load_weight(W{}, w[u] + k * W::kBytes, part[u]);
+      for (int u = 0; u < kUnits; ++u) v[u] = load_weight(W{}, w[u], first, i, part[u]);
       each([&](const uint8_t* row, int u, F32v sum) {
         return vfma(v[u], vset(reinterpret_cast<const float*>(row)[k]), sum);
       });
     } else if constexpr (kBf16Dot) {
       each([&](const uint8_t* row, int u, F32v sum) {
-        const uint16_t* two = reinterpret_cast<const uint16_t*>(w[u] + k * W::kBytes);
+        const uint16_t* two = reinterpret_cast<const uint16_t*>(w[u] + W::at(k));
         return vdot_bf16(sum, two + 2 * part[u] * kWidth,
                          reinterpret_cast<const uint16_t*>(row) + 2 * k);
       });
@@ -93,7 +112,7 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
 #pragma GCC unroll 16
       for (int u = 0; u < kUnits; ++u) {
         const I32v two =
-            vload_i32(reinterpret_cast<const int32_t*>(w[u] + k * W::kBytes) + part[u] * kWidth);
+            vload_i32(reinterpret_cast<const int32_t*>(w[u] + W::at(k)) + part[u] * kWidth);
         even[u] = vcast_f32(vshl_i32<16>(two));
         odd[u] = vcast_f32(vand_i32(two, vset_i32(static_cast<int32_t>(0xffff0000u))));
       }
@@ -108,22 +127,21 @@ STRATA_APART void tile_float(const MatmulArgs& a, const FloatRows& f, const Rang
   // Rows of floats end at K; rows of bf16 are padded with zeros.
   const bool odd_end = W::kStep == 2 && !kBf16Dot && a.k % 2 != 0;
   const int64_t end = range.end - (odd_end ? 1 : 0);
-  constexpr int kUnroll = 4;
   int64_t k = 0;
-  for (; k + kUnroll <= end; k += kUnroll) {
+  for (; k + kStepsTogether <= end; k += kStepsTogether) {
     // Units that share a panel share its lines.
 #pragma GCC unroll 16
     for (int u = 0; u < kUnits; u += kPanelParts) {
-      prefetch_ahead<kUnroll * W::kBytes>(w[u] + k * W::kBytes, range);
+      prefetch_ahead<kStepsTogether * W::kBytes>(w[u] + W::at(k), range);
     }
-    unrolled<0, kUnroll>([&](auto i) {
-      step(k + i.value, Index<i.value % kSums>{}, Index<W::kStep>{});
+    unrolled<0, kStepsTogether>([&](auto i) {
+      step(k, i.value, Index<i.value % kSums>{}, Index<W::kStep>{});
     });
   }
-  unrolled<0, kUnroll - 1>([&](auto i) {
-    if (k < end) step(k++, Index<i.value % kSums>{}, Index<W::kStep>{});
+  unrolled<0, kStepsTogether - 1>([&](auto i) {
+    if (k < end) step(k++, 0, Index<i.value % kSums>{}, Index<W::kStep>{});
   });
-  if (odd_end) step(k, Index<0>{}, Index<1>{});
+  if (odd_end) step(k, 0, Index<0>{}, Index<1>{});
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
@@ -157,12 +175,12 @@ static void few_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int6
   for (; unit < units; ++unit) all_rows(Index<1>{}, unit);
 }
 
-// A range of a unit of float weights as many rows read it: steps of `stride` bytes. F16 becomes
-// floats first, and so does BF16 where it is not multiplied in pairs.
+// A range of a unit of float weights as many rows read it: steps of `stride` bytes. F16 and F8
+// become floats first, and so does BF16 where it is not multiplied in pairs.
 template <class W> struct ManyRows {
   static constexpr bool kDirect = W::kBytes == 64 && (W::kStep == 1 || kBf16Dot);
   static constexpr int kStride = kDirect ? 64 : W::kStep * kWidth * static_cast<int>(sizeof(float));
-  static constexpr int64_t kSteps = 256;   // of a range; a multiple of kSums
+  static constexpr int64_t kSteps = 256;   // of a range; a multiple of kSums and kF8Block
   static constexpr int64_t kUnpackedFloats = kDirect ? 0 : kSteps * kStride / 4;   // of a unit
 };
 
@@ -171,11 +189,11 @@ STRATA_APART void unpack_unit(const FloatRows& f, const Range& range, int64_t un
   const uint8_t* w = f.weight + unit / kPanelParts * f.panel_bytes;
   const int part = static_cast<int>(unit % kPanelParts);
   for (int64_t k = range.begin; k < range.end; ++k, to += W::kStep * kWidth) {
-    const uint8_t* at = w + k * W::kBytes;
     if constexpr (W::kStep == 1) {
-      vstore(to, load_weight(W{}, at, part));
+      vstore(to, load_weight(W{}, w, k, 0, part));
     } else {
-      const I32v two = vload_i32(reinterpret_cast<const int32_t*>(at) + part * kWidth);
+      const I32v two =
+          vload_i32(reinterpret_cast<const int32_t*>(w + W::at(k)) + part * kWidth);
       vstore(to, vcast_f32(vshl_i32<16>(two)));
       vstore(to + kWidth, vcast_f32(vand_i32(two, vset_i32(static_cast<int32_t>(0xffff0000u)))));
     }
@@ -290,7 +308,7 @@ static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int
         const uint8_t* w[kTurnUnits] = {};
         for (int u = 0; u < now; ++u) {
           if constexpr (M::kDirect) {
-            w[u] = f.weight + (unit + u) / kPanelParts * f.panel_bytes + begin * W::kBytes +
+            w[u] = f.weight + (unit + u) / kPanelParts * f.panel_bytes + W::at(begin) +
                    (unit + u) % kPanelParts * kWidth * 4;
           } else {
             unpack_unit<W>(f, range, unit + u, unpacked + u * M::kUnpackedFloats);
@@ -302,8 +320,8 @@ static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int
         const int64_t next_unit = more || end == steps ? unit + now : unit0;
         const int64_t next_step = more ? begin : end == steps ? 0 : end;
         const uint8_t* next =
-            f.weight + next_unit / kPanelParts * f.panel_bytes + next_step * W::kBytes;
-        const int64_t next_bytes = M::kSteps * W::kBytes;
+            f.weight + next_unit / kPanelParts * f.panel_bytes + W::at(next_step);
+        const int64_t next_bytes = W::at(M::kSteps);
         const int64_t slice = (next_bytes * kTurnRows / rows + 127) / 64 * 64;
         // One turn after the other: the lines of half a range fit the first-level cache.
         for (int turn = 0; turn < kSums; ++turn) {
@@ -340,7 +358,7 @@ template <class W>
 static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
                          int64_t panel1, float* scratch) {
   constexpr bool kNarrow = W::kStep == 2 && kBf16Dot;
-  const int64_t panel_bytes = (a.k + W::kStep - 1) / W::kStep * W::kBytes;
+  const int64_t panel_bytes = W::at((a.k + W::kStep - 1) / W::kStep);
   const int64_t end_panel = panel1 > a.fetch_end ? panel1 : a.fetch_end;
   const int64_t units = (panel1 - panel0) * kPanelParts, floats = matmul_scratch_floats(a.k);
   const auto from = [&](int64_t row) -> FloatRows {
@@ -359,32 +377,6 @@ static void matmul_float(const MatmulArgs& a, int64_t row0, int64_t row1, int64_
   for (; row < row1; row += kFloatRows) {
     const int64_t rows = row1 - row < kFloatRows ? row1 - row : kFloatRows;
     few_rows<W>(a, from(row), row, rows, units, panel0 * kPanel);
-  }
-}
-
-// The rows of the file, 16 at a time decoded to a panel of floats.
-template <Format kFormat>
-static void matmul_decoded(const MatmulArgs& a, int64_t row0, int64_t row1, int64_t panel0,
-                           int64_t panel1, float* scratch) {
-  float* rest = scratch + kPanel * a.k;
-  const int64_t floats = matmul_scratch_floats(a.k) - kPanel * a.k;
-  for (int64_t panel = panel0; panel < panel1; ++panel) {
-    decode_panel(kFormat, a.weight, a.n, a.k, panel, scratch);
-    int64_t row = row0;
-    const auto from = [&](int64_t r) -> FloatRows {
-      return {reinterpret_cast<const uint8_t*>(scratch), 64 * a.k, a.acts + r * a.act_stride,
-              a.act_stride, reinterpret_cast<const uint8_t*>(rest)};
-    };
-    const int64_t most = most_rows<WeightsF32>(floats);
-    while (most && row1 - row > kFloatRows) {
-      const int64_t rows = row1 - row < most ? row1 - row : most;
-      many_rows<WeightsF32>(a, from(row), row, rows, kPanelParts, panel * kPanel, rest, floats);
-      row += rows;
-    }
-    for (; row < row1; row += kFloatRows) {
-      const int64_t rows = row1 - row < kFloatRows ? row1 - row : kFloatRows;
-      few_rows<WeightsF32>(a, from(row), row, rows, kPanelParts, panel * kPanel);
-    }
   }
 }
 

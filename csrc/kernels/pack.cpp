@@ -1,9 +1,10 @@
 // Weights from the file's rows into panels, and single rows back out (layout.h has the layout).
 // A block is taken apart into codes and scales, and those are put where the kernels want them; one
-// whose codes are looked up is a permutation of bytes.
+// whose codes are looked up is a permutation of bytes. Plain numbers are in pack_numbers.cpp.
 #include "kernels/decode.h"
 #include "kernels/layout.h"
 #include "kernels/numbers.h"
+#include "kernels/pack_numbers.h"
 
 namespace strata {
 namespace {
@@ -385,81 +386,26 @@ void pack_codes(Format f, const PanelLayout& l, const uint8_t* src, int64_t n, i
   }
 }
 
-// Plain numbers in pieces of T along K: the lanes of each piece together. Rows are `bytes` long; a
-// piece that ends beyond its row, and rows from `lanes` on, are filled with zeros.
-template <class T>
-void pack_pieces(const uint8_t* rows, int64_t bytes, int lanes, uint8_t* panel) {
-  constexpr int64_t kSize = sizeof(T);
-  constexpr int64_t kRun = 128;   // bytes of one row at a time, so that lines are used whole
-  T* out = reinterpret_cast<T*>(panel);
-  for (int64_t at = 0; at < bytes; at += kRun) {
-    const int64_t end = at + kRun < bytes ? at + kRun : bytes;
-    for (int lane = 0; lane < kPanel; ++lane) {
-      const uint8_t* row = rows + lane * bytes;
-      for (int64_t i = at; i < end; i += kSize) {
-        T v{};
-        if (lane < lanes) {
-          if (i + kSize <= bytes) std::memcpy(&v, row + i, sizeof v);
-          else std::memcpy(&v, row + i, static_cast<size_t>(bytes - i));
-        }
-        out[i / kSize * kPanel + lane] = v;
-      }
-    }
-  }
-}
-
-// The same for 2-byte numbers of 16 whole rows of even length: two by two, for speed.
-void pack_halves(const uint8_t* rows, int64_t bytes, uint8_t* panel) {
-  constexpr int64_t kRun = 128;
-  for (int64_t at = 0; at < bytes; at += kRun) {
-    const int64_t end = at + kRun < bytes ? at + kRun : bytes;
-    for (int lane = 0; lane < kPanel; lane += 2) {
-      const uint8_t* row = rows + lane * bytes;
-      for (int64_t i = at; i < end; i += 4) {
-        const uint32_t a = load_le<uint32_t>(row + i);
-        const uint32_t b = load_le<uint32_t>(row + bytes + i);
-        const uint32_t first = (a & 0xffffu) | b << 16;
-        const uint32_t second = a >> 16 | (b & 0xffff0000u);
-        uint8_t* out = panel + i * kPanel + 2 * lane;
-        std::memcpy(out, &first, 4);
-        std::memcpy(out + 2 * kPanel, &second, 4);
-      }
-    }
-  }
-}
-
 int64_t row_bytes(Format f, int64_t k) {
   const FormatInfo& info = *format_info(f);
   return k / info.elements * info.bytes;
 }
 
-// Elements along K that lie together in a lane of plain numbers.
-int64_t step_of(Format f) { return f == Format::BF16 ? 2 : 1; }
-
 int64_t panel_bytes(Format f, int64_t k) {
   const PanelLayout l = panel_layout(f);
   if (l.elements != 0) return k / l.elements * l.block();
   if (const BookLayout book = book_layout(f); book.parts != 0) return k / book.elements * book.block();
-  const int64_t step = step_of(f);
-  return kPanel * row_bytes(f, (k + step - 1) / step * step);
+  return numbers_panel_bytes(f, k);
 }
 
 }  // namespace
 
 size_t packed_bytes(Format f, int64_t n, int64_t k) {
-  if (!format_info(f)->panelled) return static_cast<size_t>(n * row_bytes(f, k));
   return static_cast<size_t>(panels(n) * panel_bytes(f, k));
 }
 
 void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst, int64_t panel0,
           int64_t panel1) {
-  if (!format_info(f)->panelled) {
-    const int64_t bytes = row_bytes(f, k);
-    const int64_t row0 = panel0 * kPanel;
-    const int64_t row1 = panel1 * kPanel < n ? panel1 * kPanel : n;
-    std::memcpy(dst + row0 * bytes, src + row0 * bytes, static_cast<size_t>((row1 - row0) * bytes));
-    return;
-  }
   const PanelLayout l = panel_layout(f);
   const int64_t bytes = panel_bytes(f, k);
   for (int64_t panel = panel0; panel < panel1; ++panel) {
@@ -473,22 +419,22 @@ void pack(Format f, const uint8_t* src, int64_t n, int64_t k, uint8_t* dst, int6
       pack_book(f, src, n, k, out, row0);
       continue;
     }
-    const int64_t row = row_bytes(f, k);
     const int lanes = static_cast<int>(n - row0 < kPanel ? n - row0 : kPanel);
-    if (f != Format::F16) pack_pieces<uint32_t>(src + row0 * row, row, lanes, out);
-    else if (lanes == kPanel && k % 2 == 0) pack_halves(src + row0 * row, row, out);
-    else pack_pieces<uint16_t>(src + row0 * row, row, lanes, out);
+    pack_numbers(f, src + row0 * row_bytes(f, k), lanes, k, nullptr, out);
   }
 }
 
 void pack(const KernelTable& kernels, Format f, const uint8_t* src, int64_t n, int64_t k,
           uint8_t* dst, int64_t panel0, int64_t panel1) {
   const int64_t row = row_bytes(f, k);
-  const PackPanelFn fast = format_info(f)->panelled ? kernels.pack_panel(f, row) : nullptr;
+  const PackPanelFn fast = kernels.pack_panel(f, row);
   if (fast != nullptr) {
     const int64_t bytes = panel_bytes(f, k);
     for (; panel0 < panel1 && (panel0 + 1) * kPanel <= n; ++panel0) {
-      fast(src + panel0 * kPanel * row, row, format_info(f)->bytes, dst + panel0 * bytes);
+      const uint8_t* rows = src + panel0 * kPanel * row;
+      uint8_t* panel = dst + panel0 * bytes;
+      if (f == Format::F8_E4M3_B128) pack_numbers(f, rows, kPanel, k, fast, panel);
+      else fast(rows, row, format_info(f)->bytes, panel);
     }
   }
   if (panel0 < panel1) pack(f, src, n, k, dst, panel0, panel1);
@@ -496,10 +442,6 @@ void pack(const KernelTable& kernels, Format f, const uint8_t* src, int64_t n, i
 
 void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t row, float* out) {
   (void)n;
-  if (!format_info(f)->panelled) {
-    decode_row(f, packed + row * row_bytes(f, k), k, out);
-    return;
-  }
   const uint8_t* panel = packed + row / kPanel * panel_bytes(f, k);
   const int lane = static_cast<int>(row % kPanel);
   const PanelLayout l = panel_layout(f);
@@ -521,13 +463,7 @@ void unpack_row(Format f, const uint8_t* packed, int64_t n, int64_t k, int64_t r
     }
     return;
   }
-  const int64_t step = step_of(f);
-  for (int64_t i = 0; i < k; ++i) {
-    const int64_t at = i / step * step * kPanel + lane * step + i % step;
-    if (f == Format::F32) out[i] = load_le<float>(panel + 4 * at);
-    else if (f == Format::F16) out[i] = load_half(panel + 2 * at);
-    else out[i] = std::bit_cast<float>(static_cast<uint32_t>(load_le<uint16_t>(panel + 2 * at)) << 16);
-  }
+  unpack_numbers(f, panel, k, lane, out);
 }
 
 }  // namespace strata

@@ -475,11 +475,36 @@ static void pack_halves(const uint8_t* rows, int64_t row_bytes, int64_t, uint8_t
   }
 }
 
+// The codes of 8-bit floats, each element's 16 together.
+static void pack_f8_codes(const uint8_t* rows, int64_t row_bytes, int64_t block_bytes,
+                          uint8_t* panel) {
+  I32v w[4];
+  for (int64_t block = 0; block < row_bytes; block += block_bytes, panel += f8_panel_bytes(kF8Block)) {
+    for (int lane = 0; lane < kPanel; lane += kWidth) {
+      const uint8_t* p = rows + lane * row_bytes + block;
+      for (int64_t at = 0; at < kF8Block; at += 16) {
+        for (int i = 0; at % 64 == 0 && i < kWidth; ++i) prefetch(p + i * row_bytes + kPackAhead + at);
+        vload_words4(p + at, row_bytes, w);
+        for (int i = 0; i < 4; ++i) {
+          // Byte 0 of every lane, then byte 1, 2 and 3.
+          alignas(64) uint8_t all[4 * kWidth];
+          vstore_u8(all, vsplit_bytes(w[i]));
+          for (int b = 0; b < 4; ++b) {
+            __builtin_memcpy(panel + kF8Scales + (at + 4 * i + b) * kPanel + lane, all + b * kWidth,
+                             kWidth);
+          }
+        }
+      }
+    }
+  }
+}
+
 static PackPanelFn pack_panel_of(Format f, int64_t row_bytes) {
   switch (f) {
     case Format::F32:
     case Format::BF16: return row_bytes % 16 == 0 ? pack_words : nullptr;
     case Format::F16: return row_bytes % 16 == 0 ? pack_halves : nullptr;
+    case Format::F8_E4M3_B128: return pack_f8_codes;
 #define STRATA_CODES(name) case Format::name: return pack_codes<Format::name, PanelAt>;
     STRATA_CODES(Q4_0) STRATA_CODES(Q4_1) STRATA_CODES(Q5_0) STRATA_CODES(Q5_1) STRATA_CODES(Q8_0)
     STRATA_CODES(Q2_K) STRATA_CODES(Q3_K) STRATA_CODES(Q4_K) STRATA_CODES(Q5_K) STRATA_CODES(Q6_K)

@@ -7,9 +7,11 @@ namespace strata::STRATA_ISA {
 
 static MatmulFn matmul_of(Format f) {
   switch (f) {
+    case Format::F64:   // narrowed as it is packed
     case Format::F32: return matmul_float<WeightsF32>;
     case Format::F16: return matmul_float<WeightsF16>;
     case Format::BF16: return matmul_float<WeightsBf16>;
+    case Format::F8_E4M3_B128: return matmul_float<WeightsF8>;
 #define STRATA_CODES(name) case Format::name: return matmul_codes<Format::name>;
     STRATA_CODES(Q4_0) STRATA_CODES(Q4_1) STRATA_CODES(Q5_0) STRATA_CODES(Q5_1) STRATA_CODES(Q8_0)
     STRATA_CODES(Q2_K) STRATA_CODES(Q3_K) STRATA_CODES(Q4_K) STRATA_CODES(Q5_K) STRATA_CODES(Q6_K)
@@ -18,8 +20,6 @@ static MatmulFn matmul_of(Format f) {
     STRATA_CODES(IQ1_S) STRATA_CODES(IQ1_M) STRATA_CODES(IQ2_XXS) STRATA_CODES(IQ2_XS)
     STRATA_CODES(IQ2_S) STRATA_CODES(IQ3_XXS) STRATA_CODES(IQ3_S) STRATA_CODES(TQ1_0)
 #undef STRATA_CODES
-    case Format::F64: return matmul_decoded<Format::F64>;
-    case Format::F8_E4M3_B128: return matmul_decoded<Format::F8_E4M3_B128>;
   }
   return nullptr;
 }

@@ -43,8 +43,7 @@ void CachedTile::read(size_t read, uint8_t* scratch) {
   const TileRange& r = tile_[read];
   PanelView& view = views_[read];
   view.base = r.place->read_rows(r.panel0, r.panel1, slots_[read], scratch, counters_);
-  if (r.place->packs()) view.place = r.place.get();
-  else view.base -= r.panel0 * r.place->panel_bytes();
+  view.place = r.place.get();
 }
 
 RingBuffer::RingBuffer(int64_t bytes, ReadCounters& counters)

@@ -8,9 +8,6 @@ namespace {
 constexpr int64_t kPage = WeightFile::kBufferAlign;
 // Transposed weights are read in whole stored rows, this many bytes at a time.
 constexpr int64_t kColumnsRead = 128 << 10;
-constexpr int64_t kScaledBlock = 128;
-constexpr int64_t kScaledBytes = kScaledBlock + sizeof(float);
-
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -45,8 +42,6 @@ int64_t WeightPlace::panels_at_once(int64_t request_bytes) const {
   if (storage == Storage::columns) room -= kColumnsRead;
   // What is read of each matrix, and beside it all of them.
   if (storage == Storage::rows && run > 0) room /= 2;
-  // Bytes of the file and, beside them, the same with their scales put in.
-  if (storage == Storage::scaled) room /= 2;
   return std::clamp<int64_t>(room / (kPanel * row_bytes()), 1, panels(n));
 }
 
@@ -60,7 +55,7 @@ int64_t WeightPlace::staging(int64_t panels_at_once) const {
   switch (storage) {
     case Storage::rows:
       return run > 0 ? WeightFile::span(run_bytes(rows)) + bytes : WeightFile::span(bytes);
-    case Storage::scaled: return WeightFile::span(rows * k) + bytes;
+    case Storage::scaled: return WeightFile::span(rows * k);
     case Storage::columns: return lines_bytes() + bytes;
   }
   return 0;
@@ -95,20 +90,7 @@ void WeightPlace::gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* ou
   });
 }
 
-void WeightPlace::put_scales(const uint8_t* codes, int64_t row0, int64_t rows,
-                             uint8_t* out) const {
-  const int64_t blocks = k / kScaledBlock;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* scales = factors.data() + (row0 + r) / factor_rows * factor_stride;
-    for (int64_t b = 0; b < blocks; ++b) {
-      uint8_t* block = out + (r * blocks + b) * kScaledBytes;
-      std::memcpy(block, scales + (factor_stride > 1 ? b : 0), sizeof(float));
-      std::memcpy(block + sizeof(float), codes + r * k + b * kScaledBlock, kScaledBlock);
-    }
-  }
-}
-
-// The bytes of some rows in the form that `pack` takes.
+// The bytes of some rows in the form that `pack_panels` takes.
 const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                                     ReadCounters& counters) const {
   if (storage == Storage::rows && run > 0) {
@@ -116,13 +98,9 @@ const uint8_t* WeightPlace::rows_of(int64_t row0, int64_t rows, uint8_t* staging
     collect(row0, rows, staging, out, counters);
     return out;
   }
-  if (storage == Storage::rows) {
-    return file->read(offset + row0 * row_bytes(), rows * row_bytes(), staging, counters);
-  }
-  if (storage == Storage::scaled) {
-    uint8_t* out = staging + WeightFile::span(rows * k);
-    put_scales(file->read(offset + row0 * k, rows * k, staging, counters), row0, rows, out);
-    return out;
+  if (storage != Storage::columns) {
+    const int64_t row = stored_row_bytes();
+    return file->read(offset + row0 * row, rows * row, staging, counters);
   }
   uint8_t* out = staging + lines_bytes();
   gather(row0, rows, staging, out, counters);
@@ -133,9 +111,7 @@ void WeightPlace::read_panels(int64_t panel0, int64_t panel1, uint8_t* out, uint
                               ReadCounters& counters) const {
   const int64_t row0 = panel0 * kPanel;
   const int64_t rows = std::min(panel1 * kPanel, n) - row0;
-  const uint8_t* source = rows_of(row0, rows, staging, counters);
-  // Panels are independent of each other: these rows are a matrix of their own.
-  pack(usual_kernels(), format, source, rows, k, out, 0, panel1 - panel0);
+  pack_panels(rows_of(row0, rows, staging, counters), panel0, panel1, out);
 }
 
 int64_t WeightPlace::slot_bytes(int64_t panel0, int64_t panel1) const {
@@ -167,10 +143,20 @@ void WeightPlace::pack_panels(const uint8_t* rows, int64_t panel0, int64_t panel
                               uint8_t* out) const {
   const int64_t row0 = panel0 * kPanel;
   const int64_t count = std::min(panel1 * kPanel, n) - row0;
-  if (storage == Storage::scaled) {
-    put_scales(rows, row0, count, out);
-  } else {
+  if (storage != Storage::scaled) {
+    // Panels are independent of each other: these rows are a matrix of their own.
     pack(usual_kernels(), format, rows, count, k, out, 0, panel1 - panel0);
+    return;
+  }
+  const PackPanelFn fast = usual_kernels().pack_panel(format, k);
+  for (int64_t row = 0; row < count; row += kPanel, out += panel_bytes()) {
+    F8Rows panel{rows + row * k, k, 128, {}, factor_stride > 1 ? 4 : 0,
+                 static_cast<int>(std::min(kPanel, count - row))};
+    for (int lane = 0; lane < panel.lanes; ++lane) {
+      const float* scale = factors.data() + (row0 + row + lane) / factor_rows * factor_stride;
+      panel.scales[lane] = reinterpret_cast<const uint8_t*>(scale);
+    }
+    pack_f8(panel, k, fast, out);
   }
 }
 

@@ -55,15 +55,13 @@ struct WeightPlace {
   int64_t scratch_bytes() const;
   // Packs panels to `out`, where panel0 begins, from their rows as `read_rows` gave them.
   void pack_panels(const uint8_t* rows, int64_t panel0, int64_t panel1, uint8_t* out) const;
-  // Whether the rows are not yet what the kernels read.
-  bool packs() const { return format_info(format)->panelled || storage == Storage::scaled; }
   int64_t stored_row_bytes() const { return storage == Storage::scaled ? k : row_bytes(); }
 
  private:
   const uint8_t* rows_of(int64_t row0, int64_t rows, uint8_t* staging,
                          ReadCounters& counters) const;
   int64_t lines_bytes() const;   // of staging for stored lines
-  // Rows put together from lines of the file, and from codes and their scales.
+  // Rows put together from lines of the file.
   // The bytes of a matrix's rows, one after the other.
   int64_t run_bytes(int64_t rows) const { return std::min(rows, run) * row_bytes(); }
   // Calls f(where the matrix begins, its first row, rows, rows before) for the matrices that rows
@@ -82,7 +80,6 @@ struct WeightPlace {
                ReadCounters& counters) const;
   void gather(int64_t row0, int64_t rows, uint8_t* lines, uint8_t* out,
               ReadCounters& counters) const;
-  void put_scales(const uint8_t* codes, int64_t row0, int64_t rows, uint8_t* out) const;
 };
 using WeightPlacePtr = std::shared_ptr<const WeightPlace>;
 

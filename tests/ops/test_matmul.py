@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from strata import _native
-from strata.quant import by_name
+from strata.quant import by_name, dequantize
 from support.native_weights import (
     ALL,
     BOOKS,
     CODES,
-    DECODED,
     EPS,
     ISAS,
     Floats,
@@ -37,6 +36,8 @@ def widths(name: str) -> list[int]:
     block = by_name(name).elements
     if block == 1:
         return [1, 5, 32, 63, 576, 1100]
+    if block == 128:
+        return [128, 384, 2560]
     return [block, 3 * block, 576, 2560] if block <= 64 else [256, 768, 2560]
 
 
@@ -63,8 +64,6 @@ def expected(weight: Packed, isa: str, acts: Floats) -> tuple[np.ndarray, np.nda
 def test_product(name: str, isa: str) -> None:
     for k in widths(name):
         for rows, n in SHAPES:
-            if name in DECODED and rows > 9:
-                continue
             weight = packed(name, n, k)
             acts = activations(weight, isa, draw(rows, k, seed=rows))
             want, tolerance = expected(weight, isa, acts)
@@ -141,6 +140,53 @@ def test_nan_and_infinity_reach_the_output(name: str, isa: str) -> None:
     assert np.isfinite(got[0]).all()
     assert np.isnan(got[1]).all()
     assert not np.isfinite(got[2]).any()
+
+
+def eight_bits(codes: np.ndarray, scale: float) -> Packed:
+    """8-bit floats [n, k] with one scale for all blocks."""
+    kind = by_name("F8_E4M3_B128")
+    n, k = codes.shape
+    raw = np.empty((n * k // 128, kind.nbytes), np.uint8)
+    raw[:, :4] = np.array([scale], "<f4").view(np.uint8)
+    raw[:, 4:] = codes.reshape(-1, 128)
+    data = np.zeros(_native.packed_bytes(1000, n, k), np.uint8)
+    _native.pack(1000, raw.reshape(-1), n, k, data)
+    with np.errstate(over="ignore"):
+        return Packed(kind.name, n, k, data, dequantize(kind, raw.reshape(-1), (n, k)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scale", [1.0, -0.3, 2.0**120, 1e-40])
+@pytest.mark.parametrize("rows", [1, 128])
+def test_every_number_of_eight_bits(rows: int, scale: float, isa: str) -> None:
+    """Each code alone, also of few and of many rows: infinite where its scale makes it so."""
+    codes = np.arange(256, dtype=np.uint8)
+    codes[codes % 128 == 127] = 0
+    weight = eight_bits(np.tile(codes.reshape(2, 128), (9, 1))[:17], scale)
+    finite = np.isfinite(weight.values)
+    assert finite.all() == (scale < 2.0**119)
+    got = np.concatenate(
+        [
+            multiply(weight, isa, np.eye(128, dtype=np.float32)[first : first + rows])
+            for first in range(0, 128, rows)
+        ]
+    ).T
+    # A weight that is infinite makes all of its row infinite or no number.
+    whole = finite.all(axis=1)
+    assert np.array_equal(got[whole], weight.values[whole])
+    assert not np.isfinite(got[~whole]).any()
+    assert np.array_equal(unpack(1000, weight.data, 17, 128, 16), weight.values[16])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_no_number_of_eight_bits_reaches_its_output_alone(isa: str) -> None:
+    codes = np.full((20, 256), 0x7E, np.uint8)
+    codes[3, 200], codes[18, 7] = 0x7F, 0xFF
+    weight = eight_bits(codes, 0.5)
+    for rows in (1, 5, 40):
+        got = multiply(weight, isa, np.zeros((rows, 256), np.float32))
+        assert np.isnan(got[:, [3, 18]]).all()
+        assert (np.delete(got, [3, 18], axis=1) == 0.0).all()
 
 
 def test_wrong_calls_are_refused() -> None:

@@ -14,7 +14,6 @@ from support.native_weights import (
     ALL,
     BOOKS,
     CODES,
-    DECODED,
     ISAS,
     NUMBERS,
     Bytes,
@@ -34,7 +33,7 @@ K = 2560  # longer than the range of K that the kernels keep in the first-level 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", ALL)
 def test_rows_together_are_rows_alone(name: str, isa: str) -> None:
-    rows = 5 if name in DECODED else 33
+    rows = 33
     weight = packed(name, 40, K)
     acts = activations(weight, isa, draw(rows, K))
     together = multiply(weight, isa, acts)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from strata.quant import by_name, grid
-from support.native_weights import ALL, DECODED, GRIDS, draw, file_rows, number_of
+from support.native_weights import ALL, GRIDS, draw, file_rows, number_of
 
 ROOT = Path(__file__).parents[2]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
@@ -38,8 +38,6 @@ def inputs() -> bytes:
         widths = (1, 63, 1100) if kind.elements == 1 else (kind.elements, 768)
         for k in widths:
             for rows, n in SHAPES:
-                if name in DECODED and rows > 9:
-                    continue
                 weight = file_rows(name, n, k).tobytes()
                 x = draw(rows, k, seed=rows).tobytes()
                 products.append(numbers(number_of(kind), n, k, rows) + weight + x)

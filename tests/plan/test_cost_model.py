@@ -128,7 +128,7 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
     # have lines that are turned.
     entries = m.reads(sizes.tile_bytes) * READ_ENTRY
     assert fixed.staging == entries
-    turned = fixed_shares(replace(m, profile=replace(native(m), copies=True, turns=True)), sizes)
+    turned = fixed_shares(replace(m, profile=replace(native(m), turns=True)), sizes)
     assert turned.staging == entries + 5 * (136 << 10)
     # Each thread packs panels of what streams: two of K 14336 as Q6_K, the largest ones here.
     packed = fixed.activations - fixed_shares(m, replace(sizes, ring_bytes=0)).activations
@@ -149,7 +149,7 @@ def test_shares_add_up_and_the_room_is_used_to_the_byte() -> None:
 def test_a_request_holds_at_least_a_panel_and_copies_take_twice() -> None:
     m = native(model("llama-3.1-70b"))
     assert m.request_room(4096) == m.largest_panel + 3 * 4096
-    assert replace(m, copies=True).request_room(1 << 20) == 2 * (1 << 20) + 3 * 4096
+    assert replace(m, turns=True).request_room(1 << 20) == 2 * (1 << 20) + 3 * 4096
 
 
 def test_the_smallest_good_read_is_chosen_and_direct_ones_first() -> None:

@@ -21,11 +21,10 @@ LEGACY = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 SMALL = ["MXFP4", "NVFP4", "TQ2_0", "Q1_0", "Q2_0"]
 CODES = [*LEGACY, *K_QUANTS, "IQ4_NL", "IQ4_XS", *SMALL]
-NUMBERS = ["F32", "F16", "BF16"]
+NUMBERS = ["F32", "F16", "BF16", "F64", "F8_E4M3_B128"]
 GRIDS = ["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
 BOOKS = [*GRIDS, "IQ1_M", "TQ1_0"]
-DECODED = ["F64", "F8_E4M3_B128"]
-ALL = CODES + NUMBERS + BOOKS + DECODED
+ALL = CODES + NUMBERS + BOOKS
 EPS = 2.0**-24
 
 for _name in GRIDS:

@@ -154,11 +154,9 @@ class CpuSegmentProfile(SegmentProfile):
 
 @dataclass(frozen=True)
 class CpuModelProfile(ModelProfile):
-    """``copies`` says that some weights are not read as the kernels want them: 8-bit floats apart
-    from their scales, or transposed, which ``turns`` says."""
+    """``turns`` says that some weights lie transposed in their file."""
 
     segments: tuple[CpuSegmentProfile, ...]
-    copies: bool = False
     turns: bool = False
 
     @cached_property
@@ -258,8 +256,8 @@ class CpuModelProfile(ModelProfile):
     def request_room(self, request_bytes: int) -> int:
         """Bytes that one thread reads into while loading."""
         read = max(request_bytes, self.largest_panel)
-        # Weights that are put together or turned on the way need their bytes twice.
-        return (2 if self.copies else 1) * read + READ_SLACK
+        # Weights that are turned on the way need their bytes twice.
+        return (2 if self.turns else 1) * read + READ_SLACK
 
     def streaming_bytes(self, threads: int, tile_bytes: int) -> int:
         """Entries of the reads of a sweep, and lines that are turned."""
@@ -313,8 +311,7 @@ def profile(
     segments = tuple(_segment(segment, weights, planes) for segment in model.segments)
     everything = [w for segment in model.segments for w in segment.weights]
     turns = any(w.transform == "transpose" for w in everything)
-    copies = turns or any(weights.type(w).gguf_id is None for w in everything)
-    return CpuModelProfile(segments, model.state, KV_TYPES, activations, copies, turns)
+    return CpuModelProfile(segments, model.state, KV_TYPES, activations, turns)
 
 
 AttentionShape = tuple[int, int, int, int]
