@@ -23,7 +23,8 @@ from strata.quant import by_name
 from strata.quant.encode import quantize
 
 K_SHAPES = ((2048, 8192), (8192, 2048))  # (k, n): up and down projections
-DEFAULT = "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,F16,BF16,F32,F8_E4M3_B128"
+DEFAULT = "Q4_0,Q4_1,Q5_0,Q5_1,Q8_0,Q2_K,Q3_K,Q4_K,Q5_K,Q6_K,IQ4_NL,IQ4_XS,MXFP4,F16,BF16,F32"
+DEFAULT += ",F8_E4M3_B128"
 
 
 def aligned(nbytes: int) -> np.ndarray:

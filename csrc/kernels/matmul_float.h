@@ -202,21 +202,21 @@ STRATA_APART void unpack_unit(const FloatRows& f, const Range& range, int64_t un
 
 // The steps of one turn (which of the running sums they go to) of a range: with one sum a row and
 // unit, a load of a weight or an activation serves more products than in `tile_float`. Sums of turn 0 wait in
-// scratch for those of turn 1. `count`: elements of the range.
-template <class W, int kRows, int kUnits>
+// scratch for those of turn 1. The same function for all weights that are alike once unpacked: kStep
+// elements in kStride bytes.
+template <int kStep, int kStride, int kRows, int kUnits>
 STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range& range,
                             const uint8_t* const* weights, int turn, int64_t rows, int64_t row0,
                             int64_t r0, int64_t column, const Sums& sums) {
-  constexpr int kStride = ManyRows<W>::kStride;
   const uint8_t* w[kUnits];
   const uint8_t* x[kRows];
   F32v acc[kRows][kUnits];
-  constexpr int kElement = W::kStep == 2 && kBf16Dot ? 2 : 4;
+  constexpr int kElement = kStep == 2 && kBf16Dot ? 2 : 4;
 #pragma GCC unroll 16
   for (int u = 0; u < kUnits; ++u) w[u] = weights[u];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    x[r] = f.x + (r0 + r) * f.stride + range.begin * W::kStep * kElement;
+    x[r] = f.x + (r0 + r) * f.stride + range.begin * kStep * kElement;
 #pragma GCC unroll 16
     for (int u = 0; u < kUnits; ++u) {
       acc[r][u] = range.first
@@ -226,7 +226,7 @@ STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range
   }
   const int64_t steps = range.end - range.begin;
   // Rows of floats end at K, which may leave half a step; those of bf16 are padded with zeros.
-  const bool odd_end = W::kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
+  const bool odd_end = kStep == 2 && !kBf16Dot && range.last && a.k % 2 != 0;
   const int64_t whole = steps - (odd_end ? 1 : 0);
   const auto element = [&](int64_t k, int e) {
     F32v v[kUnits];
@@ -236,13 +236,13 @@ STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const F32v one = vset(reinterpret_cast<const float*>(x[r])[k * W::kStep + e]);
+      const F32v one = vset(reinterpret_cast<const float*>(x[r])[k * kStep + e]);
 #pragma GCC unroll 16
       for (int u = 0; u < kUnits; ++u) acc[r][u] = vfma(v[u], one, acc[r][u]);
     }
   };
   for (int64_t k = turn; k < whole; k += kSums) {
-    if constexpr (W::kStep == 2 && kBf16Dot) {
+    if constexpr (kStep == 2 && kBf16Dot) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
@@ -253,7 +253,7 @@ STRATA_APART void tile_turn(const MatmulArgs& a, const FloatRows& f, const Range
         }
       }
     } else {
-      unrolled<0, W::kStep>([&](auto e) { element(k, e.value); });
+      unrolled<0, kStep>([&](auto e) { element(k, e.value); });
     }
   }
   if (odd_end && whole % kSums == turn) element(whole, 0);
@@ -336,8 +336,8 @@ static void many_rows(const MatmulArgs& a, const FloatRows& f, int64_t row0, int
             const Sums sums = {waiting + (unit - unit0) * unit_floats + r * kWidth, unit_floats};
             unrolled<1, kTurnUnits + 1>([&](auto count) {
               if (now != count.value) return;
-              tile_turn<W, tile_rows.value, count.value>(a, f, range, w, turn, rows, row0 + r, r,
-                                                         column + unit * kWidth, sums);
+              tile_turn<W::kStep, M::kStride, tile_rows.value, count.value>(
+                  a, f, range, w, turn, rows, row0 + r, r, column + unit * kWidth, sums);
             });
           });
         }
