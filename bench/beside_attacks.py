@@ -1,6 +1,6 @@
 """What a quiet client's tokens take while others attack the server.
 
-`python bench/beside_attacks.py [MODEL] [--only TEXT] --json out.json`
+`python bench/beside_attacks.py [MODEL] [--only TEXT]... --json out.json`
 
 One client reads a stream of tokens; beside it, one after the other, each attack goes on: requests
 that are costly to read, to encode or to watch for stop strings, crowds of connections, and foreign
@@ -272,14 +272,20 @@ def attacked(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2")
-    parser.add_argument("--only", help="attacks whose name has this in it")
+    parser.add_argument(
+        "--only", action="append", help="attacks whose name has this in it; may be given again"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--attackers", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=330)
     parser.add_argument("--note", help="what else the machine did")
     parser.add_argument("--json", type=Path, help="write everything there")
     args = parser.parse_args(argv)
-    chosen = {name: attack for name, attack in ATTACKS.items() if (args.only or "") in name}
+    chosen = {
+        name: attack
+        for name, attack in ATTACKS.items()
+        if any(part in name for part in args.only or [""])
+    }
     results: dict[str, Any] = {}
     model = resolve(args.model)
     with tempfile.TemporaryDirectory() as directory:

@@ -5,7 +5,7 @@ one of its files says, mostly a value among values of the right form, sometimes 
 of the GGUF file with its vocabulary, config.json, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json, generation_config.json, chat_template.jinja, the index of shards. The model
 is then opened, built, asked for ids, text, a chat's prompt and some tokens, in a process of its own
-that may take 10 seconds and 300 MB.
+that may take 10 seconds of a processor and 300 MB. Some are quantised, or guess for another model.
 
 Every eighth attack changes what verbs read beside models: importance matrices of both forms, lines
 of questions with several answers and of requests, kept logits, models of a server and names that
@@ -24,35 +24,25 @@ import json
 import os
 import random
 import shutil
-import struct
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from safetensors import safe_open
 
 from attacked import Ending, run_apart
+from fuzz_inputs import attack_input
 from machine import describe
-from strata.cli.verbs import root
+from mutations import change, change_bytes, change_metadata, write_changed
 from strata.decode import SamplingParams
-from strata.errors import UsageError
 from strata.formats import open_model
-from strata.formats.errors import WriteError
-from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.llm import LLM
-from strata.quant import by_name
-from strata.quantizer.importance import read_importance
-from strata.report.quality.kept_logits import MAGIC, peek
-from strata.report.quality.tasks import read_questions
-from strata.server.batch import RULES, _request, requests_in
-from strata.server.fleet.entries import Entries, read_entries
+from strata.quantizer.mixes import Facts, choose_types, find_mix
+from strata.quantizer.opening import as_gguf, source_of
+from strata.quantizer.quantise import quantise
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
@@ -65,17 +55,13 @@ from support import foreign_checkpoints
 from support.forward import Forward
 
 FAMILIES = ("llama", "phi3_long", "gemma3", "gpt2", "qwen2")
+KINDS = ("llama", "t5", "gemma4", "gpt2", "bert", "rwkv", "plamo2", "whitespace", "hybriddna")
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 TEXTS = ("Hello there, aaa 123", "\u00e9\u4e2d\U0001f600 <|end|> \x00\ud800", " \n\n\t ")
 # A file of so many bytes has no blocks: whoever reads it whole has no memory left.
 SPARSE = 50_000_000_000
 
-NUMBERS = [0, 1, -1, 2, 3, 7, 64, 255, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64]
-NUMBERS += [10**40, 0.0, 0.5, -0.5, 1e-300, 1e-6, 1e6, 1e30, 1e308, 1.0000001]
-STRINGS = ["", "a", "\x00", "\x1b[2J", "\ud800", "x" * 70_000, "default", "yarn", "longrope"]
-STRINGS += ["llama3", "linear", "dynamic", "<|end|>", "\u2581", "\u00e9" * 300, "../x", "true"]
-RAW = ["NaN", "Infinity", "1e999", "-0", "1" * 5000, "[" * 3000, '{"a":1,"a":2}', '"\\ud800"']
 STEPS: list[dict[str, Any]] = [
     {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
     {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"},
@@ -190,76 +176,6 @@ def _add_side_files(path: Path) -> None:
     (path / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def nasty(rng: random.Random) -> Any:
-    """A value that a file may hold and no model has."""
-    kind = rng.randrange(8)
-    if kind < 3:
-        return rng.choice(NUMBERS)
-    if kind < 5:
-        return rng.choice(STRINGS)
-    flat = [None, True, False, [], {}, [[]], [None], [1, "a"], {"": {}}, {"content": None}]
-    if kind == 5:
-        return rng.choice(flat)
-    if kind == 6:
-        return [rng.choice(NUMBERS + STRINGS) for _ in range(rng.choice((1, 2, 8, 1000)))]
-    deep: Any = 0
-    for _ in range(rng.choice((10, 70, 200))):
-        deep = [deep] if rng.random() < 0.5 else {"a": deep}
-    return deep
-
-
-def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) of a JSON value."""
-    found: list[tuple[Any, Any]] = []
-    left = [value]
-    while left:
-        now = left.pop()
-        keys = list(now) if isinstance(now, dict) else range(len(now))
-        found += [(now, key) for key in keys]
-        left += [now[key] for key in keys if isinstance(now[key], (dict, list))]
-    return found
-
-
-def change(value: dict[str, Any], rng: random.Random) -> None:
-    """One change of a JSON value, in place; the outer keys as often as all others."""
-    places = [(value, key) for key in value] if rng.random() < 0.5 else _places(value)
-    if not places:
-        return
-    where, key = rng.choice(places)
-    kind = rng.randrange(6)
-    if kind == 0:
-        del where[key]
-    elif kind == 1 and isinstance(where, dict):
-        where[rng.choice(STRINGS)] = where[key]
-    elif kind == 2:
-        other, there = rng.choice(places)
-        try:
-            where[key] = copy.deepcopy(other[there])
-        except (KeyError, IndexError, RecursionError):
-            where[key] = None
-    else:
-        where[key] = nasty(rng)
-
-
-def change_bytes(raw: bytes, rng: random.Random) -> bytes:
-    """A bit, a cut, a copy or a word."""
-    out = bytearray(raw)
-    for _ in range(rng.randrange(1, 4)):
-        at = rng.randrange(len(out) + 1)
-        kind = rng.randrange(5)
-        if kind == 0 and at < len(out):
-            out[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            del out[at : at + rng.randrange(1, 60)]
-        elif kind == 2:
-            out[at:at] = out[at : at + rng.randrange(1, 200)]
-        elif kind == 3:
-            out[at:at] = rng.choice(RAW).encode("utf-8", "replace")
-        else:
-            del out[at:]
-    return bytes(out)
-
-
 def _several(steps: list[dict[str, Any]], name: str, rng: random.Random) -> dict[str, Any]:
     return {"type": "Sequence", name: rng.choices(steps, k=rng.choice((1, 2, 3, 12, 40)))}
 
@@ -314,9 +230,9 @@ def attack_gguf(seeds: Seeds, target: Path, rng: random.Random) -> Path:
     metadata = dict(metadata)
     change_metadata(metadata, "", rng)
     if rng.random() < 0.2:
-        metadata["tokenizer.ggml.model"] = rng.choice(["llama", "t5", "gemma4", "gpt2", "bert"])
+        metadata["tokenizer.ggml.model"] = rng.choice(KINDS)
     path = target / "model.gguf"
-    return _write(path, metadata, tensors, rng)
+    return write_changed(path, metadata, tensors, rng)
 
 
 def attack_architecture(target: Path, rng: random.Random) -> Path:
@@ -334,54 +250,7 @@ def attack_architecture(target: Path, rng: random.Random) -> Path:
         tensors = [(i.name, i, opened.read(i.name)) for i in opened.tensors.values()]
         metadata = {k: _plain(v) for k, v in opened.metadata.items()}
     change_metadata(metadata, f"{name}.", rng)
-    return _write(target / "model.gguf", metadata, tensors, rng)
-
-
-def change_metadata(metadata: dict[str, Any], prefix: str, rng: random.Random) -> None:
-    """Changes of some of the keys that begin with ``prefix``, in place."""
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        key = rng.choice([key for key in metadata if key.startswith(prefix)])
-        kind = rng.randrange(8)
-        value = metadata[key]
-        if kind == 0 and len(metadata) > 1:
-            del metadata[key]
-        elif kind == 1:
-            metadata[key] = [value, value] if isinstance(value, (str, int, float)) else []
-        elif kind == 2 and isinstance(value, list) and value:
-            value = list(value)
-            value[rng.randrange(len(value))] = rng.choice(STRINGS[:8] + STRINGS[9:])
-            metadata[key] = value
-        elif kind == 3 and isinstance(value, np.ndarray):
-            metadata[key] = np.resize(value, rng.choice((0, 1, len(value) // 2, len(value) * 3)))
-        elif kind == 4:
-            metadata[key] = rng.choice([float("nan"), float("inf"), -float("inf"), 1e-300, -1.0])
-        elif kind == 5:
-            metadata[key] = rng.choice([n for n in NUMBERS if isinstance(n, float) or n < 2**64])
-        elif kind == 6:
-            metadata[key] = rng.choice(["\udcff\udcfe", *STRINGS[:4], *STRINGS[5:]])
-        else:
-            metadata[key] = rng.choice([True, False, [True] * 9, ["a"] * 300, [1.0] * 300, [-1]])
-
-
-def _write(
-    path: Path, metadata: dict[str, Any], tensors: list[tuple[str, Any, Any]], rng: random.Random
-) -> Path:
-    sources = [TensorSource(n, i.shape, i.type, _once(raw)) for n, i, raw in tensors]
-    try:
-        write_gguf(path, metadata, sources)
-    except WriteError:  # changes of one key that together are nothing that GGUF can hold
-        metadata = {k: v for k, v in metadata.items() if not isinstance(v, list)}
-        write_gguf(path, metadata, sources)
-    if rng.random() < 0.15:
-        # Within the header: a byte of a weight only makes another model.
-        raw = path.read_bytes()
-        size = len(raw) - sum(len(r) for _, _, r in tensors)
-        path.write_bytes(change_bytes(raw[:size], rng) + raw[size:])
-    return path
-
-
-def _once(raw: Any) -> Callable[[], Any]:
-    return lambda: iter([raw])
+    return write_changed(target / "model.gguf", metadata, tensors, rng)
 
 
 def use(path: Path) -> None:
@@ -407,147 +276,19 @@ def use_ids(path: Path) -> None:
         Forward(file, 16, CpuBackend(threads=1)).logits([1, 2, 3])
 
 
-CALL = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-LINES: dict[str, list[dict[str, Any]]] = {
-    "questions": [
-        {"query": "Is it?", "choices": ["yes", "no"], "gold": 1},
-        {"arguments": [["Is it?", " yes"], ["Is it?", " no"]], "target": 0},
-        {"arguments": {"gen_args_0": {"arg_0": "Is?", "arg_1": " a"}}, "target": "0"},
-        {
-            "question": "Is it?",
-            "choices": {"label": ["A", "B"], "text": ["yes", "no"]},
-            "answerKey": "B",
-        },
-    ],
-    "requests": [
-        {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": CALL},
-        {"custom_id": "2", "method": "POST", "url": "/v1/embeddings", "body": {"input": "hi"}},
-    ],
-    "logits": [
-        {
-            "version": 1,
-            "text": "a",
-            "model": "b",
-            "windows": 1,
-            "context": 8,
-            "first": 4,
-            "vocab_size": 16,
-        }
-    ],
-    "names": [
-        {
-            "name": "a",
-            "model": "b",
-            "aliases": ["c"],
-            "context": 64,
-            "keep_alive_s": 1.0,
-            "system": "d",
-            "sampling": {"temperature": 0.5, "stop": ["e"]},
-            "origin": "created",
-        }
-    ],
-}
-TABLES: dict[str, dict[str, Any]] = {
-    "models": {
-        "models": {
-            "a": {
-                "model": "b",
-                "aliases": ["c"],
-                "context": 64,
-                "parallel": 2,
-                "keep_alive": "5m",
-                "system": "d",
-                "template": "{{ messages }}",
-                "sampling": {"temperature": 0.5, "stop": ["e"], "num_predict": 3},
-            }
-        }
-    },
-    "settings": {"threads": 2, "run": {"max_tokens": 5, "memory": "1GB", "stop": ["a"]}},
-}
+def use_quantised(path: Path) -> None:
+    """A model is written in smaller types."""
+    with open_model(path) as opened:
+        source = source_of(as_gguf(opened))
+        shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+        types = choose_types(find_mix("Q4_K_M"), Facts.of(source.keys, list(shapes), False), shapes)
+        quantise(source, path.parent / "smaller.gguf", types, threads=1)
 
 
-def attack_input(target: Path, rng: random.Random) -> Callable[[], object]:
-    """A file that a verb reads beside the model, changed, and who reads it."""
-    kind = rng.choice(("matrix", "old matrix", *LINES, *TABLES))
-    path = target / "input"
-    if kind == "matrix":
-        shapes = rng.choice(((2, 8), (2, 8), (16,), (1,), (0, 8), (2, 0)))
-        of = {"in_sum2": shapes, "counts": rng.choice(((2, 1), (2, 1), (1, 1), (3, 1), (0, 1)))}
-        sources = []
-        for name, shape in of.items():
-            raw = np.ones(shape, np.float32)
-            source = TensorSource.of("", shape, by_name("F32"), raw)
-            sources.append((f"blk.0.ffn_up.weight.{name}", source, raw.view(np.uint8).reshape(-1)))
-        metadata: dict[str, Any] = {
-            "general.type": "imatrix",
-            "imatrix.datasets": ["a"],
-            "imatrix.chunk_count": 1,
-            "imatrix.chunk_size": 512,
-        }
-        change_metadata(metadata, "", rng)
-        with suppress(WriteError, UnicodeEncodeError):
-            _write(path, metadata, sources, rng)
-        return lambda: path.exists() and read_importance(path)
-    if kind == "old matrix":
-        name = b"blk.0.ffn_up.weight"
-        old = struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii8f", 3, 8, *range(8))
-        path.write_bytes(change_bytes(old + struct.pack("<ii", 1, 1) + b"a", rng))
-        return lambda: read_importance(path)
-    if kind in TABLES:
-        table = copy.deepcopy(TABLES[kind])
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            change(table, rng)
-        raw = "\n".join(f"{toml_key(k)} = {toml(v)}" for k, v in table.items()).encode()
-        path.write_bytes(change_bytes(raw, rng) if rng.random() < 0.2 else raw)
-        return (lambda: read_entries(path)) if kind == "models" else (lambda: read_settings(path))
-    lines = copy.deepcopy(rng.choices(LINES[kind], k=3))
-    for line in lines:
-        change(line, rng)
-    joined = "\n".join(json.dumps(line) for line in lines).encode()
-    joined = change_bytes(joined, rng) if rng.random() < 0.2 else joined
-    if kind == "logits":
-        said = json.dumps(lines[0]).encode()
-        path.write_bytes(change_bytes(MAGIC + len(said).to_bytes(8, "little") + said, rng))
-        return lambda: peek(path)
-    if kind == "names":
-        path.write_bytes(b'{"models": [' + joined.replace(b"\n", b",") + b"]}")
-        return lambda: Entries([], path)
-    path.write_bytes(joined)
-    if kind == "questions":
-        return lambda: read_questions(path)
-    asked = list(requests_in(BytesIO(joined)))
-    return lambda: [_named(lambda line=line: _request(line, "it", RULES)) for line in asked]
-
-
-def toml(value: Any) -> str:
-    """A value as TOML has it, where it has it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml_key(k)} = {toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
-
-
-def toml_key(key: str) -> str:
-    """Of a table."""
-    return json.dumps(key)
-
-
-def read_settings(path: Path) -> None:
-    """The options of a command, as a file of settings has them."""
-    os.environ["STRATA_CONFIG"] = str(path)
-    command = root.get_command(click.Context(root, resilient_parsing=True), "run")
-    assert command is not None
-    try:
-        command.make_context("run", ["smollm2", "hi"])
-    except click.ClickException as error:
-        raise UsageError(error.format_message()) from None
-
-
-def _named(read: Callable[[], object]) -> None:
-    """Lines of requests fail each alone."""
-    with suppress(UsageError):
-        read()
+def use_as_draft(path: Path, model: Path) -> None:
+    """A model guesses for another one."""
+    with LLM(model, threads=1, context=16, draft_model=path) as llm:
+        llm.generate([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True))
 
 
 def attack(seeds: Seeds, number: int) -> Ending:
@@ -558,9 +299,13 @@ def attack(seeds: Seeds, number: int) -> Ending:
             return run_apart(attack_input(Path(target), rng))
         if number % 4 == 3:
             file = attack_architecture(Path(target), rng)
-            return run_apart(lambda: use_ids(file))
+            return run_apart(lambda: (use_quantised if number % 12 == 7 else use_ids)(file))
         make = attack_gguf if rng.random() < 0.4 else attack_directory
         path = make(seeds, Path(target), rng)
+        if number % 16 == 10:
+            return run_apart(lambda: use_quantised(path))
+        if number % 16 == 2:
+            return run_apart(lambda: use_as_draft(path, seeds.directories["llama"]))
         return run_apart(lambda: use(path))
 
 

@@ -36,9 +36,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fuzz_files import RAW, Seeds, change, change_bytes
-from fuzz_requests import POSTS, Answered, Asked, ask
+from fuzz_files import Seeds
+from fuzz_requests import Answered, Asked, ask
 from machine import describe
+from mutations import RAW, change, change_bytes
+from request_forms import POSTS
 from support.stand_in_hub import Repository, StandInHub
 
 CLIENTS = 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,9 +18,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from strata.memory import Ledger
 from strata.server.admission import UPLOAD_BYTES_S, Admission
+from strata.server.anthropic import requests as anthropic
+from strata.server.ollama import requests as ollama
+from strata.server.openai import requests as openai
+from strata.server.reading import _parse
 from support.running import NAMES, Running, load, running
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
@@ -35,6 +41,13 @@ ASKED: dict[str, Callable[[int], dict[str, Any]]] = {
     "/v1/responses": lambda many: {"input": [SAID] * many},
     "/v1/chat/completions/input_tokens": lambda many: {"messages": [SAID] * many},
     "/apply-template": lambda many: {"messages": [SAID] * many},
+    "/tokenize": lambda many: {"content": "<|im_end|>" * many},
+    # The oldest turns are left out.
+    "/api/chat?": lambda many: {
+        "messages": [SAID] * many,
+        "options": {"num_predict": 1},
+        "stream": False,
+    },
 }
 
 
@@ -84,9 +97,43 @@ def test_the_loop_does_not_work_for_every_message(quiet: Running, path: str) -> 
     assert many - few < 1_000
 
 
+@pytest.mark.parametrize(
+    "model", [openai.ChatRequest, anthropic.MessagesRequest, ollama.ChatRequest]
+)
+def test_reading_many_messages_gives_way(model: type[BaseModel]) -> None:
+    """Between two messages Python runs, and another thread may go on: one call for all of them
+    would have the interpreter for longer than a token takes."""
+    body = {"model": MODEL, "max_tokens": 1, "messages": [SAID] * 500}
+    calls = 0
+
+    def counting(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(counting)
+    try:
+        _parse(model, json.dumps(body).encode())
+    finally:
+        sys.setprofile(None)
+    assert calls >= 500
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own there")
+def test_large_texts_come_behind_tokens(quiet: Running) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    service = quiet.service
+    least = min(19, priority() + 5)
+    assert service._large_texts.submit(priority).result(20) == least
+    assert service._renderer.submit(priority).result(20) == least
+    assert service._texts.submit(priority).result(20) == priority()
+
+
 def test_a_server_is_not_looked_through_for_garbage(quiet: Running) -> None:
     # Of this, which takes a tenth of a second, all threads would wait.
     assert gc.get_freeze_count() > 30_000
+    assert gc.get_threshold()[0] > 5_000
     assert sys.getswitchinterval() < 1e-3
 
 

@@ -39,5 +39,13 @@ def known_hits(paths: Sequence[Path]) -> tuple[HitCurve, ...]:
             )
             for c in data["curves"]
         )
-    except (OSError, IndexError, KeyError, TypeError, ValueError, RecursionError):
+    except (
+        OSError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ):
         return ()

@@ -70,7 +70,7 @@ def find_snapshot(repo: str, revision: str | None) -> Path | None:
     ref = folder / "refs" / name
     try:
         commit = ref.read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         commit = name
     if not _COMMIT.fullmatch(commit):
         return None

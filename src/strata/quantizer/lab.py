@@ -12,8 +12,9 @@ import numpy as np
 from strata.backends.weights import WeightSource
 from strata.errors import UsageError
 from strata.formats import ModelFile
+from strata.formats.errors import shown
 from strata.models import build_model
-from strata.quant import BlockType, by_name
+from strata.quant import BlockType, QuantError, by_name
 from strata.quantizer.allocate import Choice, allocate
 from strata.quantizer.calibrate import importance_of
 from strata.quantizer.compensate import Compensation
@@ -44,6 +45,7 @@ _PROBED_WINDOWS = 2
 _LOGITS_EVERY = 8
 _SMOOTHING = 0.5
 """The share of columns' sizes that SmoothQuant gives to the weights."""
+_LARGEST_RECIPE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -250,13 +252,25 @@ def write_recipe(path: Path, mix: Mapping[str, Choice]) -> None:
 
 
 def read_recipe(path: Path) -> dict[str, BlockType]:
-    """Types by tensor name from such a table; only the first two columns count."""
+    """Types by tensor name from such a table; only the first two columns count. UsageError for
+    what is none."""
+    if path.stat().st_size > _LARGEST_RECIPE:
+        raise UsageError(f"{path} is too large to be a table of types")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from None
     types = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue
         if len(words) < 2:
             raise UsageError(f"{path}: line {number} is not 'TENSOR TYPE'")
-        types[words[0]] = by_name(words[1].upper())
+        try:
+            types[words[0]] = by_name(words[1].upper())
+        except QuantError:
+            raise UsageError(
+                f"{path}: line {number}: there is no block format {shown(words[1])}"
+            ) from None
     return types

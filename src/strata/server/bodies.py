@@ -44,6 +44,10 @@ class Lenient(BaseModel):
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
+    def model_post_init(self, context: Any) -> None:
+        """Nothing: here, between two of the many objects that a body may have, who waits for the
+        interpreter to compute tokens can have it."""
+
 
 class Asked(Lenient):
     """A request whose unknown fields are told of: by name, in an error or a warning.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from operator import neg
 from typing import Any, Literal
 
 from strata.decode import SamplingParams
@@ -19,6 +22,15 @@ ToolChoice = Literal["auto", "none", "required"]
 
 _ROOM = 4
 """Where turns are left out: what part of the context an answer has at most."""
+
+_CHARACTERS = 4
+_MARKUP = 16
+"""Of a token, and what a template writes around a message, where a text is not encoded yet."""
+
+_ESTIMATES = 2
+_NEAR = 2
+"""How often the turns that fit are estimated, by those that were encoded last, and how far from
+there they are looked for step by step."""
 
 _PROMPT_END = 32
 """Tokens at a prompt's end in which it may have begun the answer."""
@@ -89,30 +101,73 @@ async def start_chat(service: Service, wanted: Conversation) -> Answers:
 async def _without_oldest(service: Service, wanted: Conversation, form: AnswerFormat) -> list[int]:
     """The prompt of the newest turns that leave room for an answer; at least the last one.
     ContextExceeded if that does not fit either."""
-    messages = wanted.messages
-    head = [message for message in messages if message["role"] == "system"]
-    rest = [message for message in messages if message["role"] != "system"]
-    starts = [number for number, message in enumerate(rest) if message["role"] == "user"]
+    turns = await service.beside(lambda: _Turns.of(wanted.messages))
     limit = wanted.params.max_tokens or 1
     most = service.llm.context - min(limit, service.llm.context // _ROOM)
     # Turns that are left out: so many are too few, so many do.
-    few, enough, prompt = 0, len(starts), None
+    few, enough, prompt = 0, turns.count, None
+    number, tried, step = turns.first_within(most * _CHARACTERS), 0, 1
     while enough - few > 1:
-        number = (few + enough) // 2
-        kept = replace(wanted, messages=[*head, *rest[starts[number] :]], tool_choice="auto")
+        number = min(max(number, few + 1), enough - 1)
+        kept = replace(wanted, messages=turns.without(number), tool_choice="auto")
         text, _ = await _prepare(service, kept, form)
         ids = await service.encode(text, counted=True)
-        if len(ids) <= most or (number == len(starts) - 1 and len(ids) < service.llm.context):
+        fits = len(ids) <= most or (number == turns.count - 1 and len(ids) < service.llm.context)
+        if fits:
             enough, prompt = number, ids
         else:
             few = number
+        tried += 1
+        if tried <= _ESTIMATES:
+            number = turns.first_within(turns.sizes[number] * most // max(len(ids), 1))
+        elif few and enough < turns.count:
+            number = (few + enough) // 2
+        elif step > _NEAR and not fits:
+            # Then perhaps none does.
+            number = turns.count - 1
+        else:
+            # Not far away, and what is rendered on the way has about the size of what fits.
+            number, step = number + (-step if fits else step), 2 * step
     if prompt is None:
         # Says by how much.
-        last = replace(wanted, messages=[*head, *rest[starts[-1] if starts else 0 :]])
-        text, _ = await _prepare(service, replace(last, tool_choice="auto"), form)
+        last = replace(wanted, messages=turns.without(turns.count - 1), tool_choice="auto")
+        text, _ = await _prepare(service, last, form)
         return await service.encode(text)
-    note(f"the context is full: {starts[enough]} of {len(rest)} messages are left out, the oldest")
+    left_out = turns.starts[enough]
+    note(f"the context is full: {left_out} of {len(turns.rest)} messages are left out, the oldest")
     return prompt
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """A conversation that begins with ``head`` and goes on with ``rest``, where a turn begins at
+    each of ``starts``; ``sizes`` are the characters from there to the end, about."""
+
+    head: Sequence[Mapping[str, Any]]
+    rest: Sequence[Mapping[str, Any]]
+    starts: Sequence[int]
+    sizes: Sequence[int]
+
+    @classmethod
+    def of(cls, messages: Sequence[Mapping[str, Any]]) -> _Turns:
+        head = [message for message in messages if message["role"] == "system"]
+        rest = [message for message in messages if message["role"] != "system"]
+        starts = [number for number, message in enumerate(rest) if message["role"] == "user"]
+        each = [_MARKUP + len(message.get("content") or "") for message in rest]
+        behind = list(accumulate(reversed(each)))[::-1]
+        return cls(head, rest, starts, [behind[start] for start in starts])
+
+    @property
+    def count(self) -> int:
+        return len(self.starts)
+
+    def without(self, count: int) -> list[Mapping[str, Any]]:
+        """The messages without so many turns, the oldest; all where there is no turn."""
+        return [*self.head, *self.rest[self.starts[count] if self.starts else 0 :]]
+
+    def first_within(self, characters: int) -> int:
+        """The first turn from which on there are no more characters."""
+        return bisect_left(self.sizes, -characters, key=neg)
 
 
 async def count_tokens(service: Service, wanted: Conversation) -> int:

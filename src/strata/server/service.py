@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
-from threading import Lock, get_ident
+from threading import Lock, get_ident, get_native_id
 from time import monotonic, time
 from typing import Any, TypeVar
 
@@ -68,6 +70,10 @@ _GRAMMAR_RETRY_S = 0.05
 _RENDERING_COPIES = 3
 """Of a conversation, on its way to a guarded process and back."""
 
+_LATER = 5
+"""By how much the priority is lower of threads that work on large texts, as that of guarded
+processes is."""
+
 _TOLD = 8
 """Parts of a schema that are named."""
 
@@ -107,9 +113,9 @@ class Service:
             self.batches = Batches(self, self.files)
         # Tokenizing would hold up everybody in the event loop.
         self._texts = ThreadPoolExecutor(1, "strata-text")
-        self._large_texts = ThreadPoolExecutor(1, "strata-large-text")
+        self._large_texts = ThreadPoolExecutor(1, "strata-large-text", _come_later)
         # A template that takes long holds up chats only, and they have to do with it.
-        self._renderer = ThreadPoolExecutor(1, "strata-template")
+        self._renderer = ThreadPoolExecutor(1, "strata-template", _come_later)
         self._scorer = ThreadPoolExecutor(1, "strata-score")
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
         templates = llm.tokenizer.chat_templates.values()
@@ -401,6 +407,14 @@ class Service:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         seed = None if params.seed is None else (params.seed + choice) & LARGEST_SEED
         return replace(params, max_tokens=limit, seed=seed)
+
+
+def _come_later() -> None:
+    """Let this thread have processors behind those that compute and deliver tokens."""
+    if sys.platform == "linux":
+        # There a number of a thread is as good as one of a process.
+        thread = get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _LATER)
 
 
 def note_left_open(schema: Mapping[str, Any]) -> None:

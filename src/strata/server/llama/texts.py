@@ -64,8 +64,12 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         )
         each = _PIECE_BYTES if body.with_pieces else _TOKEN_BYTES
         SHARE.get().add(len(tokens) * each)
-        written = _pieces(service, tokens) if body.with_pieces else map(str, tokens)
-        return Response(_tokens_json(written, len(tokens)), media_type=Reply.media_type)
+
+        def write() -> bytes:
+            written = _pieces(service, tokens) if body.with_pieces else map(str, tokens)
+            return _tokens_json(written, len(tokens))
+
+        return Response(await service.beside(write), media_type=Reply.media_type)
 
     @routes.post("/detokenize", response_model=Text, responses=errors)
     async def detokenize(body: DetokenizeRequest) -> Reply:
