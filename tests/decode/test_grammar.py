@@ -15,6 +15,7 @@ from strata.decode import Sampler, SamplingParams
 from strata.decode.proposer import Draft
 from strata.errors import UsageError
 from strata.guard import limits
+from strata.guard.wire import FrameError
 from strata.memory import peak_bytes
 
 pytest.importorskip("llguidance", reason="llguidance, which compiles grammars, is not installed")
@@ -146,6 +147,22 @@ def test_grammars_that_never_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> N
     # Others have noticed nothing.
     position.accept(TEXTS.index(b"a"))
     assert np.flatnonzero(position.allowed()).tolist() == [TEXTS.index(b"b")]
+
+
+def test_the_system_ends_a_grammar_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the patience of whoever waits, which is for a machine that is busy."""
+    monkeypatch.setattr(limits, "COMPILE_S", 0.2)
+    monkeypatch.setattr(limits, "PATIENCE", 1000)
+    with pytest.raises(GrammarError, match="processor time") as told:
+        COMPILER.json_schema({"type": "integer", "multipleOf": 99999989})
+    assert isinstance(origin(told.value), FrameError)
+
+
+def origin(error: BaseException) -> BaseException:
+    """What an error was made of."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def test_a_grammar_that_grows_later_ends_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from strata.errors import UsageError
 from strata.guard import limits
 from strata.guard.nursery import nursery
+from strata.guard.wire import FrameError
 from strata.memory import peak_bytes
 from strata.text import ChatTemplate, ChatTemplateError
 
@@ -145,6 +146,27 @@ def test_explosions_end(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_bytes() - before < 30e6
     # A ward that was ended takes nothing with it.
     assert ChatTemplate("{{ messages[0].content }}").render(_CHAT) == "hi"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% if range(99999) | sum %}{% endif %}{% endfor %}",
+    ],
+)
+def test_the_system_ends_a_template_that_takes_too_long(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the patience of whoever waits, which is for a machine that is busy."""
+    monkeypatch.setattr(limits, "TEMPLATE_S", 0.2)
+    monkeypatch.setattr(limits, "PATIENCE", 1000)
+    with pytest.raises(ChatTemplateError, match="processor time") as told:
+        ChatTemplate(source).render(_CHAT)
+    error: BaseException = told.value
+    while error.__context__ is not None:
+        error = error.__context__
+    assert isinstance(error, FrameError)
 
 
 def forget_peak() -> int:
