@@ -6,8 +6,10 @@ One client reads a stream of tokens; beside it, one after the other, each attack
 that are costly to read, to encode or to watch for stop strings, crowds of connections, and foreign
 templates and grammars, which are worked on in guarded processes. Quiet streams and attacked ones
 come in turns. The 99th percentile of the time between two tokens is set against that without an
-attack: no more than twice as much holds. `plain` is no attack: as many requests for tokens at a
-time, which share the machine by right. Beside the times stands what ran meanwhile, in processor
+attack: no more than twice as much holds. Two rows are no attacks: as many requests for tokens at a
+time (`plain`), and for a token after a long prompt (`turns that fit`), which share the machine by
+right. Where an attack is served such a prompt at last, `of_service` sets it against that row, and
+holds. Beside the times stands what ran meanwhile, in processor
 seconds for each of the quiet client's tokens: the server's event loop, its other threads (which
 compute and encode), its guarded processes, and the attackers themselves, who are of this process.
 """
@@ -28,7 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,10 +52,12 @@ Answers = Counter[int]
 @dataclass(frozen=True)
 class Attack:
     """What is done again and again until it is over. ``template``: that of the served model, None
-    for its own."""
+    for its own. A ``service`` is no attack; ``served`` is the one that the attack gets at last."""
 
     go: Callable[[str, threading.Event, Answers], None]
     template: str | None = None
+    service: bool = False
+    served: str | None = None
 
 
 def connect(url: str) -> http.client.HTTPConnection:
@@ -106,6 +110,7 @@ def _schema(definition: Any) -> Attack:
 CHAT_PATH, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 CHAT: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 1}
+OLLAMA: dict[str, Any] = {"options": {"num_predict": 1}, "stream": False}
 LONG = {"prompt": "a a a a", "max_tokens": 64, "temperature": 0}
 _WIDE = {"type": "object", "properties": {f"p{i}": {"enum": list(range(40))} for i in range(400)}}
 # Every way past the bounds of a sandbox takes either memory or time.
@@ -115,7 +120,10 @@ _ENDLESS = (
 )
 _GROWING = "{{ '%*d' | format(10 ** 9, 1) }}"
 ATTACKS: dict[str, Attack] = {
-    "plain": posting(COMPLETIONS, LONG),
+    "plain": replace(posting(COMPLETIONS, LONG), service=True),
+    "turns that fit": replace(
+        posting(CHAT_PATH, {**CHAT, "messages": MESSAGES * 650}), service=True
+    ),
     "stop strings of 100 kB": posting(COMPLETIONS, {**LONG, "stop": [" a" * 50_000] * 40}),
     "64 stop strings at the bound": posting(
         COMPLETIONS, {**LONG, "stop": [" a" * 500 + chr(65 + n % 26) for n in range(64)]}
@@ -123,8 +131,12 @@ ATTACKS: dict[str, Attack] = {
     "special tokens": posting("/tokenize", {"content": "<|im_end|>" * 15_000}),
     "200,000 messages": posting(CHAT_PATH, {**CHAT, "messages": MESSAGES * 200_000}),
     "messages at the bound": posting(CHAT_PATH, {**CHAT, "messages": MESSAGES * 4_000}),
-    "turns to be left out": posting(
-        "/api/chat", {"messages": MESSAGES * 4_000, "options": {"num_predict": 1}, "stream": False}
+    "turns to be left out": replace(
+        posting("/api/chat", {**OLLAMA, "messages": MESSAGES * 4_000}), served="turns that fit"
+    ),
+    "turns of which none fits": posting(
+        "/api/chat",
+        {**OLLAMA, "messages": [*MESSAGES * 3_900, {"role": "user", "content": "a b " * 5_000}]},
     ),
     "wrong messages": posting(CHAT_PATH, {**CHAT, "messages": [1] * 30_000}),
     "a silent crowd": Attack(silent_crowd),
@@ -300,9 +312,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                         found = results[name] = measure(
                             url, pid, attack, args.attackers, args.tokens
                         )
+                        if attack.served in results:
+                            service = results[attack.served]["beside_p99_s"]
+                            found["of_service"] = found["beside_p99_s"] / service
                         print(line(name, found), flush=True)
-    held = sum(found["ratio"] <= ALLOWED for found in results.values())
-    print(f"{held} of {len(results)} hold")
+    attacks = [name for name in results if not ATTACKS[name].service]
+    held = sum(
+        results[name].get("of_service", results[name]["ratio"]) <= ALLOWED for name in attacks
+    )
+    print(f"{held} of {len(attacks)} hold")
     report: dict[str, Any] = {
         "machine": describe(),
         "note": args.note,
@@ -310,6 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "threads": args.threads,
         "attackers": args.attackers,
         "tokens": args.tokens,
+        "of": len(attacks),
         "held": held,
         "results": results,
     }
@@ -321,7 +340,8 @@ def line(name: str, found: dict[str, Any]) -> str:
     alone, beside = (1e3 * found[f"{which}_p99_s"] for which in ("alone", "beside"))
     times = f"alone {alone:7.1f} ms   beside {beside:7.1f} ms   {found['ratio']:.2f}"
     ran = ", ".join(f"{who} {1e3 * s:.1f}" for who, s in found["ran_s_per_token"].items())
-    return f"{name:30} {times}   {found['answers']}   ms a token: {ran}"
+    served = f" ({found['of_service']:.2f} of its service)" if "of_service" in found else ""
+    return f"{name:30} {times}{served}   {found['answers']}   ms a token: {ran}"
 
 
 if __name__ == "__main__":

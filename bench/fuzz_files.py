@@ -26,6 +26,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--attacks", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="number of the first attack")
+    parser.add_argument("--minutes", type=float, default=60.0, help="none is made after so many")
     parser.add_argument("--only", type=int, help="this attack alone, with all that it says")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -339,7 +341,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         seeds = Seeds(Path(directory))
         endings = {}
+        until = time.monotonic() + 60 * args.minutes
         for number in numbers:
+            if time.monotonic() > until:
+                break
             ending = endings[number] = attack(seeds, number)
             if not ending.allowed or args.only is not None:
                 print(f"attack {number}: {ending.kind}\n{ending.message}", flush=True)
