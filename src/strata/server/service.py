@@ -9,6 +9,7 @@ import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -414,7 +415,9 @@ def _come_later() -> None:
     if sys.platform == "linux":
         # There a number of a thread is as good as one of a process.
         thread = get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _LATER)
+        before = os.getpriority(os.PRIO_PROCESS, thread)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, before + _LATER)
 
 
 def note_left_open(schema: Mapping[str, Any]) -> None:
