@@ -282,8 +282,10 @@ def use_quantised(path: Path) -> None:
     with open_model(path) as opened:
         source = source_of(as_gguf(opened))
         shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
-        types = choose_types(find_mix("Q4_K_M"), Facts.of(source.keys, list(shapes), False), shapes)
-        quantise(source, path.parent / "smaller.gguf", types, threads=1)
+        mix = find_mix("Q4_K_M")
+        types = choose_types(mix, Facts.of(source.keys, list(shapes), False), shapes)
+        out = path.parent / "smaller.gguf"
+        quantise(source, out, types, file_type=mix.number, threads=1)
 
 
 def use_as_draft(path: Path, model: Path) -> None:

@@ -38,6 +38,7 @@ from request_forms import OF_EMBEDDING, OF_RANKING, POSTS, SCHEMAS
 from support.encoders import encoder, words
 
 SECONDS = 10.0
+STARTED_S = 300.0
 CLIENTS = 6
 BATCHES_S = 120.0
 """In which batches have ended after the last request."""
@@ -256,7 +257,7 @@ def served(model: Path, files: str) -> Iterator[tuple[str, subprocess.Popen[str]
         command += ["--context", "128", "--files", files]
         process = subprocess.Popen(command, stderr=log, text=True)
         try:
-            until = time.monotonic() + 60
+            until = time.monotonic() + STARTED_S
             while True:
                 log.seek(0)
                 lines = [line for line in log if line.startswith("listening at http://")]
