@@ -264,6 +264,8 @@ def test_a_tiny_temperature_is_greedy() -> None:
         ({"stop": ["a", 3]}, "stop"),
         ({"stop_token_ids": [-4]}, "stop_token_ids"),
         ({"logit_bias": {3: float("nan")}}, "logit_bias"),
+        ({"logit_bias": {3: 1e40}}, "logit_bias"),
+        ({"logit_bias": {3: -(10**400)}}, "logit_bias"),
         ({"logit_bias": {-3: 1.0}}, "logit_bias"),
     ],
 )

@@ -236,6 +236,14 @@ def test_a_bias_of_what_looks_like_a_number(http: httpx.Client, who: str) -> Non
     assert http.post("/completion", json=body).status_code in (200, 400)
 
 
+@pytest.mark.parametrize("bias", ["1e40", "-1" + "0" * 400])
+def test_a_bias_that_makes_no_logit_is_the_clients_error(http: httpx.Client, bias: str) -> None:
+    body = f'{{"prompt": "a", "n_predict": 1, "logit_bias": [[5, {bias}]]}}'
+    found = http.post("/completion", content=body.encode())
+    assert found.status_code == 400
+    assert "a bias is at most 1e+30" in found.text
+
+
 def test_limits_of_tokens(http: httpx.Client, llm: LLM) -> None:
     nothing = http.post("/completion", json={"prompt": PROMPT, "n_predict": 0}).json()
     assert (nothing["content"], nothing["tokens_predicted"]) == ("", 0)

@@ -12,6 +12,9 @@ from strata.decode.constraint import Grammar
 from strata.errors import UsageError
 from strata.formats.errors import shown
 
+LARGEST_BIAS = 1e30
+"""Added to a logit it is still a number of 32 bits."""
+
 LARGEST_SEED = 2**64 - 1
 MOST_LOGPROBS = 100
 
@@ -96,7 +99,7 @@ class SamplingParams:
             _whole("stop_token_ids", token, 0, None)
         for token, bias in self.logit_bias.items():
             _whole("logit_bias", token, 0, None)
-            _number("logit_bias", bias, None, None)
+            _number("logit_bias", bias, -LARGEST_BIAS, LARGEST_BIAS)
         if self.grammar is not None and self.ignore_eos:
             raise UsageError("an answer by a grammar ends with an end token: drop ignore_eos")
 

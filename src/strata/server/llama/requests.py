@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from strata.decode.params import LARGEST_BIAS
 from strata.errors import UsageError
 from strata.server.bodies import Asked, Lenient
 from strata.server.openai.requests import MOST_BIASES, ChatRequest, Common, Limit
@@ -96,6 +97,8 @@ async def biases_of(service: Service, given: Any) -> dict[int, float]:
             bias = -1e9
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise UsageError("logit_bias: a bias is a number, or false")
+        if not -LARGEST_BIAS <= bias <= LARGEST_BIAS:
+            raise UsageError(f"logit_bias: a bias is at most {LARGEST_BIAS:g}, up or down")
         if isinstance(who, str) and not _NUMBER.fullmatch(who):
             ids = (await service.tokenize(who, parse_special=True)).tolist()
         elif isinstance(who, int | str) and int(who) >= 0:
