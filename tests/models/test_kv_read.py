@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import make_tiny_models
+import strata._native as _native
 from strata import LLM, SamplingParams
 from strata.backends.base import KV_BLOCK
 from strata.backends.cpu.backend import CpuBackend
@@ -83,6 +84,17 @@ def test_bits_depend_on_no_cut_and_on_no_place(kv_type: KVType, tmp_path: Path) 
         exact = logits_of(runs(plain, weights, kv_type), [])
         assert np.array_equal(exact[:READ], whole[:READ])
         assert np.abs(exact - whole)[READ + KV_BLOCK :].max() > 0.5
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_every_instruction_set_chooses_as_the_reference(isa: str) -> None:
+    """Also where heads are no whole vectors, and values are part of keys."""
+    model, weights = hybrid_model([PagedKV(1, 40, 32, v_in_k=True), PagedKV(2, 24, 24)])
+    model = with_kv_read(model, 4 * KV_BLOCK)
+    how = BackendSettings(max_tokens=ROWS, max_logit_rows=ROWS)
+    backend = CpuBackend(threads=2, isa=isa, settings=how)
+    found = logits_of(StateRuns(model, weights, backend), [])
+    assert np.abs(logits_of(StateRuns(model, weights, ReferenceBackend()), []) - found).max() < 0.05
 
 
 def test_reading_enough_has_the_bits_of_reading_all() -> None:
