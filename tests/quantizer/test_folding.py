@@ -28,6 +28,7 @@ from strata.quantizer.folding import (
 from strata.quantizer.importance import ImportanceMatrix, Squares
 from strata.quantizer.opening import source_of
 from strata.quantizer.sweeps import Sweep, windows_of
+from strata.quantizer.turning import Turned, find_turn, turned
 from support.forward import Forward
 
 TOKENS = [5, 9, 33, 2, 71, 8, 60, 17, 4, 4, 90, 23]
@@ -157,14 +158,53 @@ def test_importance_follows_the_scales() -> None:
     assert (divide_importance(matrix, {0: scales}, [fold]).entries["w"].sums == 2).all()
 
 
-@pytest.mark.parametrize("fold", ["awq", "smoothquant"])
+TURNED = ("llama", "llama_tied_biased", "qwen2", "qwen3", "granite", "phi3_short")
+
+
+@pytest.mark.parametrize("family", TURNED)
+def test_logits_stay_with_the_stream_turned(family: str, tmp_path: Path) -> None:
+    with open_model(tiny(tmp_path, family)) as file:
+        source, turn = source_of(file), find_turn(build_model(file))
+        made = Turned(file, source, turn)
+        assert turn.head_of_table == ("output.weight" not in file.tensors)
+        for name in turn.gains:
+            assert (made.read(name).view(np.float32) == 1).all()
+        before, after = Forward(file).logits(TOKENS), Forward(made).logits(TOKENS)
+        # In pieces as whole.
+        name = sorted(turn.writes)[0]
+        rows = [made.read(name, (i, i + 1)) for i in range(made.tensors[name].shape[0])]
+        assert np.array_equal(np.concatenate(rows), made.read(name))
+    assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "olmo2"])
+def test_a_stream_that_does_not_turn_is_refused(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("quantize", tiny(tmp_path, family), tmp_path / "o.gguf", "--fold", "hadamard", "-q")
+    assert main([str(a) for a in args]) == 2
+    assert "cannot be turned" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [1, 8, 24, 576])
+def test_turning_keeps_lengths_and_angles(width: int) -> None:
+    q = turned(np.eye(width))
+    assert np.allclose(q @ q.T, np.eye(width), atol=1e-12)
+    if width > 8:
+        # No direction stays where it was.
+        assert np.abs(q).max() < 0.8
+
+
+@pytest.mark.parametrize("fold", ["awq", "smoothquant", "hadamard"])
 def test_the_command_writes_a_file_that_answers_as_before(
     fold: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny(tmp_path, "llama")
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog again. " * 30)
     common = ("--fold", fold, "-q")
-    assert main([str(a) for a in ("quantize", model, tmp_path / "o.gguf", *common)]) == 2
+    matrix = ("--imatrix", tmp_path / "text.txt") if fold == "hadamard" else ()
+    args = ("quantize", model, tmp_path / "o.gguf", *common, *matrix)
+    assert main([str(a) for a in args]) == 2
     assert "--calibration" in capsys.readouterr().err
     common += ("--calibration", tmp_path / "text.txt", "-c", 64, "--chunks", 4)
     outs = []

@@ -87,9 +87,9 @@ _CHUNKS = 32
 @click.option("--no-gptq", is_flag=True, help="Round each value for itself.")
 @click.option(
     "--fold",
-    type=click.Choice(["awq", "smoothquant"]),
-    help="Move scales between weights, by the calibration: awq for what rounding loses, "
-    "smoothquant for activations of 8 bits.",
+    type=click.Choice(["awq", "smoothquant", "hadamard"]),
+    help="Change weights so that answers stay: awq moves scales for what rounding loses, "
+    "smoothquant for activations of 8 bits, both by the calibration; hadamard turns the stream.",
 )
 @click.option("--pure", is_flag=True, help="Every matrix in the mix's own type.")
 @click.option(
@@ -144,8 +144,10 @@ def command(
         raise UsageError("--write-recipe writes what --bpw, --size or --fit chose: give one")
     if machine_file is not None and fit is None:
         raise UsageError("--machine is the one that --fit is for: give both")
-    if fold is not None and calibration is None:
-        raise UsageError("--fold goes by a text: give --calibration FILE")
+    if fold in ("awq", "smoothquant") and calibration is None:
+        raise UsageError(f"--fold {fold} goes by a text: give --calibration FILE")
+    if fold == "hadamard" and imatrix is not None:
+        raise UsageError("--imatrix is of columns that --fold hadamard mixes: give --calibration")
     count = calibration_threads(threads) if calibration is not None else threads
     from strata.formats import open_model
     from strata.hub.references import resolve
@@ -166,6 +168,13 @@ def command(
         with open_model(path) as opened:
             file = as_gguf(opened)
             source = source_of(file)
+            lossy = [t for t in source.tensors.values() if is_quantised(t.name, t.shape)]
+            already = {t.type.name for t in lossy} - {"F32", "F16", "BF16", "F64"}
+            if fold == "hadamard":
+                from strata.quantizer.lab import turn_stream
+
+                file = turn_stream(file, source)
+                source = source_of(file)
             shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
             # What is wrong with it is better said before hours of calibrating.
             machine = None if fit is None else _machine(machine_file, out)
@@ -188,9 +197,7 @@ def command(
                     matrix = measure_importance(file, text, count or 1, progress)
             facts = Facts.of(source.keys, list(shapes), matrix is not None)
             types = choose_types(chosen, facts, shapes, pure=pure)
-            lossy = [t for t in source.tensors.values() if is_quantised(t.name, t.shape)]
-            already = {t.type.name for t in lossy} - {"F32", "F16", "BF16", "F64"}
-            if fold is not None and text is not None:
+            if fold in ("awq", "smoothquant") and text is not None:
                 from strata.quantizer.lab import fold_scales
 
                 file, matrix = fold_scales(

@@ -34,13 +34,12 @@ from strata.quantizer.mixes import is_quantised
 from strata.quantizer.room import calibration_bytes, check_room
 from strata.quantizer.sources import Source
 from strata.quantizer.sweeps import Sweep, windows_of
+from strata.quantizer.turning import HEAD, NotTurnable, Turned, find_turn
 from strata.text import load_tokenizer
 
 Progress = Callable[[str, int, int | None], None]
 STEPS = ("calibrating", "scales", "errors of types", "sensitivity", "error propagation")
 """Labels of progress that counts Segments, tensors or groups, not bytes."""
-FOLDS = ("awq", "smoothquant")
-"""Ways of moving scales from one weight to another before rounding."""
 _PROBED_WINDOWS = 2
 _LOGITS_EVERY = 8
 _SMOOTHING = 0.5
@@ -140,6 +139,23 @@ def measure_importance(
     )
 
 
+def turn_stream(file: ModelFile, source: Source) -> ModelFile:
+    """The model with its residual stream turned, whose answers are those of ``file``. Raises
+    UsageError where an architecture does not allow it."""
+    try:
+        turn = find_turn(build_model(file))
+    except NotTurnable as error:
+        raise UsageError(
+            f"{file.path.name}: the residual stream of this architecture cannot be turned: {error}"
+        ) from None
+    made = Turned(file, source, turn)
+    if turn.head_of_table and not any(
+        w.source == HEAD for w in build_model(made).segments[-1].weights
+    ):
+        raise UsageError(f"{file.path.name}: this architecture has no head of its own to turn")
+    return made
+
+
 def fold_scales(
     file: ModelFile,
     source: Source,
@@ -150,9 +166,9 @@ def fold_scales(
     threads: int,
     progress: Progress | None = None,
 ) -> tuple[ModelFile, ImportanceMatrix | None]:
-    """The model with scales moved as one of ``FOLDS`` has it, so that what becomes ``types`` loses
-    less (AWQ) or activations are more even (SmoothQuant), and the importance of its columns. Its
-    answers are those of ``file``. Raises UsageError where no scale can be moved."""
+    """The model with scales moved, and the importance of its columns: with the ``kind`` ``awq`` so
+    that what becomes ``types`` loses less, with ``smoothquant`` so that activations are more even.
+    Its answers are those of ``file``. Raises UsageError where no scale can be moved."""
     c = calibration
     model = build_model(file, c.context)
     found = find_folds(model)

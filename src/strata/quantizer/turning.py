@@ -1,0 +1,217 @@
+"""A model whose residual stream is turned: all that writes it and all that reads it, so that
+answers stay and no column is much larger than others.
+
+Norms' gains go into the matrices behind them, and the stream is multiplied with a matrix of
+Hadamard's kind. Source: QuaRot (Ashkboos and others, arXiv 2404.00456), without what would have to
+be turned while the model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strata.errors import StrataError
+from strata.formats import ModelFile, TensorInfo
+from strata.program import Model, Segment, Weight
+from strata.program.ops import Op
+from strata.quant import by_name, dequantize
+from strata.quantizer.presented import Presented, Raw
+from strata.quantizer.sources import Source
+
+Doubles = NDArray[np.float64]
+_PLAIN = by_name("F32")
+_TABLE, HEAD = "token_embd.weight", "output.weight"
+_SEED = 2404
+
+
+class NotTurnable(StrataError):
+    """What of an architecture does not turn with the stream."""
+
+
+@dataclass
+class Turn:
+    """What is done with tensors, by their names: columns turned, after being multiplied with a gain
+    where there is one (``reads``); rows turned (``writes``); gains that become 1 (``gains``)."""
+
+    reads: dict[str, str | None] = field(default_factory=dict)
+    writes: set[str] = field(default_factory=set)
+    gains: set[str] = field(default_factory=set)
+    head_of_table: bool = False
+    """Whether the head reads the table of embeddings, and so needs a tensor of its own."""
+
+
+def orthogonal(width: int) -> Doubles:
+    """The matrix of odd size that goes with Hadamard's to ``width``: random, the same each time."""
+    odd = width
+    while odd % 2 == 0:
+        odd //= 2
+    if odd == 1:
+        return np.ones((1, 1))
+    q, r = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((odd, odd)))
+    made: Doubles = q * np.sign(np.diag(r))
+    return made
+
+
+def turned(x: Doubles) -> Doubles:
+    """Rows [n, width] times the Kronecker product of Hadamard's matrix of the power of two in
+    ``width`` and ``orthogonal``."""
+    n, width = x.shape
+    small = orthogonal(width)
+    y = x.reshape(n, width // len(small), len(small)) @ small
+    power, apart = y.shape[1], 1
+    while apart < power:
+        pairs = y.reshape(n, power // (2 * apart), 2, apart, len(small))
+        y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        apart *= 2
+    made: Doubles = y.reshape(n, width) / np.sqrt(power)
+    return made
+
+
+def find_turn(model: Model) -> Turn:
+    """How the stream of a model is turned. Raises NotTurnable."""
+    turn = Turn()
+    for segment in model.segments:
+        _look(segment, turn)
+    twice = turn.reads.keys() & turn.writes
+    if twice:
+        raise NotTurnable(f"{sorted(twice)[0]} both reads and writes it")
+    return turn
+
+
+def _look(segment: Segment, turn: Turn) -> None:
+    program = segment.program
+    weights = {w.name: w for w in segment.weights}
+    stream = set(program.inputs)
+    normed: dict[str, str | None] = {}
+    written: dict[str, list[Weight]] = {}
+
+    def whole(name: str) -> Weight:
+        weight = weights.get(name)
+        if weight is None or weight.transform != "none" or weight.each:
+            raise NotTurnable(f"{name} is changed while it is read")
+        return weight
+
+    def reads(name: str, value: str) -> None:
+        weight = whole(name)
+        if turn.reads.setdefault(weight.source, normed[value]) != normed[value]:
+            if weight.source != _TABLE or turn.head_of_table:
+                raise NotTurnable(f"{weight.source} is read in two ways")
+            turn.head_of_table = True
+            turn.reads[HEAD] = normed[value]
+
+    for op in program.ops:
+        if op.kind == "embed":
+            turn.reads.setdefault(whole(op.inputs[0]).source, None)
+            stream.add(op.output)
+        elif op.kind == "rms_norm" and op.inputs[0] in stream and not op.attrs["group"]:
+            gain = None
+            if len(op.inputs) > 1:
+                gain = whole(op.inputs[1]).source
+                turn.gains.add(gain)
+            normed[op.output] = gain
+        elif op.kind == "select" and op.inputs[0] in stream:
+            stream.add(op.output)
+        elif op.kind == "matmul" and op.inputs[0] in normed:
+            if len(weights[op.inputs[1]].shape) != 2:
+                raise NotTurnable(f"{op.inputs[1]} is several matrices")
+            reads(op.inputs[1], op.inputs[0])
+            written[op.output] = _writers(op, weights)
+        elif op.kind == "matmul":
+            if _touches(op, stream):
+                raise NotTurnable(f"{op.inputs[1]} reads it without a norm")
+            written[op.output] = _writers(op, weights)
+        elif op.kind == "scale" and op.inputs[0] in written:
+            written[op.output] = written[op.inputs[0]]
+        elif op.kind == "scale" and op.inputs[0] in stream:
+            stream.add(op.output)
+        elif op.kind == "add" and _touches(op, stream):
+            for value in op.inputs:
+                if value in stream:
+                    continue
+                if value not in written or len(program.readers(value)) > 1:
+                    raise NotTurnable(f"{value} of {segment.name} is added to it")
+                for weight in written[value]:
+                    if whole(weight.name).rows is not None:
+                        raise NotTurnable(f"{weight.name} is a part of a tensor")
+                    turn.writes.add(weight.source)
+            stream.add(op.output)
+        elif _touches(op, stream) or _touches(op, normed):
+            raise NotTurnable(f"the Op {op.kind} reads it")
+    for value, name in zip(program.outputs, segment.outputs, strict=True):
+        if value not in stream and name != "logits":
+            raise NotTurnable(f"{segment.name} gives {name}")
+
+
+def _writers(op: Op, weights: Mapping[str, Weight]) -> list[Weight]:
+    """The weights whose rows are the columns of a product."""
+    return [weights[name] for name in op.inputs[1:] if name in weights]
+
+
+def _touches(op: Op, values: object) -> bool:
+    return any(name in values for name in op.inputs)  # type: ignore[operator]
+
+
+class Turned(Presented):
+    """The model with its stream turned, in 32-bit floats where it is."""
+
+    def __init__(self, file: ModelFile, source: Source, turn: Turn) -> None:
+        tensors = dict(source.tensors)
+        if turn.head_of_table:
+            tensors[HEAD] = replace(tensors[_TABLE], name=HEAD)
+        changed = {*turn.reads, *turn.writes, *turn.gains}
+        infos, offset = {}, 0
+        for name, tensor in tensors.items():
+            type = _PLAIN if name in changed else tensor.type
+            nbytes = type.tensor_nbytes(tensor.shape)
+            infos[name] = TensorInfo(name, tensor.shape, type, file.path, offset, nbytes)
+            offset += nbytes
+        super().__init__(file, source.keys, source.values, infos)
+        self._tensors = tensors
+        self._turn = turn
+        self._last: tuple[str, Raw] | None = None
+        self.changes = sha256(f"turned {_SEED} {source.identity}".encode()).hexdigest()
+
+    def matrix_rows(self, name: str, first: int, last: int) -> Raw:
+        """See Presented."""
+        turn = self._turn
+        if name in turn.gains:
+            return np.ones(self._tensors[name].shape, np.float32).view(np.uint8)
+        if name in turn.reads:
+            x = self._floats(name, first, last)
+            gain = turn.reads[name]
+            if gain is not None:
+                x = x * self._floats(gain, 0, 1)
+            return _bytes(turned(x))
+        if name not in turn.writes:
+            return self._tensors[name].rows(first, last)
+        tensor = self._tensors[name]
+        held = self._last
+        if held is None or held[0] != name:
+            self._last = None
+            x = self._floats(name, 0, tensor.matrix[0])
+            made = turned(x) if len(tensor.shape) == 1 else turned(np.ascontiguousarray(x.T)).T
+            # Another thread may put another in its place.
+            self._last = held = name, _bytes(made)
+        row = 4 * tensor.matrix[1]
+        return held[1][first * row : last * row]
+
+    def _floats(self, name: str, first: int, last: int) -> Doubles:
+        tensor = self._tensors[name]
+        raw = tensor.rows(first, last)
+        return dequantize(tensor.type, raw, (last - first, tensor.matrix[1])).astype(np.float64)
+
+    def held(self, name: str) -> int:
+        """See Presented: a matrix whose rows are turned is whole, as doubles, turned, and as it is
+        kept."""
+        tensor = self._tensors[name]
+        rows, k = tensor.matrix
+        return tensor.held + (rows * k * (4 * 8 + 4) if name in self._turn.writes else 0)
+
+
+def _bytes(x: Doubles) -> Raw:
+    return np.ascontiguousarray(x, np.float32).reshape(-1).view(np.uint8)
