@@ -1,4 +1,4 @@
-"""What scales that move between weights (AWQ, SmoothQuant) change, with GPTQ and without.
+"""What AWQ, SmoothQuant and a turned residual stream change, with GPTQ and without.
 
 Each file is written if it is not in DIR, and all are compared with the floats by `strata quality`.
 
@@ -31,7 +31,7 @@ def main() -> None:
     rows = []
     for type in args.types:
         for way, switches in (("gptq", []), ("no-gptq", ["--no-gptq"])):
-            for fold in ("none", "awq", "smoothquant"):
+            for fold in ("none", "awq", "smoothquant", "hadamard"):
                 out = args.work / f"{type}-{way}-{fold}.gguf"
                 given = [*switches, *([] if fold == "none" else ["--fold", fold])]
                 if not out.exists():
