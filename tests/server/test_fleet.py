@@ -98,6 +98,8 @@ def test_a_model_goes_after_its_time(children: FakeChildren) -> None:
 def test_unloading_is_no_loading(served: RunningFleet, children: FakeChildren) -> None:
     body = {"model": "a", "keep_alive": 0}
     assert served.ask("/api/generate", body)[1]["done_reason"] == "unload"
+    told = served.ask("/props?model=a")[1]
+    assert (told["model_alias"], told["is_sleeping"]) == ("a", True)
     assert children.loads == []
     served.ask(CHAT, {"model": "a"})
     assert served.ask("/api/chat", body)[1]["done_reason"] == "unload"

@@ -155,15 +155,15 @@ class Tokenizer:
     @property
     def today(self) -> dict[str, Any]:
         """Today's date by the names that llama.cpp has for it, where a chat template of this model
-        knows one of them: without it some tell the day that their model was released."""
+        knows one of them: without it some tell the day that their model was released. Those that
+        read ``functions`` are told of tools in words."""
         now = datetime.now()
-        names = {"date_string": "%d %b %Y", "datetime": "%b %d %Y"}
+        known = {"date_string": f"{now:%d %b %Y}", "datetime": f"{now:%b %d %Y}"}
         sources = [template.source for template in self.chat_templates.values()]
-        return {
-            name: now.strftime(form)
-            for name, form in names.items()
-            if any(name in source for source in sources)
-        }
+        found = {name: told for name, told in known.items() if any(name in s for s in sources)}
+        if any("functions" in source and "tools" not in source for source in sources):
+            found["functions"] = ""
+        return found
 
     @property
     def chat_template(self) -> ChatTemplate | None:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from strata import __version__
 from strata.errors import UsageError
 from strata.memory import Ledger, process_memory
 from strata.memory.limits import memory_total
@@ -55,6 +56,7 @@ _WAIT_FOR_ANY_S = 1.0
 _MOST_SMALL = 4096
 """Bytes of a request that may be one which only loads or unloads."""
 
+_BUILD = f"strata-{__version__}"
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 
 
@@ -143,6 +145,7 @@ class Front:
             Route("/metrics", self._metrics),
             Route("/memory", self._memory, methods=["GET", "POST"]),
             Route("/live", _Endpoint(self._live)),
+            Route("/props", _Endpoint(self._props)),
             Route("/v1/responses/{id}", _Endpoint(self._stored), methods=["GET", "DELETE"]),
             Route("/v1/responses/{id}/input_items", _Endpoint(self._stored)),
             *(() if "page" in self.settings.without else pages),
@@ -250,6 +253,19 @@ class Front:
             await send_part(send, b"", more=False)
 
         await first_of(wait(), client_end(receive))
+
+    async def _props(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What runs, as llama-server says it: asking loads nothing and keeps nothing."""
+        member = self.fleet.find(Request(scope).query_params.get("model"))
+        if member.loaded and member.address is not None:
+            try:
+                async with asked(member.address, "GET", b"/props") as reply:
+                    await pass_back(reply, send)
+                return
+            except WorkerGone:
+                pass
+        told = {"model_alias": member.entry.name, "is_sleeping": True, "build_info": _BUILD}
+        await JsonReply(told)(scope, receive, send)
 
     async def _stored(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A response is with the model that gave it, as long as that is there."""
