@@ -297,7 +297,9 @@ def test_a_guarded_rendering_is_lent_what_it_takes(apart: bool) -> None:
             SHARE.set(share)
             await share.raise_to(Measure.of(body, EVERY))
             seen.append(admission.held)
-            tokenizer = SimpleNamespace(apply_chat_template=render, today={})
+            tokenizer = SimpleNamespace(
+                apply_chat_template=render, usual_variables=lambda tools: {}
+            )
             service: Any = SimpleNamespace(
                 _renders_apart=apart,
                 _renderer=threads,

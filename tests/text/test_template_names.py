@@ -44,10 +44,20 @@ def test_a_template_that_asks_for_the_date() -> None:
     data = {**sentencepiece({"a": 0.0}), "tokenizer.chat_template": source}
     before = datetime.now()
     tokenizer = tokenizer_from_gguf(data)
-    told = tokenizer.apply_chat_template(CHAT, **tokenizer.today)
+    told = tokenizer.apply_chat_template(CHAT, **tokenizer.usual_variables())
     # One of both, should it be midnight just now.
     assert told in {f"{day:%d %b %Y}" for day in (before, datetime.now())}
     # By itself it is what transformers makes of it.
     assert tokenizer.apply_chat_template(CHAT) == "1 Jan 2025"
     plain = {**data, "tokenizer.chat_template": "{{ bos_token }}"}
-    assert tokenizer_from_gguf(plain).today == {}
+    assert tokenizer_from_gguf(plain).usual_variables() == {}
+
+
+def test_a_template_that_reads_functions_instead_of_tools() -> None:
+    # "functools" is what a model that reads them calls with.
+    data = {**sentencepiece({"a": 0.0}), "tokenizer.chat_template": "functools: {{ functions }}"}
+    tokenizer = tokenizer_from_gguf(data)
+    assert tokenizer.usual_variables() == {"functions": ""}
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    told = tokenizer.apply_chat_template(CHAT, **tokenizer.usual_variables(tools))
+    assert json.loads(told.removeprefix("functools: ")) == tools

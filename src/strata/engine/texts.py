@@ -100,7 +100,7 @@ def chat_ids(
     the model has no template, or its template refuses these messages."""
     with ledger.lent(OWNER, _RENDERED * _text_bytes(messages)):
         text = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tools=tools, **tokenizer.today
+            messages, add_generation_prompt=True, tools=tools, **tokenizer.usual_variables(tools)
         )
         return encoded(tokenizer, text, ledger, parse_special=True, most=most)
 

@@ -313,7 +313,7 @@ class Service:
                     tools=tools,
                     add_generation_prompt=add_generation_prompt and not continue_final_message,
                     continue_final_message=continue_final_message,
-                    **{**self.llm.tokenizer.today, **(variables or {})},
+                    **{**self.llm.tokenizer.usual_variables(tools), **(variables or {})},
                 ),
             )
         return text + ("" if continue_final_message else ending)

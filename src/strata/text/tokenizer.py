@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -17,6 +18,7 @@ from strata.text.stream import StreamDecoder
 if TYPE_CHECKING:
     from strata.guard.rendering import GuardedRenderer
 
+_TOOLS = re.compile(r"\btools\b")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -152,17 +154,16 @@ class Tokenizer:
             self._strips_leading_space and not continuing,
         )
 
-    @property
-    def today(self) -> dict[str, Any]:
-        """Today's date by the names that llama.cpp has for it, where a chat template of this model
-        knows one of them: without it some tell the day that their model was released. Those that
-        read ``functions`` are told of tools in words."""
+    def usual_variables(self, tools: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """What chat templates of this model read by llama.cpp's names and nobody sends: today's
+        date, without which some tell the day that their model was released, and the tools as text
+        where they are called ``functions``."""
         now = datetime.now()
         known = {"date_string": f"{now:%d %b %Y}", "datetime": f"{now:%b %d %Y}"}
         sources = [template.source for template in self.chat_templates.values()]
         found = {name: told for name, told in known.items() if any(name in s for s in sources)}
-        if any("functions" in source and "tools" not in source for source in sources):
-            found["functions"] = ""
+        if any("functions" in s and not _TOOLS.search(s) for s in sources):
+            found["functions"] = json.dumps(tools, indent=2) if tools else ""
         return found
 
     @property
