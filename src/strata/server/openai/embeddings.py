@@ -29,6 +29,7 @@ class InputObject(Lenient):
     """A text as llama-server's clients may say it."""
 
     prompt_string: str | None = None
+    multimodal_data: list[Any] | None = None
     content: Annotated[list[InputPart], Field(fail_fast=True)] | None = None
 
 
@@ -215,6 +216,8 @@ async def _embed(service: Service, body: EmbeddingOptions, given: Any) -> Embedd
 
 async def _ids(service: Service, given: Any) -> str | list[int]:
     if isinstance(given, InputObject):
+        if given.multimodal_data:
+            raise UsageError("this server reads text only: an input has multimodal_data")
         if given.prompt_string is None and given.content is None:
             raise UsageError("input: an object has prompt_string, or content")
         return given.prompt_string or "".join(part.text for part in given.content or ())
