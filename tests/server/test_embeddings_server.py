@@ -78,6 +78,11 @@ def test_llama_servers_form(http: httpx.Client, llm: LLM) -> None:
     for body in ({"content": TEXTS[0]}, {"input": {"prompt_string": TEXTS[0]}}):
         (found,) = http.post("/embedding", json=body).json()
         assert np.array_equal(np.array(found["embedding"][0], np.float32), llm.embed(TEXTS[0]))
+    seen = {"prompt_string": TEXTS[0], "multimodal_data": ["AAAA"]}
+    for path in ("/embedding", "/v1/embeddings"):
+        refused = http.post(path, json={"input": [TEXTS[0], seen]})
+        assert refused.status_code == 400
+        assert "reads text only" in refused.json()["error"]["message"]
     body = {"input": TEXTS[0], "encoding_format": "base64"}
     data = http.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
     assert np.array_equal(np.frombuffer(base64.b64decode(data), "<f4"), llm.embed(TEXTS[0]))
