@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ LAYER_EPS = {"attention.layer_norm_epsilon": 1e-12}
 RMS_EPS = {"attention.layer_norm_rms_epsilon": 1e-6}
 WINDOWS = {"attention.sliding_window": 16, "rope.freq_base_swa": 10000.0, "rope.freq_base": 1e6}
 
+GEMMA_SIZES = {
+    "use_bidirectional_attention": True,
+    "sliding_window": 16,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention"] * 2 + ["full_attention"] * 2,
+}
+GEMMA_KEYS = {
+    **RMS_EPS,
+    **WINDOWS,
+    "attention.key_length": 16,
+    "attention.sliding_window_pattern": [True, True, False, False],
+}
+DENSE = {"dense_2_feat_out": 80}
+
 
 def random_model(kind: str, **settings: Any) -> tuple[Any, Any]:
     """A model of transformers, and what it gives for tokens."""
@@ -96,10 +112,10 @@ def random_model(kind: str, **settings: Any) -> tuple[Any, Any]:
     return model, run
 
 
-def compare(path: Path, run: Any) -> None:
+def compare(path: Path, run: Any, counts: tuple[int, ...] = (1, 7, 150)) -> None:
     """Both backends against what transformers gives, over several blocks of keys."""
     backends: tuple[Backend | None, ...] = (None, CpuBackend(threads=2))
-    for count in (1, 7, 150):
+    for count in counts:
         tokens = np.random.default_rng(count).integers(3, VOCABULARY, count)
         expected = run(tokens)
         for backend in backends:
@@ -154,21 +170,11 @@ def test_directories_of_transformers(kind: str, tmp_path: Path) -> None:
         (
             "gemma-embedding",
             "Gemma3Text",
-            {
-                "use_bidirectional_attention": True,
-                "sliding_window": 16,
-                "head_dim": 16,
-                "query_pre_attn_scalar": 16,
-                "layer_types": ["sliding_attention"] * 2 + ["full_attention"] * 2,
-            },
+            GEMMA_SIZES,
             GEMMA,
-            {
-                **RMS_EPS,
-                **WINDOWS,
-                "attention.key_length": 16,
-                "attention.sliding_window_pattern": [True, True, False, False],
-            },
+            GEMMA_KEYS,
         ),
+        ("gemma-embedding", "Gemma3Text", GEMMA_SIZES, GEMMA, {**GEMMA_KEYS, **DENSE}),
     ],
 )
 def test_gguf_files(
@@ -205,6 +211,19 @@ def test_gguf_files(
         where = f"blk.{found[1]}." if found else ""
         stored = f"{where}{fitting[-1]}.{kind_of}"
         tensors.append(TensorSource.of(stored, array.shape, by_name("F32"), array))
-    path = tmp_path / "model.gguf"
+    path, given = tmp_path / "model.gguf", run
+    if "dense_2_feat_out" in keys:
+        # Two products behind the pooling of EmbeddingGemma, here of every row.
+        rng, inner = np.random.default_rng(2), keys["dense_2_feat_out"]
+        for name, shape in (("dense_2", (inner, WIDTH)), ("dense_3", (WIDTH, inner))):
+            made = (rng.standard_normal(shape) * shape[1] ** -0.5).astype(np.float32)
+            tensors.append(TensorSource.of(f"{name}.weight", shape, by_name("F32"), made))
+            given = partial(products, given, made)
     write_gguf(path, metadata, tensors)
-    compare(path, run)
+    # Products of the last Segment take as many rows at once as there is room for logits.
+    compare(path, given, (1, 7, 60) if given is not run else (1, 7, 150))
+
+
+def products(run: Any, matrix: Any, tokens: Any) -> Any:
+    """What ``run`` gives for tokens, each row times a matrix."""
+    return run(tokens) @ matrix.T

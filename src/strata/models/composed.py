@@ -35,8 +35,15 @@ def build(file: ModelFile, architecture: str, context: int | None, v: Variant) -
     named, d = tensors(c, v, layers, m), v.directory or Directory()
     catalog = Catalog(file, named, c.layers, prefixes=d.prefixes, harmless=(*unused, d.unused))
     made = _Composed(c, v, catalog, layers, m)
+    narrow = catalog.has("dense_2.weight")
     return decoder.assemble(
-        c, catalog, embed=made.embed, layer=made.layer, head=made.logits, state=made.state()
+        c,
+        catalog,
+        embed=made.embed,
+        layer=made.layer,
+        head=made.embedding if narrow else made.logits,
+        state=made.state(),
+        result="embedding" if narrow else "logits",
     )
 
 
@@ -393,6 +400,12 @@ class _Composed:
             "beta": beta,
             "eps": eps,
         }
+
+    def embedding(self, b: Builder, x: str) -> str:
+        """What EmbeddingGemma makes of the mean of a text's rows by two products: of each row here,
+        since the mean of products is the product of the mean."""
+        x = self.norm(b, x, "output_norm")
+        return b.matmul(b.matmul(x, "dense_2.weight"), "dense_3.weight")
 
     def logits(self, b: Builder, x: str) -> str:
         """Logits of the selected rows."""

@@ -134,6 +134,10 @@ def _frame(c: Config, v: Variant) -> dict[str, Tensor]:
     if v.positions:
         table["position_embd.weight"] = Tensor(None, (c.trained_context, c.width), optional=True)
     table |= decoder.last_bias(c)
+    if c.architecture == "gemma-embedding":
+        inner = c.keys.integer("dense_inner", c.width, high=16 * MAX_WIDTH)
+        table["dense_2.weight"] = Tensor(None, (inner, c.width), optional=True)
+        table["dense_3.weight"] = Tensor(None, (c.width, inner), optional=True)
     if c.keys.flag("head_bias", False):
         table["output.bias"] = Tensor("lm_head.bias", (c.vocab,))
     return table

@@ -113,6 +113,7 @@ KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "loops": ("num_loops", ()),
     "causal": ("attention.causal", ()),
     "pooling": ("pooling_type", ()),
+    "dense_inner": ("dense_2_feat_out", ()),
     "token_types": (None, ("type_vocab_size",)),
     "xielu_negative": ("xielu.alpha_n", ()),
     "xielu_positive": ("xielu.alpha_p", ()),
