@@ -308,7 +308,7 @@ def test_bench_of_ops(strata: Strata, model: str) -> None:
         (["run", "MODEL", "a", "--json-schema", "{"], b"", 2, "the JSON schema is not JSON"),
         (["run", "MODEL", "a", "--json-schema", "3"], b"", 2, "a JSON schema is an object"),
         (["run", "MODEL", "a", "--regex", "a", "--grammar", "b"], b"", 2, "exclude each other"),
-        (["run", "MODEL", "a", "--chat-template", "none"], b"", 2, "no file none"),
+        (["run", "MODEL", "a", "--chat-template", "none"], b"", 2, "no chat template none"),
         (["run", "MODEL", "a", "--backend", "gpu"], b"", 2, "--backend"),
         (["run", "/no/such.gguf", "a"], b"", 1, "/no/such.gguf"),
         (["tokenize", "MODEL", "a", "--file", "FILE"], b"", 2, "not both"),

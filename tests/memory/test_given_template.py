@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from strata import LLM
+from support.weighing import settled_bytes
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -17,7 +18,8 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
 def test_a_given_template_is_planned_for(
     smollm2_path: Path, given: str | None, apart: bool
 ) -> None:
-    with LLM(smollm2_path, memory="500MB", context=64, chat_template=given) as llm:
+    memory = settled_bytes() + 400_000_000
+    with LLM(smollm2_path, memory=memory, context=64, chat_template=given) as llm:
         assert llm.plan is not None
         assert (llm.plan.template_bytes > 0) is apart
         text = llm.tokenizer.apply_chat_template(MESSAGES)

@@ -94,7 +94,9 @@ def in_company(forward: Forward, tokens: list[int]) -> np.ndarray[Any, Any]:
     values: Any = {}
     for segment in forward.segments:
         values = forward.backend.run(segment, step, state, values)
-    return forward.backend.export(values, ("logits",))["logits"]
+    result = forward.model.segments[-1].result
+    assert result is not None
+    return forward.backend.export(values, (result,))[result]
 
 
 def test_missing_and_foreign_tensors_are_named(file: ModelFile) -> None:

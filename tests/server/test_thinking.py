@@ -54,7 +54,7 @@ def test_openai(server: Running, thinker: tuple[str, str]) -> None:
     assert (message["reasoning_content"], message["content"]) == thinker
     deltas = [e["choices"][0]["delta"] for e in events(ask(server, path, stream=True))]
     thoughts = "".join(delta.get("reasoning_content", "") for delta in deltas)
-    assert (thoughts, "".join(delta.get("content", "") for delta in deltas)) == thinker
+    assert (thoughts, "".join(delta.get("content") or "" for delta in deltas)) == thinker
 
 
 def test_anthropic(server: Running, thinker: tuple[str, str]) -> None:
