@@ -94,8 +94,7 @@ def in_company(forward: Forward, tokens: list[int]) -> np.ndarray[Any, Any]:
     values: Any = {}
     for segment in forward.segments:
         values = forward.backend.run(segment, step, state, values)
-    result = forward.model.segments[-1].result
-    assert result is not None
+    result = forward.model.segments[-1].outputs[0]
     return forward.backend.export(values, (result,))[result]
 
 
