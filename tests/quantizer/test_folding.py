@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from strata.models import build_model
 from strata.quant import by_name
 from strata.quantizer.encoder import Encoder
 from strata.quantizer.folding import (
+    Change,
     Fold,
     Folded,
     activation_aware,
@@ -27,8 +29,9 @@ from strata.quantizer.folding import (
 )
 from strata.quantizer.importance import ImportanceMatrix, Squares
 from strata.quantizer.opening import source_of
+from strata.quantizer.sources import Source, SourceTensor
 from strata.quantizer.sweeps import Sweep, windows_of
-from strata.quantizer.turning import Turned, find_turn, turned
+from strata.quantizer.turning import Turn, Turned, find_turn, turned
 from support.forward import Forward
 
 TOKENS = [5, 9, 33, 2, 71, 8, 60, 17, 4, 4, 90, 23]
@@ -175,6 +178,33 @@ def test_logits_stay_with_the_stream_turned(family: str, tmp_path: Path) -> None
         rows = [made.read(name, (i, i + 1)) for i in range(made.tensors[name].shape[0])]
         assert np.array_equal(np.concatenate(rows), made.read(name))
     assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+
+
+def test_making_rows_takes_what_is_said(tmp_path: Path) -> None:
+    """Of a matrix of 4 MB: rows are made some at a time, so that a budget can be kept."""
+    rng, shape, type = np.random.default_rng(6), (2048, 512), by_name("F32")
+    w = rng.standard_normal(shape).astype(np.float32)
+    gain = rng.standard_normal(512).astype(np.float32)
+    tensors = {
+        "w": SourceTensor("w", shape, type, lambda a, b: w[a:b].reshape(-1).view(np.uint8)),
+        "g": SourceTensor("g", (512,), type, lambda a, b: gain.view(np.uint8)),
+    }
+    source = Source({}, {}, tensors, "", lambda: None)
+    rows = np.ones(2048, np.float32)
+    with open_model(tiny(tmp_path, "llama")) as file:
+        for made in (
+            Folded(file, source, {"w": Change(rows, gain)}),
+            Turned(file, source, Turn(reads={"w": "g"}, gains={"g"})),
+            Turned(file, source, Turn(writes={"w"})),
+        ):
+            tracemalloc.start()
+            try:
+                raw = made.matrix_rows("w", 0, 2048)
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert peak < raw.nbytes + made.held("w")
+            assert made.held("w") < 5 * w.nbytes + (8 << 20)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "olmo2"])

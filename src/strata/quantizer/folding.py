@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.weights import WeightSource
-from strata.formats import ModelFile, TensorInfo
+from strata.formats import ModelFile
 from strata.program import Model, Segment, Weight
 from strata.program.ops import Op
 from strata.quant import BlockType, by_name, dequantize
 from strata.quantizer.encoder import Encoder
 from strata.quantizer.importance import ImportanceMatrix, Squares
-from strata.quantizer.presented import Presented, Raw
+from strata.quantizer.presented import Presented, Raw, changed_infos, in_pieces, piece_nbytes
 from strata.quantizer.sources import Source
 from strata.quantizer.sweeps import Floats, Seen, Sweep, Window
 
@@ -151,12 +151,7 @@ class Folded(Presented):
     """A model with changed weights, as 32-bit floats."""
 
     def __init__(self, file: ModelFile, source: Source, changes: Mapping[str, Change]) -> None:
-        infos, offset = {}, 0
-        for name, tensor in source.tensors.items():
-            type = _PLAIN if name in changes else tensor.type
-            nbytes = type.tensor_nbytes(tensor.shape)
-            infos[name] = TensorInfo(name, tensor.shape, type, file.path, offset, nbytes)
-            offset += nbytes
+        infos = changed_infos(file, source.tensors.values(), changes)
         super().__init__(file, source.keys, source.values, infos)
         self._source = source
         self._changes = changes
@@ -169,20 +164,22 @@ class Folded(Presented):
     def matrix_rows(self, name: str, first: int, last: int) -> Raw:
         """See Presented."""
         tensor = self._source.tensors[name]
-        raw = tensor.rows(first, last)
         change = self._changes.get(name)
         if change is None:
-            return raw
-        x = dequantize(tensor.type, raw, (last - first, tensor.matrix[1]))
-        if change.rows is not None:
-            x = x * change.rows[first:last, None]
-        if change.columns is not None:
-            x = x * change.columns
-        return np.ascontiguousarray(x, np.float32).reshape(-1).view(np.uint8)
+            return tensor.rows(first, last)
+        k = tensor.matrix[1]
+
+        def make(begin: int, end: int) -> Floats:
+            x = dequantize(tensor.type, tensor.rows(begin, end), (end - begin, k))
+            x = x if change.rows is None else x * change.rows[begin:end, None]
+            return x if change.columns is None else x * change.columns
+
+        return in_pieces(first, last, k, make).reshape(-1).view(np.uint8)
 
     def held(self, name: str) -> int:
         """See Presented."""
-        return self._source.tensors[name].held
+        tensor = self._source.tensors[name]
+        return tensor.held + (piece_nbytes(tensor.matrix[1]) if name in self._changes else 0)
 
 
 def changes_of(
@@ -347,7 +344,7 @@ def lost_by(encoder: Encoder, type: BlockType, w: Floats, x: Floats, scales: Flo
     raw = raised.reshape(-1).view(np.uint8)
     encoder.encode(type, _PLAIN, raw, raised.shape, importance, decoded=decoded)
     error = ((decoded - raised) / scales) @ x.T
-    return float((error.astype(np.float64) ** 2).sum()) * 1.0
+    return float((error.astype(np.float64) ** 2).sum())
 
 
 def _some(w: Floats) -> Iterator[Floats]:

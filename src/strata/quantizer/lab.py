@@ -104,6 +104,7 @@ def check_calibration(
         return
     model = build_model(file, c.context)
     need = calibration_bytes(model, c.windows, c.context, threads, propagated=propagated)
+    need += max((t.held for t in source.tensors.values()), default=0)
     if searched:
         names, layers = _searched(source)
         groups: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 from strata.formats import ModelFile, TensorInfo
 from strata.formats.disk_file import DiskFile
 from strata.formats.header_only import HeaderOnly
+from strata.quant import by_name
+from strata.quantizer.sources import SourceTensor
 
 Raw = NDArray[np.uint8]
+_PLAIN = by_name("F32")
+_NUMBERS = 1 << 16
+_WORK = 64
+"""Numbers that are made at a time, and bytes that making one takes at most."""
 
 
 class Presented(HeaderOnly):
@@ -65,3 +71,34 @@ class Presented(HeaderOnly):
     @abstractmethod
     def held(self, name: str) -> int:
         """Bytes that stay while rows of a tensor are read."""
+
+
+def changed_infos(
+    file: ModelFile, tensors: Iterable[SourceTensor], changed: Collection[str]
+) -> dict[str, TensorInfo]:
+    """The index of a file in which the changed tensors are 32-bit floats."""
+    infos, offset = {}, 0
+    for tensor in tensors:
+        type = _PLAIN if tensor.name in changed else tensor.type
+        nbytes = type.tensor_nbytes(tensor.shape)
+        infos[tensor.name] = TensorInfo(tensor.name, tensor.shape, type, file.path, offset, nbytes)
+        offset += nbytes
+    return infos
+
+
+def in_pieces(
+    first: int, last: int, k: int, make: Callable[[int, int], NDArray[np.floating[Any]]]
+) -> NDArray[np.float32]:
+    """Rows first to last of k numbers, which ``make`` gives some at a time: what making takes does
+    not grow with their number. See ``piece_nbytes``."""
+    out = np.empty((last - first, k), np.float32)
+    each = max(1, _NUMBERS // k)
+    for begin in range(first, last, each):
+        end = min(begin + each, last)
+        out[begin - first : end - first] = make(begin, end)
+    return out
+
+
+def piece_nbytes(k: int) -> int:
+    """Bytes that ``in_pieces`` takes beside the rows."""
+    return _WORK * max(k, _NUMBERS)

@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.errors import StrataError
-from strata.formats import ModelFile, TensorInfo
+from strata.formats import ModelFile
 from strata.program import Model, Segment, Weight
 from strata.program.ops import Op
-from strata.quant import by_name, dequantize
-from strata.quantizer.presented import Presented, Raw
+from strata.quant import dequantize
+from strata.quantizer.presented import Presented, Raw, changed_infos, in_pieces, piece_nbytes
 from strata.quantizer.sources import Source
 
 Doubles = NDArray[np.float64]
-_PLAIN = by_name("F32")
 _TABLE, HEAD = "token_embd.weight", "output.weight"
 _SEED = 2404
 
@@ -164,12 +163,7 @@ class Turned(Presented):
         if turn.head_of_table:
             tensors[HEAD] = replace(tensors[_TABLE], name=HEAD)
         changed = {*turn.reads, *turn.writes, *turn.gains}
-        infos, offset = {}, 0
-        for name, tensor in tensors.items():
-            type = _PLAIN if name in changed else tensor.type
-            nbytes = type.tensor_nbytes(tensor.shape)
-            infos[name] = TensorInfo(name, tensor.shape, type, file.path, offset, nbytes)
-            offset += nbytes
+        infos = changed_infos(file, tensors.values(), changed)
         super().__init__(file, source.keys, source.values, infos)
         self._tensors = tensors
         self._turn = turn
@@ -181,37 +175,41 @@ class Turned(Presented):
         turn = self._turn
         if name in turn.gains:
             return np.ones(self._tensors[name].shape, np.float32).view(np.uint8)
-        if name in turn.reads:
-            x = self._floats(name, first, last)
-            gain = turn.reads[name]
-            if gain is not None:
-                x = x * self._floats(gain, 0, 1)
-            return _bytes(turned(x))
-        if name not in turn.writes:
-            return self._tensors[name].rows(first, last)
         tensor = self._tensors[name]
+        k = tensor.matrix[1]
+        if name in turn.reads:
+            gain = turn.reads[name]
+            by = np.ones((1, k)) if gain is None else self._floats(gain, 0, 1).astype(np.float64)
+            made = in_pieces(first, last, k, lambda a, b: turned(by * self._floats(name, a, b)))
+            return made.reshape(-1).view(np.uint8)
+        if name not in turn.writes:
+            return tensor.rows(first, last)
         held = self._last
         if held is None or held[0] != name:
             self._last = None
-            x = self._floats(name, 0, tensor.matrix[0])
-            made = turned(x) if len(tensor.shape) == 1 else turned(np.ascontiguousarray(x.T)).T
             # Another thread may put another in its place.
-            self._last = held = name, _bytes(made)
-        row = 4 * tensor.matrix[1]
-        return held[1][first * row : last * row]
+            self._last = held = name, self._written(name)
+        return held[1][4 * first * k : 4 * last * k]
 
-    def _floats(self, name: str, first: int, last: int) -> Doubles:
+    def _written(self, name: str) -> Raw:
+        """All of a tensor whose rows are turned; a vector is one column of them."""
+        x = self._floats(name, 0, self._tensors[name].matrix[0])
+        vector = len(self._tensors[name].shape) == 1
+        columns = x if vector else x.T
+        rows, width = columns.shape
+        made = in_pieces(0, rows, width, lambda a, b: turned(columns[a:b].astype(np.float64)))
+        return np.ascontiguousarray(made if vector else made.T).reshape(-1).view(np.uint8)
+
+    def _floats(self, name: str, first: int, last: int) -> NDArray[np.float32]:
         tensor = self._tensors[name]
         raw = tensor.rows(first, last)
-        return dequantize(tensor.type, raw, (last - first, tensor.matrix[1])).astype(np.float64)
+        return dequantize(tensor.type, raw, (last - first, tensor.matrix[1]))
 
     def held(self, name: str) -> int:
-        """See Presented: a matrix whose rows are turned is whole, as doubles, turned, and as it is
-        kept."""
+        """See Presented: a matrix whose rows are turned is whole: stored, as floats, turned
+        and in the order in which it is kept."""
         tensor = self._tensors[name]
         rows, k = tensor.matrix
-        return tensor.held + (rows * k * (4 * 8 + 4) if name in self._turn.writes else 0)
-
-
-def _bytes(x: Doubles) -> Raw:
-    return np.ascontiguousarray(x, np.float32).reshape(-1).view(np.uint8)
+        if name in self._turn.writes:
+            return tensor.held + 4 * 4 * rows * k + piece_nbytes(max(rows, k))
+        return tensor.held + (piece_nbytes(k) if name in self._turn.reads else 0)
