@@ -51,6 +51,11 @@ def test_routes(
     assert main(command) == 0
     assert "BELADY" in capsys.readouterr().out
     assert known_hits([mixture])[0].rows == 1
+    kept = Path(found["kept"])
+    written = json.loads(kept.read_text())
+    kept.write_text(json.dumps(written | {"policy": written["policy"] - 1}))
+    assert known_hits([mixture]) == ()  # what another policy would find says nothing
+    kept.write_text(json.dumps(written))
     # Another file is not known by this one's routes.
     mixture.write_bytes(mixture.read_bytes())
     assert known_hits([mixture]) == ()

@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from strata.backends.settings import EXPERT_DECAY
 from strata.hub.downloads import strata_home
 from strata.plan.routes import HitCurve
 
 _LEAST_DECAY = 0.5
+POLICY = 2
+"""Goes up when the policy becomes another whose hits are kept: those of former ones say nothing."""
 
 
 def file_key(path: Path) -> str:
@@ -30,12 +31,14 @@ def known_hits(paths: Sequence[Path]) -> tuple[HitCurve, ...]:
     """The curves of a model's first file; none where nothing was recorded, or cannot be read."""
     try:
         data = json.loads(routes_file(paths[0]).read_text(encoding="utf-8"))
+        if data["policy"] != POLICY:
+            return ()
         return tuple(
             HitCurve(
                 int(c["rows"]),
                 int(c["tokens"]),
                 tuple((int(n), min(1.0, max(0.0, float(rate)))) for n, rate in c["points"]),
-                min(1.0, max(_LEAST_DECAY, float(c.get("decay", EXPERT_DECAY)))),
+                min(1.0, max(_LEAST_DECAY, float(c["decay"]))),
             )
             for c in data["curves"]
         )

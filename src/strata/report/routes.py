@@ -18,7 +18,7 @@ from strata.backends.registry import backend_class
 from strata.backends.settings import EXPERT_DECAY
 from strata.backends.weights import WeightSource
 from strata.engine.engine import Engine
-from strata.engine.routes import routes_file
+from strata.engine.routes import POLICY, routes_file
 from strata.engine.runtime import Runtime
 from strata.errors import UsageError
 from strata.plan.expert_policies import DECAYS
@@ -159,6 +159,7 @@ def keep(path: Path, routes: Routes, found: Sequence[HitCurve]) -> Path | None:
     can be kept."""
     target = routes_file(path)
     data = {
+        "policy": POLICY,
         "experts": list(routes.experts),
         "curves": [
             {"rows": c.rows, "tokens": c.tokens, "decay": c.decay, "points": c.points}
