@@ -15,6 +15,7 @@ from strata.formats import open_model
 from strata.quantizer.directories import as_gguf
 from support.forward import logits
 from support.native_agreement import check_native
+from support.random_weights import fill
 
 pytestmark = pytest.mark.slow
 
@@ -158,10 +159,7 @@ def test_logits_are_those_of_transformers(
     model = made(transformers, kind, settings)
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
-            if weight.ndim == 1:
-                weight.add_(1)
+        fill(model)
         for name, buffer in model.named_buffers():
             if name.endswith("expert_bias"):
                 buffer.normal_()

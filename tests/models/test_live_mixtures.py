@@ -15,6 +15,7 @@ import pytest
 from strata.formats import open_model
 from support.forward import logits
 from support.native_agreement import check_native
+from support.random_weights import fill
 
 pytestmark = pytest.mark.slow
 
@@ -208,10 +209,7 @@ def test_logits_are_those_of_transformers(
     model = getattr(transformers, f"{kind}ForCausalLM")(config).float().eval()
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, 60)
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
-            if weight.ndim == 1:
-                weight.add_(1)
+        fill(model)
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     model.save_pretrained(tmp_path)
     with open_model(tmp_path) as file:

@@ -17,6 +17,7 @@ import pytest
 from strata.formats import open_model
 from support.forward import logits
 from support.native_agreement import check_native
+from support.random_weights import fill
 
 pytestmark = pytest.mark.slow
 
@@ -90,10 +91,7 @@ def test_logits_are_those_of_llama(
     model = transformers.LlamaForCausalLM(config).float().eval()
     tokens = np.random.default_rng(1).integers(0, 272, 60)
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
-            if weight.ndim == 1:
-                weight.add_(1)
+        fill(model)
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
     tensors = dict(model.state_dict())
     if architecture == "InternLM2ForCausalLM":

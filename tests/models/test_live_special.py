@@ -16,6 +16,7 @@ from strata.backends.kv_types import KV_TYPES
 from strata.backends.reference import ReferenceBackend
 from strata.formats import open_model
 from support.forward import Forward, logits
+from support.random_weights import fill
 from support.streaming import forward, least_ring, units
 from support.streaming import settings as streaming
 
@@ -146,10 +147,7 @@ def test_logits_are_those_of_transformers(
     model = getattr(transformers, f"{kind}ForCausalLM")(stated).float().eval()
     tokens = np.random.default_rng(1).integers(0, TOKENS, 60)
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_().mul_(0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5)
-            if weight.ndim == 1:
-                weight.add_(1)
+        fill(model)
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.fill_(0.7)

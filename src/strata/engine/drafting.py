@@ -309,7 +309,7 @@ class Drafting:
             redone += a.redone
             if a.draft.tokens:
                 drafted += len(a.draft.tokens)
-                self.totals.drafts += bool(a.draft.tokens)
+                self.totals.drafts += 1
                 kept += max(0, len(chosen[a.id]) - 1)
                 self._count(a.id, a.draft, chosen[a.id])
         self.totals.drafted += drafted

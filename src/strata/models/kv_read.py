@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from strata.backends.base import KV_BLOCK
 from strata.errors import UsageError
-from strata.models.kv_window import KVWindow, with_kv_window
+from strata.models.kv_window import KVWindow, layers_that_keep_all, with_kv_window
 from strata.program import Model, PagedKV, Segment
 
 LEAST_READ = 4 * KV_BLOCK
@@ -29,7 +29,7 @@ def with_kv_read(model: Model, positions: int) -> Model:
         )
     if not model.causal or model.embeds:
         raise UsageError("reading a part of KV is for models that continue texts")
-    full = {n for n, s in enumerate(model.state) if isinstance(s, PagedKV) and not s.window}
+    full = layers_that_keep_all(model)
     if not full:
         raise UsageError(
             f"no layer of this '{model.architecture}' model keeps KV of all positions, of which a "
@@ -44,7 +44,7 @@ def with_kv_read(model: Model, positions: int) -> Model:
     return replace(model, segments=segments, state=state)
 
 
-def _reading(segment: Segment, full: set[int], read: int) -> Segment:
+def _reading(segment: Segment, full: frozenset[int], read: int) -> Segment:
     ops = []
     for op in segment.program.ops:
         if op.kind == "attention" and op.attrs["layer"] in full:

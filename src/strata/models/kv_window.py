@@ -51,12 +51,18 @@ class KVWindow:
         return f"{self.window}:{self.sinks}"
 
 
+def layers_that_keep_all(model: Model) -> frozenset[int]:
+    """Numbers of the layers that keep the KV of all positions."""
+    kept = enumerate(model.state)
+    return frozenset(n for n, s in kept if isinstance(s, PagedKV) and not s.window)
+
+
 def with_kv_window(model: Model, kept: KVWindow, context: int) -> Model:
     """The Model with such a window on every layer that keeps all positions, for ``context`` of
     them, which may be more than it was trained for. UsageError for one that has no such layer."""
     if not model.causal or model.embeds:
         raise UsageError("a KV window is for models that continue texts, and this one sees a whole")
-    full = {n for n, s in enumerate(model.state) if isinstance(s, PagedKV) and not s.window}
+    full = layers_that_keep_all(model)
     if not full:
         raise UsageError(
             f"no layer of this '{model.architecture}' model keeps KV of all positions, which a KV "
@@ -78,7 +84,7 @@ def with_kv_window(model: Model, kept: KVWindow, context: int) -> Model:
     return replace(model, segments=segments, state=state, context_length=context)
 
 
-def _windowed(segment: Segment, full: set[int], kept: KVWindow) -> Segment:
+def _windowed(segment: Segment, full: frozenset[int], kept: KVWindow) -> Segment:
     program = segment.program
     for op in program.ops:
         if op.kind == "attention" and op.attrs["layer"] in full and not op.attrs["window"]:
