@@ -235,14 +235,15 @@ from support.fake_children import FakeChildren
 from strata.server.fleet import fleet as module
 from strata.server.fleet.entries import Entries, given, read_entries, saved_path
 from strata.server.fleet.front import Front, own_bytes
-from strata.server.serving import Server, bind
+from strata.server.listening import bind
+from strata.server.serving import Server
 from strata.server.settings import Settings
 module.Child = FakeChildren()
 settings = Settings(port=0, grace_s=1.0)
 *models, file, budget = sys.argv[3:]
 entries = [*map(given, models), *read_entries(Path(file))]
 options = {"context": 128, "parallel": 2, "threads": 1, "kv_type": None, "draft": "off"}
-sock = bind(settings)
+listening = bind(settings)
 fleet = module.Fleet(
     Entries(entries, saved_path()),
     int(budget),
@@ -252,7 +253,7 @@ fleet = module.Fleet(
     grace_s=1.0,
 )
 say = lambda address: print("listening at", address, file=sys.stderr, flush=True)
-Server(Front(fleet, settings), sock, say).serve_until_stopped()
+Server(Front(fleet, settings), listening, say).serve_until_stopped()
 """
 
 

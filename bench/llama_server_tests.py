@@ -73,7 +73,6 @@ ABSENT = {
     "test_local_media_file": "text only",
     "test_anthropic_vision": "an image is refused with 400, not with 500",
     "test_anthropic_tool_result_with_image": "an image is refused with 400, not with 500",
-    "test_server_multiple_addresses": "one address",
     "Access-Control-Allow-Credentials": "pages of foreign origins get no cookies",
     "Access-Control-Allow-Headers": "headers are named: '*' would not stand for Authorization",
     "test_clear_and_restore": "looks for lines of llama-server's log",

@@ -13,7 +13,7 @@ import pytest
 
 from strata import LLM, SamplingParams
 from strata.errors import StrataError
-from strata.server.serving import bind
+from strata.server.listening import bind
 from strata.server.settings import Settings
 from strata.server.waiting import Waiting
 from support.running import NAMES, Running
@@ -247,11 +247,11 @@ def test_functions_as_they_were(http_client: httpx.Client) -> None:
 
 def test_who_asks_while_a_model_is_loaded_is_told_how_far_it_is() -> None:
     settings = Settings(port=0)
-    with bind(settings) as sock:
-        host, port = sock.getsockname()
+    with bind(settings) as listening:
+        host, port = listening.sockets[0].getsockname()
         with pytest.raises(StrataError, match="in use; choose another with --port"):
             bind(Settings(port=port))
-        with Waiting(sock) as waiting:
+        with Waiting(listening) as waiting:
             waiting.progress("loading", 30, 120)
             for method, path in (("GET", "/health"), ("POST", "/v1/messages"), ("HEAD", "/")):
                 connection = http.client.HTTPConnection(host, port, timeout=10)

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -71,9 +73,9 @@ def test_a_signal_lets_what_runs_finish(smollm2_path: Path, number: signal.Signa
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.2])
 def test_it_ends_well_while_it_loads(smollm2_path: Path, after: float) -> None:
     program = (
-        "import socket, sys; from strata.server import serving; from strata.__main__ import run\n"
-        "bind = serving.bind\n"
-        "serving.bind = lambda settings: (bind(settings), print('bound', flush=True))[0]\n"
+        "import socket, sys; from strata.server import listening; from strata.__main__ import run\n"
+        "bind = listening.bind\n"
+        "listening.bind = lambda settings: (bind(settings), print('bound', flush=True))[0]\n"
         "sys.argv = ['strata', 'serve', sys.argv[1], '--port', '0', '--memory', '1GB']; run()"
     )
     command = [sys.executable, "-c", program, str(smollm2_path)]
@@ -118,10 +120,26 @@ def test_a_port_that_is_taken_is_one_line(
     )
 
 
+def test_several_addresses_have_one_port_and_are_served_alike(smollm2_path: Path) -> None:
+    options = ("--host", "127.0.0.1, 127.0.0.2", "--context", "64", "--api-key", "k")
+    with serving(smollm2_path, *options) as (_, url):
+        # The port is the one that was free at the first address.
+        port = urlsplit(url).port
+        for host in ("127.0.0.1", "127.0.0.2"):
+            with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=30) as answer:
+                assert json.load(answer) == {"status": "ok"}
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"http://{host}:{port}/v1/models", timeout=30)
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.3", port), timeout=30)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (["--host", "0.0.0.0"], 2, "--api-key"),
+        (["--host", "127.0.0.1,0.0.0.0"], 2, "--api-key"),
+        (["--host", " , "], 2, "no address"),
         (["--host", "0.0.0.0", "--api-key", " "], 2, "empty"),
         (["--host", "no.such.host.invalid", "--api-key", "k"], 1, "cannot listen at"),
         (["--port", "70000"], 2, "70000"),

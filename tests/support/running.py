@@ -22,8 +22,9 @@ pytest.importorskip("prometheus_client", reason="the extra strata-llm[server] is
 pytest.importorskip("llguidance", reason="the extra strata-llm[server] is not installed")
 
 from strata.llm import LLM
+from strata.server.listening import bind
 from strata.server.service import Service
-from strata.server.serving import Server, bind
+from strata.server.serving import Server
 from strata.server.settings import Settings
 
 KEY = "a key"
@@ -109,10 +110,10 @@ def running(llm: LLM, *, send_buffer: int | None = None, **settings: object) -> 
     chosen = Settings(**{"port": 0, "grace_s": 5.0, **settings})  # type: ignore[arg-type]
     address: list[str] = []
     service = Service(llm, NAMES, chosen)
-    sock = bind(chosen)
+    listening = bind(chosen)
     if send_buffer is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    server = Server(service, sock, address.append)
+        listening.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    server = Server(service, listening, address.append)
     ended: list[bool] = []
     thread = threading.Thread(target=lambda: ended.append(server.serve_until_stopped()))
     thread.start()

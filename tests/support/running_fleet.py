@@ -20,7 +20,8 @@ pytest.importorskip("llguidance", reason="the extra strata-llm[server] is not in
 from strata.server.fleet.entries import Entries, Entry
 from strata.server.fleet.fleet import Fleet
 from strata.server.fleet.front import Front
-from strata.server.serving import Server, bind
+from strata.server.listening import bind
+from strata.server.serving import Server
 from strata.server.settings import Settings
 from support.running import wait_for
 
@@ -77,11 +78,11 @@ def running_fleet(
             grace_s=1.0,
         )
         fleets.append(fleet)
-        servers.append(Server(Front(fleet, chosen), sock, address.append))
+        servers.append(Server(Front(fleet, chosen), listening, address.append))
         servers[0].serve_until_stopped()
 
     servers: list[Server] = []
-    sock = bind(chosen)
+    listening = bind(chosen)
     thread = threading.Thread(target=serve)
     thread.start()
     try:

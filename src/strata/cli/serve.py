@@ -74,7 +74,12 @@ def _ending_well() -> Iterator[None]:
     help="Of several: how long a model stays after its last request, such as 5m; 0 not at all, -1 "
     "for ever (default: 5m).",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; several with commas.",
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -240,9 +245,10 @@ def command(
     try:
         from strata.server import Settings
         from strata.server.fleet.entries import given, read_entries
+        from strata.server.listening import bind
         from strata.server.preset import Preset
         from strata.server.service import ANY_NAME, Service
-        from strata.server.serving import Server, bind
+        from strata.server.serving import Server
         from strata.server.settings import FILES_BYTES
         from strata.server.waiting import Waiting
     except ModuleNotFoundError as error:
@@ -310,8 +316,8 @@ def command(
         raise UsageError("which model? Name one or several, or a folder of them with --models")
     (model,) = models
     with (
-        bind(settings) as sock,
-        Waiting(sock) as waiting,
+        bind(settings) as listening,
+        Waiting(listening) as waiting,
         open_llm(
             model,
             backend=backend,
@@ -344,7 +350,7 @@ def command(
         names = dict.fromkeys([llm.path.stem if Path(model).exists() else model, *aliases])
         thinks = {"on": True, "off": False}.get(reasoning or "", reasoning)
         preset = Preset(sampling=sampling, reasoning=thinks)
-        server = Server(Service(llm, list(names), settings, preset), sock, _tell_ready)
+        server = Server(Service(llm, list(names), settings, preset), listening, _tell_ready)
         if not server.serve_until_stopped():
             # A step that takes minutes cannot be interrupted, and its memory not freed under it.
             sys.stderr.flush()
@@ -368,7 +374,8 @@ def _serve_several(
     from strata.server.fleet.fleet import Fleet
     from strata.server.fleet.front import Front, own_bytes
     from strata.server.fleet.members import KEEP_ALIVE_S
-    from strata.server.serving import Server, bind
+    from strata.server.listening import bind
+    from strata.server.serving import Server
 
     log_in_print(verbose=settings.verbose)
     try:
@@ -379,7 +386,7 @@ def _serve_several(
         memory = int(memory_available() * (1 - KEEP_BACK))
     memory = min(memory, memory_total() or memory)
     every = Entries(entries, saved_path())
-    with bind(settings) as sock:
+    with bind(settings) as listening:
         fleet = Fleet(
             every,
             memory,
@@ -395,11 +402,11 @@ def _serve_several(
             keep_alive_s=kept,
             grace_s=settings.grace_s,
         )
-        server = Server(Front(fleet, settings), sock, _tell_ready)
+        server = Server(Front(fleet, settings), listening, _tell_ready)
         server.serve_until_stopped()
         if not server.started:
             raise StrataError("the server could not start")
 
 
-def _tell_ready(address: str) -> None:
-    remark(f"listening at {address} (Ctrl-C stops)")
+def _tell_ready(addresses: str) -> None:
+    remark(f"listening at {addresses} (Ctrl-C stops)")

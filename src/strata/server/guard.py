@@ -151,7 +151,7 @@ class Guard:
         host = headers.get("host")
         if self._settings.loopback and host is not None:
             name = _host_name(host)
-            if name != self._settings.host and not _is_here(name):
+            if name not in self._settings.hosts and not _is_here(name):
                 raise ApiError(
                     403,
                     f"this server answers to names of this machine, not to {name[:64]!r} in the "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import signal
 import socket
@@ -20,14 +19,13 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from strata.errors import StrataError
 from strata.server.crowd import Crowd
 from strata.server.guard import CROWD, HEAD_BYTES, is_upload
+from strata.server.listening import Listening
 from strata.server.origins import HeaderNames
 from strata.server.parting import Parting
 from strata.server.settings import Settings
 
-_BACKLOG = 256
 _IDLE_S = 30
 """For which a connection is kept between two requests."""
 
@@ -46,37 +44,6 @@ _UPLOAD_PART = 1 << 20
 
 _LAST_WORDS_S = 1.0
 """Beyond the grace, for telling those who are cut off."""
-
-
-def bind(settings: Settings) -> socket.socket:
-    """A socket that listens at the wanted address, before anything slow begins. StrataError if it
-    is taken."""
-    with _named(settings):
-        found = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, address = found[0]
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-            # Two may bind to one port as long as none listens: who comes second is told here.
-            sock.listen(_BACKLOG)
-        except BaseException:
-            sock.close()
-            raise
-    return sock
-
-
-@contextmanager
-def _named(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f"{settings.host} port {settings.port}"
-        if error.errno == errno.EADDRINUSE:
-            raise StrataError(f"{where} is in use; choose another with --port") from None
-        raise StrataError(f"cannot listen at {where}: {error.strerror or error}") from None
 
 
 class Served(Protocol):
@@ -98,10 +65,10 @@ class Served(Protocol):
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server for one service. ``ready`` gets the address when requests are served."""
+    """A uvicorn server for one service. ``ready`` gets the addresses when requests are served."""
 
     def __init__(
-        self, service: Served, sock: socket.socket, ready: Callable[[str], None] | None = None
+        self, service: Served, listening: Listening, ready: Callable[[str], None] | None = None
     ) -> None:
         settings = service.settings
         self._crowd = Crowd(settings.connections)
@@ -127,16 +94,16 @@ class Server(uvicorn.Server):
             )
         )
         self._service = service
-        self._sock = sock
+        self._listening = listening
         self._ready = ready
 
     def serve_until_stopped(self) -> bool:
         """Serve until a signal or ``should_exit``; False if the engine is still in a step."""
         try:
             with _tokens_first():
-                self.run(sockets=[self._sock])
+                self.run(sockets=self._listening.sockets)
         finally:
-            self._sock.close()
+            self._listening.close()
             ended = self._service.close()
         return ended
 
@@ -152,13 +119,14 @@ class Server(uvicorn.Server):
                 config=config, server_state=self.server_state, app_state=self.lifespan.state
             )
 
-        self._accepting = asyncio.create_task(self._crowd.accept(self._sock, connection))
-        host, port = self._sock.getsockname()[:2]
+        accept = partial(self._crowd.accept, make=connection)
+        self._accepting = [asyncio.create_task(accept(s)) for s in self._listening.sockets]
         if self._ready:
-            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            self._ready(" and ".join(self._listening.addresses))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._accepting.cancel()
+        for task in self._accepting:
+            task.cancel()
         service = self._service
         service.begin_closing()
         asyncio.get_running_loop().call_later(service.settings.grace_s, service.cut_off)

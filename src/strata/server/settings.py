@@ -32,6 +32,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 class Settings:
     """Where to listen, who may come in, and how much they may ask for.
 
+    - ``host``: an address, or several with commas.
     - ``api_key``: asked of every caller; None lets everybody in, which beyond this machine needs
       ``allow_unauthenticated`` (UsageError otherwise).
     - ``cors_origins``: web origins whose pages may call; ``*`` is all.
@@ -82,6 +83,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise UsageError("the API key is empty")
+        if not self.hosts:
+            raise UsageError("--host names no address")
         for origin in self.cors_origins:
             if origin != "*" and _ORIGIN.fullmatch(origin) is None:
                 raise UsageError(
@@ -106,12 +109,22 @@ class Settings:
         patterns = [re.escape(o).replace(r"\*", "[^/]*") for o in self.cors_origins if o != "*"]
         return re.compile("|".join([_LOCAL_ORIGINS, *patterns]))
 
+    @cached_property
+    def hosts(self) -> tuple[str, ...]:
+        """All addresses to listen at, each once."""
+        hosts = (host.strip().removeprefix("[").removesuffix("]") for host in self.host.split(","))
+        return tuple(dict.fromkeys(filter(None, hosts)))
+
     @property
     def loopback(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return all(map(_is_loopback, self.hosts))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import selectors
 import socket
 from contextlib import suppress
 from threading import Thread
@@ -10,6 +11,7 @@ from time import monotonic
 from types import TracebackType
 
 from strata.server.errors import ApiError, error_body
+from strata.server.listening import Listening
 
 _TURN_S = 0.1
 _PATIENCE_S = 1.0
@@ -18,11 +20,11 @@ _HEAD_BYTES = 16 << 10
 
 
 class Waiting:
-    """Answers every request at a listening socket with 503, in a thread, until it is ended, as the
+    """Answers every request at listening sockets with 503, in a thread, until it is ended, as the
     ``with`` does. Whoever connects afterwards waits for the real server."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, listening: Listening) -> None:
+        self._sockets = listening.sockets
         self._step: tuple[str, int, int | None] = ("loading", 0, None)
         self._ended = False
         self._thread = Thread(target=self._serve, name="strata-waiting", daemon=True)
@@ -44,25 +46,31 @@ class Waiting:
         self.end()
 
     def end(self) -> None:
-        """The socket is for somebody else now. Safe to call twice."""
+        """The sockets are for somebody else now. Safe to call twice."""
         self._ended = True
         self._thread.join()
-        with suppress(OSError):
-            self._sock.settimeout(None)
+        for sock in self._sockets:
+            with suppress(OSError):
+                sock.settimeout(None)
 
     def _serve(self) -> None:
-        self._sock.settimeout(_TURN_S)
-        while not self._ended:
-            try:
-                client, _ = self._sock.accept()
-            except TimeoutError:
-                continue
-            except OSError:
-                # Closed, or the system has nothing left: loading is what counts.
-                self._ended = self._sock.fileno() < 0
-                continue
-            with client, suppress(OSError):
-                self._answer(client)
+        with selectors.DefaultSelector() as selector:
+            for sock in self._sockets:
+                sock.setblocking(False)
+                selector.register(sock, selectors.EVENT_READ, sock)
+            while not self._ended:
+                for key, _ in selector.select(_TURN_S):
+                    self._accept(key.data)
+
+    def _accept(self, sock: socket.socket) -> None:
+        try:
+            client, _ = sock.accept()
+        except OSError:
+            # Gone, closed, or the system has nothing left: loading is what counts.
+            self._ended = self._ended or sock.fileno() < 0
+            return
+        with client, suppress(OSError):
+            self._answer(client)
 
     def _answer(self, client: socket.socket) -> None:
         end = monotonic() + _PATIENCE_S

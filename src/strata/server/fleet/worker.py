@@ -13,8 +13,9 @@ from typing import Any
 
 from strata.plan.prefill import SLOWDOWN
 from strata.server.fleet.wire import Pipe
+from strata.server.listening import bind
 from strata.server.service import Service
-from strata.server.serving import Server, bind
+from strata.server.serving import Server
 from strata.server.settings import Settings
 
 
@@ -47,7 +48,7 @@ def _serve(
     settings = Settings(host="127.0.0.1", port=0, api_key=asked["key"], **asked["settings"])
     how = {name: asked[name] for name in ("threads", "context", "parallel", "kv_type", "draft")}
     with (
-        bind(settings) as sock,
+        bind(settings) as listening,
         LLM(
             Path(asked["path"]),
             memory=asked["memory"],
@@ -60,12 +61,11 @@ def _serve(
     ):
         preset = Preset(asked["system"], asked["sampling"])
         service = Service(llm, asked["names"], settings, preset)
-        port = sock.getsockname()[1]
 
         def ready(_: str) -> None:
-            pipe.tell(ready={"port": port, "context": llm.context})
+            pipe.tell(ready={"port": listening.port, "context": llm.context})
 
-        servers.append(Server(service, sock, ready))
+        servers.append(Server(service, listening, ready))
         if ending.is_set() or not servers[0].serve_until_stopped():
             os._exit(0)
 
