@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import astuple, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from strata.plan import (
     Machine,
     Outline,
     Plan,
+    Prediction,
     Workload,
     from_json,
     plan,
@@ -444,7 +446,7 @@ def test_formats_without_a_rate_are_estimated() -> None:
 
 @pytest.mark.parametrize("together", [1, 4, 16])
 def test_room_for_guesses_makes_answers_hardly_slower_where_none_is_right(together: int) -> None:
-    sizes, host, some = model("smollm2-135m", "Q4_1"), machine("laptop"), 0
+    sizes, host, fit, some = model("smollm2-135m", "Q4_1"), machine("laptop"), 0, 0
     for megabytes in range(120, 260, 20):
         work = Workload(320, together, 640, 48)
         limits = Limits(megabytes * MB)
@@ -455,7 +457,26 @@ def test_room_for_guesses_makes_answers_hardly_slower_where_none_is_right(togeth
         made = plan(sizes, host, limits, replace(work, draft_tokens=31))
         least = (1 - constants.DRAFTS_SHARE) * without.predicted.decode_tok_s
         assert made.predicted.decode_tok_s >= least
+        fit += 1
         some += made.draft_tokens > 0
         if made.draft_tokens and sizes.segments[-1].units[0].name in made.resident:
-            assert made.draft_tokens == min(31 * together, constants.DRAFTED_TOGETHER)
-    assert some
+            rows = made.max_tokens - together
+            assert made.draft_tokens == min(31 * together, constants.DRAFTED_TOGETHER, rows)
+    assert some >= fit - 1
+
+
+def test_room_for_guesses_takes_no_second_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    predict, looked_at = Planner.predict, list[int]()
+
+    def counted(self: Planner, *args: Any) -> Prediction:
+        looked_at.append(1)
+        return predict(self, *args)
+
+    monkeypatch.setattr(Planner, "predict", counted)
+    sizes, host, counts = model("llama-3.1-8b"), machine("laptop"), list[int]()
+    for tokens in (0, 31):
+        looked_at.clear()
+        made = plan(sizes, host, Limits(1 * GB), Workload(draft_tokens=tokens))
+        assert (made.draft_tokens > 0) == (tokens > 0)
+        counts.append(len(looked_at))
+    assert counts[1] <= counts[0] + 8

@@ -112,12 +112,12 @@ class Planner:
     def _planned(self, budget: int, *, given: bool = True) -> Plan | None:
         beside = self._beside(budget)
         left = budget - self._added[beside]
-        drafts = self._drafts(left)
-        best = self._with_room_for(drafts, left)
-        if drafts.tokens and not self.workload.draft_model_bytes:
-            drafts, best = self._if_cheap(drafts, best, left)
+        drafts = self._drafts(self._surely_for_drafts(left))
+        best = self._first(left - drafts.added_bytes)
         if best is None:
             return None
+        if not drafts.tokens:
+            drafts, best = self._squeezed_in(best, left)
         rows = best.sizes.logit_rows + drafts.rows
         head_stays = best.resident.issuperset(unit.name for unit in self._head.units)
         guessed = for_all(drafts, self.workload, head_stays=head_stays)
@@ -125,29 +125,10 @@ class Planner:
         best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
         return self._write(best, budget, given=given)
 
-    def _with_room_for(self, drafts: Drafts, budget: int) -> Candidate | None:
-        """The best that leaves room for guesses."""
-        left = budget - drafts.added_bytes
-        for context, on_disk in self._contexts(left):
-            best = self._best(left, context, on_disk=on_disk)
-            if best is not None:
-                return best
-        return None
-
-    def _if_cheap(
-        self, drafts: Drafts, best: Candidate | None, budget: int
-    ) -> tuple[Drafts, Candidate | None]:
-        """These guesses, or none where setting memory aside for them makes more than a little
-        slower: little memory may decide of which size steps and tiles are."""
-        if best is not None and not (best.prediction.sweep_bytes or best.sizes.kv_slots):
-            return drafts, best
-        without = self._with_room_for(NO_DRAFTS, budget)
-        if without is None:
-            return drafts, best
-        least = (1 - constants.DRAFTS_SHARE) * without.prediction.decode_tok_s
-        if best is not None and best.prediction.decode_tok_s >= least:
-            return drafts, best
-        return NO_DRAFTS, without
+    def _first(self, budget: int) -> Candidate | None:
+        """The best of the first context that has room."""
+        found = (self._best(budget, c, on_disk=on_disk) for c, on_disk in self._contexts(budget))
+        return next((candidate for candidate in found if candidate is not None), None)
 
     def default_budget(self) -> int:
         """The budget where none is given: free memory but for a share that others may need."""
@@ -167,18 +148,37 @@ class Planner:
         ]
         return fits[-1] if fits else self._besides[0]
 
-    def _drafts(self, budget: int) -> Drafts:
-        """What is set aside for guessing tokens: no more than makes a sweep a little longer, and
-        little of what a budget has beyond the least; or all that may be wanted, beside which all
-        weights stay."""
-        everything = self._everything(self._default_context())
-        share = int(constants.DRAFTS_SHARE * self.model.streamed_bytes)
-        spare = min(share, int((budget - self._floor) * constants.BESIDE_SHARE))
-        if self.workload.draft_model_bytes:
-            # Or its weights would be there for nothing.
-            spare = max(spare, min(share, budget - self._floor))
+    def _drafts(self, spare: int) -> Drafts:
+        """What so many bytes set aside for guessing tokens are."""
         sizes = self._resident_sizes(self._default_context(), self._fewest_tokens)
-        return drafts(self.model, self.workload, sizes, max(spare, budget - everything))
+        return drafts(self.model, self.workload, sizes, spare)
+
+    def _surely_for_drafts(self, budget: int) -> int:
+        """Bytes for guessing tokens whatever they cost: what all weights leave, and with a draft
+        model, which would be there for nothing, as much as makes a sweep a little longer."""
+        beside_all = budget - self._everything(self._default_context())
+        if not self.workload.draft_model_bytes:
+            return beside_all
+        return max(beside_all, min(self._most_for_drafts, budget - self._floor))
+
+    @property
+    def _most_for_drafts(self) -> int:
+        return int(constants.DRAFTS_SHARE * self.model.streamed_bytes)
+
+    def _squeezed_in(self, best: Candidate, budget: int) -> tuple[Drafts, Candidate]:
+        """Guesses in what ``best`` leaves, and in the place of weights or KV as far as that makes
+        answers hardly slower, were no guess right; how it streams stays."""
+        spare = min(self._most_for_drafts, int((budget - self._floor) * constants.BESIDE_SHARE))
+        least = (1 - constants.DRAFTS_SHARE) * best.prediction.decode_tok_s
+        while (made := self._drafts(spare)).tokens:
+            left = budget - made.added_bytes
+            on_disk = best.sizes.kv_slots > 0
+            alike = self._candidates(left, best.sizes.context, on_disk=on_disk, like=best)
+            found = _fastest(alike)
+            if found is not None and found.prediction.decode_tok_s >= least:
+                return made, found
+            spare = made.added_bytes // 2
+        return NO_DRAFTS, best
 
     def _room_for_a_grammar(self) -> int:
         """The smallest budget in which there may be a grammar, in whole megabytes; 0 where there
@@ -262,7 +262,10 @@ class Planner:
         others = self._candidates(budget, context, on_disk=True)
         return _fastest(others if found is None else chain([found], others))
 
-    def _candidates(self, budget: int, context: int, *, on_disk: bool) -> Iterator[Candidate]:
+    def _candidates(
+        self, budget: int, context: int, *, on_disk: bool, like: Candidate | None = None
+    ) -> Iterator[Candidate]:
+        """Every way to run that fits; those that stream alone as ``like`` does, if it is given."""
         for tokens in self._token_choices(context, resident=True):
             sizes = self._resident_sizes(context, tokens)
             if on_disk and (sizes := self._with_disk(sizes)).kv_slots == 0:
@@ -270,6 +273,9 @@ class Planner:
             if memory_shares(self.model, sizes, self._all).total <= budget:
                 yield self._with_kv_slots(sizes, 0, self._loading, self._all, budget)
         for sizes, tile, read in self._sizes(context, on_disk=on_disk):
+            ways = (tile, sizes.max_tokens)
+            if like is not None and ways != (like.tile_bytes, like.sizes.max_tokens):
+                continue
             fixed = fixed_shares(self.model, sizes)
             if fixed.total > budget:
                 continue
