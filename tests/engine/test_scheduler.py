@@ -8,6 +8,7 @@ import pytest
 
 from strata.backends.base import KV_BLOCK
 from strata.decode import Draft
+from strata.engine.prompt_slices import PromptSlices
 from strata.engine.scheduler import Advance, Propose, Scheduler
 from strata.kv import BlockPool, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex
 from strata.program import StateGroup
@@ -38,7 +39,7 @@ def scheduler(
         manager,
         parallel=parallel,
         token_budget=token_budget,
-        prefill_budget=prefill_budget,
+        slices=PromptSlices(prefill_budget),
     )
 
 

@@ -25,6 +25,7 @@ from strata.decode import (
 from strata.engine.drafting import Drafting, DraftTotals
 from strata.engine.kv_settings import KVSettings, SequenceMemory, make_memory
 from strata.engine.pooling import embed
+from strata.engine.prompt_slices import PromptSlices
 from strata.engine.request import Delta, Request
 from strata.engine.runner import Border, Runner
 from strata.engine.scheduler import Advance, Scheduler
@@ -82,7 +83,8 @@ class Engine:
     At most ``parallel`` requests run, of up to ``context`` positions each; ``kv`` says how much
     state is held for all of them together. Requests for which there is no room wait their turn.
     While some are being answered, the prompt of another is taken in pieces, as ``prefill_budget``
-    says (see Scheduler); empty: pieces as large as the token budget allows. ``drafting`` has tokens
+    and ``slowdown`` say (see PromptSlices); empty: pieces as large as the token budget allows.
+    ``drafting`` has tokens
     guessed ahead, which changes no answer. One thread at a time may call.
     """
 
@@ -96,6 +98,7 @@ class Engine:
         stop_ids: frozenset[int] = frozenset(),
         kv: KVSettings | None = None,
         prefill_budget: Sequence[int] = (),
+        slowdown: float | None = None,
         drafting: Drafting | None = None,
     ) -> None:
         if not 1 <= context <= runner.model.context_length:
@@ -116,11 +119,12 @@ class Engine:
         self._memory = self._make_memory()
         self.kv_type = self._memory.kv_type
         self.drafting = drafting
+        self._slices = PromptSlices(prefill_budget, slowdown)
         self._scheduler = Scheduler(
             self._memory.manager,
             parallel=parallel,
             token_budget=token_budget,
-            prefill_budget=prefill_budget,
+            slices=self._slices,
             load_blocks=self._load_blocks,
         )
         self._requests: dict[int, Request] = {}
@@ -184,9 +188,8 @@ class Engine:
                 self._memory = self._make_memory()
             raise
         finally:
-            self._scheduler.go_on_with(
-                self._memory.manager, self.token_budget, prefill_budget, self._load_blocks
-            )
+            self._slices.planned = tuple(prefill_budget)
+            self._scheduler.go_on_with(self._memory.manager, self.token_budget, self._load_blocks)
 
     @property
     def _blocks(self) -> tuple[int, ...]:
@@ -327,6 +330,7 @@ class Engine:
         outcomes = self._run(advances)
         try:
             deltas = [self._commit(outcome) for outcome in outcomes]
+            self._learn(advances, perf_counter() - began)
             if self.drafting is not None:
                 chosen = {o.advance.id: [s.token for s in o.samples] for o in outcomes}
                 self.drafting.learn(advances, chosen, perf_counter() - began, self._seen)
@@ -335,6 +339,12 @@ class Engine:
                 self.cancel(outcome.request)
             raise
         return [delta for each in deltas for delta in each]
+
+    def _learn(self, advances: Sequence[Advance], seconds: float) -> None:
+        """Take into account what a step of prompts beside answers took."""
+        prompts = [a for a in advances if not a.needs_logits or len(a.tokens) > 1 + a.redone]
+        rows, depth = sum(a.rows for a in prompts), max((a.past for a in prompts), default=0)
+        self._slices.measured(sum(a.rows for a in advances) - rows, rows, depth, seconds)
 
     def _propose(
         self, tokens: Mapping[int, Sequence[int]], rows: int, room: int

@@ -161,6 +161,7 @@ def _load(
         stop_ids=tokenizer.stop_ids,
         kv=replace(kv, blocks=blocks),
         prefill_budget=() if runtime.plan is None else runtime.plan.prefill_budget,
+        slowdown=options.slowdown,
         drafting=make_drafting(
             parse_draft(options.draft), runtime, model, draft_model, progress, kv.store
         ),

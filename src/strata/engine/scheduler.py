@@ -2,7 +2,7 @@
 
 There are no phases: a sequence has tokens, of which the first so many are computed, and is advanced
 towards all of them. Those that lack one token go first, all of them in every step; what is left of
-the step's tokens goes to those that lack more, as many as the prefill budget allows beside the
+the step's tokens goes to those that lack more, as many as their slices may have beside the
 others, and then to tokens that a proposer guessed.
 
 A sequence is admitted, first come first served, when there are blocks of every group for the tokens
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strata.decode import NO_DRAFT, Draft
+from strata.engine.prompt_slices import PromptSlices
 from strata.kv import BlockTable, Branch, KVCacheManager, SequenceState
 from strata.machine import constants
 
@@ -85,10 +86,8 @@ class Scheduler:
     """Sequences that wait and sequences that run, at most ``parallel``, in steps of up to
     ``token_budget`` tokens.
 
-    ``prefill_budget`` says how many tokens of a prompt a step may have beside sequences that lack
-    one token: beside 1, beside 2, 4, 8 and so on, and what lies between by its place there; further
-    prompts add as many each, and count as sequences beside.
-    Empty: as many as there is room for. No more than ``load_blocks`` blocks are loaded in a step
+    ``slices`` says how many tokens of prompts a step may have beside sequences that lack one token;
+    None: as many as there is room for. No more than ``load_blocks`` blocks are loaded in a step
     that others wait for. ``preemptions`` counts who had to give way.
     """
 
@@ -98,13 +97,13 @@ class Scheduler:
         *,
         parallel: int,
         token_budget: int,
-        prefill_budget: Sequence[int] = (),
+        slices: PromptSlices | None = None,
         load_blocks: int = 8,
     ) -> None:
         self._manager = manager
         self._parallel = parallel
         self._token_budget = token_budget
-        self._prefill_budget = tuple(prefill_budget)
+        self._slices = slices or PromptSlices()
         self._load_blocks = load_blocks
         self._waiting: list[Scheduled] = []
         self._running: dict[int, Scheduled] = {}
@@ -162,17 +161,10 @@ class Scheduler:
             self._drop_branches(s)
             self._preempt(s)
 
-    def go_on_with(
-        self,
-        manager: KVCacheManager,
-        token_budget: int,
-        prefill_budget: Sequence[int],
-        load_blocks: int,
-    ) -> None:
+    def go_on_with(self, manager: KVCacheManager, token_budget: int, load_blocks: int) -> None:
         """Go on with other sizes; with another manager only after ``stop_all``."""
         self._manager = manager
         self._token_budget = token_budget
-        self._prefill_budget = tuple(prefill_budget)
         self._load_blocks = load_blocks
 
     def commit(self, advance: Advance, chosen: Sequence[int]) -> None:
@@ -323,8 +315,10 @@ class Scheduler:
         rows = {s.id: 1 for s in ready if s.missing == 1}
         several = [s for s in ready if s.missing > 1]
         left = self._token_budget - len(rows)
-        if rows and several and self._prefill_budget:
-            left = min(left, self._beside(len(rows), len(several)))
+        if rows and several:
+            depth = max(s.kv.length for s in several)
+            bound = self._slices.tokens(len(rows), len(several), depth)
+            left = left if bound is None else min(left, bound)
         limits = {s.id: self._manager.step_limit(s.kv, len(s.tokens)) for s in several}
         if several and left:
             # Half to the oldest, so that it gets on; the rest to who is done with the least.
@@ -337,17 +331,6 @@ class Scheduler:
                 rows[s.id] = had + more
                 left -= more
         return [(s, rows[s.id]) for s in ready if rows.get(s.id)]
-
-    def _beside(self, decodes: int, prompts: int) -> int:
-        """Tokens of so many prompts beside so many that decode."""
-        # Prompts will be answers soon, so what one may cost is counted by the step of them all:
-        # where many wait, few are being answered, and hurrying serves everybody.
-        count = decodes + prompts - 1
-        place = count.bit_length() - 1
-        if place + 1 >= len(self._prefill_budget):
-            return self._prefill_budget[-1] * prompts
-        low, high = self._prefill_budget[place : place + 2]
-        return (low + ((high - low) * (count - (1 << place)) >> place)) * prompts
 
     def _guess(self, s: Scheduled, rows: int, draft: Draft) -> Draft:
         """A draft for which there is room without anybody giving way; a part of it, or none."""

@@ -59,6 +59,11 @@ class StepCosts:
         self._rows = list(self._known)
         self._least = list(self._known.values())
 
+    @property
+    def known(self) -> bool:
+        """Whether there is any time to go by."""
+        return bool(self._known)
+
     def knows(self, rows: int) -> bool:
         """Whether a step of so many rows or fewer was measured: before that little is known."""
         return any(knot <= rows for knot in self._measured)
