@@ -29,6 +29,14 @@ template <class F> STRATA_INLINE void by_fours(int64_t n, F f) {
   }
 }
 
+// A state that a step of one row leaves is read again a token later, when the weights have passed
+// through the caches: it goes past them, and is not read before it is written.
+STRATA_INLINE bool streams_state(const ScanArgs& s, int lanes) {
+  return s.rows == 1 && lanes == 16 && reinterpret_cast<uintptr_t>(s.after) % 64 == 0;
+}
+// What follows, the next columns as well, is asked for this far ahead.
+inline constexpr int64_t kStateAhead = 2048;   // floats
+
 // Rows of the state that stay in registers while some rows of the step pass by, and how many pass.
 inline constexpr int kHeldStates = kWidth == 16 ? 16 : 4;
 inline constexpr int64_t kScanRows = 32;
@@ -43,13 +51,14 @@ struct SsmRow {
 
 // kStates rows of the state from `i` on, a multiple of 4 where they are more than one: read at
 // `from` (null: zeros), left at `to`.
-template <int kStates>
+template <int kStates, bool kStreams>
 STRATA_INLINE void ssm_states(SsmRow* rows, int64_t count, int64_t i, const float* from, float* to,
                               int lanes) {
   constexpr int kSums = kStates < 4 ? kStates : 4;
   F32x16 state[kStates];
 #pragma GCC unroll 16
   for (int j = 0; j < kStates; ++j) {
+    if (kStreams && from != nullptr) prefetch(from + (i + j) * lanes + kStateAhead);
     state[j] = from == nullptr ? zero16() : load_part(from + (i + j) * lanes, lanes);
   }
   for (int64_t r = 0; r < count; ++r) {
@@ -68,11 +77,15 @@ STRATA_INLINE void ssm_states(SsmRow* rows, int64_t count, int64_t i, const floa
     for (int t = 0; t < kSums; ++t) store(row.sums[(i + t) & 3], sums[t]);
   }
 #pragma GCC unroll 16
-  for (int j = 0; j < kStates; ++j) store_part(to + (i + j) * lanes, state[j], lanes);
+  for (int j = 0; j < kStates; ++j) {
+    float* const at = to + (i + j) * lanes;
+    if constexpr (kStreams) stream(at, state[j]);
+    else store_part(at, state[j], lanes);
+  }
 }
 
-// in: x, dt, b, c; parameters: a and d of the heads.
-static void ssm_scan_head(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+template <bool kStreams>
+STRATA_INLINE void ssm_scan(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
   const int64_t group = head * s.key_heads / s.heads;
   const float a = s.parameters[0][head];
   const F32x16 d = broadcast(s.parameters[1][head]);
@@ -92,9 +105,9 @@ static void ssm_scan_head(const ScanArgs& s, int64_t head, int64_t column, int l
     }
     int64_t i = 0;
     for (; i + kHeldStates <= s.k_dim; i += kHeldStates) {
-      ssm_states<kHeldStates>(rows, count, i, state, s.after, lanes);
+      ssm_states<kHeldStates, kStreams>(rows, count, i, state, s.after, lanes);
     }
-    for (; i < s.k_dim; ++i) ssm_states<1>(rows, count, i, state, s.after, lanes);
+    for (; i < s.k_dim; ++i) ssm_states<1, kStreams>(rows, count, i, state, s.after, lanes);
     for (i = 0; i < count; ++i) {
       const F32x16 sums[4] = {load(rows[i].sums[0]), load(rows[i].sums[1]), load(rows[i].sums[2]),
                               load(rows[i].sums[3])};
@@ -103,6 +116,13 @@ static void ssm_scan_head(const ScanArgs& s, int64_t head, int64_t column, int l
     }
     state = s.after;
   }
+  if constexpr (kStreams) vstream_end();
+}
+
+// in: x, dt, b, c; parameters: a and d of the heads.
+static void ssm_scan_head(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
+  if (streams_state(s, lanes)) ssm_scan<true>(s, head, column, lanes);
+  else ssm_scan<false>(s, head, column, lanes);
 }
 
 // The state that a row starts from: what was before the span, then what the row before has left.
@@ -137,6 +157,30 @@ static void ssm_scan_channels(const ScanArgs& s, int64_t, int64_t column, int la
   }
 }
 
+// The same of one row: the state that has decayed is computed twice, not stored in between.
+STRATA_INLINE void gated_delta_row(const ScanArgs& s, int64_t head, int64_t key_head,
+                                   int64_t column) {
+  const float *q = s.at(0, 0) + key_head * s.k_dim, *k = s.at(1, 0) + key_head * s.k_dim;
+  const float* by = s.at(3, 0) + (s.by_key ? head * s.k_dim : head);
+  const int64_t step = s.by_key ? 1 : 0;
+  F32x16 found[4] = {zero16(), zero16(), zero16(), zero16()};
+  F32x16 sums[4] = {zero16(), zero16(), zero16(), zero16()};
+  by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
+    prefetch(s.before + i * 16 + kStateAhead);
+    found[t] = fma(load(s.before + i * 16) * broadcast(by[i * step]), broadcast(k[i]), found[t]);
+  });
+  const F32x16 v = load(s.at(2, 0) + head * s.v_dim + column);
+  const F32x16 delta = broadcast(s.at(4, 0)[head]) * (v - sum4(found));
+  by_fours(s.k_dim, [&](int64_t i, int t) STRATA_HERE {
+    const F32x16 decayed = load(s.before + i * 16) * broadcast(by[i * step]);
+    const F32x16 now = fma(broadcast(k[i]), delta, decayed);
+    stream(s.after + i * 16, now);
+    sums[t] = fma(now, broadcast(q[i]), sums[t]);
+  });
+  vstream_end();
+  store(s.row_out(0) + head * s.v_dim + column, sum4(sums));
+}
+
 // in: q, k, v, decay, beta. A pass over the state takes a row's correction in and lets what the next
 // row finds decay, so that each element is read and written once a row.
 static void gated_delta(const ScanArgs& s, int64_t head, int64_t column, int lanes) {
@@ -144,6 +188,10 @@ static void gated_delta(const ScanArgs& s, int64_t head, int64_t column, int lan
   const auto key = [&](int64_t r) { return s.at(1, r) + key_head * s.k_dim; };
   const auto decay = [&](int64_t r) { return s.at(3, r) + (s.by_key ? head * s.k_dim : head); };
   const int64_t step = s.by_key ? 1 : 0;
+  if (s.before != nullptr && streams_state(s, lanes)) {
+    gated_delta_row(s, head, key_head, column);
+    return;
+  }
   const float* state = begin_scan(s, lanes);
   F32x16 found[4] = {zero16(), zero16(), zero16(), zero16()};
   const float *k = key(0), *by = decay(0);

@@ -24,6 +24,9 @@ inline constexpr bool kVectors = true;
 
 STRATA_INLINE F32v vload(const float* p) { return _mm256_loadu_ps(p); }
 STRATA_INLINE void vstore(float* p, F32v v) { _mm256_storeu_ps(p, v); }
+// Past the caches, to an address that is a multiple of the vector; vstream_end() before others read it.
+STRATA_INLINE void vstream(float* p, F32v v) { _mm256_stream_ps(p, v); }
+STRATA_INLINE void vstream_end() { _mm_sfence(); }
 STRATA_INLINE __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

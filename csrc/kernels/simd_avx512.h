@@ -36,6 +36,9 @@ inline constexpr bool kVectors = true;
 // Float lanes.
 STRATA_INLINE F32v vload(const float* p) { return _mm512_loadu_ps(p); }
 STRATA_INLINE void vstore(float* p, F32v v) { _mm512_storeu_ps(p, v); }
+// Past the caches, to an address that is a multiple of the vector; vstream_end() before others read it.
+STRATA_INLINE void vstream(float* p, F32v v) { _mm512_stream_ps(p, v); }
+STRATA_INLINE void vstream_end() { _mm_sfence(); }
 STRATA_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 // The first n lanes (0 <= n <= kWidth); the others read as zero and are never written.
 STRATA_INLINE F32v vload_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }

@@ -25,6 +25,9 @@ STRATA_INLINE F32x16 load(const float* p) { return each16([&](int i) { return vl
 STRATA_INLINE void store(float* p, const F32x16& v) {
   for (int i = 0; i < kParts; ++i) vstore(p + i * kWidth, v.part[i]);
 }
+STRATA_INLINE void stream(float* p, const F32x16& v) {
+  for (int i = 0; i < kParts; ++i) vstream(p + i * kWidth, v.part[i]);
+}
 // The first n lanes, 0 <= n <= 16; the others read as zero, nothing beyond is touched.
 STRATA_INLINE F32x16 load_n(const float* p, int n) {
   return each16([&](int i) { return vload_n(p + i * kWidth, part_lanes(n, i)); });

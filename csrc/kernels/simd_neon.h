@@ -24,6 +24,9 @@ inline constexpr bool kVectors = true;
 
 STRATA_INLINE F32v vload(const float* p) { return vld1q_f32(p); }
 STRATA_INLINE void vstore(float* p, F32v v) { vst1q_f32(p, v); }
+// Where others store past the caches.
+STRATA_INLINE void vstream(float* p, F32v v) { vstore(p, v); }
+STRATA_INLINE void vstream_end() {}
 STRATA_INLINE F32v vload_n(const float* p, int n) {
   float t[4] = {0.0f, 0.0f, 0.0f, 0.0f};
   for (int i = 0; i < n; ++i) t[i] = p[i];

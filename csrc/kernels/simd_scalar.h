@@ -46,6 +46,9 @@ STRATA_INLINE float bits_float(uint32_t u) {
 
 STRATA_INLINE F32v vload(const float* p) { return loaded<F32v>(p); }
 STRATA_INLINE void vstore(float* p, F32v v) { __builtin_memcpy(p, &v, sizeof v); }
+// Where others store past the caches.
+STRATA_INLINE void vstream(float* p, F32v v) { vstore(p, v); }
+STRATA_INLINE void vstream_end() {}
 STRATA_INLINE F32v vload_n(const float* p, int n) {
   F32v v = {};
   for (int i = 0; i < n; ++i) v[i] = p[i];
