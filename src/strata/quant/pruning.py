@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
+from strata.quant.propagation import Matrix, inverse_factor
+
 Mask = NDArray[np.bool_]
 
 
@@ -54,9 +55,7 @@ def sparse_gpt(
     """
     kept = weights.astype(np.float64).copy()
     k = kept.shape[1]
-    damped = hessian + damping * float(np.diag(hessian).mean()) * np.eye(k)
-    # Row j of it has the inverse of what is left once the columns before j are fixed.
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
+    upper = inverse_factor(hessian, damping)
     mask = np.zeros(kept.shape, np.bool_)
     for start in range(0, k, pattern.of):
         columns = slice(start, start + pattern.of)
