@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -221,3 +224,43 @@ def test_a_model_answers_and_goes_on(smollm2_path: Path, tmp_path: Path) -> None
     again = CliRunner().invoke(root, command)
     assert json.loads(again.stdout)["resumed"] == 2
     assert CliRunner().invoke(root, [*command[:3], str(source)]).exit_code != 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_where_it_was(smollm2_path: Path, tmp_path: Path) -> None:
+    """No line is lost or said twice, wherever it is killed, and answers are the same."""
+    source, whole, target = (tmp_path / name for name in ("in.jsonl", "whole.jsonl", "out.jsonl"))
+    asked = {"max_tokens": 24, "temperature": 0.9, "ignore_eos": True}
+    bodies = [{**asked, "prompt": f"Number {n} is", "seed": n} for n in range(12)]
+    source.write_bytes(b"".join(line(n, body=body) for n, body in enumerate(bodies)))
+    command = [sys.executable, "-m", "strata", "batch", str(smollm2_path), str(source)]
+    options = ["--json", "--parallel", "2", "--quiet"]
+    subprocess.run([*command, str(whole), *options], check=True, capture_output=True)
+    kills, said = 0, b""
+    while True:
+        before = said.count(b"\n")
+        with subprocess.Popen(
+            [*command, str(target), *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            while process.poll() is None:
+                said = target.read_bytes() if target.exists() else b""
+                if kills < 3 and said.count(b"\n") > before + kills:
+                    process.kill()
+                    process.wait()
+                    kills += 1
+                    break
+                time.sleep(0.001)
+            else:
+                assert process.stdout is not None
+                totals = json.loads(process.stdout.read())
+                break
+        said = target.read_bytes()
+    assert kills == 3
+    assert totals["resumed"] > 0
+
+    def answered(path: Path) -> list[tuple[str, str]]:
+        results = [json.loads(each) for each in path.read_text().splitlines()]
+        return [(r["custom_id"], r["response"]["body"]["choices"][0]["text"]) for r in results]
+
+    assert answered(target) == answered(whole)
+    assert [id for id, _ in answered(target)] == [f"r{n}" for n in range(12)]
