@@ -7,14 +7,15 @@ SmolLM2 and small shapes of `strata synth`, resident and streamed; texts in whic
 looked up (random tokens, sampled hot), prose, code to edit, a text to repeat in part, and one that
 repeats itself; 1, 4 and 16 requests. A workload's model is loaded once, by its Plan with guesses,
 and two engines over the same weights answer the same prompts, step by step in turns, so that what
-else the machine does falls on both; each pair has prompts of its own, since what was answered
-before may be looked up. The answers' tokens have to be the same. ``ratio`` is tok/s of auto over
-that of off, counted from where the prompts were computed once and are found again, and ``interval``
-that of the median pair (95 %, bootstrap). ``plan_ratio`` is the predicted speed of the Plan that
-sets memory aside for guesses, without guessing, over that of the Plan that does not; ``step_s`` is
-what steps of so many rows were found to take. ``--resume`` goes on with the workloads that FILE
-does not have yet; some fifteen seconds each, and the shapes are written first. ``--draft ngram``
-looks in each request's own text alone.
+else the machine does falls on both; of mixtures one after the other, since the second one would
+find each step's experts in the cache. Who begins changes from pair to pair, and each pair has
+prompts of its own, since what was answered before may be looked up. The answers' tokens have to be
+the same. ``ratio`` is tok/s of auto over that of off, counted from where the prompts were computed
+once and are found again, and ``interval`` that of the median pair (95 %, bootstrap). ``plan_ratio``
+is the predicted speed of the Plan that sets memory aside for guesses, without guessing, over that
+of the Plan that does not; ``step_s`` is what steps of so many rows were found to take. ``--resume``
+goes on with the workloads that FILE does not have yet; some fifteen seconds each, and the shapes
+are written first. ``--draft ngram`` looks in each request's own text alone.
 """
 
 from __future__ import annotations
@@ -192,15 +193,25 @@ class Side:
 
 
 def compared(
-    off: Side, auto: Side, prompts: Sequence[Sequence[int]], params: SamplingParams
+    off: Side,
+    auto: Side,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    auto_first: bool,
 ) -> float:
     """The same prompts by both, step by step in turns; tok/s of auto over those of off."""
     sides, before = (off, auto), [(s.seconds, s.tokens) for s in (off, auto)]
     for side in sides:
         side.ask(prompts, params)
-    while busy := [side for side in sides if side.engine.busy]:
-        # Who is behind, so that both are at the same place of the answers.
-        min(busy, key=lambda side: side.given).step()
+    order = sides[::-1] if auto_first else sides
+    while busy := [side for side in order if side.engine.busy]:
+        if any(unit.reads == "routed" for s in off.llm.model.segments for unit in s.units):
+            # Who comes second would find the experts that the first one has just read.
+            busy[0].step()
+        else:
+            # Who is behind, so that both are at the same place of the answers.
+            min(busy, key=lambda side: side.given).step()
     answers = [[[s.token for s in r.output] for r in side.requests] for side in sides]
     assert answers[0] == answers[1], "guesses changed an answer"
     each = [
@@ -259,7 +270,7 @@ def run_case(
                 break
             numbers = range(first + pair * case.requests, first + (pair + 1) * case.requests)
             prompts = [prompt(llm, case.kind, n) for n in numbers]
-            ratios.append(compared(off, auto, prompts, params))
+            ratios.append(compared(off, auto, prompts, params, auto_first=pair % 2 == 1))
         totals, costs = llm.engine.drafting.totals, llm.engine.drafting.costs
         assert costs is not None
         said |= {
