@@ -30,8 +30,9 @@ from strata.formats import open_model
 from strata.machine import constants
 from strata.machine.rates import best_read
 from strata.models import build_model
-from strata.plan import Limits, Machine, Plan, Prediction, Workload, from_json, outline
+from strata.plan import Limits, Machine, Plan, Prediction, Workload, from_json
 from strata.plan.memory_model import Sizes
+from strata.plan.outline import outline
 from strata.plan.planner import Planner
 
 COMPARED = ("ttft_s", "decode_tok_s", "load_s")

@@ -37,7 +37,7 @@ class Lab:
             self.tokens = load_tokenizer(file).encode(text)[:rows]
             self.backend = _Replaced()
             source = WeightSource(file)
-            self.segments = [self.backend.load(s, source) for s in self.model.segments]
+            self.segments = self.backend.load(self.model.segments, source)
         ropes = [o for s in self.model.segments for o in s.program.ops if o.kind == "rope"]
         self.inv_freq = np.array(ropes[0].attrs["inv_freq"], np.float32)
         self.interleaved = ropes[0].attrs["style"] != "neox"

@@ -31,13 +31,13 @@ from strata.errors import UsageError
 from strata.hub.references import resolve
 from strata.models import Pooling, embedding_model, read_pooling
 from strata.models.kv_window import KVWindow
-from strata.report import Measurement, Perplexity, measure, perplexity
 from strata.sizes import parse_size
 
 if TYPE_CHECKING:
     from strata.engine.kv_quality import KVChoice
     from strata.memory import Ledger
     from strata.plan import Plan, Workload
+    from strata.report import Measurement, Perplexity
     from strata.report.explain import Explanation
 
 DEFAULT_STORE_BYTES = 4 << 30
@@ -516,6 +516,8 @@ class LLM:
 
         ``context`` may not exceed that of this LLM; UsageError if the text is too short.
         """
+        from strata.report import perplexity
+
         tokenizer = self.tokenizer
         asking.typed("text", text, str, Sequence)
         ids = text
@@ -596,6 +598,8 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
     ) -> Measurement:
         """Speed on synthetic tokens; see ``strata.report.measure``."""
+        from strata.report import measure
+
         with self.driver.alone(idle=True) as engine:
             return measure(
                 engine, prompt=prompt, gen=gen, depth=depth, repeat=repeat, progress=progress

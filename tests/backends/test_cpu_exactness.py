@@ -29,7 +29,7 @@ class Runs:
         self.backend = backend
         self.model = build_model(file)
         source = WeightSource(file)
-        self.segments = [backend.load(segment, source) for segment in self.model.segments]
+        self.segments = backend.load(self.model.segments, source)
 
     def step(self, step: Step) -> NDArray[np.float32]:
         activations = {}

@@ -44,7 +44,7 @@ def count(file: ModelFile, *steps: Step) -> tuple[NullBackend, dict[str, np.ndar
     model = build_model(file)
     backend = NullBackend()
     source = WeightSource(file)
-    loaded = [backend.load(segment, source) for segment in model.segments]
+    loaded = backend.load(model.segments, source)
     state = backend.state_cache(model.state, [1])
     values: dict[str, np.ndarray] = {}
     for one in steps:
@@ -107,7 +107,7 @@ def test_nothing_is_held(smollm2: ModelFile) -> None:
     model = build_model(smollm2)
     backend = NullBackend()
     source = WeightSource(smollm2)
-    held = sum(backend.load(s, source).nbytes for s in model.segments)
+    held = sum(s.nbytes for s in backend.load(model.segments, source))
     table = smollm2.tensors["token_embd.weight"].nbytes
     assert held == smollm2.nbytes + table
     state = backend.state_cache(model.state, [4])
@@ -124,7 +124,7 @@ def test_every_kind_of_state_counts() -> None:
     assert (full, wide) == (2 * 64 * (2 * (16 + 16) + 40), 2 * 64 * (16 + 16))
     assert (narrow, slot) == (2 * 64 * (24 + 16), 4 * 3 * WIDTH_OF_HYBRID)
     assert state.nbytes == full + 2 * wide + 3 * narrow + 4 * slot
-    loaded = [backend.load(s, weights) for s in model.segments]  # type: ignore[arg-type]
+    loaded = backend.load(model.segments, weights)  # type: ignore[arg-type]
     for segment in loaded:
         backend.run(segment, step([(199, 1), (10, 2)], 1), state, {})
     kept = {name: cost.kv_bytes for name, cost in backend.by_segment().items()}

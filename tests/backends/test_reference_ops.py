@@ -234,7 +234,7 @@ def test_weights_are_cut_and_turned_on_the_way_in(weight: Weight, expected: obje
     b = Builder("s", lambda _: weight, {"x": ("T", 8)})
     b.embed("m")
     segment = b.build(out="embed.0")
-    loaded = ReferenceBackend().load(segment, source)
+    (loaded,) = ReferenceBackend().load([segment], source)
     np.testing.assert_array_equal(loaded.weights["m"], expected(stored))  # type: ignore[operator]
     assert loaded.nbytes == loaded.weights["m"].nbytes
 

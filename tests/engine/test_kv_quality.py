@@ -12,7 +12,9 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightSource
 from strata.engine.kv_quality import CHOICE, KVChoice, quickest
 from strata.models import build_model
-from strata.plan import BudgetTooSmall, Limits, Outline, Plan, Workload, outline, plan
+from strata.plan import BudgetTooSmall, Limits, Outline, Plan, Workload
+from strata.plan.outline import outline
+from strata.plan.planner import plan
 from strata.report.quality.known import known_quality, kv_choices
 from strata.synth import SHAPES, describe
 from support.described import machine

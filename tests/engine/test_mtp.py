@@ -260,7 +260,7 @@ class Oracle:
         self.backend = ReferenceBackend()
         source = WeightSource(file)
         self.runner = Runner(self.backend, self.model, source)
-        self.segments = [self.backend.load(s, source) for s in self.block.segments]
+        self.segments = self.backend.load(self.block.segments, source)
 
     def rows(self, text: Sequence[int]) -> NDArray[np.float32]:
         """What the last layer gives."""

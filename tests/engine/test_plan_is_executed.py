@@ -26,7 +26,9 @@ from strata.guard.limits import TEMPLATE_WARD
 from strata.machine.values import ValueFileError
 from strata.memory.ledger import LedgerError
 from strata.models import build_model
-from strata.plan import Limits, Outline, Plan, Workload, from_json, outline, plan, to_json
+from strata.plan import Limits, Outline, Plan, Workload, from_json, to_json
+from strata.plan.outline import outline
+from strata.plan.planner import plan
 from strata.server.service import Service
 from strata.server.settings import Settings
 from strata.synth import SHAPES, write_model

@@ -19,7 +19,9 @@ from strata.decode import Sample
 from strata.formats import open_model
 from strata.kv import blocks_for, window_blocks
 from strata.models import build_model
-from strata.plan import Limits, Plan, Workload, outline, plan
+from strata.plan import Limits, Plan, Workload
+from strata.plan.outline import outline
+from strata.plan.planner import plan
 from support.described import machine
 from support.weighing import settled_bytes
 

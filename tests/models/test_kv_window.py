@@ -87,7 +87,7 @@ def test_a_text_within_the_window_has_the_bits_of_no_window() -> None:
 
 def last_logits(model: Model, source: WeightSource, tokens: list[int]) -> Floats:
     backend = ReferenceBackend()
-    segments = [backend.load(s, source) for s in model.segments]
+    segments = backend.load(model.segments, source)
     state = backend.state_cache(model.state, (-(-len(tokens) // KV_BLOCK),) * len(model.groups))
     values, part = {}, step(tokens, groups=len(model.groups))
     for segment in segments:

@@ -10,11 +10,11 @@ import pytest
 from strata.backends.profile import SweepSize
 from strata.backends.settings import EXPERT_DECAY
 from strata.machine import constants
-from strata.plan import Limits, Plan, Workload, plan
+from strata.plan import Limits, Plan, Workload
 from strata.plan.budgets import budget_table
 from strata.plan.cost_model import hit_rate
 from strata.plan.expert_policies import AHEAD
-from strata.plan.planner import Planner
+from strata.plan.planner import Planner, plan
 from strata.plan.routes import HitCurve
 from support.described import machine, model
 

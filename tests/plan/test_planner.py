@@ -27,11 +27,10 @@ from strata.plan import (
     Prediction,
     Workload,
     from_json,
-    plan,
     to_json,
 )
 from strata.plan.budgets import budget_table
-from strata.plan.planner import Planner, fill, fill_orders
+from strata.plan.planner import Planner, fill, fill_orders, plan
 from strata.sizes import format_size
 from support.described import machine, model
 

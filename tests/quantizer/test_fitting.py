@@ -14,7 +14,9 @@ from strata.errors import UsageError
 from strata.formats.header_only import with_types
 from strata.machine.probe import load_machine
 from strata.models import build_model
-from strata.plan import BudgetTooSmall, Limits, Workload, outline, plan
+from strata.plan import BudgetTooSmall, Limits, Workload
+from strata.plan.outline import outline
+from strata.plan.planner import plan
 from strata.quant import by_name
 from strata.quantizer.allocate import Choice, NoRoom
 from strata.quantizer.fitting import mix_that_fits, types_of

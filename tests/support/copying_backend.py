@@ -117,9 +117,9 @@ class CopyingBackend:
         return self.inner.threads
 
     def load(
-        self, segment: Segment, weights: WeightSource, *, beside: bool = False
-    ) -> LoadedSegment:
-        return DeviceSegment(self.inner.load(segment, weights, beside=beside))
+        self, segments: Sequence[Segment], weights: WeightSource, *, beside: bool = False
+    ) -> list[LoadedSegment]:
+        return [DeviceSegment(s) for s in self.inner.load(segments, weights, beside=beside)]
 
     def prepare(self) -> None:
         self.inner.prepare()

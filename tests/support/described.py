@@ -9,7 +9,8 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightSource
 from strata.machine.probe import load_machine
 from strata.models import build_model
-from strata.plan import Machine, Outline, outline
+from strata.plan import Machine, Outline
+from strata.plan.outline import outline
 from strata.synth import SHAPES, describe
 
 MACHINES = Path(__file__).parent / "machines"

@@ -138,8 +138,8 @@ class FakeBackend(ReferenceBackend):
         self.most_rows = 0
         self.before: Callable[[str], None] | None = None
 
-    def load(self, segment: Segment, weights: WeightSource) -> FakeSegment:
-        return FakeSegment(segment)
+    def load(self, segments: Sequence[Segment], weights: WeightSource) -> list[FakeSegment]:
+        return [FakeSegment(segment) for segment in segments]
 
     def state_cache(
         self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None

@@ -46,7 +46,7 @@ class Forward:
             self.model = embedding_model(self.model)
         self.backend = backend or ReferenceBackend()
         source = WeightSource(file)
-        self.segments = [self.backend.load(s, source) for s in self.model.segments]
+        self.segments = self.backend.load(self.model.segments, source)
 
     def logits(
         self, tokens: Sequence[int], chunks: Sequence[int] | None = None

@@ -25,8 +25,9 @@ from strata.llm import LLM
 from strata.machine.probe import load_machine
 from strata.memory import cgroup_peak, peak_bytes
 from strata.models import build_model
-from strata.plan import Limits, Machine, Plan, Workload, outline, plan
-from strata.plan.planner import Planner
+from strata.plan import Limits, Machine, Plan, Workload
+from strata.plan.outline import outline
+from strata.plan.planner import Planner, plan
 
 
 def _plan(path: Path, machine: Machine, limits: Limits, workload: Workload) -> Plan:

@@ -93,7 +93,7 @@ class Lab:
 class Loaded:
     def __init__(self, lab: Lab, backend: Backend, kv_type: KVType | None) -> None:
         self.lab, self.backend = lab, backend
-        self.segments = [backend.load(s, lab.weights) for s in (lab.embed, lab.layer, lab.head)]  # type: ignore[arg-type]
+        self.segments = backend.load((lab.embed, lab.layer, lab.head), lab.weights)  # type: ignore[arg-type]
         self.blocks = -(-len(lab.x) // KV_BLOCK)
         self.groups = state_groups(lab.state)
         groups = len(self.groups)

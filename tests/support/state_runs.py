@@ -39,7 +39,7 @@ class StateRuns:
         keeps_all: bool = False,
     ) -> None:
         self.model, self.backend, self.keeps_all = model, backend, keeps_all
-        self.segments = [backend.load(s, weights) for s in model.segments]  # type: ignore[arg-type]
+        self.segments = backend.load(model.segments, weights)  # type: ignore[arg-type]
         self.state = backend.state_cache(model.state, (blocks,) * len(model.groups), kv_type)
         order = np.random.default_rng(7)
         self.free = [order.permutation(blocks).tolist() for _ in model.groups]

@@ -291,11 +291,11 @@ class Backend(Protocol):
         have them. UsageError unless it ``plans``."""
 
     def load(
-        self, segment: Segment, weights: WeightSource, *, beside: bool = False
-    ) -> LoadedSegment:
-        """Bring a Segment's weights into this backend's form. ``beside``: after ``prepare``, one
-        more that runs in place of the last one, of vectors that others have; UsageError else.
-        """
+        self, segments: Sequence[Segment], weights: WeightSource, *, beside: bool = False
+    ) -> list[LoadedSegment]:
+        """Bring the weights of some Segments, the next ones, into this backend's form. ``beside``:
+        after ``prepare``, more that run in place of the last one, of vectors that others have;
+        UsageError else."""
 
     def prepare(self) -> None:
         """All Segments are loaded: take what running takes, and begin to read ahead."""

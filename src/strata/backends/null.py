@@ -110,10 +110,14 @@ class NullBackend:
         del model, weights, activations
         raise UsageError("the null backend keeps to no memory budget; the cpu backend does")
 
-    def load(self, segment: Segment, weights: WeightSource, *, beside: bool = False) -> NullSegment:
-        """Look up the bytes of a Segment's weights in their block formats."""
-        stored = {w.name: weights.type(w).tensor_nbytes(w.shape) for w in segment.weights}
-        return NullSegment(segment, stored)
+    def load(
+        self, segments: Sequence[Segment], weights: WeightSource, *, beside: bool = False
+    ) -> list[LoadedSegment]:
+        """Look up the bytes of weights in their block formats."""
+        return [
+            NullSegment(s, {w.name: weights.type(w).tensor_nbytes(w.shape) for w in s.weights})
+            for s in segments
+        ]
 
     @property
     def numerics(self) -> str:

@@ -233,7 +233,8 @@ def _together(
     from strata.models import build_model
     from strata.models.kv_read import with_part_seen
     from strata.models.kv_window import KVWindow
-    from strata.plan import Limits, outline
+    from strata.plan import Limits
+    from strata.plan.outline import outline
     from strata.plan.throughput import MOST_TOGETHER, best, throughput
 
     kind = backend_class(backend)

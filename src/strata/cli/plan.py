@@ -120,8 +120,10 @@ def command(
     from strata.models import build_model
     from strata.models.kv_read import with_part_seen
     from strata.models.kv_window import KVWindow
-    from strata.plan import Limits, Workload, outline, plan, to_json
+    from strata.plan import Limits, Workload, to_json
     from strata.plan.budgets import budget_table
+    from strata.plan.outline import outline
+    from strata.plan.planner import plan
     from strata.plan.throughput import throughput
 
     guesses = parse_draft(draft).tokens

@@ -14,7 +14,9 @@ from strata.backends.weights import WeightSource
 from strata.cli.console import print_table, printable
 from strata.formats import ModelFile
 from strata.models import build_model
-from strata.plan import BudgetTooSmall, Limits, Machine, Plan, Workload, outline, plan, to_json
+from strata.plan import BudgetTooSmall, Limits, Machine, Plan, Workload, to_json
+from strata.plan.outline import outline
+from strata.plan.planner import plan
 from strata.quantizer.directories import as_gguf
 from strata.report.quality.known import KnownCost, known_quality
 from strata.report.quality.measured import MeasuredQuality, lineage, most_of, recall

@@ -3,6 +3,7 @@ context, the Model, the tokenizer, the Plan, KV, and at last the weights."""
 
 from __future__ import annotations
 
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +39,12 @@ from strata.memory.limits import memory_available, memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
 from strata.models.kv_read import with_part_seen
 from strata.models.kv_window import KVWindow
+from strata.plan.outline import tokenizer_outline
+from strata.plan.tokenizer_memory import tokenizer_bytes as built_bytes
 from strata.program import Model
 from strata.sizes import format_budget, format_size
 from strata.text import Tokenizer, load_tokenizer
+from strata.text.load import gguf_sizes
 from strata.text.template_names import template_of
 
 if TYPE_CHECKING:
@@ -80,14 +84,20 @@ def load(
         options = replace(options, memory=min(options.memory, memory_total() or options.memory))
     file = open_model(path, _header_room(options))
     try:
-        return _load(file, options, plan, progress)
+        # What runs beside the rest reads from the file: it has ended before that is closed.
+        with ThreadPoolExecutor(1, "strata-load") as beside:
+            return _load(file, options, plan, progress, beside)
     except BaseException:
         file.close()
         raise
 
 
 def _load(
-    file: ModelFile, options: LoadOptions, plan: Plan | None, progress: LoadProgress | None
+    file: ModelFile,
+    options: LoadOptions,
+    plan: Plan | None,
+    progress: LoadProgress | None,
+    beside: Executor,
 ) -> Loaded:
     # They may be refused, and take no time.
     parse_draft(options.draft)
@@ -110,15 +120,20 @@ def _load(
         )
     if options.together and plan is None and not needs_plan(file, options):
         options = replace(options, parallel=_together(model, options))
-    # Building a tokenizer takes more for a while than it keeps: before there are weights.
     _check_tokenizer(file, model, options)
     before = settled_memory()
     tokenizer = load_tokenizer(file)
     if options.chat_template is not None:
         template = template_of(options.chat_template, add_bos=tokenizer.add_bos)
         tokenizer.use_chat_templates({"default": template})
-    tokenizer.encode("Much of it is made when it is first used.")
-    tokenizer_bytes = max(0, settled_memory() - before)
+    encoded = beside.submit(tokenizer.encode, "Much of it is made when it is first used.")
+    if plan is None and not needs_plan(file, options) and gguf_sizes(file) is not None:
+        # There is room: weights are loaded meanwhile.
+        tokenizer_bytes = built_bytes(tokenizer_outline(model, file))
+    else:
+        # Building takes more for a while than it keeps: before there are weights.
+        encoded.result()
+        tokenizer_bytes = max(0, settled_memory() - before)
     draft_model = _draft_model(file, model, options, tokenizer)
     if draft_model is not None:
         options = replace(options, draft_model_bytes=draft_model.nbytes())
@@ -166,6 +181,7 @@ def _load(
             parse_draft(options.draft), runtime, model, draft_model, progress, kv.store
         ),
     )
+    encoded.result()
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
 

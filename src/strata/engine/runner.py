@@ -17,6 +17,7 @@ from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.engine.sweeps import Sweeps
 from strata.errors import StrataError
+from strata.machine.constants import MB
 from strata.models import embedding_model
 from strata.program import Cost, Model, Segment, StepSize, program_cost
 from strata.quant import BlockType
@@ -35,6 +36,9 @@ SEEN_ROWS = 512
 
 LoadProgress = Callable[[str, int, int | None], None]
 """``progress(label, bytes_done, bytes_total)`` while weights are loaded."""
+
+_TOGETHER = 64 * MB
+"""Bytes of weights for which it is worth while to begin to read."""
 
 
 class Runner:
@@ -76,14 +80,27 @@ class Runner:
         self._loaded: list[LoadedSegment] = []
         self._segment: int | None = None
         self._running_joined = False
-        for segment in model.segments:
+        for some in self._together(model.segments):
             if progress:
                 progress("loading", done, total)
-            self._loaded.append(backend.load(segment, weights))
-            done += sum(self._stored[segment.name].values())
+            self._loaded += backend.load(some, weights)
+            done += sum(sum(self._stored[segment.name].values()) for segment in some)
         if progress:
             progress("loading", total, total)
         self._joined = backend.join(self._loaded[:-1])
+
+    def _together(self, segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+        """Segments that are loaded in one call: as many as make it worth one."""
+        some: list[Segment] = []
+        nbytes = 0
+        for segment in segments:
+            some.append(segment)
+            nbytes += sum(self._stored[segment.name].values())
+            if nbytes >= _TOGETHER:
+                yield some
+                some, nbytes = [], 0
+        if some:
+            yield some
 
     def rearrange(self, settings: BackendSettings, before: BackendSettings) -> None:
         """Between two steps: hold and stream what other settings say; see Backend. What fails
@@ -115,7 +132,7 @@ class Runner:
             other._result = head.outputs[0]
             other._loaded = [
                 *self._loaded[:-1],
-                self.backend.load(head, self._weights, beside=True),
+                *self.backend.load([head], self._weights, beside=True),
             ]
             other._beside = True
             self._embedding = other

@@ -414,8 +414,9 @@ def make_planner(
 ) -> tuple[Planner, int]:
     """What makes Plans for ``make_plan``, of any budget; and the bytes of the process by itself."""
     from strata.machine import constants
-    from strata.plan import Limits, Workload, outline, tokenizer_memory
+    from strata.plan import Limits, Workload, tokenizer_memory
     from strata.plan.memory_model import server_bytes
+    from strata.plan.outline import outline
     from strata.plan.planner import Planner
 
     workload = options.workload

@@ -205,7 +205,7 @@ def attention(threads: int, isa: str, available: int) -> tuple[AttentionRate, fl
     )
     segment = builder.build(x=mixed)
     backend = CpuBackend(threads, isa)
-    loaded = backend.load(segment, _NO_SOURCE)
+    (loaded,) = backend.load([segment], _NO_SOURCE)
     kept = PagedKV(_HEADS, _HEAD_DIM, _HEAD_DIM)
     state = backend.state_cache((kept,), (sequences * _POSITIONS // KV_BLOCK,))
     tables = [(np.arange(8 * s, 8 * s + 8, dtype=np.int32),) for s in range(sequences)]

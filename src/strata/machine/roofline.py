@@ -99,7 +99,7 @@ def _idle(threads: int, isa: str) -> Callable[[int], float]:
     state = backend.state_cache((), ())
 
     def seconds(nodes: int) -> float:
-        loaded = backend.load(_scalings(nodes), _NO_WEIGHTS)
+        (loaded,) = backend.load([_scalings(nodes)], _NO_WEIGHTS)
         times = []
         for _ in range(30):
             start = perf_counter()

@@ -11,7 +11,9 @@ from strata.formats import ModelFile
 from strata.formats.header_only import with_types
 from strata.machine.machine import Machine
 from strata.models import build_model
-from strata.plan import BudgetTooSmall, Limits, Workload, outline, plan
+from strata.plan import BudgetTooSmall, Limits, Workload
+from strata.plan.outline import outline
+from strata.plan.planner import plan
 from strata.quant import BlockType
 from strata.quantizer.allocate import Choice, NoRoom
 from strata.quantizer.mixes import fitting

@@ -53,6 +53,8 @@ from strata.program.ops import float_operands
 from strata.quant import by_name
 from strata.quant.grids import grid
 
+_Floats = Mapping[str, NDArray[np.float32]]
+
 _KV_UNDER_WAY = 64 << 20
 """Bytes of KV that may be on their way while layers attend: all of its ring buffer."""
 
@@ -91,7 +93,7 @@ class CpuBackend:
         self._team = _native.Team(self.threads)
         self._reader = WeightReader(self.settings.reading)
         self._segments: list[NativeSegment] = []
-        self._known: list[tuple[Segment, Mapping[str, NDArray[np.float32]]]] = []
+        self._known: list[tuple[Segment, _Floats]] = []
         self._sources: list[WeightSource] = []
         self._kept: list[_native.PackedWeight | None] = []
         self._running: list[tuple[str, int]] = []
@@ -136,24 +138,52 @@ class CpuBackend:
 
     @all_or_nothing
     def load(
-        self, segment: Segment, weights: WeightSource, *, beside: bool = False
-    ) -> NativeSegment:
-        """Load a Segment's weights, or find where they will be streamed from, and lower it."""
+        self, segments: Sequence[Segment], weights: WeightSource, *, beside: bool = False
+    ) -> list[LoadedSegment]:
+        """Load weights, or find where they will be streamed from, and lower Segments."""
         if beside:
-            return self._beside(segment)
-        native = self._load(segment, weights, {})
-        self._known.append((segment, native.floats))
-        self._sources.append(weights)
-        return native
+            return [self._beside(segment) for segment in segments]
+        natives = self._load([(segment, {}) for segment in segments], weights)
+        self._known += [(native.segment, native.floats) for native in natives]
+        self._sources += [weights] * len(natives)
+        return list(natives)
 
     def _load(
-        self, segment: Segment, weights: WeightSource, known: Mapping[str, NDArray[np.float32]]
-    ) -> NativeSegment:
+        self, some: Sequence[tuple[Segment, _Floats]], weights: WeightSource
+    ) -> list[NativeSegment]:
+        """Lower Segments of which some vectors are known. Their matrices are read together: each
+        call has threads to wake and memory to read into."""
+        loads: list[WeightLoad] = []
+        parameters = [self._parameters(segment, weights, known, loads) for segment, known in some]
+        self._reader.load(loads)
+        natives = [
+            NativeSegment(
+                segment,
+                held,
+                self.settings.max_tokens,
+                self.settings.max_logit_rows,
+                self.isa,
+                ahead=self.settings.expert_ahead > 0,
+                planes=int8_planes(self.settings.activations),
+            )
+            for (segment, _), held in zip(some, parameters, strict=True)
+        ]
+        self._segments += natives
+        self._arena = self._stats = None
+        return natives
+
+    def _parameters(
+        self,
+        segment: Segment,
+        weights: WeightSource,
+        known: _Floats,
+        loads: list[WeightLoad],
+    ) -> Parameters:
+        """A Segment's weights; what is to be read of them is entered in ``loads``."""
         vectors = float_operands(segment.program)
         units = {w.name: unit for unit in segment.units for w in unit.weights}
         matrices: dict[str, Any] = {}
         floats: dict[str, NDArray[np.float32]] = {}
-        loads: list[WeightLoad] = []
         for weight in segment.weights:
             if weight.name in known:
                 floats[weight.name] = known[weight.name]
@@ -169,19 +199,7 @@ class CpuBackend:
                 matrices[weight.name] = self._streamed(weight, weights, unit.reads)
             else:
                 matrices[weight.name] = self._pack(weight, weights, loads, routed=routed)
-        self._reader.load(loads)
-        native = NativeSegment(
-            segment,
-            Parameters(matrices, floats, self._rope, self.settings.tile_bytes, self._calls),
-            self.settings.max_tokens,
-            self.settings.max_logit_rows,
-            self.isa,
-            ahead=self.settings.expert_ahead > 0,
-            planes=int8_planes(self.settings.activations),
-        )
-        self._segments.append(native)
-        self._arena = self._stats = None
-        return native
+        return Parameters(matrices, floats, self._rope, self.settings.tile_bytes, self._calls)
 
     def _beside(self, segment: Segment) -> NativeSegment:
         """A Segment of vectors that others have as well."""
@@ -385,8 +403,7 @@ class CpuBackend:
         """See Backend. What stays, vectors and experts that are in slots are not read again."""
         self._release_running()
         self._let_go(settings)
-        for segment, floats in self._known:
-            self._load(segment, self._sources[0], floats)
+        self._load(self._known, self._sources[0])
         self._kept.clear()
         self.prepare()
         return list(self._segments)

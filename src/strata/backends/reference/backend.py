@@ -99,11 +99,13 @@ class ReferenceBackend:
         raise UsageError("the reference backend keeps to no memory budget; the cpu backend does")
 
     def load(
-        self, segment: Segment, weights: WeightSource, *, beside: bool = False
-    ) -> ReferenceSegment:
-        """Dequantise a Segment's weights."""
-        self._books.take("weights", sum(4 * prod(w.shape) for w in segment.weights))
-        return ReferenceSegment(segment, {w.name: weights.floats(w) for w in segment.weights})
+        self, segments: Sequence[Segment], weights: WeightSource, *, beside: bool = False
+    ) -> list[LoadedSegment]:
+        """Dequantise weights."""
+        self._books.take("weights", sum(4 * prod(w.shape) for s in segments for w in s.weights))
+        return [
+            ReferenceSegment(s, {w.name: weights.floats(w) for w in s.weights}) for s in segments
+        ]
 
     def state_cache(
         self, state: Sequence[LayerState], blocks: Sequence[int], kv_type: KVType | None = None

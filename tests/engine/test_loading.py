@@ -1,0 +1,79 @@
+"""What happens beside what else while a model is loaded, and what comes of it when that fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strata import LLM, SamplingParams
+from strata.backends.base import LoadedSegment
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.weights import WeightSource
+from strata.engine import runner
+from strata.formats import FormatError
+from strata.program import Segment
+from strata.text import Tokenizer
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many Segments each call loaded."""
+    seen: list[int] = []
+    load = CpuBackend.load
+
+    def counted(
+        self: CpuBackend, segments: Sequence[Segment], weights: WeightSource, **options: Any
+    ) -> list[LoadedSegment]:
+        seen.append(len(segments))
+        return load(self, segments, weights, **options)
+
+    monkeypatch.setattr(CpuBackend, "load", counted)
+    return seen
+
+
+def _tokens(path: Path) -> Sequence[int]:
+    with LLM(path, context=64) as llm:
+        return llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4))[0].token_ids
+
+
+def test_small_segments_are_loaded_in_one_call(
+    smollm2_path: Path, loads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = _tokens(smollm2_path)
+    count = sum(loads)
+    assert len(loads) == 2
+    loads.clear()
+    monkeypatch.setattr(runner, "_TOGETHER", 1)
+    assert _tokens(smollm2_path) == together
+    assert loads == [1] * count
+
+
+def test_a_tokenizer_is_built_beside_the_weights(
+    smollm2_path: Path, loads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, here = Tokenizer.encode, threading.current_thread()
+
+    def late(self: Tokenizer, *args: Any, **options: Any) -> list[int]:
+        if threading.current_thread() is not here:
+            # Whoever waits for it before there are weights waits for ever.
+            while not loads:
+                threading.Event().wait(0.01)
+        return encode(self, *args, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", late)
+    assert _tokens(smollm2_path)
+
+
+def test_one_that_cannot_be_built_is_an_error(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Tokenizer, *args: Any, **options: Any) -> list[int]:
+        raise FormatError("no such merge")
+
+    monkeypatch.setattr(Tokenizer, "encode", failing)
+    with pytest.raises(FormatError, match="no such merge"):
+        LLM(smollm2_path, context=64)
