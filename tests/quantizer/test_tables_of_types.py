@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from strata.errors import UsageError
 from strata.quantizer.lab import read_recipe
+from strata.quantizer.mixes import Facts
 
 
 def test_the_first_two_columns_count(tmp_path: Path) -> None:
@@ -41,3 +43,11 @@ def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     os.truncate(path, 50_000_000_000)
     with pytest.raises(UsageError, match="too large"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan, [math.inf], [[1]], "7", ["7"], None, {}])
+def test_counts_that_are_none_are_no_counts(wrong: object) -> None:
+    """Of metadata that somebody wrote: mixes are chosen before a model is built from it."""
+    said = {"general.architecture": "llama", "llama.block_count": wrong}
+    facts = Facts.of({**said, "llama.attention.head_count": wrong}, ["output.weight"], False)
+    assert (facts.layers, facts.queries) == (0, 1)

@@ -7,9 +7,9 @@ types. Types in blocks of 256 give way to others where a row is no multiple of t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from strata.errors import UsageError
 from strata.quant import BlockType, by_name
@@ -79,13 +79,15 @@ class Facts:
 
 
 def _first(value: object) -> int:
-    """A number, or the first of an array of them; 0 for anything else."""
-    if value is not None and not isinstance(value, (str, bool)):
-        if isinstance(value, (int, float)):
-            return int(value)
-        for item in value if hasattr(value, "__iter__") else ():
-            return int(item) if not isinstance(item, str) else 0
-    return 0
+    """A number, or the first of an array of them; 0 for anything else, and for no finite one."""
+    many = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    item = next(iter(cast("Iterable[object]", value)), None) if many else value
+    if isinstance(item, (str, bytes, bool)):
+        return 0
+    try:
+        return int(cast(Any, item))
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 @dataclass(frozen=True)
