@@ -159,3 +159,29 @@ def test_verbs_and_models_are_completed() -> None:
             text=True,
         )
         assert f"plain,{found}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_tokens = inf", "max_tokens is a number that is finite"),
+        ("max_tokens = nan", "max_tokens is a number that is finite"),
+        (f"max_tokens = '{'x' * 5000}'", "max_tokens has 4096 characters at most"),
+        (f"max_tokens = '{'x' * 4000}'", "is not a valid integer"),
+    ],
+)
+def test_values_that_no_option_has_are_told_in_a_short_line(
+    tried: Tried, text: str, said: str
+) -> None:
+    """An infinite number ended in an OverflowError; a long text was quoted whole."""
+    config_path().write_text(text)
+    code, _, told = tried()
+    assert code == 2
+    assert said in told
+    assert len(told.splitlines()) == 1
+    assert len(told) < 2200
+
+
+def test_a_long_text_for_the_model_is_a_setting(tried: Tried) -> None:
+    config_path().write_text(f"stop = ['{'x' * 5000}']")
+    assert tried()[:2] == (0, {"stop": ("x" * 5000,)})

@@ -35,6 +35,7 @@ LEVELS = {
     "cgroups": 0,
     "cores": 0,
     "errors": 0,
+    "giving_way": 0,
     "sizes": 0,
     "_native": 0,
 }

@@ -18,6 +18,9 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
 
+_TOLD = 1000
+"""Characters of the beginning of a message, and of its end: files are quoted in some."""
+
 
 def error_object(error: BaseException) -> dict[str, str]:
     """What ``report`` prints with ``--json``, for who has begun an object: with ``error.in_json``
@@ -92,7 +95,11 @@ def _describe_os_error(error: OSError) -> str:
 
 def _one_line(message: str) -> str:
     # Names and texts of files are in it, which may hold what a terminal obeys.
-    return printable(" ".join(message.split()))
+    line = " ".join(message.split())
+    if len(line) > 2 * _TOLD:
+        # What is wrong is said at its end as often as at its beginning.
+        line = f"{line[:_TOLD]} ... {line[-_TOLD:]}"
+    return printable(line)
 
 
 def _forget_stdout() -> None:

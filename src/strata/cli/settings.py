@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,8 @@ _OF_ONE_VERB = frozenset({"prompt", "file", "text", "help", "yes", "refresh", "v
 _MOST_BYTES = 1 << 20
 _SHOWN = 100
 """Characters of a name that is wrong."""
+_LONGEST = 4096
+"""Characters of a value that is no text for the model, as of a path."""
 
 
 def config_path() -> Path:
@@ -131,6 +134,11 @@ def _checked(path: Path, key: str, value: Any, option: click.Option) -> Any:
     if not all(isinstance(one, str | int | float) for one in each):
         many = "texts or numbers in a list" if option.multiple else "one text or number"
         raise UsageError(f"{path}: {key} is {many}")
+    if any(isinstance(one, float) and not math.isfinite(one) for one in each):
+        raise UsageError(f"{path}: {key} is a number that is finite")
+    plain = isinstance(option.type, click.types.StringParamType)
+    if not plain and any(isinstance(one, str) and len(one) > _LONGEST for one in each):
+        raise UsageError(f"{path}: {key} has {_LONGEST} characters at most")
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +17,14 @@ _MESSAGE = 400
 """Characters of an error's message."""
 
 
-def render(source: str, variables: Mapping[str, Any], most: int = sys.maxsize) -> str:
-    """The text that a template gives, of at most ``most`` characters; raises TemplateFailure."""
+def render(
+    source: str,
+    variables: Mapping[str, Any],
+    most: int = sys.maxsize,
+    each: Callable[[], None] | None = None,
+) -> str:
+    """The text that a template gives, of at most ``most`` characters; raises TemplateFailure.
+    ``each`` is called for each part of it."""
     parts: list[str] = []
     size = 0
     try:
@@ -27,6 +33,8 @@ def render(source: str, variables: Mapping[str, Any], most: int = sys.maxsize) -
             if size > most:
                 raise TemplateFailure(f"the chat template wrote more than {most} characters")
             parts.append(part)
+            if each is not None:
+                each()
         return "".join(parts)
     except TemplateFailure:
         raise

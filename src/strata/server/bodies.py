@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from strata.decode import SamplingParams
 from strata.decode.defaults import SamplingDefaults
 from strata.decode.params import LARGEST_SEED
+from strata.giving_way import give_way
 from strata.server.errors import ApiError
 from strata.server.notes import note
 from strata.server.parsers import Tool
@@ -45,8 +46,9 @@ class Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     def model_post_init(self, context: Any) -> None:
-        """Nothing: here, between two of the many objects that a body may have, who waits for the
-        interpreter to compute tokens can have it."""
+        """Between two of the many objects that a body may have, who waits to compute tokens may go
+        first."""
+        give_way()
 
 
 class Asked(Lenient):

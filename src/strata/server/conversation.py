@@ -10,6 +10,7 @@ from operator import neg
 from typing import Any, Literal
 
 from strata.decode import SamplingParams
+from strata.decode.schemas import enforced
 from strata.engine import ContextExceeded
 from strata.errors import UsageError
 from strata.server.answers import Answers
@@ -248,11 +249,14 @@ async def _with_call(service: Service, wanted: Conversation, form: ToolFormat) -
         ids = tokenizer.encode(name, parse_special=True)
         return ids[0] if len(ids) == 1 and not tokenizer.token_bytes(ids[0]) else None
 
+    def write() -> tuple[str, list[str]]:
+        left_open = [path for called in tools for path in enforced(called.parameters)[1]]
+        return form.grammar(tools, token_id), left_open
+
     try:
-        source = form.grammar(tools, token_id)
+        source, left_open = await service.beside(write)
     except RecursionError:
         raise UsageError("the parameters of a tool are nested too deeply") from None
     compiler = service.grammars
-    for called in tools:
-        note_left_open(called.parameters)
+    note_left_open(left_open)
     return replace(wanted.params, grammar=await service.compiled(lambda: compiler.lark(source)))

@@ -29,6 +29,7 @@ from strata.decode.sampling import report
 from strata.decode.schemas import enforced
 from strata.engine import ContextExceeded, Engine, Job
 from strata.errors import UsageError
+from strata.giving_way import Pace, begin_work, give_way, set_pace
 from strata.guard import limits
 from strata.kv import PoolError
 from strata.llm import LLM
@@ -114,11 +115,11 @@ class Service:
             self.batches = Batches(self, self.files)
         # Tokenizing would hold up everybody in the event loop.
         self._texts = ThreadPoolExecutor(1, "strata-text")
-        self._large_texts = ThreadPoolExecutor(1, "strata-large-text", _come_later)
+        self._large_texts = ThreadPoolExecutor(1, "strata-large-text", self._come_later)
         # A template that takes long holds up chats only, and they have to do with it.
-        self._renderer = ThreadPoolExecutor(1, "strata-template", _come_later)
+        self._renderer = ThreadPoolExecutor(1, "strata-template", self._come_later)
         self._scorer = ThreadPoolExecutor(1, "strata-score")
-        self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar")
+        self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar", self._come_later)
         templates = llm.tokenizer.chat_templates.values()
         self._renders_apart = any(template.foreign for template in templates)
         # Built before several threads use it.
@@ -126,6 +127,17 @@ class Service:
         tokenizer.encode("a b")
         longest = max(len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
         self._most_characters = llm.context * max(longest, 1)
+
+    def _come_later(self) -> None:
+        """Let this thread have processors, and the interpreter, behind those that compute and
+        deliver tokens."""
+        set_pace(Pace(lambda: self.bridge.status.running > 0))
+        if sys.platform == "linux":
+            # There a number of a thread is as good as one of a process.
+            thread = get_native_id()
+            before = os.getpriority(os.PRIO_PROCESS, thread)
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread, before + _LATER)
 
     def app(self) -> ASGIApp:
         """Every protocol's routes over it."""
@@ -178,7 +190,7 @@ class Service:
         """The result of ``work`` on texts of the request that is served, done in another thread."""
         large = SHARE.get().text_bytes >= _LARGE
         thread = self._large_texts if large else self._texts
-        return await asyncio.get_running_loop().run_in_executor(thread, work)
+        return await asyncio.get_running_loop().run_in_executor(thread, _begin(work))
 
     async def beside(self, work: Callable[[], T]) -> T:
         """The result of ``work`` on all parts of the request that is served: done in another thread
@@ -220,6 +232,7 @@ class Service:
                 text, add_special=add_special, parse_special=parse_special
             ):
                 ids.extend(part)
+                give_way()
                 if most is not None and len(ids) > most:
                     raise ContextExceeded(
                         f"a prompt of more than {most} tokens does not fit a context of {most}",
@@ -298,7 +311,7 @@ class Service:
             raise UsageError(
                 f"chat_template_kwargs may not set {', '.join(sorted(taken))}: the server does"
             )
-        if variables and len(json.dumps(variables)) > _VARIABLES:
+        if variables and len(await self.beside(lambda: json.dumps(variables))) > _VARIABLES:
             raise UsageError(f"chat_template_kwargs may take {_VARIABLES} characters at most")
         share = SHARE.get()
         # Of what is copied for a guarded process, and what that takes more.
@@ -308,12 +321,14 @@ class Service:
         async with share.lent(rendering, what):
             text = await asyncio.get_running_loop().run_in_executor(
                 self._renderer,
-                lambda: self.llm.tokenizer.apply_chat_template(
-                    messages,
-                    tools=tools,
-                    add_generation_prompt=add_generation_prompt and not continue_final_message,
-                    continue_final_message=continue_final_message,
-                    **{**self.llm.tokenizer.usual_variables(tools), **(variables or {})},
+                _begin(
+                    lambda: self.llm.tokenizer.apply_chat_template(
+                        messages,
+                        tools=tools,
+                        add_generation_prompt=add_generation_prompt and not continue_final_message,
+                        continue_final_message=continue_final_message,
+                        **{**self.llm.tokenizer.usual_variables(tools), **(variables or {})},
+                    )
                 ),
             )
         return text + ("" if continue_final_message else ending)
@@ -346,8 +361,14 @@ class Service:
     async def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """A grammar of JSON that is valid under ``schema``."""
         compiler = self.grammars
-        found = await self.compiled(lambda: compiler.json_schema(schema))
-        note_left_open(schema)
+        left_open: list[str] = []
+
+        def compile() -> Grammar:
+            left_open[:] = enforced(schema)[1]
+            return compiler.json_schema(schema)
+
+        found = await self.compiled(compile)
+        note_left_open(left_open)
         return found
 
     async def compiled(self, work: Callable[[], Grammar]) -> Grammar:
@@ -410,23 +431,23 @@ class Service:
         return replace(params, max_tokens=limit, seed=seed)
 
 
-def _come_later() -> None:
-    """Let this thread have processors behind those that compute and deliver tokens."""
-    if sys.platform == "linux":
-        # There a number of a thread is as good as one of a process.
-        thread = get_native_id()
-        before = os.getpriority(os.PRIO_PROCESS, thread)
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, before + _LATER)
-
-
-def note_left_open(schema: Mapping[str, Any]) -> None:
-    """Tell the caller what of a schema an answer is not held to."""
-    left_open = enforced(schema)[1]
+def note_left_open(left_open: Sequence[str]) -> None:
+    """Tell the caller what of a schema (``strata.decode.schemas.enforced``) an answer is not held
+    to."""
     if left_open:
         some = ", ".join(left_open[:_TOLD])
         more = f" and {len(left_open) - _TOLD} more" if len(left_open) > _TOLD else ""
         note(f"the answer is not held to these parts of its schema: {some}{more}")
+
+
+def _begin(work: Callable[[], T]) -> Callable[[], T]:
+    """``work`` as a job of its own, by whose beginning its thread's pace goes."""
+
+    def run() -> T:
+        begin_work()
+        return work()
+
+    return run
 
 
 class _Compilation:

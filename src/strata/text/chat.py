@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UsageError
+from strata.giving_way import give_way
 from strata.guard.known_templates import is_known
 from strata.text.errors import ChatTemplateBusy, ChatTemplateError
 
@@ -84,7 +85,7 @@ class ChatTemplate:
         from strata.guard.templates import render
 
         try:
-            return render(self.source, variables)
+            return render(self.source, variables, each=give_way)
         except TemplateFailure as failure:
             raise ChatTemplateError(str(failure)) from None
 
@@ -119,6 +120,7 @@ def _plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         if reasoning is not None:
             plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
         chat.append(plain)
+        give_way()
     return chat
 
 

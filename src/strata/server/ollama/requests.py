@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.errors import UsageError
+from strata.giving_way import give_way
 from strata.server.bodies import (
     Asked,
     Lenient,
@@ -180,6 +181,7 @@ def variables_of(body: Common) -> dict[str, Any]:
 
 
 def _plain(message: Message) -> dict[str, Any]:
+    give_way()
     if message.images:
         raise UsageError("this server reads text only: a message has images")
     plain: dict[str, Any] = {"role": message.role, "content": message.content or ""}

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from strata.decode import Sample
 from strata.errors import UsageError
+from strata.giving_way import give_way
 from strata.server.answers import Answer, Answers, respond
 from strata.server.bodies import ToolDefinition, tools_of
 from strata.server.conversation import (
@@ -156,6 +157,7 @@ def _variables(body: ChatRequest) -> dict[str, Any]:
 
 def plain_message(message: Message) -> dict[str, Any]:
     """The form that chat templates expect."""
+    give_way()
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     content = message.content
     if isinstance(content, list):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from strata.giving_way import give_way
 from strata.server.parsers.base import Tool, ToolFormat
 from strata.server.parsers.hermes import END, START
 
@@ -35,12 +36,12 @@ def tell_of_tools(
 
 def in_words(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """``messages`` with calls and results as plain text."""
-    return [
-        _in_words(message)
-        if message["role"] == "tool" or message.get("tool_calls")
-        else dict(message)
-        for message in messages
-    ]
+    out = []
+    for message in messages:
+        called = message["role"] == "tool" or message.get("tool_calls")
+        out.append(_in_words(message) if called else dict(message))
+        give_way()
+    return out
 
 
 def with_calls_written(

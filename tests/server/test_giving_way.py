@@ -1,0 +1,110 @@
+"""Work on large texts rests between its pieces while others wait for tokens."""
+
+from __future__ import annotations
+
+import json
+from threading import Thread
+
+import pytest
+
+from strata import giving_way
+from strata.giving_way import MOST_S, PIECE_S, REST, Pace, begin_work, give_way, set_pace
+from strata.server.openai.chat import plain_message
+from strata.server.openai.requests import ChatRequest
+from strata.server.parsers.plain import in_words
+from strata.text import chat
+
+
+class Clock:
+    """A time in which every step of the work takes ``each``."""
+
+    def __init__(self, each: float) -> None:
+        self.now = 0.0
+        self.each = each
+        self.rests: list[float] = []
+
+    def __call__(self) -> float:
+        self.now += self.each
+        return self.now
+
+    def rest(self, seconds: float) -> None:
+        self.rests.append(seconds)
+
+
+def test_it_rests_for_longer_than_it_works() -> None:
+    clock = Clock(PIECE_S / 4)
+    pace = Pace(lambda: True, clock, clock.rest)
+    for _ in range(1000):
+        pace.step()
+    worked = clock.now
+    assert sum(clock.rests) == pytest.approx(REST * worked, rel=0.3)
+    assert max(clock.rests) <= MOST_S
+
+
+def test_nobody_rests_for_nobody_nor_for_what_others_took() -> None:
+    clock = Clock(PIECE_S / 4)
+    pace = Pace(lambda: False, clock, clock.rest)
+    for _ in range(100):
+        pace.step()
+    assert not clock.rests
+    slow = Clock(1.0)
+    Pace(lambda: True, slow, slow.rest).step()
+    assert slow.rests == [MOST_S]
+
+
+def test_a_job_begins_rested() -> None:
+    clock = Clock(0.0)
+    pace = Pace(lambda: True, clock, clock.rest)
+    clock.now = 9.0
+    set_pace(pace)
+    try:
+        begin_work()
+        give_way()
+    finally:
+        set_pace(None)
+    assert not clock.rests
+
+
+def test_threads_without_a_pace_go_on() -> None:
+    clock = Clock(1.0)
+    set_pace(Pace(lambda: True, clock, clock.rest))
+    try:
+        other = Thread(target=give_way)
+        other.start()
+        other.join()
+        assert not clock.rests
+    finally:
+        set_pace(None)
+
+
+@pytest.mark.parametrize("stage", ["read", "plain", "in words", "checked", "rendered"])
+def test_every_stage_of_a_long_conversation_can_be_put_off(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of its messages: who waits meanwhile may wait for one of them, and not for all."""
+    count = 50
+    messages = [{"role": "user", "content": "hi"}] * count
+    body = json.dumps({"messages": messages})
+    asked = ChatRequest.model_validate_json(body)
+    steps: list[None] = []
+    pace = Pace(lambda: True)
+    monkeypatch.setattr(pace, "step", lambda: steps.append(None))
+    set_pace(pace)
+    try:
+        if stage == "read":
+            ChatRequest.model_validate_json(body)
+        elif stage == "plain":
+            [plain_message(message) for message in asked.messages]
+        elif stage == "in words":
+            in_words(messages)
+        elif stage == "checked":
+            chat._plain_messages(messages)
+        else:
+            source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+            template = chat.ChatTemplate(source)
+            template.foreign = False
+            assert template.render(messages) == "hi" * count
+    finally:
+        set_pace(None)
+    assert len(steps) >= count
+    assert giving_way._threads.pace is None
