@@ -2,65 +2,15 @@
 // arXiv 2205.14135) over KV blocks; keys are cut into splits at fixed positions whose results merge
 // in order (Flash-Decoding), so the bits of a row depend on its position and its keys alone.
 #pragma once
-#include "kernels/kv_block.h"
+#include "kernels/read_block.h"
 #include "kernels/scans.h"
 #include "kernels/streams.h"
 
 namespace strata::STRATA_ISA {
 
-// Accumulators of a tile fill the registers: 6 x 4 of 32, or 3 x 2 (two registers each) of 16.
-inline constexpr int kProductRows = kWidth == 16 ? 6 : 3;
-inline constexpr int kProductVectors = kWidth == 16 ? 4 : 2;
 // Query vectors up to which attention is bound by reading keys rather than by arithmetic.
 inline constexpr int64_t kStreamVectors = 12;
 inline constexpr float kNoKey = -__builtin_huge_valf();
-
-// c[r, :] += a[r, k] * b(k, :) for k in [k0, k1), one fma a step for every element of c: the order
-// is that of k, whatever the tile. b(k, j) gives columns j .. j + 15 of row k.
-template <int Rows, int Vectors, class B>
-STRATA_INLINE void product_tile(const float* a, int64_t lda, const B& b, int64_t j, int64_t k0,
-                                int64_t k1, float* c, int64_t ldc) {
-  F32x16 acc[Rows][Vectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) acc[r][v] = load(c + r * ldc + j + 16 * v);
-  for (int64_t k = k0; k < k1; ++k) {
-    F32x16 w[Vectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) w[v] = b(k, j + 16 * v);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const F32x16 x = broadcast(a[r * lda + k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) store(c + r * ldc + j + 16 * v, acc[r][v]);
-}
-
-template <int Rows, class B>
-STRATA_INLINE void product_rows(const float* a, int64_t lda, const B& b, int64_t k0, int64_t k1,
-                                int64_t n, float* c, int64_t ldc) {
-  int64_t j = 0;
-  for (; j + 16 * kProductVectors <= n; j += 16 * kProductVectors)
-    product_tile<Rows, kProductVectors>(a, lda, b, j, k0, k1, c, ldc);
-  for (; j < n; j += 16) product_tile<Rows, 1>(a, lda, b, j, k0, k1, c, ldc);
-}
-
-// c [m, n] += a [m, k] * b [k, n]; n is a multiple of 16.
-template <class B>
-static void product(const float* a, int64_t lda, const B& b, int64_t k0, int64_t k1, int64_t m,
-                    int64_t n, float* c, int64_t ldc) {
-  int64_t r = 0;
-  for (; r + kProductRows <= m; r += kProductRows)
-    product_rows<kProductRows>(a + r * lda, lda, b, k0, k1, n, c + r * ldc, ldc);
-  for (; r + 3 <= m; r += 3) product_rows<3>(a + r * lda, lda, b, k0, k1, n, c + r * ldc, ldc);
-  for (; r < m; ++r) product_rows<1>(a + r * lda, lda, b, k0, k1, n, c + r * ldc, ldc);
-}
 
 STRATA_INLINE float exp1(float x) {
   float t[16];
@@ -177,91 +127,33 @@ STRATA_INLINE void gather_queries(const AttentionArgs& a, const float* from, int
     }
 }
 
-// Values that are part of the keys, of slots [first, most) and those beside them up to whole
-// vectors: out [kKvBlock][value stride].
-template <class Kv>
-static __attribute__((noinline)) void values_of_keys(const Kv& kv, int64_t v_dim, int64_t first,
-                                                     int64_t most, float* out) {
-  const int64_t stride = kv_value_stride(v_dim);
-  float t[16][16] = {};
-  for (int64_t slot = first / 16 * 16; slot < most; slot += 16) {
-    for (int64_t dim = 0; dim < v_dim; dim += 16) {
-      const int64_t n = v_dim - dim < 16 ? v_dim - dim : 16;
-      for (int64_t d = 0; d < n; ++d) store(t[d], kv.keys(dim + d, slot));
-      float* to = out + slot * stride + dim;
-      for (int64_t s = 0; s < 16; ++s, to += stride)
-        for (int64_t d = 0; d < 16; ++d) to[d] = d < n ? t[d][s] : 0.0f;
-    }
-  }
-}
-
-// A block as run_split reads it: in place, or (KvUnpacked) unpacked.
-template <class Kv> struct Block : Kv {
-  Block(const AttentionArgs& a, const uint8_t* head, float*)
-      : Kv(head, head + a.value_at, a.shape.k_dim, a.shape.v_dim) {}
-  void begin_values(int64_t, int64_t) const {}
-};
-struct KvUnpacked {};
-template <> struct Block<KvUnpacked> {
-  Block(const AttentionArgs& args, const uint8_t* from, float* unpacked)
-      : a(args), head(from), k(unpacked), v(unpacked + kKvBlock * a.shape.k_dim),
-        stride(kv_value_stride(a.shape.v_dim)) {
-    a.keys->unpack_keys(head, a.shape.k_dim, k);
-  }
-  // Those of slots [first, most). Keys of which values are a part are turned back.
-  void begin_values(int64_t first, int64_t most) const {
-    if (a.shape.v_in_k) {
-      KvInt4::rotate_rows(k, a.shape.k_dim, a.k_rotation);
-    } else {
-      a.values->unpack_values(head + a.value_at, a.shape.v_dim, first, most, v);
-    }
-  }
-  inline __attribute__((always_inline)) F32x16 keys(int64_t dim, int64_t slot) const {
-    return load(k + dim * kKvBlock + slot);
-  }
-  inline __attribute__((always_inline)) F32x16 values(int64_t slot, int64_t dim) const {
-    return load(v + slot * stride + dim);
-  }
-  void fetch_keys(int64_t, int64_t, int64_t) const {}
-  void fetch_values(int64_t, int64_t, int64_t) const {}
-
-  const AttentionArgs& a;
-  const uint8_t* head;
-  float *k, *v;
-  int64_t stride;
-};
-
 // Goes on with the partial results of all query vectors over blocks [block, end), of which a row
 // sees what its window has, or with `Beginning` what that left behind. p holds one partial a vector;
-// `unpacked` has room for the keys and values of a block.
+// `unpacked` has room for what a block wants.
 template <class Kv, bool Beginning>
 static void run_blocks(const AttentionArgs& a, int64_t kv_head, int64_t row0, int64_t row1,
                        int64_t block, int64_t end, const float* q, float* scores, float* p,
                        float* unpacked) {
   const int64_t group = a.heads / a.kv_heads, vectors = (row1 - row0) * group;
-  const int64_t stride = partial_floats(a.shape.v_dim), width = kv_value_stride(a.shape.v_dim);
+  const int64_t stride = partial_floats(a.shape.v_dim);
   const auto seen = [&](int64_t number) {
     if (a.chosen == nullptr) return true;
     for (int64_t r = row0; r < row1; ++r)
       if (sees_block(a, r, number)) return true;
     return false;
   };
+  Block<Kv>::prepare(a, q, vectors, unpacked);
   for (; block < end; ++block) {
     if (!seen(block)) continue;   // it need not even be there
     const uint8_t* head = a.kv + a.table[block] * a.block_stride + kv_head / a.shares * a.head_bytes;
-    const Block<Kv> kv(a, head, unpacked);
     const int64_t base = block * kKvBlock;
     // A few queries wait for memory: every read asks for the same place of the next block, so that
     // memory never rests while this block is worked on.
     const bool ahead = vectors <= kStreamVectors && block + 1 < end;
     const int64_t next =
         ahead ? (a.table[block + 1] - a.table[block]) * a.block_stride : 0;
-    for (int64_t i = 0; i < vectors * kKvBlock; ++i) scores[i] = 0.0f;
-    const auto keys = [&kv, next](int64_t dim, int64_t slot) {
-      kv.fetch_keys(dim, slot, next);
-      return kv.keys(dim, slot);
-    };
-    product(q, a.shape.k_dim, keys, 0, a.shape.k_dim, vectors, kKvBlock, scores, kKvBlock);
+    const Block<Kv> kv(a, head, next, unpacked);
+    kv.score(q, vectors, scores);
     int64_t first = kKvBlock, most = 0;
     for (int64_t i = 0; i < vectors; ++i) {
       int64_t position = a.past + row0 + i / group;
@@ -282,21 +174,7 @@ static void run_blocks(const AttentionArgs& a, int64_t kv_head, int64_t row0, in
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
-    kv.begin_values(first, most);
-    if (a.shape.v_in_k) {
-      float* apart = unpacked + kKvBlock * a.shape.k_dim;
-      values_of_keys(kv, a.shape.v_dim, first, most, apart);
-      const auto values = [apart, width](int64_t slot, int64_t dim) {
-        return load(apart + slot * width + dim);
-      };
-      product(scores, kKvBlock, values, first, most, vectors, width, p + 2, stride);
-      continue;
-    }
-    const auto values = [&kv, next](int64_t slot, int64_t dim) {
-      kv.fetch_values(slot, dim, next);
-      return kv.values(slot, dim);
-    };
-    product(scores, kKvBlock, values, first, most, vectors, width, p + 2, stride);
+    kv.add_values(scores, vectors, first, most, p);
   }
 }
 
@@ -482,7 +360,7 @@ static const StepKernels* step_table() {
       bound_keys, weigh_blocks,
       {kv_kernels<KvF16>(), kv_kernels<KvBf16>(), kv_kernels<KvQ8>(),
        {KvInt4::store_key, KvInt4::store_value, KvInt4::unpack_keys, KvInt4::unpack_values,
-        attend_kernels<KvUnpacked>()}},
+        attend_kernels<KvInt4>()}},
       attend_kernels<KvUnpacked>()};
   return &table;
 }

@@ -165,8 +165,8 @@ STRATA_INLINE void rotate(float* x, int64_t n, int64_t block) {
   for (int64_t i = 0; i < n; ++i) x[i] *= norm;
 }
 
-// Four bits an element of a rotated head. A block is unpacked before it is used: that costs less
-// than unpacking in the loop, where every element would be needed for several queries.
+// Four bits an element of a rotated head. kernels/int4_block.h attends over the codes; unpacking is
+// for what is not keys and values alike.
 struct KvInt4 {
   // The same over rows [n][kKvBlock].
   static void rotate_rows(float* x, int64_t n, int64_t block) {
@@ -187,20 +187,15 @@ struct KvInt4 {
   // out [k_dim][kKvBlock]
   static __attribute__((noinline)) void unpack_keys(const uint8_t* head, int64_t k_dim,
                                                     float* out) {
-    const int64_t pairs = (k_dim + 1) / 2, groups = kv_groups4(k_dim);
-    const auto* scales = reinterpret_cast<const uint16_t*>(head + pairs * kKvBlock);
+    const int64_t groups = kv_groups4(k_dim);
+    const auto* scales = reinterpret_cast<const uint16_t*>(head + (k_dim + 7) / 8 * 4 * kKvBlock);
     const uint16_t* least = scales + groups * kKvBlock;
     for (int64_t slot = 0; slot < kKvBlock; slot += 16) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const F32x16 scale = load_f16(scales + g * kKvBlock + slot);
-        const F32x16 low = load_f16(least + g * kKvBlock + slot);
-        const int64_t end = (g + 1) * kKvGroup4 < k_dim ? (g + 1) * kKvGroup4 : k_dim;
-        for (int64_t dim = g * kKvGroup4; dim < end; dim += 2) {
-          F32x16 a, b;
-          codes(head + dim / 2 * kKvBlock + slot, a, b);
-          store_row(out + dim * kKvBlock + slot, fma(a, scale, low));
-          if (dim + 1 < end) store_row(out + (dim + 1) * kKvBlock + slot, fma(b, scale, low));
-        }
+      for (int64_t dim = 0; dim < k_dim; ++dim) {
+        const int64_t at = dim / kKvGroup4 * kKvBlock + slot;
+        store_row(out + dim * kKvBlock + slot,
+                  fma(codes(head + (dim / 8 * kKvBlock + slot) * 4, dim % 8),
+                      load_f16(scales + at), load_f16(least + at)));
       }
     }
   }
@@ -208,18 +203,17 @@ struct KvInt4 {
   // out [kKvBlock][value stride] for slots [first, most)
   static __attribute__((noinline)) void unpack_values(const uint8_t* values, int64_t v_dim,
                                                       int64_t first, int64_t most, float* out) {
-    const int64_t stride = kv_value_stride(v_dim), bytes = (v_dim + 31) / 32 * 16;
+    const int64_t stride = kv_value_stride(v_dim), chunks = (v_dim + 31) / 32;
     const int64_t groups = kv_groups4(v_dim);
-    const auto* scales = reinterpret_cast<const uint16_t*>(values + bytes * kKvBlock);
+    const auto* scales = reinterpret_cast<const uint16_t*>(values + chunks * 16 * kKvBlock);
     const uint16_t* least = scales + groups * kKvBlock;
     for (int64_t slot = first; slot < most; ++slot) {
-      for (int64_t dim = 0; dim < stride; dim += 32) {
+      for (int64_t dim = 0; dim < stride; dim += 16) {
         const int64_t at = dim / kKvGroup4 * kKvBlock + slot;
-        const F32x16 scale = broadcast_f16(scales[at]), low = broadcast_f16(least[at]);
-        F32x16 a, b;
-        codes(values + slot * bytes + dim / 2, a, b);
-        store_row(out + slot * stride + dim, fma(a, scale, low));
-        if (dim + 16 < stride) store_row(out + slot * stride + dim + 16, fma(b, scale, low));
+        const F32x16 code =
+            codes(values + (slot / 4 * chunks + dim / 32) * 64, slot % 4 * 2 + dim % 32 / 16);
+        store_row(out + slot * stride + dim,
+                  fma(code, broadcast_f16(scales[at]), broadcast_f16(least[at])));
       }
     }
   }
@@ -261,28 +255,29 @@ struct KvInt4 {
   }
 
   static void store_key(const float* key, int64_t k_dim, int64_t slot, uint8_t* head) {
-    const int64_t pairs = (k_dim + 1) / 2, groups = kv_groups4(k_dim);
-    auto* scales = reinterpret_cast<uint16_t*>(head + pairs * kKvBlock) + slot;
+    const int64_t groups = kv_groups4(k_dim);
+    auto* scales = reinterpret_cast<uint16_t*>(head + (k_dim + 7) / 8 * 4 * kKvBlock) + slot;
     float x[kPart];
-    uint8_t q[kKvGroup4 + 2];
+    uint8_t q[kKvGroup4];
     each_part(key, k_dim, x, [&](int64_t at, int64_t n) {
       for (int64_t i = 0; i < n; i += kKvGroup4) {
         const int64_t g = (at + i) / kKvGroup4, count = n - i < kKvGroup4 ? n - i : kKvGroup4;
         quantise(x + i, count, q, scales + g * kKvBlock, scales + (groups + g) * kKvBlock);
-        q[count] = 0;
-        uint8_t* to = head + (at + i) / 2 * kKvBlock + slot;
-        for (int64_t j = 0; j < count; j += 2)
-          to[j / 2 * kKvBlock] = static_cast<uint8_t>(q[j] | q[j + 1] << 4);
+        for (int64_t j = count; j % 8 != 0; ++j) q[j] = 0;
+        uint8_t* to = head + ((at + i) / 8 * kKvBlock + slot) * 4;
+        for (int64_t j = 0; j < count; j += 8, to += 4 * kKvBlock)
+          for (int64_t b = 0; b < 4; ++b)
+            to[b] = static_cast<uint8_t>(q[j + 2 * b] | q[j + 2 * b + 1] << 4);
       }
     });
   }
   static void store_value(const float* value, int64_t v_dim, int64_t slot, uint8_t* values) {
-    const int64_t bytes = (v_dim + 31) / 32 * 16, groups = kv_groups4(v_dim);
-    auto* scales = reinterpret_cast<uint16_t*>(values + bytes * kKvBlock) + slot;
+    const int64_t chunks = (v_dim + 31) / 32, groups = kv_groups4(v_dim);
+    auto* scales = reinterpret_cast<uint16_t*>(values + chunks * 16 * kKvBlock) + slot;
     float x[kPart];
-    uint8_t q[kKvGroup4 + 2];
-    uint8_t* to = values + slot * bytes;
-    for (int64_t i = 0; i < bytes; ++i) to[i] = 0;
+    uint8_t q[kKvGroup4];
+    uint8_t* to = values + slot / 4 * chunks * 64 + slot % 4;
+    for (int64_t i = 0; i < 16 * chunks; ++i) to[4 * i] = 0;
     each_part(value, v_dim, x, [&](int64_t at, int64_t n) {
       for (int64_t i = 0; i < n; i += kKvGroup4) {
         const int64_t g = (at + i) / kKvGroup4, count = n - i < kKvGroup4 ? n - i : kKvGroup4;
@@ -290,7 +285,7 @@ struct KvInt4 {
                  scales + (groups + g) * kKvBlock);
         for (int64_t j = 0; j < count; ++j) {
           const int64_t dim = at + i + j;
-          to[dim / 32 * 16 + dim % 16] |= static_cast<uint8_t>(q[j] << (dim % 32 < 16 ? 0 : 4));
+          to[4 * (dim / 32 * 16 + dim % 16)] |= static_cast<uint8_t>(q[j] << (dim % 32 < 16 ? 0 : 4));
         }
       }
     });
@@ -309,13 +304,12 @@ struct KvInt4 {
       f(at, n);
     }
   }
-  // Sixteen bytes: their lower halves, their upper halves.
-  static inline __attribute__((always_inline)) void codes(const uint8_t* p, F32x16& low, F32x16& high) {
-    for (int i = 0; i < kParts; ++i) {
-      const I32v c = vload_u8_i32(p + i * kWidth);
-      low.part[i] = vcvt_f32(vand_i32(c, vset_i32(15)));
-      high.part[i] = vcvt_f32(vshr_i32(c, 4));
-    }
+  // Code `number` of sixteen words.
+  static inline __attribute__((always_inline)) F32x16 codes(const uint8_t* p, int64_t number) {
+    return each16([&](int i) {
+      const I32v words = vload_i32(reinterpret_cast<const int32_t*>(p) + i * kWidth);
+      return vcvt_f32(vand_i32(vshr_i32(words, static_cast<int>(4 * number)), vset_i32(15)));
+    });
   }
   static inline __attribute__((always_inline)) void store_row(float* p, const F32x16& v) {
     ::strata::STRATA_ISA::store(p, v);

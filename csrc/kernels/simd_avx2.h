@@ -59,6 +59,8 @@ template <int N> STRATA_INLINE I32v vshl_i32(I32v a) { return _mm256_slli_epi32(
 template <int N> STRATA_INLINE I32v vsra_i32(I32v a) { return _mm256_srai_epi32(a, N); }
 STRATA_INLINE I32v vshr_i32(I32v a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 STRATA_INLINE F32v vcvt_f32(I32v a) { return _mm256_cvtepi32_ps(a); }
+// The lowest four bits of each lane, less 7.5.
+STRATA_INLINE F32v vcentred4(I32v a) { return vsub(vcvt_f32(vand_i32(a, vset_i32(15))), vset(7.5f)); }
 STRATA_INLINE I32v vcvt_i32(F32v a) { return _mm256_cvtps_epi32(a); }
 STRATA_INLINE F32v vcast_f32(I32v a) { return _mm256_castsi256_ps(a); }
 STRATA_INLINE I32v vcast_i32(F32v a) { return _mm256_castps_si256(a); }

@@ -71,6 +71,12 @@ template <int N> STRATA_INLINE I32v vshl_i32(I32v a) { return _mm512_slli_epi32(
 template <int N> STRATA_INLINE I32v vsra_i32(I32v a) { return _mm512_srai_epi32(a, N); }
 STRATA_INLINE I32v vshr_i32(I32v a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 STRATA_INLINE F32v vcvt_f32(I32v a) { return _mm512_cvtepi32_ps(a); }
+// The lowest four bits of each lane, less 7.5.
+STRATA_INLINE F32v vcentred4(I32v a) {
+  const __m512 table = _mm512_setr_ps(-7.5f, -6.5f, -5.5f, -4.5f, -3.5f, -2.5f, -1.5f, -0.5f, 0.5f,
+                                      1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f);
+  return _mm512_permutexvar_ps(a, table);
+}
 STRATA_INLINE I32v vcvt_i32(F32v a) { return _mm512_cvtps_epi32(a); }   // nearest, ties to even
 STRATA_INLINE F32v vcast_f32(I32v a) { return _mm512_castsi512_ps(a); }
 STRATA_INLINE I32v vcast_i32(F32v a) { return _mm512_castps_si512(a); }

@@ -64,6 +64,8 @@ STRATA_INLINE I32v vshr_i32(I32v a, int n) {
   return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
 }
 STRATA_INLINE F32v vcvt_f32(I32v a) { return vcvtq_f32_s32(a); }
+// The lowest four bits of each lane, less 7.5.
+STRATA_INLINE F32v vcentred4(I32v a) { return vsub(vcvt_f32(vand_i32(a, vset_i32(15))), vset(7.5f)); }
 STRATA_INLINE I32v vcvt_i32(F32v a) { return vcvtnq_s32_f32(a); }
 STRATA_INLINE F32v vcast_f32(I32v a) { return vreinterpretq_f32_s32(a); }
 STRATA_INLINE I32v vcast_i32(F32v a) { return vreinterpretq_s32_f32(a); }

@@ -45,10 +45,11 @@ inline int64_t kv_groups(int64_t dim) { return (dim + kKvGroup - 1) / kKvGroup; 
 inline int64_t kv_groups4(int64_t dim) { return (dim + kKvGroup4 - 1) / kKvGroup4; }
 // Bytes of the keys, and of the values, of one KV head in one block, a multiple of 64: K as
 // [k_dim][kKvBlock], V as [kKvBlock][value stride]; q8_0 has its scales [groups][kKvBlock] behind
-// each. int4 has bytes of two dimensions [k_dim / 2][kKvBlock], and of dimensions 16 apart
-// [kKvBlock][v_dim / 2], behind each the scales and then the least values [groups][kKvBlock].
+// each. int4 has words of eight dimensions [k_dim / 8][kKvBlock], the first in the lowest bits, and
+// words of four slots with two dimensions each, 16 apart, [kKvBlock / 4][v_dim / 32][16]; behind
+// each are the scales and then the least values [groups][kKvBlock].
 inline int64_t kv_key_bytes(KvType type, int64_t k_dim) {
-  if (type == KvType::int4) return kKvBlock * ((k_dim + 1) / 2 + 4 * kv_groups4(k_dim));
+  if (type == KvType::int4) return kKvBlock * ((k_dim + 7) / 8 * 4 + 4 * kv_groups4(k_dim));
   return kKvBlock * (type == KvType::q8_0 ? k_dim + 2 * kv_groups(k_dim) : 2 * k_dim);
 }
 inline int64_t kv_value_bytes(KvType type, int64_t v_dim) {
@@ -112,9 +113,12 @@ inline int64_t first_key(const AttentionArgs& a, int64_t position) {
 inline constexpr int64_t kQueryTile = 48;
 // Floats of one partial result: maximum, sum, and the unnormalised output.
 inline int64_t partial_floats(int64_t v_dim) { return 2 + kv_value_stride(v_dim); }
-// Keys and values of a block may be unpacked before they are used.
+// Keys and values of a block may be unpacked before they are used, or query vectors have their sums
+// and scaled weights beside them.
 inline int64_t attention_scratch_floats(const KvShape& s) {
-  const int64_t unpacked = kKvBlock * (s.k_dim + kv_value_stride(s.v_dim));
+  const int64_t block = kKvBlock * (s.k_dim + kv_value_stride(s.v_dim));
+  const int64_t beside = kQueryTile * (kv_groups4(s.k_dim) + kKvBlock);
+  const int64_t unpacked = block > beside ? block : beside;
   return kQueryTile * (s.k_dim + kKvBlock + 2 * partial_floats(s.v_dim)) + unpacked + 256;
 }
 
@@ -231,6 +235,7 @@ struct StepKernels {
   AttendKernels unpacked;   // over keys and values of any types
   const KvKernels& of(KvType type) const { return kv[static_cast<int>(type)]; }
   const AttendKernels& attention(KvTypes types, const KvShape& s) const {
+    if (s.v_in_k && types.k == KvType::int4) return unpacked;
     return types.k == types.v || s.v_in_k ? of(types.k).attend : unpacked;
   }
 };

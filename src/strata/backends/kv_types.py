@@ -193,7 +193,7 @@ _Q8 = KVCodec(
 Q8_0 = KVType(_Q8, _Q8)
 _INT4 = KVCodec(
     "int4",
-    lambda n: -(-n // 2) + 4 * -(-n // _GROUP4),
+    lambda n: -(-n // 8) * 4 + 4 * -(-n // _GROUP4),
     lambda n: -(-n // 32) * 16 + 4 * -(-n // _GROUP4),
     _as_int4,
 )
