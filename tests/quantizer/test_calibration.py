@@ -21,7 +21,9 @@ from strata.formats.writing import TensorSource
 from strata.memory import process_memory
 from strata.models import build_model
 from strata.quant import by_name, dequantize
+from strata.quantizer import compensate
 from strata.quantizer.compensate import drift_of
+from strata.quantizer.distilling import distil
 from strata.quantizer.importance import (
     ImportanceError,
     ImportanceMatrix,
@@ -172,7 +174,7 @@ def test_error_propagation_reads_the_text_and_not_the_threads(folder: Path, tmp_
     outs = []
     for threads in (1, 2):
         out = tmp_path / f"{threads}.gguf"
-        args = ("--type", "Q4_0", "--pure", "--calibration", text, "-c", 64, "--chunks", 6, "-q")
+        args = ("--type", "Q4_0", "--pure", "--calibration", text, "-c", 64, "--chunks", 12, "-q")
         assert run("quantize", model, out, *args, "-t", threads) == 0
         outs.append(out.read_bytes())
     assert outs[0] == outs[1]
@@ -186,6 +188,59 @@ def test_error_propagation_reads_the_text_and_not_the_threads(folder: Path, tmp_
         w = dequantize(c.tensors[name].type, c.read(name), c.tensors[name].shape)
         x = dequantize(a.tensors[name].type, a.read(name), a.tensors[name].shape)
         assert np.abs(x - w).max() < np.abs(w).max()
+
+
+def test_a_short_text_does_not_say_how_inputs_drift(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def counted(moments: np.ndarray, crossed: np.ndarray) -> np.ndarray:
+        asked.append(len(moments))
+        return drift_of(moments, crossed)
+
+    monkeypatch.setattr(compensate, "drift_of", counted)
+    args = ("--type", "Q4_0", "--calibration", folder / "text.txt", "-c", 64, "-q", "-t", 1)
+    # Columns are 64 at least: ten times as many rows are those of ten windows.
+    assert run("quantize", folder / "llama.gguf", tmp_path / "a.gguf", *args, "--chunks", 9) == 0
+    assert asked == []
+    assert run("quantize", folder / "llama.gguf", tmp_path / "b.gguf", *args, "--chunks", 10) == 0
+    assert set(asked) == {64}
+
+
+def test_every_layer_is_distilled_and_loses_no_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors, outs = [], []
+
+    def seen(*args: Any) -> tuple[float, float]:
+        errors.append(distil(*args))
+        return errors[-1]
+
+    monkeypatch.setattr(compensate, "distil", seen)
+    for threads in (1, 2):
+        out = tmp_path / f"{threads}.gguf"
+        args = ("--type", "Q4_0", "--calibration", folder / "text.txt", "-c", 64, "--chunks", 4)
+        more = ("-q", "-t", threads, "--distil", 6)
+        assert run("quantize", folder / "llama.gguf", out, *args, *more) == 0
+        outs.append(out.read_bytes())
+    assert outs[0] == outs[1]
+    with open_model(folder / "llama.gguf") as file:
+        layers = sum(name.endswith("ffn_down.weight") for name in file.tensors)
+    assert len(errors) == 2 * layers
+    assert errors[:layers] == errors[layers:]
+    assert all(after <= before for before, after in errors)
+
+
+@pytest.mark.parametrize("more", [(), ("--no-gptq",)])
+def test_distilling_goes_by_a_text_after_error_propagation(
+    more: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if more:
+        more = (*more, "--calibration", str(folder / "text.txt"))
+    assert run("quantize", folder / "llama.gguf", tmp_path / "c.gguf", "--distil", 2, *more) == 2
+    assert "--distil goes by a text" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_experts_are_rounded_one_by_one(folder: Path, tmp_path: Path) -> None:

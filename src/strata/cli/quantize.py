@@ -86,6 +86,13 @@ _CHUNKS = 32
 )
 @click.option("--no-gptq", is_flag=True, help="Round each value for itself.")
 @click.option(
+    "--distil",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="With --calibration: so many steps for each layer towards rounding with which it gives "
+    "what the floats give (AutoRound's way); some 20, for models of up to 1B.",
+)
+@click.option(
     "--fold",
     type=click.Choice(["awq", "smoothquant", "hadamard"]),
     help="Change weights so that answers stay: awq moves scales for what rounding loses, "
@@ -120,6 +127,7 @@ def command(
     chunks: int | None,
     context: int,
     no_gptq: bool,
+    distil: int | None,
     fold: str | None,
     pure: bool,
     overrides: tuple[str, ...],
@@ -148,6 +156,8 @@ def command(
         raise UsageError(f"--fold {fold} goes by a text: give --calibration FILE")
     if fold == "hadamard" and imatrix is not None:
         raise UsageError("--imatrix is of columns that --fold hadamard mixes: give --calibration")
+    if distil is not None and (calibration is None or no_gptq):
+        raise UsageError("--distil goes by a text, after GPTQ: give --calibration, not --no-gptq")
     count = calibration_threads(threads) if calibration is not None else threads
     from strata.formats import open_model
     from strata.hub.references import resolve
@@ -192,6 +202,7 @@ def command(
                     memory,
                     propagated=not no_gptq,
                     searched=searched,
+                    distilled=distil is not None,
                 )
                 if matrix is None:
                     matrix = measure_importance(file, text, count or 1, progress)
@@ -245,7 +256,9 @@ def command(
             if text is not None and not no_gptq:
                 from strata.quantizer.lab import compensation_of
 
-                compensation = compensation_of(file, source, types, text, count or 1, progress)
+                compensation = compensation_of(
+                    file, source, types, text, count or 1, progress, distilled=distil or 0
+                )
             result = quantise(
                 source,
                 out,

@@ -96,6 +96,7 @@ def check_calibration(
     *,
     propagated: bool,
     searched: bool,
+    distilled: bool = False,
 ) -> None:
     """UsageError where calibrating, or searching a mix by it, takes more than ``memory``, that of
     the whole process."""
@@ -103,7 +104,9 @@ def check_calibration(
     if memory is None:
         return
     model = build_model(file, c.context)
-    need = calibration_bytes(model, c.windows, c.context, threads, propagated=propagated)
+    need = calibration_bytes(
+        model, c.windows, c.context, threads, propagated=propagated, distilled=distilled
+    )
     need += max((t.held for t in source.tensors.values()), default=0)
     if searched:
         names, layers = _searched(source)
@@ -202,8 +205,10 @@ def compensation_of(
     calibration: Calibration,
     threads: int,
     progress: Progress | None = None,
+    *,
+    distilled: int = 0,
 ) -> Compensation:
-    """Error propagation with the moments of a text."""
+    """Error propagation with the moments of a text, and so many steps of distilling each layer."""
     c = calibration
     model = build_model(file, c.context)
     return Compensation(
@@ -216,6 +221,7 @@ def compensation_of(
         Encoder(threads),
         c.identity,
         progress,
+        distilled=distilled,
     )
 
 

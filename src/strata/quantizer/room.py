@@ -21,11 +21,18 @@ _BESIDE = 64 << 20
 
 
 def calibration_bytes(
-    model: Model, windows: int, context: int, threads: int, *, propagated: bool = False
+    model: Model,
+    windows: int,
+    context: int,
+    threads: int,
+    *,
+    propagated: bool = False,
+    distilled: bool = False,
 ) -> int:
     """Bytes that a sweep of windows of ``context`` tokens takes at most, beside what the process
     has: a Segment's weights as float32, what each thread's window becomes in it, keys and values,
-    and where errors are ``propagated`` the moments of all inputs of a Segment."""
+    where errors are ``propagated`` the moments of all inputs of a Segment, and where rounding is
+    ``distilled`` what that moves."""
     threads = min(threads, windows)
     kept = sum(s.kv_heads * (s.k_dim + s.v_dim) for s in model.state if isinstance(s, PagedKV))
     most = 0
@@ -42,6 +49,10 @@ def calibration_bytes(
             # Of the rows as they are, and of how they drifted.
             need += 2 * sum(k * k for k in widths) * _DOUBLE + threads * rows
             need += (threads * _WAITING * _FLOAT + _FACTORING * _DOUBLE) * widest * widest
+        if distilled:
+            # Floats, starts, moves, sums, and rounded ones as they are and as they were best; and
+            # gradients of all values.
+            need += 8 * sum(weights) + 2 * rows
         most = max(most, need)
     streams = 2 if propagated else 1
     between = 2 * streams * windows * context * model.width * _FLOAT

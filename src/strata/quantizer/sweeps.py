@@ -90,6 +90,14 @@ class Sweep:
                 window.values = values
         return made
 
+    def values(
+        self, segment: Segment, weights: Mapping[str, Floats], window: Window
+    ) -> dict[str, Floats]:
+        """All values of a Segment for one window, by their inner names."""
+        kept: dict[str, Floats] = {}
+        self._run(segment, weights, window, self._states[0], None, True, kept)
+        return kept
+
     def _run(
         self,
         segment: Segment,
@@ -98,6 +106,7 @@ class Sweep:
         state: ReferenceState,
         watch: Seen | None,
         whole: bool,
+        kept: dict[str, Floats] | None = None,
     ) -> dict[str, Floats]:
         program = segment.program
         step = self._step(window.tokens)
@@ -120,6 +129,8 @@ class Sweep:
             if last and number == end:
                 return {}
             values[op.output] = OPS[op.kind](op.attrs, operands, step, state)
+        if kept is not None:
+            kept.update(values)
         outputs = zip(segment.outputs, program.outputs, strict=True)
         return {outer: values[inner] for outer, inner in outputs}
 
