@@ -191,12 +191,13 @@ void bind_nodes(nb::module_& m) {
            "eps"_a = 0.0f, "factor"_a = 1.0f, "weight"_a = nb::none())
       .def("mix", &NodeBuilder::mix, "x"_a, "weights"_a, "out"_a, "streams"_a)
       .def("match_rms", &NodeBuilder::match_rms, "x"_a, "like"_a, "out"_a, "least"_a)
+      .def("sinkhorn", &NodeBuilder::sinkhorn, "x"_a, "out"_a, "streams"_a, "iterations"_a, "eps"_a)
       .def("cutoff", &NodeBuilder::cutoff, "x"_a, "out"_a, "deviations"_a, "spare"_a)
       .def("experts", &NodeBuilder::experts, "x"_a, "logits"_a, "out"_a, "gate"_a.none(),
            "up"_a, "down"_a, "selection"_a.none(), "ffn"_a, "top_k"_a, "scoring"_a,
            "select_logits"_a, "softmax_chosen"_a, "renormalise"_a, "least_sum"_a, "scale"_a,
            "groups"_a, "groups_kept"_a, "group_top2"_a, "activation"_a, "clamp"_a, "limit"_a,
-           "weigh_input"_a, "jitter"_a, "shared_by"_a, "narrow"_a, "work"_a)
+           "up_limit"_a, "weigh_input"_a, "jitter"_a, "shared_by"_a, "narrow"_a, "work"_a)
       .def_prop_ro("scratch_floats", &NodeBuilder::scratch_floats)
       .def_prop_ro("nodes", &NodeBuilder::nodes)
       .def("set_timing", &NodeBuilder::set_timing, "on"_a)

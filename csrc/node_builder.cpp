@@ -311,6 +311,15 @@ void NodeBuilder::match_rms(int64_t x, int64_t like, int64_t out, float least) {
                           f32_value(out), 0, least}));
 }
 
+void NodeBuilder::sinkhorn(int64_t x, int64_t out, int64_t streams, int64_t iterations, float eps) {
+  require(streams > 0 && streams <= 1024 && at(x).width == streams * streams &&
+              at(out).width == at(x).width && at(x).selected == at(out).selected &&
+              at(out).f32 != at(x).f32 && iterations > 0,
+          "sinkhorn: no matrix of streams");
+  list_.add(make_streams({StreamsFunction::sinkhorn, f32_value(x), std::nullopt, f32_value(out),
+                          streams, eps, iterations}));
+}
+
 void NodeBuilder::cutoff(int64_t x, int64_t out, float deviations, int64_t spare) {
   require(at(x).width == at(out).width && at(x).selected == at(out).selected && spare >= 0 &&
               spare < at(x).width,
@@ -325,7 +334,7 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
                           int64_t ffn, int64_t top_k, int scoring, bool select_logits,
                           bool softmax_chosen, bool renormalise, float least_sum, float scale,
                           int64_t groups, int64_t groups_kept, bool group_top2, int activation,
-                          int clamp, float limit, bool weigh_input, float jitter,
+                          int clamp, float limit, float up_limit, bool weigh_input, float jitter,
                           int64_t shared_by, int64_t narrow, int64_t work) {
   require(shared_by > 0 && at(logits).width % shared_by == 0, "experts: none for some choices");
   const int64_t count = at(logits).width / shared_by;
@@ -337,7 +346,7 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
               groups_kept > 0 && groups_kept <= groups,
           "experts: so many cannot be chosen");
   require(scoring >= 0 && scoring <= static_cast<int>(Scoring::sparsemixer) && clamp >= 0 &&
-              clamp <= static_cast<int>(Clamp::oai) && activation >= 0 &&
+              clamp <= static_cast<int>(Clamp::situ) && activation >= 0 &&
               activation <= static_cast<int>(Activation::relu2),
           "experts: no such function");
   require(work >= 0 && work % 64 == 0, "experts: no workspace");
@@ -360,7 +369,7 @@ void NodeBuilder::experts(int64_t x, int64_t logits, int64_t out,
   };
   ExpertsSpec s{at(x), f32_value(logits), f32_value(out), count, ffn, top_k, {}, {}, {},
                 floats(selection), static_cast<Scoring>(scoring), select_logits, softmax_chosen,
-                renormalise, weigh_input, group_top2, least_sum, scale, limit, jitter, shared_by,
+                renormalise, weigh_input, group_top2, least_sum, scale, limit, up_limit, jitter, shared_by,
                 groups, groups_kept, static_cast<Activation>(activation), static_cast<Clamp>(clamp),
                 Value::kNone, work};
   if (gate) s.gate = part(*gate, ffn, width);

@@ -55,6 +55,7 @@ class NodeBuilder {
   // Of rows of several streams, and of whole rows.
   void mix(int64_t x, int64_t weights, int64_t out, int64_t streams);
   void match_rms(int64_t x, int64_t like, int64_t out, float least);
+  void sinkhorn(int64_t x, int64_t out, int64_t streams, int64_t iterations, float eps);
   void cutoff(int64_t x, int64_t out, float deviations, int64_t spare);
 
   // One matrix of each expert, a weight or the places of what a cache holds: and bias and scale.
@@ -66,7 +67,7 @@ class NodeBuilder {
                const std::optional<Array1<float>>& selection, int64_t ffn, int64_t top_k,
                int scoring, bool select_logits, bool softmax_chosen, bool renormalise,
                float least_sum, float scale, int64_t groups, int64_t groups_kept, bool group_top2,
-               int activation, int clamp, float limit, bool weigh_input, float jitter,
+               int activation, int clamp, float limit, float up_limit, bool weigh_input, float jitter,
                int64_t shared_by, int64_t narrow, int64_t work);
   // From x, what goes into the Segment, tells the first experts that come from a cache, by the norm
   // and the router of their logits: before all other nodes.

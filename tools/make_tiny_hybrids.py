@@ -132,6 +132,9 @@ def _qwen3next(i: int) -> Shapes:
     }
 
 
+_DECAYS: Shapes = {"ssm_a": (_HEADS,)}
+
+
 def _kda(decay: tuple[str, ...], gate: tuple[str, ...]) -> Shapes:
     out: Shapes = {
         "attn_output.weight": (_WIDTH, _INNER),
@@ -178,6 +181,49 @@ def _routed(i: int) -> Shapes:
 def _kimi_linear(i: int) -> Shapes:
     mixer = _latent() if i % 2 else _kda(("f_a", "f_b"), ("g_a", "g_b"))
     return {**_norms("attn_norm", "ffn_norm"), **mixer, **_routed(i)}
+
+
+def _kimi_k3(i: int) -> Shapes:
+    gate: Shapes = {"attn_gate.weight": (_HEADS * 16, _WIDTH)}
+    mixer = {**_latent(24), **gate} if i % 2 else {**_kda(("f_a", "f_b"), ("g",)), **_DECAYS}
+    routed = _feed_forward()
+    if i:
+        routed = {
+            **_routed(i),
+            "ffn_gate_exps.weight": (_EXPERTS, _EXPERT_FFN, 16),
+            "ffn_up_exps.weight": (_EXPERTS, _EXPERT_FFN, 16),
+            "ffn_down_exps.weight": (_EXPERTS, 16, _EXPERT_FFN),
+            "ffn_routed_down.weight": (16, _WIDTH),
+            "ffn_routed_up.weight": (_WIDTH, 16),
+            "ffn_routed_norm.weight": (16,),
+        }
+    scores = _norms("attn_res_score", "ffn_res_score")
+    return {**_norms("attn_norm", "ffn_norm"), **mixer, **routed, **scores}
+
+
+def _glm5_next(i: int) -> Shapes:
+    indexer: Shapes = {
+        "indexer.k_norm.weight": (8,),
+        "indexer.k_norm.bias": (8,),
+        "indexer.proj.weight": (2, _WIDTH),
+        "indexer.attn_k.weight": (8, _WIDTH),
+        "indexer.attn_q_b.weight": (16, 24),
+        "indexer_compressor_gate.weight": (8, _WIDTH),
+        "indexer_compressor_ape.weight": (4, 8),
+    }
+    bare: Shapes = {
+        **_latent(24),
+        "attn_kv_a_mqa.weight": (_RANK, _WIDTH),
+        "attn_q_b.weight": (_HEADS * 32, 24),
+    }
+    mixer = {**_kda(("f_a", "f_b"), ("g_a", "g_b")), **_DECAYS}
+    streams: Shapes = {}
+    for half in ("attn", "ffn"):
+        streams[f"hc_{half}_fn.weight"] = (24, 4 * _WIDTH)
+        streams[f"hc_{half}_base.weight"] = (24,)
+        streams[f"hc_{half}_scale.weight"] = (3,)
+    attending = {**bare, **indexer} if i % 2 else mixer
+    return {**_norms("attn_norm", "ffn_norm"), **attending, **_routed(i), **streams}
 
 
 def _ling(i: int) -> Shapes:
@@ -411,6 +457,40 @@ _FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[int], Shapes], Shapes
     ),
     "kimi-linear": ({**_MIXTURE, **_LATENT}, _kimi_linear, {}),
     "bailingmoe3": ({**_MIXTURE, **_LATENT, **_BOUNDED, **_CLAMPED}, _ling, {}),
+    "kimi-k3": (
+        {
+            **_MIXTURE,
+            **_LATENT,
+            **_BOUNDED,
+            "expert_latent_length": 16,
+            "activation.situ_beta": 2.0,
+            "activation.situ_linear_beta": 1.5,
+            "attn_res.block_size": 2,
+        },
+        _kimi_k3,
+        {"output_res_score.weight": (_WIDTH,)},
+    ),
+    "glm5-next": (
+        {
+            **_MIXTURE,
+            **_LATENT,
+            **_BOUNDED,
+            **_CLAMPED,
+            "attention.key_length": _RANK,
+            "attention.key_length_mla": 32,
+            "rope.dimension_count": 0,
+            "attention.indexer.head_count": 2,
+            "attention.indexer.key_length": 8,
+            "attention.indexer.top_k": 256,
+            "attention.indexer.kpool": 4,
+            "attention.indexer.kpool_select_tail": True,
+            "hyper_connection.count": 4,
+            "hyper_connection.sinkhorn_iterations": 3,
+            "hyper_connection.epsilon": 1e-6,
+        },
+        _glm5_next,
+        {},
+    ),
     "minimax-01": (
         {**_MIXTURE, **_INTERVAL, "feed_forward_length": _EXPERT_FFN, "residual_scale": 1.5},
         _minimax,

@@ -353,7 +353,7 @@ static const StepKernels* step_table() {
   static const StepKernels table = {
       rms_norm, layer_norm, glu, activate, add_rows, multiply_rows, clamp_row, xielu_row,
       scale_row, softcap_row, rope, short_conv, grouped_rms_norm, l2_norm, decay_row,
-      mix, match_rms, cutoff,
+      mix, sinkhorn, match_rms, cutoff,
       group_sum, softmax_groups,
       {ssm_scan_head, ssm_scan_channels, gated_delta, wkv6, wkv7, linear_attention},
       merge_splits,

@@ -212,6 +212,8 @@ struct StepKernels {
   void (*decay)(const float* x, const float* a, int64_t each, int64_t n, float* out);
   // The sum of `streams` of so many columns, each times its weight.
   void (*mix)(const float* x, const float* weights, int64_t streams, int64_t width, float* out);
+  // Weights of `mix` from a matrix [streams][streams]; see strata.program.ops.streams.
+  void (*sinkhorn)(const float* x, int64_t streams, int64_t iterations, float eps, float* out);
   // x as large as `like`: by roots of mean squares, of which x has `least` at least.
   void (*match_rms)(const float* x, const float* like, float least, int64_t n, float* out);
   // What of x is above its mean by more than so many deviations.

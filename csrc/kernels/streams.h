@@ -19,6 +19,32 @@ static void mix(const float* x, const float* weights, int64_t streams, int64_t w
   });
 }
 
+// A few numbers a row: plain loops in a fixed order.
+static void sinkhorn(const float* x, int64_t streams, int64_t iterations, float eps, float* out) {
+  const int64_t n = streams;
+  // Turned already: element (to, from) of what `mix` takes.
+  const auto at = [&](int64_t from, int64_t to) -> float& { return out[to * n + from]; };
+  for (int64_t from = 0; from < n; ++from) {
+    const float* row = x + from * n;
+    float most = row[0], sum = 0;
+    for (int64_t to = 1; to < n; ++to) most = std::max(most, row[to]);
+    for (int64_t to = 0; to < n; ++to) sum += at(from, to) = std::exp(row[to] - most);
+    for (int64_t to = 0; to < n; ++to) at(from, to) = at(from, to) / sum + eps;
+  }
+  for (int64_t i = 0; i < iterations; ++i) {
+    for (int64_t from = 0; i > 0 && from < n; ++from) {
+      float sum = eps;
+      for (int64_t to = 0; to < n; ++to) sum += at(from, to);
+      for (int64_t to = 0; to < n; ++to) at(from, to) /= sum;
+    }
+    for (int64_t to = 0; to < n; ++to) {
+      float sum = eps;
+      for (int64_t from = 0; from < n; ++from) sum += at(from, to);
+      for (int64_t from = 0; from < n; ++from) at(from, to) /= sum;
+    }
+  }
+}
+
 STRATA_INLINE float mean_square(const float* x, int64_t n) {
   return sum_row(x, n, [](const F32x16& v, int, const F32x16& s) { return fma(v, v, s); }) /
          static_cast<float>(n);

@@ -158,20 +158,21 @@ struct GroupSpec {
 };
 
 // Of rows that are several streams side by side, and of whole rows; see strata.program.ops.streams.
-enum class StreamsFunction : int32_t { mix = 0, match_rms = 1, cutoff = 2 };
+enum class StreamsFunction : int32_t { mix = 0, match_rms = 1, cutoff = 2, sinkhorn = 3 };
 struct StreamsSpec {
   StreamsFunction function;
   Value x;
   std::optional<Value> other;   // weights, or what is matched
   Value out;
   int64_t count = 0;            // of streams, or what a row's width is less
-  float number = 0;             // the least mean square, or deviations
+  float number = 0;             // the least mean square, deviations, or what is added to sums
+  int64_t iterations = 0;
 };
 
 enum class Scoring : int32_t {
   softmax = 0, sigmoid = 1, sqrt_softplus = 2, none = 3, sparsemixer = 4
 };
-enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3 };
+enum class Clamp : int32_t { none = 0, inputs = 1, silu = 2, oai = 3, situ = 4 };
 
 // A matrix of [n, k] for each expert, one after the other, each of whole panels.
 struct ExpertsPart {
@@ -189,7 +190,7 @@ struct ExpertsSpec {
   Floats selection;
   Scoring scoring;
   bool select_logits, softmax_chosen, renormalise, weigh_input, group_top2;
-  float least_sum, scale, limit, jitter;
+  float least_sum, scale, limit, up_limit, jitter;
   int64_t shared_by, groups, groups_kept;
   Activation activation;
   Clamp clamp;

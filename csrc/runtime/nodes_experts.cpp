@@ -171,6 +171,10 @@ class GateUpNode final : public ExpertProduct {
     constexpr float kAlpha = 1.702f;
     const ExpertsSpec& s = now_->s;
     const float most = s.limit;
+    if (s.clamp == Clamp::situ) {
+      situ(k, gate, up, n, out);
+      return;
+    }
     for (int64_t i = 0; i < n; ++i) up[i] = std::clamp(up[i], -most, most);
     if (s.clamp == Clamp::silu) {
       k.activate(Activation::silu, gate, n, gate);
@@ -183,6 +187,20 @@ class GateUpNode final : public ExpertProduct {
       for (int64_t i = 0; i < n; ++i) up[i] = (up[i] + 1.0f) / kAlpha;
     }
     k.glu(Activation::silu, gate, up, n, out);
+  }
+
+  void situ(const StepKernels& k, float* gate, float* up, int64_t n, float* out) const {
+    constexpr int64_t kSome = 256;
+    const ExpertsSpec& s = now_->s;
+    if (s.up_limit > 0) k.softcap(up, s.up_limit, n, up);
+    for (int64_t i = 0; i < n; i += kSome) {
+      const int64_t count = std::min(kSome, n - i);
+      float sigmoid[kSome];
+      k.activate(Activation::sigmoid, gate + i, count, sigmoid);
+      k.softcap(gate + i, s.limit, count, gate + i);
+      k.multiply(gate + i, sigmoid, count, gate + i);
+    }
+    k.multiply(gate, up, n, out);
   }
 
   ActKind act_;

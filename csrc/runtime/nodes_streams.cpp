@@ -43,6 +43,7 @@ class StreamsNode final : public Node {
         }
         break;
       }
+      case StreamsFunction::sinkhorn: k.sinkhorn(x, s_.count, s_.iterations, s_.number, out); break;
       case StreamsFunction::cutoff: k.cutoff(x, s_.number, s_.count, s_.x.width, out); break;
     }
   }

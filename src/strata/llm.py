@@ -586,7 +586,8 @@ class LLM:
             for t in texts
         ]
         with self.driver.alone() as engine:
-            return engine.embed(pairs, "first", progress)[:, 0]
+            how: Pooling = "last" if self.model.causal else "first"
+            return engine.embed(pairs, how, progress)[:, 0]
 
     def measure(
         self,

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from strata.backends.base import KV_BLOCK, Span, Step
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.cpu.host import available_isas
+from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
+from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
 
@@ -124,3 +126,19 @@ def test_bad_steps_are_refused(file: ModelFile) -> None:
         step = Step(one + token, one + position, (span,), one + row)
         with pytest.raises(ValueError, match=message):
             runs.step(step)
+
+
+def test_more_rows_of_logits_than_there_is_room_for_are_refused(file: ModelFile) -> None:
+    settings = BackendSettings(max_tokens=4, max_logit_rows=2)
+    runs = Runs(file, CpuBackend(threads=1, settings=settings))
+
+    def logits(count: int) -> NDArray[np.float32]:
+        runs.fresh()
+        rows = np.arange(count, dtype=np.int32)
+        return runs.step(Step(TOKENS[:count], rows, (Span(0, count, 0, (TABLE,)),), rows))
+
+    assert len(logits(2)) == 2
+    with pytest.raises(UsageError, match="3 rows of logits at once; this backend was made for 2"):
+        logits(3)
+    with pytest.raises(ValueError, match="more tokens than the arena was made for"):
+        logits(5)

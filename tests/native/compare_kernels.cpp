@@ -229,6 +229,13 @@ void compare_rows(const StepKernels& plain, const StepKernels& other, int64_t n)
   both("match_rms", "", [&](const StepKernels& s, float* out) {
     s.match_rms(a.data(), b.data(), 1e-5f, n, out);
   });
+  const int64_t streams = std::min<int64_t>(n, 4);
+  if (n >= streams * streams) {
+    both("sinkhorn", "", [&](const StepKernels& s, float* out) {
+      std::fill(out, out + n, 0.0f);
+      s.sinkhorn(a.data(), streams, 3, 1e-6f, out);
+    });
+  }
   both("cutoff", "", [&](const StepKernels& s, float* out) {
     s.cutoff(a.data(), 0.5f, n > 1, n, out);
   });

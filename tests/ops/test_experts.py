@@ -68,6 +68,7 @@ VARIATIONS: list[dict[str, Any]] = [
     {"top_k": 2, "scoring": "sigmoid", "groups": 4, "groups_kept": 2, "renormalise": True},
     {"top_k": 2, "groups": 4, "groups_kept": 1, "group_score": "max"},
     *({"top_k": 2, "clamp": c, "limit": 0.7} for c in CLAMPS[1:]),
+    {"top_k": 2, "clamp": "situ", "limit": 0.7, "up_limit": 0.5},
     {"top_k": 2, "function": "gelu_tanh"},
     {"top_k": 2, "scoring": "sparsemixer", "jitter": 0.5},
     {"top_k": 3, "shared_by": 2, "renormalise": True},

@@ -83,3 +83,20 @@ def test_what_is_above_some_deviations(isa: str, width: int, spare: int) -> None
     assert np.abs(got - want).max() <= (width + 16) * EPS * 8
     assert (want > 0).any()
     assert (want == 0).any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("streams", [1, 2, 4, 7])
+def test_matrices_that_mix_streams(isa: str, streams: int) -> None:
+    x = draw(5, streams * streams) * np.float32(3)
+    got, want = both(Lab(x, {}, lambda m, x: m.sinkhorn(x, streams, 20, 1e-6)), isa)
+    assert np.abs(got - want).max() <= 20 * 8 * EPS
+    turned = want.reshape(5, streams, streams)
+    # Columns come last and are exact; rows are what twenty times leave.
+    assert np.allclose(turned.sum(2), 1, atol=1e-4)
+    assert np.allclose(turned.sum(1), 1, atol=0.05)
+    once = Lab(x, {}, lambda m, x: m.sinkhorn(x, streams, 1, 1e-6)).run(ReferenceBackend())
+    powers = np.exp(x.reshape(5, streams, streams))
+    plain = powers / powers.sum(2, keepdims=True) + 1e-6
+    plain = (plain / (plain.sum(1, keepdims=True) + 1e-6)).transpose(0, 2, 1)
+    assert np.allclose(once.reshape(plain.shape), plain, atol=1e-5)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK, NO_BLOCK, Activations, Backend, Span, Step
 from strata.backends.reference import ReferenceBackend
+from strata.backends.settings import MAX_LOGIT_ROWS
 from strata.backends.weights import WeightSource
 from strata.formats import ModelFile
 from strata.models import build_model, embedding_model
@@ -61,6 +62,9 @@ class Forward:
         )
         state = self.backend.state_cache(self.model.state, blocks)
         recurrent = [group.recurrent for group in self.model.groups]
+        (given,) = self.model.segments[-1].outputs
+        settings = getattr(self.backend, "settings", None)
+        most: int = getattr(settings, "max_logit_rows", MAX_LOGIT_ROWS)
         rows, past = [], 0
         for number, count in enumerate(chunks or [len(tokens)]):
             values: Activations = {}
@@ -74,9 +78,16 @@ class Forward:
                     for fixed, table in zip(recurrent, span.tables, strict=True)
                 )
                 part = replace(part, spans=(replace(span, tables=tables),))
-                values = self.backend.run(segment, part, state, values)
-            (given,) = self.model.segments[-1].outputs
-            rows.append(self.backend.export(values, (given,))[given])
+                if segment is not self.segments[-1]:
+                    values = self.backend.run(segment, part, state, values)
+                    continue
+                # A backend has room for so many rows of logits at a time.
+                for first in range(0, count, most):
+                    some = part.logits_indices[first : first + most]
+                    out = self.backend.run(
+                        segment, replace(part, logits_indices=some), state, values
+                    )
+                    rows.append(self.backend.export(out, (given,))[given])
             past += count
         assert past == len(tokens)
         return np.concatenate(rows)

@@ -117,8 +117,16 @@ def _text_bytes(value: object) -> int:
 
 
 def pair_ids(tokenizer: Tokenizer, text: str, ledger: Ledger, *, query: str) -> array[int]:
-    """A pair of texts that a model scores: both with the tokens around a text, the end of the first
-    twice (``<s> query </s></s> text </s>``, as RoBERTa was trained, arXiv:1907.11692)."""
+    """A pair of texts that a model scores: by the file's template for pairs, else both with the
+    tokens around a text, the end of the first twice (``<s> query </s></s> text </s>``, as RoBERTa
+    was trained, arXiv:1907.11692)."""
+    template = tokenizer.chat_templates.get("rerank")
+    if template is not None:
+        # No Jinja: llama.cpp puts the texts in so.
+        before, _, after = template.source.partition("{query}")
+        between, _, end = after.partition("{document}")
+        whole = f"{before}{query}{between}{text}{end}"
+        return encoded(tokenizer, whole, ledger, parse_special=True)
     first, second = (encoded(tokenizer, t, ledger, add_special=True) for t in (query, text))
     around = tokenizer.encode("", add_special=True)
     if len(around) != 2 or around != [first[0], first[-1]]:

@@ -139,6 +139,8 @@ FAMILIES: Mapping[str, str] = {
     "Lfm2ForCausalLM": "lfm2.build",
     "Lfm2MoeForCausalLM": "lfm2.build",
     "kimi-linear": "kimi_linear.build",
+    "kimi-k3": "kimi_k3.build",
+    "glm5-next": "glm5_next.build",
     "KimiLinearForCausalLM": "kimi_linear.build",
     "bailingmoe3": "kimi_linear.build_ling",
     "BailingHybridForCausalLM": "kimi_linear.build_ling",

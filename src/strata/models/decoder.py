@@ -361,11 +361,14 @@ def pre_norm_model(
     ffn_norm: str = "ffn_norm",
     feed_forward: Callable[[Builder, str, int], str] | None = None,
     ffn_scaled: bool = False,
+    judges: bool = False,
 ) -> Model:
     """A model of Llama's layers: x + attention(norm(x)), then x + gated(norm(x)), RMSNorm, SiLU.
 
     ``attend`` comes in the place of ``attention``, with the ``state`` that it keeps, and
-    ``feed_forward`` in that of ``gated``; ``ffn_norm`` names the norm before it.
+    ``feed_forward`` in that of ``gated``; ``ffn_norm`` names the norm before it. ``judges``: what
+    comes out of a text is how likely its answer is yes and not no, of which cls.output has a row
+    each.
     """
     check_activation(c, "silu")
     eps = rms_eps(c)
@@ -387,6 +390,9 @@ def pre_norm_model(
 
     def logits(b: Builder, x: str) -> str:
         x = b.rms_norm(x, "output_norm.weight", eps)
+        if judges:
+            answers = b.softmax(b.matmul(x, "cls.output.weight"), 2)
+            return b.columns(answers, head_dim=2, start=0, width=1)
         return b.scale(head(b, c, x, present(catalog, "output.bias")), logit_scale)
 
     return assemble(
@@ -396,6 +402,7 @@ def pre_norm_model(
         layer=layer,
         head=logits,
         state=state,
+        result="score" if judges else "logits",
     )
 
 

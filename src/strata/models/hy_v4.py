@@ -71,7 +71,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     return decoder.assemble(
         c,
         catalog,
-        embed=lambda b: hyper_connections.spread(b, b.embed("token_embd.weight"), streams),
+        embed=lambda b: hyper_connections.spread(b, b.embed("token_embd.weight"), streams.count),
         layer=layer,
         head=logits,
         state=[a.state(c.heads)] * c.layers,

@@ -64,10 +64,10 @@ def _triple(
     }
 
 
-def spread(b: Builder, x: str, s: Streams) -> str:
+def spread(b: Builder, x: str, count: int) -> str:
     """x once for every stream."""
     out = x
-    for _ in range(s.count - 1):
+    for _ in range(count - 1):
         out = b.join(out, x, heads=1)
     return out
 
@@ -87,7 +87,7 @@ def last(b: Builder, streams: str, s: Streams) -> str:
 
 def write(b: Builder, streams: str, x: str, weights: str, s: Streams) -> str:
     """The streams with what a half gave added to each."""
-    wide = spread(b, x, s)
+    wide = spread(b, x, s.count)
     return b.add(streams, _weighed(b, wide, weights, s))
 
 

@@ -106,8 +106,17 @@ UNUSED = (r"blk\.\d+\.attn_(q|k|v|qkv)\.(bias|scale)", r"blk\.\d+\.(ssm_\w+|attn
 """Patterns of tensors that files may have and llama.cpp does not read."""
 
 
-def mixer(b: Builder, k: Kda, catalog: Catalog, kept: Kept, x: str, i: int, eps: float) -> str:
-    """A layer without what is before and after it."""
+def mixer(
+    b: Builder,
+    k: Kda,
+    catalog: Catalog,
+    kept: Kept,
+    x: str,
+    i: int,
+    eps: float,
+    unit_eps: float | None = None,
+) -> str:
+    """A layer without what is before and after it; ``unit_eps`` under the norms of q and k."""
     name = f"blk.{i}.ssm_"
 
     def chain(products: tuple[str, ...]) -> str:
@@ -116,8 +125,9 @@ def mixer(b: Builder, k: Kda, catalog: Catalog, kept: Kept, x: str, i: int, eps:
             y = b.matmul(y, f"{name}{product}.weight")
         return y
 
-    # Under the norms of q and k llama.cpp has the file's epsilon, transformers 1e-6.
-    unit_eps = eps if catalog.kind == "gguf" else 1e-6
+    if unit_eps is None:
+        # llama.cpp has the file's epsilon, transformers 1e-6.
+        unit_eps = eps if catalog.kind == "gguf" else 1e-6
     with b.unit("attention"):
         made = [b.matmul(x, f"blk.{i}.attn_{part}.weight") for part in "qkv"]
         beta = b.matmul(x, f"{name}beta.weight")

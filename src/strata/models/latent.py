@@ -47,16 +47,19 @@ class Latent:
         return PagedKV(heads, self.key, self.value, window)
 
 
-def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Config, Latent]:
+def read_latent(
+    c: Config, *, absorbed: bool, local: bool = False, bare: bool = False
+) -> tuple[Config, Latent]:
     """The widths that a file states, and the Config with heads as wide as their rotated part.
 
     ``local``: those of the layers with a sliding window, where a family has some of their own.
+    ``bare``: no part of a key has positions.
     """
     keys, of = c.keys, "_local" if local else ""
     if keys.kind == "gguf":
         name = f"latent_key{of}" if keys.integer(f"latent_key{of}", 0, low=0) else "head_dim"
         key = keys.integer(name, high=MAX_WIDTH)
-        rope = keys.integer("rope_dim", high=MAX_WIDTH)
+        rope = keys.integer("rope_dim", low=0, high=0 if bare else MAX_WIDTH)
         value = keys.integer(f"latent_value{of}", 0, low=0, high=MAX_WIDTH) or keys.integer(
             "value_dim", high=MAX_WIDTH
         )
@@ -66,7 +69,7 @@ def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Conf
         key = keys.integer(f"head_dim{of}", 0, low=0, high=MAX_WIDTH) if local else 0
         rope = keys.integer(f"pe_dim{of}", max(key - nope, 0) or REQUIRED, high=MAX_WIDTH)
         value = keys.integer(f"v_head_dim{of}", high=MAX_WIDTH)
-    if nope < (1 if absorbed else 0) or rope < 2:
+    if nope < (1 if absorbed else 0) or (rope < 2 and not bare):
         raise ConfigError(
             f"latent attention: keys of {nope + rope} of which {rope} are rotated; some must be, "
             f"and some not"
@@ -79,7 +82,7 @@ def read_latent(c: Config, *, absorbed: bool, local: bool = False) -> tuple[Conf
     if keys.kind == "huggingface":
         # All of that part is turned, whatever share of a key the file says it is.
         c = replace(c, keys=keys.stating({"rope_width": rope}))
-    return replace(c, head_dim=rope), latent
+    return replace(c, head_dim=max(rope, 1)), latent
 
 
 def inner_eps(c: Config, eps: float) -> float:
@@ -165,15 +168,17 @@ def attention(
         whole = a.rank + a.rope
         latent = b.columns(both, head_dim=whole, start=0, width=a.rank)
         latent = b.scale(b.rms_norm(latent, f"{name}kv_a_norm.weight", eps), a.kv_scale)
-        k_pe = b.columns(both, head_dim=whole, start=a.rank, width=a.rope)
-        k_pe = turned(b.rms_norm(k_pe, f"{name}k_norm.weight", eps) if k_norm else k_pe)
-        q_pe = turned(b.columns(q, head_dim=a.key, start=a.nope, width=a.rope))
+        k_pe = q_pe = ""
+        if a.rope:
+            k_pe = b.columns(both, head_dim=whole, start=a.rank, width=a.rope)
+            k_pe = turned(b.rms_norm(k_pe, f"{name}k_norm.weight", eps) if k_norm else k_pe)
+            q_pe = turned(b.columns(q, head_dim=a.key, start=a.nope, width=a.rope))
         if a.nope:
             q = b.columns(q, head_dim=a.key, start=0, width=a.nope)
         v: str | None = None
         if a.absorbed:
             q = b.matmul(q, f"{name}k_b.weight")
-            k = b.join(latent, k_pe, heads=1)
+            k = b.join(latent, k_pe, heads=1) if k_pe else latent
         else:
             made, each = b.matmul(latent, f"{name}kv_b.weight"), a.nope + a.value
             # Every head has the rotated part behind its own.
@@ -182,7 +187,8 @@ def attention(
             k = b.columns(k, head_dim=each + a.rope, start=each, width=a.rope)
             k = b.join(own, k, heads=c.heads) if own else k
             v = b.columns(made, head_dim=each, start=a.nope, width=a.value)
-        q = b.join(q, q_pe, heads=c.heads) if a.nope else q_pe
+        if q_pe:
+            q = b.join(q, q_pe, heads=c.heads) if a.nope else q_pe
         temperature = c.keys.number("temperature_scale", 0.0)
         if temperature:
             q = b.position_scale(q, c.keys.integer("temperature_length"), temperature)

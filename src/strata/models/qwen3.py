@@ -5,6 +5,7 @@ from __future__ import annotations
 from strata.formats import ModelFile
 from strata.models import decoder, qwen2
 from strata.models.config import Config, read_config
+from strata.models.embedding import ranks
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Model
@@ -26,8 +27,11 @@ def tensors(c: Config) -> dict[str, Tensor]:
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a Qwen3 file."""
     c = qwen2.windows(read_config(file, architecture, context, head_dim=128))
-    catalog = Catalog(
-        file, tensors(c), c.layers, harmless=(*decoder.harmless(c), r"cls\.output\..*")
-    )
+    judges = ranks(file)
+    wanted = tensors(c)
+    if judges:
+        # Rows of the head: of yes, of no (Qwen3-Reranker, arXiv:2506.05176).
+        wanted["cls.output.weight"] = Tensor(None, (2, c.width))
+    catalog = Catalog(file, wanted, c.layers, harmless=(*decoder.harmless(c), r"cls\.output\..*"))
     rope = read_rope(c, "neox", factors=decoder.rope_factors(c, catalog))
-    return decoder.pre_norm_model(c, catalog, rope, qk_norm=True, ffn_scaled=True)
+    return decoder.pre_norm_model(c, catalog, rope, qk_norm=True, ffn_scaled=True, judges=judges)

@@ -11,16 +11,16 @@ _DRAFTS = "it guesses for another model, whose keys it reads"
 _PICTURES = "its texts are of pictures, which are not read"
 _SINE = "its positions are sines, which are added to the embedding"
 _SHARED = "one block of attention is used by several layers, with additions of each"
-_SINKHORN = "residual streams are mixed by matrices that are made doubly stochastic"
-_COMPRESSED = f"several keys are compressed into one, and {_SINKHORN}"
-_N_GRAMS = "tables of n-grams are looked up by their hashes"
+_GGUF_ALONE = "it is read from GGUF files alone"
+_COMPRESSED = (
+    "several keys are compressed into one, an indexer chooses among those, and first layers choose "
+    "experts by a token's hash"
+)
+_N_GRAMS = "tables of n-grams are looked up by their hashes, and an indexer chooses blocks of keys"
 _HEARS = "texts are answered with sounds"
 
 REFUSED: Mapping[str, str] = {
     "deepseek4": _COMPRESSED,
-    "glm5-next": _SINKHORN,
-    "kimi-k3": "layers attend to what earlier ones gave, and its experts have an activation (SiTU) "
-    "that is not built",
     "qwen4exp": _N_GRAMS,
     "AXK2ForCausalLM": "norms are gated by products of low rank",
     "AriaTextForCausalLM": "its experts have layouts of their own",
@@ -40,7 +40,7 @@ REFUSED: Mapping[str, str] = {
     "Gemma4UnifiedAssistantForCausalLM": _DRAFTS,
     "GitForCausalLM": _PICTURES,
     "GotOcr2ForConditionalGeneration": _PICTURES,
-    "Glm5NextForConditionalGeneration": _SINKHORN,
+    "Glm5NextForConditionalGeneration": _GGUF_ALONE,
     "InklingForCausalLM": "scores have learned parts that follow distances",
     "Inkling2ForCausalLM": "scores have learned parts that follow distances",
     "JetMoeForCausalLM": "a router chooses heads of attention",

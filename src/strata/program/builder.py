@@ -258,6 +258,10 @@ class Builder:
         one for each of x."""
         return self._emit("mix", [x, weights], streams=streams)
 
+    def sinkhorn(self, x: str, streams: int, iterations: int, eps: float) -> str:
+        """Weights of ``mix`` from a matrix of each row, made nearly doubly stochastic."""
+        return self._emit("sinkhorn", [x], streams=streams, iterations=iterations, eps=eps)
+
     def match_rms(self, x: str, like: str, least: float = 0.0) -> str:
         """Each stream of x, as wide as ``like``, made as large as that."""
         return self._emit("match_rms", [x, like], least=least)

@@ -127,6 +127,7 @@ def build_experts(b: Building, op: Op, narrow: int, work: int) -> ExpertLayer:
         activation=ACTIVATIONS.index(a["function"]),
         clamp=CLAMPS.index(a["clamp"]),
         limit=a["limit"],
+        up_limit=a["up_limit"],
         weigh_input=a["weigh_input"],
         jitter=a["jitter"],
         shared_by=a["shared_by"],

@@ -20,6 +20,13 @@ def match_rms(b: Building, op: Op) -> None:
     b.native.match_rms(b.ids[x], b.ids[like], b.ids[op.output], op.attrs["least"])
 
 
+def sinkhorn(b: Building, op: Op) -> None:
+    """Matrices that mix streams."""
+    (x,), attrs = op.inputs, op.attrs
+    numbers = (attrs["streams"], attrs["iterations"], attrs["eps"])
+    b.native.sinkhorn(b.ids[x], b.ids[op.output], *numbers)
+
+
 def cutoff(b: Building, op: Op) -> None:
     """What is above so many deviations."""
     attrs = op.attrs
@@ -28,5 +35,5 @@ def cutoff(b: Building, op: Op) -> None:
 
 
 STREAM_NODES: Mapping[str, Callable[[Building, Op], None]] = {
-    build.__name__: build for build in (mix, match_rms, cutoff)
+    build.__name__: build for build in (mix, sinkhorn, match_rms, cutoff)
 }

@@ -19,6 +19,7 @@ from strata.backends.cpu.nodes_scans import SCAN_NODES
 from strata.backends.cpu.nodes_streams import STREAM_NODES
 from strata.backends.cpu.placement import NONE, ROW_FUNCTIONS, Placement
 from strata.backends.cpu.tiles import ProductPart, Tile, cut
+from strata.errors import UsageError
 from strata.program import Op, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS, SIGNATURES, expert_inputs
 
@@ -65,6 +66,12 @@ class NativeSegment:
         self.track: Track = []
         self.experts: list[ExpertLayer] = []
         self._max_tokens = max_tokens
+        inner = (
+            v for name, v in segment.program.values.items() if name not in segment.program.outputs
+        )
+        # Of what comes out itself the caller has the room.
+        selects = any(v.shape[0] == "R" for v in inner if v.role != "weight")
+        self._max_logit_rows = max_logit_rows if selects else None
         self._native = _native.NodeList()
         self.node_ops: list[str] = []
         self.node_parts: list[tuple[Op, ...]] = []
@@ -178,6 +185,11 @@ class NativeSegment:
         if self._external is None:
             self._native.run(team, isa, arena, native_step, state, self._max_tokens, None)
             return self.hidden
+        rows, most = len(step.logits_indices), self._max_logit_rows
+        if most is not None and rows > most:
+            raise UsageError(
+                f"a step wants {rows} rows of logits at once; this backend was made for {most}"
+            )
         out = np.empty((len(step.logits_indices), self.external), np.float32)
         self._native.run(team, isa, arena, native_step, state, self._max_tokens, out)
         return {self.segment.outputs[0]: out}

@@ -89,6 +89,11 @@ def gate_and_up(gate: Floats, up: Floats, a: Attrs) -> Floats:
     out: Floats
     if a["clamp"] == "none":
         return activate(gate, a["function"]) * up
+    if a["clamp"] == "situ":
+        most = np.float32(a["up_limit"])
+        up = most * np.tanh(up / most) if most else up
+        out = limit * np.tanh(gate / limit) * activate(gate, "sigmoid") * up
+        return out
     up = np.clip(up, -limit, limit)
     if a["clamp"] == "silu":
         out = np.minimum(activate(gate, "silu"), limit) * up

@@ -18,6 +18,20 @@ def mix(x: Floats, weights: Floats, streams: int) -> Floats:
     return out.reshape(len(x), by.shape[1] * parts.shape[2])
 
 
+def sinkhorn(x: Floats, streams: int, iterations: int, eps: float) -> Floats:
+    """Matrices [from][to] whose rows and columns are divided by their sums in turn, turned."""
+    least = np.float32(eps)
+    m = x.reshape(len(x), streams, streams)
+    m = np.exp(m - m.max(axis=2, keepdims=True))
+    m = m / m.sum(axis=2, keepdims=True) + least
+    for i in range(iterations):
+        if i:
+            m = m / (m.sum(axis=2, keepdims=True) + least)
+        m = m / (m.sum(axis=1, keepdims=True) + least)
+    out: Floats = np.ascontiguousarray(m.transpose(0, 2, 1)).reshape(x.shape)
+    return out
+
+
 def match_rms(x: Floats, like: Floats, least: float) -> Floats:
     """Each stream of x as large as ``like``."""
     parts = x.reshape(len(x), -1, like.shape[1])
@@ -37,6 +51,7 @@ def cutoff(x: Floats, deviations: float, spare: int) -> Floats:
 
 STREAMS: Mapping[str, Run] = {
     "mix": lambda a, x, step, state: mix(x[0], x[1], a["streams"]),
+    "sinkhorn": lambda a, x, step, state: sinkhorn(x[0], a["streams"], a["iterations"], a["eps"]),
     "match_rms": lambda a, x, step, state: match_rms(x[0], x[1], a["least"]),
     "cutoff": lambda a, x, step, state: cutoff(x[0], a["deviations"], a["spare"]),
 }

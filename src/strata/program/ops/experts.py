@@ -16,10 +16,11 @@ SCORINGS = ("softmax", "sigmoid", "sqrt_softplus", "none", "sparsemixer")
 softmax over those of the rest that are near it: whose distance is at most ``jitter`` times the
 larger of the best logit and their own magnitude."""
 
-CLAMPS = ("none", "inputs", "silu", "oai")
+CLAMPS = ("none", "inputs", "silu", "oai", "situ")
 """What a ``limit`` bounds. ``inputs``: the gate from above and up on both sides; ``silu``: the
 activated gate from above and up on both sides; ``oai``: as ``inputs``, then
-gate * sigmoid(1.702 * gate) * (up + 1)."""
+gate * sigmoid(1.702 * gate) * (up + 1); ``situ``: limit * tanh(gate / limit) * sigmoid(gate) times
+up_limit * tanh(up / up_limit), or up where ``up_limit`` is 0."""
 
 OAI_ALPHA = 1.702
 
@@ -38,6 +39,7 @@ EXPERT_DEFAULTS: Mapping[str, Any] = {
     "function": "silu",
     "clamp": "none",
     "limit": 0.0,
+    "up_limit": 0.0,
     "weigh_input": False,
     "jitter": 0.0,
     "shared_by": 1,
@@ -102,6 +104,8 @@ def _check(attrs: Mapping[str, Any], experts: int, *, gated: bool) -> None:
             raise ProgramError(f"experts: unknown {name} '{attrs[name]}'; known: {known}")
     if attrs["clamp"] != "none" and (not gated or attrs["function"] != "silu"):
         raise ProgramError("experts: only gates with silu are clamped")
+    if attrs["clamp"] == "situ" and not attrs["limit"] > 0:
+        raise ProgramError("experts: situ reaches up to a limit above 0")
 
 
 def _flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
@@ -139,6 +143,7 @@ EXPERTS: Mapping[str, Signature] = {
             "function",
             "clamp",
             "limit",
+            "up_limit",
             "weigh_input",
             "jitter",
             "shared_by",

@@ -8,6 +8,9 @@ from typing import Any
 from strata.program.ops.signature import Signature, per_element, rows_of, unary
 from strata.program.program import ProgramError, Shape, Value
 
+MOST_STREAMS = 64
+"""Streams that a matrix may mix."""
+
 
 def _mix(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     x, weights = values
@@ -35,6 +38,18 @@ def _match_rms(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     return x.shape
 
 
+def _sinkhorn(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    (x,), n = values, attrs["streams"]
+    if not 1 <= n <= MOST_STREAMS or x.width != n * n or attrs["iterations"] < 1:
+        raise ProgramError(f"sinkhorn: '{x.name}' {x.shape} is no matrix of {n} streams")
+    return x.shape
+
+
+def _sinkhorn_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
+    del context
+    return int(rows * values[0].width * (8 + 4 * attrs["iterations"]))
+
+
 def _cutoff(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
     if not 0 <= attrs["spare"] < values[0].width:
         raise ProgramError(f"cutoff: '{values[0].name}' {values[0].shape} has no deviation")
@@ -45,6 +60,10 @@ STREAMS: Mapping[str, Signature] = {
     # x is `streams` streams side by side; weights has as many numbers for each stream of the
     # outcome: stream j = sum over i of weights[j * streams + i] * (stream i of x)
     "mix": Signature(("x", "weights"), ("streams",), _mix, _mix_flops),
+    # a matrix of each row, [from][to]: softmax over `to`, then `eps` added; then so many times each
+    # element divided by `eps` and the sum over `from`, and in between by that over `to`; as weights
+    # of `mix`, [to][from]
+    "sinkhorn": Signature(("x",), ("streams", "iterations", "eps"), _sinkhorn, _sinkhorn_flops),
     # each stream of x, as wide as `like`, times the root of the mean square of `like` over its own,
     # whose mean square counts as `least` at least
     "match_rms": Signature(("x", "like"), ("least",), _match_rms, per_element(4)),
