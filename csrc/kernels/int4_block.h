@@ -82,13 +82,17 @@ class Int4Block {
     }
     return r;
   }
-  static inline __attribute__((always_inline)) I32x16 load_codes(const uint8_t* p, int64_t next) {
-    prefetch(p + next);
+  inline __attribute__((always_inline)) I32x16 load_codes(const uint8_t* p) const {
+    ask(p);
     I32x16 r;
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i)
       r.part[i] = vload_i32(reinterpret_cast<const int32_t*>(p) + i * kWidth);
     return r;
+  }
+  // Asks for the line of the same place in the next block.
+  inline __attribute__((always_inline)) void ask(const void* p) const {
+    prefetch(static_cast<const uint8_t*>(p) + next_);
   }
   static inline __attribute__((always_inline)) F32x16 middle(const F32x16& scale, const uint16_t* least) {
     return fma(broadcast(7.5f), scale, load_f16(least));
@@ -110,7 +114,7 @@ class Int4Block {
       for (int64_t dim = g * kKvGroup4; dim < end; dim += 8, codes += 4 * kKvBlock) {
         I32x16 word[kInt4Slots];
 #pragma GCC unroll 8
-        for (int v = 0; v < kInt4Slots; ++v) word[v] = load_codes(codes + 64 * v, next_);
+        for (int v = 0; v < kInt4Slots; ++v) word[v] = load_codes(codes + 64 * v);
         const auto step = [&](int64_t d) __attribute__((always_inline)) {
           F32x16 w[kInt4Slots];
 #pragma GCC unroll 8
@@ -131,6 +135,10 @@ class Int4Block {
       }
 #pragma GCC unroll 8
       for (int v = 0; v < kInt4Slots; ++v) {
+        if (v % 2 == 0) {
+          ask(scales + g * kKvBlock + 16 * v);
+          ask(least + g * kKvBlock + 16 * v);
+        }
         const F32x16 scale = load_f16(scales + g * kKvBlock + 16 * v);
         const F32x16 mid = middle(scale, least + g * kKvBlock + 16 * v);
 #pragma GCC unroll 8
@@ -154,6 +162,10 @@ class Int4Block {
     const F32x16 some = broadcast(0x1p-149f);
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
+      if (i % 2 == 0) {
+        ask(scales + 16 * i);
+        ask(least + 16 * i);
+      }
       const F32x16 w = load(weights + 16 * i), s = load_f16(scales + 16 * i);
       store(scaled + 16 * i, select_lt(w, some, zero16(), w * s));
       sums[i] = select_lt(w, some, zero16(), w * middle(s, least + 16 * i));
@@ -175,7 +187,7 @@ class Int4Block {
       I32x16 word[Chunks];
 #pragma GCC unroll 8
       for (int c = 0; c < Chunks; ++c)
-        word[c] = load_codes(v_ + 64 * (four * chunks + chunk + c), next_);
+        word[c] = load_codes(v_ + 64 * (four * chunks + chunk + c));
 #pragma GCC unroll 4
       for (int s = 0; s < 4; ++s) {
         F32x16 w[2 * Chunks];
