@@ -66,7 +66,6 @@ ABSENT = {
     "test_stream.py": "streams cannot be resumed",
     "test_server_sleep_read_only": "figures are the front's while a model is not loaded",
     "test_server_sleep_metrics": "figures are the front's while a model is not loaded",
-    "test_compat_gcp.py": "Vertex AI's /predict is not served",
     "test_lora.py": "no adapters",
     "test_slot_save.py": "KV is kept by --kv-store, not by slot",
     "test_speculative.py": "drafts are judged by lengths that llama-server's options set",

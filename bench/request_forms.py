@@ -140,6 +140,12 @@ POSTS["/v1/messages/count_tokens"] = {
 }
 POSTS["/v1/chat/completions/input_tokens"] = POSTS["/v1/chat/completions"]
 POSTS["/apply-template"] = POSTS["/v1/chat/completions"]
+POSTS["/predict"] = {
+    "instances": [
+        {"@requestFormat": "chatCompletions", **POSTS["/v1/chat/completions"]},
+        {"@requestFormat": "/tokenize", **POSTS["/tokenize"]},
+    ]
+}
 POSTS["/v1/responses"] = {
     "input": [
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},

@@ -142,6 +142,30 @@ def test_the_first_chunk_has_a_role_and_no_text(http: httpx.Client) -> None:
     assert first["delta"] == {"role": "assistant", "content": None}
 
 
+def test_several_requests_in_one_body_as_vertex_ai_sends_them(http: httpx.Client) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "temperature": 0}
+    completion = {"prompt": PROMPT, **GREEDY}
+    instances = [
+        {"@requestFormat": "chatCompletions", **chat, "stream": True},
+        {"@requestFormat": "/completion", **completion},
+        {"@requestFormat": "applyTemplate", "messages": chat["messages"]},
+        {"@requestFormat": "chatCompletions", "messages": []},
+        {"@requestFormat": "predict", "instances": []},
+        {},
+    ]
+    found = http.post("/predict", json={"instances": instances, "parameters": {"a": 1}})
+    assert found.status_code == 200
+    assert "'parameters'" in found.headers["x-strata-warning"]
+    first, second, third, *wrong = found.json()["predictions"]
+    expected = http.post("/v1/chat/completions", json=chat).json()
+    assert first["choices"] == expected["choices"]
+    assert second["content"] == http.post("/completion", json=completion).json()["content"]
+    assert third == http.post("/apply-template", json={"messages": chat["messages"]}).json()
+    assert [list(each) for each in wrong] == [["error"]] * 3
+    assert "one of apiChat, apiEmbed," in wrong[2]["error"]["message"]
+    assert http.post("/predict", json={"instances": [{}] * 129}).status_code == 400
+
+
 def test_only_one_message_is_continued(http: httpx.Client) -> None:
     said = {"role": "assistant", "content": "Yes"}
     body: Any = {"messages": [{"role": "user", "content": "Hi"}, said, said], "max_tokens": 1}

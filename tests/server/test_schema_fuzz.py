@@ -77,6 +77,7 @@ ENDPOINTS = (
     "POST /apply-template",
     "POST /completion",
     "POST /infill",
+    "POST /predict",
     "POST /props",
     "POST /v1/batches",
     "POST /v1/batches/{id}/cancel",

@@ -11,15 +11,16 @@ import asyncio
 import json
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
 from strata.errors import UsageError
+from strata.server.inside import compact_json, posted
 from strata.server.openai.batches import ENDPOINTS
 
 LINE_BYTES = 8 << 20
@@ -150,15 +151,7 @@ class _Said:
         right = succeeded(result)
         usage = (result["response"]["body"].get("usage") if right else None) or {}
         tokens = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
-        return cls(_compact(result) + b"\n", not right, *tokens)
-
-
-def _compact(value: Any) -> bytes:
-    """JSON in UTF-8; where it has half a character, which has none there, in ASCII."""
-    try:
-        return json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value).encode()
+        return cls(compact_json(result) + b"\n", not right, *tokens)
 
 
 async def run_batch(
@@ -250,7 +243,7 @@ async def _answer(app: ASGIApp, model: str, number: int, line: bytes, rules: Rul
         result["error"] = {"code": "invalid_request", "message": str(error)}
         return _Said.of(result)
     while True:
-        status, said = await _post(app, path, data, rules.key)
+        status, said = await posted(app, path, data, rules.key)
         if status not in _BUSY and not rules.closing():
             break
         await asyncio.sleep(_AGAIN_S)
@@ -283,49 +276,6 @@ def _request(
     body |= {"model": model, "stream": False}
     body.pop("stream_options", None)
     try:
-        return found["url"], _compact(body)
+        return found["url"], compact_json(body)
     except RecursionError:
         raise UsageError("this line is nested too deep") from None
-
-
-async def _post(app: ASGIApp, path: str, body: bytes, key: str | None) -> tuple[int, bytes]:
-    """Status and body of the answer to a request that comes over no wire."""
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [
-            (b"host", b"localhost"),
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *([] if key is None else [(b"authorization", f"Bearer {key}".encode())]),
-        ],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 1),
-    }
-    said, status, told = bytearray(), 500, False
-
-    async def receive() -> Message:
-        nonlocal told
-        if told:
-            # Nobody goes away.
-            await asyncio.Event().wait()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Message) -> None:
-        nonlocal status
-        if message["type"] == "http.response.start":
-            status = message["status"]
-        elif message["type"] == "http.response.body":
-            said.extend(message.get("body", b""))
-
-    call: Awaitable[None] = app(scope, receive, send)
-    await call
-    return status, bytes(said)
