@@ -52,12 +52,12 @@ SAME = {
     "--cors-origins": "--cors-origin",
     "--no-ui": "--without page",
     "--no-slots": "--without slots",
+    "--mcp-servers-config": "--mcp-servers",
 }
 """Options that mean the same; what is in neither table has no counterpart and is left out."""
 
 ABSENT = {
-    "test_mcp_servers.py": "llama-server runs tools of MCP servers itself; Strata runs no tools",
-    "test_tools_builtin.py": "llama-server runs tools on the host itself; Strata runs no tools",
+    "test_tools_builtin.py": "tools for files and shell of the host; Strata has none of its own",
     "test_mcp_proxy": "Strata fetches nothing for the page",
     "test_mcp_no_proxy": "Strata fetches nothing for the page: its path is a 404, not a 403",
     "test_cors_proxy": "Strata fetches nothing for the page",
@@ -125,6 +125,11 @@ def strata_command(model: Path, folder: Path, asked: Sequence[str]) -> list[str]
             ("--cors-origins", "localhost"),
         ):
             command += [*SAME[name].split(), *([value] if value else [])]
+    if "--mcp-servers-json" in found:
+        written = folder / "mcp.json"
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(found["--mcp-servers-json"])
+        command += ["--mcp-servers", str(written)]
     # One that goes when nobody asks is served as one of several.
     if sleeps:
         command += ["--keep-alive", f"{found['--sleep-idle-seconds']}s"]

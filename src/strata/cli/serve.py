@@ -172,6 +172,12 @@ def _ending_well() -> Iterator[None]:
     type=SIZE,
     help="What they may take on the disk, all together (default: 1GiB).",
 )
+@click.option(
+    "--mcp-servers",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A JSON file of MCP servers, as other clients have it (mcpServers): they are started when "
+    "their tools are asked for, which clients find and call at /tools.",
+)
 @backend_options
 @activations_option
 @memory_option
@@ -217,6 +223,7 @@ def command(
     kv_memory: int | None,
     files: Path | None,
     files_size: int | None,
+    mcp_servers: Path | None,
     kv_store: Path | None,
     kv_store_size: int,
     kv_disk: Path | None,
@@ -246,6 +253,7 @@ def command(
         from strata.server import Settings
         from strata.server.fleet.entries import given, read_entries
         from strata.server.listening import bind
+        from strata.server.mcp import read_mcp_servers
         from strata.server.preset import Preset
         from strata.server.service import ANY_NAME, Service
         from strata.server.serving import Server
@@ -272,6 +280,7 @@ def command(
         queue=max(queue, parallel),
         files=kept,
         files_bytes=files_size or FILES_BYTES,
+        mcp_servers=() if mcp_servers is None else read_mcp_servers(mcp_servers),
     )
     if several:
         alone = {"--kv-store": kv_store, "--kv-memory": kv_memory, "--kv-window": kv_window}
@@ -288,6 +297,8 @@ def command(
             raise UsageError("--chat-template is for one model; a TOML file has template")
         if files is not None or files_size is not None:
             raise UsageError("--files and --files-size are for one model: serve it alone")
+        if mcp_servers is not None:
+            raise UsageError("--mcp-servers is for one model: serve it alone")
         if reasoning is not None:
             raise UsageError("--reasoning is for one model: serve it alone")
         if aliases and (len(models) != 1 or ANY_NAME in aliases):

@@ -37,6 +37,7 @@ from strata.server.admission import SHARE, Admission
 from strata.server.bridge import AsyncRun, Bridge
 from strata.server.errors import ApiError
 from strata.server.file_store import FileStore
+from strata.server.mcp import Programs
 from strata.server.notes import note
 from strata.server.preset import Preset
 from strata.server.settings import Settings
@@ -105,6 +106,7 @@ class Service:
         self._plan = llm.plan if llm.runtime.limited else None
         planned = _UNPLANNED if self._plan is None else self._plan.admitted_bytes
         self.admission = Admission(llm.ledger, settings.requests_bytes or planned)
+        self.programs = Programs(settings.mcp_servers)
         self.files: FileStore | None = None
         self.batches: Batches | None = None
         if settings.files is not None:
@@ -148,6 +150,8 @@ class Service:
     def begin_closing(self) -> None:
         """No more requests are taken."""
         self.bridge.closing = True
+        # They may work for longer than anybody waits.
+        self.programs.close()
 
     def cut_off(self) -> None:
         """Those that run are ended."""

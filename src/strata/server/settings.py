@@ -11,6 +11,7 @@ from typing import Literal
 
 from strata.errors import UsageError
 from strata.server.errors import ApiError
+from strata.server.mcp import McpServer
 
 Unknown = Literal["refuse", "warn"]
 Part = Literal["page", "metrics", "slots"]
@@ -52,6 +53,7 @@ class Settings:
       ``refuse``d, or the caller is ``warn``ed of them; None: what its protocol's own server does.
     - ``files``: the folder of uploaded files and batches, None for none of them; ``files_bytes``:
       what all of it may take on the disk.
+    - ``mcp_servers``: programs whose tools are offered at ``/tools``.
     - ``keepalive_s``: silence after which a stream shows that it lives; ``live_s``: between
       pictures of the machine.
     """
@@ -77,6 +79,7 @@ class Settings:
     unknown_fields: Unknown | None = None
     files: Path | None = None
     files_bytes: int = FILES_BYTES
+    mcp_servers: tuple[McpServer, ...] = ()
     keepalive_s: float = 5.0
     live_s: float = 0.25
 

@@ -45,7 +45,7 @@ def router(service: Service) -> APIRouter:
     """The endpoint."""
     routes = APIRouter(tags=["Vertex AI"], route_class=bounded_route(service, ids=True))
 
-    @routes.post(_PATH, response_model=Predictions, responses=documented(OpenAIError))
+    @routes.post("/predict", response_model=Predictions, responses=documented(OpenAIError))
     async def predict(body: PredictRequest, request: Request) -> Reply:
         """The answers of other endpoints, none as a stream; as many at once as run together."""
         # Made when it is asked for first, and kept.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from strata.server.llama import completion, state, texts
+from strata.server.llama import completion, state, texts, tools
 from strata.server.reading import bounded_route
 from strata.server.service import Service
 
@@ -13,6 +13,6 @@ from strata.server.service import Service
 def router(service: Service) -> APIRouter:
     """All its endpoints that are not OpenAI's under another path."""
     routes = APIRouter(tags=["llama-server"], route_class=bounded_route(service, ids=True))
-    for module in (completion, state, texts):
+    for module in (completion, state, texts, tools):
         module.add_routes(routes, service)
     return routes

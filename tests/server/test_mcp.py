@@ -1,0 +1,117 @@
+"""Tools of MCP servers, at ``/tools``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from strata.errors import UsageError
+from strata.server.mcp import read_mcp_servers
+from support.running import load, running
+
+PROGRAM = """
+import json, os, sys, time
+calls = 0
+for line in sys.stdin:
+    asked = json.loads(line)
+    method = asked["method"]
+    if "id" not in asked:
+        continue
+    # What is no answer to anything is passed over.
+    print("no JSON", json.dumps({"jsonrpc": "2.0", "method": "notifications/message"}), sep="\\n")
+    result = {}
+    if method == "tools/list":
+        page = {} if "cursor" in asked["params"] else {"nextCursor": "2"}
+        names = ["add", "fail"] if page else ["end", "sleep", "key"]
+        result = {"tools": [{"name": name, "description": name} for name in names], **page}
+    if method == "tools/call":
+        calls += 1
+        name, given = asked["params"]["name"], asked["params"]["arguments"]
+        if name == "end":
+            os._exit(1)
+        if name == "sleep":
+            time.sleep(60)
+        text = str(sum(given.get("numbers", [calls])))
+        if name == "key":
+            text = os.environ.get("STRATA_API_KEY", "none") + os.environ["OWN"]
+        result = {"content": [{"type": "text", "text": text}], "isError": name == "fail"}
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def http(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("mcp")
+    (folder / "program.py").write_text(PROGRAM)
+    command = {"command": sys.executable, "args": [str(folder / "program.py")], "env": {"OWN": "!"}}
+    servers = {
+        "one": command,
+        "hasty": {**command, "timeout_ms": 200},
+        "absent": {"command": str(folder / "absent")},
+    }
+    (folder / "servers.json").write_text(json.dumps({"mcpServers": servers}))
+    chosen = read_mcp_servers(folder / "servers.json")
+    with (
+        load(smollm2_path, context=64, parallel=1) as llm,
+        running(llm, mcp_servers=chosen) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+def test_tools_of_all_programs_are_listed(http: httpx.Client) -> None:
+    found = {tool["tool"]: tool["definition"] for tool in http.get("/tools").json()}
+    names = ["add", "fail", "end", "sleep", "key"]
+    assert list(found) == [*(f"one_{name}" for name in names), *(f"hasty_{n}" for n in names)]
+    parameters = {"type": "object", "properties": {}}
+    function = {"name": "one_add", "description": "add", "parameters": parameters}
+    assert found["one_add"] == {"type": "function", "function": function}
+
+
+def test_calls_give_text_or_say_how_they_failed(http: httpx.Client) -> None:
+    def call(tool: str, **params: object) -> object:
+        return http.post("/tools", json={"tool": tool, "params": params}).json()
+
+    assert call("one_add", numbers=[1, 2]) == {"plain_text_response": "3"}
+    assert call("one_fail", numbers=[7]) == {"error": "7"}
+    assert call("one_end") == {"error": "one has ended"}
+    # It is started again, without what only this server is to know.
+    assert call("one_add") == {"plain_text_response": "1"}
+    assert call("hasty_sleep") == {"error": "hasty gave no answer within 0.2 s"}
+    unknown = http.post("/tools", json={"tool": "absent_add"})
+    assert unknown.status_code == 404
+    assert "there is no tool 'absent_add' here" in unknown.json()["error"]["message"]
+
+
+def test_programs_do_not_get_the_servers_key(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_API_KEY", "a secret")
+    http.post("/tools", json={"tool": "one_end"})
+    found = http.post("/tools", json={"tool": "one_key"}).json()
+    assert found == {"plain_text_response": "none!"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no JSON", "has no MCP servers"),
+        ("{}", "mcpServers"),
+        ('{"mcpServers": {"a b": {"command": "x"}}}', "is no name"),
+        ('{"mcpServers": {"a": {}}}', "command"),
+        ('{"mcpServers": {"a": {"command": "x", "args": [1]}}}', "are texts"),
+        ('{"mcpServers": {"a": {"command": "x", "timeout_ms": 0}}}', "timeout_ms"),
+    ],
+)
+def test_wrong_files_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "servers.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_mcp_servers(path)
+    with pytest.raises(UsageError, match="No such file"):
+        read_mcp_servers(tmp_path / "absent.json")
