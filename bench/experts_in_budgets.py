@@ -79,7 +79,7 @@ with LLM(path, memory=budget, context=max(windows), draft="off") as llm:
         ids = random.integers(100, 5000, rows * tokens).tolist()
         with llm.driver.alone(idle=True) as engine:
             routes = record(llm.runtime, engine, ids, tokens)
-        kept += [curve for curve in curves(routes) if curve.rows == rows]
+        kept += curves(routes, rows)
     keep(Path(path), routes, kept)
 """
 

@@ -47,6 +47,7 @@ class ExpertCache::Slot final : public ReadBatch {
     id_ = id;
     ready_ = false;
     ahead_ = false;
+    sure_ = false;
     fresh_ = true;
   }
   void clear() {
@@ -57,6 +58,9 @@ class ExpertCache::Slot final : public ReadBatch {
   // Whether it is read ahead, and not one of those that are here.
   bool ahead() const { return ahead_; }
   void set_ahead(bool on) { ahead_ = on; }
+  // Whether it is here because its layer is sure to need it, which has not had its turn.
+  bool sure() const { return sure_; }
+  void set_sure(bool on) { sure_ = on; }
   int layer() const { return layer_; }
   int32_t expert() const { return expert_; }
   bool ready() const { return ready_; }
@@ -102,7 +106,7 @@ class ExpertCache::Slot final : public ReadBatch {
   int layer_ = 0;
   int32_t expert_ = 0;
   int64_t id_ = -1;
-  bool ready_ = false, ahead_ = false, fresh_ = true;
+  bool ready_ = false, ahead_ = false, sure_ = false, fresh_ = true;
 };
 
 int64_t ExpertCache::slot_bytes(const std::vector<ExpertMatrices>& layers) {
@@ -245,6 +249,7 @@ void ExpertCache::begin(int layer, const std::vector<int32_t>& needed, const int
                         int64_t rows, int64_t top_k) {
   if (foreseen_layer_ != layer) forget_foreseen();
   layer_ = layer;
+  next_ = next_end_ = 0;
   needed_ = needed;
   taken_.assign(needed_.size(), 0);
   admitted_ = finished_ = 0;
@@ -259,6 +264,12 @@ void ExpertCache::begin(int layer, const std::vector<int32_t>& needed, const int
     counts_.right += right;
     asked_ = asked_ * kRemembered + static_cast<double>(ahead_slots_.size());
     right_ = right_ * kRemembered + static_cast<double>(right);
+  }
+  settle_sure();
+  const auto next = static_cast<size_t>(layer) + 1;
+  if (next < layers_.size()) {
+    const int64_t experts = matrices_[next][0]->experts;
+    if (sure_.ask(experts, top_k, rows)) next_end_ = static_cast<int32_t>(experts);
   }
   uses_.assign(needed_.size(), 0);
   for (int64_t i = 0; i < rows * top_k; ++i) {
@@ -407,6 +418,69 @@ int64_t ExpertCache::find_victim(size_t place) const {
   return experts.empty() ? last : slots[policy_->choose(experts)];
 }
 
+// The slot of one that gives way to one that the next layer will need: of neither layer, but of this one
+// once the visit is over. -1 where there is none.
+int64_t ExpertCache::find_other(bool over) const {
+  std::vector<int64_t> experts, slots;
+  for (int64_t i = 0; i < this->slots(); ++i) {
+    const Slot& slot = *slots_[static_cast<size_t>(i)];
+    if (slot.id() < 0 || slot.ahead() || slot.layer() == layer_ + 1) continue;
+    if (slot.layer() == layer_ && !over) continue;
+    experts.push_back(slot.id());
+    slots.push_back(i);
+  }
+  return experts.empty() ? -1 : slots[policy_->choose(experts)];
+}
+
+// Has those of the next layer read that are missing, as far as there are slots for them.
+void ExpertCache::read_next(bool over) {
+  sure_ids_.reserve(static_cast<size_t>(next_end_));
+  for (; next_ < next_end_ && static_cast<int64_t>(sure_ids_.size()) < capacity() / kSureOf; ++next_) {
+    const int64_t id = layers_[static_cast<size_t>(layer_) + 1].first + next_;
+    if (slot_of_[static_cast<size_t>(id)] >= 0) continue;
+    if (held_ == capacity()) {
+      const int64_t victim = find_other(over);
+      if (victim < 0) return;
+      forget(victim);
+    }
+    const int64_t found = free_.back();
+    Slot& slot = *slots_[static_cast<size_t>(found)];
+    slot.hold(layer_ + 1, next_, id);
+    slot.set_sure(true);
+    try {
+      readers_->queue.submit(&slot, Urgency::soon);
+    } catch (...) {
+      slot.clear();
+      throw;
+    }
+    free_.pop_back();
+    ++held_;
+    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
+    sure_layer_ = layer_ + 1;
+    sure_ids_.push_back(id);
+  }
+}
+
+// A visit begins: of those that were sure some are needed, and the others are here as any.
+void ExpertCache::settle_sure() {
+  int64_t right = 0;
+  for (const int64_t id : sure_ids_) {
+    const int32_t at = slot_of_[static_cast<size_t>(id)];
+    if (at < 0) continue;
+    Slot& slot = *slots_[static_cast<size_t>(at)];
+    if (sure_layer_ == layer_ && place_of_[static_cast<size_t>(slot.expert())] >= 0) {
+      ++right;
+      continue;
+    }
+    slot.set_sure(false);
+    const ExpertMatrices& matrices = matrices_[static_cast<size_t>(slot.layer())];
+    for (const ExpertMatrixPtr& m : matrices) counts_.wasted += m->file_bytes(slot.expert());
+  }
+  if (sure_layer_ == layer_) sure_.came(static_cast<int64_t>(sure_ids_.size()), right);
+  sure_layer_ = -1;
+  sure_ids_.clear();
+}
+
 // The slot in which a missing expert will be: it is read, or has been since it was foreseen.
 int64_t ExpertCache::bring(int32_t expert, int64_t id) {
   for (size_t i = 0; i < ahead_slots_.size(); ++i) {
@@ -442,8 +516,17 @@ bool ExpertCache::admit(size_t place) {
   const ExpertMatrices& matrices = matrices_[static_cast<size_t>(layer_)];
   for (const ExpertMatrixPtr& m : matrices) bytes += m->file_bytes(expert);
   if (slot_of_[static_cast<size_t>(id)] >= 0) {
-    ++counts_.hits;
     Slot& slot = *slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(id)])];
+    if (slot.sure()) {
+      slot.set_sure(false);
+      const size_t begun = readers_->queue.hasten(&slot);
+      counts_.begun += begun > 0;
+      for (size_t read = 0; read < begun; ++read) counts_.ahead += slot.bytes(read);
+      ++counts_.misses;
+      counts_.read += bytes;
+    } else {
+      ++counts_.hits;
+    }
     if (slot.fresh()) {
       if (!slot.ready()) readers_->queue.hasten(&slot);
       read_from(matrices, expert);
@@ -493,6 +576,7 @@ void ExpertCache::forget(int64_t slot) {
 
 void ExpertCache::take(std::vector<int32_t>& ready, const Check& check) {
   while (admitted_ < needed_.size() && admit(admitted_)) ++admitted_;
+  if (admitted_ == needed_.size()) read_next(false);
   const int64_t first = layers_[static_cast<size_t>(layer_)].first;
   const auto slot = [&](size_t place) -> Slot& {
     return *slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(first + needed_[place])])];

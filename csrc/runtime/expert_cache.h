@@ -42,6 +42,10 @@ using ExpertMatrices = std::vector<ExpertMatrixPtr>;
 // Some slots may be kept for those that a coming visit will probably need: they are read while
 // nothing else is, and are as missing as before when they are needed, but for that their bytes are
 // here or on their way. When their visit is over, the others of them are forgotten.
+//
+// Where so many rows choose that the next layer needs about all of its experts, those that are missing
+// are read as soon as all that this one needs is asked for, into slots of any others: at most a quarter
+// of all are for them. They, too, count as missing when they are needed.
 class ExpertCache {
  public:
   // Reads are of at most about `request_bytes`. Of the slots `ahead`, fewer than all, are for what
@@ -59,6 +63,8 @@ class ExpertCache {
   // So many experts of a visit may be on their way or in use before one of them gives way to the
   // next: enough to keep a disk busy.
   static constexpr int64_t kAhead = 8;
+  // Of so many slots one may be for what the next layer is sure to need.
+  static constexpr int64_t kSureOf = 4;
 
   // What uses so far are worth to the policy, of each expert of all layers. A cache in which nothing
   // was needed yet may begin with what another one had: those that are worth most are here from then
@@ -80,6 +86,8 @@ class ExpertCache {
   void finished(size_t count) { finished_ = count; }
   // Where matrix `part` of a needed one lies that is ready.
   const uint8_t* weight(int32_t place, size_t part) const;
+  // The visit that is under way has done all, and the next one is to the layer after it.
+  void look_ahead() { read_next(true); }
   // All was done. ReadError if a file from which something was read is no longer what it was.
   void verify();
   // Ends a visit, whether or not all was done.
@@ -102,7 +110,7 @@ class ExpertCache {
   // read; bytes of the file that the visits needed, and that were read for them. Experts that were
   // not here and foreseen, for as many as there are slots, and how many of these were needed. All
   // that depends on visits and what is foreseen alone; on time depends how many of those read had
-  // been begun ahead, and the bytes of these, and bytes that were read ahead in vain.
+  // been begun ahead, foreseen or sure, and the bytes of these, and bytes that were read ahead in vain.
   struct Counts {
     std::atomic<int64_t> hits{0}, misses{0}, needed{0}, read{0};
     std::atomic<int64_t> foreseen{0}, right{0}, begun{0}, ahead{0}, wasted{0};
@@ -140,6 +148,9 @@ class ExpertCache {
 
   int64_t capacity() const { return slots() - ahead_; }
   int64_t find_victim(size_t place) const;
+  int64_t find_other(bool over) const;
+  void read_next(bool over);
+  void settle_sure();
   bool admit(size_t place);
   int64_t bring(int32_t expert, int64_t id);
   void forget(int64_t slot);
@@ -166,6 +177,9 @@ class ExpertCache {
   std::vector<int64_t> leaving_;       // and of those in vain of which reads are still under way
   double asked_ = 0, right_ = 0;       // foreseen, and needed of them, the last ones more
   int64_t passed_ = 0;                 // visits for which nothing was foreseen, in a row
+  SureNext sure_;
+  int sure_layer_ = -1;
+  std::vector<int64_t> sure_ids_;      // of those that were read because it is sure to need them
   std::unique_ptr<DecayingFrequency> policy_;
 
   // The visit that is under way.
@@ -175,6 +189,7 @@ class ExpertCache {
   std::vector<int32_t> place_of_;   // of each expert of the layer: its place in needed_, or -1
   std::vector<uint8_t> taken_;
   size_t admitted_ = 0, finished_ = 0;
+  int32_t next_ = 0, next_end_ = 0;   // experts of the next layer, from which on they are sure to be needed
   std::vector<const WeightFile*> read_from_;
 
   Counts counts_;

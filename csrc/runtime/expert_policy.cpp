@@ -1,6 +1,7 @@
 #include "runtime/expert_policy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace strata {
@@ -9,12 +10,30 @@ namespace {
 // What is worth less is worth nothing: numbers so small are slow.
 constexpr double kNothing = 1e-100;
 
+// So sure has a need to be, and so much of what was read has to have been needed; what a visit told
+// counts so much less after the next one; and where it was less, one visit in so many tries again.
+constexpr double kSure = 0.9, kWorth = 0.8, kRemembered = 0.995;
+constexpr int64_t kTriedAgain = 17;
+
 double faded(double worth, double by) {
   worth *= by;
   return worth < kNothing ? 0 : worth;
 }
 
 }  // namespace
+
+void SureNext::came(int64_t asked, int64_t right) {
+  asked_ = asked_ * kRemembered + static_cast<double>(asked);
+  right_ = right_ * kRemembered + static_cast<double>(right);
+}
+
+bool SureNext::ask(int64_t experts, int64_t top_k, int64_t rows) {
+  const double others = 1 - static_cast<double>(top_k) / static_cast<double>(experts);
+  if (1 - std::pow(others, static_cast<double>(rows)) < kSure) return false;
+  if (right_ < kWorth * asked_ && ++passed_ < kTriedAgain) return false;
+  passed_ = 0;
+  return true;
+}
 
 DecayingShares::DecayingShares(const std::vector<int32_t>& layer_of)
     : layer_of_(layer_of),

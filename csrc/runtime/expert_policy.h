@@ -27,6 +27,20 @@ class ExpertPolicy {
   virtual size_t choose(const std::vector<int64_t>& experts) const = 0;
 };
 
+// Whether a step is sure to need about all experts of its next layer, so that they can be read before
+// its router has chosen: by how many rows choose, and by how often that was right.
+class SureNext {
+ public:
+  // A visit needed `right` of those that had been said to be sure, `asked`.
+  void came(int64_t asked, int64_t right);
+  // Asked once a visit: of layers with so many experts, of which each row chooses `top_k`.
+  bool ask(int64_t experts, int64_t top_k, int64_t rows);
+
+ private:
+  double asked_ = 0, right_ = 0;   // the last ones more
+  int64_t passed_ = 0;             // visits for which it was not sure enough, in a row
+};
+
 // Of each expert, the share of its layer's rows that chose it, where a row counts the less the longer
 // it is ago: what it is worth after the next one is `decay` of what it was. Rows that come together
 // count as they would one after the other.

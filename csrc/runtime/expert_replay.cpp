@@ -162,6 +162,10 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
   std::vector<int64_t> holds, place_of(static_cast<size_t>(first.back()), -1), may_go;
   std::vector<size_t> where;
   Replayed done;
+  SureNext sure;
+  std::vector<uint8_t> is_sure(held.size(), 0);   // what is held because the next visit needs it
+  std::vector<int64_t> sure_ids;
+  int sure_layer = -1;
   for (size_t v = 0; v < visits.all.size(); ++v) {
     const Visit& visit = visits.all[v];
     const int64_t base = first[static_cast<size_t>(visit.layer)];
@@ -174,10 +178,28 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
       place_of[static_cast<size_t>(needed(i))] = i;
       policy.use(needed(i), visit.uses[static_cast<size_t>(i)]);
     }
+    int64_t right = 0;
+    for (const int64_t id : sure_ids) {
+      if (sure_layer == visit.layer && place_of[static_cast<size_t>(id)] >= 0) {
+        ++right;
+      } else {
+        is_sure[static_cast<size_t>(id)] = 0;
+      }
+    }
+    if (sure_layer == visit.layer) sure.came(static_cast<int64_t>(sure_ids.size()), right);
+    sure_layer = -1;
+    sure_ids.clear();
+    const auto next = static_cast<size_t>(visit.layer) + 1;
+    const int64_t chosen = std::accumulate(visit.uses.begin(), visit.uses.end(), int64_t{0});
+    const bool about_all = next < visits.experts.size() && visit.rows > 0 &&
+                           sure.ask(visits.experts[next], chosen / visit.rows, visit.rows);
     const bool counts = static_cast<int64_t>(v) >= counted;
     for (int64_t place = 0; place < count; ++place) {
       const int64_t expert = needed(place);
-      if (held[static_cast<size_t>(expert)]) {
+      if (is_sure[static_cast<size_t>(expert)]) {
+        is_sure[static_cast<size_t>(expert)] = 0;
+        done.misses += counts;
+      } else if (held[static_cast<size_t>(expert)]) {
         done.hits += counts;
       } else {
         done.misses += counts;
@@ -203,12 +225,40 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
             where.push_back(i);
           }
           const size_t slot = may_go.empty() ? last : where[policy.choose(may_go)];
-          held[static_cast<size_t>(holds[slot])] = 0;
+          held[static_cast<size_t>(holds[slot])] = is_sure[static_cast<size_t>(holds[slot])] = 0;
           holds[slot] = expert;
         }
       }
     }
     for (int64_t i = 0; i < count; ++i) place_of[static_cast<size_t>(needed(i))] = -1;
+    if (!about_all) continue;
+    // First of others than this layer's, and of these once it is over.
+    int64_t e = first[next];
+    for (const bool over : {false, true}) {
+      for (; e < first[next + 1] && static_cast<int64_t>(sure_ids.size()) < slots / ExpertCache::kSureOf; ++e) {
+        if (held[static_cast<size_t>(e)]) continue;
+        if (static_cast<int64_t>(holds.size()) < slots) {
+          holds.push_back(e);
+        } else {
+          may_go.clear();
+          where.clear();
+          for (size_t i = 0; i < holds.size(); ++i) {
+            const bool of_next = holds[i] >= first[next] && holds[i] < first[next + 1];
+            const bool of_this = holds[i] >= base && holds[i] < first[next];
+            if (of_next || (of_this && !over)) continue;
+            may_go.push_back(holds[i]);
+            where.push_back(i);
+          }
+          if (may_go.empty()) break;
+          const size_t slot = where[policy.choose(may_go)];
+          held[static_cast<size_t>(holds[slot])] = 0;
+          holds[slot] = e;
+        }
+        held[static_cast<size_t>(e)] = is_sure[static_cast<size_t>(e)] = 1;
+        sure_layer = static_cast<int>(next);
+        sure_ids.push_back(e);
+      }
+    }
   }
   return done;
 }

@@ -326,6 +326,7 @@ class CachedTurns final : public ExpertTurns {
     cache_->finished(finished_);
     if (finished_ == step.active.size()) {
       cache_->verify();
+      cache_->look_ahead();
       return false;
     }
     taken_.clear();

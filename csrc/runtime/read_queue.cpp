@@ -44,7 +44,8 @@ void ReadQueue::submit(ReadBatch* batch, Urgency urgency) {
   {
     std::lock_guard<std::mutex> hold(lock_);
     about_to_allocate(sizeof batch);
-    (urgency == Urgency::now ? urgent_ : urgency == Urgency::turn ? open_ : spare_).push_back(batch);
+    std::deque<ReadBatch*>* const queues[] = {&urgent_, &open_, &soon_, &spare_};
+    queues[static_cast<int>(urgency)]->push_back(batch);
     batch->claimed_ = batch->done_ = 0;
     batch->failure_ = nullptr;
   }
@@ -56,9 +57,10 @@ size_t ReadQueue::hasten(ReadBatch* batch) {
   {
     std::lock_guard<std::mutex> hold(lock_);
     begun = batch->claimed_;
-    if (std::find(spare_.begin(), spare_.end(), batch) == spare_.end()) return begun;
+    auto* const from = std::find(soon_.begin(), soon_.end(), batch) == soon_.end() ? &spare_ : &soon_;
+    if (std::find(from->begin(), from->end(), batch) == from->end()) return begun;
     urgent_.push_back(batch);
-    std::erase(spare_, batch);
+    std::erase(*from, batch);
   }
   wanted_.notify_one();
   return begun;
@@ -67,6 +69,7 @@ size_t ReadQueue::hasten(ReadBatch* batch) {
 void ReadQueue::forget(ReadBatch* batch) {
   std::erase(open_, batch);
   std::erase(urgent_, batch);
+  std::erase(soon_, batch);
   std::erase(spare_, batch);
 }
 
@@ -75,6 +78,7 @@ void ReadQueue::forget(ReadBatch* batch) {
 std::deque<ReadBatch*>* ReadQueue::next() {
   if (!urgent_.empty()) return &urgent_;
   if (open_.empty()) {
+    if (!soon_.empty()) return &soon_;
     // What is wanted next would have to wait for what is under way then.
     const bool free = !spare_.empty() && sparing_ < std::max(1, alive_ / kSparing);
     return free ? &spare_ : nullptr;
@@ -100,7 +104,7 @@ void ReadQueue::work(int thread) {
     const size_t read = batch->claimed_++;
     if (batch->claimed_ == batch->reads()) from->pop_front();
     const int64_t bytes = batch->bytes(read);
-    const bool spares = from == &spare_;
+    const bool spares = from == &spare_ || from == &soon_;
     sparing_ += spares;
     ++busy_;
     under_way_ += bytes;

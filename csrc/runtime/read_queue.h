@@ -38,8 +38,9 @@ class ReadBatch {
   std::exception_ptr failure_;
 };
 
-// What a batch waits for: nothing, its turn, or that there is nothing else to read.
-enum class Urgency { now, turn, idle };
+// What a batch waits for: nothing, its turn, that all that has a turn is read, or that there is nothing
+// else to read.
+enum class Urgency { now, turn, soon, idle };
 
 // Threads that read batches in the order in which they were submitted, those first that are urgent.
 // As many reads are under way as there are threads, but no more than `most_bytes` of them.
@@ -54,10 +55,11 @@ class ReadQueue {
 
   // The batch stays where it is until it was waited for without an error, was withdrawn, or all were
   // dropped. One that is wanted `now` comes before all others, and however much is under way; one
-  // for `idle` threads is taken up while nothing else waits, by few of them.
+  // that is sure to be wanted `soon` comes after those that have a turn; and one for `idle` threads is
+  // taken up while nothing else waits, by few of them.
   void submit(ReadBatch* batch, Urgency urgency = Urgency::turn);
-  // A batch that was submitted for idle threads is wanted now. Returns how many of its reads were
-  // done or under way.
+  // A batch that was submitted for later is wanted now. Returns how many of its reads were done or
+  // under way.
   size_t hasten(ReadBatch* batch);
   // Waits until all of a batch is read. ReadError if some of it cannot be.
   void wait(const ReadBatch& batch, const Check& check);
@@ -69,8 +71,7 @@ class ReadQueue {
   // many of its reads were done or are under way.
   size_t abandon(ReadBatch* batch);
   bool quiet(const ReadBatch& batch) const;
-  // Forgets all batches but those for idle threads, once the reads of others that are under way have
-  // ended.
+  // Forgets all batches but those for later, once the reads of others that are under way have ended.
   void drop();
   // Whether a read failed since batches were dropped.
   bool failed() const;
@@ -96,11 +97,12 @@ class ReadQueue {
   mutable std::mutex lock_;
   std::condition_variable ready_;     // a batch is complete, or all is quiet, or a thread has ended
   std::condition_variable wanted_;    // there is something to read, or all shall end
-  std::deque<ReadBatch*> urgent_, open_, spare_;   // of which something is still to be taken up
+  // Of which something is still to be taken up.
+  std::deque<ReadBatch*> urgent_, open_, soon_, spare_;
   bool stop_ = false, failed_ = false;
   int withdrawing_ = 0;
   int busy_ = 0, alive_ = 0, idle_ = 0;
-  int sparing_ = 0;                   // threads that read what is for idle ones
+  int sparing_ = 0;                   // threads that read what is for later
   int64_t under_way_ = 0;             // bytes that are being read
   Clock::time_point idle_since_;
   BusyClock fetching_;

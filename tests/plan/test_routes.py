@@ -18,7 +18,7 @@ from strata.plan.expert_policies import (
     replay,
 )
 from strata.plan.routes import HitCurve, Routes, curve_for
-from strata.report.routes import POLICIES, compare, curves
+from strata.report.routes import POLICIES, apart, compare, curves
 
 EXPERTS = (9, 16, 9)
 
@@ -102,6 +102,15 @@ def test_no_policy_is_better_than_belady() -> None:
             assert all(0 <= rate <= found.rates["belady"] for rate in found.rates.values())
 
 
+def test_parts_of_a_text_are_far_apart() -> None:
+    """Sequences together are not behind one and the same text."""
+    ids = list(range(1000))
+    parts = apart(ids, 4, 100)
+    assert parts == [*ids[:100], *ids[300:400], *ids[600:700], *ids[900:]]
+    assert apart(ids, 1, 1000) == ids
+    assert apart(ids, 10, 100) == ids
+
+
 def test_curves() -> None:
     curve = HitCurve(1, 100, ((10, 0.5), (20, 0.9), (40, 1.0)))
     assert [curve.rate(n) for n in (0, 5, 10, 15, 40, 50)] == pytest.approx(
@@ -112,7 +121,8 @@ def test_curves() -> None:
     # Which decay finds more depends on the slots.
     other = HitCurve(1, 100, ((10, 0.6), (20, 0.8), (40, 1.0)), 0.9)
     assert [curve_for([curve, other], 1, n) for n in (10, 20, 40)] == [other, curve, curve]
-    made = curves(routes(200))
+    made = [*curves(routes(200)), *curves(routes(200), 16)]
     assert [(c.rows, c.decay) for c in made] == [(r, d) for r in (1, 16) for d in DECAYS]
+    assert curves(routes(100), 16) == ()
     for c in made:
         assert c.points[-1] == (sum(EXPERTS), 1.0)

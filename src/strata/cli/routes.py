@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from strata.report.routes import Comparison
 
 _WINDOW = 512
+_LEAST_EACH = 8
 _TENTHS = (0.05, 0.1, 0.25, 0.5)
 _BAR = 40
 
@@ -50,7 +51,7 @@ _BAR = 40
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Compare policies for so many sequences together.",
+    help="Compare policies for so many sequences together, each with its part of the text.",
 )
 @threads_option
 @memory_option
@@ -81,17 +82,25 @@ def command(
         quiet=quiet,
         memory=memory,
     ) as llm:
-        from strata.report.routes import compare, curves, keep, record
+        from strata.report.routes import TOGETHER, apart, compare, curves, keep, record
 
-        ids = llm.tokenize(text)[:tokens]
-        if len(ids) < 16 * parallel + 2:
-            raise UsageError(f"{file} has {len(ids)} tokens: too few to see anything by")
+        ids = llm.tokenize(text)
+        few = min(tokens, len(ids))
+        if few < 16 * parallel + 2:
+            raise UsageError(f"{file} has {few} tokens: too few to see anything by")
+        together = parallel if parallel > 1 else TOGETHER
+        window = min(_WINDOW, llm.context)
+        each = min(window, few // together)
         with llm.driver.alone(idle=True) as engine:
             show = None if quiet else _show_progress
-            routes = record(llm.runtime, engine, ids, min(_WINDOW, llm.context), show)
+            routes = record(llm.runtime, engine, ids[:few], window, show)
+            found = curves(routes)
+            if each >= _LEAST_EACH:
+                parts = record(llm.runtime, engine, apart(ids, together, each), each, show)
+                found += curves(parts, together)
         slot = llm.runtime.slot_bytes
-        compared = compare(routes, parallel)
-        kept = keep(llm.path, routes, curves(routes))
+        compared = compare(parts if parallel > 1 else routes, parallel)
+        kept = keep(llm.path, routes, found)
     if as_json:
         print_json(_as_json(model, routes, compared, parallel, slot, kept))
         return

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
+from math import comb
 
 from strata.backends.kv_types import KV_BLOCK, bounds_nbytes, choose_kv_type
 from strata.backends.profile import SweepSize, UnitProfile
 from strata.machine import constants
 from strata.machine.rates import Rates
-from strata.plan.expert_policies import AHEAD
+from strata.plan.expert_policies import AHEAD, SURE, SURE_OF
 from strata.plan.outline import Outline
 from strata.plan.plan import Bound
 from strata.plan.routes import curve_for
@@ -34,7 +36,8 @@ class Streaming:
     """What a choice of resident units leaves to stream, and how: bytes of each Segment and seconds
     of packing them, whether rows of tables are looked up on the disk, its bandwidth and the ring
     buffer. Of ``experts``, those of each Segment that are read when they are chosen, the share
-    ``hit_rate`` is found in a slot. ``kv_slots`` blocks of KV are in memory, all where it is 0."""
+    ``hit_rate`` is found in a slot, and of those that are sure to be needed ``sure_bytes`` are read
+    before their layer's turn. ``kv_slots`` blocks of KV are in memory, all where it is 0."""
 
     segment_bytes: tuple[int, ...]
     segment_pack_s: tuple[float, ...]
@@ -43,6 +46,7 @@ class Streaming:
     ring_bytes: int
     experts: tuple[tuple[UnitProfile, ...], ...] = ()
     hit_rate: float = 0.0
+    sure_bytes: int = 0
     kv_slots: int = 0
 
     @property
@@ -96,7 +100,35 @@ def _attends(kind: str) -> bool:
     return SIGNATURES[kind].state == "kv"
 
 
-_Needed = tuple[float, float, float, float, float]
+_FEW = 32
+"""Experts of which each number that may be missing is looked at; of more it is the mean."""
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """Of a Segment's experts those that a step needs: bytes in the file, seconds of packing them,
+    how many they are, seconds of what goes into them and of what comes out. ``like`` is the number
+    of the first Segment of its kind, and ``sure`` whether they are read before their turn."""
+
+    file_bytes: float
+    pack_s: float
+    count: float
+    first_s: float
+    second_s: float
+    like: int
+    sure: bool
+
+    def waited_s(self, missing: float, each_s: float, begin_s: float, before_s: float) -> float:
+        """Seconds that are waited where such a share has to be read, ``each_s`` a byte and
+        ``begin_s`` until the first one comes, and so much of it before its turn."""
+        # When the last one comes its gate and up are left to do, and the downs from the last
+        # one that was missing on: they go in rising order, and come so.
+        last = min(1.0, 1 / self.count)
+        meanwhile = self.first_s * (1 - last) + before_s
+        meanwhile += self.second_s * (1 - max(last, 1 / (1 + missing * self.count)))
+        reading = missing * self.file_bytes * each_s + begin_s
+        # Packing takes the same cores.
+        return max(reading - meanwhile, missing * self.pack_s)
 
 
 class CostModel:
@@ -113,7 +145,8 @@ class CostModel:
         self.pack_s = {unit.name: unit.pack_seconds(rates) for unit in model.units}
         self._segments_s = cache(self._time_segments)
         self._bound = cache(self._find_bound)
-        self._needed: dict[object, list[_Needed]] = {}
+        self._needed: dict[object, Counter[_Needed]] = {}
+        self._begin_s = rates.machine.read_latency_s + constants.READ_GAP
         self._kv_parts = _kv_parts(model, kv_type)
         self._kv_read = max((layer.read for layer in paged), default=0) // KV_BLOCK
         self._without_logits = [not s.selects for s in model.segments]
@@ -148,6 +181,7 @@ class CostModel:
             hit_rate=self._hit_rate(
                 sum(u.experts for units in rest for u in units), expert_slots, rows
             ),
+            sure_bytes=expert_slots // SURE_OF * self.model.profile.slot_bytes,
             kv_slots=kv_slots,
         )
 
@@ -216,33 +250,46 @@ class CostModel:
             return 0.0, 0.0, 0.0
         key = size.tokens, tuple(u.name for s in streaming.experts for u in s)
         if key not in self._needed:
-            self._needed[key] = [self._needed_of(s, size.tokens) for s in streaming.experts]
+            self._needed[key] = Counter(self._needed_of(s, size.tokens) for s in streaming.experts)
         missing = 1 - streaming.hit_rate
-        each_s = missing / (streaming.bytes_s * constants.DISK_SHARE)
+        each_s = 1 / (streaming.bytes_s * constants.DISK_SHARE)
         reading = packing = waited = 0.0
-        for nbytes, pack_s, needed, first_s, second_s in self._needed[key]:
-            # When the last one comes its gate and up are left to do, and the downs from the last
-            # one that was missing on: they go in rising order, and come so.
-            last = min(1.0, 1 / needed)
-            meanwhile = first_s * (1 - last)
-            meanwhile += second_s * (1 - max(last, 1 / (1 + missing * needed)))
-            reading += nbytes * each_s
-            packing += pack_s * missing
-            # Packing takes the same cores.
-            waited += max(nbytes * each_s - meanwhile, pack_s * missing)
+        for needed, segments in self._needed[key].items():
+            reading += segments * missing * needed.file_bytes * each_s
+            packing += segments * missing * needed.pack_s
+            before_s = 0.0
+            if needed.sure:
+                before_s = self._segments_s(size)[needed.like] - needed.first_s - needed.second_s
+                before_s = min(max(0.0, before_s), streaming.sure_bytes * each_s)
+            waited += segments * self._waited_s(needed, missing, each_s, before_s)
         return reading, packing, waited
 
+    def _waited_s(self, needed: _Needed, missing: float, each_s: float, before_s: float) -> float:
+        """Seconds that a step waits in a Segment for its experts, of which a share is ``missing``:
+        what one in which few are found waits is not made up for by others in which all are."""
+        if needed.count > _FEW:
+            return needed.waited_s(missing, each_s, self._begin_s, before_s)
+        count = max(1, round(needed.count))
+        return sum(
+            comb(count, m)
+            * missing**m
+            * (1 - missing) ** (count - m)
+            * needed.waited_s(m / count, each_s, self._begin_s, before_s)
+            for m in range(1, count + 1)
+        )
+
     def _needed_of(self, units: Sequence[UnitProfile], tokens: int) -> _Needed:
-        """Of a Segment's experts that a step needs: bytes in the file, seconds of packing them, how
-        many there are, and seconds of what goes into them and of what comes out."""
+        """What a step needs of a Segment's experts."""
         shares = [(u, u.needed(tokens) / u.experts) for u in units]
         name = units[0].name
         segment = next(s for s in self.model.segments if any(u.name == name for u in s.units))
-        return (
+        return _Needed(
             sum(n * u.file_bytes for u, n in shares),
             sum(n * self.pack_s[u.name] for u, n in shares),
             sum(n * u.experts for u, n in shares),
             *segment.experts_seconds(tokens, self.rates),
+            like=[s.kind for s in self.model.segments].index(segment.kind),
+            sure=min(share for _, share in shares) >= SURE,
         )
 
     def _parts(self, size: SweepSize, streaming: Streaming) -> list[tuple[float, int, float]]:

@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from strata.backends.settings import EXPERT_DECAY
+from strata.program.cost import distinct_experts
 
 
 class Visit(NamedTuple):
@@ -30,6 +31,13 @@ class Visit(NamedTuple):
 AHEAD = 8
 """Experts of a visit that may be on their way or in use before one gives way to the next."""
 
+SURE = 0.9
+_WORTH = 0.8
+SURE_OF = 4
+"""Experts that a step will need as surely as this are read before their layer's turn, as long as so
+much of what was read so was needed; into one of so many slots at most, since what would have been
+found in these is read again."""
+
 DECAYS = (0.9, 0.97, EXPERT_DECAY, 0.995, 0.999)
 """From nearly the least recently used to nearly the least frequently used: those among which a Plan
 chooses where routes were recorded."""
@@ -37,6 +45,11 @@ chooses where routes were recorded."""
 FAST, RECENT = 0.7, 0.1
 """What a use is worth after the next row of what it was, where what is used now is to count, and
 what that counts beside the slow decay. As much as costs nothing where choices do not stick."""
+
+_REMEMBERED = 0.995
+_TRIED_AGAIN = 17
+"""What a visit told counts so much less after the next one; and where too little was needed of what
+was sure, one visit in so many tries again."""
 
 _NOTHING = 1e-100
 """What is worth less is worth nothing."""
@@ -225,28 +238,88 @@ class Replay:
         return self.hits / needed if needed else 0.0
 
 
+class SureNext:
+    """Whether a step is sure to need about all experts of its next layer, so that they can be read
+    before its router has chosen: by how many rows choose, and by how often that was right."""
+
+    def __init__(self) -> None:
+        self._asked = self._right = 0.0
+        self._passed = 0
+
+    def came(self, asked: int, right: int) -> None:
+        """A visit needed ``right`` of those that had been said to be sure."""
+        self._asked = self._asked * _REMEMBERED + asked
+        self._right = self._right * _REMEMBERED + right
+
+    def ask(self, experts: int, top_k: int, rows: int) -> bool:
+        """Asked once a visit: of layers with so many experts, of which each row chooses
+        ``top_k``."""
+        if distinct_experts(experts, top_k, rows) < SURE * experts:
+            return False
+        if self._right < _WORTH * self._asked:
+            self._passed += 1
+            if self._passed < _TRIED_AGAIN:
+                return False
+        self._passed = 0
+        return True
+
+
 def replay(visits: Sequence[Visit], experts: Sequence[int], slots: int, policy: Policy) -> Replay:
     """What a cache of ``slots`` experts does on visits; ``experts`` are those of each layer."""
     first = [0, *accumulate(experts)]
     held: dict[int, int] = {}
     holds: list[int | None] = [None] * slots
     hits = misses = 0
+    next_sure, sure, asked, sure_layer = SureNext(), set[int](), 0, -1
+
+    def put(expert: int, slot: int) -> None:
+        if (other := holds[slot]) is not None:
+            del held[other]
+        holds[slot] = expert
+        held[expert] = slot
+
     for visit in visits:
         policy.visit(visit.layer, visit.rows)
         needed = [first[visit.layer] + e for e in visit.experts]
         for expert, choices in zip(needed, visit.uses, strict=True):
             policy.use(expert, choices)
         places = {expert: place for place, expert in enumerate(needed)}
+        sure &= places.keys()
+        if sure_layer == visit.layer:
+            next_sure.came(asked, len(sure))
+        asked, sure_layer, after = 0, -1, visit.layer + 1
+        about_all = (
+            after < len(experts)
+            and visit.rows > 0
+            and next_sure.ask(experts[after], sum(visit.uses) // visit.rows, visit.rows)
+        )
         for place, expert in enumerate(needed):
-            if expert in held:
+            if expert in held and expert not in sure:
                 hits += 1
-            else:
-                misses += 1
-                slot = _find_slot(holds, places, place, policy, held)
-                if (other := holds[slot]) is not None:
-                    del held[other]
-                holds[slot] = expert
-                held[expert] = slot
+                continue
+            misses += 1
+            if expert not in held:
+                put(expert, _find_slot(holds, places, place, policy, held))
+        sure.clear()
+        if not about_all:
+            continue
+        # Into slots of others than this layer's at first, and of these once it is over.
+        own, coming = (range(first[n], first[n + 1]) for n in (visit.layer, after))
+        missing = [e for e in coming if e not in held]
+        for over in (False, True):
+            while missing and len(sure) < slots // SURE_OF:
+                others = (e for e in holds if e is not None and e not in coming)
+                may_go = [e for e in others if over or e not in own]
+                if len(held) < slots:
+                    slot = holds.index(None)
+                elif may_go:
+                    slot = held[policy.choose(may_go)]
+                else:
+                    break
+                sure.add(missing[0])
+                put(missing.pop(0), slot)
+        if sure:
+            asked, sure_layer = len(sure), after
     return Replay(hits, misses)
 
 

@@ -16,7 +16,7 @@ from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.beside import Beside, added_beside, steps
-from strata.plan.cost_model import CostModel, Streaming
+from strata.plan.cost_model import CostModel, Streaming, hit_rate
 from strata.plan.drafts import NO_DRAFTS, Drafts, drafts, for_all, row_counts
 from strata.plan.expert_policies import AHEAD
 from strata.plan.memory_model import (
@@ -416,10 +416,7 @@ class Planner:
         """What a run of these sizes will do; of memory only what does not depend on weights."""
         w = self.workload
         streaming = self._streaming(sizes, read, resident)
-        ttft = sum(
-            count * self._costs.sweep_s(load, streaming)
-            for load, count in _some(list(_prefill(w, sizes.max_tokens)))
-        )
+        ttft = self._ttft_s(sizes, streaming)
         rows = row_counts(w.concurrency + sizes.drafts.tokens) if sizes.drafts.tokens else ()
         # One token for each sequence, with the answers half written.
         past = w.prompt_tokens + w.answer_tokens // 2
@@ -441,6 +438,17 @@ class Planner:
             expert_hit_rate=streaming.hit_rate,
             kv_read_bytes=self._costs.kv_read_bytes(size, streaming),
             rows_s=tuple(self._costs.sweep_s(SweepSize(1, n, past, n), streaming) for n in rows),
+        )
+
+    def _ttft_s(self, sizes: Sizes, streaming: Streaming) -> float:
+        """Seconds of all prompts. The first sweep finds no experts, and others as many as if all
+        were chosen alike: of many tokens' nearly all are needed, whatever one of them finds."""
+        first, *others = _prefill(self.workload, sizes.max_tokens)
+        experts = sum(u.experts for units in streaming.experts for u in units)
+        found = hit_rate(experts, sizes.expert_slots - self._ahead(sizes.expert_slots))
+        cold, warm = replace(streaming, hit_rate=0.0), replace(streaming, hit_rate=found)
+        return self._costs.sweep_s(first, cold) + sum(
+            count * self._costs.sweep_s(load, warm) for load, count in _some(others)
         )
 
     def _streaming(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Streaming:
@@ -614,7 +622,7 @@ def _prefill(w: Workload, max_tokens: int) -> Iterator[SweepSize]:
 
 def _some(loads: Sequence[SweepSize]) -> Iterator[tuple[SweepSize, int]]:
     """The sweeps, or where they are many some of them, each for so many like it."""
-    each = -(-len(loads) // _MOST_SWEEPS)
+    each = max(1, -(-len(loads) // _MOST_SWEEPS))
     for first in range(0, len(loads), each):
         alike = loads[first : first + each]
         yield alike[len(alike) // 2], len(alike)

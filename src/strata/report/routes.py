@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,9 @@ it runs; and what no policy can be better than."""
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
 """Of all experts, for which there are slots."""
 
-_ROWS = (1, 16)
+TOGETHER = 16
+"""Sequences for which routes are recorded beside those of one."""
+
 _MOST_FILES = 64
 
 
@@ -73,6 +74,14 @@ def record(
     if len({rows.shape for rows in layers}) != 1:
         raise UsageError("layers of this model choose different numbers of experts")
     return Routes(tuple(experts), np.stack(layers, axis=1))
+
+
+def apart(ids: Sequence[int], count: int, tokens: int) -> list[int]:
+    """``count`` parts of a text behind each other, of ``tokens`` each and evenly far apart in it:
+    as many sequences. Recorded with a window of that length each is behind itself alone; tokens
+    behind one and the same text choose alike, as those of several sequences do not."""
+    starts = [i * (len(ids) - tokens) // max(1, count - 1) for i in range(count)]
+    return [token for start in starts for token in ids[start : start + tokens]]
 
 
 def _through_slots(runtime: Runtime, engine: Engine) -> tuple[list[int], ExpertSlots]:
@@ -140,17 +149,18 @@ def hit_rate(
     return hits / max(1, hits + misses)
 
 
-def curves(routes: Routes) -> tuple[HitCurve, ...]:
-    """What a Plan is made by: hit rates of the policy that runs, with each decay, for one sequence
-    and for more."""
+def curves(routes: Routes, rows: int = 1) -> tuple[HitCurve, ...]:
+    """What a Plan is made by: hit rates of the policy that runs, with each decay, for so many
+    sequences, of which each has its part of what was recorded; none where that is too little."""
     total = sum(routes.experts)
     counts = sorted({max(1, round(share * total)) for share in SHARES})
+    if routes.tokens < 8 * rows:
+        return ()
     out = []
-    for rows, decay in product(_ROWS, DECAYS):
-        if routes.tokens >= 8 * rows:
-            rates = [hit_rate(routes, n, "frequency", rows=rows, decay=decay) for n in counts]
-            points = (*zip(counts, rates, strict=True), (total, 1.0))
-            out.append(HitCurve(rows, routes.tokens, points, decay))
+    for decay in DECAYS:
+        rates = [hit_rate(routes, n, "frequency", rows=rows, decay=decay) for n in counts]
+        points = (*zip(counts, rates, strict=True), (total, 1.0))
+        out.append(HitCurve(rows, routes.tokens, points, decay))
     return tuple(out)
 
 
