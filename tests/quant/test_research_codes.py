@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from strata.quant import additive, augmented, kmeans, micro_rotation, spqr, trellis
+from strata.quant import (
+    additive,
+    augmented,
+    kmeans,
+    learned_rotation,
+    micro_rotation,
+    spqr,
+    trellis,
+)
 from strata.quant.propagation import inverse_factor, output_error, propagate
 
 Matrix = NDArray[np.float64]
@@ -255,3 +263,27 @@ def test_columns_that_come_twice_make_up_for_what_four_bits_lose() -> None:
     assert left < before / 4
     errors = [np.linalg.norm(p - x @ small.T) for p in (wide @ doubled.T, near @ small.T)]
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_a_learnt_rotation_stays_one_and_loses_less_than_hadamards() -> None:
+    rng = np.random.default_rng(10)
+    k = 32
+    weights = rng.standard_normal((64, k)) * np.exp(0.5 * rng.standard_normal(k))
+    x = rng.standard_normal((96, k))
+    x[:, [2, 19]] *= 25
+    signs = rng.integers(0, 2, k) * 2 - 1
+    start = trellis.hadamard(k) * signs[:, None]
+    plain = learned_rotation.loss((weights, x), np.eye(k), 4)
+    begun = learned_rotation.loss((weights, x), start, 4)
+    assert begun < plain / 2
+    turn = start
+    for _ in range(20):
+        step = rng.standard_normal((k, k))
+        turn = learned_rotation.cayley(0.1 * (step - step.T), turn)
+        assert np.abs(turn.T @ turn - np.eye(k)).max() < 1e-10
+    found = learned_rotation.learn((weights, x), start, 4)
+    assert np.abs(found.T @ found - np.eye(k)).max() < 1e-10
+    assert learned_rotation.loss((weights, x), found, 4) < 0.9 * begun
+    # What others are multiplied with stays: the rotation goes into both sides.
+    product = (x @ found) @ (weights @ found).T
+    assert np.abs(product - x @ weights.T).max() < 1e-10 * np.abs(product).max()
