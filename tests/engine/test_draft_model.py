@@ -135,8 +135,8 @@ def test_guesses_that_are_wrong_are_written_over(tmp_path: Path) -> None:
 
         calls = 0
 
-        def propose(self, texts, most):  # type: ignore[no-untyped-def]
-            drafts = super().propose(texts, most)
+        def propose(self, texts, most, others=1.0):  # type: ignore[no-untyped-def]
+            drafts = super().propose(texts, most, others)
             self.calls += 1
             return {id: self._wrong(draft) for id, draft in drafts.items()}
 
@@ -154,6 +154,55 @@ def test_guesses_that_are_wrong_are_written_over(tmp_path: Path) -> None:
     assert guessed == plain
     assert 0 < status.draft_tokens_kept < status.draft_tokens
     engine.close()
+
+
+@pytest.mark.parametrize("p", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_a_branch_is_right_where_the_first_choice_is_not(p: SamplingParams, tmp_path: Path) -> None:
+    path = make_tiny_models.write_directory(tmp_path / "m", make_tiny_models.golden("llama"))
+    target = runner_of(path, 128)
+    random = np.random.default_rng(4)
+    asked = [tuple(random.integers(0, target.model.vocab_size, n).tolist()) for n in (70, 9)]
+    plain, _ = answers(target, asked, p, None)
+    sweeps, branches = list[int](), list[int]()
+
+    class Unsure(DraftModel):
+        """Is sure, and takes the two likeliest tokens for each other at every third position."""
+
+        others = 1.0
+
+        def _run(self, parts, *, wanted=True):  # type: ignore[no-untyped-def]
+            rows = super()._run(parts, wanted=wanted)
+            for id, row in rows.items():
+                row *= 30
+                follower = self._followers[id]
+                if (follower.kv.length + len(follower.ahead) + len(parts[id])) % 3 == 0:
+                    first, second = np.argsort(-row)[:2]
+                    row[[first, second]] = row[[second, first]]
+            return rows
+
+        def propose(self, texts, most, others=1.0):  # type: ignore[no-untyped-def]
+            drafts = super().propose(texts, most, self.others)
+            branches.append(sum(draft.parents is not None for draft in drafts.values()))
+            assert all(len(draft.chains()) <= 2 for draft in drafts.values())
+            return drafts
+
+    for others in (1.0, 0.0):
+        model = Unsure(
+            runner_of(path, 128),
+            open_model(path),
+            parallel=2,
+            vocabulary=target.model.vocab_size,
+            least=0.0,
+        )
+        model.others = others
+        branches.clear()
+        guessed, engine = answers(target, asked, p, model)
+        assert guessed == plain
+        assert (sum(branches) > 0) == (others < 1)
+        sweeps.append(engine.status().sweeps)
+        engine.close()
+    if p is GREEDY:
+        assert sweeps[1] < sweeps[0]
 
 
 def test_many_that_are_some_tokens_behind_go_on_together(tmp_path: Path) -> None:

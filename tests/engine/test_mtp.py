@@ -160,9 +160,9 @@ class Noted(MtpDraft):
         self.said: list[tuple[list[int], tuple[int, ...]]] = []
 
     def propose(
-        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int]
+        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
     ) -> dict[int, Draft]:
-        drafts = super().propose(texts, most)
+        drafts = super().propose(texts, most, others)
         self.said += [(list(texts[id]), draft.tokens) for id, draft in drafts.items()]
         return drafts
 

@@ -1,6 +1,7 @@
 """A smaller model that guesses how requests go on: resident, with weights and KV of its own.
 
-It follows each request some tokens behind, and goes ahead of it token by token when it is asked to.
+It follows each request some tokens behind, and goes ahead of it token by token when it is asked to;
+where it was least sure it may then go another way, too, so that a draft is a chain with a branch.
 What it went ahead with is kept where the request went the same way, and else written over; nothing
 is computed twice. It chooses as the request's own sampler would, with the same random numbers, so
 that a draft that is certain of the same things guesses right also where answers are sampled.
@@ -52,6 +53,9 @@ GRADES = 1 << 10
 _GRADES = 8
 """Kinds of guesses, by how sure the draft model was."""
 
+_OTHERS = GRADES - 16
+"""Where the kinds of guesses begin that are not the draft model's first choice."""
+
 
 @dataclass
 class _Follower:
@@ -62,9 +66,93 @@ class _Follower:
     ahead: list[int] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Other:
+    """A way that a draft did not take: its first ``token`` in place of token ``number``, so likely
+    behind what is before it and in all, and the state in which it would have been chosen."""
+
+    number: int
+    token: int
+    chance: float
+    likely: float
+    sampler: Sampler
+
+
+@dataclass
+class _Growing:
+    """A draft while it is made, of no more than ``most`` tokens behind each other; ``others``: the
+    least chance of a way that it did not take to be looked at."""
+
+    sampler: Sampler
+    most: int
+    others: float
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    grades: list[int] = field(default_factory=list)
+    likely: float = 1.0
+    depth: int = 0
+    other: _Other | None = None
+
+    def grow(self, logits: NDArray[np.float32], least: float) -> int | None:
+        """Take what comes next by ``logits`` [vocabulary], unless all together is less likely than
+        ``least``; the token if it is to be gone on with."""
+        try:
+            token = self.sampler.choose(logits).token
+        except LogitsError:
+            return None
+        chance = _chance(logits, token)
+        if self.likely * chance < least and self.tokens:
+            return None
+        self._consider(logits, token, chance)
+        self._take(token, chance, GRADES)
+        return token if self.depth < self.most else None
+
+    def branch(self) -> int | None:
+        """Go on along the likeliest way that was not taken, which begins with this token; None
+        where there is none."""
+        other = self.other
+        if other is None:
+            return None
+        self.other, self.others, self.sampler = None, 1.0, other.sampler
+        self.depth, self.likely = other.number, other.likely / other.chance
+        self._take(other.token, other.chance, _OTHERS, other.number - 1)
+        return other.token if self.depth < self.most else None
+
+    def _consider(self, logits: NDArray[np.float32], token: int, chance: float) -> None:
+        least = self.others if self.other is None else max(self.others, self.other.likely)
+        if self.likely * (1 - chance) <= least:
+            return
+        rest = logits.copy()
+        rest[token] = -np.inf
+        with suppress(LogitsError):
+            second = self.sampler.choose(rest).token
+            chance = _chance(logits, second)
+            if self.likely * chance > least:
+                sampler = self.sampler.without_grammar()
+                number = len(self.tokens)
+                self.other = _Other(number, second, chance, self.likely * chance, sampler)
+
+    def _take(self, token: int, chance: float, grades: int, parent: int | None = None) -> None:
+        self.sampler.accept(token)
+        self.parents.append(len(self.tokens) - 1 if parent is None else parent)
+        self.tokens.append(token)
+        self.chances.append(chance)
+        self.grades.append(grades + min(_GRADES - 1, int(_GRADES * chance)))
+        self.likely *= chance
+        self.depth += 1
+
+    @property
+    def draft(self) -> Draft:
+        """What there is of it."""
+        chain = self.parents == list(range(-1, len(self.parents) - 1))
+        parents = None if chain else tuple(self.parents)
+        return Draft(tuple(self.tokens), parents, tuple(self.chances), tuple(self.grades))
+
+
 class DraftModel:
-    """Guesses chains of tokens for up to ``parallel`` requests at once. Called between steps, in
-    the engine's thread.
+    """Guesses chains of tokens, each with a branch where one is likely enough, for up to
+    ``parallel`` requests at once. Called between steps, in the engine's thread.
 
     ``step_s`` is what guessing one token more takes, for all that are asked for together;
     ``behind_s`` what the last call took for tokens that it had to make up for. No chain goes on
@@ -111,10 +199,11 @@ class DraftModel:
             self._memory.manager.release(follower.kv)
 
     def propose(
-        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int]
+        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
     ) -> dict[int, Draft]:
-        """Up to ``most`` tokens each that may follow ``texts``, which grow from call to call. None
-        for a text that is too long, has no room, or of which too much is to be made up for."""
+        """Up to ``most`` tokens each, one behind the other, that may follow ``texts``, which grow
+        from call to call; and as many along another way that is likelier than ``others``. None for
+        a text that is too long, has no room, or of which too much is to be made up for."""
         began = perf_counter()
         left = _BEHIND
         ready: list[int] = []
@@ -128,7 +217,7 @@ class DraftModel:
             if len(text) - follower.kv.length <= _FEW:
                 ready.append(id)
         self.behind_s = perf_counter() - began
-        return self._guess(ready, texts, most) if ready else {}
+        return self._guess(ready, texts, most, others) if ready else {}
 
     def _following(
         self, id: int, text: Sequence[int], count: int, asked: Mapping[int, Sequence[int]]
@@ -171,49 +260,49 @@ class DraftModel:
         ids: Sequence[int],
         texts: Mapping[int, Sequence[int]],
         most: Mapping[int, int],
+        others: float,
     ) -> dict[int, Draft]:
-        """One token after the other, all texts together."""
-        samplers = {id: self._samplers[id].without_grammar() for id in ids}
-        next_up = {id: list(texts[id][self._followers[id].kv.length :]) for id in ids}
-        tokens: dict[int, list[int]] = {id: [] for id in ids}
-        chances: dict[int, list[float]] = {id: [] for id in ids}
-        limits = {id: min(most[id], self.context - len(texts[id])) for id in ids}
-        likely = dict.fromkeys(ids, 1.0)
+        """One token after the other, all texts together; then, all together, other ways."""
+        growing = {
+            id: _Growing(
+                self._samplers[id].without_grammar(),
+                min(most[id], self.context - len(texts[id])),
+                others,
+            )
+            for id in ids
+        }
+        tails = {id: list(texts[id][self._followers[id].kv.length :]) for id in ids}
+        self._go_ahead(tails, texts, growing)
+        branches = {}
+        for id, draft in growing.items():
+            begins = 0 if draft.other is None else draft.other.number
+            token = draft.branch()
+            if token is not None:
+                # What lies behind is written over, and computed anew where it was right.
+                del self._followers[id].ahead[begins:]
+                branches[id] = [token]
+        self._go_ahead(branches, texts, growing)
+        return {id: draft.draft for id, draft in growing.items() if draft.tokens}
+
+    def _go_ahead(
+        self,
+        next_up: Mapping[int, Sequence[int]],
+        texts: Mapping[int, Sequence[int]],
+        growing: Mapping[int, _Growing],
+    ) -> None:
+        """Compute these tokens, and then those that are taken behind them, until none is."""
         while next_up:
             began = perf_counter()
-            certain = not any(tokens[id] for id in next_up)
             rows = self._run(next_up)
             for id, part in next_up.items():
                 follower = self._followers[id]
-                if certain:
-                    self._memory.manager.commit(follower.kv, texts[id], len(part), known=False)
-                else:
+                if growing[id].tokens:
                     follower.ahead += part
-            going = {}
-            for id, logits in rows.items():
-                with suppress(LogitsError):
-                    token = samplers[id].choose(logits).token
-                    chance = _chance(logits, token)
-                    likely[id] *= chance
-                    if likely[id] < self._least and tokens[id]:
-                        continue
-                    samplers[id].accept(token)
-                    tokens[id].append(token)
-                    chances[id].append(chance)
-                    if len(tokens[id]) < limits[id]:
-                        going[id] = [token]
-            next_up = going
+                else:
+                    self._memory.manager.commit(follower.kv, texts[id], len(part), known=False)
+            taken = {id: growing[id].grow(logits, self._least) for id, logits in rows.items()}
+            next_up = {id: [token] for id, token in taken.items() if token is not None}
             self._took(perf_counter() - began)
-        return {
-            id: Draft(
-                tuple(tokens[id]),
-                None,
-                tuple(chances[id]),
-                tuple(GRADES + min(_GRADES - 1, int(_GRADES * chance)) for chance in chances[id]),
-            )
-            for id in ids
-            if tokens[id]
-        }
 
     def _took(self, seconds: float) -> None:
         known = self.step_s

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from strata.decode import NO_DRAFT, Draft, Proposer, Sampler
 from strata.engine.draft_choice import DRAFT_TOKENS
-from strata.engine.draft_model import GRADES, DraftModel
+from strata.engine.draft_model import GRADES, LEAST, DraftModel
 from strata.engine.mtp import MtpDraft
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
@@ -174,7 +174,8 @@ class Drafting:
             depth = self._depth(len(unsure), len(tokens), rows, room) if unsure else 0
             if depth:
                 depths = {id: min(depth, limits[id]) for id in unsure}
-                guessed = self.model.propose(unsure, depths)
+                others = self._worth_a_branch(len(unsure), len(tokens), least)
+                guessed = self.model.propose(unsure, depths, others)
                 made_up_s = self.model.behind_s
                 found |= {id: draft for id, draft in guessed.items() if draft.tokens}
         taken = self._choose(found, len(tokens), rows, room)
@@ -235,6 +236,14 @@ class Drafting:
             # Or nobody would find out that it has become better.
             self._not_asked, depth = 0, 1
         return depth
+
+    def _worth_a_branch(self, asked: int, wanted: int, least: float) -> float:
+        """The chance from which on another way pays for its row, of which ``least`` speaks, and for
+        a step of the model, which ``asked`` requests share."""
+        if self.costs is None or self.model is None or self._recurrent:
+            return 1.0
+        step_s = (self.model.step_s or 0.0) / asked
+        return max(LEAST, _DOUBT * least + step_s * wanted / self.costs.seconds(wanted))
 
     def _affordable(self, rows: int) -> bool:
         """Whether steps were measured, and not so much was lost that nothing is tried for now."""

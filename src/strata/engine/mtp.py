@@ -114,9 +114,9 @@ class MtpDraft(DraftModel):
         return 0 if follower is None else follower.kv.length
 
     def propose(
-        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int]
+        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
     ) -> dict[int, Draft]:
-        """See DraftModel."""
+        """See DraftModel; a chain, since what it gave before its last token is gone."""
         behind = {
             id: seen.tokens
             for id, text in texts.items()
