@@ -103,6 +103,9 @@ def test_templates_of_a_file() -> None:
         ("{{ messages | tojson(indent={}) }}", "TypeError"),
         ("{{ raise_exception('no ' ~ 'way') }}", "failed: no way"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself too deeply"),
+        ("{% if true %}" * 3000 + "{% endif %}" * 3000, "is nested or calls itself too deeply"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "is nested or calls itself too deeply"),
+        ("{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
     ],
 )
 def test_failures_are_one_clear_error(source: str, message: str) -> None:
