@@ -154,6 +154,8 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         cache = run.backend._experts  # type: ignore[attr-defined]
         cache.record(True)
         with faults(delay_us=300, seed=slots):
+            # All rows together, in which the next layer's are read before their turn, come first.
+            run.logits(TOKENS)
             run.logits(TOKENS, [8, *[1] * 16])
             run.logits(TOKENS[::-1], [1] * 10 + [14])
         visits = [Visit(*visit) for visit in cache.visits]
@@ -164,11 +166,12 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         stats = counts(run)
         assert (stats.expert_hits, stats.expert_misses) == (said.hits, said.misses)
         assert said.misses < sum(len(visit.experts) for visit in visits) or slots < 3
-        # Nothing else streams: what was read is misses, to the byte.
+        # Nothing else streams: what was read is misses, to the byte, and what was not needed in the
+        # end of what was sure to be.
         assert len({unit.expert_bytes for unit in routed}) == 1 or recipe
         if len({unit.expert_bytes for unit in routed}) == 1:
-            assert stats.wanted == said.misses * routed[0].expert_bytes
-        assert stats.used == stats.wanted == stats.expert_read
+            assert stats.expert_read == said.misses * routed[0].expert_bytes
+        assert stats.expert_read <= stats.wanted <= stats.expert_read + stats.wasted_bytes
         needed = sum(len(v.experts) * routed[v.layer].expert_bytes for v in visits)
         assert stats.expert_bytes == needed
 
