@@ -41,16 +41,22 @@ def said(command: Sequence[str], **options: Any) -> str:
     return str(done.stdout)
 
 
-def downloaded(wheels: Path, python: str, folder: Path) -> None:
-    """The wheel for a Python (3.12, say) and all that it needs, in a folder."""
-    options = ["--python-version", python, "--only-binary", ":all:", "--find-links", str(wheels)]
-    said([sys.executable, "-m", "pip", "download", "-q", *options, "-d", str(folder), PACKAGE])
+def downloaded(wheels: Path, python: str, version: str | None, folder: Path) -> None:
+    """The wheel and all that it needs, in a folder: for ``python`` itself, since pip takes what a
+    package needs for the Python that it runs in, or where that has no network for a ``version``
+    (3.12, say)."""
+    options = ["--only-binary", ":all:", "--find-links", str(wheels)]
+    options += [] if version is None else ["--python-version", version]
+    said([python, "-m", "pip", "download", "-q", *options, "-d", str(folder), PACKAGE])
 
 
 def tried(prefix: Sequence[str], python: str, wheels: Path, shared: Path, seen: str) -> Any:
     """What one Python says. It sees the folder ``shared`` as ``seen``."""
     version, libc = said([*prefix, python, "-c", ASKS]).splitlines()
-    downloaded(wheels, version, shared / "wheels")
+    if prefix:
+        downloaded(wheels, sys.executable, version, shared / "wheels")
+    else:
+        downloaded(wheels, python, None, shared / "wheels")
     said([*prefix, python, "-m", "venv", f"{seen}/venv"])
     inside = [*prefix, f"{seen}/venv/bin/python", "-m"]
     # Its own programs, and none that compiles.

@@ -39,6 +39,14 @@ def test_the_disk_under_a_file_and_under_a_directory(tmp_path: Path) -> None:
     assert file.exists()
 
 
+def test_no_memory_to_read_into_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "some.gguf"
+    file.write_bytes(bytes(34 << 20))
+    monkeypatch.setattr("strata.machine.probe_disk.memory_free", lambda: 0)
+    with pytest.raises(DiskProbeError, match="no free memory to read into"):
+        probe_disk(file, 0.3)
+
+
 def test_a_scratch_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("strata.machine.probe_disk._SCRATCH_BYTES", 40 << 20)
     (tmp_path / "small.gguf").write_bytes(b"x")

@@ -123,3 +123,15 @@ def test_a_machine_that_is_not_known_is_measured_within_the_group(
     if done.returncode:
         assert re.search(r"not known yet: run .* more memory; measuring it takes", done.stderr)
     assert megabytes < 200 or done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(REASON is not None, reason=str(REASON))
+def test_what_a_command_left_in_a_group_ends_with_it() -> None:
+    with group(64 << 20) as made:
+        left = ["sh", "-c", "sleep 600 > /dev/null 2>&1 & echo $!; sleep 600"]
+        with pytest.raises(subprocess.TimeoutExpired) as ended:
+            made.run(left, timeout=1)
+        number = int(ended.value.stdout or 0)
+        assert Path(f"/proc/{number}").exists()
+    assert not made.directory.exists()
+    assert not Path(f"/proc/{number}/exe").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from strata.memory import limits
 from strata.memory.limits import headrooms, memory_available, memory_total
 
 V2 = "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
@@ -89,6 +90,15 @@ def test_what_is_held_never_counts_beyond_the_limit(tmp_path: Path) -> None:
 def test_a_system_that_says_nothing(tmp_path: Path) -> None:
     assert (memory_total(tmp_path), memory_available(tmp_path)) == (0, 0)
     assert headrooms(tmp_path) == []
+
+
+def test_without_proc_the_c_library_tells_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = memory_total()
+    monkeypatch.setattr(limits, "text_of", lambda path: "")
+    monkeypatch.setattr(limits, "cgroup_directories", lambda name, root: [])
+    (room,) = headrooms()
+    assert 0 < room.free <= room.limit
+    assert room.limit >= told
 
 
 def test_this_machine() -> None:

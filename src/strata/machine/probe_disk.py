@@ -63,6 +63,8 @@ def _measure(file: Path, seconds: float) -> tuple[tuple[DiskRate, ...], float]:
         for depth in _DEPTHS
         if request * depth <= most
     ]
+    if not combinations:
+        raise DiskProbeError(f"{file}: there is no free memory to read into: the disk is not known")
     start = 0
 
     def bandwidth(mode: ReadMode, request: int, depth: int, seconds: float) -> DiskRate:

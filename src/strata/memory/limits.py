@@ -6,6 +6,7 @@ memory.high), and proc(5).
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,8 @@ def headrooms(root: Path = Path("/")) -> list[Headroom]:
     rooms = []
     if "MemAvailable" in info:
         rooms.append(Headroom("machine", info.get("MemTotal", 0), info["MemAvailable"]))
+    elif root == Path("/") and (room := _by_sysconf()):
+        rooms.append(room)
     for directory, version in cgroup_directories("memory", root):
         room = _v2(directory) if version == 2 else _v1(directory)
         if room is not None:
@@ -69,6 +72,17 @@ def _meminfo(root: Path) -> dict[str, int]:
         if parts and parts[0].isdigit():
             values[name] = int(parts[0]) * 1024
     return values
+
+
+def _by_sysconf() -> Headroom | None:
+    """The machine where there is no /proc, as in a bare chroot or on macOS; half of it counts as
+    free where the system does not say."""
+    names = os.sysconf_names
+    if "SC_PHYS_PAGES" not in names:
+        return None
+    page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    free = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in names else total // 2
+    return Headroom("machine", page * total, page * free) if total > 0 else None
 
 
 def _resident(root: Path) -> int:
