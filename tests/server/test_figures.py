@@ -161,6 +161,8 @@ def test_the_document_names_every_endpoint(server: Running) -> None:
         "/v1/rerank",
         "/api/embed",
         "/api/embeddings",
+        "/predict",
+        "/tools",
         "/completion",
         "/infill",
         "/apply-template",
