@@ -87,6 +87,23 @@ def test_a_step_that_somebody_else_made_slow_hardly_changes_what_is_known() -> N
     assert after <= (slices.tokens(1, 1, 300) or 0) <= before + 1
 
 
+@pytest.mark.parametrize("slower", [4, 10, 50])
+def test_a_slow_first_slice_does_not_narrow_all_that_come(slower: float) -> None:
+    first = True
+
+    def took(answers: int, rows: int, depth: int) -> float:
+        nonlocal first
+        seconds = answers_s(answers) + rows * ROW_S
+        if rows and first:
+            seconds, first = seconds + (slower - 1) * rows * ROW_S, False
+        return seconds
+
+    honest = run(PromptSlices((30,), 1.4), 0, by_row)
+    found = PromptSlices((30,), 1.4)
+    assert run(found, 0, took, steps=3) < honest
+    assert run(found, 0, took, steps=3000) >= 0.8 * honest
+
+
 def test_without_a_plan_or_a_slowdown_nothing_is_measured() -> None:
     for slices in (PromptSlices((), 1.4), PromptSlices((9,))):
         slices.measured(1, 0, 0, 1e-3)

@@ -19,6 +19,10 @@ _LEAST = 0.01
 """Of an answer's step, what a prompt's row is taken to cost at least: where somebody else made
 answers slow, it may seem to cost nothing."""
 
+_TRIED_EVERY = 100
+"""Slices after which one is twice as large: a size that once seemed too dear, as a first step with
+page faults does, would never be measured again. Seldom enough for the 99th percentile."""
+
 _EACH_ALIKE = {1: 1.0, 1024: 1024.0}
 """What slices are thought to take by their rows, to any scale, before there are measurements."""
 
@@ -39,6 +43,7 @@ class PromptSlices:
         self._slowdown = slowdown
         self._answers = StepCosts()
         self._slices: dict[int, StepCosts] = {}
+        self._taken = 0
 
     def tokens(self, answers: int, prompts: int, depth: int) -> int | None:
         """Of so many prompts beside so many answers, where the deepest prompt has ``depth``
@@ -55,7 +60,8 @@ class PromptSlices:
         costs = self._slices[min(self._slices, key=lambda known: (abs(known - at), known))]
         allowed = (self._slowdown - 1) * self._answers.seconds(count) * prompts
         bound = max(allowed, _FIRST * costs.seconds(1))
-        return max(1, bisect_right(range(1, most + 1), bound, key=costs.seconds))
+        borne = max(1, bisect_right(range(1, most + 1), bound, key=costs.seconds))
+        return min(most, 2 * borne) if self._taken % _TRIED_EVERY == _TRIED_EVERY - 1 else borne
 
     def _planned(self, count: int) -> int:
         place = count.bit_length() - 1
@@ -72,6 +78,7 @@ class PromptSlices:
         if not rows:
             self._answers.measured(answers, seconds)
         elif self._answers.known:
+            self._taken += 1
             alone = self._answers.seconds(answers)
             costs = self._slices.setdefault(_range(depth), StepCosts(_EACH_ALIKE))
             costs.measured(rows, max(seconds - alone, rows * _LEAST * alone))

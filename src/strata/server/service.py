@@ -368,8 +368,9 @@ class Service:
         left_open: list[str] = []
 
         def compile() -> Grammar:
+            made = compiler.json_schema(schema)
             left_open[:] = enforced(schema)[1]
-            return compiler.json_schema(schema)
+            return made
 
         found = await self.compiled(compile)
         note_left_open(left_open)
