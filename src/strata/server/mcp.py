@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -32,6 +33,7 @@ _TIMEOUT_S = 60.0
 """Of a call, where the file does not say it."""
 
 _MOST_TOOLS = 256
+_MOST_NAME = 128
 _NAME = re.compile(r"[\w.-]{1,64}")
 _UNKNOWN_METHOD = -32601
 
@@ -59,7 +61,14 @@ def read_mcp_servers(path: Path) -> tuple[McpServer, ...]:
         return tuple(_read(name, said) for name, said in found.items())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise UsageError(
             f'{path} has no MCP servers, as {{"mcpServers": {{"NAME": {{"command": "PROGRAM", '
             f'"args": []}}}}}}: {error}'
@@ -69,15 +78,19 @@ def read_mcp_servers(path: Path) -> tuple[McpServer, ...]:
 def _read(name: str, said: Mapping[str, Any]) -> McpServer:
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{name[:80]!r} is no name: letters, digits, '.', '_' and '-'")
-    command = (said["command"], *said.get("args", ()))
-    environment = said.get("env") or {}
+    given, environment, folder = said.get("args", []), said.get("env") or {}, said.get("cwd")
+    if not isinstance(given, list):
+        raise ValueError(f"args of {name} is a list of texts")
+    command = (said["command"], *given)
     texts = (*command, *environment.keys(), *environment.values())
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"command, args and env of {name} are texts")
+    if not isinstance(folder, str | None):
+        raise ValueError(f"cwd of {name} is the path of a folder")
     seconds = float(said.get("timeout_ms", 1e3 * _TIMEOUT_S)) / 1e3
     if not 0 < seconds <= 3600:
         raise ValueError(f"timeout_ms of {name} is 1 to 3600000")
-    return McpServer(name, command, environment, said.get("cwd"), seconds)
+    return McpServer(name, command, environment, folder, seconds)
 
 
 @dataclass(frozen=True)
@@ -100,24 +113,49 @@ class Programs:
 
     def __init__(self, servers: Sequence[McpServer]) -> None:
         self._programs = [Program(server) for server in servers]
-        self._listing: asyncio.Task[dict[str, Tool]] | None = None
+        self._listing: asyncio.Task[None] | None = None
+        self._lists: dict[Program, list[Tool]] = {}
+        self._tools: dict[str, Tool] = {}
 
     async def tools(self) -> dict[str, Tool]:
-        """By their full names; those of programs that say none are left out, with a warning."""
-        if self._listing is None:
+        """By their full names. Programs that have said none yet are asked (again); those that fail
+        are left out, with a warning."""
+        if self._listing is None and len(self._lists) < len(self._programs):
             self._listing = asyncio.create_task(self._list())
-        return await asyncio.shield(self._listing)
+        if self._listing is not None:
+            await asyncio.shield(self._listing)
+        return self._tools
 
-    async def _list(self) -> dict[str, Tool]:
+    async def tool(self, full_name: str) -> Tool | None:
+        """That of a name, if there is one."""
+        return self._tools.get(full_name) or (await self.tools()).get(full_name)
+
+    async def _list(self) -> None:
+        try:
+            asked = [program for program in self._programs if program not in self._lists]
+            lists = (program.tools() for program in asked)
+            told = await asyncio.gather(*lists, return_exceptions=True)
+            for program, tools in zip(asked, told, strict=True):
+                if isinstance(tools, BaseException):
+                    _log.warning("the MCP server %s has no tools: %s", program.server.name, tools)
+                else:
+                    self._lists[program] = tools
+            self._tools = self._named()
+        finally:
+            self._listing = None
+
+    def _named(self) -> dict[str, Tool]:
+        """Those that can be called by their names, in the order of the programs."""
         found: dict[str, Tool] = {}
-        lists = (program.tools() for program in self._programs)
-        for program, tools in zip(
-            self._programs, await asyncio.gather(*lists, return_exceptions=True), strict=True
-        ):
-            if isinstance(tools, BaseException):
-                _log.warning("the MCP server %s has no tools: %s", program.server.name, tools)
-            else:
-                found |= {tool.full_name: tool for tool in tools}
+        for program in self._programs:
+            for tool in self._lists.get(program, ()):
+                name = tool.full_name
+                if len(name) > _MOST_NAME:
+                    _log.warning("the tool %s is left out: its name is too long", name)
+                elif name in found:
+                    _log.warning("the tool %s is left out: another one has its name", name)
+                else:
+                    found[name] = tool
         return found
 
     def close(self) -> None:
@@ -141,30 +179,31 @@ class Program:
     async def tools(self) -> list[Tool]:
         """What it has. McpError."""
         found: list[Tool] = []
+        seen: set[str] = set()
         cursor: dict[str, Any] = {}
-        while len(found) < _MOST_TOOLS:
+        while len(found) < _MOST_TOOLS and len(seen) < _MOST_TOOLS:
             said = await self._asked("tools/list", cursor, _START_S)
-            for each in said.get("tools", ()):
-                if isinstance(each, dict) and _NAME.fullmatch(str(each.get("name"))):
+            for each in _list_of(said, "tools"):
+                name = each.get("name")
+                if isinstance(name, str) and _NAME.fullmatch(name):
                     schema = each.get("inputSchema")
                     given = schema if isinstance(schema, dict) else {}
                     parameters = {"type": "object", "properties": {}, **given}
                     description = str(each.get("description") or "")
-                    found.append(Tool(self, each["name"], description, parameters))
-            if not said.get("nextCursor"):
+                    found.append(Tool(self, name, description, parameters))
+            following = said.get("nextCursor")
+            if not isinstance(following, str) or not following or following in seen:
                 break
-            cursor = {"cursor": said["nextCursor"]}
+            seen.add(following)
+            cursor = {"cursor": following}
         return found[:_MOST_TOOLS]
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """The text that a tool gives. McpError."""
+        """The text that a tool gives; what is none stands as its kind. McpError."""
         said = await self._asked(
             "tools/call", {"name": name, "arguments": arguments}, self.server.timeout_s
         )
-        parts = said.get("content") or ()
-        text = "\n".join(
-            str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part
-        )
+        text = "\n".join(filter(None, map(_text_of, _list_of(said, "content"))))
         if said.get("isError"):
             raise McpError(text or "the tool failed and does not say why")
         return text
@@ -201,6 +240,10 @@ class Program:
             raise McpError(f"{server.command[0]} cannot be started: {error}") from None
         self._process = process
         self._reading = asyncio.create_task(self._read(process))
+        if self._closed:
+            # While it was started.
+            self._end("the server is shutting down")
+            raise McpError("the server is shutting down")
         hello = {
             "protocolVersion": _VERSION,
             "capabilities": {},
@@ -239,22 +282,48 @@ class Program:
         process = self._process
         if process is None or process.stdin is None or process.stdin.is_closing():
             raise McpError(f"{self.server.name} has ended")
-        process.stdin.write(json.dumps(message).encode() + b"\n")
+        if process.stdin.transport.get_write_buffer_size() > LINE_BYTES:
+            raise McpError(f"{self.server.name} does not read what it is asked")
+        try:
+            line = json.dumps(message, allow_nan=False).encode()
+        except ValueError:
+            raise McpError("the arguments have a number that JSON has not") from None
+        process.stdin.write(line + b"\n")
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Give answers to those who wait for them, until the program ends."""
         assert process.stdout is not None
-        why = f"{self.server.name} has ended"
         try:
-            while line := await process.stdout.readline():
+            while (line := await self._line(process.stdout)) is not None:
                 with suppress(ValueError, RecursionError):
-                    self._take(json.loads(line))
-        except ValueError:
-            why = f"{self.server.name} gave an answer of more than {LINE_BYTES} bytes"
+                    self._take(json.loads(line, parse_constant=_no_number, parse_float=_finite))
         finally:
             if self._process is process:
-                self._end(why)
+                self._end(f"{self.server.name} has ended")
             await process.wait()
+
+    async def _line(self, stdout: asyncio.StreamReader) -> bytes | None:
+        """The next one, None at the end. Nothing stands for one that is too long."""
+        whole = True
+        while True:
+            try:
+                line = await stdout.readuntil()
+                return line if whole else b""
+            except asyncio.IncompleteReadError:
+                return None
+            except asyncio.LimitOverrunError as error:
+                if whole:
+                    self._refuse_long()
+                whole = False
+                await stdout.readexactly(error.consumed)
+
+    def _refuse_long(self) -> None:
+        """Tell who waits alone; among several, nobody knows whose answer it would have been."""
+        if len(self._waiting) == 1:
+            (answer,) = self._waiting.values()
+            if not answer.done():
+                why = f"{self.server.name} gave an answer of more than {LINE_BYTES} bytes"
+                answer.set_exception(McpError(why))
 
     def _take(self, message: Any) -> None:
         if not isinstance(message, dict):
@@ -289,3 +358,30 @@ class Program:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(McpError(why))
+
+
+def _list_of(said: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """The objects of a list. McpError."""
+    found = said.get(key, [])
+    if not isinstance(found, list):
+        raise McpError(f"its {key} is no list")
+    return [each for each in found if isinstance(each, dict)]
+
+
+def _text_of(part: Mapping[str, Any]) -> str:
+    """Of a part of an answer, which may be a text, hold one, or be something else."""
+    resource = part.get("resource")
+    for holder in (part, resource if isinstance(resource, dict) else {}):
+        if isinstance(holder.get("text"), str):
+            return str(holder["text"])
+    kind = part.get("type")
+    return f"[{kind}]" if isinstance(kind, str) else ""
+
+
+def _no_number(word: str) -> None:
+    """NaN and the like, which no answer to a client can hold."""
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None

@@ -41,7 +41,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     @routes.post("/tools", responses=errors)
     async def call_tool(body: ToolCall, request: Request) -> Reply:
         """What a tool gives, or how it failed."""
-        tool = (await service.programs.tools()).get(body.tool)
+        tool = await service.programs.tool(body.tool)
         if tool is None:
             raise ApiError(404, f"there is no tool {body.tool[:80]!r} here (--mcp-servers)")
         await SHARE.get().take(_COPIES * LINE_BYTES, "a tool's answer may be large")
