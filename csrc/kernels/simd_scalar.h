@@ -96,9 +96,9 @@ STRATA_INLINE I32v vshr_i32(I32v a, int n) {
   return reinterpret_cast<I32v>(reinterpret_cast<Words>(a) >> n);
 }
 STRATA_INLINE F32v vcvt_f32(I32v a) { return __builtin_convertvector(a, F32v); }
-// |a| < 2^22, as in vround; anything else gives some integer, never undefined behaviour.
 // The lowest four bits of each lane, less 7.5.
 STRATA_INLINE F32v vcentred4(I32v a) { return vsub(vcvt_f32(vand_i32(a, vset_i32(15))), vset(7.5f)); }
+// |a| < 2^22, as in vround; anything else gives some integer, never undefined behaviour.
 STRATA_INLINE I32v vcvt_i32(F32v a) {
   return (vcast_i32(a + vset(12582912.0f)) & 0x7fffff) - 0x400000;
 }

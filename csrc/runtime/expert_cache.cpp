@@ -515,6 +515,7 @@ bool ExpertCache::admit(size_t place) {
   int64_t bytes = 0;
   const ExpertMatrices& matrices = matrices_[static_cast<size_t>(layer_)];
   for (const ExpertMatrixPtr& m : matrices) bytes += m->file_bytes(expert);
+  forget_failed(id);
   if (slot_of_[static_cast<size_t>(id)] >= 0) {
     Slot& slot = *slots_[static_cast<size_t>(slot_of_[static_cast<size_t>(id)])];
     if (slot.sure()) {
@@ -561,6 +562,19 @@ void ExpertCache::read_from(const ExpertMatrices& matrices, int32_t expert) {
     if (std::find(read_from_.begin(), read_from_.end(), file) == read_from_.end()) {
       read_from_.push_back(file);
     }
+  }
+}
+
+// One that is here but could not be read when nobody needed it is missing: it is read again.
+void ExpertCache::forget_failed(int64_t id) {
+  const int32_t at = slot_of_[static_cast<size_t>(id)];
+  if (at < 0) return;
+  const Slot& slot = *slots_[static_cast<size_t>(at)];
+  if (slot.ready() || slot.sure() || !slot.fresh()) return;
+  try {
+    readers_->queue.complete(slot);
+  } catch (const ReadError&) {
+    forget(at);
   }
 }
 

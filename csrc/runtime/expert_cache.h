@@ -154,6 +154,7 @@ class ExpertCache {
   bool admit(size_t place);
   int64_t bring(int32_t expert, int64_t id);
   void forget(int64_t slot);
+  void forget_failed(int64_t id);
   void forget_foreseen();
   void reclaim();
   void settle();

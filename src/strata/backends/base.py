@@ -199,9 +199,10 @@ class BackendStats:
     readers waited for room, or to be asked. Experts that are not resident: ``expert_hits`` were in
     memory when a step needed them, ``expert_misses`` were read; ``expert_bytes`` of the file they
     were in all, of which ``expert_read`` are those read; with ``expert_kept``
-    it began. Of experts that were not there
-    ``foreseen`` were read ahead, of which ``foreseen_right`` were needed; reading ``ahead`` of
-    these had begun by then, ``ahead_bytes`` of it, and ``wasted_bytes`` were read of others.
+    it began. Of experts that were not there ``foreseen`` were read ahead as likely, of which
+    ``foreseen_right`` were needed. Reading ``ahead`` of those that were missed had begun before
+    their turn, as likely or as sure to be needed, ``ahead_bytes`` of it; ``wasted_bytes`` were
+    read, or about to be, of others that their turn did not need.
     ``rows`` are the bytes of table rows, fetched one by one in ``row_reads`` reads that asked the
     system for ``rows_from_disk``. What
     stays was loaded once: ``loaded`` bytes, with some read under way for ``loading_s``.

@@ -91,6 +91,10 @@ def command(
         together = parallel if parallel > 1 else TOGETHER
         window = min(_WINDOW, llm.context)
         each = min(window, few // together)
+        if parallel > 1 and each < _LEAST_EACH:
+            raise UsageError(
+                f"{each} tokens for each of {parallel} sequences are too few to see anything by"
+            )
         with llm.driver.alone(idle=True) as engine:
             show = None if quiet else _show_progress
             routes = record(llm.runtime, engine, ids[:few], window, show)

@@ -30,7 +30,9 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     c, further = decoder.without_further(read_config(file, architecture, context, **options))
     if not c.keys.flag("indexer_tail", False):
         key = c.keys.find("indexer_tail")[0]
-        raise ConfigError(f"'{key}' is false: rows that do not see those just before are not built")
+        raise ConfigError(
+            f"'{key}' is missing or false: rows that do not see those just before are not built"
+        )
     m = experts.read_mixture(c, scoring="sigmoid")
     if m is not None:
         m = replace(m, shared=m.ffn * c.keys.integer("shared_experts", 1, low=1, high=64))

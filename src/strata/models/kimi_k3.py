@@ -40,7 +40,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     if (1 + banks) * c.width > MAX_WIDTH:
         key = c.keys.find("residual_block")[0]
         raise ConfigError(
-            f"'{key}' is {every}: {banks} residuals of {c.width} are {MAX_WIDTH} most"
+            f"'{key}' is {every}: {banks} residuals of {c.width} are {MAX_WIDTH} at most"
         )
     linear = c.keys.number("situ_linear", 0.0, low=-1e6, high=1e6)
     situ = Situ(c.keys.number("situ_beta", low=1e-6, high=1e6), max(linear, 0.0))

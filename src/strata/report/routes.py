@@ -17,7 +17,7 @@ from strata.backends.registry import backend_class
 from strata.backends.settings import EXPERT_DECAY
 from strata.backends.weights import WeightSource
 from strata.engine.engine import Engine
-from strata.engine.routes import POLICY, routes_file
+from strata.engine.routes import POLICY, known_hits, routes_file
 from strata.engine.runtime import Runtime
 from strata.errors import UsageError
 from strata.plan.expert_policies import DECAYS
@@ -165,15 +165,17 @@ def curves(routes: Routes, rows: int = 1) -> tuple[HitCurve, ...]:
 
 
 def keep(path: Path, routes: Routes, found: Sequence[HitCurve]) -> Path | None:
-    """Write curves beside others in Strata's cache, where a Plan looks for them; None where nothing
-    can be kept."""
+    """Write curves beside others in Strata's cache, where a Plan looks for them, those of former
+    runs for other numbers of rows among them; None where nothing can be kept."""
     target = routes_file(path)
+    new = {(curve.rows, curve.decay) for curve in found}
+    others = [c for c in known_hits([path]) if (c.rows, c.decay) not in new]
     data = {
         "policy": POLICY,
         "experts": list(routes.experts),
         "curves": [
             {"rows": c.rows, "tokens": c.tokens, "decay": c.decay, "points": c.points}
-            for c in found
+            for c in (*found, *others)
         ],
     }
     with suppress(OSError):
