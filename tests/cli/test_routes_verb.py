@@ -52,6 +52,9 @@ def test_routes(
     assert "BELADY" in capsys.readouterr().out
     # Of one sequence, and of sixteen, each with a part of the text.
     assert {(c.rows, c.tokens) for c in known_hits([mixture])} == {(1, 252), (16, 224)}
+    # Those of other numbers of sequences stay.
+    assert main([*command, "--parallel", "4"]) == 0
+    assert {(c.rows, c.tokens) for c in known_hits([mixture])} == {(1, 252), (4, 248), (16, 224)}
     kept = Path(found["kept"])
     written = json.loads(kept.read_text())
     kept.write_text(json.dumps(written | {"policy": written["policy"] - 1}))
@@ -60,6 +63,21 @@ def test_routes(
     # Another file is not known by this one's routes.
     mixture.write_bytes(mixture.read_bytes())
     assert known_hits([mixture]) == ()
+
+
+def test_a_context_too_short_for_sequences_beside_each_other(
+    mixture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    monkeypatch.setattr("strata.cli.routes._WINDOW", 6)
+    assert main(["routes", str(mixture), "--text", str(text), "-q", "--parallel", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "6 tokens for each of 4 sequences are too few" in said
+    assert said.count("\n") == 1
 
 
 def test_what_cannot_be(

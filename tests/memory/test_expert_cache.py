@@ -201,6 +201,18 @@ def test_a_read_that_fails(slots: int, kind: str, make_model: Make) -> None:
             assert run.logits(TOKENS).tobytes() == want.tobytes()
 
 
+def test_a_read_that_fails_of_an_expert_that_nobody_needed_yet(make_model: Make) -> None:
+    """Read before its layer's turn in vain: it is read again once it is needed."""
+    with open_model(make_model("tiny-qwen3moe", "Q4_K_M")) as file:
+        others = [int(t) for t in np.random.default_rng(8).integers(20, 250, 40)]
+        want = logits(file, None, others)
+        for at in range(39, 61, 2):
+            run = forward(file, settings(experts(file), slots=ALL, request=1 << 20))
+            with faults(fail_at=at), suppress(WeightReadError):
+                run.logits(TOKENS[:14])
+            assert run.logits(others, [1] * len(others)).tobytes() == want.tobytes()
+
+
 @pytest.mark.parametrize("at", [1, 3, 7, 20, 50])
 def test_a_failure_beside_tiles(at: int, make_model: Make) -> None:
     """A tile that was read ahead may be the one that fails: it is read again."""

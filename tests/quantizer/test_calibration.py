@@ -232,6 +232,22 @@ def test_every_layer_is_distilled_and_loses_no_more(
     assert all(after <= before for before, after in errors)
 
 
+def test_what_distilling_finds_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*args: Any) -> tuple[float, float]:
+        for m in args[2]:
+            m.raw = np.zeros_like(m.raw)
+        return 1.0, 1.0
+
+    monkeypatch.setattr(compensate, "distil", nothing)
+    out, args = tmp_path / "o.gguf", ("--type", "Q4_0", "--calibration", folder / "text.txt")
+    more = ("-c", 64, "--chunks", 4, "-q", "--distil", 1)
+    assert run("quantize", folder / "llama.gguf", out, *args, *more) == 0
+    with open_model(out) as file:
+        assert not file.read("blk.1.ffn_down.weight").any()
+
+
 @pytest.mark.parametrize("more", [(), ("--no-gptq",)])
 def test_distilling_goes_by_a_text_after_error_propagation(
     more: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
