@@ -132,6 +132,8 @@ def strata_command(model: Path, folder: Path, asked: Sequence[str]) -> list[str]
         written.parent.mkdir(parents=True, exist_ok=True)
         written.write_text(found["--mcp-servers-json"])
         command += ["--mcp-servers", str(written)]
+    if "--mcp-servers" in command and "--api-key" not in found:
+        command += ["--allow-unauthenticated"]
     # One that goes when nobody asks is served as one of several.
     if sleeps:
         command += ["--keep-alive", f"{found['--sleep-idle-seconds']}s"]

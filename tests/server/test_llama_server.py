@@ -166,6 +166,29 @@ def test_several_requests_in_one_body_as_vertex_ai_sends_them(http: httpx.Client
     assert http.post("/predict", json={"instances": [{}] * 129}).status_code == 400
 
 
+def test_what_several_requests_take_is_counted_together(llm: LLM) -> None:
+    from starlette.testclient import TestClient
+
+    service = Service(llm, ["smollm2"], Settings(requests_bytes=400_000))
+    with TestClient(service.app(), base_url="http://localhost") as client:
+        short = {"@requestFormat": "/completion", "prompt": "a", "n_predict": 0}
+        answer = client.post("/predict", json={"instances": [short] * 64})
+        assert answer.status_code == 200
+        told = answer.json()["predictions"]
+        wrong = [each["error"]["message"] for each in told if "error" in each]
+        assert 0 < len(wrong) < len(told)
+        assert all("the answers to all instances are large" in message for message in wrong)
+        assert service.admission.held == 0
+        # This one would never be served beside the body that it came in.
+        alone = {"@requestFormat": "applyTemplate", "messages": [{"role": "user", "content": "a"}]}
+        alone["messages"][0]["content"] = "a" * 40_000
+        answer = client.post("/predict", json={"instances": [alone]})
+        assert answer.status_code == 413
+        assert "beside the whole request" in answer.json()["error"]["message"]
+        assert client.post("/apply-template", json=alone).status_code == 200
+    assert service.close()
+
+
 def test_only_one_message_is_continued(http: httpx.Client) -> None:
     said = {"role": "assistant", "content": "Yes"}
     body: Any = {"messages": [{"role": "user", "content": "Hi"}, said, said], "max_tokens": 1}

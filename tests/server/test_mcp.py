@@ -13,7 +13,8 @@ import pytest
 
 from strata.errors import UsageError
 from strata.server.mcp import LINE_BYTES, McpError, McpServer, Program, Programs, read_mcp_servers
-from support.running import load, running
+from strata.server.settings import Settings
+from support.running import KEY, load, running
 
 PROGRAM = """
 import json, os, sys, time
@@ -68,10 +69,18 @@ def http(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     chosen = read_mcp_servers(folder / "servers.json")
     with (
         load(smollm2_path, context=64, parallel=1) as llm,
-        running(llm, mcp_servers=chosen) as server,
-        httpx.Client(base_url=server.url, timeout=60) as client,
+        running(llm, mcp_servers=chosen, api_key=KEY) as server,
+        httpx.Client(base_url=server.url, timeout=60, headers={"x-api-key": KEY}) as client,
     ):
         yield client
+
+
+def test_who_has_no_key_calls_no_tools(http: httpx.Client) -> None:
+    assert httpx.get(http.base_url.join("/tools")).status_code == 401
+    server = McpServer("a", ("x",), {})
+    with pytest.raises(UsageError, match="set --api-key"):
+        Settings(mcp_servers=(server,))
+    Settings(mcp_servers=(server,), allow_unauthenticated=True)
 
 
 def test_tools_of_all_programs_are_listed(http: httpx.Client) -> None:

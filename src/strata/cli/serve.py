@@ -96,7 +96,7 @@ def _ending_well() -> Iterator[None]:
 @click.option(
     "--allow-unauthenticated",
     is_flag=True,
-    help="Accept clients without a key, from other machines too.",
+    help="Accept clients without a key, from other machines and with --mcp-servers too.",
 )
 @click.option(
     "--alias",
@@ -176,7 +176,7 @@ def _ending_well() -> Iterator[None]:
     "--mcp-servers",
     type=click.Path(dir_okay=False, path_type=Path),
     help="A JSON file of MCP servers, as other clients have it (mcpServers): they are started when "
-    "their tools are asked for, which clients find and call at /tools.",
+    "their tools are asked for, which clients with the key find and call at /tools.",
 )
 @backend_options
 @activations_option

@@ -163,14 +163,18 @@ class Share:
         is never there, or not soon."""
         if nbytes <= 0:
             return
+        self.check(nbytes, what)
+        if not await self._admission.take(nbytes):
+            raise ApiError(503, "other requests take the memory that this one needs; try again")
+        self._held += nbytes
+
+    def check(self, nbytes: int, what: str) -> None:
+        """ApiError, that says ``what`` is too much, if so much more is never there."""
         capacity = self._admission.capacity
         if self._held + nbytes > capacity:
             raise ApiError(
                 413, f"{what}; there are {format_size(capacity)} for all requests together"
             )
-        if not await self._admission.take(nbytes):
-            raise ApiError(503, "other requests take the memory that this one needs; try again")
-        self._held += nbytes
 
     @asynccontextmanager
     async def lent(self, nbytes: int, what: str) -> AsyncIterator[None]:

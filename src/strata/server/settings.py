@@ -34,8 +34,8 @@ class Settings:
     """Where to listen, who may come in, and how much they may ask for.
 
     - ``host``: an address, or several with commas.
-    - ``api_key``: asked of every caller; None lets everybody in, which beyond this machine needs
-      ``allow_unauthenticated`` (UsageError otherwise).
+    - ``api_key``: asked of every caller; None lets everybody in, which beyond this machine, and
+      with ``mcp_servers``, needs ``allow_unauthenticated`` (UsageError otherwise).
     - ``cors_origins``: web origins whose pages may call; ``*`` is all.
     - ``verbose``: answers to OpenAI's clients tell their prompt under ``__verbose``, as those of
       ``llama-server --verbose`` do.
@@ -98,6 +98,11 @@ class Settings:
             raise UsageError(
                 f"{self.host} can be reached from other machines: set --api-key (or "
                 "STRATA_API_KEY), or say --allow-unauthenticated to let everybody in"
+            )
+        if self.mcp_servers and self.api_key is None and not self.allow_unauthenticated:
+            raise UsageError(
+                "--mcp-servers lets clients have programs work: set --api-key (or STRATA_API_KEY), "
+                "or say --allow-unauthenticated to let every program of this machine"
             )
 
     def check_served(self, part: Part) -> None:
