@@ -23,7 +23,7 @@ from support import foreign_checkpoints as foreign
 from support.forward import Forward
 from support.streaming import logits, settings, units
 
-USUAL = ("gptq", "gptq-asymmetric", "awq", "w4a16", "nf4", "int8", "hqq")
+USUAL = ("gptq", "gptq-asymmetric", "awq", "w4a16", "nf4", "int8", "hqq", "exl3")
 
 
 def slow(*schemes: str) -> list[Any]:
@@ -53,7 +53,9 @@ def test_values_are_those_of_the_packer(tmp_path: Path, scheme: str) -> None:
             assert place.file.read(place.offset, info.nbytes) == raw.tobytes()
 
 
-@pytest.mark.parametrize("scheme", ["gptq-asymmetric", *slow("awq", "w4a16", "nf4", "int8", "hqq")])
+@pytest.mark.parametrize(
+    "scheme", ["gptq-asymmetric", *slow("awq", "w4a16", "nf4", "int8", "hqq", "exl3")]
+)
 def test_logits_are_those_of_the_values_and_streaming_changes_no_bit(
     tmp_path: Path, scheme: str
 ) -> None:
@@ -63,6 +65,15 @@ def test_logits_are_those_of_the_values_and_streaming_changes_no_bit(
         file.repack(tmp_path / "repacked")
         resident = logits(file, None, TOKENS)
         assert np.array_equal(logits(file, settings(units(file)), TOKENS), resident)
+
+
+@pytest.mark.slow
+def test_exl3_has_a_head_of_its_own_where_the_model_has_none(tmp_path: Path) -> None:
+    quantised, plain, _ = foreign.write(tmp_path, "exl3")
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    with open_model(quantised) as file, open_model(plain) as floats:
+        assert np.array_equal(Forward(file).logits(TOKENS), Forward(floats).logits(TOKENS))
 
 
 def test_what_was_repacked_is_used_again_until_the_files_change(tmp_path: Path) -> None:
@@ -137,6 +148,13 @@ def _tensor(
         ("nf4", _tensor("__nf4", lambda a: np.frombuffer(b"[[[", np.uint8)), "no JSON object"),
         ("nf4", _tensor(".absmax", lambda a: a[:-1].copy()), "has shape"),
         ("int8", _tensor(".SCB", lambda a: a.astype(np.float16)), "is F16, not F32"),
+        (
+            "exl3",
+            _tensor(".trellis", lambda a: a[:, :, :40].copy()),
+            "2.5 bits a weight, which is no",
+        ),
+        ("exl3", _tensor(".trellis", lambda a: a[:-1].copy()), "not of whole 128"),
+        ("exl3", _tensor(".svh", lambda a: None), "is missing"),
     ],
 )
 def test_what_is_not_supported_is_named(
@@ -178,7 +196,7 @@ def test_values_that_contradict_the_header_are_named(
     assert list((tmp_path / "repacked").iterdir()) == []
 
 
-@pytest.mark.parametrize("method", ["exl3", "torchao", "aqlm", "quanto"])
+@pytest.mark.parametrize("method", ["torchao", "aqlm", "quanto"])
 def test_other_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
     plain = foreign.write(tmp_path, "gptq")[1]
     config = json.loads((plain / "config.json").read_text())
@@ -191,7 +209,9 @@ def test_other_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
 ODD: list[Any] = [None, True, -1, 0, 1, 3, 7, 1 << 40, 0.5, "", "x", [], [1], {}, {"a": []}]
 
 
-@pytest.mark.parametrize("scheme", slow("gptq", "awq", "w4a16", "w8a8", "nf4", "int8", "hqq"))
+@pytest.mark.parametrize(
+    "scheme", slow("gptq", "awq", "w4a16", "w8a8", "nf4", "int8", "hqq", "exl3")
+)
 def test_odd_settings_and_tensors_are_errors_or_harmless(tmp_path: Path, scheme: str) -> None:
     """Every setting by every odd value, and every part of a weight in another shape or missing:
     FormatError, or a file of which all can be read."""

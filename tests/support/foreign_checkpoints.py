@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +276,76 @@ def half_quadratic(
     return weight, {"quant_method": "hqq", "quant_config": {}}
 
 
+def trellis(
+    bits: int = 4, codebook: str = "mcg", *, packed: bool = False
+) -> tuple[Callable[[str, int, int], Packed], dict[str, Any]]:
+    """EXL3: of each tile a ring of bits, its numbers between Hadamard matrices of 128."""
+    parity = [[(-1) ** (i & j).bit_count() for j in range(128)] for i in range(128)]
+    turn = np.array(parity, np.float64)
+
+    def halves(bits: int) -> tuple[np.float16, np.float16]:
+        low, high = np.array([bits & 0xFFFF, bits >> 16], np.uint16).view(np.float16)
+        return low, high
+
+    def number(state: int) -> float:
+        if codebook == "mul1":
+            hashed = state * 0x83DCD12D % (1 << 32)
+            total = 1024 + sum(hashed >> shift & 255 for shift in (0, 8, 16, 24))
+            by, less = halves(0xC9311EEE)
+            return float(np.float16(total * float(by) + float(less)))
+        hashed = state * 0xCBAC1FED if codebook == "mcg" else state * 89226354 + 64248484
+        low, high = halves((hashed % (1 << 32) & 0x8FFF8FFF) ^ 0x3B603B60)
+        return float(low + high)
+
+    table: dict[int, float] = {}
+
+    @cache
+    def packed_of(n: int, k: int) -> Packed:
+        rng = np.random.default_rng(n + k + bits)
+        words = rng.integers(0, 1 << 16, (k // 16, n // 16, 16 * bits)).astype(np.uint16)
+        inner = np.zeros((k, n))
+        for i in range(k // 16):
+            for j in range(n // 16):
+                pairs = words[i, j].tolist()
+                ring = 0
+                for low, high in zip(pairs[::2], pairs[1::2], strict=True):
+                    ring = ring << 32 | high << 16 | low
+                # Once more in front, so that the first states have what lies before them.
+                twice = ring << 256 * bits | ring
+                for t in range(256):
+                    state = twice >> (255 - t) * bits & 0xFFFF
+                    thread, at = divmod(t, 8)
+                    row = thread % 4 * 2 + at % 2 + (8 if at % 4 > 1 else 0)
+                    column = thread // 4 + (8 if at > 3 else 0)
+                    inner[16 * i + row, 16 * j + column] = table.setdefault(state, number(state))
+        left = rng.choice([-1.0, 1.0], k)
+        right = rng.choice([-1.0, 1.0], n)
+        tensors: Tensors = {"trellis": words.view(np.int16)}
+        if packed:
+            for side, signs in (("su", left), ("sv", right)):
+                fields = np.array(
+                    [
+                        sum(int(s < 0) << b for b, s in enumerate(run))
+                        for run in signs.reshape(-1, 16)
+                    ],
+                    np.uint16,
+                )
+                tensors[side] = fields.view(np.int16)
+        else:
+            left = (left * (1 + rng.random(k))).astype(np.float16).astype(np.float64)
+            right = (right * 0.05 * (1 + rng.random(n))).astype(np.float16).astype(np.float64)
+            tensors |= {"suh": left.astype(np.float16), "svh": right.astype(np.float16)}
+        if codebook != "plain":
+            factor = {"mcg": 0xCBAC1FED, "mul1": 0x83DCD12D}[codebook]
+            tensors[codebook] = np.array(factor, np.uint32).view(np.int32)
+        turned = np.kron(np.eye(k // 128), turn) @ inner @ np.kron(np.eye(n // 128), turn) / 128
+        values = (turned * left[:, None] * right).T.astype(np.float16)
+        return tensors, np.ascontiguousarray(values, np.float32), "F16"
+
+    settings = {"quant_method": "exl3", "bits": float(bits)}
+    return lambda name, n, k: packed_of(n, k), settings
+
+
 SCHEMES = {
     "gptq": gptq(),
     "gptq-v2": gptq(version=2),
@@ -300,6 +372,10 @@ SCHEMES = {
     "hqq-other-axis": half_quadratic(axis=0),
     "hqq-8-bit": half_quadratic(8, dtype=np.float32),
     "hqq-2-bit": half_quadratic(2, axis=0),
+    "exl3": trellis(),
+    "exl3-3-bit": trellis(3, "plain", packed=True),
+    "exl3-5-bit": trellis(5, "mul1"),
+    "exl3-1-bit": trellis(1),
 }
 """A packer of a weight and config.json's words, by name."""
 
@@ -309,6 +385,8 @@ def write(path: Path, scheme: str) -> tuple[Path, Path, dict[str, tuple[Any, str
     in ``path/plain``. Returns both, and for each weight its values and wanted block type."""
     weight, settings = SCHEMES[scheme]
     golden = make_tiny_models.golden("llama")
+    if scheme.startswith("exl3"):
+        golden = _of_whole_128(golden)
     plain = make_tiny_models.write_directory(path / "plain", golden)
     quantised = make_tiny_models.write_directory(path / "quantised", golden)
     tensors, floats = {}, {}
@@ -328,3 +406,15 @@ def write(path: Path, scheme: str) -> tuple[Path, Path, dict[str, tuple[Any, str
     config = {**golden.config, "quantization_config": settings}
     (quantised / "config.json").write_text(json.dumps(config))
     return quantised, plain, wanted
+
+
+def _of_whole_128(golden: make_tiny_models.Golden) -> make_tiny_models.Golden:
+    """One layer, and all widths 128 or 256."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 8}
+    sizes |= {"hidden_size": 128, "intermediate_size": 256}
+    shapes = {
+        name: tuple({272: 272, 96: 256}.get(size, 128) for size in shape)
+        for name, shape in golden.shapes.items()
+        if ".layers.1." not in name
+    }
+    return replace(golden, config={**golden.config, **sizes}, shapes=shapes)

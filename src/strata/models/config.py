@@ -206,4 +206,7 @@ def _tied(file: ModelFile, keys: Keys, default: bool) -> bool:
     # Of several senses the parts' settings and those of the whole may differ.
     if several_senses(file) and file.tensors:
         return not any(name.endswith("lm_head.weight") for name in file.tensors)
+    # EXL3 keeps a head of its own, of other bits, where the model has none.
+    if quantization_method(file) == "exl3" and "lm_head.weight" in file.tensors:
+        return False
     return keys.flag("tied", default)

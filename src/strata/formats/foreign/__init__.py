@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from strata.formats.errors import ForeignFormatError, shown
-from strata.formats.foreign import bitsandbytes, compressed, dbrx, gpt_oss, hqq, words
+from strata.formats.foreign import bitsandbytes, compressed, dbrx, exl3, gpt_oss, hqq, words
 from strata.formats.foreign.weight import ForeignWeight, ReadSmall
 from strata.formats.tensor_info import TensorInfo
 
@@ -18,6 +18,7 @@ _FINDERS = {
     "hqq": hqq.find,
     "compressed-tensors": compressed.find,
     "mxfp4": gpt_oss.find,
+    "exl3": exl3.find,
 }
 # By `model_type`, whatever the weights are: experts of which some lie in turn.
 _IN_TURN = {"gpt_oss": "mxfp4"}

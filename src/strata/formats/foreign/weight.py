@@ -23,7 +23,7 @@ ReadPart = Callable[[TensorInfo], NDArray[np.uint8]]
 _ROWS = 256
 """Rows that are put together at a time."""
 
-_WHOLE_NUMBERS = {"I8": "<i1", "U8": "<u1", "I32": "<i4", "I64": "<i8"}
+_WHOLE_NUMBERS = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "I64": "<i8"}
 FLOATS = ("F16", "BF16", "F32")
 
 
