@@ -94,8 +94,9 @@ class LLM:
     ``experts_ahead``: of the slots for experts at most so many are for those that are read before a
     router has chosen them, while the disk is idle; no answer changes by it.
     ``draft_model``, a smaller model with the same vocabulary, ``self:N`` for the first N layers of
-    the model itself, or ``self:mtp`` for the block of its file that predicts further tokens,
-    guesses what is not found in texts; all of it stays in memory.
+    the model itself, ``self:mtp`` for the block of its file that predicts further tokens, or a
+    directory of EAGLE or Medusa heads, guesses what is not found in texts; all of it stays in
+    memory.
     ``serving`` sets memory aside for a server in this process. ``embedding``: the model is for
     ``embed``, which takes no head, and continues no text. ``chat_template`` (Jinja) is used instead
     of the model's own.

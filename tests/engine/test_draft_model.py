@@ -212,18 +212,19 @@ def test_many_that_are_some_tokens_behind_go_on_together(tmp_path: Path) -> None
     said = []
     for parallel in (16, 1):
         with open_model(path) as target:
-            file = open_draft_model(1, target, None, context=128, parallel=parallel, threads=2)  # type: ignore[arg-type]
-        model = file.load(250, None)
+            model = build_model(target, 128)
+            file = open_draft_model(1, target, model, None, parallel=parallel, threads=2)  # type: ignore[arg-type]
+        guesser = file.load(250, None)
         found: dict[int, Draft] = {}
         for ids in [[*texts]] if parallel > 1 else [[id] for id in texts]:
             for length in (20, 28):
                 for id in ids:
-                    model.begin(id, Sampler(GREEDY, texts[id], 250))
+                    guesser.begin(id, Sampler(GREEDY, texts[id], 250))
                 parts = {id: texts[id][:length] for id in ids}
-                found |= model.propose(parts, dict.fromkeys(ids, 2))
+                found |= guesser.propose(parts, dict.fromkeys(ids, 2))
             for id in ids:
-                model.end(id)
-        model.close()
+                guesser.end(id)
+        guesser.close()
         said.append([found[id].tokens for id in texts])
     assert said[0] == said[1]
 

@@ -16,27 +16,22 @@ import make_tiny_directories as tiny
 import make_tiny_hybrids
 import make_tiny_models
 from strata import LLM, SamplingParams
-from strata.backends.base import NoBooks
 from strata.backends.reference import ReferenceBackend
-from strata.backends.registry import backend_class
-from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
-from strata.decode import NO_DRAFT, Draft, Sample
+from strata.decode import Draft
 from strata.engine import Engine, KVSettings, Runner
-from strata.engine.drafting import Drafting
 from strata.engine.mtp import MtpDraft
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
 from strata.formats.gguf_writer import TensorSource, write_gguf
 from strata.models import MissingTensor, build_model
 from strata.models.mtp import mtp_model
-from strata.program import Model
 from strata.quant import by_name
 from support import latent_models
 from support.forward import step
+from support.guessing_runs import CONTEXT, answers, loaded, prompts
 from support.headers import Header
 
-CONTEXT = 256
 GREEDY = SamplingParams(max_tokens=16, logprobs=2, ignore_eos=True)
 SAMPLED = replace(GREEDY, temperature=1.1, top_p=0.95, repetition_penalty=1.2, seed=9)
 
@@ -132,31 +127,16 @@ def same_as_the_model(arrays: Arrays) -> None:
     fc[:] = np.eye(*fc.shape, dtype=np.float32)
 
 
-def loaded(file: ModelFile, model: Model, parallel: int) -> Runner:
-    settings = BackendSettings(
-        max_tokens=64, max_logit_rows=8, positions=CONTEXT, parallel=parallel
-    )
-    backend = backend_class("cpu").create(2, None, settings, NoBooks())
-    return Runner(backend, model, WeightSource(file), logit_rows=8)
-
-
-class Nothing:
-    """Guesses nothing."""
-
-    def propose(self, id: int, tokens: Sequence[int], most: int, least: float = 0.0) -> Draft:
-        return NO_DRAFT
-
-    def end(self, id: int, tokens: Sequence[int]) -> None:
-        pass
-
-
 class Noted(MtpDraft):
     """Notes what it was asked and said."""
 
     def __init__(self, path: Path, vocabulary: int, parallel: int = 3) -> None:
         file = open_model(path)
         runner = loaded(file, mtp_model(file, CONTEXT), parallel)
-        super().__init__(runner, file, parallel=parallel, vocabulary=vocabulary, least=0.0)
+        sees = (len(build_model(file, CONTEXT).segments) - 2,)
+        super().__init__(
+            runner, file, parallel=parallel, vocabulary=vocabulary, sees=sees, least=0.0
+        )
         self.said: list[tuple[list[int], tuple[int, ...]]] = []
 
     def propose(
@@ -165,42 +145,6 @@ class Noted(MtpDraft):
         drafts = super().propose(texts, most, others)
         self.said += [(list(texts[id]), draft.tokens) for id, draft in drafts.items()]
         return drafts
-
-
-def answers(
-    runner: Runner,
-    asked: Sequence[Sequence[int]],
-    p: SamplingParams,
-    block: MtpDraft | None,
-    *,
-    turns: int = 1,
-    **kv: object,
-) -> tuple[list[list[Sample]], Engine]:
-    """Of ``turns`` rounds of the same requests."""
-    drafting = None
-    if block is not None:
-        drafting = Drafting(Nothing(), most=4, model=block, recurrent=True)
-    engine = Engine(
-        runner,
-        context=CONTEXT,
-        parallel=len(asked),
-        token_budget=64,
-        drafting=drafting,
-        kv=KVSettings(**{"prefix_cache": False, **kv}),  # type: ignore[arg-type]
-    )
-    out = []
-    for _ in range(turns):
-        requests = [engine.submit(prompt, p) for prompt in asked]
-        while engine.busy:
-            engine.step()
-            engine.check_integrity()
-        out += [request.output for request in requests]
-    return out, engine
-
-
-def prompts(vocabulary: int, *lengths: int) -> list[list[int]]:
-    random = np.random.default_rng(3)
-    return [random.integers(0, vocabulary, n).tolist() for n in lengths]
 
 
 @pytest.mark.parametrize("kind", WRITE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -144,6 +144,40 @@ class WeightSource:
     def floats(self, weight: Weight) -> NDArray[np.float32]:
         """The weight as float32, in its shape."""
         return dequantize(self.type(weight), self.raw(weight), weight.shape)
+
+
+LENT = "lent:"
+"""What stands before the ``source`` of weights that another file lends."""
+
+
+class BorrowingSource(WeightSource):
+    """Reads Weights of one file, and those that it borrows of another one."""
+
+    def __init__(self, file: ModelFile, lender: ModelFile) -> None:
+        super().__init__(file)
+        self._lender = WeightSource(lender)
+
+    def type(self, weight: Weight) -> BlockType:
+        """See WeightSource."""
+        lent = _lent(weight)
+        return super().type(weight) if lent is None else self._lender.type(lent)
+
+    def place(self, weight: Weight) -> MatrixPlace | None:
+        """See WeightSource."""
+        lent = _lent(weight)
+        return super().place(weight) if lent is None else self._lender.place(lent)
+
+    def raw(self, weight: Weight) -> NDArray[np.uint8]:
+        """See WeightSource."""
+        lent = _lent(weight)
+        return super().raw(weight) if lent is None else self._lender.raw(lent)
+
+
+def _lent(weight: Weight) -> Weight | None:
+    """As the other file has it; None for one of the file itself."""
+    if not weight.source.startswith(LENT):
+        return None
+    return replace(weight, source=weight.source.removeprefix(LENT))
 
 
 def _factors_from(

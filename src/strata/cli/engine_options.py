@@ -109,7 +109,8 @@ draft_model_option = click.option(
     metavar="MODEL",
     help="A smaller model with the same vocabulary, which stays in memory and guesses tokens, or "
     "self:N for the first N layers of the model itself, or self:mtp for the block that predicts "
-    "further tokens, where its file has one. No answer changes by it.",
+    "further tokens, where its file has one; or a directory of EAGLE or Medusa heads that were "
+    "trained for it. No answer changes by it.",
 )
 
 

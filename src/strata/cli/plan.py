@@ -131,8 +131,11 @@ def command(
     if draft_model is not None:
         part = own_part(draft_model)
         of = draft_model if part is None else model
-        with _header(of, offline, quiet or as_json) as file:
-            nbytes = planned_bytes(file, context, concurrency, threads, part)
+        with (
+            _header(of, offline, quiet or as_json) as file,
+            _header(model, offline, quiet or as_json) as target,
+        ):
+            nbytes = planned_bytes(file, target, context, concurrency, threads, part)
         workload = replace(workload, draft_model_bytes=nbytes)
     with _header(model, offline, quiet or as_json) as file:
         built = build_model(file)

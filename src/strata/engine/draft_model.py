@@ -23,6 +23,7 @@ from strata.backends.base import Span, Step
 from strata.decode import Draft, LogitsError, Sampler
 from strata.engine.kv_settings import KVSettings, make_memory
 from strata.engine.runner import Runner
+from strata.engine.scheduler import Advance
 from strata.formats import ModelFile
 from strata.kv import SequenceState
 
@@ -53,7 +54,7 @@ GRADES = 1 << 10
 _GRADES = 8
 """Kinds of guesses, by how sure the draft model was."""
 
-_OTHERS = GRADES - 16
+OTHERS = GRADES - 16
 """Where the kinds of guesses begin that are not the draft model's first choice."""
 
 
@@ -101,7 +102,7 @@ class _Growing:
             token = self.sampler.choose(logits).token
         except LogitsError:
             return None
-        chance = _chance(logits, token)
+        chance = chance_of(logits, token)
         if self.likely * chance < least and self.tokens:
             return None
         self._consider(logits, token, chance)
@@ -116,7 +117,7 @@ class _Growing:
             return None
         self.other, self.others, self.sampler = None, 1.0, other.sampler
         self.depth, self.likely = other.number, other.likely / other.chance
-        self._take(other.token, other.chance, _OTHERS, other.number - 1)
+        self._take(other.token, other.chance, OTHERS, other.number - 1)
         return other.token if self.depth < self.most else None
 
     def _consider(self, logits: NDArray[np.float32], token: int, chance: float) -> None:
@@ -127,7 +128,7 @@ class _Growing:
         rest[token] = -np.inf
         with suppress(LogitsError):
             second = self.sampler.choose(rest).token
-            chance = _chance(logits, second)
+            chance = chance_of(logits, second)
             if self.likely * chance > least:
                 sampler = self.sampler.without_grammar()
                 number = len(self.tokens)
@@ -138,7 +139,7 @@ class _Growing:
         self.parents.append(len(self.tokens) - 1 if parent is None else parent)
         self.tokens.append(token)
         self.chances.append(chance)
-        self.grades.append(grades + min(_GRADES - 1, int(_GRADES * chance)))
+        self.grades.append(graded(chance, grades))
         self.likely *= chance
         self.depth += 1
 
@@ -156,7 +157,8 @@ class DraftModel:
 
     ``step_s`` is what guessing one token more takes, for all that are asked for together;
     ``behind_s`` what the last call took for tokens that it had to make up for. No chain goes on
-    that is less likely than ``least``.
+    that is less likely than ``least``. ``ids`` are the tokens that it chooses from, where they are
+    not those below ``vocabulary``.
     """
 
     def __init__(
@@ -166,9 +168,12 @@ class DraftModel:
         *,
         parallel: int,
         vocabulary: int,
+        ids: NDArray[np.int64] | None = None,
         least: float = LEAST,
     ) -> None:
         self._runner, self._file = runner, file
+        self.sees: tuple[int, ...] = ()
+        self._ids = ids
         self.context = runner.model.context_length
         self._parallel, self._vocabulary, self._least = parallel, vocabulary, least
         self._memory = make_memory(
@@ -197,6 +202,14 @@ class DraftModel:
         follower = self._followers.pop(id, None)
         if follower is not None:
             self._memory.manager.release(follower.kv)
+
+    def observe_step(
+        self,
+        advances: Sequence[Advance],
+        chosen: Mapping[int, Sequence[int]],
+        rows: NDArray[np.float32],
+    ) -> None:
+        """It sees nothing."""
 
     def propose(
         self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
@@ -305,8 +318,7 @@ class DraftModel:
             self._took(perf_counter() - began)
 
     def _took(self, seconds: float) -> None:
-        known = self.step_s
-        self.step_s = seconds if known is None else known + _STEP * (seconds - known)
+        self.step_s = moved(self.step_s, seconds)
 
     def _run(
         self, parts: Mapping[int, Sequence[int]], *, wanted: bool = True
@@ -333,10 +345,7 @@ class DraftModel:
         found = []
         for logits in self._logits(step, parts):
             for row in logits:
-                # Of as many tokens as the sampler knows; those that pad a vocabulary are none.
-                wide = np.full(self._vocabulary, -np.inf, np.float32)
-                wide[: len(row)] = row[: self._vocabulary]
-                found.append(wide)
+                found.append(widened(row, self._vocabulary, self._ids))
             del logits
         return dict(zip(parts, found, strict=True)) if wanted else {}
 
@@ -358,7 +367,30 @@ class DraftModel:
         self._file.close()
 
 
-def _chance(logits: NDArray[np.float32], token: int) -> float:
+def graded(chance: float, kind: int = GRADES) -> int:
+    """The kind of a guess that is so likely."""
+    return kind + min(_GRADES - 1, int(_GRADES * chance))
+
+
+def moved(known: float | None, seconds: float) -> float:
+    """What is known of a time after it was measured once more."""
+    return seconds if known is None else known + _STEP * (seconds - known)
+
+
+def widened(
+    row: NDArray[np.float32], vocabulary: int, ids: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """Logits [vocabulary] of as many tokens as a sampler knows, from those of some of them:
+    ``ids``, or the first ones; those that pad a vocabulary are none."""
+    wide = np.full(vocabulary, -np.inf, np.float32)
+    if ids is None:
+        wide[: len(row)] = row[:vocabulary]
+    else:
+        wide[ids] = row
+    return wide
+
+
+def chance_of(logits: NDArray[np.float32], token: int) -> float:
     """Of a token, by its logits."""
     most = float(logits.max())
     return float(np.exp(logits[token] - most) / np.exp(logits - most).sum())

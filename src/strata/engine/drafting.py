@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from strata.decode import NO_DRAFT, Draft, Proposer, Sampler
 from strata.engine.draft_choice import DRAFT_TOKENS
-from strata.engine.draft_model import GRADES, LEAST, DraftModel
-from strata.engine.mtp import MtpDraft
+from strata.engine.draft_model import GRADES, LEAST
+from strata.engine.guesser import Guesser
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
 from strata.errors import OutOfMemoryError
@@ -115,7 +115,7 @@ class Drafting:
         together: int | None = None,
         costs: StepCosts | None = None,
         recurrent: bool = False,
-        model: DraftModel | None = None,
+        model: Guesser | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
         self.proposer = proposer
@@ -136,9 +136,9 @@ class Drafting:
         self.enabled = True
 
     @property
-    def sees(self) -> bool:
-        """Whether ``learn`` is to be shown what the last layer gave."""
-        return isinstance(self.model, MtpDraft)
+    def sees(self) -> tuple[int, ...]:
+        """The numbers of the Segments of which ``learn`` is to be shown what they gave."""
+        return () if self.model is None else self.model.sees
 
     def begin(self, id: int, sampler: Sampler) -> None:
         """A request, whose tokens ``sampler`` chooses."""
@@ -309,7 +309,7 @@ class Drafting:
     ) -> None:
         """A step of these advances has run in ``seconds`` and chose these tokens, by id. ``seen``
         [rows, width] is what the last layer gave of its last rows."""
-        if seen is not None and isinstance(self.model, MtpDraft):
+        if seen is not None and self.model is not None:
             self.model.observe_step(advances, chosen, seen)
         drafted = kept = redone = rows = answering = 0
         for a in advances:

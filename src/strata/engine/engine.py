@@ -389,9 +389,11 @@ class Engine:
 
     def _rows(self, step: Step, broken: list[Exception]) -> Iterator[NDArray[np.float32]]:
         """Rows of logits. What breaks the step off, and not only a request, is entered."""
-        seen = self._see if self.drafting is not None and self.drafting.sees else None
+        drafting = self.drafting
+        shown = () if drafting is None else drafting.sees
+        seen = self._see if shown else None
         try:
-            for logits in self.runner.run(step, self._memory.state, seen=seen):
+            for logits in self.runner.run(step, self._memory.state, seen=seen, seen_of=shown):
                 yield from logits
                 del logits
         except Exception as error:

@@ -197,8 +197,8 @@ def _draft_model(
     return open_draft_model(
         options.draft_model,
         file,
+        model,
         tokenizer,
-        context=model.context_length,
         parallel=options.parallel,
         threads=options.threads or usable_cores(),
     )

@@ -1,11 +1,13 @@
-"""The block of a model that predicts the token after the next one, as a draft model of that model.
+"""The block of a model that predicts the token after the next one, as a draft model of that model,
+and EAGLE's layer, which was trained to do so.
 
-It sees what the model's last layer gave at each position, together with the token that came next,
-and keeps KV of its own of them. Where it goes ahead, what it gave itself stands in for the model's.
+It sees what the model's last layer (or some of its layers) gave at each position, together with the
+token that came next, and keeps KV of its own of them. Where it goes ahead, what it gave itself
+stands in for the model's.
 Rows of positions that the model did not compute for a request (a prefix that was found again) are
 missing: the block begins behind them.
 
-Source: DeepSeek-V3, arXiv 2412.19437, section 2.2.
+Source: DeepSeek-V3, arXiv 2412.19437, section 2.2; EAGLE, arXiv 2401.15077.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from strata.backends.base import Step
 from strata.decode import Draft
 from strata.engine.draft_model import LEAST, STEP_ROWS, DraftModel
+from strata.engine.guesser import right_rows
 from strata.engine.runner import SEEN_ROWS, Runner
 from strata.engine.scheduler import Advance
 from strata.formats import ModelFile
@@ -32,7 +35,8 @@ def seen_bytes(model: Model, parallel: int) -> int:
     """Bytes of the rows of a step and of those that wait, and of the tokens of ``parallel``
     texts."""
     rows = 3 * SEEN_ROWS + 2 * parallel * STEP_ROWS
-    return rows * model.width * 4 + parallel * model.context_length * _TOKEN
+    width = model.segments[0].program.values["x"].width
+    return rows * width * 4 + parallel * model.context_length * _TOKEN
 
 
 @dataclass
@@ -62,9 +66,14 @@ class MtpDraft(DraftModel):
         *,
         parallel: int,
         vocabulary: int,
+        sees: tuple[int, ...],
+        ids: NDArray[np.int64] | None = None,
         least: float = LEAST,
     ) -> None:
-        super().__init__(runner, file, parallel=parallel, vocabulary=vocabulary, least=least)
+        super().__init__(
+            runner, file, parallel=parallel, vocabulary=vocabulary, ids=ids, least=least
+        )
+        self.sees = sees
         self._seen: dict[int, _Seen] = {}
         # What it gave itself behind each text.
         self._given: dict[int, NDArray[np.float32]] = {}
@@ -75,17 +84,9 @@ class MtpDraft(DraftModel):
         chosen: Mapping[int, Sequence[int]],
         rows: NDArray[np.float32],
     ) -> None:
-        """The model gave ``rows`` [rows, width] of these advances, or of their last ones, and these
-        tokens were chosen, by id: ``observe`` what was right."""
-        end = len(rows) - sum(a.rows for a in advances)
-        for a in advances:
-            begin, end = end, end + a.rows
-            missing = max(0, -begin)
-            if missing < len(a.tokens):
-                right = [begin + len(a.tokens) + n for n in a.draft.path(chosen[a.id])]
-                right = [*range(begin + missing, begin + len(a.tokens)), *right]
-                tokens = [*a.tokens[missing:], *chosen[a.id]]
-                self.observe(a.id, a.past + missing, tokens, rows[right])
+        """See Guesser: ``observe`` what was right."""
+        for right in right_rows(advances, chosen, rows):
+            self.observe(*right)
 
     def observe(self, id: int, past: int, tokens: Sequence[int], rows: NDArray[np.float32]) -> None:
         """The model gave ``rows`` [rows, width] at positions ``past ..`` of a request, whose tokens

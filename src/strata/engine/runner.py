@@ -197,10 +197,12 @@ class Runner:
         state: StateCache,
         border: Border | None = None,
         seen: Callable[[NDArray[np.float32]], None] | None = None,
+        seen_of: Sequence[int] = (),
     ) -> Iterator[NDArray[np.float32]]:
         """Run a step; yields logits (or embeddings), a few rows [rows, vocabulary] at a time, in
         the order of ``logits_indices``. ``border`` is told what each Segment but the last gives,
-        and ``seen`` what the last layer gave of the last SEEN_ROWS rows, float32 [rows, width].
+        and ``seen`` what the Segments of the numbers ``seen_of`` (rising; none: the last layer)
+        gave of the last SEEN_ROWS rows, side by side, float32 [rows, widths].
 
         The step has run when the iterator is exhausted. Each array is valid until the next one, and
         there is room for one: let go of it before the next one is asked for.
@@ -213,28 +215,41 @@ class Runner:
             step = replace(step, logits_indices=step.logits_indices[:0])
         self.sweeps.begin(step)
         completed = False
+        shown = () if seen is None else tuple(seen_of) or (len(body) - 1,)
+        joins = self._joins(step) and border is None and shown in ((), (len(body) - 1,))
+        first = max(0, len(step.tokens) - SEEN_ROWS)
+        given: list[NDArray[np.float32]] = []
         try:
-            if self._joined is not None and self._joins(step) and border is None:
+            if self._joined is not None and joins:
                 self._running_joined = True
                 activations = self.backend.run(self._joined, step, state, activations)
                 self._running_joined = False
+                given += self._shown(activations, len(body) - 1, shown, first)
             else:
                 for self._segment, loaded in enumerate(body):
                     activations = self.backend.run(loaded, step, state, activations)
                     self.sweeps.done(self._segment + 1)
                     if border is not None:
-                        given = loaded.segment.outputs
-                        border(loaded.segment, self.backend.export(activations, given))
+                        names = loaded.segment.outputs
+                        border(loaded.segment, self.backend.export(activations, names))
+                    given += self._shown(activations, self._segment, shown, first)
             if seen is not None:
-                (name,) = body[-1].segment.outputs
-                first = max(0, len(step.tokens) - SEEN_ROWS)
-                seen(self.backend.export(activations, (name,), first)[name])
+                seen(given[0] if len(given) == 1 else np.concatenate(given, axis=1))
             self._segment = len(body)
             yield from self._run_head(head, with_head, state, activations)
             completed = True
         finally:
             self._segment, self._running_joined = None, False
             self.sweeps.end(completed=completed)
+
+    def _shown(
+        self, activations: Activations, number: int, shown: Sequence[int], first: int
+    ) -> list[NDArray[np.float32]]:
+        """What a Segment gave from row ``first`` on, if it is to be shown."""
+        if number not in shown:
+            return []
+        (name,) = self._loaded[number].segment.outputs
+        return [self.backend.export(activations, (name,), first)[name]]
 
     def _run_head(
         self, head: LoadedSegment, step: Step, state: StateCache, activations: Activations
