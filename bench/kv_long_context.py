@@ -40,7 +40,7 @@ def fill(llm: LLM, tokens: list[int]) -> int:
     """Have the store keep ``tokens``, with the KV of a short prompt again and again; its bytes."""
     llm.generate(tokens[:SHORT], SamplingParams(max_tokens=2, ignore_eos=True))
     memory = llm.engine._memory
-    (store,) = memory.offload._stores  # type: ignore[attr-defined]
+    (store,) = memory.offload.stores
     state, real = memory.state, []
     for block in range(SHORT // KV_BLOCK - 1):
         real.append(np.empty(state.block_nbytes(0), np.uint8))

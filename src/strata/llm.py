@@ -469,14 +469,26 @@ class LLM:
     def prompt_logprobs(self, prompt: str | list[int]) -> list[float | None]:
         """The natural log-probability of each token of a prompt, given all before it; None for the
         first, which nothing precedes. Text becomes tokens as in ``generate``."""
-        ((text,), one) = asking.prompts_of(prompt)
-        if not one:
-            raise UsageError("give one prompt at a time")
-        ids = prompt_ids(self.tokenizer, text, self.ledger) if isinstance(text, str) else text
+        ids = self._one_prompt(prompt)
         if len(ids) == 1:
             return [None]
         with self.driver.alone() as engine:
             return [None, *engine.logprobs(ids, 0).tolist()]
+
+    def known_tokens(self, prompt: str | list[int]) -> tuple[int, int]:
+        """How many tokens of a prompt, from the first, would not be computed again: those whose KV
+        is in memory, and those whose KV is there or in ``kv_store``. Whole blocks of 64 count, and
+        the last token never does. Text becomes tokens as in ``generate``."""
+        ids = self._one_prompt(prompt)
+        with self.driver.alone() as engine:
+            return engine.known(ids)
+
+    def _one_prompt(self, prompt: object) -> Sequence[int]:
+        texts, one = asking.prompts_of(prompt)
+        if not one:
+            raise UsageError("give one prompt at a time")
+        (text,) = texts
+        return prompt_ids(self.tokenizer, text, self.ledger) if isinstance(text, str) else text
 
     def _answer(
         self,

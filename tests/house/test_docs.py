@@ -112,13 +112,13 @@ def test_examples_in_python_can_be_read(page: Path) -> None:
 
 def test_endpoints_are_those_of_the_server() -> None:
     pytest.importorskip("fastapi")
-    from strata.server import anthropic, llama, memory, ollama, openai, plain, vertex
+    from strata.server import anthropic, kv, llama, memory, ollama, openai, plain, vertex
     from strata.server.fleet import names
     from strata.server.settings import Settings
 
     service = MagicMock(settings=Settings())
     service.llm.path = ROOT / "tests" / "goldens" / "trained-mixture.gguf"
-    protocols = (openai, anthropic, ollama, llama, plain, memory, vertex)
+    protocols = (openai, anthropic, ollama, llama, plain, memory, kv, vertex)
     routes = [route for protocol in protocols for route in protocol.router(service).routes]
     there = {route.path.replace(":path", "") for route in routes}
     public = {route.path.replace(":path", "") for route in routes if route.include_in_schema}

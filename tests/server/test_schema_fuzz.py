@@ -27,9 +27,10 @@ CHECKS = (
 @pytest.fixture(scope="module")
 def small(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Answers are short, because there is no room for long ones."""
-    files = tmp_path_factory.mktemp("kept") / "files"
+    kept = tmp_path_factory.mktemp("kept")
+    files, store = kept / "files", str(kept / "kv")
     with (
-        load(smollm2_path, context=64, serving=True) as served,
+        load(smollm2_path, context=64, serving=True, kv_store=store) as served,
         running(served, files=files, files_bytes=1 << 20) as server,
     ):
         yield server
@@ -62,6 +63,7 @@ ENDPOINTS = (
     "POST /memory",
     "DELETE /v1/files/{id}",
     "DELETE /v1/responses/{id}",
+    "GET /kv",
     "GET /lora-adapters",
     "GET /props",
     "GET /slots",
@@ -78,6 +80,11 @@ ENDPOINTS = (
     "POST /apply-template",
     "POST /completion",
     "POST /infill",
+    "POST /kv/clear",
+    "POST /kv/compress",
+    "POST /kv/lookup",
+    "POST /kv/pin",
+    "POST /kv/unpin",
     "POST /predict",
     "POST /props",
     "POST /tools",

@@ -188,9 +188,9 @@ def _ending_well() -> Iterator[None]:
 @click.option(
     "--without",
     multiple=True,
-    type=click.Choice(["page", "metrics", "slots"]),
+    type=click.Choice(["page", "metrics", "slots", "kv"]),
     help="What is not served: the page in the browser, the figures at /metrics, the state of "
-    "requests at /slots; may be repeated.",
+    "requests at /slots, what is kept of prompts at /kv; may be repeated.",
 )
 @quiet_option
 @verbose_option

@@ -32,6 +32,7 @@ from strata.engine.scheduler import Advance, Scheduler
 from strata.engine.scoring import Rows, score, visit
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
+from strata.kv.store import PrefixStore
 from strata.models import Pooling
 from strata.program import StepSize
 
@@ -509,6 +510,16 @@ class Engine:
             parallel=self.parallel,
             progress=progress,
         )
+
+    def known(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """How many tokens of a prompt, from the first, would not be computed again: those in
+        memory, and those there or in the store. To be asked between two steps."""
+        return self._memory.manager.known(tokens)
+
+    @property
+    def kv_stores(self) -> tuple[PrefixStore, ...]:
+        """Where KV is kept on disk, one for each group of layers; none without a store."""
+        return self._memory.offload.stores
 
     def forget_prefixes(self) -> None:
         """Forget what could be found again in memory: the next prompt is computed."""

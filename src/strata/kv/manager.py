@@ -138,6 +138,17 @@ class KVCacheManager:
             self._index.pin(kv.nodes[-1])
         return kv
 
+    def known(self, tokens: Sequence[int]) -> tuple[int, int]:
+        """How many of ``tokens``, from the first, are known in memory, and with what is kept
+        elsewhere; the last one never is."""
+        if not tokens:
+            return 0, 0
+        kv = self.match_prefix(tokens)
+        try:
+            return kv.length, max(kv.length, self.loadable(kv, tokens) * KV_BLOCK)
+        finally:
+            self.release(kv)
+
     def can_share(self, kv: SequenceState, length: int) -> bool:
         """Whether another sequence may begin with the first ``length`` positions of this one."""
         return self.shares and self._shareable(kv, length)
@@ -497,6 +508,8 @@ class KVCacheManager:
 
     def forget(self) -> None:
         """Forget all cached blocks."""
+        # Those that were kept elsewhere since are held until then.
+        self._offload.collect()
         for group, pool in enumerate(self.pools):
             self._index.evict(group, pool.blocks)
 

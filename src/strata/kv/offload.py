@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from strata.kv.store import PrefixStore
+
 
 @dataclass(frozen=True)
 class BlockRun:
@@ -18,7 +20,10 @@ class BlockRun:
 
 
 class Offload(Protocol):
-    """Keeps what full blocks hold, and brings it back. Sees tokens and block numbers."""
+    """Keeps what full blocks hold, and brings it back. Sees tokens and block numbers. ``stores``
+    are where that is, one for each group."""
+
+    stores: tuple[PrefixStore, ...]
 
     def find(self, tokens: Sequence[int], first: int, most: int) -> int:
         """Up to which block of ``tokens`` a sequence that has ``first`` of them can be brought
@@ -51,6 +56,8 @@ class Offload(Protocol):
 
 class NoOffload:
     """No such place."""
+
+    stores: tuple[PrefixStore, ...] = ()
 
     def find(self, tokens: Sequence[int], first: int, most: int) -> int:
         """Nowhere."""

@@ -7,6 +7,7 @@ A file holds consecutive full blocks of one chain of tokens::
     parent 32      key of the block before the first one
     label 64       what it is of, for people
     tokens i32 [blocks, KV_BLOCK]
+    lengths u64 [blocks]           bytes of each block here; fewer than it has: ``packed``
     digests 32 [blocks]                                                    (SHA-256 of each block)
     digest 32      of all of the above, keyed with the directory's secret
     padding to 4096, then the blocks
@@ -29,27 +30,30 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK
+from strata.kv.block_packing import packed, unpacked
 from strata.kv.store_directory import ForeignFileError, StoreDirectory, StoreError
 
 _log = logging.getLogger("strata.kv")
 
-VERSION = 3
+VERSION = 4
 _MAGIC = b"STRATAKV"
 _HEAD = struct.Struct("<8sIIQ32s32s64s")
 _LABEL = 64
 _DIGEST = 32
 _PAGE = 4096
-_PER_BLOCK = 4 * KV_BLOCK + _DIGEST
+_PER_BLOCK = 4 * KV_BLOCK + 8 + _DIGEST
 _MOST_BLOCKS = 1 << 14
 """Blocks of one file: a million positions."""
 
 Buffer = NDArray[np.uint8]
 _NONE = np.empty(0, np.int32)
+_PACKED: Final = "kvz"
 
 
 def block_keys(identity: bytes, tokens: Sequence[int]) -> list[bytes]:
@@ -69,6 +73,10 @@ def _packed(tokens: Sequence[int]) -> bytes:
     return np.array(tokens, "<i4").tobytes()
 
 
+class _NothingGained(Exception):
+    """No block became smaller."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file whose header was checked: ``keys`` of its blocks, that of the block before them, and
@@ -76,15 +84,21 @@ class Entry:
 
     name: str
     keys: tuple[bytes, ...]
+    offsets: tuple[int, ...]
+    """Where each block begins, and where the last one ends."""
     digests: tuple[bytes, ...]
-    data: int
     parent: bytes
     label: str
     tokens: NDArray[np.int32]
 
+    @property
+    def compressed(self) -> bool:
+        """Whether its blocks were made smaller."""
+        return self.name.endswith(_PACKED)
+
     def name_in(self, directory: StoreDirectory, identity: bytes) -> str:
         """What it is called in a directory."""
-        return directory.name(identity, self.keys[-1])
+        return directory.name(identity, self.keys[-1], _PACKED if self.compressed else "kv")
 
 
 class PrefixStore:
@@ -98,10 +112,10 @@ class PrefixStore:
     def __init__(
         self, directory: StoreDirectory, identity: bytes, block_nbytes: int, label: str = ""
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._label = label.encode(errors="replace")[:_LABEL]
         self.identity = identity
-        self._block_nbytes = block_nbytes
+        self.block_nbytes = block_nbytes
         self._lock = threading.Lock()
         self._entries: dict[str, Entry] = {}
         self._where: dict[bytes, tuple[str, int]] = {}
@@ -111,17 +125,33 @@ class PrefixStore:
     def copy(self, entry: Entry, target: StoreDirectory) -> bool:
         """Bring a file to another directory, every block compared on the way; whether it is there.
         OSError, and StoreError where it is damaged or has no room."""
-        other = PrefixStore(target, self.identity, self._block_nbytes, entry.label)
+        other = PrefixStore(target, self.identity, self.block_nbytes, entry.label)
         with suppress(FileNotFoundError, StoreError):
             other.check(entry.name_in(target, self.identity))
             return True
-        blocks = self._read(entry, 0, len(entry.keys))
-
-        def get(_: int, out: Buffer) -> None:
-            out[:] = next(blocks)
-
-        other._write(entry.parent, entry.keys, entry.tokens.tolist(), get, 0)
+        parts = (part for part, _ in self._read(entry, 0, len(entry.keys)))
+        nbytes = entry.offsets[-1] - entry.offsets[0]
+        if target.make_room(_data_offset(len(entry.keys)) + nbytes):
+            name = entry.name_in(target, self.identity)
+            other._write(name, entry.parent, entry.keys, entry.tokens.tolist(), parts, nbytes)
         return bool(other._entries)
+
+    def compress(self, entry: Entry) -> str:
+        """Have a file's blocks take less room, to the bit what they were; the name that it has
+        then, or the same where nothing is gained. OSError, and StoreError where it is damaged."""
+        if entry.compressed:
+            return entry.name
+        name = self.directory.name(self.identity, entry.keys[-1], _PACKED)
+        other = PrefixStore(self.directory, self.identity, self.block_nbytes, entry.label)
+        nbytes = entry.offsets[-1] - entry.offsets[0]
+        parts = (packed(block) for _, block in self._read(entry, 0, len(entry.keys)))
+        try:
+            # Beside what it is made of: for that time the directory may be too large by one file.
+            other._write(name, entry.parent, entry.keys, entry.tokens.tolist(), parts, nbytes)
+        except _NothingGained:
+            return entry.name
+        self.directory.succeed(name, entry.name)
+        return name
 
     def find(self, keys: Sequence[bytes]) -> int:
         """How many of ``keys``, from the first, are there."""
@@ -156,7 +186,7 @@ class PrefixStore:
                 count += 1
             handed = done
             try:
-                for buffer in self._read(entry, at, count):
+                for _, buffer in self._read(entry, at, count):
                     put(handed, buffer)
                     handed += 1
             except (OSError, StoreError) as error:
@@ -165,7 +195,7 @@ class PrefixStore:
                 break
             done = handed
             used.append(entry.name)
-        self._directory.touch(used)
+        self.directory.touch(used)
         return done
 
     def save(
@@ -183,23 +213,33 @@ class PrefixStore:
         if known < len(keys):
             begin, end = first + known, first + len(keys)
             parent = every[begin - 1] if begin else self.identity
+            nbytes, name = (end - begin) * self.block_nbytes, self._name(keys[-1])
+
+            def parts() -> Iterator[Buffer]:
+                # One block at a time: what is kept must not take memory beside itself.
+                buffer = np.empty(self.block_nbytes, np.uint8)
+                for number in range(begin, end):
+                    get(number, buffer)
+                    yield buffer
+
             try:
-                new = tokens[begin * KV_BLOCK : end * KV_BLOCK]
-                self._write(parent, keys[known:], new, get, begin)
-                names[self._name(keys[-1])] = None
+                if self.directory.make_room(_data_offset(end - begin) + nbytes):
+                    new = tokens[begin * KV_BLOCK : end * KV_BLOCK]
+                    self._write(name, parent, keys[known:], new, parts(), nbytes)
+                names[name] = None
             except (OSError, StoreError) as error:
-                self._directory.failed(error)
-        self._directory.touch(list(names))
+                self.directory.failed(error)
+        self.directory.touch(list(names))
 
     def _look(self) -> None:
         """Learn what other processes, or an earlier one, have written or deleted."""
         try:
-            stamp = self._directory.stamp()
+            stamp = self.directory.stamp()
             if stamp == self._seen:
                 return
-            names = self._directory.names(self.identity)
+            names = self.directory.names(self.identity)
         except OSError as error:
-            self._directory.failed(error)
+            self.directory.failed(error)
             self._seen = None
             self._entries.clear()
             self._where.clear()
@@ -234,17 +274,17 @@ class PrefixStore:
         """Do without a file; only what is ours and is not right is deleted."""
         if isinstance(error, FileNotFoundError):
             return
-        path = self._directory.path / name
+        path = self.directory.path / name
         if isinstance(error, (OSError, ForeignFileError)):
             _log.warning("%s is not used: %s", path, error)
             self._odd.add(name)
             return
         _log.warning("%s deleted: %s", path, error)
-        self._directory.delete(name)
+        self.directory.delete(name)
 
     def check(self, name: str) -> Entry:
         """The header of a file, every field of it checked; StoreError for one that is not right."""
-        with self._directory.opened(name) as fd:
+        with self.directory.opened(name) as fd:
             size = os.fstat(fd).st_size
             head = os.pread(fd, _HEAD.size, 0)
             if len(head) < _HEAD.size:
@@ -252,84 +292,99 @@ class PrefixStore:
             magic, version, count, block_nbytes, identity, parent, label = _HEAD.unpack(head)
             if (magic, version) != (_MAGIC, VERSION):
                 raise StoreError("not a file of this store, or of another version")
-            if (identity, block_nbytes) != (self.identity, self._block_nbytes):
+            if (identity, block_nbytes) != (self.identity, self.block_nbytes):
                 raise StoreError("blocks of another model, KV type or machine")
             data = _data_offset(count)
-            if not 0 < count <= _MOST_BLOCKS or size != data + count * block_nbytes:
+            if not 0 < count <= _MOST_BLOCKS or size < data:
                 raise StoreError(f"{size} bytes, not those of {count} blocks")
             rest = os.pread(fd, count * _PER_BLOCK + _DIGEST, _HEAD.size)
         if len(rest) < count * _PER_BLOCK + _DIGEST:
             raise StoreError("shorter than its header")
-        if not hmac.compare_digest(self._directory.digest(head + rest[:-_DIGEST]), rest[-_DIGEST:]):
+        if not hmac.compare_digest(self.directory.digest(head + rest[:-_DIGEST]), rest[-_DIGEST:]):
             raise StoreError("the header is damaged")
         tokens = np.frombuffer(rest, "<i4", count * KV_BLOCK)
         keys, before = [], parent
         for part in tokens.reshape(count, KV_BLOCK):
             parent = hashlib.sha256(parent + part.tobytes()).digest()
             keys.append(parent)
-        if name != self._name(parent):
+        if name not in (self._name(parent), self.directory.name(self.identity, parent, _PACKED)):
             raise StoreError("under another file's name")
         start = 4 * KV_BLOCK * count
+        offsets = [data]
+        for length in struct.unpack_from(f"<{count}Q", rest, start):
+            if not 0 < length <= block_nbytes:
+                raise StoreError(f"a block of {length} bytes")
+            offsets.append(offsets[-1] + length)
+        if size != offsets[-1]:
+            raise StoreError(f"{size} bytes, not those of {count} blocks")
+        start += 8 * count
         digests = [rest[start + i * _DIGEST : start + (i + 1) * _DIGEST] for i in range(count)]
         said = label.rstrip(b"\0").decode(errors="replace")
-        return Entry(name, tuple(keys), tuple(digests), data, before, said, tokens)
+        return Entry(name, tuple(keys), tuple(offsets), tuple(digests), before, said, tokens)
 
-    def _read(self, entry: Entry, first: int, count: int) -> Iterator[Buffer]:
-        """``count`` blocks from number ``first`` of a file, in one buffer, one after the other;
-        StoreError at one that has not the digest it should."""
-        buffer = np.empty(self._block_nbytes, np.uint8)
-        with self._directory.opened(entry.name) as fd:
+    def _read(self, entry: Entry, first: int, count: int) -> Iterator[tuple[Buffer, Buffer]]:
+        """``count`` blocks from number ``first`` of a file, as they lie there and as they are, in
+        the same buffers one after the other; StoreError at one that has not the digest it
+        should."""
+        buffer = np.empty(self.block_nbytes, np.uint8)
+        with self.directory.opened(entry.name) as fd:
             for number in range(first, first + count):
-                _exactly(os.preadv, fd, buffer, entry.data + number * self._block_nbytes)
-                if hashlib.sha256(buffer.data).digest() != entry.digests[number]:
+                at, end = entry.offsets[number : number + 2]
+                part = buffer[: end - at]
+                _exactly(os.preadv, fd, part, at)
+                block = unpacked(part, len(buffer)) if len(part) < len(buffer) else buffer
+                if hashlib.sha256(block.data).digest() != entry.digests[number]:
                     raise StoreError(f"block {number} is damaged")
-                yield buffer
+                yield part, block
 
     def _write(
         self,
+        name: str,
         parent: bytes,
         keys: Sequence[bytes],
         tokens: Sequence[int],
-        get: Callable[[int, Buffer], None],
-        first: int,
+        parts: Iterator[Buffer],
+        most: int,
     ) -> None:
-        count = len(keys)
-        size = _data_offset(count) + count * self._block_nbytes
-        if not self._directory.make_room(size):
-            return
+        """A file of blocks, of which ``parts`` gives what lies there, ``most`` bytes at most."""
+        count, digests = len(keys), []
+        offsets = [_data_offset(count)]
         head = _HEAD.pack(
-            _MAGIC, VERSION, count, self._block_nbytes, self.identity, parent, self._label
+            _MAGIC, VERSION, count, self.block_nbytes, self.identity, parent, self._label
         )
-        name = self._name(keys[-1])
-        with self._directory.new(name, size) as fd:
-            # One block at a time: what is kept must not take memory beside itself.
-            buffer, digests = np.empty(self._block_nbytes, np.uint8), []
-            for number in range(count):
-                get(first + number, buffer)
-                digests.append(hashlib.sha256(buffer.data).digest())
-                at = _data_offset(count) + number * self._block_nbytes
-                _exactly(os.pwritev, fd, buffer, at)
-            head += _packed(tokens) + b"".join(digests)
-            head += self._directory.digest(head)
+        with self.directory.new(name, offsets[0] + most) as fd:
+            for part in parts:
+                whole = len(part) == self.block_nbytes
+                block = part if whole else unpacked(part, self.block_nbytes)
+                digests.append(hashlib.sha256(block.data).digest())
+                _exactly(os.pwritev, fd, part, offsets[-1])
+                offsets.append(offsets[-1] + len(part))
+            if name.endswith(_PACKED) and offsets[-1] == offsets[0] + count * len(block):
+                raise _NothingGained
+            os.ftruncate(fd, offsets[-1])
+            head += _packed(tokens)
+            head += struct.pack(f"<{count}Q", *np.diff(offsets).tolist())
+            head += b"".join(digests)
+            head += self.directory.digest(head)
             _exactly(os.pwritev, fd, np.frombuffer(head, np.uint8), 0)
-        self._directory.worked()
+        self.directory.worked()
         with self._lock:
-            self._enter(
-                Entry(name, tuple(keys), tuple(digests), _data_offset(count), parent, "", _NONE)
-            )
+            entry = Entry(name, tuple(keys), tuple(offsets), tuple(digests), parent, "", _NONE)
+            self._enter(entry)
 
     def _name(self, key: bytes) -> str:
-        return self._directory.name(self.identity, key)
+        return self.directory.name(self.identity, key)
 
 
-def header_of(directory: StoreDirectory, name: str) -> tuple[bytes, int]:
-    """What a file says of itself, unchecked: its identity, and bytes of a block."""
+def header_of(directory: StoreDirectory, name: str) -> tuple[bytes, int, int]:
+    """What a file says of itself, unchecked: its identity, bytes of a block, and how many blocks
+    there may be."""
     with directory.opened(name) as fd:
         head = os.pread(fd, _HEAD.size, 0)
     if len(head) < _HEAD.size:
         raise StoreError("shorter than a header")
-    _, _, _, nbytes, identity, _, _ = _HEAD.unpack(head)
-    return identity, nbytes
+    _, _, count, nbytes, identity, _, _ = _HEAD.unpack(head)
+    return identity, nbytes, min(count, _MOST_BLOCKS)
 
 
 def _data_offset(count: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +21,9 @@ from strata.sizes import format_size
 _LEAST_ID = 4
 """Letters of an id that a person has to type."""
 
+_FILE_BYTES, _BLOCK_BYTES = 2000, 1200
+"""Of what is known of a file, and of a block: its tokens, its header's bytes, keys and digests."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -32,13 +37,26 @@ class Kept:
     tokens: int
     file: StoreFile
 
+    @property
+    def compressed(self) -> bool:
+        """Whether it takes less room than it did."""
+        return self.file.name.endswith(".kvz")
+
+    @property
+    def age_s(self) -> int:
+        """Seconds since it was used."""
+        return max(0, round(time.time() - self.file.used))
+
 
 class StoreContents:
-    """What was there when it was looked at. Files that are not right are left to those who use
-    them."""
+    """What was there when it was looked at, of all models or of those with ``identities``. Files
+    that are not right are left to those who use them."""
 
-    def __init__(self, directory: StoreDirectory) -> None:
+    def __init__(
+        self, directory: StoreDirectory, identities: Collection[bytes] | None = None
+    ) -> None:
         self._directory = directory
+        self._of = identities
         self._stores: dict[tuple[bytes, int], PrefixStore] = {}
         self._entries: dict[str, tuple[PrefixStore, Entry, StoreFile]] = {}
         self._where: dict[bytes, tuple[str, int]] = {}
@@ -51,7 +69,9 @@ class StoreContents:
                 continue
 
     def _read(self, file: StoreFile) -> None:
-        identity, nbytes = header_of(self._directory, file.name)
+        identity, nbytes, _ = header_of(self._directory, file.name)
+        if self._of is not None and identity not in self._of:
+            return
         store = self._stores.setdefault(
             (identity, nbytes), PrefixStore(self._directory, identity, nbytes)
         )
@@ -118,6 +138,21 @@ class StoreContents:
             out[name] = None
         return list(out)
 
+    def lookup(self, tokens: Sequence[int]) -> dict[str, int]:
+        """How many of ``tokens``, from the first, are kept, by label; of layers with a window or a
+        state the label has what the others keep. None where there is nothing."""
+        out: dict[str, int] = {}
+        for label, identities in self._identities.items():
+            for identity in identities:
+                count = 0
+                for key in block_keys(identity, tokens):
+                    if key not in self._where:
+                        break
+                    count += KV_BLOCK
+                if count:
+                    out[label] = max(count, out.get(label, 0))
+        return out
+
     def pin(self, names: Iterable[str], pinned: bool) -> list[str]:
         """Have files stay, or no longer; those that it was done with."""
         return [name for name in names if self._tried(name, pinned)]
@@ -130,6 +165,29 @@ class StoreContents:
         store, entry, file = self._entries[name]
         self._entries[name] = store, entry, replace(file, pinned=pinned)
         return True
+
+    def compress(
+        self, names: Iterable[str], going_on: Callable[[], bool] = lambda: True
+    ) -> list[str]:
+        """Have files take less room, one after the other while ``going_on``; those that do now, by
+        the names that they have then. StoreError where one is damaged."""
+        done = []
+        for name in names:
+            if not going_on():
+                break
+            store, entry, file = self._entries[name]
+            new = name
+            with suppress(FileNotFoundError):
+                new = store.compress(entry)
+            if new == name:
+                continue
+            del self._entries[name]
+            found = {f.name: f for f in self._directory.files()}
+            self._entries[new] = store, store.check(new), found.get(new, file)
+            for number, key in enumerate(entry.keys):
+                self._where[key] = new, number
+            done.append(new)
+        return done
 
     def clear(self, names: Iterable[str], *, everything: bool = False) -> list[str]:
         """Delete files, or ``everything`` that the store has written; which are gone."""
@@ -172,6 +230,16 @@ class StoreContents:
     def _named(self, name: str, target: StoreDirectory) -> str:
         store, entry, _ = self._entries[name]
         return entry.name_in(target, store.identity)
+
+
+def contents_bytes(directory: StoreDirectory, identities: Collection[bytes]) -> int:
+    """Of memory that StoreContents of these take at most."""
+    total = 0
+    for file in directory.files():
+        with suppress(OSError, StoreError):
+            identity, _, count = header_of(directory, file.name)
+            total += _FILE_BYTES + count * _BLOCK_BYTES * (identity in identities)
+    return total
 
 
 def _id(entry: Entry) -> str:

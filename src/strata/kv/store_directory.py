@@ -3,6 +3,7 @@
 It holds a file that marks it and keeps a random secret, ``strata-kv-store``, and::
 
     <model 32>-<key 64>-<tag 16>.kv       KV that is kept
+    <model 32>-<key 64>-<tag 16>.kvz      the same, compressed
     <model 32>-<key 64>-<tag 16>.texts    tokens of texts that were kept for guesses
     <random 32>-<tag 16>.tmp              what is being written       (all in hexadecimal digits)
 
@@ -40,7 +41,8 @@ MARK = "strata-kv-store"
 _MARK_HEAD = b"Strata KV store 2\n"
 _MARK_TEXT = re.compile(re.escape(_MARK_HEAD) + rb"([0-9a-f]{64})\n")
 _MARK_BYTES = 1000
-_NAME = re.compile(r"([0-9a-f]{32}-[0-9a-f]{64}|[0-9a-f]{32})-[0-9a-f]{16}\.(kv|texts|tmp)")
+_NAME = re.compile(r"([0-9a-f]{32}-[0-9a-f]{64}|[0-9a-f]{32})-[0-9a-f]{16}\.(kv|kvz|texts|tmp)")
+_KEPT = (".kv", ".kvz")
 _FIRST_LAYOUT = re.compile(r"[0-9a-f]{32}")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -99,7 +101,7 @@ class StoreDirectory:
         """32 bytes that only who knows this directory's secret can make: HMAC-SHA-256."""
         return hmac.digest(self._key, data, "sha256")
 
-    def name(self, model: bytes, key: bytes, kind: Literal["kv", "texts"] = "kv") -> str:
+    def name(self, model: bytes, key: bytes, kind: Literal["kv", "kvz", "texts"] = "kv") -> str:
         """Of the file whose last block has ``key``, which is of the model ``model``."""
         return self._tagged(f"{_model(model)}{key.hex()}", kind)
 
@@ -109,7 +111,7 @@ class StoreDirectory:
 
     def names(self, model: bytes) -> set[str]:
         """Files of a model."""
-        return {n for n in self._ours(".kv") if n.startswith(_model(model))}
+        return {n for n in self._ours(*_KEPT) if n.startswith(_model(model))}
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
@@ -128,8 +130,8 @@ class StoreDirectory:
 
     @contextmanager
     def new(self, name: str, size: int) -> Iterator[int]:
-        """A descriptor to write ``size`` bytes to, which are then the file ``name`` and on the
-        disk; nothing is left of them after an error."""
+        """A descriptor to write ``size`` bytes to (or fewer, where it is cut), which are then the
+        file ``name`` and on the disk; nothing is left of them after an error."""
         temporary = self._tagged(secrets.token_hex(16), "tmp")
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | _SAFELY
         fd = os.open(temporary, flags, 0o600, dir_fd=self._fd)
@@ -160,7 +162,7 @@ class StoreDirectory:
     def files(self) -> list[StoreFile]:
         """All that is kept, of all models, the longest unused first."""
         out = []
-        for name in self._ours(".kv"):
+        for name in self._ours(*_KEPT):
             seen = self._stat(name)
             if seen:
                 out.append(StoreFile(name, seen.st_size, seen.st_mtime, _is_pinned(seen)))
@@ -168,13 +170,22 @@ class StoreDirectory:
 
     def clear(self) -> None:
         """Delete all that is kept, with the texts that guesses are made from."""
-        for name in self._ours(".kv", ".texts"):
+        for name in self._ours(*_KEPT, ".texts"):
             self.delete(name)
 
     def pin(self, name: str, pinned: bool) -> None:
         """Have a file stay whatever has no room, or no longer. OSError, ForeignFileError."""
         with self.opened(name) as fd:
             os.fchmod(fd, 0o400 if pinned else 0o600)
+
+    def succeed(self, name: str, old: str) -> None:
+        """Delete a file of ours for another one that holds the same: pinned as it was, and used
+        when it was."""
+        with self.opened(old) as before, self.opened(name) as fd:
+            seen = os.fstat(before)
+            os.fchmod(fd, stat.S_IMODE(seen.st_mode))
+            os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        self.delete(old)
 
     def touch(self, names: Sequence[str]) -> None:
         """Note that files of one chain were used: what comes first counts as used last.
@@ -192,7 +203,7 @@ class StoreDirectory:
         """Delete the longest unused files of all models until ``size`` bytes more fit the limit;
         nothing where they do not fit beside what is pinned."""
         files, total = [], 0
-        for name in self._ours(".kv", ".texts", ".tmp"):
+        for name in self._ours(*_KEPT, ".texts", ".tmp"):
             seen = self._stat(name)
             if not seen:
                 continue

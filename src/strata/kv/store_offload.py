@@ -57,7 +57,7 @@ class StoreOffload:
         token_s: Callable[[], float | None],
         unchanged: Callable[[], bool],
     ) -> None:
-        self._groups, self._stores = tuple(groups), tuple(stores)
+        self._groups, self.stores = tuple(groups), tuple(stores)
         self._state, self._pools = state, tuple(pools)
         self._token_s = token_s
         self._unchanged = unchanged
@@ -75,7 +75,7 @@ class StoreOffload:
         if most <= first or self._is_stale():
             return first
         kept: list[list[bool]] = []
-        for store in self._stores:
+        for store in self.stores:
             keys = block_keys(store.identity, tokens[: most * KV_BLOCK])[first:]
             kept.append(store.kept(keys))
         for end in range(most, first, -1):
@@ -93,7 +93,7 @@ class StoreOffload:
 
     def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """See Offload."""
-        store, end = self._stores[run.group], run.first + len(run.blocks)
+        store, end = self.stores[run.group], run.first + len(run.blocks)
         keys = block_keys(store.identity, tokens[: end * KV_BLOCK])[run.first :]
 
         def put(number: int, data: Buffer) -> None:
@@ -135,7 +135,7 @@ class StoreOffload:
         if self._is_stale():
             return new
         for run in work.runs:
-            store = self._stores[run.group]
+            store = self.stores[run.group]
             keys = block_keys(store.identity, work.tokens)[run.first :][: len(run.blocks)]
             new = max(new, len(keys) - store.find(keys))
 

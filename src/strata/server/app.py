@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from strata import __version__
 from strata.errors import StrataError
-from strata.server import anthropic, llama, memory, ollama, openai, plain, vertex
+from strata.server import anthropic, kv, llama, memory, ollama, openai, plain, vertex
 from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
 from strata.server.invalid import as_invalid
@@ -46,7 +46,7 @@ def create_app(service: Service) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for protocol in (openai, anthropic, ollama, llama, vertex, plain, memory, live):
+    for protocol in (openai, anthropic, ollama, llama, vertex, plain, memory, kv, live):
         app.include_router(protocol.router(service))
     settings = service.settings
     if "page" not in settings.without:

@@ -121,6 +121,7 @@ class Service:
         # A template that takes long holds up chats only, and they have to do with it.
         self._renderer = ThreadPoolExecutor(1, "strata-template", self._come_later)
         self._scorer = ThreadPoolExecutor(1, "strata-score")
+        self._keeper = ThreadPoolExecutor(1, "strata-keeper", self._come_later)
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar", self._come_later)
         templates = llm.tokenizer.chat_templates.values()
         self._renders_apart = any(template.foreign for template in templates)
@@ -163,6 +164,7 @@ class Service:
         self._large_texts.shutdown(wait=False, cancel_futures=True)
         self._renderer.shutdown(wait=False, cancel_futures=True)
         self._scorer.shutdown(wait=False, cancel_futures=True)
+        self._keeper.shutdown(wait=False, cancel_futures=True)
         self._compilers.shutdown(wait=False, cancel_futures=True)
         return self.bridge.close(timeout_s=5.0)
 
@@ -263,6 +265,10 @@ class Service:
             raise ApiError(
                 503, "other requests hold the KV that this one needs; try again later"
             ) from None
+
+    async def on_the_store(self, work: Callable[[], T]) -> T:
+        """The result of ``work`` on what is kept on disk, one such work at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._keeper, _begin(work))
 
     async def prompt_samples(self, prompt: Sequence[int], top: int) -> list[Sample]:
         """All tokens of a prompt but the first, each with its log-probability and the ``top`` most

@@ -14,7 +14,7 @@ from strata.server.errors import ApiError
 from strata.server.mcp import McpServer
 
 Unknown = Literal["refuse", "warn"]
-Part = Literal["page", "metrics", "slots"]
+Part = Literal["page", "metrics", "slots", "kv"]
 
 _LOCAL_ORIGINS = (
     r"https?://(?:[a-z0-9-]+\.)?localhost(?::\d+)?|https?://(?:127\.0\.0\.1|0\.0\.0\.0|\[::1\])(?::\d+)?"
@@ -40,7 +40,7 @@ class Settings:
     - ``verbose``: answers to OpenAI's clients tell their prompt under ``__verbose``, as those of
       ``llama-server --verbose`` do.
     - ``without``: what is not served: the ``page``, the figures at ``/metrics``, the state of
-      requests at ``/slots``.
+      requests at ``/slots``, what is kept of prompts at ``/kv``.
     - ``grace_s``: seconds that running requests have when the server is stopped.
     - ``queue``: requests that may wait or run; ``connections``: clients at once.
     - ``body_bytes``: the largest request body; ``values`` and ``depth``: JSON values and keys in
