@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from strata.machine.machine import Machine
     from strata.quant import BlockType
     from strata.quantizer.lab import Calibration
+    from strata.quantizer.quantise import Written
 
 _CHUNKS = 32
 
@@ -98,6 +99,13 @@ _CHUNKS = 32
     help="Change weights so that answers stay: awq moves scales for what rounding loses, "
     "smoothquant for activations of 8 bits, both by the calibration; hadamard turns the stream.",
 )
+@click.option(
+    "--format",
+    "studied",
+    metavar="NAME",
+    help="Matrices of layers in a format that is studied, for small models: nf4, dynamic-tree, "
+    "spqr, squeezellm, aqlm, trellis, mxfp4-rotated or nvfp4-rotated; OUT ends in .safetensors.",
+)
 @click.option("--pure", is_flag=True, help="Every matrix in the mix's own type.")
 @click.option(
     "--tensor",
@@ -129,6 +137,7 @@ def command(
     no_gptq: bool,
     distil: int | None,
     fold: str | None,
+    studied: str | None,
     pure: bool,
     overrides: tuple[str, ...],
     memory: int | None,
@@ -137,13 +146,14 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Write MODEL as OUT, a GGUF file of smaller types.
+    """Write MODEL as OUT, a GGUF file of smaller types (with --format a .safetensors file).
 
     The file has the same bytes whatever the budget and the threads. A run that is interrupted is
     gone on with when the same command is given again; OUT appears when it is whole.
     """
-    _check(out, force)
+    _check(out, force, ".gguf" if studied is None else ".safetensors")
     wishes = {"--type": mix, "--bpw": bpw, "--size": size, "--fit": fit, "--recipe": recipe}
+    wishes |= {"--format": studied}
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} both say what to write: give one of them")
@@ -158,7 +168,14 @@ def command(
         raise UsageError("--imatrix is of columns that --fold hadamard mixes: give --calibration")
     if distil is not None and (calibration is None or no_gptq):
         raise UsageError("--distil goes by a text, after GPTQ: give --calibration, not --no-gptq")
-    count = calibration_threads(threads) if calibration is not None else threads
+    if studied is not None:
+        others = {"--imatrix": imatrix is not None, "--fold": fold is not None}
+        others |= {"--distil": distil is not None, "--memory": memory is not None}
+        others |= {"--pure": pure, "--no-gptq": no_gptq, "--tensor": bool(overrides)}
+        odd = [name for name, is_given in others.items() if is_given]
+        if odd:
+            raise UsageError(f"{' and '.join(odd)} and --format do not go together")
+    count = calibration_threads(threads) if calibration is not None or studied else threads
     from strata.formats import open_model
     from strata.hub.references import resolve
     from strata.quantizer.importance import read_importance, split_experts
@@ -171,7 +188,7 @@ def command(
     chosen = find_mix(mix or "Q4_K_M")
     rules = [_override(text) for text in overrides]
     started = perf_counter()
-    with progress_bars(silent=quiet or as_json, counted=STEPS) as progress:
+    with progress_bars(silent=quiet or as_json, counted=(*STEPS, "encoding")) as progress:
         path = resolve(model, progress=progress)
         if out.exists() and out.samefile(path):
             raise UsageError(f"{out} is the model itself: give another name")
@@ -180,6 +197,15 @@ def command(
             source = source_of(file)
             lossy = [t for t in source.tensors.values() if is_quantised(t.name, t.shape)]
             already = {t.type.name for t in lossy} - {"F32", "F16", "BF16", "F64"}
+            if studied is not None:
+                from strata.quantizer.research import write_research
+
+                text = None
+                if calibration is not None:
+                    text = calibration_text(file, calibration, context, chunks or _CHUNKS)
+                result = write_research(file, source, out, studied, text, count or 1, progress)
+                _tell(model, out, studied, result, perf_counter() - started, as_json)
+                return
             if fold == "hadamard":
                 from strata.quantizer.lab import turn_stream
 
@@ -270,8 +296,13 @@ def command(
                 threads=count,
                 progress=progress,
             )
-    seconds = perf_counter() - started
     label = (mix and chosen.name) or ("Q4_K_M" if not given else "a mix of its own")
+    _tell(model, out, label, result, perf_counter() - started, as_json)
+
+
+def _tell(
+    model: str, out: Path, label: str, result: Written, seconds: float, as_json: bool
+) -> None:
     if as_json:
         print_json(
             {
@@ -294,11 +325,11 @@ def command(
     )
 
 
-def _check(out: Path, force: bool) -> None:
+def _check(out: Path, force: bool, suffix: str) -> None:
     if out.exists() and not force:
         raise UsageError(f"{out} is there already; --force writes over it")
-    if out.suffix != ".gguf":
-        raise UsageError(f"{out} is not named like a GGUF file; end it in .gguf")
+    if out.suffix != suffix:
+        raise UsageError(f"{out} is not named like what is written; end it in {suffix}")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a directory")
 

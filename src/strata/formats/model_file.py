@@ -27,6 +27,7 @@ from strata.formats.foreign.weight import ForeignWeight
 from strata.formats.fp8 import Fp8Weight, present
 from strata.formats.gguf_split import open_gguf
 from strata.formats.huggingface import open_directory
+from strata.formats.research import open_research
 from strata.formats.tensor_info import TensorInfo
 
 Kind = Literal["gguf", "huggingface"]
@@ -49,7 +50,8 @@ class Stored:
 
 
 class ModelFile:
-    """An opened GGUF model (one file or all parts) or Hugging Face directory.
+    """An opened GGUF model (one file or all parts), Hugging Face directory, or file of formats that
+    are studied, which counts as GGUF.
 
     Opening reads headers only. `metadata` is GGUF's key/values, or the object in config.json.
     Reading is safe from several threads; bytes come straight from the file at each call, nothing
@@ -64,7 +66,8 @@ class ModelFile:
     room: int | None = None
 
     def __init__(self, path: str | Path, room: int | None = None) -> None:
-        """Open `path`, a .gguf file (any part of a split model) or a directory.
+        """Open `path`, a .gguf file (any part of a split model), a directory, or a .safetensors
+        file as `strata.formats.research` has it.
 
         `room` are the bytes that headers and files beside the weights may take each while they are
         read, None where no budget says.
@@ -82,6 +85,13 @@ class ModelFile:
                     stored, self.metadata, str(self.path), self._small
                 )
                 tensors, self._fp8 = present(stored, self.metadata, str(self.path))
+            elif self.path.suffix == ".safetensors":
+                self.kind = "gguf"
+                self.directory = self.path.parent
+                one, self.metadata, tensors, self._foreign = open_research(
+                    self.path, resources, room
+                )
+                files, self._fp8 = [one], {}
             else:
                 self.kind = "gguf"
                 self.directory = self.path.parent
@@ -260,7 +270,7 @@ def open_model(path: str | Path, room: int | None = None) -> ModelFile:
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix in (".safetensors", ".json"):
+    if path.suffix == ".json":
         raise UnknownFormatError(
             f"{path} is part of a Hugging Face model: give its directory {path.parent} instead"
         )

@@ -37,6 +37,13 @@ DTYPES = {name: by_name(name) for name in _NAMES.split()}
 def read_header(file: DiskFile, room: int | None = None) -> dict[str, TensorInfo]:
     """Read and check the header; the data is not touched. ``room`` are the bytes that this may
     take, where a budget says. Raises the FormatError that fits."""
+    return read_noted_header(file, room)[0]
+
+
+def read_noted_header(
+    file: DiskFile, room: int | None = None
+) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The same, and what ``__metadata__`` says."""
     if file.size < 8:
         raise TruncatedError(
             f"{file.path} has {file.size} bytes, too few for a safetensors file: it was cut off; "
@@ -57,16 +64,17 @@ def read_header(file: DiskFile, room: int | None = None) -> dict[str, TensorInfo
         )
     where = f"{file.path}: header at byte 8"
     header = parse_object(file.read(8, length), where, most_values=bound.values)
-    _check_notes(header.pop("__metadata__", {}), file)
+    notes = _checked_notes(header.pop("__metadata__", {}), file)
     start = 8 + length
     tensors = {name: _tensor(name, entry, start, file) for name, entry in header.items()}
     _check_cover(tensors, start, file)
-    return tensors
+    return tensors, notes
 
 
-def _check_notes(notes: Any, file: DiskFile) -> None:
+def _checked_notes(notes: Any, file: DiskFile) -> dict[str, str]:
     if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
         raise JsonTypeError(f"{file.path}: __metadata__ is not an object of strings")
+    return notes
 
 
 def _tensor(name: str, entry: Any, start: int, file: DiskFile) -> TensorInfo:

@@ -6,7 +6,7 @@ Source: the format section of the safetensors project's README.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from strata.formats.errors import WriteError, shown
@@ -26,14 +26,16 @@ def write_safetensors(
     *,
     written: Written | None = None,
     keep_partial: bool = False,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file; it appears under its name only when it is complete.
 
     Raises DiskFullError before writing if there is no room, WriteError for a type that the format
-    does not have. `written` and `keep_partial` as in `write_gguf`.
+    does not have. `written` and `keep_partial` as in `write_gguf`; ``notes`` go into
+    ``__metadata__``.
     """
     refuse_duplicates(tensors)
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": dict(notes or {"format": "pt"})}
     offset = 0
     for tensor in tensors:
         if tensor.type.name not in DTYPES:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from strata.quant.block_type import Floats
 from strata.quant.floats import e4m3_values
 from strata.quant.propagation import Matrix, inverse_factor, propagate
-from strata.quant.trellis import hadamard
+from strata.quant.trellis import hadamard, turned
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 _BORDERS = (E2M1[1:] + E2M1[:-1]) / 2
@@ -65,21 +66,37 @@ def encode(
     """What ``weights`` [n, k] become, by the inputs' ``hessian`` [k, k]; with ``rotated`` as they
     are for inputs that were multiplied by ``rotation``. Every group is E2M1 numbers times one of
     the format's scales, and the tensor's where it has one."""
+    return encode_scaled(weights, hessian, format, rotated=rotated, damping=damping)[0]
+
+
+def encode_scaled(
+    weights: Matrix, hessian: Matrix, format: FloatFormat, *, rotated: bool, damping: float = 0.01
+) -> tuple[Matrix, Matrix]:
+    """The same, and the scale of each group [n, k / group]."""
     if rotated:
         turn = rotation(weights.shape[1], format.group)
         weights, hessian = weights @ turn, turn.T @ hessian @ turn
     upper = inverse_factor(hessian, damping)
     spread = np.diag(upper) ** 2
     scale, unit = np.ones(len(weights)), format.unit(weights)
+    scales = np.ones((len(weights), weights.shape[1] // format.group))
 
     def rounded(j: int, kept: Matrix) -> Matrix:
         nonlocal scale
         if j % format.group == 0:
             here = slice(j, j + format.group)
             scale = _scale(kept[:, here] / unit, spread[here], format) * unit
+            scales[:, j // format.group] = scale
         return (nearest(kept[:, j] / scale) * scale)[:, None]
 
-    return propagate(weights, upper, rounded)
+    return propagate(weights, upper, rounded), scales
+
+
+def turned_back(values: Matrix, format: FloatFormat) -> Floats:
+    """Weights [n, k] as they are for inputs that were not multiplied."""
+    groups = values.reshape(-1, format.group)
+    found: Floats = turned(groups, format.group).reshape(values.shape).astype(np.float32)
+    return found
 
 
 def _scale(group: Matrix, spread: Matrix, format: FloatFormat) -> Matrix:

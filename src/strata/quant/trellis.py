@@ -139,16 +139,36 @@ def decode(kept: Trellis) -> Floats:
     n, k = (len(s) for s in kept.signs)
     runs = decode_runs(kept.symbols.reshape(-1, RUN), kept.bits, kept.state_bits)
     tiles = runs.reshape(k // TILE, n, TILE).transpose(1, 0, 2).reshape(n, k)
-    turned = tiles * kept.scales.astype(np.float32)[:, None]
-    left, right = (hadamard(len(s)) * s for s in kept.signs)
-    found: Floats = (left.T @ turned @ right).astype(np.float32)
-    return found
+    scaled = (tiles * kept.scales.astype(np.float32)[:, None]).astype(np.float64)
+    left, right = kept.signs
+    across = turned(scaled, turned_together(k)) * right
+    down = turned(across.T, turned_together(n)) * left
+    return np.ascontiguousarray(down.T, np.float32)
+
+
+def turned_together(width: int) -> int:
+    """How many of so many numbers a Hadamard matrix mixes: the largest power of two that divides
+    it, up to 128."""
+    return min(width & -width, 128)
+
+
+def turned(values: Matrix, size: int) -> Matrix:
+    """Runs of ``size`` numbers of each row times the orthogonal Hadamard matrix: sums and
+    differences in one order, so that bits depend on no library of matrices."""
+    found = values.reshape(len(values), -1, size)
+    half = 1
+    while half < size:
+        pairs = found.reshape(len(values), -1, 2, half)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        found = np.stack([first + second, first - second], axis=2)
+        half *= 2
+    whole: Matrix = found.reshape(values.shape) / np.sqrt(size)
+    return whole
 
 
 def hadamard(width: int) -> Matrix:
-    """Orthogonal: Hadamard matrices of the largest power of two that divides ``width``, up to 128,
-    side by side on the diagonal."""
-    size = min(width & -width, 128)
+    """Orthogonal: Hadamard matrices of ``turned_together`` rows, side by side on the diagonal."""
+    size = turned_together(width)
     found = np.ones((1, 1))
     while len(found) < size:
         found = np.block([[found, found], [found, -found]]) / np.sqrt(2)

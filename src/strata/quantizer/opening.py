@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.quantizer.directories import as_gguf
 from strata.quantizer.presented import Presented
@@ -15,6 +16,8 @@ __all__ = ["as_gguf", "source_of"]
 def source_of(file: ModelFile) -> Source:
     """The tensors and metadata of a GGUF file, or of what is presented as one."""
     if not isinstance(file, Presented):
+        if file.foreign:
+            raise UsageError(f"{file.path.name} is in a format that is studied: give its floats")
         return gguf_source(file)
     tensors = {
         name: SourceTensor(
