@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from strata.answers import Chunk, Output
+    from strata.answers import BeamOutput, Chunk, Output
     from strata.async_llm import AsyncLLM
     from strata.decode import SamplingParams
     from strata.decode.grammar import GrammarError
@@ -26,6 +26,7 @@ __all__ = [
     "LLM",
     "ArgumentTypeError",
     "AsyncLLM",
+    "BeamOutput",
     "BudgetTooSmall",
     "ChatTemplateError",
     "Chunk",
@@ -47,6 +48,7 @@ __all__ = [
 _HOMES = {
     "ArgumentTypeError": "strata.errors",
     "AsyncLLM": "strata.async_llm",
+    "BeamOutput": "strata.answers",
     "BudgetTooSmall": "strata.plan",
     "ChatTemplateError": "strata.text",
     "ContextExceeded": "strata.engine.engine",

@@ -9,6 +9,8 @@ from typing import Any
 from strata import asking
 from strata.decode import FinishReason, Sample
 from strata.engine import Delta, Timings
+from strata.engine.beam_search import Beam
+from strata.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,27 @@ class Output:
     timings: Timings
     cached_tokens: int = 0
     parsed: Any = None
+
+
+@dataclass(frozen=True)
+class BeamOutput:
+    """One of the answers that a beam search found. ``token_ids`` includes an end token, ``text``
+    does not; ``cumulative_logprob`` is the sum of their log-probabilities, and ``score`` that over
+    a power of their number."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float
+    score: float
+    finish_reason: FinishReason
+
+    @classmethod
+    def of(cls, beam: Beam, tokenizer: Tokenizer) -> BeamOutput:
+        """A beam with its text."""
+        said = beam.tokens[:-1] if beam.ended else beam.tokens
+        text = tokenizer.decode(said, continuing=True)
+        reason: FinishReason = "stop" if beam.ended else "length"
+        return cls(text, beam.tokens, beam.logprob, beam.score, reason)
 
 
 @dataclass(frozen=True)

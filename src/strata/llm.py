@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata import asking
-from strata.answers import Answer, Chunk, Output, whole
+from strata.answers import Answer, BeamOutput, Chunk, Output, whole
 from strata.backends.settings import ACTIVATIONS, ActivationsName
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.defaults import sampling_defaults
 from strata.decode.grammar import GrammarCompiler
 from strata.engine import Driver, Engine, Job, LoadProgress
+from strata.engine.beam_search import BeamParams
 from strata.engine.draft_choice import OwnPart, own_part
 from strata.engine.loading import load
 from strata.engine.plan_check import PlanCheck
@@ -489,6 +490,38 @@ class LLM:
             raise UsageError("give one prompt at a time")
         (text,) = texts
         return prompt_ids(self.tokenizer, text, self.ledger) if isinstance(text, str) else text
+
+    def beam_search(
+        self,
+        prompt: str | list[int],
+        *,
+        beam_width: int = 4,
+        max_tokens: int = 16,
+        n: int = 1,
+        length_penalty: float = 1.0,
+        ignore_eos: bool = False,
+    ) -> list[BeamOutput]:
+        """The ``n`` best answers that a search along the ``beam_width`` likeliest ways finds, the
+        best first: by the sum of their log-probabilities over length ** ``length_penalty``.
+
+        Beams share KV up to where they part, and are computed together; other requests go on
+        between its steps. Text becomes tokens as in ``generate``.
+        """
+        ids = self._one_prompt(prompt)
+        for name, number in (("beam_width", beam_width), ("max_tokens", max_tokens), ("n", n)):
+            asking.typed(name, number, int)
+        asking.typed("length_penalty", length_penalty, int, float)
+        params = BeamParams(beam_width, n, max_tokens, length_penalty, ignore_eos)
+        search = self.engine.beam_search(ids, params)
+        try:
+            while not search.over:
+                with self.driver.alone() as engine:
+                    engine.advance(search)
+        finally:
+            if not search.over:
+                with self.driver.alone():
+                    search.close()
+        return [BeamOutput.of(beam, self.tokenizer) for beam in search.best]
 
     def _answer(
         self,

@@ -22,6 +22,7 @@ from strata.decode import (
     StopChecker,
     TextStream,
 )
+from strata.engine.beam_search import BeamParams, BeamSearch
 from strata.engine.drafting import Drafting, DraftTotals
 from strata.engine.kv_settings import KVSettings, SequenceMemory, make_memory
 from strata.engine.pooling import embed
@@ -474,6 +475,20 @@ class Engine:
         self.limit(tokens[:-1], SamplingParams(max_tokens=1))
         memory, budget = self._memory, self.token_budget
         visit(self.runner, memory.state, memory.manager, tokens, first, budget, rows, border)
+
+    def beam_search(self, prompt: Sequence[int], params: BeamParams) -> BeamSearch:
+        """A search of which ``advance`` takes a step. EngineError if it can never be served."""
+        self.limit(prompt, SamplingParams(max_tokens=params.max_tokens))
+        if params.width > self.token_budget:
+            raise EngineError(
+                f"{params.width} beams do not fit a step of {self.token_budget} tokens"
+            )
+        return BeamSearch(prompt, params, self._stop_ids)
+
+    def advance(self, search: BeamSearch) -> None:
+        """A step of a search, in KV beside that of running requests; PoolError if too little is
+        free."""
+        search.step(self.runner, self._memory, self.token_budget)
 
     def check_lengths(self, texts: Sequence[Sequence[int]]) -> None:
         """ContextExceeded for a text that is longer than the context, EngineError for one without
