@@ -10,7 +10,7 @@ from strata.backends.weights import WeightSource
 from strata.formats import open_model
 from strata.models import build_model
 from strata.program import Segment
-from strata.quant import by_name, dequantize
+from strata.quant import by_name, dequantize, pruning
 from strata.quantizer.distilling import Rounded, distil
 from strata.quantizer.encoder import Encoder
 from strata.quantizer.gradients import (
@@ -18,8 +18,6 @@ from strata.quantizer.gradients import (
     NotDifferentiable,
     check_differentiable,
     gradients,
-    importance_of_columns,
-    without_columns,
 )
 from strata.quantizer.sweeps import Sweep, Window
 
@@ -136,12 +134,17 @@ def test_columns_that_matter_least_can_go(
     found = gradients(
         segment, values, np.arange(ROWS, dtype=np.int32), {output: values[output] - target}
     )
-    scores = importance_of_columns(segment, down, values, found)
+    inner = next(
+        o.inputs[0] for o in segment.program.ops if o.kind == "matmul" and o.inputs[1] == down
+    )
+    scores = pruning.taylor(values[inner], found[inner])
     assert scores.argmin() == 3
     assert scores[3] == 0
 
     def given(keep: np.ndarray) -> Floats:
-        return sweep.values(segment, without_columns(planted, gates, down, keep), here)[output]
+        kept, narrow = pruning.without_columns([planted[n] for n in gates], planted[down], keep)
+        changed = {**planted, **dict(zip(gates, kept, strict=True)), down: narrow}
+        return sweep.values(segment, changed, here)[output]
 
     width = len(scores)
     without = given(np.delete(np.arange(width), 3))

@@ -1,17 +1,21 @@
-"""Which weights a matrix can do without: magnitude, Wanda, and SparseGPT, which repairs the rest.
+"""Which weights a matrix can do without: magnitude, Wanda, and SparseGPT, which repairs the rest;
+and which columns a layer can: LLM-Pruner's first-order Taylor.
 
 Weights are [n, k], masks True where a weight stays. Patterns: a part of every row, or ``keep`` of
 each ``of`` neighbours (2:4). Sources: Sun et al., arXiv:2306.11695 (Wanda); Frantar and Alistarh,
-arXiv:2301.00774 (SparseGPT); 2:4 is of NVIDIA's sparse tensor cores.
+arXiv:2301.00774 (SparseGPT); 2:4 is of NVIDIA's sparse tensor cores; Ma et al.,
+arXiv:2305.11627 (LLM-Pruner).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strata.quant.block_type import Floats
 from strata.quant.propagation import Matrix, inverse_factor
 
 Mask = NDArray[np.bool_]
@@ -43,6 +47,22 @@ def magnitude(weights: Matrix, pattern: Pattern) -> Mask:
 def wanda(weights: Matrix, norms: Matrix, pattern: Pattern) -> Mask:
     """Keep the largest of |weight| times the norm of its input, [k]."""
     return best(np.abs(weights) * norms, pattern)
+
+
+def taylor(inputs: NDArray[np.floating], gradient: NDArray[np.floating]) -> Matrix:
+    """By how much a loss is expected to change when an input of a matrix is left out, [k]:
+    |input times the loss's gradient in it|, both [m, k], summed over the rows."""
+    taken: Matrix = np.abs((inputs.astype(np.float64) * gradient).sum(axis=0))
+    return taken
+
+
+def without_columns(
+    gates: Sequence[Floats], down: Floats, keep: NDArray[np.intp]
+) -> tuple[list[Floats], Floats]:
+    """A feed-forward part that is as wide as ``keep`` says: rows of the ``gates`` [k, m] and
+    columns of ``down`` [n, k] that go together."""
+    kept = np.ascontiguousarray(down[:, keep])
+    return [np.ascontiguousarray(gate[keep]) for gate in gates], kept
 
 
 def sparse_gpt(

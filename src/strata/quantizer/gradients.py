@@ -1,8 +1,8 @@
 """How a layer's outputs change with its weights: reverse mode over the Ops of dense layers.
 
-Beside the reference backend's functions, whose values it takes, for distilling
-(`distilling.py`), for how much a loss depends on single weights (the mean of squared gradients,
-Fisher's information), and for which parts of a layer can be left out (`importance_of_columns`).
+Beside the reference backend's functions, whose values it takes, for distilling (`distilling.py`).
+How much a loss depends on single weights (the mean of squared gradients, Fisher's information) and
+which columns can be left out (`strata.quant.pruning.taylor`) follow from them.
 """
 
 from __future__ import annotations
@@ -66,30 +66,6 @@ def gradients(
         for name, part in zip(op.inputs, parts, strict=True):
             found[name] = found[name] + part if name in found else part
     return found
-
-
-def importance_of_columns(
-    segment: Segment, down: str, values: Mapping[str, Floats], found: Mapping[str, Floats]
-) -> Floats:
-    """By how much a loss is expected to change when an input of the matrix ``down`` is left out,
-    [k]: |activation times gradient|, summed over the rows (first-order Taylor, LLM-Pruner, Ma et
-    al., arXiv:2305.11627)."""
-    op = next(o for o in segment.program.ops if o.kind == "matmul" and o.inputs[1] == down)
-    product = values[op.inputs[0]] * found[op.inputs[0]]
-    taken: Floats = np.abs(product.sum(axis=0))
-    return taken
-
-
-def without_columns(
-    weights: Mapping[str, Floats], gates: Sequence[str], down: str, keep: NDArray[np.intp]
-) -> dict[str, Floats]:
-    """The weights of a layer whose feed-forward part is as wide as ``keep`` says: rows of the
-    ``gates`` and columns of ``down`` that go together."""
-    made = dict(weights)
-    for name in gates:
-        made[name] = np.ascontiguousarray(weights[name][keep])
-    made[down] = np.ascontiguousarray(weights[down][:, keep])
-    return made
 
 
 Backward = Callable[[Attrs, list[Floats], Floats, Floats, NDArray[np.int32]], Sequence[Floats]]
