@@ -6,7 +6,8 @@ uses all fields of its endpoint in the form of that protocol; then values, keys 
 are changed. Files are sent, in forms that are changed, too, and those that are taken are made
 batches of. What ends in a 500, in no answer within 10 seconds, in a closed connection, in a body
 that is no JSON or in an answer of the server's own failing is not allowed, nor is a batch that does
-not end.
+not end. An answer that came too late is asked for once more when all others have come, by itself:
+then the time is its own.
 
 `python bench/fuzz_requests.py --requests 20000 --json out.json`; `--only N` sends one again.
 """
@@ -40,13 +41,29 @@ from support.encoders import encoder, words
 SECONDS = 10.0
 STARTED_S = 300.0
 CLIENTS = 6
+LATE_S = 120.0
+"""For which an answer that comes too late is waited for: were its connection closed meanwhile, the
+work would end."""
+
 BATCHES_S = 120.0
 """In which batches have ended after the last request."""
 _MOST_TOLD = 600
 
 GETS = ("/v1/models", "/v1/models/", "/api/tags", "/api/ps", "/api/version", "/health", "/metrics")
 GETS += ("/props", "/slots", "/lora-adapters", "/v1/responses/", "/v1/files", "/v1/files/")
+GETS += ("/tools", "/memory")
 GETS += ("/v1/batches", "/v1/batches/", "/v1/files?after=", "/v1/batches?limit=")
+# An MCP server whose tool gives back what it is given.
+TOOL = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" in asked:
+        given = asked.get("params", {}).get("arguments", {})
+        content = [{"type": "text", "text": json.dumps(given)}]
+        result = {"tools": [{"name": "say"}], "content": content}
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
 FILES = "/v1/files"
 BATCHES = "/v1/batches"
 IN_BATCHES = ("/v1/chat/completions", "/v1/completions")
@@ -54,7 +71,7 @@ IN_BATCHES = ("/v1/chat/completions", "/v1/completions")
 _MEANT = frozenset(
     (
         *("model", "messages", "prompt", "content", "tokens", "input", "query", "documents"),
-        *("input_prefix", "input_suffix"),
+        *("input_prefix", "input_suffix", "tool"),
     )
 )
 _FORMS = (
@@ -203,13 +220,19 @@ class Answered:
     wrong: str
     body: bytes = b""
 
+    @property
+    def late(self) -> bool:
+        """Whether it came, and only too late."""
+        return self.wrong.startswith("took ")
+
 
 def ask(url: str, asked: Asked, within_s: float | None = None) -> Answered:
     """Send a request on a connection of its own and look at what comes back."""
     within_s = within_s or SECONDS
     parts = urlsplit(url)
     started = time.perf_counter()
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=within_s)
+    waits = max(within_s, LATE_S)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=waits)
     status, wrong, body = 0, "", b""
     try:
         headers = {"Content-Type": asked.kind.encode("utf-8")} if asked.body is not None else {}
@@ -219,7 +242,7 @@ def ask(url: str, asked: Asked, within_s: float | None = None) -> Answered:
         body = response.read()
         wrong = _wrong(status, kind, body, asked.method)
     except TimeoutError:
-        wrong = f"no answer within {within_s:g} s"
+        wrong = f"no answer within {waits:g} s"
     except (OSError, http.client.HTTPException) as error:
         wrong = f"disconnected: {type(error).__name__}: {error}"
     finally:
@@ -250,11 +273,11 @@ def _wrong(status: int, kind: str, body: bytes, method: str) -> str:
 
 
 @contextmanager
-def served(model: Path, files: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server with the model, its address and its process."""
+def served(model: Path, files: str, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server with the model and ``more`` options, its address and its process."""
     command = [sys.executable, "-m", "strata", "serve", str(model), "--port", "0", "--threads", "1"]
     with tempfile.NamedTemporaryFile("w+", prefix="serve-log") as log:
-        command += ["--context", "128", "--files", files]
+        command += ["--context", "128", "--files", files, *more]
         process = subprocess.Popen(command, stderr=log, text=True)
         try:
             until = time.monotonic() + STARTED_S
@@ -319,9 +342,15 @@ def main() -> None:
         numbers = range(args.only, args.only + 1)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (directory / "tool.py").write_text(TOOL)
+        echo = {"command": sys.executable, "args": [str(directory / "tool.py")]}
+        (directory / "mcp.json").write_text(json.dumps({"mcpServers": {"echo": echo}}))
+        more = ("--mcp-servers", str(directory / "mcp.json"), "--allow-unauthenticated")
         servers = {
             kind: stack.enter_context(
-                served(model, str(directory / "files") if kind == "chats" else "none")
+                served(model, str(directory / "files"), *more)
+                if kind == "chats"
+                else served(model, "none")
             )
             for kind, model in models(directory).items()
         }
@@ -340,7 +369,7 @@ def main() -> None:
             answered = ask(servers[asked.of][0], asked)
             if asked.path == FILES and asked.method == "POST" and answered.status == 200:
                 answered = ask(servers[asked.of][0], batch_of(answered.body, number))
-            if answered.wrong or args.only is not None:
+            if (answered.wrong and not answered.late) or args.only is not None:
                 print(f"request {number}: {asked.path} {answered.wrong}", flush=True)
             if args.only is not None:
                 print((asked.body or b"").decode("utf-8", "replace"), answered, flush=True)
@@ -348,6 +377,11 @@ def main() -> None:
 
         with ThreadPoolExecutor(CLIENTS) as clients:
             answers = dict(filter(None, clients.map(one, numbers)))
+        late = [number for number, answered in answers.items() if answered.late]
+        for number in late:
+            asked = request(number, names)
+            answers[number] = ask(servers[asked.of][0], asked)
+            print(f"request {number}: {asked.path} alone: {answers[number].seconds:.1f} s")
         alive = not dead(servers)
         left: list[str] = []
         until = time.monotonic() + BATCHES_S
@@ -367,6 +401,7 @@ def main() -> None:
             {"request": n, "path": request(n, names).path, "why": a.wrong} for n, a in wrong.items()
         ],
         "longest_s": max(a.seconds for a in answers.values()),
+        "asked_for_once_more": len(late),
         "batches_that_do_not_end": len(left),
         "server_alive": alive,
         # After every 2000 requests, to see whether it goes on growing.

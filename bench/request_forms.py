@@ -134,6 +134,7 @@ POSTS: dict[str, dict[str, Any]] = {
     "/api/show": {"name": "x"},
     "/tokenize": {"content": "Hi there", "add_special": True, "parse_special": True},
     "/detokenize": {"tokens": [1, 2, 3]},
+    "/tools": {"tool": "echo_say", "params": {"text": "hi", "numbers": [1, 2], "inner": {"a": 1}}},
 }
 POSTS["/v1/messages/count_tokens"] = {
     key: POSTS["/v1/messages"][key] for key in ("messages", "system", "tools", "tool_choice")

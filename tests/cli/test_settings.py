@@ -112,6 +112,7 @@ def test_every_kind_of_value(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> N
         ("[tri]\nquiet = true", "sets [tri], which no option is called; did you mean [try]?"),
         ("[try]\nquite = true", "did you mean quiet?"),
         ("memory =", "is not TOML"),
+        ("memory = " + "1" * 5000, "is not TOML"),
         ("max_tokens = [1]", "max_tokens is one text or number"),
         ("memory = 1979-05-27", "memory is one text or number"),
         ("stop = [{ a = 1 }]", "stop is texts or numbers in a list"),

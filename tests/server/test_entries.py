@@ -67,6 +67,7 @@ def test_a_folder_of_models(tmp_path: Path) -> None:
         ('[model.x]\nmodel = "m"', "[models.NAME]"),
         ("models = 3", "[models.NAME]"),
         ("[models", "not TOML"),
+        ("models = " + "1" * 5000, "not TOML"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:

@@ -124,7 +124,8 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         return dict(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Wrong TOML is a ValueError, and so is a number of thousands of digits.
         raise UsageError(f"{path} is not TOML: {error}") from None
 
 

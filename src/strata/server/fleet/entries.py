@@ -157,7 +157,8 @@ def read_entries(path: Path) -> list[Entry]:
     tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         data = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Wrong TOML is a ValueError, and so is a number of thousands of digits.
         raise UsageError(f"{path} is not TOML: {error}") from None
     if unknown := sorted(set(data) - {"models"}):
         raise UsageError(f"{path} has {unknown[0]}; models are tables [models.NAME]")
