@@ -206,8 +206,7 @@ def refusal(model: str, command: Command, budget: str) -> str:
 
 def libraries() -> Iterator[Path]:
     """The files that a process of ours maps and reads: the interpreter's and the packages'."""
-    folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    folders.add(str(Path(__file__).resolve().parents[1] / "src"))
+    folders = {sysconfig.get_path("stdlib"), *filter(os.path.isdir, sys.path)}
     for folder in folders:
         for directory, _, names in os.walk(folder):
             yield from (Path(directory, name) for name in names)
@@ -261,7 +260,14 @@ def _run(made: Group, command: Command, words: Sequence[str]) -> dict[str, Any]:
         # The group is entered by a shell, and left out of what is measured but for its own pages.
         inner = made.entering(words)
         asked = [sys.executable, "-S", "-c", _MEASURED, out.name, *inner]
-        done = subprocess.run(asked, stdin=stdin, capture_output=True, text=True, timeout=TIMEOUT)
+        try:
+            done = subprocess.run(
+                asked, stdin=stdin, capture_output=True, text=True, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            # The group ends it.
+            said = f"no end within {TIMEOUT} s"
+            return {"code": None, "peak_process": 0, "ended_well": False, "said": said}
         code, size = json.loads(out.read())
     said = done.stderr.strip()
     named = "Traceback" not in said and "unexpected" not in said

@@ -14,6 +14,9 @@ from pathlib import Path
 
 _V1, _V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
 
+_END_S = 60.0
+"""For which processes that were killed may take to go."""
+
 # The shell moves itself into the group, so that all of the command's memory counts there.
 _ENTER = 'echo $$ > "$0" && exec "$@"'
 
@@ -79,16 +82,23 @@ def group(limit: int) -> Iterator[Group]:
                 (directory / "memory.swap.max").write_text("0")
         yield Group(directory, version)
     finally:
-        _empty(directory)
-        directory.rmdir()
+        _remove(directory)
 
 
-def _empty(directory: Path) -> None:
-    """End what was left in a group, as by a time limit that ended its parent alone."""
-    while left := (directory / "cgroup.procs").read_text().split():
-        for number in left:
+def _remove(directory: Path) -> None:
+    """Remove a group, and end what was left in it, as by a time limit that ended its parent alone.
+    Who is being ended is in it for a while, and not listed any longer."""
+    until = time.monotonic() + _END_S
+    while True:
+        for number in (directory / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):
                 os.kill(int(number), signal.SIGKILL)
+        try:
+            directory.rmdir()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
         time.sleep(0.05)
 
 
