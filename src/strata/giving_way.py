@@ -41,9 +41,13 @@ class Pace:
         """A part of the work is done."""
         worked = self._clock() - self._since
         if worked >= PIECE_S:
-            if self._busy():
-                self._rest(min(REST * worked, MOST_S))
+            if rest := self.rest_after(worked):
+                self._rest(rest)
             self.begin()
+
+    def rest_after(self, worked: float) -> float:
+        """For how long to rest after so many seconds of work; 0 to go on with it."""
+        return min(REST * worked, MOST_S) if worked >= PIECE_S and self._busy() else 0.0
 
 
 class _Threads(threading.local):
@@ -62,6 +66,12 @@ def begin_work() -> None:
     """A job begins, in a thread that may have a pace."""
     if _threads.pace is not None:
         _threads.pace.begin()
+
+
+def rest_after(worked: float) -> float:
+    """For how long another process is to rest which has worked for so many seconds, and for which
+    this thread waits; 0 to let it go on, as in a thread without a pace."""
+    return 0.0 if _threads.pace is None else _threads.pace.rest_after(worked)
 
 
 def give_way() -> None:

@@ -14,6 +14,7 @@ import pytest
 from strata.decode import Sampler, SamplingParams
 from strata.decode.proposer import Draft
 from strata.errors import UsageError
+from strata.giving_way import Pace, set_pace
 from strata.guard import limits
 from strata.guard.wire import FrameError
 from strata.memory import peak_bytes
@@ -158,6 +159,23 @@ def test_the_system_ends_a_grammar_that_takes_too_long(monkeypatch: pytest.Monke
     assert isinstance(origin(told.value), FrameError)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux's names of processes")
+def test_who_waits_for_tokens_goes_before_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled in pieces then, and has as much processor time as otherwise."""
+    monkeypatch.setattr(limits, "COMPILE_S", 0.2)
+    asked: list[None] = []
+    set_pace(Pace(lambda: asked.append(None) or True))
+    try:
+        for _ in range(2):
+            assert COMPILER.regex("(a|b)c").start().allowed().any()
+        begun = len(asked)
+        with pytest.raises(GrammarError, match="processor time"):
+            COMPILER.json_schema({"type": "integer", "multipleOf": 99999989})
+    finally:
+        set_pace(None)
+    assert len(asked) - begun >= 5
+
+
 def origin(error: BaseException) -> BaseException:
     """What an error was made of."""
     while error.__context__ is not None:
@@ -196,6 +214,40 @@ def test_a_machine_that_is_busy_ends_no_grammar() -> None:
     # As long as a hundred others take that want the processor.
     threading.Timer(1.2, os.kill, (pid, signal.SIGCONT)).start()
     assert np.flatnonzero(position.allowed()).tolist() == [TEXTS.index(b"b")]
+
+
+def test_it_is_known_whether_anybody_has_to_be_waited_for() -> None:
+    position = COMPILER.regex("abc").start()
+    assert position.ready(60.0)
+    assert isinstance(position, _Position)
+    pid = position._compiled._ward.pid
+    os.kill(pid, signal.SIGSTOP)
+    position.accept(TEXTS.index(b"a"))
+    assert not position.ready()
+    assert not position.ready(0.01)
+    os.kill(pid, signal.SIGCONT)
+    assert position.ready(60.0)
+    assert np.flatnonzero(position.allowed()).tolist() == [TEXTS.index(b"b")]
+    # Whose process is gone has nothing to wait for, and is told why.
+    os.kill(pid, signal.SIGSTOP)
+    position.accept(TEXTS.index(b"b"))
+    os.kill(pid, signal.SIGKILL)
+    assert position.ready(60.0)
+    with pytest.raises(GrammarError, match="takes too much"):
+        position.allowed()
+
+
+def test_nobody_waits_for_ever_for_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    position = COMPILER.regex("abcd").start()
+    assert isinstance(position, _Position)
+    assert position.allowed().any()
+    os.kill(position._compiled._ward.pid, signal.SIGSTOP)
+    position.accept(TEXTS.index(b"a"))
+    assert not position.ready()
+    monkeypatch.setattr(limits, "PATIENCE", 0)
+    assert position.ready()
+    with pytest.raises(GrammarError, match="takes too much"):
+        position.allowed()
 
 
 def test_what_the_library_does_not_survive_is_an_error() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from strata import giving_way
+from strata.decode.schemas import closed, enforced
 from strata.giving_way import MOST_S, PIECE_S, REST, Pace, begin_work, give_way, set_pace
 from strata.server.openai.chat import plain_message
 from strata.server.openai.requests import ChatRequest
@@ -75,6 +78,21 @@ def test_threads_without_a_pace_go_on() -> None:
         assert not clock.rests
     finally:
         set_pace(None)
+
+
+@pytest.mark.parametrize("work", [closed, enforced])
+def test_a_wide_schema_can_be_put_off(
+    work: Callable[[Mapping[str, Any]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[None] = []
+    pace = Pace(lambda: True)
+    monkeypatch.setattr(pace, "step", lambda: steps.append(None))
+    set_pace(pace)
+    try:
+        work({"properties": {f"p{n}": {"type": "integer"} for n in range(50)}})
+    finally:
+        set_pace(None)
+    assert len(steps) >= 50
 
 
 @pytest.mark.parametrize("stage", ["read", "plain", "in words", "checked", "rendered"])

@@ -16,6 +16,9 @@ class Constraint(Protocol):
         """Which tokens may come next [tokenizer's vocabulary]; at least one may, end tokens when
         the answer is complete. Changes nothing."""
 
+    def ready(self, seconds: float = 0.0) -> bool:
+        """Whether ``allowed`` has not to be waited for, after ``seconds`` at most."""
+
     def forced(self) -> Sequence[int]:
         """Tokens that will most likely come next, since the text of them is all that may."""
 

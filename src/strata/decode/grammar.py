@@ -15,6 +15,7 @@ from contextlib import suppress
 from hashlib import sha256
 from itertools import count
 from threading import RLock, get_ident
+from time import monotonic
 from typing import Any, Protocol
 from weakref import WeakSet, finalize
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from strata.decode.constraint import Constraint
 from strata.decode.schemas import LAYOUT, closed, enforced
 from strata.errors import StrataError, UsageError
+from strata.giving_way import give_way, rest_after
 from strata.guard import limits
 from strata.guard.account import Account
 from strata.guard.errors import GuardBusy, GuardError
@@ -130,6 +132,7 @@ class GrammarCompiler:
         thread = get_ident()
         try:
             ward = self._under_way[thread] = self._ward()
+            give_way()
             made = _Compiled(ward, asked, self._tokenizer)
         except GuardBusy as error:
             raise GrammarsBusy(str(error)) from None
@@ -196,7 +199,9 @@ class _Compiled:
         self._answered = 0
         self._answers: dict[int, bytearray] = {}
         self._unwanted: set[int] = set()
+        self._since = 0.0
         ward.send(asked)
+        ward.work_in_pieces(rest_after)
         answer = self._receive(limits.COMPILE_S, most=1 << 16)
         if answer[:1] != b"+":
             ward.end()
@@ -244,23 +249,45 @@ class _Compiled:
                     self._answers.pop(number, None)
                     self._unwanted.add(number)
             self._tell(command, position, argument)
+            if self._asked == self._answered:
+                self._since = monotonic()
             self._asked += 1
             return self._asked
+
+    def ready(self, number: int, seconds: float) -> bool:
+        """Whether the answer of that number is there, or will never be, after ``seconds`` at
+        most."""
+        with self._lock:
+            while self._answered < number and self._ward.end.alive:
+                if not self._ward.ready(seconds):
+                    if monotonic() - self._since < limits.MASK_S * limits.PATIENCE:
+                        return False
+                    self._ward.end()
+                elif (came := self._take(limits.MASK_S, most=self._most_of_a_mask)) is not None:
+                    self._keep(came)
+            return True
 
     def answer(self, number: int) -> bytearray:
         """The answer of that number, once; GrammarError if the grammar took too much."""
         with self._lock:
             while self._answered < number:
                 try:
-                    came = self._receive(limits.MASK_S, most=self.size // 8 + 2048)
+                    self._keep(self._receive(limits.MASK_S, most=self._most_of_a_mask))
                 except GuardError as error:
                     raise GrammarError(f"the grammar takes too much: {error}") from None
-                self._answered += 1
-                if self._answered in self._unwanted:
-                    self._unwanted.discard(self._answered)
-                else:
-                    self._answers[self._answered] = came
             return self._answers.pop(number)
+
+    def _keep(self, came: bytearray) -> None:
+        self._answered += 1
+        self._since = monotonic()
+        if self._answered in self._unwanted:
+            self._unwanted.discard(self._answered)
+        else:
+            self._answers[self._answered] = came
+
+    @property
+    def _most_of_a_mask(self) -> int:
+        return self.size // 8 + 2048
 
     def drop(self, position: int, waited: list[int]) -> None:
         """A position is not used any longer, nor are the answers it waited for. Called when it is
@@ -275,13 +302,19 @@ class _Compiled:
 
     def _receive(self, seconds: float, *, most: int) -> bytearray:
         """The next answer; meanwhile texts that the grammar forces are encoded."""
+        while (came := self._take(seconds, most=most)) is None:
+            pass
+        return came
+
+    def _take(self, seconds: float, *, most: int) -> bytearray | None:
+        """The next answer; None if it was a question, a text that is encoded now."""
         most = max(most, 1 + limits.FORCED_BYTES)
-        while True:
-            came = self._ward.receive(seconds=seconds, most=most, memory=limits.GRAMMAR_BYTES)
-            if came[:1] != b"?":
-                return came
-            ids = self._encode(came[1:].decode("utf-8", "replace"))
-            self._ward.send(b"i" + np.array(ids, "<u4").tobytes())
+        came = self._ward.receive(seconds=seconds, most=most, memory=limits.GRAMMAR_BYTES)
+        if came[:1] != b"?":
+            return came
+        ids = self._encode(came[1:].decode("utf-8", "replace"))
+        self._ward.send(b"i" + np.array(ids, "<u4").tobytes())
+        return None
 
 
 class TokenGrammar:
@@ -314,6 +347,14 @@ class _Position:
         while self._waits:
             self._mask = self._compiled.answer(self._waits[0])
             del self._waits[0]
+
+    def ready(self, seconds: float = 0.0) -> bool:
+        """What went wrong is there at once, and told by ``allowed``."""
+        if self._gone is not None or not self._waits:
+            return True
+        with suppress(GuardError):
+            return self._compiled.ready(self._waits[-1], seconds)
+        return True
 
     @property
     def _forced_count(self) -> int:

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ from strata.decode.proposer import Draft
 from strata.errors import StrataError, UsageError
 
 Logits = NDArray[np.float32]
+
+_SOON_S = 1e-3
+"""For which those who obey no grammar wait for what one allows behind guessed tokens."""
 
 _FEW = 1024
 """Weights that are ranked, or added up one after the other, at once."""
@@ -119,42 +123,52 @@ class Sampler:
             self._seen[token] = True
             self._counts[token] += 1
 
-    def verify(self, rows: Iterator[Logits], draft: Draft) -> list[Sample]:
+    def verify(self, rows: Iterator[Logits], draft: Draft, *, patient: bool = True) -> list[Sample]:
         """The next tokens along a draft: those of its tokens that are the very ones that would have
         been chosen without it, and the one after them. Changes nothing.
 
         ``rows`` gives the logits [vocabulary] after the last certain token and then after each of
-        the draft's; each is valid until the next one.
+        the draft's; each is valid until the next one. Unless ``patient`` a draft is left where what
+        its grammar allows is not known soon.
         """
         if not draft.tokens:
             return [self.choose(next(rows))]
         children = {
             (draft.parent(number), token): number for number, token in enumerate(draft.tokens)
         }
-        trial, samples, at = self._fork(), [], -1
+        samples = [self.choose(next(rows))]
+        at = children.get((-1, samples[0].token), len(draft.tokens))
+        trial, until = None, perf_counter() + _SOON_S
         try:
-            for number in range(-1, len(draft.tokens)):
+            for number in range(len(draft.tokens)):
                 if number != at:
                     next(rows)
                     continue
+                trial = trial or self._fork()
+                trial.accept(samples[-1].token)
+                if not (patient or trial.ready(max(0.0, until - perf_counter()))):
+                    break
                 try:
                     samples.append(trial.choose(next(rows)))
-                    trial.accept(samples[-1].token)
                 except Exception:
                     # The answer may end before this token; if not, it fails without a draft too.
-                    if not samples:
-                        raise
                     break
                 # What follows comes later, since parents come first.
                 at = children.get((at, samples[-1].token), len(draft.tokens))
         finally:
-            trial.close()
+            if trial is not None:
+                trial.close()
         return samples
 
     def close(self) -> None:
         """There are no more tokens to choose: the answer's place in its grammar is given back."""
         if self._constraint is not None:
             self._constraint.close()
+
+    def ready(self, seconds: float = 0.0) -> bool:
+        """Whether a grammar has not to be waited for to choose a token, after ``seconds`` at
+        most."""
+        return self._constraint is None or self._constraint.ready(seconds)
 
     def forced(self) -> Sequence[int]:
         """Tokens that a grammar forces to come next, as they are cut most likely; mostly none."""

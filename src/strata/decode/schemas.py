@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from strata.giving_way import give_way
+
 LAYOUT: Mapping[str, Any] = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -62,6 +64,7 @@ def enforced(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
 
 
 def _enforced(node: Any, path: str, left_out: list[str]) -> Any:
+    give_way()
     if not isinstance(node, Mapping):
         return node
     out: dict[str, Any] = {}
@@ -87,6 +90,7 @@ def _enforced(node: Any, path: str, left_out: list[str]) -> Any:
 
 
 def _composes(node: Any) -> bool:
+    give_way()
     if isinstance(node, list):
         return any(_composes(item) for item in node)
     if not isinstance(node, Mapping):
@@ -102,6 +106,7 @@ def _composes(node: Any) -> bool:
 
 
 def _close(node: Any) -> Any:
+    give_way()
     if not isinstance(node, Mapping):
         return node
     out = dict(node)

@@ -71,12 +71,14 @@ class QueueFull(StrataError):
 
 
 class _Outcome(NamedTuple):
-    """What came of an advance: the tokens chosen at its end, or why none could be."""
+    """What came of an advance: the tokens chosen at its end, or why none could be. ``late``:
+    nothing did, since it is not known yet what a grammar allows."""
 
     advance: Advance
     request: Request
     samples: Sequence[Sample] = ()
     error: StrataError | None = None
+    late: bool = False
 
 
 class Engine:
@@ -318,13 +320,15 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Advance some requests: plan, run, commit. Returns the tokens that were chosen, and for a
-        request of which none could be its error; that one is over then, and no other.
+        request of which none could be its error; that one is over then, and no other. Who has no
+        grammar never waits for what those of others allow: their requests sit steps out.
 
         An exception or interrupt before the commit leaves every request as it was before the step;
         one within it cancels the requests of the step.
         """
         self._asked = 0.0
-        advances = self._scheduler.plan(None if self.drafting is None else self._propose)
+        propose = None if self.drafting is None else self._propose
+        advances = self._scheduler.plan(propose, self._late_grammars())
         if not advances:
             return []
         # What a draft takes to be planned is a part of its step.
@@ -342,6 +346,15 @@ class Engine:
             raise
         return [delta for each in deltas for delta in each]
 
+    def _late_grammars(self) -> frozenset[int]:
+        """Requests that obey grammars and are not to hold up those that obey none: what they may
+        choose is not known yet, and they have begun late before, or not begun."""
+        obeying = [r for r in self._requests.values() if r.sampler.params.grammar is not None]
+        if not obeying or len(obeying) == len(self._requests):
+            return frozenset()
+        waiting = (r for r in obeying if (r.late or not r.output) and not r.sampler.ready())
+        return frozenset(r.id for r in waiting)
+
     def _learn(self, advances: Sequence[Advance], seconds: float) -> None:
         """Take into account what a step of prompts beside answers took."""
         prompts = [a for a in advances if not a.needs_logits or len(a.tokens) > 1 + a.redone]
@@ -354,6 +367,11 @@ class Engine:
         """Guesses for requests, no more than an answer may have beside the next token."""
         assert self.drafting is not None
         limits = {id: self._requests[id].stop_checker.left - 1 for id in tokens}
+        if any(self._requests[id].sampler.params.grammar is None for id in tokens):
+            # A grammar says what it forces with what it allows next.
+            tokens = {id: t for id, t in tokens.items() if self._requests[id].sampler.ready()}
+            if not tokens:
+                return {}
         drafts = self.drafting.propose(tokens, rows, room, limits)
         self._asked = perf_counter() if drafts else 0.0
         return drafts
@@ -362,17 +380,22 @@ class Engine:
         """What comes of the advances. Changes no request but for when it started."""
         now = perf_counter()
         step = _batch(advances)
+        requests = [self._requests[advance.id] for advance in advances]
+        patient = all(request.sampler.params.grammar is not None for request in requests)
         broken: list[Exception] = []
         rows = self._rows(step, broken)
         outcomes = []
-        for advance in advances:
-            request = self._requests[advance.id]
+        for advance, request in zip(advances, requests, strict=True):
             wanted = islice(rows, advance.needs_logits)
             samples: list[Sample] = []
             error = None
-            if advance.needs_logits:
+            late = bool(advance.needs_logits) and not (patient or request.sampler.ready())
+            if late:
+                for _ in wanted:
+                    pass
+            elif advance.needs_logits:
                 try:
-                    samples = request.sampler.verify(wanted, advance.draft)
+                    samples = request.sampler.verify(wanted, advance.draft, patient=patient)
                 except Exception as reason:
                     if broken:
                         raise
@@ -380,7 +403,7 @@ class Engine:
                 # Rows of a draft that nobody looked at, since its request failed.
                 for _ in wanted if advance.draft.tokens else ():
                     pass
-            outcomes.append(_Outcome(advance, request, samples, error))
+            outcomes.append(_Outcome(advance, request, samples, error, late))
         # The step has run when there is no row left.
         more = next(rows, None)
         assert more is None
@@ -415,6 +438,12 @@ class Engine:
     def _commit(self, outcome: _Outcome) -> list[Delta]:
         """Record an advance and its tokens, as far as its answer goes."""
         request, deltas = outcome.request, []
+        request.late = outcome.late
+        if outcome.late:
+            # It is as if it had not been advanced: that is done again.
+            self._tokens -= outcome.advance.rows
+            self.runner.sweeps.lost(outcome.advance.rows)
+            return []
         now = perf_counter()
         for sample in outcome.samples:
             request.sampler.accept(sample.token)

@@ -28,6 +28,7 @@ class Request:
 
     ``finish_reason`` is None while it runs, and stays None for one that was ``cancelled``.
     ``cached_tokens`` of the prompt were not computed for it: their KV was known when it started.
+    ``late``: when its token was to be chosen it was not known what its grammar allows.
     """
 
     id: int
@@ -38,6 +39,7 @@ class Request:
     output: list[Sample] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     cancelled: bool = False
+    late: bool = False
     cached_tokens: int = 0
     started: float | None = None
     first_token: float | None = None

@@ -13,7 +13,7 @@ computed waits for that, and goes on from its blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strata.decode import NO_DRAFT, Draft
@@ -128,9 +128,9 @@ class Scheduler:
         """Queue a sequence; ids grow."""
         self._waiting.append(Scheduled(id, list(tokens), self._manager.new()))
 
-    def plan(self, propose: Propose | None = None) -> list[Advance]:
+    def plan(self, propose: Propose | None = None, without: Container[int] = ()) -> list[Advance]:
         """The advances of the next step; empty when there is nothing to do. A plan that is not
-        committed is made again."""
+        committed is made again. Those ``without`` which it does as well sit it out."""
         for s in self._running.values():
             if s.branches:
                 self._drop_branches(s)
@@ -138,7 +138,7 @@ class Scheduler:
             self._admit()
         self._load()
         planned = []
-        for s, rows in self._share_out():
+        for s, rows in self._share_out(without):
             # The oldest comes first, so that who is preempted was not planned yet.
             if s.id in self._running and self._reserve(s, rows):
                 planned.append((s, rows))
@@ -309,9 +309,10 @@ class Scheduler:
 
     # Sharing out. -------------------------------------------------------------------------------
 
-    def _share_out(self) -> list[tuple[Scheduled, int]]:
+    def _share_out(self, without: Container[int]) -> list[tuple[Scheduled, int]]:
         """Who advances by how many tokens, by age."""
         ready = [s for _, s in sorted(self._running.items()) if s.missing and not s.load_end]
+        ready = [s for s in ready if s.id not in without] or ready
         rows = {s.id: 1 for s in ready if s.missing == 1}
         several = [s for s in ready if s.missing > 1]
         left = self._token_budget - len(rows)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from time import clock_gettime, sleep
 from typing import Any, NamedTuple
 
 from strata.guard import limits, wire
@@ -27,6 +30,9 @@ _START = (
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME")
 _START_S = 60.0
 """For the nursery's own work: starting, a vocabulary."""
+
+_LOOK_S = 1e-3
+"""How often it is looked at what a ward has computed."""
 
 _END_S = 2.0
 """For ending the wards."""
@@ -60,6 +66,31 @@ class Ward:
             self.end()
             raise GuardError("its process is gone") from None
 
+    def ready(self, seconds: float) -> bool:
+        """Whether it has said something, or is gone, after ``seconds`` at most."""
+        waiting = select.poll()
+        try:
+            waiting.register(self._sock, select.POLLIN)
+            return bool(waiting.poll(1e3 * seconds))
+        except (OSError, ValueError):
+            return True
+
+    def work_in_pieces(self, rest_after: Callable[[float], float]) -> None:
+        """Wait until it says something. ``rest_after`` gives for how long it rests when it has
+        worked for so many seconds of processor time: a lower priority alone takes whole slices of
+        time from those who compute, and a much lower one would starve it where they always do."""
+        with contextlib.suppress(OSError, AttributeError), _pidfd(self.pid) as process:
+            worked = _processor_s(self.pid)
+            while not self.ready(_LOOK_S):
+                now = _processor_s(self.pid)
+                if rest := rest_after(now - worked):
+                    signal.pidfd_send_signal(process, signal.SIGSTOP)
+                    try:
+                        sleep(rest)
+                    finally:
+                        signal.pidfd_send_signal(process, signal.SIGCONT)
+                    worked = now
+
     def receive(self, *, seconds: float, most: int, memory: int) -> bytearray:
         """Its next answer. ``seconds`` are those of processor time that the job had, ``memory`` the
         bytes, for the message of the GuardError that is raised when the ward did not keep to them,
@@ -80,6 +111,21 @@ class Ward:
             # What is left of the answer would be taken for the next one.
             self.end()
             raise
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    """A process by a name that is no other's later (Linux)."""
+    process = os.pidfd_open(pid)
+    try:
+        yield process
+    finally:
+        os.close(process)
+
+
+def _processor_s(pid: int) -> float:
+    """Seconds that a process has computed, by its clock (Linux, clock_getcpuclockid)."""
+    return clock_gettime((~pid << 3) | 2)
 
 
 class _Entry:
