@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from strata import LLM, UsageError
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightSource
+from strata.cli import main
 from strata.engine.kv_quality import CHOICE, KVChoice, quickest
 from strata.models import build_model
 from strata.plan import BudgetTooSmall, Limits, Outline, Plan, Workload
@@ -94,6 +97,29 @@ def test_answers_are_those_of_the_type_it_chose(smollm2_path: Path) -> None:
     with LLM(smollm2_path, threads=2, context=128, quality="0.1%") as llm:
         kv_type = llm.runtime.kv_type.name
         assert any(c.name == CHOICE and kv_type in c.value for c in llm.plan.choices)  # type: ignore[union-attr]
+        assert (llm.runtime.kv_choice or "").startswith(f"KV as {kv_type} for 0.1%: ")
         answer = llm.generate([5, 6, 7], {"max_tokens": 5, "logprobs": 1})
     with LLM(smollm2_path, threads=2, context=128, kv_type=kv_type) as llm:
         assert llm.generate([5, 6, 7], {"max_tokens": 5, "logprobs": 1}).logprobs == answer.logprobs
+
+
+@pytest.mark.slow
+def test_it_is_told_with_the_answer(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after another budget, which leaves it as it was."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    asked = ["run", str(smollm2_path), "Hello", "--max-tokens", "2", "-c", "128", "--quality", "1%"]
+    assert main([*asked, "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["kv_choice"].startswith(f"KV as {found['kv_type']} for 1%: ")
+    assert found["kv_choice"] in said.err
+    assert main([*asked[:-2], "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_choice"] is None
+    with LLM(smollm2_path, threads=2, context=128, quality="1%") as llm:
+        before, why = llm.runtime.kv_type, llm.runtime.kv_choice
+        plan = llm.set_budget("1.5GB")
+        assert llm.runtime.kv_type == before
+        assert plan.kv_type == before.name
+        assert llm.runtime.kv_choice == why

@@ -249,10 +249,9 @@ def open_llm(
             for line in _how(llm):
                 remark(line)
         if not quiet:
-            for choice in () if llm.plan is None else llm.plan.choices:
-                if quality is not None and choice.name == "quality":
-                    remark(f"{choice.value}: {choice.reason}")
-            if quality is None and not llm.runtime.kv_type.lossless:
+            if (chosen := llm.runtime.kv_choice) is not None:
+                remark(chosen)
+            elif not llm.runtime.kv_type.lossless:
                 from strata.report.quality.known import kv_cost_line
 
                 remark(kv_cost_line(llm.runtime.kv_type.name))

@@ -320,4 +320,6 @@ def _as_json(model: str, llm: LLM, answer: Output) -> dict[str, Any]:
         "threads": llm.threads,
         "isa": llm.isa,
         "context": llm.context,
+        "kv_type": llm.runtime.kv_type.name,
+        "kv_choice": llm.runtime.kv_choice,
     }

@@ -9,6 +9,7 @@ import strata._native as _native
 from strata.backends.registry import backend_class
 from strata.engine.drafts import follow
 from strata.engine.engine import Engine
+from strata.engine.kv_quality import CHOICE
 from strata.engine.runtime import (
     LoadOptions,
     Runtime,
@@ -109,7 +110,10 @@ def _plan(runtime: Runtime, engine: Engine, machine: Machine, memory: int) -> Pl
                 # Texts, requests and guarded processes hold more than a beginning would.
                 taken = options.process_bytes or 0
                 plan = made(replace(options, process_bytes=taken + more))
-            return plan
+            # The type of KV stays as it was chosen.
+            before = () if runtime.plan is None else runtime.plan.choices
+            kept = (choice for choice in before if choice.name == CHOICE)
+            return replace(plan, choices=(*plan.choices, *kept))
         except BudgetTooSmall as reason:
             error = reason
     raise error

@@ -20,7 +20,7 @@ from strata.backends.weights import WeightSource
 from strata.engine import hot_experts
 from strata.engine.draft_choice import OwnPart, parse_draft
 from strata.engine.engine import TOKEN_BUDGET
-from strata.engine.kv_quality import KVChoice, quickest
+from strata.engine.kv_quality import CHOICE, KVChoice, quickest
 from strata.engine.routes import known_hits
 from strata.engine.runner import LoadProgress, Runner
 from strata.engine.texts import OWNER as TEXTS
@@ -157,6 +157,12 @@ class Runtime:
     def device(self) -> str:
         """What computes: for the native backend an instruction set."""
         return self.backend.device
+
+    @property
+    def kv_choice(self) -> str | None:
+        """Which type KV has and why, where a loss was allowed and the Plan chose."""
+        choices = () if self.plan is None else self.plan.choices
+        return next((f"{c.value}: {c.reason}" for c in choices if c.name == CHOICE), None)
 
     @property
     def weights_bytes(self) -> int:

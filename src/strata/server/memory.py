@@ -24,7 +24,8 @@ class MemoryRequest(BaseModel):
 class Memory(BaseModel):
     """``budget`` in bytes (null: none is kept to), what the process takes as the system counts it,
     and who owns how much. ``streamed`` names what is read while the model runs, rows of tables and
-    experts that are in none of ``expert_slots`` included."""
+    experts that are in none of ``expert_slots`` included. ``kv_choice`` says why KV is of
+    ``kv_type``, where a loss was allowed (null: it was not)."""
 
     budget: int | None
     resident: int
@@ -32,6 +33,8 @@ class Memory(BaseModel):
     expert_slots: int
     streamed: list[str]
     kv_blocks: list[int]
+    kv_type: str
+    kv_choice: str | None
     predicted_tokens_s: float | None
 
 
@@ -50,6 +53,8 @@ def router(service: Service) -> APIRouter:
                 "expert_slots": plan.expert_slots if plan else 0,
                 "streamed": list(plan.streamed) if plan else [],
                 "kv_blocks": list(plan.kv_blocks) if plan else [],
+                "kv_type": llm.runtime.kv_type.name,
+                "kv_choice": llm.runtime.kv_choice,
                 "predicted_tokens_s": plan.predicted.decode_tok_s if plan else None,
             }
         )

@@ -44,7 +44,8 @@ class OpenAIWriter(ABC):
             "id": f"{self.prefix}-{uuid4().hex}",
             "created": int(time()),
             "model": service.name,
-            "system_fingerprint": f"strata-{__version__}",
+            # What the bits of answers depend on beside the model.
+            "system_fingerprint": f"strata-{__version__}-{service.llm.runtime.kv_type.name}",
         }
 
     @abstractmethod
