@@ -182,7 +182,8 @@ void bind_nodes(nb::module_& m) {
            "layer"_a, "heads"_a, "kv_heads"_a, "k_dim"_a, "v_dim"_a, "scale"_a, "window"_a,
            "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),
            "sinks"_a = nb::none(), "call"_a = nb::none(), "beginning"_a = 0,
-           "q_beginning"_a = nb::none(), "read"_a = 0)
+           "q_beginning"_a = nb::none(), "read"_a = 0, "chosen"_a = nb::none())
+      .def("top_keys", &NodeBuilder::top_keys, "q"_a, "k"_a, "weights"_a, "out"_a, "layer"_a)
       .def("short_conv", &NodeBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &NodeBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,
@@ -214,6 +215,8 @@ void bind_nodes(nb::module_& m) {
           return attention_scratch_floats({k_dim, v_dim, v_in_k});
         },
         "k_dim"_a, "v_dim"_a, "v_in_k"_a, "Floats of scratch that attention takes of a thread.");
+  m.def("weigh_keys_scratch_floats", &weigh_keys_scratch_floats, "heads"_a, "k_dim"_a,
+        "Floats of scratch that choosing keys takes of a thread.");
   m.def("experts_work", &experts_work, "experts"_a, "ffn"_a, "top_k"_a, "down"_a, "rows"_a,
         "Bytes of workspace for experts whose down product has this format.");
   m.def("experts_scratch", &experts_scratch, "experts"_a, "width"_a, "ffn"_a, "up"_a, "down"_a,

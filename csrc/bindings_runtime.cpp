@@ -169,16 +169,17 @@ std::unique_ptr<Step> make_step(const StateStore& store, Array1<int32_t> tokens,
   return s;
 }
 
-// (kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values, whether bounds of keys are kept);
+// (kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values, whether bounds of keys are kept,
+// whether rows see some blocks alone);
 // zeros where a layer does not keep that.
-using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t, int, int, bool>;
+using KeptTuple = std::tuple<int64_t, int64_t, int64_t, bool, int64_t, int, int, bool, bool>;
 // (layers, window, beginning, recurrent, blocks, slots).
 using GroupTuple = std::tuple<std::vector<int64_t>, int64_t, int64_t, bool, int64_t, int64_t>;
 
 void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
                 const std::vector<GroupTuple>& groups, const std::string& directory) {
   std::vector<StateStore::Kept> kept;
-  for (const auto& [heads, k_dim, v_dim, v_in_k, floats, k_type, v_type, bounded] : layers) {
+  for (const auto& [heads, k_dim, v_dim, v_in_k, floats, k_type, v_type, bounded, chosen] : layers) {
     require(std::min(k_type, v_type) >= 0 && std::max(k_type, v_type) < kKvTypes,
             "state: no such KV type");
     require(std::min({heads, k_dim, v_dim, floats}) >= 0, "state: negative sizes");
@@ -189,7 +190,8 @@ void make_store(StateStore* self, const std::vector<KeptTuple>& layers,
                     {k_dim, v_dim, v_in_k},
                     floats,
                     {static_cast<KvType>(k_type), static_cast<KvType>(v_type)},
-                    bounded});
+                    bounded,
+                    chosen});
   }
   std::vector<bool> seen(kept.size(), false);
   std::vector<StateStore::Group> made;

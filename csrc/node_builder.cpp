@@ -174,7 +174,8 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
                             float softcap, bool causal, bool chunked,
                             const std::optional<Array1<float>>& slopes,
                             const std::optional<Array1<float>>& sinks, std::optional<int> call,
-                            int64_t beginning, std::optional<int64_t> q_beginning, int64_t read) {
+                            int64_t beginning, std::optional<int64_t> q_beginning, int64_t read,
+                            std::optional<int64_t> chosen) {
   require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0,
           "attention: KV heads have as many heads each");
   require(k_dim > 0 && v_dim > 0 && at(q).width == heads * k_dim &&
@@ -200,6 +201,9 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
   require(read == 0 || (read > 3 && window == 0 && causal && s.slopes.empty()),
           "attention: blocks are chosen of all positions before a row, four or more");
   s.read = read;
+  require(!chosen || (read == 0 && window == 0 && causal),
+          "attention: keys are chosen of all positions before a row");
+  if (chosen) s.chosen = f32_value(*chosen);
   if (k) s.k = f32_value(*k);
   if (v) s.v = f32_value(*v);
   attention_.push_back(
@@ -207,6 +211,18 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
   scratch_ = std::max(scratch_, attention_scratch_floats({k_dim, v_dim, !v}));
   require(!call || *call >= 0, "attention: negative call");
   add_attention(list_, std::move(s), call);
+}
+
+void NodeBuilder::top_keys(int64_t q, int64_t k, int64_t weights, int64_t out, int64_t layer) {
+  const int64_t heads = at(weights).width, k_dim = at(k).width;
+  require(layer >= 0, "top_keys: negative layer");
+  require(at(q).width == heads * k_dim, "top_keys: widths differ");
+  require(!at(q).selected && !at(out).selected, "top_keys: the rows of a step have positions");
+  AttentionSpec s{f32_value(q), f32_value(k), {}, f32_value(out), layer, heads, 1, k_dim, 1,
+                  0, 1.0f, 0.0f};
+  attention_.push_back({layer, 1, k_dim, 1, 0, 0, true, false, false});
+  scratch_ = std::max(scratch_, weigh_keys_scratch_floats(heads, k_dim));
+  add_top_keys(list_, {std::move(s), f32_value(weights), f32_value(out)});
 }
 
 void NodeBuilder::short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,

@@ -69,11 +69,11 @@ STRATA_INLINE void write_output(const AttentionArgs& a, int64_t head, const floa
   rotate(out, a.shape.v_dim, a.v_rotation);
 }
 
-// The scores of one row over one block become weights, in place; keys outside [lo, hi) weigh an
-// exact zero. Updates maximum and sum, and scales the output so far. `here` is the row's position
+// The scores of one row over one block become weights, in place; keys outside [lo, hi), and those
+// without a bit in `keys`, weigh an exact zero. Updates maximum and sum, and scales the output so far. `here` is the row's position
 // counted from the block's first key.
 STRATA_INLINE void soften(const AttentionArgs& a, int64_t head, int64_t here, float* s, int64_t lo,
-                          int64_t hi, float* p) {
+                          int64_t hi, uint64_t keys, float* p) {
   constexpr int kVectors = kKvBlock / 16;
   if (a.softcap > 0.0f) softcap_row(s, a.softcap, kKvBlock, s);
   if (a.slopes != nullptr) {
@@ -84,6 +84,10 @@ STRATA_INLINE void soften(const AttentionArgs& a, int64_t head, int64_t here, fl
   }
   for (int64_t j = 0; j < lo; ++j) s[j] = kNoKey;
   for (int64_t j = hi; j < kKvBlock; ++j) s[j] = kNoKey;
+  const auto leave_out = [&](float weight) {
+    for (uint64_t rest = ~keys; rest != 0; rest &= rest - 1) s[__builtin_ctzll(rest)] = weight;
+  };
+  leave_out(kNoKey);
   F32x16 v[kVectors];
   for (int i = 0; i < kVectors; ++i) v[i] = load(s + 16 * i);
   const float top = reduce_max(max(max(v[0], v[1]), max(v[2], v[3])));
@@ -95,6 +99,7 @@ STRATA_INLINE void soften(const AttentionArgs& a, int64_t head, int64_t here, fl
   }
   for (int64_t j = 0; j < lo; ++j) s[j] = 0.0f;
   for (int64_t j = hi; j < kKvBlock; ++j) s[j] = 0.0f;
+  leave_out(0.0f);
   for (int i = 0; i < kVectors; ++i) v[i] = load(s + 16 * i);
   const float sum = reduce_add((v[0] + v[1]) + (v[2] + v[3]));
   p[0] = now;
@@ -170,7 +175,7 @@ static void run_blocks(const AttentionArgs& a, int64_t kv_head, int64_t row0, in
         continue;
       }
       soften(a, kv_head * group + i % group, position - base, scores + i * kKvBlock, lo, hi,
-             p + i * stride);
+             seen_keys(a, row0 + i / group, block), p + i * stride);
       if (lo < first) first = lo;
       if (hi > most) most = hi;
     }
@@ -342,8 +347,36 @@ static void weigh_blocks(const AttentionArgs& a, int64_t row, const KeyBounds& b
   }
 }
 
+template <class Kv>
+static void weigh_keys(const AttentionArgs& a, const float* weights, int64_t row, int64_t end,
+                       float* scratch, float* out) {
+  constexpr int kVectors = kKvBlock / 16;
+  const int64_t group = a.heads / a.kv_heads, each = group * a.shape.k_dim;
+  const int64_t blocks = (end + kKvBlock - 1) / kKvBlock;
+  float* q = scratch;
+  float* scores = q + a.heads * a.shape.k_dim;
+  for (int64_t part = 0; part < a.kv_heads; ++part)
+    gather_queries(a, a.q, part, row, row + 1, q + part * each);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t next =
+        block + 1 < blocks ? (a.table[block + 1] - a.table[block]) * a.block_stride : 0;
+    const Block<Kv> kv(a, a.kv + a.table[block] * a.block_stride, next,
+                       scores + kQueryTile * kKvBlock);
+    F32x16 sum[kVectors];
+    for (int i = 0; i < kVectors; ++i) sum[i] = zero16();
+    for (int64_t head = 0; head < a.heads; ++head) {
+      if (head % group == 0) kv.score(q + head * a.shape.k_dim, group, scores);
+      const float* s = scores + head % group * kKvBlock;
+      const F32x16 weight = broadcast(weights[head]);
+      for (int i = 0; i < kVectors; ++i)
+        sum[i] = fma(max(load(s + 16 * i), zero16()), weight, sum[i]);
+    }
+    for (int i = 0; i < kVectors; ++i) store(out + block * kKvBlock + 16 * i, sum[i]);
+  }
+}
+
 template <class Kv> constexpr AttendKernels attend_kernels() {
-  return {attend<Kv>, attend_split<Kv>, attend_on<Kv>};
+  return {attend<Kv>, attend_split<Kv>, attend_on<Kv>, weigh_keys<Kv>};
 }
 template <class Kv> constexpr KvKernels kv_kernels() {
   return {Kv::store_key, Kv::store_value, unpack_keys<Kv>, unpack_values<Kv>, attend_kernels<Kv>()};

@@ -97,10 +97,18 @@ struct AttentionArgs {
   int64_t k_rotation = 1, v_rotation = 1;   // of what is kept; values that are part of keys are not
   const uint64_t* chosen = nullptr;   // of row r from r * chosen_words on: a bit for each block seen
   int64_t chosen_words = 0;
+  // Where keys are chosen one by one: of row r from r * mask_words on, for each block a bit a key.
+  const uint64_t* masks = nullptr;
+  int64_t mask_words = 0;
 };
 
 inline bool sees_block(const AttentionArgs& a, int64_t row, int64_t block) {
   return a.chosen == nullptr || (a.chosen[row * a.chosen_words + block / 64] >> (block % 64) & 1) != 0;
+}
+
+// The keys of a block that a row sees, as far as they are chosen one by one.
+inline uint64_t seen_keys(const AttentionArgs& a, int64_t row, int64_t block) {
+  return a.masks == nullptr ? ~uint64_t{0} : a.masks[row * a.mask_words + block];
 }
 
 // The first key that a row sees, the beginning aside where its window has left that behind.
@@ -137,7 +145,15 @@ struct AttendKernels {
   // did.
   void (*attend_on)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
                     int64_t split0, int64_t split1, bool first, float* running, float* scratch);
+  // What keys [0, end) weigh for a row: the sum over the heads of its weight times what of q.k is
+  // above 0. `out` has room up to whole blocks; the keys are those of one KV head.
+  void (*weigh_keys)(const AttentionArgs&, const float* weights, int64_t row, int64_t end,
+                     float* scratch, float* out);
 };
+// Floats of scratch that weigh_keys takes.
+inline int64_t weigh_keys_scratch_floats(int64_t heads, int64_t k_dim) {
+  return heads * k_dim + kQueryTile * kKvBlock + kKvBlock * (k_dim + kv_value_stride(1)) + 256;
+}
 
 // The bounds of a layer's keys: of KV head h in block b from b * block_bytes + h * head_bytes on.
 struct KeyBounds {

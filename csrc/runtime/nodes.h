@@ -113,6 +113,14 @@ struct AttentionSpec {
   int64_t beginning = 0;  // positions that are seen from beyond the window, by another query
   std::optional<Value> q_beginning = std::nullopt;
   int64_t read = 0;       // blocks that a row sees, chosen by bounds of their keys; 0: all
+  std::optional<Value> chosen = std::nullopt;   // positions of the keys that a row sees, then -1
+};
+
+// The positions of the keys that weigh most for a row, as many as `out` is wide. `keys` says where
+// they are kept and by which q and k.
+struct TopKeysSpec {
+  AttentionSpec keys;
+  Value weights, out;
 };
 
 // Rows put together from heads: for each of `heads` heads its part of each x, `width` floats from
@@ -263,6 +271,7 @@ std::unique_ptr<Node> make_streams(StreamsSpec spec);
 // Store k and v (unless shared), attend, merge: up to three nodes. With the number of the `call`
 // among those of a sweep attention goes in turns, as blocks come that are not in memory.
 void add_attention(NodeList& list, AttentionSpec spec, std::optional<int> call);
+void add_top_keys(NodeList& list, TopKeysSpec spec);
 
 // The most that Arena::partials comes to for so many sequences of so many positions.
 int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threads,

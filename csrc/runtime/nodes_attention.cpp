@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "runtime/kv_tier.h"
-#include "runtime/nodes.h"
+#include "runtime/nodes_top_keys.h"
 
 namespace strata {
 namespace {
@@ -24,12 +24,14 @@ int64_t query_tile(int64_t heads, int64_t kv_heads) {
 // With as many tiles of heads there is enough to share out.
 constexpr int64_t kTilesPerThread = 8;
 
-const AttendKernels& kernels(const Context& c, const AttentionSpec& s) {
+}  // namespace
+
+const AttendKernels& attend_kernels(const Context& c, const AttentionSpec& s) {
   const StateStore::Kept& kept = c.state->layer(s.layer).kept;
   return c.step_kernels->attention(kept.types, kept.kv);
 }
 
-AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& span) {
+AttentionArgs attention_arguments(const Context& c, const AttentionSpec& s, const Span& span) {
   const StateStore::Layer& layer = c.state->layer(s.layer);
   AttentionArgs a{};
   a.kv = layer.data;
@@ -62,6 +64,8 @@ AttentionArgs arguments(const Context& c, const AttentionSpec& s, const Span& sp
   a.v_rotation = a.shape.v_in_k ? 1 : kv_rotation(types.v, a.shape.v_dim);
   return a;
 }
+
+namespace {
 
 class StoreNode final : public Node {
  public:
@@ -109,18 +113,6 @@ class StoreNode final : public Node {
 
   AttentionSpec s_;
   int64_t rows_ = 1;
-};
-
-// How the attention of a step is cut, decided by AttendNode and read by MergeNode. Whether splits
-// are computed apart or one after the other does not change a bit: both merge in the same order.
-struct Cut {
-  bool split = false;
-  bool in_turns = false;           // splits of a row have one partial result, span after span
-  int64_t splits = 0;              // most that a span sees
-  const uint64_t* chosen = nullptr;   // of all rows of the step the blocks they see, if not all
-  int64_t chosen_words = 0;
-  float* partials = nullptr;
-  int64_t partial_stride = 0;      // floats of one span
 };
 
 // The splits that the rows of a span see, in the order in which they are merged.
@@ -220,7 +212,7 @@ class ChooseNode final : public Node {
       float* const weights = reinterpret_cast<float*>(work_ + 12 * room_ * thread);
       float* const each = weights + room_;
       auto* const order = reinterpret_cast<int32_t*>(each + room_);
-      const AttentionArgs a = arguments(c, s_, span);
+      const AttentionArgs a = attention_arguments(c, s_, span);
       const KeyBounds bounds = c.state->bounds(c.state->layer(s_.layer));
       c.step_kernels->weigh_blocks(a, row - span.row, bounds, first, end, c.arena->scratch(thread),
                                    each, weights);
@@ -326,7 +318,7 @@ class AttendNode final : public Node {
     cut_->splits = 0;
     for (const Span& span : c.step->spans) {
       tiles += ceil_div(span.rows, tile_);
-      cut_->splits = std::max(cut_->splits, seen_splits(arguments(c, s_, span), span).count);
+      cut_->splits = std::max(cut_->splits, seen_splits(attention_arguments(c, s_, span), span).count);
       most_rows = std::max(most_rows, span.rows);
     }
     // Splitting pays when sequences are long and there are too few tiles to share out.
@@ -357,7 +349,7 @@ class AttendNode final : public Node {
         a.table = turns_->table(item->span);
         a.block_stride = KvTier::kUnit;
         const int64_t row0 = (tiles - 1 - tile) * tile_;
-        kernels(c, s_).attend_on(a, kv_head, row0, std::min(row0 + tile_, span.rows), item->split0,
+        attend_kernels(c, s_).attend_on(a, kv_head, row0, std::min(row0 + tile_, span.rows), item->split0,
                              item->split1, item->first, partials_of(*cut_, s_, span), scratch);
         return;
       }
@@ -369,7 +361,7 @@ class AttendNode final : public Node {
       const Span& span = c.step->spans[static_cast<size_t>(which)];
       float* partials = cut_->partials + which * cut_->partial_stride;
       const AttentionArgs a = chosen(c, span);
-      kernels(c, s_).attend_split(a, kv_head, 0, span.rows, seen_splits(a, span).at(place), place,
+      attend_kernels(c, s_).attend_split(a, kv_head, 0, span.rows, seen_splits(a, span).at(place), place,
                                   cut_->splits, partials, scratch);
       return;
     }
@@ -379,7 +371,7 @@ class AttendNode final : public Node {
       const int64_t tiles = ceil_div(span.rows, tile_);
       if (tile < tiles) {
         const int64_t row0 = (tiles - 1 - tile) * tile_;
-        kernels(c, s_).attend(chosen(c, span), kv_head, row0, std::min(row0 + tile_, span.rows),
+        attend_kernels(c, s_).attend(chosen(c, span), kv_head, row0, std::min(row0 + tile_, span.rows),
                               scratch);
         return;
       }
@@ -389,10 +381,13 @@ class AttendNode final : public Node {
 
  private:
   AttentionArgs chosen(const Context& c, const Span& span) const {
-    AttentionArgs a = arguments(c, s_, span);
+    AttentionArgs a = attention_arguments(c, s_, span);
     if (cut_->chosen == nullptr) return a;
     a.chosen = cut_->chosen + span.row * cut_->chosen_words;
     a.chosen_words = cut_->chosen_words;
+    if (cut_->masks == nullptr) return a;
+    a.masks = cut_->masks + span.row * cut_->mask_words;
+    a.mask_words = cut_->mask_words;
     return a;
   }
 
@@ -418,7 +413,7 @@ class MergeNode final : public Node {
       for (size_t i = 0; i < c.step->spans.size(); ++i) {
         const Span& span = c.step->spans[i];
         if (row < span.row || row >= span.row + span.rows) continue;
-        const AttentionArgs a = arguments(c, s_, span);
+        const AttentionArgs a = attention_arguments(c, s_, span);
         const float* partials =
             cut_->in_turns ? partials_of(*cut_, s_, span)
                            : cut_->partials + static_cast<int64_t>(i) * cut_->partial_stride;
@@ -451,6 +446,10 @@ int64_t partials_bytes(int64_t heads, int64_t kv_heads, int64_t v_dim, int threa
   return static_cast<int64_t>(Arena::partials_room(static_cast<size_t>(floats)));
 }
 
+std::unique_ptr<Node> make_store(AttentionSpec spec) {
+  return std::make_unique<StoreNode>(std::move(spec));
+}
+
 void add_attention(NodeList& list, AttentionSpec spec, std::optional<int> call) {
   auto cut = std::make_shared<Cut>();
   std::shared_ptr<AttendTurns> turns;
@@ -460,6 +459,7 @@ void add_attention(NodeList& list, AttentionSpec spec, std::optional<int> call) 
     if (spec.k) list.add(std::make_unique<BoundNode>(spec));
     list.add(std::make_unique<ChooseNode>(spec, cut));
   }
+  if (spec.chosen) list.add(make_mask(*spec.chosen, cut));
   list.add(std::make_unique<AttendNode>(spec, cut, turns));
   if (turns) list.in_turns(1, std::move(turns));
   list.add(std::make_unique<MergeNode>(spec, cut));

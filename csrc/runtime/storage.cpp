@@ -129,12 +129,16 @@ StateStore::StateStore(const std::vector<Kept>& layers, std::vector<Group> group
     }
     if (group.slots == 0) continue;
     std::vector<KvTier::Layer> made;
-    for (int64_t i : group.layers) made.push_back({layer(i).data, bytes(layer(i))});
+    bool chosen = false;
+    for (int64_t i : group.layers) {
+      made.push_back({layer(i).data, bytes(layer(i))});
+      chosen = chosen || layer(i).kept.bounded || layer(i).kept.chosen;
+    }
     uint8_t* ring = group.buffer->data() + group.slots * group.block_stride;
     ring += (KvFile::kAlign - reinterpret_cast<uintptr_t>(ring) % KvFile::kAlign) % KvFile::kAlign;
     tier_ = std::make_unique<KvTier>(std::move(made), group.block_stride, group.blocks, group.slots,
                                      ring, KvTier::place_bytes(parts), directory,
-                                     group.bounds_stride > 0);
+                                     chosen);
     tier_group_ = static_cast<int64_t>(g);
   }
 }

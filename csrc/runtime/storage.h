@@ -58,6 +58,7 @@ class StateStore {
     int64_t floats;
     KvTypes types;
     bool bounded = false;   // bounds of the keys of its blocks are kept, in memory
+    bool chosen = false;    // rows see some of its blocks alone
   };
   struct Layer {
     Kept kept;

@@ -145,6 +145,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
         "sinks": False,
         "beginning": 0,
         "read": 0,
+        "chosen": False,
     }
     found: list[list[Floats]] = [[], []]
     for chunk in (((0, 63), (0, 1)), ((63, 2), (1, 69)), ((65, 85), (70, 0))):
@@ -160,7 +161,7 @@ def test_attention_in_chunks_over_scattered_blocks(heads: int, window: int, cap:
             np.concatenate([a[i][s].reshape(s.stop - s.start, -1) for i, s in parts])
             for a in (q, k, v)
         ]
-        out = attention(attrs, *joined, None, None, step, state)
+        out = attention(attrs, (joined[0], [*joined[1:], None, None, None]), step, state)
         for (i, _), span in zip(parts, spans, strict=True):
             found[i].append(out[span.row : span.row + span.rows])
     for i, n in enumerate(lengths):

@@ -62,11 +62,14 @@ def test_a_temperature_grows_with_the_position(tmp_path: Path) -> None:
     np.testing.assert_allclose(*found, rtol=0, atol=2e-5 * np.abs(without).max())
 
 
-def test_positions_that_an_indexer_would_choose_among_are_not_offered(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", architecture="deepseek32", **{"attention.indexer.top_k": 40})
+def test_an_indexer_that_would_choose_all_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", architecture="deepseek32", **{"attention.indexer.top_k": 128})
     with open_model(path) as file:
-        assert trained_context(file) == 40
-        assert build_model(file).context_length == 40
+        assert trained_context(file) == 128
+        assert len(build_model(file).groups) == 1
+    path = write(tmp_path / "n.gguf", architecture="deepseek32", **{"attention.indexer.top_k": 127})
+    with open_model(path) as file, pytest.raises(ConfigError, match="indexer.head_count"):
+        build_model(file)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ LATENT = {
     )
 }
 INDEX = {"index_topk": 64, "index_head_dim": 32, "index_n_heads": 2}
+# Fewer keys than the text has; no key weighs exactly nothing for so many heads.
+CHOSEN = {"index_topk": 12, "index_head_dim": 24, "index_n_heads": 24, "n_group": 1}
+SHARED = {**CHOSEN, "topk_group": 1, "num_hidden_layers": 4}
 KINDS = ["sparse", "dense"]
 LOCAL = {"num_local_experts": 6, "num_experts_per_tok": 3}
 GRANITE = {
@@ -187,6 +190,11 @@ MIXTURES: list[tuple[str, dict[str, Any]]] = [
     ("Glm4MoeLite", {**DEEPSEEK, "rope_interleave": False, "mlp_layer_types": KINDS}),
     ("DeepseekV32", {**DEEPSEEK, "n_group": 4, "topk_group": 2, **INDEX}),
     ("GlmMoeDsa", {**DEEPSEEK, "n_group": 1, "topk_group": 1, **INDEX}),
+    ("DeepseekV32", {**DEEPSEEK, **CHOSEN, "topk_group": 1}),
+    ("GlmMoeDsa", {**DEEPSEEK, **CHOSEN, "topk_group": 1}),
+    ("GlmMoeDsa", {**DEEPSEEK, **SHARED, "index_topk_freq": 2}),
+    ("GlmMoeDsa", {**DEEPSEEK, **SHARED, "index_topk_pattern": "FSFS"}),
+    ("GlmMoeDsa", {**DEEPSEEK, **SHARED, "indexer_types": ["full", "shared", "shared", "full"]}),
     ("Mistral4", {**DEEPSEEK, "n_group": 1, "topk_group": 1, "rope_parameters": LLAMA4}),
     ("Youtu", LATENT),
     ("MiniCPM3", {**LATENT, "scale_emb": 3, "scale_depth": 0.7, "dim_model_base": 32}),

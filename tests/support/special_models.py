@@ -70,6 +70,13 @@ AROUND: Shapes = {"post_attention_norm": (WIDTH,), "post_ffw_norm": (WIDTH,)}
 GATE: Shapes = {"attn_gate": (HEADS * DIM, WIDTH)}
 SINKS: Shapes = {"attn_sinks": (HEADS,)}
 INDEXER: Shapes = {"indexer.proj": (2, WIDTH), "indexer.k_norm.bias": (8,)}
+CHOOSING: Shapes = {
+    "indexer.attn_q_b": (16 * 24, 40),
+    "indexer.attn_k": (24, WIDTH),
+    "indexer.k_norm": (24,),
+    "indexer.k_norm.bias": (24,),
+    "indexer.proj": (16, WIDTH),
+}
 FURTHER: Shapes = {"nextn.eh_proj": (WIDTH, 2 * WIDTH)}
 STREAMS: Shapes = {
     **{f"hc_{half}_fn": (6, 3 * WIDTH) for half in ("attn", "ffn")},
@@ -152,6 +159,12 @@ LATENT: dict[str, Any] = {
     "rope.dimension_count": 16,
     "attention.indexer.top_k": 128,
 }
+INDEXED: dict[str, Any] = {
+    **LATENT,
+    "attention.indexer.top_k": 12,
+    "attention.indexer.head_count": 16,
+    "attention.indexer.key_length": 24,
+}
 
 SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
     "llama4": (
@@ -232,6 +245,17 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
         [
             {**latent(64, 32, 48), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **DENSE},
             {**latent(32, 64, 32), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **BOTH},
+        ],
+    ),
+    "deepseek32": (
+        INDEXED,
+        [{**latent(64, 32, 48), **CHOOSING, **each} for each in (DENSE, BOTH)],
+    ),
+    "glm-dsa": (
+        {**INDEXED, "attention.indexer.types": [1, 0, 1]},
+        [
+            {**latent(64, 32, 48), **each}
+            for each in ({**CHOOSING, **DENSE}, BOTH, {**CHOOSING, **BOTH})
         ],
     ),
     "hy_v4": (

@@ -17,6 +17,8 @@ MAX_VOCABULARY = 1 << 24
 # "No limit" in some files is a number like 1e30 or 2^31; positions are 32-bit here.
 MAX_CONTEXT = (1 << 31) - 1
 ENDLESS = 1 << 20
+# Whose indexers are built (sparse_index.py).
+_CHOOSING = ("deepseek32", "glm-dsa", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 _READABLE = ("fp8", "fbgemm_fp8", *METHODS)
 
 
@@ -165,15 +167,16 @@ def _first(keys: Keys, name: str, layers: int, default: int = REQUIRED) -> int:
 
 
 def read_trained_context(keys: Keys) -> int:
-    """The positions that the file states; where an indexer chooses among more than ``top_k`` of
-    them, or blocks of them, so many: as far as all are chosen it changes nothing, and choosing is
-    not built."""
+    """The positions that the file states; where an indexer that is not built chooses among more
+    than ``top_k`` of them, or blocks of them, so many: as far as all are chosen it changes
+    nothing."""
     # Configurations of pure state-space models state none: their state is of a fixed size.
     endless = keys.kind == "huggingface" and keys.find("ssm_states")[1] is not None
     stated = keys.number("context", ENDLESS if endless else REQUIRED, low=1, high=1e38)
     chosen = keys.integer("indexer_top_k", 0, low=0) or MAX_CONTEXT
     chosen *= keys.integer("indexer_block", 1, low=0) or 1
-    return min(int(stated), chosen, MAX_CONTEXT)
+    built = MAX_CONTEXT if keys.architecture in _CHOOSING else chosen
+    return min(int(stated), built, MAX_CONTEXT)
 
 
 def _vocabulary(file: ModelFile, keys: Keys) -> int:

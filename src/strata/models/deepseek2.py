@@ -1,24 +1,24 @@
 """DeepSeek V2 and V3 and what has their layers (Kimi K2, GLM-4.7-Flash, GigaChat, Mistral 4, A.X
 K1): latent attention, then experts beside a shared one (arXiv:2405.04434, arXiv:2412.19437).
 
-Blocks that predict further tokens are Models of their own. Left out are indexers (DeepSeek V3.2,
-GLM-5), which choose among positions where there are more than they may choose
-(``config.read_trained_context``).
+Blocks that predict further tokens are Models of their own, whose indexers are left out. Those of
+layers (DeepSeek V3.2, GLM-5; ``sparse_index.py``) are there where more positions come than they
+choose.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from strata.formats import ModelFile
-from strata.models import decoder, experts, latent, mtp
+from strata.models import decoder, experts, latent, mtp, sparse_index
 from strata.models.config import Config, read_config
 from strata.models.keys import real
 from strata.models.rope import Rope, read_rope
 from strata.models.tensors import Catalog, Tensor
-from strata.program import Builder, Model
+from strata.program import Builder, Model, PagedKV
 
 _BY_SIGMOID = {
     "glm-dsa",
@@ -31,14 +31,43 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of such a file."""
     c, a, further = _read(file, architecture, context)
     m = experts.read_mixture(c, scoring=_scoring(c))
+    style = "neox" if architecture in ("deepseek32", "DeepseekV32ForCausalLM") else "interleaved"
+    index = sparse_index.read_index(c, a.q_rank, a.rope, style=style)
     tensors = {**decoder.frame_tensors(c), **_tensors(c, a, m)}
+    tensors |= sparse_index.index_tensors(c, index, a.q_rank)
     blocks = "|".join(str(i) for i in range(c.layers, c.layers + further))
     unused = [*decoder.harmless(c), r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*"]
     unused += [rf"(blk|.*layers)\.({blocks})\..*"] if blocks else []
     catalog = Catalog(file, tensors, c.layers, harmless=unused)
-    layer = _layers(c, catalog, a, m)
-    state = [a.state(c.heads)] * c.layers
-    return decoder.normed(c, catalog, layer, decoder.rms_eps(c), state=state)
+    layer = _layers(c, catalog, a, m, index)
+    state = [a.state(c.heads, chosen=index is not None)] * c.layers
+    if index is None:
+        return decoder.normed(c, catalog, layer, decoder.rms_eps(c), state=state)
+    return _choosing(c, catalog, layer, [*state, *index.state()], index)
+
+
+def _choosing(
+    c: Config,
+    catalog: Catalog,
+    layer: Callable[..., str],
+    state: Sequence[PagedKV],
+    index: sparse_index.SparseIndex,
+) -> Model:
+    """The Model whose rows see chosen keys, which may go from layer to layer beside x."""
+
+    def head(b: Builder, row: str) -> str:
+        x, _ = index.split(b, row, c.width)
+        return decoder.head(b, c, b.rms_norm(x, "output_norm.weight", decoder.rms_eps(c)))
+
+    return decoder.assemble(
+        c,
+        catalog,
+        embed=lambda b: index.begin(b, b.embed("token_embd.weight"), c.width),
+        layer=layer,
+        head=head,
+        state=state,
+        hidden=c.width + index.carried,
+    )
 
 
 def build_mtp(file: ModelFile, architecture: str, context: int | None) -> Model:
@@ -82,7 +111,11 @@ def _tensors(c: Config, a: latent.Latent, m: experts.Mixture | None) -> dict[str
 
 
 def _layers(
-    c: Config, catalog: Catalog, a: latent.Latent, m: experts.Mixture | None
+    c: Config,
+    catalog: Catalog,
+    a: latent.Latent,
+    m: experts.Mixture | None,
+    index: sparse_index.SparseIndex | None = None,
 ) -> Callable[..., str]:
     """What builds a layer, of x, its number and that of its state where that is another one."""
     rope, score_scale = positions(c)
@@ -91,16 +124,37 @@ def _layers(
     scaled = c.architecture not in ("deepseek2", "mistral4")
 
     def layer(b: Builder, x: str, i: int, state: int | None = None) -> str:
+        seen: list[str] = []
+
+        def choose(x: str, query: str) -> str:
+            if index is not None and index.full[i]:
+                seen.append(index.choose(b, x, query, i, rope))
+            return seen[-1]
+
+        if index is not None:
+            x, known = index.split(b, x, c.width)
+            seen.append(known)
         h = b.rms_norm(x, f"blk.{i}.attn_norm.weight", eps)
         h = latent.attention(
-            b, c, catalog, a, h, i, rope=rope, eps=eps, score_scale=score_scale, layer=state
+            b,
+            c,
+            catalog,
+            a,
+            h,
+            i,
+            rope=rope,
+            eps=latent.inner_eps(c, eps),
+            score_scale=score_scale,
+            layer=state,
+            choose=None if index is None else choose,
         )
         x = b.add(x, h)
         h = b.rms_norm(x, f"blk.{i}.ffn_norm.weight", eps)
         h = experts.feed_forward(b, catalog, m, h, i, scaled=scaled)
         if c.architecture == "AXK1ForCausalLM" and m is not None and m.layers[i]:
             h = b.rms_norm(h, f"blk.{i}.post_ffw_norm.weight", eps)
-        return b.add(x, h)
+        x = b.add(x, h)
+        return x if index is None else index.beside(b, x, seen[-1])
 
     return layer
 

@@ -28,6 +28,7 @@ class Keys:
 
     def __init__(self, file: ModelFile, architecture: str) -> None:
         self.kind: Literal["gguf", "huggingface"] = file.kind
+        self.architecture = architecture
         self._prefix = f"{architecture}."
         metadata = file.metadata
         self._metadata: Mapping[str, Any] = (

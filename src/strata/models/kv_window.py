@@ -52,8 +52,14 @@ class KVWindow:
 
 
 def layers_that_keep_all(model: Model) -> frozenset[int]:
-    """Numbers of the layers that keep the KV of all positions."""
+    """Numbers of the layers that keep the KV of all positions. UsageError where rows choose among
+    them as the model was trained to."""
     kept = enumerate(model.state)
+    if any(isinstance(s, PagedKV) and s.index for s in model.state):
+        raise UsageError(
+            f"this '{model.architecture}' model chooses itself which keys a row sees: leave "
+            "--kv-window and --kv-read out"
+        )
     return frozenset(n for n, s in kept if isinstance(s, PagedKV) and not s.window)
 
 

@@ -9,6 +9,7 @@ key. Otherwise keys and values are made and kept for every head.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from strata.models import decoder
@@ -40,11 +41,12 @@ class Latent:
         """Width of a head's key."""
         return self.nope + self.rope
 
-    def state(self, heads: int, window: int = 0) -> PagedKV:
-        """What a layer keeps."""
+    def state(self, heads: int, window: int = 0, *, chosen: bool = False) -> PagedKV:
+        """What a layer keeps; ``chosen``: an indexer says what of it a row sees."""
         if self.absorbed:
-            return PagedKV(1, self.rank + self.rope, self.rank, window, v_in_k=True)
-        return PagedKV(heads, self.key, self.value, window)
+            width = self.rank + self.rope
+            return PagedKV(1, width, self.rank, window, v_in_k=True, chosen=chosen)
+        return PagedKV(heads, self.key, self.value, window, chosen=chosen)
 
 
 def read_latent(
@@ -136,12 +138,14 @@ def attention(
     gated: bool = False,
     scaled: bool = True,
     sinks: str | None = None,
+    choose: Callable[[str, str], str] | None = None,
 ) -> str:
     """Latent attention of layer i; scores are scaled by ``score_scale`` / sqrt(key width).
 
     ``layer`` is the number of its state, i unless given. ``k_norm``: the rotated part of keys has a
     norm. ``gated``: what each head, or each column, gives is multiplied by a sigmoid. ``scaled``: a
-    scale beside the last product counts.
+    scale beside the last product counts. ``choose`` says which positions rows see, from x and from
+    what queries are made of.
     """
     name = f"blk.{i}.attn_"
 
@@ -160,9 +164,10 @@ def attention(
     with b.unit("attention"):
         if a.q_rank:
             q = b.rms_norm(b.matmul(x, f"{name}q_a.weight"), f"{name}q_a_norm.weight", eps)
-            q = b.matmul(b.scale(q, a.q_scale), f"{name}q_b.weight")
+            made_of = b.scale(q, a.q_scale)
+            q = b.matmul(made_of, f"{name}q_b.weight")
         else:
-            q = b.matmul(x, f"{name}q.weight")
+            made_of, q = x, b.matmul(x, f"{name}q.weight")
         both = b.matmul(x, f"{name}kv_a_mqa.weight")
         gate = b.matmul(x, f"{name}gate.weight") if gated else ""
         whole = a.rank + a.rope
@@ -192,6 +197,7 @@ def attention(
         temperature = c.keys.number("temperature_scale", 0.0)
         if temperature:
             q = b.position_scale(q, c.keys.integer("temperature_length"), temperature)
+        chosen = choose(x, made_of) if choose is not None else None
         state = a.state(c.heads)
         mixed = b.attention(
             q,
@@ -205,6 +211,7 @@ def attention(
             scale=score_scale / math.sqrt(a.key),
             window=c.windows[i],
             sinks=sinks,
+            chosen=chosen,
         )
         if a.absorbed:
             mixed = b.matmul(mixed, f"{name}v_b.weight")

@@ -150,6 +150,7 @@ class Builder:
         beginning: int = 0,
         q_beginning: str | None = None,
         read: int = 0,
+        chosen: str | None = None,
     ) -> str:
         """Append k and v to the layer's KV, then causal attention.
 
@@ -158,6 +159,7 @@ class Builder:
         ``chunked``: a row sees those of its chunk of ``window`` positions. ``beginning``: the first
         positions that are seen from beyond the window, by the query ``q_beginning``.
         ``read``: a row sees so many positions, of blocks chosen by bounds of their keys.
+        ``chosen``: it sees those positions, which ``top_keys`` gave.
         """
         if k is None and v is not None:
             raise ProgramError(f"segment '{self.name}': attention has values without keys")
@@ -167,7 +169,7 @@ class Builder:
                 q,
                 *(x for x in (k, v) if x is not None),
                 *self._optional(sinks),
-                *(x for x in (q_beginning,) if x is not None),
+                *(x for x in (q_beginning, chosen) if x is not None),
             ],
             layer=layer,
             heads=heads,
@@ -183,7 +185,13 @@ class Builder:
             chunked=chunked,
             beginning=beginning,
             read=read,
+            chosen=chosen is not None,
         )
+
+    def top_keys(self, q: str, k: str, w: str, *, layer: int, most: int) -> str:
+        """Append k to the keys of ``layer``; positions [T, most] of those that weigh most, by heads
+        of q with weights w."""
+        return self._emit("top_keys", [q, k, w], layer=layer, most=most)
 
     def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:
         """Columns ``start .. start + width`` of each head; x itself where that is all."""

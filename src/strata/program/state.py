@@ -27,7 +27,8 @@ class PagedKV:
     left the window is given back, but for the first ``beginning`` positions. ``v_in_k``: no values
     are kept, the value is the first ``v_dim`` elements of the key (latent attention in its absorbed
     form). ``read`` > 0: of all positions a row sees so many, whole blocks, chosen by bounds of
-    their keys that are kept for that.
+    their keys that are kept for that. ``chosen``: of all positions a row sees those that keys of an
+    ``index`` choose, which are kept apart and attended to by nobody.
     """
 
     kv_heads: int
@@ -37,6 +38,8 @@ class PagedKV:
     v_in_k: bool = False
     beginning: int = 0
     read: int = 0
+    chosen: bool = False
+    index: bool = False
 
     def __post_init__(self) -> None:
         if min(self.kv_heads, self.k_dim, self.v_dim) < 1 or min(self.window, self.beginning) < 0:
@@ -45,6 +48,8 @@ class PagedKV:
             raise ProgramError(f"all positions are kept, not only a beginning: {self}")
         if self.read and self.window:
             raise ProgramError(f"blocks are chosen of all positions, not of a window: {self}")
+        if self.window and (self.chosen or self.index):
+            raise ProgramError(f"keys are chosen of all positions, not of a window: {self}")
         if self.v_in_k and self.v_dim > self.k_dim:
             raise ProgramError(f"values of {self.v_dim} are no part of keys of {self.k_dim}")
 
@@ -82,13 +87,14 @@ class StateGroup:
 
     ``window`` is that of its paged layers, 0 where all positions are kept, and ``beginning`` the
     first positions that are kept beside it. The blocks of a ``recurrent`` group are slots, of which
-    a sequence has one.
+    a sequence has one. Those of an ``index`` hold keys that choose other keys.
     """
 
     layers: tuple[int, ...]
     window: int = 0
     recurrent: bool = False
     beginning: int = 0
+    index: bool = False
 
     def first_seen(self, position: int) -> int:
         """The first position that a row at ``position`` sees, the ``beginning`` aside where a gap
@@ -98,21 +104,24 @@ class StateGroup:
 
 
 def state_groups(state: Sequence[LayerState]) -> tuple[StateGroup, ...]:
-    """The groups of a model: what keeps all positions first, then windows, the largest first, and
-    recurrent state last. Empty for a model that keeps nothing."""
-    windows: dict[tuple[int, int], list[int]] = {}
+    """The groups of a model: what keeps all positions first, then what chooses among them, then
+    windows, the largest first, and recurrent state last. Empty for a model that keeps nothing."""
+    windows: dict[tuple[int, int, bool], list[int]] = {}
     recurrent = []
     for number, layer in enumerate(state):
         if isinstance(layer, PagedKV):
-            windows.setdefault((layer.window, layer.beginning), []).append(number)
+            windows.setdefault((layer.window, layer.beginning, layer.index), []).append(number)
         elif isinstance(layer, Recurrent):
             recurrent.append(number)
         elif not (layer.layer < number and isinstance(state[layer.layer], PagedKV)):
             raise ProgramError(
                 f"layer {number} shares state that layer {layer.layer} does not keep"
             )
-    order = sorted(windows, key=lambda kept: (kept[0] > 0, -kept[0], -kept[1]))
-    groups = [StateGroup(tuple(windows[kept]), window=kept[0], beginning=kept[1]) for kept in order]
+    order = sorted(windows, key=lambda kept: (kept[0] > 0, kept[2], -kept[0], -kept[1]))
+    groups = [
+        StateGroup(tuple(windows[kept]), window=kept[0], beginning=kept[1], index=kept[2])
+        for kept in order
+    ]
     if recurrent:
         groups.append(StateGroup(tuple(recurrent), recurrent=True))
     return tuple(groups)

@@ -31,7 +31,8 @@ def check_differentiable(segment: Segment) -> None:
         odd = op.kind not in _BACKWARD
         if op.kind == "attention":
             a = op.attrs
-            odd = any(a[n] for n in ("softcap", "alibi", "sinks", "chunked", "beginning", "read"))
+            apart = ("softcap", "alibi", "sinks", "chunked", "beginning", "read", "chosen")
+            odd = any(a[n] for n in apart)
             odd = odd or len(op.inputs) != 3 or not a["causal"]
         elif op.kind == "rms_norm":
             odd = bool(op.attrs["group"]) or len(op.inputs) != 2

@@ -76,7 +76,8 @@ def rope(b: Building, op: Op) -> None:
 
 def attention(b: Building, op: Op) -> None:
     """Storing keys and values, attention, merging of splits."""
-    attrs = {name: value for name, value in op.attrs.items() if name not in ("alibi", "sinks")}
+    apart = ("alibi", "sinks", "chosen")
+    attrs = {name: value for name, value in op.attrs.items() if name not in apart}
     most = main_operands(op.attrs, len(op.inputs))
     if op.attrs["alibi"]:
         slopes = alibi_slopes(attrs["heads"], op.attrs["alibi"])
@@ -86,6 +87,8 @@ def attention(b: Building, op: Op) -> None:
     if op.attrs["beginning"]:
         attrs["q_beginning"] = b.ids[op.inputs[-1]]
     attrs["read"] //= KV_BLOCK
+    if op.attrs["chosen"]:
+        attrs["chosen"] = b.ids[op.inputs[-1]]
     q, *kv = (b.ids[name] for name in op.inputs[:most])
     k, v = (*kv, None, None)[:2]
     calls, call = b.parameters.calls, None
@@ -93,6 +96,12 @@ def attention(b: Building, op: Op) -> None:
         call = len(calls)
         calls.append(attrs["layer"])
     b.native.attention(q, k, v, b.ids[op.output], **attrs, call=call)
+
+
+def top_keys(b: Building, op: Op) -> None:
+    """Storing keys, and the choice among them."""
+    q, k, w = (b.ids[name] for name in op.inputs)
+    b.native.top_keys(q, k, w, b.ids[op.output], op.attrs["layer"])
 
 
 def short_conv(b: Building, op: Op) -> None:
@@ -140,7 +149,7 @@ def join(b: Building, op: Op) -> None:
 NODES: Mapping[str, Callable[[Building, Op], None]] = {
     build.__name__: build
     for build in (
-        *(embed, add_positions, select, rope, attention, short_conv, previous),
+        *(embed, add_positions, select, rope, attention, top_keys, short_conv, previous),
         *(columns, join),
     )
 }

@@ -123,7 +123,9 @@ class CpuSegmentProfile(SegmentProfile):
                 seconds += rates.product_s(m.format, m.packed_bytes, operations)
             elif op.kind == "experts":
                 seconds += sum(self._products_s(op, rows, rates))
-            elif SIGNATURES[op.kind].state == "kv":
+            elif op.kind == "top_keys":
+                seconds += _choice_s(op, program, size, rates, kv_element_bytes)
+            elif op.kind == "attention":
                 seconds += _attention_s(op, program, size, rates, kv_element_bytes)
             else:
                 seconds += rates.elementwise_s(4 * rows * _widths(op, program))
@@ -199,7 +201,9 @@ class CpuModelProfile(ModelProfile):
             (op.attrs["k_dim"], op.attrs["v_dim"], main_operands(op.attrs, len(op.inputs)) == 2)
             for op in self._attentions
         }
-        attention = (int(_native.attention_scratch_floats(*shape)) for shape in shapes)
+        attention = [int(_native.attention_scratch_floats(*shape)) for shape in shapes]
+        for heads, width in self._choices:
+            attention.append(int(_native.weigh_keys_scratch_floats(heads, width // heads)))
         products = int(_native.matmul_scratch_floats(max(widths, default=0)))
         return max(4 * max(products, *attention, 0), self._experts_scratch)
 
@@ -228,6 +232,8 @@ class CpuModelProfile(ModelProfile):
         tables = sum(rope_table_bytes(n, rows) for n in self.rope_frequencies)
         if any(op.attrs["read"] for op in self._attentions):
             tables += choice_bytes(context, threads, rows)
+        if self._choices:
+            tables += chosen_bytes(context, threads, rows)
         shapes = self._attention_shapes
         if not in_turns:
             return tables + partials_bytes(shapes, context, parallel, threads)
@@ -284,7 +290,18 @@ class CpuModelProfile(ModelProfile):
     def _attentions(self) -> tuple[Op, ...]:
         """Every attention."""
         ops = (op for s in self.segments for op in s.segment.program.ops)
-        return tuple(op for op in ops if SIGNATURES[op.kind].state == "kv")
+        return tuple(op for op in ops if op.kind == "attention")
+
+    @cached_property
+    def _choices(self) -> frozenset[tuple[int, int]]:
+        """Heads and widths of the queries by which keys are chosen."""
+        programs = (s.segment.program for s in self.segments)
+        return frozenset(
+            (p.values[op.inputs[2]].width, p.values[op.inputs[0]].width)
+            for p in programs
+            for op in p.ops
+            if op.kind == "top_keys"
+        )
 
     @cached_property
     def _distinct(self) -> tuple[CpuSegmentProfile, ...]:
@@ -328,7 +345,7 @@ def attention_shapes(ops: Iterable[Op]) -> frozenset[AttentionShape]:
             and op.attrs["window"] + op.attrs["beginning"],
         )
         for op in ops
-        if SIGNATURES[op.kind].state == "kv"
+        if op.kind == "attention"
     )
 
 
@@ -357,6 +374,14 @@ def choice_bytes(context: int, threads: int, rows: int) -> int:
     of a thread, with room to grow."""
     blocks = -(-context // KV_BLOCK)
     return (8 * rows * -(-blocks // 64) + 12 * threads * (-(-blocks // 16) * 16)) * 3 // 2
+
+
+def chosen_bytes(context: int, threads: int, rows: int) -> int:
+    """Bytes of the keys that each row of a step sees where these are chosen one by one, a bit each,
+    with a bit a block, or of what choosing them takes before, with room to grow."""
+    blocks = -(-context // KV_BLOCK)
+    bits = 8 * rows * (blocks + -(-blocks // 64))
+    return max(bits, 8 * threads * blocks * KV_BLOCK) * 3 // 2
 
 
 def rope_table_bytes(frequencies: int, rows: int) -> int:
@@ -445,6 +470,18 @@ def _attention_s(
     per_key = op.attrs["heads"] * (op.attrs["k_dim"] + op.attrs["v_dim"])
     operations = 2.0 * size.tokens * average * per_key
     return rates.attention_s(size.sequences * position * seen, operations)
+
+
+def _choice_s(
+    op: Op, program: Program, size: SweepSize, rates: OpRates, kv_element_bytes: float
+) -> float:
+    """Nothing where every key is chosen; else all are gone through."""
+    signature, seen = SIGNATURES[op.kind], size.past + size.rows
+    if seen <= op.attrs["most"]:
+        return 0.0
+    values = [program.values[name] for name in op.inputs]
+    nbytes = signature.kept(values, op.attrs) * kv_element_bytes * size.sequences * seen
+    return rates.attention_s(nbytes, signature.flops(values, op.attrs, size.tokens, seen))
 
 
 def _recurrence_s(op: Op, program: Program, size: SweepSize, rates: OpRates) -> float:

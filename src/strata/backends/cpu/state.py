@@ -75,7 +75,7 @@ class NativeState:
 
 def keeps_all(group: StateGroup) -> bool:
     """Whether it has keys and values of all positions, which need not all be in memory."""
-    return not group.recurrent and not group.window
+    return not group.recurrent and not group.window and not group.index
 
 
 def tier_bytes(
@@ -94,11 +94,12 @@ def tier_bytes(
 
 def _kept(
     layer: LayerState, codecs: tuple[KVCodec, KVCodec]
-) -> tuple[int, int, int, bool, int, int, int, bool]:
+) -> tuple[int, int, int, bool, int, int, int, bool, bool]:
     """(kv_heads, k_dim, v_dim, v_in_k, floats, types of keys and values, whether there are bounds
-    of keys), zeros for what a layer does not keep."""
+    of keys, whether rows see some blocks alone), zeros for what a layer does not keep."""
     if isinstance(layer, PagedKV):
         keys, values = (_NUMBERS[codec.name] for codec in codecs)
         shape = layer.kv_heads, layer.k_dim, layer.v_dim, layer.v_in_k
-        return *shape, 0, keys, values, layer.read > 0
-    return 0, 0, 0, False, layer.elements if isinstance(layer, Recurrent) else 0, 0, 0, False
+        return *shape, 0, keys, values, layer.read > 0, layer.chosen
+    floats = layer.elements if isinstance(layer, Recurrent) else 0
+    return 0, 0, 0, False, floats, 0, 0, False, False

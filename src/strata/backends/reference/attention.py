@@ -36,6 +36,7 @@ def attend(
     beginning: int = 0,
     q_beginning: Floats | None = None,
     read: int = 0,
+    chosen: Floats | None = None,
 ) -> Floats:
     """Causal attention of q [rows, heads, k_dim] over k [positions, kv_heads, k_dim] and v
     [positions, kv_heads, v_dim], which begin at position ``first``.
@@ -45,7 +46,7 @@ def attend(
     of so many). ``slopes`` and ``sinks`` are those of the heads. The first ``beginning`` keys are
     seen beside a window; where that does not reach them any more, by ``q_beginning``, as if they
     lay right before it. With ``read`` a row sees blocks of so many positions, which
-    ``chosen_blocks`` says.
+    ``chosen_blocks`` says; with ``chosen`` [rows, most] it sees those positions, and -1 is none.
     """
     rows, heads, _ = q.shape
     group = heads // k.shape[1]
@@ -58,8 +59,13 @@ def attend(
     seen |= (keys < beginning) & (keys <= positions)
     positions = np.where(far, window + beginning - 1, positions)
     if read:
-        chosen = chosen_blocks(q * np.float32(scale), k, past, read // KV_BLOCK)
-        seen &= chosen[:, np.arange(len(k)) // KV_BLOCK]
+        blocks = chosen_blocks(q * np.float32(scale), k, past, read // KV_BLOCK)
+        seen &= blocks[:, np.arange(len(k)) // KV_BLOCK]
+    if chosen is not None:
+        named = np.zeros((rows, len(k) + 1), bool)
+        # What is none falls behind the last key.
+        named[np.arange(rows)[:, None], chosen.astype(np.int64)] = True
+        seen &= named[:, :-1]
     out = np.empty((rows, heads, v.shape[-1]), np.float32)
     for head in range(heads):
         scores = q[:, head] @ k[:, head // group].T * np.float32(scale)
@@ -114,15 +120,12 @@ def chosen_blocks(q: Floats, k: Floats, past: int, read: int) -> NDArray[np.bool
 
 def attention(
     attrs: Attrs,
-    q: Floats,
-    k: Floats | None,
-    v: Floats | None,
-    sinks: Floats | None,
-    q_beginning: Floats | None,
+    operands: tuple[Floats, list[Floats | None]],
     step: Step,
     state: ReferenceState,
 ) -> Floats:
     """Append k and v to each sequence's blocks, then let its rows attend over them."""
+    q, (k, v, sinks, q_beginning, chosen) = operands
     number = state.group_of(attrs["layer"])
     all_keys, all_values = state.kv(attrs["layer"])
     kv_heads, v_dim = attrs["kv_heads"], attrs["v_dim"]
@@ -164,10 +167,34 @@ def attention(
             chunked=attrs["chunked"],
             beginning=attrs["beginning"],
             read=attrs["read"],
+            chosen=None if chosen is None else chosen[rows],
             q_beginning=None
             if q_beginning is None
             else q_beginning[rows].reshape(span.rows, attrs["heads"], -1),
         ).reshape(span.rows, -1)
+    return out
+
+
+def top_keys(
+    attrs: Attrs, q: Floats, k: Floats, w: Floats, step: Step, state: ReferenceState
+) -> Floats:
+    """Append k to each sequence's blocks; positions of the keys that weigh most for each row."""
+    number = state.group_of(attrs["layer"])
+    kept, _ = state.kv(attrs["layer"])
+    codec, _ = state.kv_type.of(attrs["layer"])
+    rounded = codec.stored(k[:, None, :])
+    out = np.full((len(q), attrs["most"]), -1, np.float32)
+    for span in step.spans:
+        _append(rounded, kept, span, step, number)
+    for span in step.spans:
+        blocks = span.tables[number][: -(-(span.past + span.rows) // KV_BLOCK)]
+        keys = kept[blocks].reshape(-1, k.shape[1])
+        for row in range(span.row, span.row + span.rows):
+            seen = keys[: span.past + row - span.row + 1]
+            scores = np.maximum(q[row].reshape(-1, k.shape[1]) @ seen.T, 0)
+            weights = w[row] @ scores
+            order = np.lexsort((-np.arange(len(seen)), -weights))[: attrs["most"]]
+            out[row, : len(order)] = np.sort(order)
     return out
 
 
@@ -185,15 +212,15 @@ def _append(new: Floats, kept: Floats, span: Span, step: Step, group: int) -> No
         writer, end = step.spans[writer.parent], writer.past
 
 
-def _operands(
-    attrs: Attrs, x: list[Floats]
-) -> tuple[Floats, Floats | None, Floats | None, Floats | None, Floats | None]:
-    """q, k, v, sinks, and the query of the beginning."""
+def _operands(attrs: Attrs, x: list[Floats]) -> tuple[Floats, list[Floats | None]]:
+    """q; and k, v, sinks, the query of the beginning, and the positions that are chosen."""
     most = main_operands(attrs, len(x))
     kept, sinks = x[:most], x[most] if attrs["sinks"] else None
-    return kept[0], operand(kept, 1), operand(kept, 2), sinks, x[-1] if attrs["beginning"] else None
+    last = [x[-1] if attrs[name] else None for name in ("beginning", "chosen")]
+    return kept[0], [operand(kept, 1), operand(kept, 2), sinks, *last]
 
 
 ATTENTION: Mapping[str, Run] = {
-    "attention": lambda a, x, step, state: attention(a, *_operands(a, x), step, state),
+    "attention": lambda a, x, step, state: attention(a, _operands(a, x), step, state),
+    "top_keys": lambda a, x, step, state: top_keys(a, x[0], x[1], x[2], step, state),
 }

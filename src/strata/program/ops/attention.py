@@ -23,7 +23,7 @@ def alibi_slopes(heads: int, most: float) -> list[float]:
 
 def main_operands(attrs: Mapping[str, Any], count: int) -> int:
     """How many of so many operands of an attention are q, k and v, which come first."""
-    return count - bool(attrs["sinks"]) - bool(attrs["beginning"])
+    return count - bool(attrs["sinks"]) - bool(attrs["beginning"]) - bool(attrs["chosen"])
 
 
 def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
@@ -54,9 +54,28 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
         raise ProgramError("attention: chunks are as long as a window, of positions that look back")
     if attrs["read"] and (attrs["window"] or attrs["alibi"] or not attrs["causal"]):
         raise ProgramError("attention: blocks are chosen of all that come before a row")
+    if attrs["chosen"] and rows_of(values[-1]) != rows_of(q):
+        raise ProgramError(f"attention: keys chosen {values[-1].shape} for {q.shape}")
+    if attrs["chosen"] and (
+        attrs["window"] or attrs["beginning"] or attrs["read"] or not attrs["causal"]
+    ):
+        raise ProgramError("attention: keys are chosen of all that come before a row")
     if len(kept) == 1 and v_dim > k_dim:
         raise ProgramError(f"attention: values of {v_dim} are no part of keys of {k_dim}")
     return (*rows_of(q), heads * v_dim)
+
+
+def _top_keys(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
+    q, k, w = values
+    if q.width != w.width * k.width or any(rows_of(x) != rows_of(q) for x in values):
+        raise ProgramError(f"top_keys: q {q.shape}, k {k.shape}, w {w.shape}: no heads of one key")
+    if attrs["most"] < 1:
+        raise ProgramError("top_keys: no key is chosen")
+    return (*rows_of(q), attrs["most"])
+
+
+def _top_keys_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
+    return 2 * rows * context * values[0].width if context > attrs["most"] else 0
 
 
 def _attention_kept(values: list[Value], attrs: Mapping[str, Any]) -> int:
@@ -91,17 +110,30 @@ ATTENTION: Mapping[str, Signature] = {
     # more by the query that is the last operand (arXiv:2309.17453). With `read` a row sees blocks
     # of so many positions: the first, its own and the one before it, and of the others those whose
     # keys may weigh most by the least and the greatest number of each dimension (arXiv:2406.10774);
-    # of two that weigh the same the later
+    # of two that weigh the same the later. With `chosen` the last operand says which positions a
+    # row sees, as `top_keys` gives them
     "attention": Signature(
-        ("q", "k?", "v?", "sinks?", "q_beginning?"),
+        ("q", "k?", "v?", "sinks?", "q_beginning?", "chosen?"),
         (
             *("layer", "heads", "kv_heads", "k_dim", "v_dim", "scale", "window", "softcap"),
-            *("alibi", "causal", "sinks", "chunked", "beginning", "read"),
+            *("alibi", "causal", "sinks", "chunked", "beginning", "read", "chosen"),
         ),
         _attention,
         _attention_flops,
         ("positions",),
         state="kv",
         kept=_attention_kept,
+    ),
+    # append k to the layer's keys; the positions of the `most` that weigh most for a row, of all up
+    # to its own, rising, with -1 behind them where they are fewer: a key weighs the sum over the
+    # heads of w * max(0, q.k); of two that weigh the same the later comes first (arXiv:2512.02556)
+    "top_keys": Signature(
+        ("q", "k", "w"),
+        ("layer", "most"),
+        _top_keys,
+        _top_keys_flops,
+        ("positions",),
+        state="kv",
+        kept=lambda values, attrs: values[1].width,
     ),
 }
