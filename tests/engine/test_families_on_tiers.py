@@ -1,5 +1,5 @@
-"""A hybrid, a windowed and a latent-attention model through KV on disk and through the store: the
-bits of answers are those of memory alone."""
+"""A hybrid, a windowed, a latent-attention model and one that chooses keys, through KV on disk and
+through the store: the bits of answers are those of memory alone."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from strata.engine.kv_settings import KVSettings, StoreSettings
 from strata.formats import open_model
 from strata.kv.store_directory import StoreDirectory
 from strata.models import build_model
+from support import special_models
 
 CONTEXT, PARALLEL, ROWS = 256, 4, 40
 # As many as a step of so many rows of all sequences may write.
@@ -34,6 +35,9 @@ def write(name: str, folder: Path) -> tuple[Path, int]:
     if name == "kimi-linear":
         path = make_tiny_hybrids.write(folder / "m.gguf", name, "llama")
         return path, make_tiny_hybrids.VOCABULARY
+    if name == "glm-dsa":
+        path = special_models.write(folder / "m.gguf", name, context_length=CONTEXT)
+        return path, special_models.VOCABULARY
     return make_tiny_models.write_directory(folder / "m", make_tiny_models.golden(name)), 250
 
 
@@ -76,8 +80,9 @@ def answers(e: Engine, asked: list[list[int]]) -> tuple[list[list[Sample]], int]
     return [r.output for r in requests], sum(r.cached_tokens for r in requests)
 
 
-# Windows and full attention; recurrences and full attention; recurrences and latent attention.
-@pytest.mark.parametrize("name", ["gemma3", "qwen35", "kimi-linear"])
+# Windows and full attention; recurrences and full attention; recurrences and latent attention; keys
+# that are chosen, of which those that choose are in memory.
+@pytest.mark.parametrize("name", ["gemma3", "qwen35", "kimi-linear", "glm-dsa"])
 def test_bits_are_those_of_memory_alone(name: str, tmp_path: Path) -> None:
     path, vocabulary = write(name, tmp_path)
     asked = prompts(vocabulary)
