@@ -20,6 +20,7 @@ from strata.synth.shapes import SHAPES
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "families.md"
 _LOGITS, _SPEED = "archs_against_llamacpp.json", "families_against_llamacpp.json"
+_SCANS = "scan_share.json"
 _TASK = re.compile(r"(For[A-Z]\w+|LMHeadModel|Model)$")
 _SAME = 1e-6
 _NOT = "-"
@@ -51,6 +52,14 @@ def speeds() -> dict[str, list[str]]:
         what = "decode" if work == "decode" else f"prompt of {tokens}"
         found.setdefault(family, []).append(f"{shape.name} {what} {row['ratio']:.2f}")
     return found
+
+
+def scan_shares() -> list[str]:
+    """By shape, what share of a prompt's time recurrences take."""
+    return [
+        f"{name} {100 * sum(row['scans'].values()):.0f} %"
+        for name, row in _results(_SCANS)["shapes"].items()
+    ]
 
 
 def compared() -> set[str]:
@@ -103,6 +112,17 @@ def page() -> str:
         names = [name for name in classes if (_TASK.sub("", name) in live) == there]
         lines.append(f"| {title} | {', '.join(names) or _NOT} |")
     lines += [
+        "",
+        "## Recurrences",
+        "Delta rules, Mamba and RWKV go through the rows of a prompt one by one, each thread with "
+        "some columns of a head's state, of which sixteen lie in registers while 32 rows pass: "
+        "whatever the cut of a prompt, and token by token, the bits are the same. That takes so "
+        "much of a prompt of 512 tokens, norms and decays beside it included "
+        f"(`bench/results/{_SCANS}`; models of true shape with some of their layers): "
+        f"{', '.join(scan_shares())}. Where the matrix form over chunks of 64 rows was counted "
+        "out, for Mamba-2's heads of 64 with states of 128, it has 20,500 multiplications with "
+        "addition a row and head for the 24,600 vector lanes of work here, a sixth less at best, "
+        "and its sums are in another order than those of single tokens. It is not built.",
         "",
         "## Refused",
         "With these words. What is neither here nor above is refused as not known.",

@@ -107,6 +107,7 @@ _KDA = {"linear_head_dim": 16, "linear_num_heads": 4, "linear_conv_kernel_dim": 
 _KINDS = ["linear_attention", "full_attention"]
 
 # By `architectures`, without its end.
+_INDEX: dict[str, Any] = {"index_topk": 24, "index_n_heads": 16, "index_head_dim": 32}
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "Afmoe": {
         **_SIZES,
@@ -131,7 +132,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     },
     "DeepseekV2": {**_SIZES, **_LATENT, **_ROUTED, "topk_method": "greedy"},
     "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
-    "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, **_INDEX},
     "Dots3Note": {
         **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64, "sliding_window_size": 16},
         **{"layer_types": ["full_attention", "sliding_attention"], "moe_layer_freq": [0, 1]},
@@ -203,7 +204,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "Gemma": {**_SIZES, "head_dim": 24, "hidden_act": "gelu_pytorch_tanh"},
     "Glm4Moe": {**_SIZES, **_ROUTED, "head_dim": 16, "use_qk_norm": True},
     "Glm4MoeLite": {**_SIZES, **_LATENT, **_ROUTED, "mlp_layer_types": ["dense", "sparse"]},
-    "GlmMoeDsa": {**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64},
+    "GlmMoeDsa": {**_SIZES, **_LATENT, **_ROUTED, **_INDEX},
     "GptOss": {
         **_SIZES,
         **_LOCAL,
