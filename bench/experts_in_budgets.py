@@ -107,12 +107,14 @@ said = None
 if seen:
     visits = backend._experts.visits
     args = ([u.experts for u in profile.units if u.experts], visits, plan.expert_slots)
-    hits, misses = native.replay_experts(*args, "frequency", decay=plan.expert_decay)
+    how = {"decay": plan.expert_decay, "sure": plan.expert_sure}
+    hits, misses = native.replay_experts(*args, "frequency", **how)
     belady, _ = native.replay_experts(*args, "belady")
     said = {"hits": hits, "misses": misses, "belady_hits": belady}
 p, d = plan.predicted, e.decode
 print(json.dumps({
     "slots": plan.expert_slots, "experts": profile.experts, "decay": plan.expert_decay,
+    "sure": plan.expert_sure,
     "predicted": {"peak": p.peak_bytes, "decode_tok_s": p.decode_tok_s, "ttft_s": p.ttft_s,
                   "hit_rate": p.expert_hit_rate},
     "peak": peak_bytes(), "cgroup_peak": cgroup_peak(),

@@ -209,27 +209,30 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("input_form", [](const ExpertMatrix& e) { return input_form(e.format()); });
   nb::class_<ExpertCache>(m, "ExpertCache")
       .def(nb::new_([](const ExpertLayers& layers, int64_t slots, int64_t request_bytes,
-                       std::shared_ptr<Readers> readers, int64_t ahead, double decay) {
+                       std::shared_ptr<Readers> readers, int64_t ahead, double decay,
+                       int64_t sure) {
              require_decay(decay);
              require(slots > 0 && slots < (int64_t{1} << 31) && request_bytes > 0,
                      "experts: there must be slots, and reads have a size");
              return std::make_shared<ExpertCache>(make_layers(layers), slots, request_bytes,
-                                                  std::move(readers), ahead, decay);
+                                                  std::move(readers), ahead, decay, sure);
            }),
            "layers"_a, "slots"_a, "request_bytes"_a, "readers"_a, "ahead"_a = 0,
-           "decay"_a = DecayingFrequency::kDecay)
+           "decay"_a = DecayingFrequency::kDecay, "sure"_a = 0)
       .def_prop_ro("nbytes", &ExpertCache::nbytes)
       .def_prop_ro("slots", &ExpertCache::slots)
       .def_prop_ro("ahead", &ExpertCache::ahead)
       .def_prop_ro("decay", &ExpertCache::decay)
+      .def_prop_ro("sure", &ExpertCache::sure)
       .def("resize",
-           [](ExpertCache& c, int64_t slots, int64_t ahead, double decay) {
+           [](ExpertCache& c, int64_t slots, int64_t ahead, double decay, int64_t sure) {
              require_decay(decay);
-             c.resize(slots, ahead, decay);
+             c.resize(slots, ahead, decay, sure);
            },
-           "slots"_a, "ahead"_a = 0, "decay"_a = DecayingFrequency::kDecay,
+           "slots"_a, "ahead"_a = 0, "decay"_a = DecayingFrequency::kDecay, "sure"_a = 0,
            nb::call_guard<nb::gil_scoped_release>(),
-           "So many slots from now on, and for what is foreseen; not while a step runs.")
+           "So many slots from now on, for what is foreseen and for what is sure to be needed; not "
+           "while a step runs.")
       .def("read_by", &ExpertCache::read_by, "readers"_a, "Others read from now on.")
       .def_prop_ro("hits", [](const ExpertCache& c) { return c.counts().hits.load(); })
       .def_prop_ro("misses", [](const ExpertCache& c) { return c.counts().misses.load(); })
@@ -266,22 +269,23 @@ void bind_stream(nb::module_& m) {
   m.def("replay_experts",
         [](std::vector<int32_t> experts, const std::vector<VisitTuple>& of, int64_t slots,
            const std::string& policy, int64_t counted, double decay,
-           const std::vector<int64_t>& uses) {
+           const std::vector<int64_t>& uses, int64_t sure) {
           Visits visits{std::move(experts), {}};
           for (const auto& [layer, rows, chosen, choices] : of) {
             visits.all.push_back({layer, rows, chosen, choices});
           }
           require_decay(decay);
-          require(slots > 0, "replay: slots");
+          require(slots > 0 && sure >= 0, "replay: slots");
           visits.check();
           nb::gil_scoped_release release;
           const auto by = make_policy(policy, visits, slots, decay, uses);
-          const Replayed done = replay(visits, slots, counted, *by);
+          const Replayed done = replay(visits, slots, sure, counted, *by);
           return std::make_tuple(done.hits, done.misses);
         },
         "experts"_a, "visits"_a, "slots"_a, "policy"_a, "counted"_a = 0,
-        "decay"_a = DecayingFrequency::kDecay, "uses"_a = std::vector<int64_t>{},
-        "Hits and misses of a cache of experts on recorded visits, under a policy.");
+        "decay"_a = DecayingFrequency::kDecay, "uses"_a = std::vector<int64_t>{}, "sure"_a = 0,
+        "Hits and misses of a cache of experts on recorded visits, under a policy; `sure` slots are for "
+        "what the next layer is sure to need.");
   m.def("expert_memory",
         [](const ExpertLayers& layers, int64_t request_bytes) {
           require(request_bytes > 0, "reads must have a size");

@@ -1,23 +1,15 @@
 #include "runtime/expert_cache.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <stdexcept>
 
+#include "runtime/expert_slot.h"
 #include "runtime/fail_points.h"
 
 namespace strata {
 namespace {
 
 constexpr int64_t kAlign = 64;
-
-// Of what is read ahead so much has to be needed; what a visit told counts so much less after the
-// next one; and where it was less, one visit in so many tries again.
-constexpr double kWorth = 0.5, kRemembered = 0.995;
-constexpr int64_t kTriedAgain = 17;
-// More than all uses that a policy remembers can be worth.
-constexpr double kMostWorth = 1e9;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -35,79 +27,6 @@ int64_t ExpertMatrix::file_bytes(int64_t expert) const {
   const int64_t first = first_panel(expert);
   return place(expert).file_bytes(first, first + panels(n));
 }
-
-// Memory for an expert, and the reads that bring it there.
-class ExpertCache::Slot final : public ReadBatch {
- public:
-  Slot(ExpertCache& cache, uint8_t* memory) : cache_(cache), memory_(memory) {}
-
-  void hold(int layer, int32_t expert, int64_t id) {
-    layer_ = layer;
-    expert_ = expert;
-    id_ = id;
-    ready_ = false;
-    ahead_ = false;
-    sure_ = false;
-    fresh_ = true;
-  }
-  void clear() {
-    id_ = -1;
-    ahead_ = false;
-  }
-  int64_t id() const { return id_; }   // -1: nothing is here
-  // Whether it is read ahead, and not one of those that are here.
-  bool ahead() const { return ahead_; }
-  void set_ahead(bool on) { ahead_ = on; }
-  // Whether it is here because its layer is sure to need it, which has not had its turn.
-  bool sure() const { return sure_; }
-  void set_sure(bool on) { sure_ = on; }
-  int layer() const { return layer_; }
-  int32_t expert() const { return expert_; }
-  bool ready() const { return ready_; }
-  void set_ready() { ready_ = true; }
-  // Whether nobody needed it yet, and files are still to be looked at.
-  bool fresh() const { return fresh_; }
-  void set_needed() { fresh_ = false; }
-  const uint8_t* memory() const { return memory_; }
-  // Has what another slot has, which is empty then.
-  void take_over(Slot& from, int64_t bytes) {
-    std::memcpy(memory_, from.memory_, static_cast<size_t>(bytes));
-    hold(from.layer_, from.expert_, from.id_);
-    ready_ = true;
-    fresh_ = from.fresh_;
-    from.clear();
-  }
-
-  size_t reads() const override { return layout().reads.size(); }
-  int64_t bytes(size_t read) const override {
-    const Read& r = layout().reads[read];
-    const ExpertMatrix& m = matrix(r);
-    const int64_t first = m.first_panel(expert_);
-    return m.place(expert_).file_bytes(first + r.panel0, first + r.panel1);
-  }
-  void read(size_t read, uint8_t* scratch) override {
-    const Read& r = layout().reads[read];
-    const ExpertMatrix& m = matrix(r);
-    const WeightPlace& place = m.place(expert_);
-    const int64_t first = m.first_panel(expert_);
-    place.read_panels(first + r.panel0, first + r.panel1,
-                      memory_ + layout().offsets[r.part] + r.panel0 * place.panel_bytes(), scratch,
-                      cache_.readers_->counters);
-  }
-
- private:
-  const Layer& layout() const { return cache_.layers_[static_cast<size_t>(layer_)]; }
-  const ExpertMatrix& matrix(const Read& r) const {
-    return *cache_.matrices_[static_cast<size_t>(layer_)][r.part];
-  }
-
-  ExpertCache& cache_;
-  uint8_t* const memory_;
-  int layer_ = 0;
-  int32_t expert_ = 0;
-  int64_t id_ = -1;
-  bool ready_ = false, ahead_ = false, sure_ = false, fresh_ = true;
-};
 
 int64_t ExpertCache::slot_bytes(const std::vector<ExpertMatrices>& layers) {
   int64_t most = 0;
@@ -133,7 +52,8 @@ int64_t ExpertCache::scratch_bytes(const std::vector<ExpertMatrices>& layers,
 }
 
 ExpertCache::ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
-                         std::shared_ptr<Readers> readers, int64_t ahead, double decay)
+                         std::shared_ptr<Readers> readers, int64_t ahead, double decay,
+                         int64_t sure)
     : matrices_(std::move(layers)),
       request_bytes_(request_bytes),
       each_(slot_bytes(matrices_)),
@@ -158,9 +78,12 @@ ExpertCache::ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int6
   }
   slot_of_.assign(static_cast<size_t>(count), -1);
   place_of_.assign(static_cast<size_t>(most), -1);
-  if (ahead < 0 || ahead >= slots) throw std::invalid_argument("experts: slots for none");
+  if (ahead < 0 || sure < 0 || ahead + sure >= slots) {
+    throw std::invalid_argument("experts: slots for none");
+  }
   add_slots(slots);
   keep_ahead(ahead);
+  sure_slots_ = sure;
 }
 
 ExpertCache::~ExpertCache() {
@@ -176,8 +99,8 @@ void ExpertCache::read_by(std::shared_ptr<Readers> readers) {
   readers_ = std::move(readers);
 }
 
-void ExpertCache::resize(int64_t slots, int64_t ahead, double decay) {
-  if (layer_ >= 0 || slots < 1 || ahead < 0 || ahead >= slots) {
+void ExpertCache::resize(int64_t slots, int64_t ahead, double decay, int64_t sure) {
+  if (layer_ >= 0 || ahead < 0 || sure < 0 || ahead + sure >= slots) {
     throw std::invalid_argument("experts: they cannot be resized so");
   }
   settle();
@@ -186,6 +109,7 @@ void ExpertCache::resize(int64_t slots, int64_t ahead, double decay) {
   keep_ahead(ahead);
   remove_slots(std::max<int64_t>(0, count - slots));
   policy_->set_decay(decay);
+  sure_slots_ = sure;
 }
 
 void ExpertCache::add_slots(int64_t count) {
@@ -257,19 +181,12 @@ void ExpertCache::begin(int layer, const std::vector<int32_t>& needed, const int
   for (size_t i = 0; i < needed_.size(); ++i) {
     place_of_[static_cast<size_t>(needed_[i])] = static_cast<int32_t>(i);
   }
-  if (!ahead_slots_.empty()) {
-    const auto right = std::count_if(ahead_slots_.begin(), ahead_slots_.end(), [&](int64_t i) {
-      return place_of_[static_cast<size_t>(slots_[static_cast<size_t>(i)]->expert())] >= 0;
-    });
-    counts_.right += right;
-    asked_ = asked_ * kRemembered + static_cast<double>(ahead_slots_.size());
-    right_ = right_ * kRemembered + static_cast<double>(right);
-  }
+  settle_foreseen();
   settle_sure();
   const auto next = static_cast<size_t>(layer) + 1;
   if (next < layers_.size()) {
     const int64_t experts = matrices_[next][0]->experts;
-    if (sure_.ask(experts, top_k, rows)) next_end_ = static_cast<int32_t>(experts);
+    if (sure_slots_ > 0 && sure_next_.ask(experts, top_k, rows)) next_end_ = static_cast<int32_t>(experts);
   }
   uses_.assign(needed_.size(), 0);
   for (int64_t i = 0; i < rows * top_k; ++i) {
@@ -281,118 +198,6 @@ void ExpertCache::begin(int layer, const std::vector<int32_t>& needed, const int
   if (!recording_) return;
   visits_.push_back({layer, rows, needed_, uses_});
   routes_.push_back({layer, rows, std::vector<int32_t>(chosen, chosen + rows * top_k)});
-}
-
-void ExpertCache::begin_with(const std::vector<double>& scores) {
-  if (layer_ >= 0 || held_ > 0 || scores.size() != slot_of_.size()) {
-    throw std::invalid_argument("experts: they cannot begin so");
-  }
-  std::vector<int64_t> hot;
-  for (size_t id = 0; id < scores.size(); ++id) {
-    if (!std::isfinite(scores[id]) || scores[id] < 0 || scores[id] > kMostWorth) {
-      throw std::invalid_argument("experts: a use is worth no such number");
-    }
-    if (scores[id] > 0) hot.push_back(static_cast<int64_t>(id));
-  }
-  std::stable_sort(hot.begin(), hot.end(), [&](int64_t a, int64_t b) {
-    return scores[static_cast<size_t>(a)] > scores[static_cast<size_t>(b)];
-  });
-  if (static_cast<int64_t>(hot.size()) > capacity()) hot.resize(static_cast<size_t>(capacity()));
-  policy_->begin_with(scores);
-  for (const int64_t id : hot) {
-    const auto after = std::upper_bound(layers_.begin(), layers_.end(), id,
-                                        [](int64_t i, const Layer& l) { return i < l.first; });
-    const auto layer = static_cast<int>(after - layers_.begin()) - 1;
-    const int64_t found = free_.back();
-    Slot& slot = *slots_[static_cast<size_t>(found)];
-    slot.hold(layer, static_cast<int32_t>(id - layers_[static_cast<size_t>(layer)].first), id);
-    try {
-      readers_->queue.submit(&slot, Urgency::idle);
-    } catch (...) {
-      slot.clear();
-      throw;
-    }
-    free_.pop_back();
-    ++held_;
-    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
-    ++counts_.begun_with;
-  }
-}
-
-bool ExpertCache::foresees() {
-  if (ahead_ == 0) return false;
-  if (right_ < kWorth * asked_ && ++passed_ < kTriedAgain) return false;
-  passed_ = 0;
-  return true;
-}
-
-void ExpertCache::foresee(int layer, const std::vector<int32_t>& likely) {
-  forget_foreseen();
-  reclaim();
-  foreseen_layer_ = layer;
-  const Layer& at = layers_[static_cast<size_t>(layer)];
-  for (const int32_t expert : likely) {
-    // Some free slots are for those that will be here.
-    if (static_cast<int64_t>(free_.size()) <= capacity() - held_) return;
-    const int64_t id = at.first + expert;
-    if (slot_of_[static_cast<size_t>(id)] >= 0) continue;
-    Slot& slot = *slots_[static_cast<size_t>(free_.back())];
-    ahead_slots_.push_back(free_.back());
-    slot.hold(layer, expert, id);
-    slot.set_ahead(true);
-    try {
-      readers_->queue.submit(&slot, Urgency::idle);
-    } catch (...) {
-      slot.clear();
-      ahead_slots_.pop_back();
-      throw;
-    }
-    free_.pop_back();
-    ++counts_.foreseen;
-  }
-}
-
-// What was foreseen and not needed goes, as soon as nothing is read into its slot any more.
-void ExpertCache::forget_foreseen() {
-  foreseen_layer_ = -1;
-  for (const int64_t i : ahead_slots_) {
-    Slot& slot = *slots_[static_cast<size_t>(i)];
-    const size_t begun = readers_->queue.abandon(&slot);
-    for (size_t read = 0; read < begun; ++read) counts_.wasted += slot.bytes(read);
-    leaving_.push_back(i);
-  }
-  ahead_slots_.clear();
-}
-
-void ExpertCache::reclaim() {
-  std::erase_if(leaving_, [&](int64_t i) {
-    Slot& slot = *slots_[static_cast<size_t>(i)];
-    if (!readers_->queue.quiet(slot)) return false;
-    slot.clear();
-    free_.push_back(i);
-    return true;
-  });
-}
-
-// Nothing is read ahead any more, nor what a cache began with.
-void ExpertCache::settle() {
-  for (int64_t i = 0; i < slots(); ++i) {
-    Slot& slot = *slots_[static_cast<size_t>(i)];
-    if (slot.id() < 0 || slot.ahead() || slot.ready()) continue;
-    bool read = false;
-    try {
-      read = readers_->queue.complete(slot);
-    } catch (const ReadError&) {
-    }
-    if (read) {
-      slot.set_ready();
-    } else {
-      forget(i);
-    }
-  }
-  forget_foreseen();
-  for (const int64_t i : leaving_) readers_->queue.withdraw(slots_[static_cast<size_t>(i)].get());
-  reclaim();
 }
 
 // The slot of one that gives way to a needed expert. Neither those give way that are needed later nor
@@ -418,69 +223,6 @@ int64_t ExpertCache::find_victim(size_t place) const {
   return experts.empty() ? last : slots[policy_->choose(experts)];
 }
 
-// The slot of one that gives way to one that the next layer will need: of neither layer, but of this one
-// once the visit is over. -1 where there is none.
-int64_t ExpertCache::find_other(bool over) const {
-  std::vector<int64_t> experts, slots;
-  for (int64_t i = 0; i < this->slots(); ++i) {
-    const Slot& slot = *slots_[static_cast<size_t>(i)];
-    if (slot.id() < 0 || slot.ahead() || slot.layer() == layer_ + 1) continue;
-    if (slot.layer() == layer_ && !over) continue;
-    experts.push_back(slot.id());
-    slots.push_back(i);
-  }
-  return experts.empty() ? -1 : slots[policy_->choose(experts)];
-}
-
-// Has those of the next layer read that are missing, as far as there are slots for them.
-void ExpertCache::read_next(bool over) {
-  sure_ids_.reserve(static_cast<size_t>(next_end_));
-  for (; next_ < next_end_ && static_cast<int64_t>(sure_ids_.size()) < capacity() / kSureOf; ++next_) {
-    const int64_t id = layers_[static_cast<size_t>(layer_) + 1].first + next_;
-    if (slot_of_[static_cast<size_t>(id)] >= 0) continue;
-    if (held_ == capacity()) {
-      const int64_t victim = find_other(over);
-      if (victim < 0) return;
-      forget(victim);
-    }
-    const int64_t found = free_.back();
-    Slot& slot = *slots_[static_cast<size_t>(found)];
-    slot.hold(layer_ + 1, next_, id);
-    slot.set_sure(true);
-    try {
-      readers_->queue.submit(&slot, Urgency::soon);
-    } catch (...) {
-      slot.clear();
-      throw;
-    }
-    free_.pop_back();
-    ++held_;
-    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
-    sure_layer_ = layer_ + 1;
-    sure_ids_.push_back(id);
-  }
-}
-
-// A visit begins: of those that were sure some are needed, and the others are here as any.
-void ExpertCache::settle_sure() {
-  int64_t right = 0;
-  for (const int64_t id : sure_ids_) {
-    const int32_t at = slot_of_[static_cast<size_t>(id)];
-    if (at < 0) continue;
-    Slot& slot = *slots_[static_cast<size_t>(at)];
-    if (sure_layer_ == layer_ && place_of_[static_cast<size_t>(slot.expert())] >= 0) {
-      ++right;
-      continue;
-    }
-    slot.set_sure(false);
-    const ExpertMatrices& matrices = matrices_[static_cast<size_t>(slot.layer())];
-    for (const ExpertMatrixPtr& m : matrices) counts_.wasted += m->file_bytes(slot.expert());
-  }
-  if (sure_layer_ == layer_) sure_.came(static_cast<int64_t>(sure_ids_.size()), right);
-  sure_layer_ = -1;
-  sure_ids_.clear();
-}
-
 // The slot in which a missing expert will be: it is read, or has been since it was foreseen.
 int64_t ExpertCache::bring(int32_t expert, int64_t id) {
   for (size_t i = 0; i < ahead_slots_.size(); ++i) {
@@ -494,17 +236,28 @@ int64_t ExpertCache::bring(int32_t expert, int64_t id) {
     for (size_t read = 0; read < begun; ++read) counts_.ahead += slot.bytes(read);
     return found;
   }
+  return read_into_empty(layer_, expert, Urgency::now);
+}
+
+// Has an expert read into a slot in which nothing is, and says into which.
+int64_t ExpertCache::read_into_empty(int layer, int32_t expert, Urgency urgency) {
   const int64_t found = free_.back();
   Slot& slot = *slots_[static_cast<size_t>(found)];
-  slot.hold(layer_, expert, id);
+  slot.hold(layer, expert, layers_[static_cast<size_t>(layer)].first + expert);
   try {
-    readers_->queue.submit(&slot, Urgency::now);
+    readers_->queue.submit(&slot, urgency);
   } catch (...) {
     slot.clear();
     throw;
   }
   free_.pop_back();
   return found;
+}
+
+// What is in a slot is here from now on.
+void ExpertCache::keep(int64_t slot) {
+  ++held_;
+  slot_of_[static_cast<size_t>(slots_[static_cast<size_t>(slot)]->id())] = static_cast<int32_t>(slot);
 }
 
 // Has a needed expert read unless it is here. False while the one that is to give way is in use.
@@ -544,8 +297,7 @@ bool ExpertCache::admit(size_t place) {
       forget(victim);
     }
     const int64_t found = bring(expert, id);
-    ++held_;
-    slot_of_[static_cast<size_t>(id)] = static_cast<int32_t>(found);
+    keep(found);
     slots_[static_cast<size_t>(found)]->set_needed();
     read_from(matrices, expert);
     ++counts_.misses;
@@ -562,19 +314,6 @@ void ExpertCache::read_from(const ExpertMatrices& matrices, int32_t expert) {
     if (std::find(read_from_.begin(), read_from_.end(), file) == read_from_.end()) {
       read_from_.push_back(file);
     }
-  }
-}
-
-// One that is here but could not be read when nobody needed it is missing: it is read again.
-void ExpertCache::forget_failed(int64_t id) {
-  const int32_t at = slot_of_[static_cast<size_t>(id)];
-  if (at < 0) return;
-  const Slot& slot = *slots_[static_cast<size_t>(at)];
-  if (slot.ready() || slot.sure() || !slot.fresh()) return;
-  try {
-    readers_->queue.complete(slot);
-  } catch (const ReadError&) {
-    forget(at);
   }
 }
 

@@ -44,15 +44,16 @@ using ExpertMatrices = std::vector<ExpertMatrixPtr>;
 // here or on their way. When their visit is over, the others of them are forgotten.
 //
 // Where so many rows choose that the next layer needs about all of its experts, those that are missing
-// are read as soon as all that this one needs is asked for, into slots of any others: at most a quarter
-// of all are for them. They, too, count as missing when they are needed.
+// are read as soon as all that this one needs is asked for, into slots of any others: of at most so many
+// as are for them. They, too, count as missing when they are needed.
 class ExpertCache {
  public:
-  // Reads are of at most about `request_bytes`. Of the slots `ahead`, fewer than all, are for what
-  // is foreseen. Rows lose worth by `decay`.
+  // Reads are of at most about `request_bytes`. Of the slots `ahead` are for what is foreseen, and at
+  // most `sure` for what the next layer is sure to need: together fewer than all. Rows lose worth by
+  // `decay`.
   ExpertCache(std::vector<ExpertMatrices> layers, int64_t slots, int64_t request_bytes,
               std::shared_ptr<Readers> readers, int64_t ahead = 0,
-              double decay = DecayingFrequency::kDecay);
+              double decay = DecayingFrequency::kDecay, int64_t sure = 0);
   ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
@@ -63,8 +64,6 @@ class ExpertCache {
   // So many experts of a visit may be on their way or in use before one of them gives way to the
   // next: enough to keep a disk busy.
   static constexpr int64_t kAhead = 8;
-  // Of so many slots one may be for what the next layer is sure to need.
-  static constexpr int64_t kSureOf = 4;
 
   // What uses so far are worth to the policy, of each expert of all layers. A cache in which nothing
   // was needed yet may begin with what another one had: those that are worth most are here from then
@@ -93,16 +92,17 @@ class ExpertCache {
   // Ends a visit, whether or not all was done.
   void end();
 
-  // Between two visits: so many slots from now on, so many of them for what is foreseen, and rows
-  // that lose worth by `decay`. Of experts for which there is no slot any more those go that would give way first, and their memory
-  // with them.
-  void resize(int64_t slots, int64_t ahead, double decay);
+  // Between two visits: so many slots from now on, of which so many are as said, and rows that lose
+  // worth by `decay`. Of experts for which there is no slot any more those go that would give way
+  // first, and their memory with them.
+  void resize(int64_t slots, int64_t ahead, double decay, int64_t sure);
   // Between two visits: others read from now on.
   void read_by(std::shared_ptr<Readers> readers);
 
   const std::vector<ExpertMatrices>& layers() const { return matrices_; }
   int64_t slots() const { return static_cast<int64_t>(slots_.size()); }
   int64_t ahead() const { return ahead_; }
+  int64_t sure() const { return sure_slots_; }
   double decay() const { return policy_->decay(); }
   int64_t nbytes() const { return slots() * each_; }
 
@@ -150,9 +150,12 @@ class ExpertCache {
   int64_t find_victim(size_t place) const;
   int64_t find_other(bool over) const;
   void read_next(bool over);
+  void settle_foreseen();
   void settle_sure();
   bool admit(size_t place);
   int64_t bring(int32_t expert, int64_t id);
+  int64_t read_into_empty(int layer, int32_t expert, Urgency urgency);
+  void keep(int64_t slot);
   void forget(int64_t slot);
   void forget_failed(int64_t id);
   void forget_foreseen();
@@ -178,7 +181,8 @@ class ExpertCache {
   std::vector<int64_t> leaving_;       // and of those in vain of which reads are still under way
   double asked_ = 0, right_ = 0;       // foreseen, and needed of them, the last ones more
   int64_t passed_ = 0;                 // visits for which nothing was foreseen, in a row
-  SureNext sure_;
+  SureNext sure_next_;
+  int64_t sure_slots_ = 0;             // as many as may be for what is sure to be needed
   int sure_layer_ = -1;
   std::vector<int64_t> sure_ids_;      // of those that were read because it is sure to need them
   std::unique_ptr<DecayingFrequency> policy_;
@@ -190,7 +194,7 @@ class ExpertCache {
   std::vector<int32_t> place_of_;   // of each expert of the layer: its place in needed_, or -1
   std::vector<uint8_t> taken_;
   size_t admitted_ = 0, finished_ = 0;
-  int32_t next_ = 0, next_end_ = 0;   // experts of the next layer, from which on they are sure to be needed
+  int32_t next_ = 0, next_end_ = 0;   // experts of the next layer that are sure to be needed
   std::vector<const WeightFile*> read_from_;
 
   Counts counts_;

@@ -1,5 +1,5 @@
-// Which expert gives way to another one that is needed. `strata.plan.expert_policies` has the same policies
-// in Python, where recorded visits are replayed: both choose alike, to the last bit of a score.
+// Which expert gives way to another one that is needed. Tests have the same policies in
+// Python, where recorded visits are replayed: both choose alike, to the last bit of a score.
 #pragma once
 #include <cstddef>
 #include <cstdint>

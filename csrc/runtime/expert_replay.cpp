@@ -156,13 +156,14 @@ std::unique_ptr<ExpertPolicy> make_policy(const std::string& name, const Visits&
   throw std::invalid_argument("visits: there is no policy " + name);
 }
 
-Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPolicy& policy) {
+Replayed replay(const Visits& visits, int64_t slots, int64_t sure, int64_t counted,
+                ExpertPolicy& policy) {
   const std::vector<int64_t> first = firsts_of(visits.experts);
   std::vector<uint8_t> held(static_cast<size_t>(first.back()), 0);
   std::vector<int64_t> holds, place_of(static_cast<size_t>(first.back()), -1), may_go;
   std::vector<size_t> where;
   Replayed done;
-  SureNext sure;
+  SureNext sure_next;
   std::vector<uint8_t> is_sure(held.size(), 0);   // what is held because the next visit needs it
   std::vector<int64_t> sure_ids;
   int sure_layer = -1;
@@ -186,13 +187,13 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
         is_sure[static_cast<size_t>(id)] = 0;
       }
     }
-    if (sure_layer == visit.layer) sure.came(static_cast<int64_t>(sure_ids.size()), right);
+    if (sure_layer == visit.layer) sure_next.came(static_cast<int64_t>(sure_ids.size()), right);
     sure_layer = -1;
     sure_ids.clear();
     const auto next = static_cast<size_t>(visit.layer) + 1;
     const int64_t chosen = std::accumulate(visit.uses.begin(), visit.uses.end(), int64_t{0});
-    const bool about_all = next < visits.experts.size() && visit.rows > 0 &&
-                           sure.ask(visits.experts[next], chosen / visit.rows, visit.rows);
+    const bool about_all = sure > 0 && next < visits.experts.size() && visit.rows > 0 &&
+                           sure_next.ask(visits.experts[next], chosen / visit.rows, visit.rows);
     const bool counts = static_cast<int64_t>(v) >= counted;
     for (int64_t place = 0; place < count; ++place) {
       const int64_t expert = needed(place);
@@ -235,7 +236,7 @@ Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPoli
     // First of others than this layer's, and of these once it is over.
     int64_t e = first[next];
     for (const bool over : {false, true}) {
-      for (; e < first[next + 1] && static_cast<int64_t>(sure_ids.size()) < slots / ExpertCache::kSureOf; ++e) {
+      for (; e < first[next + 1] && static_cast<int64_t>(sure_ids.size()) < sure; ++e) {
         if (held[static_cast<size_t>(e)]) continue;
         if (static_cast<int64_t>(holds.size()) < slots) {
           holds.push_back(e);

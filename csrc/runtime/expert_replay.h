@@ -1,5 +1,5 @@
 // What a cache of experts does on recorded visits, without weights: the loop of ExpertCache under
-// any policy. `strata.plan.expert_policies` has the same in Python, one line after the other.
+// any policy. `tests/support/expert_policies.py` has the same in Python, one line after the other.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -28,7 +28,9 @@ std::unique_ptr<ExpertPolicy> make_policy(const std::string& name, const Visits&
                                           int64_t slots, double decay,
                                           const std::vector<int64_t>& uses);
 
-// Hits and misses of the visits from `counted` on; those before bring the slots into a usual state.
-Replayed replay(const Visits& visits, int64_t slots, int64_t counted, ExpertPolicy& policy);
+// Hits and misses of the visits from `counted` on; those before bring the slots into a usual state. At
+// most `sure` slots are for what the next layer is sure to need.
+Replayed replay(const Visits& visits, int64_t slots, int64_t sure, int64_t counted,
+                ExpertPolicy& policy);
 
 }  // namespace strata

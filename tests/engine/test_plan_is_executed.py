@@ -295,6 +295,7 @@ ELSEWHERE = {
     "expert_slots": "test_slots_for_experts_are_those_of_the_plan",
     "expert_ahead": "test_slots_for_experts_are_those_of_the_plan",
     "expert_decay": "test_slots_for_experts_are_those_of_the_plan",
+    "expert_sure": "test_slots_for_experts_are_those_of_the_plan",
 }
 """Fields that are in force for other models only, and where that is seen."""
 
@@ -481,11 +482,13 @@ def test_slots_for_experts_are_those_of_the_plan(smollm2_path: Path, tmp_path: P
         resident = tuple(name for name in everything.resident if name not in routed)
         made = replace(everything, resident=resident, streamed=routed, io_threads=3)
         made = replace(made, expert_slots=slots, expert_ahead=ahead, expert_decay=decay)
+        made = replace(made, expert_sure=slots // 4)
         with LLM(path, plan=made) as llm:
             assert [output.logprobs for output in llm.generate(prompts, params)] == want
             assert llm.ledger.owned["experts"] == slots * profile.slot_bytes
             assert "ring" not in llm.ledger.owned
             assert cpu(llm)._experts.decay == decay  # type: ignore[union-attr]
+            assert cpu(llm)._experts.sure == slots // 4  # type: ignore[union-attr]
             misses.append(cpu(llm).stats().expert_misses)
             assert (cpu(llm).stats().foreseen > 0) == (ahead > 0)
             llm.runtime.check_integrity()

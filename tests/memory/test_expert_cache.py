@@ -17,8 +17,9 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.weights import WeightReadError, WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
-from strata.plan.expert_policies import DECAYS, DecayingFrequency, Visit, replay
+from strata.plan.expert_policies import DECAYS, SURE_OF, Visit
 from strata.synth import SHAPES, write_model
+from support.expert_policies import DecayingFrequency, replay
 from support.forward import Forward
 from support.streaming import faults, forward, logits, settings, units
 
@@ -162,7 +163,7 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         cache.record(False)
         sizes = [unit.experts for unit in routed]
         assert {visit.layer for visit in visits} == set(range(len(routed)))
-        said = replay(visits, sizes, slots, DecayingFrequency(sizes, decay))
+        said = replay(visits, sizes, slots, DecayingFrequency(sizes, decay), slots // SURE_OF)
         stats = counts(run)
         assert (stats.expert_hits, stats.expert_misses) == (said.hits, said.misses)
         assert said.misses < sum(len(visit.experts) for visit in visits) or slots < 3
@@ -174,6 +175,35 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         assert stats.expert_read <= stats.wanted <= stats.expert_read + stats.wasted_bytes
         needed = sum(len(v.experts) * routed[v.layer].expert_bytes for v in visits)
         assert stats.expert_bytes == needed
+
+
+def test_what_is_sure_to_be_needed_is_read_before_its_turn(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    """Which takes the slots of others: in more layers than two it changes what is found, and so the
+    hits tell of it. The same bits."""
+    shape, path = replace(SHAPES["tiny-qwen3moe"], layers=5), tmp_path / "model.gguf"
+    with open_model(smollm2_path) as source:
+        write_model(shape, path, recipe="Q4_K_M", tokenizer=dict(source.metadata))
+    many = [int(t) for t in np.random.default_rng(3).integers(20, 250, 100)]
+    with open_model(path) as file:
+        want = logits(file, None, many)
+        found = []
+        for sure in (0, 4):
+            how = settings(experts(file), slots=24, request=1 << 15)
+            run = forward(file, replace(how, expert_sure=sure), threads=2)
+            run.backend.prepare()
+            cache = run.backend._experts  # type: ignore[attr-defined]
+            cache.record(True)
+            with faults(delay_us=100, seed=1):
+                for _ in range(3):
+                    assert run.logits(many).tobytes() == want.tobytes()
+            visits = [Visit(*visit) for visit in cache.visits]
+            sizes = [shape.experts] * shape.layers
+            said = replay(visits, sizes, 24, DecayingFrequency(sizes), sure)
+            assert (counts(run).expert_hits, counts(run).expert_misses) == (said.hits, said.misses)
+            found.append(said.hits)
+        assert found[0] > found[1]
 
 
 def test_what_is_found_is_not_read(make_model: Make) -> None:

@@ -19,7 +19,6 @@ from strata.backends.weights import WeightReadError
 from strata.engine.hot_experts import hot_file, keep, recall
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
-from strata.plan.cost_model import hit_rate
 from strata.report.explain import _MoreSlots
 from support.fixed_machine import know_a_machine
 from support.forward import Forward
@@ -200,7 +199,7 @@ def test_a_second_run_of_a_model_begins_warm(
 
 def test_more_memory_for_experts_reads_less() -> None:
     """As the explanation says what a GB more would do: by the hit rate of so many more slots."""
-    more = _MoreSlots(each=10, others=60, slots=40, rate=lambda n: hit_rate(100, n))
+    more = _MoreSlots(each=10, others=60, slots=40, rate=lambda n: n / 100)
     assert more.still_read(0) == more.still_read(9) == 1
-    assert more.still_read(200) == pytest.approx((1 - hit_rate(100, 60)) / (1 - hit_rate(100, 40)))
+    assert more.still_read(200) == pytest.approx(0.4 / 0.6)
     assert more.still_read(600) == more.still_read(10**9) == 0

@@ -17,7 +17,8 @@ from strata.backends.cpu.foresight import foresight
 from strata.backends.weights import WeightReadError, WeightSource
 from strata.formats import ModelFile, open_model
 from strata.models import build_model
-from strata.plan.expert_policies import DecayingFrequency, Visit, replay
+from strata.plan.expert_policies import SURE_OF, Visit
+from support.expert_policies import DecayingFrequency, replay
 from support.forward import Forward
 from support.streaming import faults, forward, logits, settings, units
 
@@ -72,7 +73,7 @@ def test_bits_and_hits_are_those_without(name: str, recipe: str | None, make_mod
             cache = backend(run)._experts
             assert cache is not None
             visits = [Visit(*visit) for visit in cache.visits]
-            said = replay(visits, sizes, held, DecayingFrequency(sizes))
+            said = replay(visits, sizes, held, DecayingFrequency(sizes), held // SURE_OF)
             stats = backend(run).stats()
             assert (stats.expert_hits, stats.expert_misses) == (said.hits, said.misses)
             # Each byte from the disk was needed, or was wasted.

@@ -12,8 +12,7 @@ from strata.backends.settings import EXPERT_DECAY
 from strata.machine import constants
 from strata.plan import Limits, Plan, Workload
 from strata.plan.budgets import budget_table
-from strata.plan.cost_model import hit_rate
-from strata.plan.expert_policies import AHEAD
+from strata.plan.expert_policies import SURE_OF, hit_rate
 from strata.plan.planner import Planner, plan
 from strata.plan.routes import HitCurve
 from support.described import machine, model
@@ -59,7 +58,7 @@ def test_bytes_of_a_token_are_those_of_the_experts_that_are_not_there() -> None:
     assert p.ring_bytes == 0
     needed = sum(8 * unit.expert_bytes for unit in m.units if unit.experts)
     assert 0.3 < p.predicted.expert_hit_rate < 0.7
-    assert p.predicted.expert_hit_rate == hit_rate(48 * 128, p.expert_slots)
+    assert p.predicted.expert_hit_rate == hit_rate(48 * 128, 48, p.expert_slots, 8)
     assert p.predicted.sweep_bytes == round(needed * (1 - p.predicted.expert_hit_rate))
     # Not all that are there to be chosen from, as a sweep would read them.
     assert p.predicted.sweep_bytes < 0.06 * sum(u.file_bytes for u in m.units if u.experts)
@@ -100,10 +99,38 @@ def test_a_sweep_of_many_rows_reads_each_expert_once() -> None:
     assert rates.expert_bytes(1) == pytest.approx(one * missing)
 
 
-def test_hit_rates_of_slots() -> None:
-    assert hit_rate(0, 0) == hit_rate(100, AHEAD) == hit_rate(100, 2) == 0
-    assert hit_rate(100, AHEAD + 40) == 0.4
-    assert hit_rate(100, 100) == 1
+@pytest.mark.parametrize(("shape", "parallel"), [("mixtral-8x7b", 16), ("qwen3-30b-a3b", 1)])
+def test_experts_are_read_before_their_turn_where_that_pays(shape: str, parallel: int) -> None:
+    """Into as many slots as make the whole workload the fastest: what a slot is for is not found
+    again by steps that need about all experts, as sixteen sequences of Mixtral do, and prompts."""
+    m, host = model(shape), machine("laptop")
+    work = Workload(prompt_tokens=32 if parallel > 1 else 512, concurrency=parallel, context=1024)
+    planner = Planner(m, host, Limits(), work)
+    p = planner.plan(int(0.4 * planner.everything()))
+    assert p.expert_sure == (0 if parallel > 1 else p.expert_slots // SURE_OF)
+    costs = planner._costs
+    given = (p.resident, 2e9, 0, p.expert_slots, 0, parallel)
+    rates = [costs.streaming(*given, sure).hit_rate for sure in (0, 4, p.expert_slots // SURE_OF)]
+    if parallel > 1:
+        assert rates[0] > rates[1] >= rates[2]
+    else:
+        assert len(set(rates)) == 1
+
+
+def test_nothing_is_read_before_the_first_layer_of_experts() -> None:
+    m, host = model("mixtral-8x7b"), machine("laptop")
+    costs = Planner(m, host, Limits(), Workload(context=1024))._costs
+    resident = frozenset(unit.name for unit in m.units if unit.reads != "routed")
+    size = SweepSize(1, 512, 0, 1)
+    found = costs.streaming(resident, 2e9, 0, 40, sure=10)
+    without = costs.streaming(resident, 2e9, 0, 40, sure=0)
+    whole = [costs._experts_s(size, replace(s, hit_rate=0.0))[2] for s in (found, without)]
+    one = [
+        costs._experts_s(size, replace(s, hit_rate=0.0, experts=s.experts[:1]))[2]
+        for s in (found, without)
+    ]
+    assert whole[0] < whole[1]
+    assert one[0] == one[1]
 
 
 def test_the_floor_has_the_least_slots() -> None:
@@ -111,7 +138,7 @@ def test_the_floor_has_the_least_slots() -> None:
     planner = Planner(m, host, Limits(), Workload(context=1024))
     p = planner.plan(planner.floor())
     assert p.expert_slots >= constants.LEAST_SLOTS
-    assert p.predicted.expert_hit_rate == hit_rate(m.profile.experts, p.expert_slots)
+    assert p.predicted.expert_hit_rate == hit_rate(m.profile.experts, 48, p.expert_slots, 8)
     more = plan(m, host, replace(Limits(), memory=planner.floor() + GB), Workload(context=1024))
     assert more.expert_slots > p.expert_slots
 

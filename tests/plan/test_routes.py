@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 
 import strata._native as _native
-from strata.plan.expert_policies import (
-    DECAYS,
+from strata.plan.expert_policies import DECAYS, Visit
+from strata.plan.routes import HitCurve, Routes, curve_for
+from strata.report.routes import POLICIES, apart, compare, curves
+from support.expert_policies import (
     Belady,
     DecayingFrequency,
     LeastRecentlyUsed,
     Policy,
     StaticHot,
-    Visit,
     replay,
 )
-from strata.plan.routes import HitCurve, Routes, curve_for
-from strata.report.routes import POLICIES, apart, compare, curves
 
 EXPERTS = (9, 16, 9)
 

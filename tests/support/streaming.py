@@ -13,6 +13,7 @@ from strata.backends.cpu.backend import CpuBackend
 from strata.backends.settings import BackendSettings, Reading
 from strata.formats import ModelFile
 from strata.models import build_model
+from strata.plan.expert_policies import SURE_OF
 from support.forward import Forward
 
 SMALL_REQUEST = 4096
@@ -34,7 +35,8 @@ def settings(
     slots: int = 5,
     ahead: int = 0,
 ) -> BackendSettings:
-    """Small tiles and requests, so that small models have many."""
+    """Small tiles and requests, so that small models have many; as many slots as there may be are
+    for what the next layer is sure to need."""
     reading = Reading(threads, request, direct, drop_behind=True)
     return BackendSettings(
         streamed=frozenset(streamed),
@@ -42,6 +44,7 @@ def settings(
         tile_bytes=tile,
         expert_slots=slots,
         expert_ahead=ahead,
+        expert_sure=(slots - ahead) // SURE_OF,
         reading=reading,
     )
 

@@ -50,9 +50,9 @@ class BackendSettings:
     The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
     buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
     are fetched one by one; and experts, those that are chosen, into ``expert_slots``, each with
-    room for one of any layer, of which ``expert_ahead`` are for those that will probably be; of the
-    others those go that were used least, a use being worth ``expert_decay`` of what it was after
-    each sweep. Of
+    room for one of any layer, of which ``expert_ahead`` are for those that will probably be, and at
+    most ``expert_sure`` for those that the next layer is sure to need; of the others those go that
+    were used least, a use being worth ``expert_decay`` of what it was after each sweep. Of
     keys and values of all positions memory has ``kv_slots`` blocks, and a file in ``kv_directory``
     the others, which are read while layers attend; 0: all are in memory. A backend that
     streams nothing keeps all. ``activations`` is how exactly products take their input, for
@@ -69,6 +69,7 @@ class BackendSettings:
     expert_slots: int = 0
     expert_ahead: int = 0
     expert_decay: float = EXPERT_DECAY
+    expert_sure: int = 0
     kv_slots: int = 0
     kv_directory: str = ""
     activations: ActivationsName = "int8"

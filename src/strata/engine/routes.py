@@ -11,7 +11,7 @@ from strata.hub.downloads import strata_home
 from strata.plan.routes import HitCurve
 
 _LEAST_DECAY = 0.5
-POLICY = 3
+POLICY = 4
 """Goes up when the policy becomes another whose hits are kept: those of former ones say nothing."""
 
 

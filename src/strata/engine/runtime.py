@@ -519,6 +519,7 @@ def settings_of(plan: Plan, kv_directory: str, *, limited: bool) -> BackendSetti
         expert_slots=plan.expert_slots,
         expert_ahead=plan.expert_ahead,
         expert_decay=plan.expert_decay,
+        expert_sure=plan.expert_sure,
         kv_slots=plan.kv_slots,
         kv_directory=kv_directory,
         activations=plan.activations,

@@ -13,7 +13,7 @@ from strata.backends.kv_types import KV_BLOCK, bounds_nbytes, choose_kv_type
 from strata.backends.profile import SweepSize, UnitProfile
 from strata.machine import constants
 from strata.machine.rates import Rates
-from strata.plan.expert_policies import AHEAD, SURE, SURE_OF
+from strata.plan.expert_policies import SURE, hit_rate
 from strata.plan.outline import Outline
 from strata.plan.plan import Bound
 from strata.plan.routes import curve_for
@@ -60,11 +60,13 @@ class Streaming:
         return needed * (1 - self.hit_rate)
 
 
-def hit_rate(experts: int, slots: int) -> float:
-    """Of needed experts, the share that is found in a slot when all are chosen alike."""
-    if not experts:
-        return 0.0
-    return 1.0 if slots >= experts else max(0, slots - AHEAD) / experts
+def is_sure(units: Sequence[UnitProfile], rows: int) -> bool:
+    """Whether a step of so many rows needs about all experts of a Segment that has these."""
+    return min(unit.needed(rows) / unit.experts for unit in units) >= SURE
+
+
+def _experts_of(segments: Sequence[Sequence[UnitProfile]]) -> tuple[tuple[UnitProfile, ...], ...]:
+    return tuple(found for units in segments if (found := tuple(u for u in units if u.experts)))
 
 
 def _cold_blocks(size: SweepSize, streaming: Streaming, read: int) -> int:
@@ -108,7 +110,8 @@ _FEW = 32
 class _Needed:
     """Of a Segment's experts those that a step needs: bytes in the file, seconds of packing them,
     how many they are, seconds of what goes into them and of what comes out. ``like`` is the number
-    of the first Segment of its kind, and ``sure`` whether they are read before their turn."""
+    of the first Segment of its kind, and ``sure`` whether they are read before their turn, while
+    the Segment before it is worked on."""
 
     file_bytes: float
     pack_s: float
@@ -162,10 +165,12 @@ class CostModel:
         expert_slots: int = 0,
         kv_slots: int = 0,
         rows: int = 1,
+        sure: int = 0,
     ) -> Streaming:
         """What streams when the units of these names stay. If all experts are chosen alike, as many
         are found as there are slots but for those that are just used or read; where routes were
-        recorded, as many as there were, in steps of ``rows`` tokens."""
+        recorded, as many as there were, in steps of ``rows`` tokens. At most ``sure`` slots are for
+        what the next layer is sure to need."""
         rest = [[u for u in s.units if u.name not in resident] for s in self.model.segments]
         return Streaming(
             segment_bytes=tuple(sum(u.streamed_bytes for u in units) for units in rest),
@@ -175,13 +180,9 @@ class CostModel:
             lookups=any(u.reads == "rows" for units in rest for u in units),
             bytes_s=bytes_s,
             ring_bytes=ring_bytes,
-            experts=tuple(
-                found for units in rest if (found := tuple(u for u in units if u.experts))
-            ),
-            hit_rate=self._hit_rate(
-                sum(u.experts for units in rest for u in units), expert_slots, rows
-            ),
-            sure_bytes=expert_slots // SURE_OF * self.model.profile.slot_bytes,
+            experts=(experts := _experts_of(rest)),
+            hit_rate=self.hit_rate(experts, expert_slots, rows, sure),
+            sure_bytes=sure * self.model.profile.slot_bytes,
             kv_slots=kv_slots,
         )
 
@@ -189,11 +190,29 @@ class CostModel:
         """Bytes of KV that a sweep reads."""
         return _cold_blocks(size, streaming, self._kv_read) * sum(self._kv_parts)
 
-    def _hit_rate(self, experts: int, slots: int, rows: int) -> float:
+    def hit_rate(
+        self,
+        segments: Sequence[Sequence[UnitProfile]],
+        slots: int,
+        rows: int,
+        sure: int = 0,
+        *,
+        alike: bool = False,
+    ) -> float:
+        """Of the experts of Segments that steps of ``rows`` tokens need, the share that is found:
+        by recorded routes where there are some, unless all are to be chosen ``alike``."""
+        every = [u for units in segments for u in units]
+        experts, layers = sum(u.experts for u in every), len(segments)
+        needed = sum(u.needed(rows) for u in every) / max(1, layers)
+        if not all(is_sure(units, rows) for units in segments):
+            sure = 0
+        found = hit_rate(experts, layers, slots, needed, sure)
         curve = curve_for(self.model.hits, rows, slots)
-        if curve is None or not experts or slots >= experts:
-            return hit_rate(experts, slots)
-        return curve.rate(slots)
+        if alike or curve is None or slots >= experts:
+            return found
+        # Routes were replayed without reading before a layer's turn.
+        passing = (hit_rate(experts, layers, slots, needed) - found) * experts
+        return curve.rate(max(0, slots - round(passing)))
 
     def sweep(self, size: SweepSize, streaming: Streaming) -> SweepTime:
         """A sweep through Segments that are resident, and those of which some units stream.
@@ -250,7 +269,10 @@ class CostModel:
             return 0.0, 0.0, 0.0
         key = size.tokens, tuple(u.name for s in streaming.experts for u in s)
         if key not in self._needed:
-            self._needed[key] = Counter(self._needed_of(s, size.tokens) for s in streaming.experts)
+            self._needed[key] = Counter(
+                self._needed_of(s, size.tokens, first=n == 0)
+                for n, s in enumerate(streaming.experts)
+            )
         missing = 1 - streaming.hit_rate
         each_s = 1 / (streaming.bytes_s * constants.DISK_SHARE)
         reading = packing = waited = 0.0
@@ -278,8 +300,8 @@ class CostModel:
             for m in range(1, count + 1)
         )
 
-    def _needed_of(self, units: Sequence[UnitProfile], tokens: int) -> _Needed:
-        """What a step needs of a Segment's experts."""
+    def _needed_of(self, units: Sequence[UnitProfile], tokens: int, *, first: bool) -> _Needed:
+        """What a step needs of a Segment's experts; before the ``first`` one none is read."""
         shares = [(u, u.needed(tokens) / u.experts) for u in units]
         name = units[0].name
         segment = next(s for s in self.model.segments if any(u.name == name for u in s.units))
@@ -289,7 +311,7 @@ class CostModel:
             sum(n * u.experts for u, n in shares),
             *segment.experts_seconds(tokens, self.rates),
             like=[s.kind for s in self.model.segments].index(segment.kind),
-            sure=min(share for _, share in shares) >= SURE,
+            sure=not first and is_sure(units, tokens),
         )
 
     def _parts(self, size: SweepSize, streaming: Streaming) -> list[tuple[float, int, float]]:

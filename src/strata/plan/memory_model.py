@@ -25,7 +25,8 @@ class Sizes:
     are those of a run that streams, and 0 for one in which everything is resident: then
     ``request_bytes`` and ``io_threads`` are those of loading. ``kv_slots`` of the first group's
     blocks are in memory, and the others on disk, from which they pass through memory where
-    ``kv_passes``; 0: all are in memory.
+    ``kv_passes``; 0: all are in memory. Of the ``expert_slots`` at most ``expert_sure`` are for
+    what the next layer is sure to need; None: as many as there may be.
     ``logit_rows`` includes those of ``drafts``.
     """
 
@@ -43,6 +44,7 @@ class Sizes:
     beside: Beside = NOTHING
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
     expert_slots: int = 0
+    expert_sure: int | None = None
     kv_slots: int = 0
     kv_passes: bool = True
     drafts: Drafts = NO_DRAFTS

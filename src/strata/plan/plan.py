@@ -14,7 +14,7 @@ from strata.machine.machine import ReadMode
 
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 10
+FORMAT_VERSION = 11
 
 
 @dataclass(frozen=True)
@@ -176,8 +176,9 @@ class Plan:
     Of tables in ``streamed`` the rows of the step's tokens are fetched, and of experts in it those
     that are chosen, by the same threads with reads of ``request_bytes``, into ``expert_slots``,
     each with room for one of any layer, of which ``expert_ahead`` are for those that will probably
-    be chosen; a use of the others is worth ``expert_decay`` of what it was after each token, and
-    those give way whose uses are worth least. Where nothing goes through it ``ring_bytes`` is 0.
+    be chosen, and at most ``expert_sure`` for those that the next layer is sure to need; a use of
+    the others is worth ``expert_decay`` of what it was after each token, and those give way whose
+    uses are worth least. Where nothing goes through it ``ring_bytes`` is 0.
 
     Steps. A sweep takes at most ``max_tokens`` tokens and the head gives ``logit_rows`` rows at a
     time. ``parallel`` sequences of ``context`` positions run together; ``kv_blocks`` are the blocks
@@ -209,6 +210,7 @@ class Plan:
     expert_slots: int
     expert_ahead: int
     expert_decay: float
+    expert_sure: int
     read_mode: ReadMode
     request_bytes: int
     io_threads: int

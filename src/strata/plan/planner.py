@@ -16,9 +16,9 @@ from strata.machine import constants
 from strata.machine.machine import DiskRate, Machine
 from strata.machine.rates import Rates, best_read, kept_up
 from strata.plan.beside import Beside, added_beside, steps
-from strata.plan.cost_model import CostModel, Streaming, hit_rate
+from strata.plan.cost_model import CostModel, Streaming
 from strata.plan.drafts import NO_DRAFTS, Drafts, drafts, for_all, row_counts
-from strata.plan.expert_policies import AHEAD
+from strata.plan.expert_policies import AHEAD, SURE_OF
 from strata.plan.memory_model import (
     Sizes,
     added_bytes,
@@ -122,6 +122,7 @@ class Planner:
         head_stays = best.resident.issuperset(unit.name for unit in self._head.units)
         guessed = for_all(drafts, self.workload, head_stays=head_stays)
         sizes = replace(best.sizes, beside=beside, logit_rows=rows, drafts=guessed)
+        sizes = self._with_sure(sizes, best.read, best.resident)
         best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
         return self._write(best, budget, given=given)
 
@@ -444,11 +445,16 @@ class Planner:
         """Seconds of all prompts. The first sweep finds no experts, and others as many as if all
         were chosen alike: of many tokens' nearly all are needed, whatever one of them finds."""
         first, *others = _prefill(self.workload, sizes.max_tokens)
-        experts = sum(u.experts for units in streaming.experts for u in units)
-        found = hit_rate(experts, sizes.expert_slots - self._ahead(sizes.expert_slots))
-        cold, warm = replace(streaming, hit_rate=0.0), replace(streaming, hit_rate=found)
+        slots = sizes.expert_slots - self._ahead(sizes.expert_slots)
+
+        def seconds(load: SweepSize) -> float:
+            known = streaming.experts, slots, load.tokens, self._sure(sizes)
+            found = self._costs.hit_rate(*known, alike=True)
+            return self._costs.sweep_s(load, replace(streaming, hit_rate=found))
+
+        cold = replace(streaming, hit_rate=0.0)
         return self._costs.sweep_s(first, cold) + sum(
-            count * self._costs.sweep_s(load, warm) for load, count in _some(others)
+            count * seconds(load) for load, count in _some(others)
         )
 
     def _streaming(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Streaming:
@@ -470,7 +476,27 @@ class Planner:
             sizes.expert_slots - self._ahead(sizes.expert_slots),
             sizes.kv_slots,
             self.workload.concurrency,
+            self._sure(sizes),
         )
+
+    def _with_sure(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Sizes:
+        """With as many slots for what the next layer is sure to need as make the whole workload the
+        fastest: what is read into them is not found again. Where nothing of it is so large that it
+        would be sure, as many as there may be, for other prompts."""
+
+        def seconds(ways: Sizes) -> float:
+            p = self.predict(ways, read, resident)
+            tokens = self.workload.answer_tokens * self.workload.concurrency
+            return p.ttft_s + tokens / p.decode_tok_s
+
+        if not (most := sizes.expert_slots // SURE_OF):
+            return sizes
+        counts = [most, *(most >> bit for bit in range(1, most.bit_length() + 1))]
+        return min((replace(sizes, expert_sure=count) for count in counts), key=seconds)
+
+    def _sure(self, sizes: Sizes) -> int:
+        most = sizes.expert_slots // SURE_OF
+        return most if sizes.expert_sure is None else sizes.expert_sure
 
     def _ahead(self, slots: int) -> int:
         """Of so many slots those for what is read ahead: as many as are wanted, and few."""
@@ -559,6 +585,7 @@ class Planner:
             expert_slots=sizes.expert_slots,
             expert_ahead=self._ahead(sizes.expert_slots),
             expert_decay=self._decay(sizes.expert_slots),
+            expert_sure=self._sure(sizes),
             read_mode=best.read.mode,
             request_bytes=sizes.request_bytes,
             io_threads=sizes.io_threads,

@@ -191,15 +191,21 @@ def _more_slots(runtime: Runtime, runner: Runner) -> _MoreSlots | None:
     plan = runtime.plan
     if plan is None or not plan.expert_slots:
         return None
-    from strata.plan.cost_model import hit_rate
+    from strata.plan.expert_policies import hit_rate
+    from strata.program.cost import distinct_experts
 
+    routers = [op for s in runner.model.segments for op in s.program.ops if op.kind == "experts"]
     every = sum(unit.experts for s in runner.model.segments for unit in s.units)
     curves, rows = known_hits(runtime.file.paths), plan.parallel
     slots = plan.expert_slots - plan.expert_ahead
+    each = every // len(routers)
+    needed = distinct_experts(each, routers[0].attrs["top_k"], rows)
 
     def rate(slots: int) -> float:
         curve = curve_for(curves, rows, slots)
-        return hit_rate(every, slots) if curve is None or slots >= every else curve.rate(slots)
+        if curve is None or slots >= every:
+            return hit_rate(every, len(routers), slots, needed)
+        return curve.rate(slots)
 
     return _MoreSlots(max(1, runtime.slot_bytes), every - slots, slots, rate)
 

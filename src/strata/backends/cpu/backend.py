@@ -371,7 +371,7 @@ class CpuBackend:
             self._take("ring", ring_bytes)
         if layers:
             slot, reads = _native.expert_memory(layers, reading.request_bytes)
-            if not 0 <= self.settings.expert_ahead < slots:
+            if not 0 <= self.settings.expert_ahead + self.settings.expert_sure < slots:
                 raise UsageError(
                     "experts that do not stay need a slot at least, beside those for what is read "
                     "before it is chosen"
@@ -389,9 +389,15 @@ class CpuBackend:
                 segment.attach(self._stream, number)
         if layers:
             if self._experts is None:
-                ahead, decay = self.settings.expert_ahead, self.settings.expert_decay
+                settings = self.settings
                 self._experts = _native.ExpertCache(
-                    layers, slots, reading.request_bytes, readers, ahead, decay
+                    layers,
+                    slots,
+                    reading.request_bytes,
+                    readers,
+                    settings.expert_ahead,
+                    settings.expert_decay,
+                    settings.expert_sure,
                 )
             else:
                 # What it holds stays.
@@ -451,7 +457,8 @@ class CpuBackend:
         self._books.take("experts", max(0, more))
         try:
             ahead = min(self.settings.expert_ahead, slots - 1)
-            self._experts.resize(slots, ahead, self.settings.expert_decay)
+            sure = min(self.settings.expert_sure, slots - ahead - 1)
+            self._experts.resize(slots, ahead, self.settings.expert_decay, sure)
         except BaseException:
             self._books.give("experts", max(0, more))
             raise
