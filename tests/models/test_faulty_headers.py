@@ -128,7 +128,7 @@ def test_absurd_value_is_refused(kind: str, key: str, value: Any) -> None:
         (huggingface("llama", num_key_value_heads=3), "'num_key_value_heads' is 3"),
         (huggingface("llama", num_attention_heads=3, num_key_value_heads=3, head_dim=DROP), "64"),
         (huggingface("llama", num_local_experts=8), "num_local_experts"),
-        (huggingface("llama", quantization_config={"quant_method": "exl3"}), "'exl3'"),
+        (huggingface("llama", quantization_config={"quant_method": "exl2"}), "'exl2'"),
         (huggingface("llama", quantization_config="aqlm"), "'aqlm'"),
         (gguf("llama", expert_count=8), r"llama\.expert_used_count"),
         (gguf("qwen2", expert_count=8), r"qwen2\.expert_count"),

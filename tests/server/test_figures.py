@@ -174,6 +174,12 @@ def test_the_document_names_every_endpoint(server: Running) -> None:
         "/health",
         "/metrics",
         "/memory",
+        "/kv",
+        "/kv/lookup",
+        "/kv/pin",
+        "/kv/unpin",
+        "/kv/compress",
+        "/kv/clear",
     }
     for operations in document["paths"].values():
         for operation in operations.values():
