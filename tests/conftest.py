@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from strata.backends.registry import register
 
@@ -29,6 +30,10 @@ def _copying() -> type[Backend]:
 
 
 register("copying", _copying)
+
+# How long examples take to make depends on the machine, not on what is tested.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # Options of the person who runs the tests are not theirs.
 os.environ["XDG_CONFIG_HOME"] = os.devnull

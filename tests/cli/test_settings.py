@@ -98,6 +98,9 @@ def test_the_nearest_wins(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_kind_of_value(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
     config_path().write_text('memory = "4GB"\nquiet = true\n[try]\nstop = ["a", "b"]\n')
     assert tried()[1] == {"memory": 4 * 10**9, "quiet": True, "stop": ("a", "b")}
+    config_path().write_text('memory = "4GB"\nquiet = true\n[try]\nmax-tokens = 3\n')
+    assert tried()[1] == {"memory": 4 * 10**9, "quiet": True, "max_tokens": 3}
+    config_path().write_text('memory = "4GB"\nquiet = true\n')
     monkeypatch.setenv("STRATA_STOP", "c")
     monkeypatch.setenv("STRATA_QUIET", "0")
     assert tried()[1] == {"memory": 4 * 10**9, "stop": ("c",)}
@@ -108,8 +111,8 @@ def test_every_kind_of_value(tried: Tried, monkeypatch: pytest.MonkeyPatch) -> N
     [
         ('memory = "four"', "four"),
         ('memory = "four"', "memory in "),
-        ("memori = 3", "sets memori, which no option is called; did you mean memory?"),
-        ("[tri]\nquiet = true", "sets [tri], which no option is called; did you mean [try]?"),
+        ("memori = 3", "sets memori, but there is no such option; did you mean memory?"),
+        ("[tri]\nquiet = true", "sets [tri], but there is no such command; did you mean [try]?"),
         ("[try]\nquite = true", "did you mean quiet?"),
         ("memory =", "is not TOML"),
         ("memory = " + "1" * 5000, "is not TOML"),
@@ -132,7 +135,7 @@ def test_what_is_wrong_in_the_environment_is_said(
     monkeypatch.setenv("STRATA_MEMORY", "four")
     code, _, err = tried()
     assert code == 2
-    assert "as STRATA_MEMORY has it" in err
+    assert "(from STRATA_MEMORY)" in err
 
 
 def test_other_verbs_may_be_set_up_too(tried: Tried) -> None:

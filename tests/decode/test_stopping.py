@@ -101,12 +101,19 @@ def test_ignored_end_tokens() -> None:
 
 def test_the_limit_gives_everything() -> None:
     assert play(checker(limit=3, stop="bc"), b"aab-") == ("aab", "length", 3)
-    assert play(checker(limit=3), "a€".encode()) == ("a\ufffd", "length", 3)
+    assert play(checker(limit=4), b"a\xe2a\xe2") == ("a\ufffda", "length", 4)
 
 
 def test_a_stop_string_completed_by_the_last_token_counts() -> None:
     assert play(checker(limit=3, stop="bc"), b"abc") == ("a", "stop", 3)
-    assert play(checker(limit=2, stop="\ufffd"), "a€".encode()) == ("a", "stop", 2)
+
+
+def test_a_cut_inside_a_character_ends_before_it() -> None:
+    assert play(checker(limit=3), "a€".encode()) == ("a", "length", 3)
+    assert play(checker(limit=4), "a€".encode()) == ("a€", "length", 4)
+    assert play(checker(limit=2, stop="\ufffd"), "a€".encode()) == ("a", "length", 2)
+    # Where the model itself ends there, it wrote half a character.
+    assert play(checker(limit=9), b"a\xe2\x03") == ("a\ufffd", "stop", 3)
 
 
 def test_without_text() -> None:

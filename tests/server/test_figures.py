@@ -131,6 +131,18 @@ def test_health(server: Running) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+def test_the_page_of_endpoints_names_every_one(server: Running) -> None:
+    answer = httpx.get(f"{server.url}/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method in operations:
+            assert f"<h3>{method.upper()} <code>{path}</code></h3>" in answer.text
+    assert "<code>min_p</code>" in answer.text
+    assert "<script" not in answer.text
+
+
 def test_the_document_names_every_endpoint(server: Running) -> None:
     document = httpx.get(f"{server.url}/openapi.json").json()
     assert set(document["paths"]) == {

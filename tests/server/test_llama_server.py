@@ -322,6 +322,9 @@ def test_a_prompt_that_is_too_long(http: httpx.Client, llm: LLM) -> None:
     error = http.post("/v1/chat/completions", json={"messages": messages}).json()["error"]
     assert error["code"] == "context_length_exceeded"
     assert error["message"].startswith(f"This model's maximum context length is {llm.context} tok")
+    error = http.post("/v1/completions", json={"prompt": "word " * 2000}).json()["error"]
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+    assert "reduce the length of the prompt" in error["message"]
     body = {"messages": messages, "max_tokens": 5}
     error = http.post("/v1/messages", json=body).json()["error"]
     assert error["type"] == "invalid_request_error"

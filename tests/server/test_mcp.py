@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from strata.errors import UsageError
+from strata.server import mcp
 from strata.server.mcp import LINE_BYTES, McpError, McpServer, Program, Programs, read_mcp_servers
 from strata.server.settings import Settings
 from support.running import KEY, load, running
@@ -84,7 +86,10 @@ def test_who_has_no_key_calls_no_tools(http: httpx.Client) -> None:
 
 
 def test_tools_of_all_programs_are_listed(http: httpx.Client) -> None:
-    found = {tool["tool"]: tool["definition"] for tool in http.get("/tools").json()}
+    listed: list[dict[str, Any]] = []
+    while len(listed) < 16:  # Those that are slow to start come to later lists.
+        listed = http.get("/tools").json()
+    found = {tool["tool"]: tool["definition"] for tool in listed}
     names = ["add", "fail", "end", "sleep", "key", "long", "kinds", "no_list"]
     assert list(found) == [*(f"one_{name}" for name in names), *(f"hasty_{n}" for n in names)]
     parameters = {"type": "object", "properties": {}}
@@ -173,6 +178,31 @@ def test_a_program_that_failed_is_asked_again(tmp_path: Path) -> None:
             programs.close()
 
     assert asyncio.run(listed()) == [[], ["a" * 64 + "_add"], ["a" * 64 + "_add"]]
+
+
+def test_a_program_that_hangs_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asked").touch()
+    quick = McpServer("quick", (sys.executable, "-c", LISTING, str(tmp_path / "asked")), {})
+    hangs = McpServer("hangs", (sys.executable, "-c", "input(); input()"), {})
+    monkeypatch.setattr(mcp, "_PATIENCE_S", 0.1)
+
+    async def asked() -> None:
+        programs = Programs([hangs, quick])
+        try:
+            # Its own tools are there, however long others take to say theirs.
+            assert await programs.tool("quick_add") is not None
+            assert "quick_add" in await programs.tools()
+            # Whoever wants one of the other's is told once it has ended.
+            wanted = asyncio.create_task(programs.tool("hangs_add"))
+            await asyncio.sleep(0)
+            programs.close()
+            assert await wanted is None
+        finally:
+            programs.close()
+
+    asyncio.run(asked())
 
 
 def test_what_a_program_does_not_read_is_not_kept_for_it() -> None:

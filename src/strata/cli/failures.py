@@ -58,7 +58,7 @@ def _describe(error: BaseException) -> tuple[int, str, str]:
     kind = type(error).__name__
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else "strata"
-        said = f"{error.format_message()}{_origin(error)} (see {path} --help)"
+        said = f"{error.format_message().removesuffix('.')}{_origin(error)} (see {path} --help)"
         return WRONG_USAGE, "UsageError", _one_line(said)
     if isinstance(error, click.ClickException):
         return FAILED, kind, _one_line(error.format_message())
@@ -85,7 +85,7 @@ def _origin(error: click.UsageError) -> str:
     if ctx.get_parameter_source(param.name) is not click.core.ParameterSource.DEFAULT_MAP:
         return ""
     origin = ctx.meta.get("strata.origins", {}).get(param.name)
-    return f", as {origin} has it" if origin else ""
+    return f" (from {origin})" if origin else ""
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -31,9 +31,14 @@ if TYPE_CHECKING:
 @click.command("plan")
 @model_argument
 @click.option(
-    "--memory", type=SIZE, default=None, help="Memory budget (default: the memory that is free)."
+    "-m",
+    "--memory",
+    type=SIZE,
+    default=None,
+    help="Memory budget (default: the memory that is free).",
 )
 @click.option(
+    "-c",
     "--context",
     type=click.IntRange(min=1),
     default=None,

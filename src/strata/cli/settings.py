@@ -1,9 +1,9 @@
 """Values of options that are not on the command line: from the environment and from a file.
 
 ``--max-tokens`` of ``strata run`` is ``STRATA_RUN_MAX_TOKENS``, or ``STRATA_MAX_TOKENS`` for every
-verb that has it; in ``config.toml`` it is ``max_tokens`` in the table ``[run]``, or above all
-tables. The command line comes first, then the environment, then the file; what is for one verb
-comes before what is for all.
+verb that has it; in ``config.toml`` it is ``max_tokens`` or ``max-tokens`` in the table ``[run]``,
+or above all tables. The command line comes first, then the environment, then the file; what is for
+one verb comes before what is for all.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _entries(
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text") from None
-    data = _parsed(path, text)
+    data = _with_underscores(_parsed(path, text))
     known = {verb: set(named)}
     tables = {key: value for key, value in data.items() if isinstance(value, dict)}
     shared = {key: value for key, value in data.items() if not isinstance(value, dict)}
@@ -118,6 +118,14 @@ def _entries(
                 raise UsageError(_unknown(path, key, known[table]))
             if table == verb:
                 yield f"[{table}] of ", key, value
+
+
+def _with_underscores(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Names may also be written as on the command line, ``max-tokens``."""
+    return {
+        key.replace("-", "_"): _with_underscores(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+    }
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -146,4 +154,5 @@ def _checked(path: Path, key: str, value: Any, option: click.Option) -> Any:
 def _unknown(path: Path, key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, sorted(known), n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{path} sets {key[:_SHOWN]}, which no option is called{hint}"
+    kind = "command" if key.startswith("[") else "option"
+    return f"{path} sets {key[:_SHOWN]}, but there is no such {kind}{hint}"

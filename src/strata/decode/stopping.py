@@ -152,21 +152,16 @@ class StopChecker:
     def push(self, token: int) -> tuple[str, FinishReason | None]:
         """Add a token: the text to show now, and the reason if the answer ends with it.
 
-        The text of a token that ends the answer is not shown.
+        The text of a token that ends the answer is not shown. One that is cut inside a character
+        ends before it.
         """
         self._left -= 1
         if token in self._stop_ids:
-            return self._flush(), "stop"
+            rest = self._stops.push(self._text.finish()) if self._text else ""
+            return rest + self._stops.finish(), "stop"
         shown = self._stops.push(self._text.push(token)) if self._text else ""
         if self._stops.found is not None:
             return shown, "stop"
         if self._left > 0:
             return shown, None
-        shown += self._flush()
-        return shown, "length" if self._stops.found is None else "stop"
-
-    def _flush(self) -> str:
-        if self._text is None:
-            return ""
-        shown = self._stops.push(self._text.finish())
-        return shown + self._stops.finish()
+        return shown + self._stops.finish(), "length"

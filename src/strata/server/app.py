@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from strata import __version__
 from strata.errors import StrataError
@@ -17,7 +18,8 @@ from strata.server.errors import ApiError
 from strata.server.guard import Guard, error_reply
 from strata.server.invalid import as_invalid
 from strata.server.origins import Origins
-from strata.server.page import Page
+from strata.server.page import HEADERS, Page
+from strata.server.reference import reference_page
 from strata.server.replies import CLIENT_GONE, ClientGone
 from strata.server.service import Service
 from strata.server.telemetry import live
@@ -42,10 +44,18 @@ def create_app(service: Service) -> FastAPI:
         version=__version__,
         description="A language model behind the protocols of OpenAI, Anthropic and Ollama.",
         lifespan=lifespan,
-        # Their pages load scripts from elsewhere; the document itself stays at /openapi.json.
+        # Their pages load scripts from elsewhere; /docs is one of our own.
         docs_url=None,
         redoc_url=None,
     )
+
+    @cache
+    def page_of_endpoints() -> str:
+        return reference_page(app.openapi())
+
+    async def reference() -> HTMLResponse:
+        return HTMLResponse(page_of_endpoints(), headers=HEADERS)
+
     for protocol in (openai, anthropic, ollama, llama, vertex, plain, memory, kv, live):
         app.include_router(protocol.router(service))
     settings = service.settings
@@ -53,6 +63,7 @@ def create_app(service: Service) -> FastAPI:
         page = Page()
         app.mount("/web", page, name="web")
         app.add_api_route("/", page.index, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route("/docs", reference, methods=["GET", "HEAD"], include_in_schema=False)
     app.add_exception_handler(StrataError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

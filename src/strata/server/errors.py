@@ -54,7 +54,6 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(
             400,
             str(error),
-            param="messages",
             code="context_length_exceeded",
             overflow=(error.tokens, error.most),
         )
@@ -91,11 +90,20 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 
+_ASKED = {
+    "/v1/completions": "prompt",
+    "/v1/embeddings": "input",
+    "/v1/rerank": "documents",
+    "/v1/responses": "input",
+}
+"""Where a text that is too long stands, if not in ``messages``."""
+
 
 def error_body(path: str, error: ApiError) -> dict[str, Any]:
     """The JSON of an error under ``path``."""
     protocol = protocol_of(path)
-    message = _message(protocol, error)
+    asked = _ASKED.get(path, "messages")
+    message = _message(protocol, error, asked)
     if protocol == "ollama":
         return {"error": message}
     if protocol == "llama":
@@ -109,7 +117,7 @@ def error_body(path: str, error: ApiError) -> dict[str, Any]:
         "error": {
             "message": message,
             "type": kind,
-            "param": error.param,
+            "param": asked if error.overflow is not None else error.param,
             "code": "invalid_api_key" if error.status == 401 else error.code,
         }
     }
@@ -124,15 +132,15 @@ def protocol_of(path: str) -> Protocol:
     return "openai" if path.startswith("/v1/") else "llama"
 
 
-def _message(protocol: Protocol, error: ApiError) -> str:
+def _message(protocol: Protocol, error: ApiError, asked: str) -> str:
     """What went wrong. Clients know that a prompt is too long by the words of each protocol."""
     if error.overflow is None:
         return str(error)
     tokens, most = error.overflow
     if protocol == "openai":
         words = (
-            f"This model's maximum context length is {most} tokens. However, your messages "
-            f"resulted in {tokens} tokens. Please reduce the length of the messages."
+            f"This model's maximum context length is {most} tokens. However, your {asked} "
+            f"resulted in {tokens} tokens. Please reduce the length of the {asked}."
         )
     elif protocol == "anthropic":
         words = f"prompt is too long: {tokens} tokens > {most} maximum"

@@ -29,6 +29,9 @@ _VERSION = "2025-06-18"
 _START_S = 30.0
 """For which a program may take to say which tools it has."""
 
+_PATIENCE_S = 5.0
+"""For which a list of tools waits for programs that have not answered yet."""
+
 _TIMEOUT_S = 60.0
 """Of a call, where the file does not say it."""
 
@@ -113,36 +116,47 @@ class Programs:
 
     def __init__(self, servers: Sequence[McpServer]) -> None:
         self._programs = [Program(server) for server in servers]
-        self._listing: asyncio.Task[None] | None = None
+        self._asking: dict[Program, asyncio.Task[None]] = {}
+        self._patient_until = 0.0
         self._lists: dict[Program, list[Tool]] = {}
         self._tools: dict[str, Tool] = {}
 
     async def tools(self) -> dict[str, Tool]:
         """By their full names. Programs that have said none yet are asked (again); those that fail
-        are left out, with a warning."""
-        if self._listing is None and len(self._lists) < len(self._programs):
-            self._listing = asyncio.create_task(self._list())
-        if self._listing is not None:
-            await asyncio.shield(self._listing)
+        are left out, with a warning, and those that take long until they have answered."""
+        self._ask()
+        if self._asking:
+            patience = self._patient_until - asyncio.get_running_loop().time()
+            await asyncio.wait(self._asking.values(), timeout=max(patience, 0))
         return self._tools
 
     async def tool(self, full_name: str) -> Tool | None:
-        """That of a name, if there is one."""
-        return self._tools.get(full_name) or (await self.tools()).get(full_name)
+        """That of a name, if there is one; only programs that might have it are waited for."""
+        if full_name not in self._tools:
+            self._ask()
+            might = [
+                task
+                for program, task in self._asking.items()
+                if full_name.startswith(f"{program.server.name}_")
+            ]
+            if might:
+                await asyncio.wait(might)
+        return self._tools.get(full_name)
 
-    async def _list(self) -> None:
+    def _ask(self) -> None:
+        for program in self._programs:
+            if program not in self._lists and program not in self._asking:
+                self._asking[program] = asyncio.create_task(self._list(program))
+                self._patient_until = asyncio.get_running_loop().time() + _PATIENCE_S
+
+    async def _list(self, program: Program) -> None:
         try:
-            asked = [program for program in self._programs if program not in self._lists]
-            lists = (program.tools() for program in asked)
-            told = await asyncio.gather(*lists, return_exceptions=True)
-            for program, tools in zip(asked, told, strict=True):
-                if isinstance(tools, BaseException):
-                    _log.warning("the MCP server %s has no tools: %s", program.server.name, tools)
-                else:
-                    self._lists[program] = tools
+            self._lists[program] = await program.tools()
             self._tools = self._named()
+        except Exception as error:
+            _log.warning("the MCP server %s has no tools: %s", program.server.name, error)
         finally:
-            self._listing = None
+            del self._asking[program]
 
     def _named(self) -> dict[str, Tool]:
         """Those that can be called by their names, in the order of the programs."""

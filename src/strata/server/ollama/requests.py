@@ -139,7 +139,7 @@ async def params_of(service: Service, body: Common) -> SamplingParams:
     limit, seed = options.num_predict, options.seed
     if options.num_ctx is not None and options.num_ctx > service.llm.context:
         note(
-            f"options.num_ctx is {options.num_ctx}, but the context {service.llm.context}: "
+            f"options.num_ctx is {options.num_ctx}, but the context is {service.llm.context}: "
             "start the server with --context to have more"
         )
     return options.params(
