@@ -37,6 +37,10 @@ def test_deeper_is_slower_and_together_is_faster(expected: Forecast) -> None:
     assert speed(expected, 1, 100) < speed(expected, 8, 100) < 8 * speed(expected, 1, 100)
 
 
+def test_one_answer_alone_is_as_fast_as_its_first_sweep(expected: Forecast) -> None:
+    assert expected.alone_tok_s() == pytest.approx(speed(expected, 1, 1), rel=1e-3)
+
+
 def test_no_speed_exceeds_the_memory(expected: Forecast, llm: LLM) -> None:
     # Every weight is read for each token; the embedding table is the head's as well.
     weights = dict(llm.engine.runner.sizes)

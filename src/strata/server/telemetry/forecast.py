@@ -42,6 +42,10 @@ class Forecast:
             rates.kernel(format).prefill_ops_s * rates.share,
         )
 
+    def alone_tok_s(self) -> float:
+        """Tokens a second of one answer alone, at its beginning."""
+        return 1 / self._costs.sweep_s(SweepSize(1, 1, 0, 1), self._streaming)
+
     def output_tok_s(self, last: StepSize) -> float | None:
         """Tokens a second of sweeps like ``last``; None if that did not give one for each token."""
         if last.tokens != last.logit_rows:

@@ -79,6 +79,7 @@ def _model(service: Service, expected: Forecast | None) -> dict[str, Any]:
         "kv_block_positions": KV_BLOCK,
         "segments": _segments(llm),
         "machine": None if expected is None else asdict(expected.ceilings),
+        "alone_tok_s": None if expected is None else expected.alone_tok_s(),
     }
 
 

@@ -103,8 +103,13 @@ export class Machine {
         `predicted ${number(this.#expected)} tok/s · reached ${number(rate)} (${share})`,
       );
     } else if (this.#expected === null) {
-      const measured = this.#model.machine !== null;
-      setText(byId("predicted"), measured ? "" : "no prediction: run strata probe to measure");
+      const alone = this.#model.alone_tok_s;
+      setText(
+        byId("predicted"),
+        known(alone)
+          ? `predicted ${number(alone)} tok/s for one answer`
+          : "no prediction: run strata probe to measure",
+      );
     }
   }
 

@@ -26,11 +26,13 @@ export class Transcript {
   #items = new Map();
   #chat = null;
   #frame = 0;
+  #toEnd;
   #follows = true;
 
   constructor(list, scroller, toEnd, does) {
     this.#list = list;
     this.#scroller = scroller;
+    this.#toEnd = toEnd;
     this.#does = does;
     const watch = () => {
       this.#follows = this.#distance() < NEAR_END;
@@ -49,6 +51,9 @@ export class Transcript {
   }
 
   #follow() {
+    // What has become short enough to be seen as a whole gives no scroll event.
+    if (this.#distance() < NEAR_END) this.#follows = true;
+    this.#toEnd.hidden = this.#follows;
     if (this.#follows) this.#scroller.scrollTop = this.#scroller.scrollHeight;
   }
 
