@@ -74,7 +74,7 @@ EXAMPLES = [
     ),
     Example("an instruction set", r"(?<![a-z])neon\b", 12, "neon"),
     Example("a pre-tokenizer", r"'deepseek-llm'", 1),
-    Example("an endpoint", r"/v1/completions\b", 1, "openai"),
+    Example("an endpoint", r"/v1/completions\b", 2, "openai"),
     Example("a tool-call format", r"\bparsers[./]mistral\b", 2, "mistral"),
     Example(
         "a known chat template",
