@@ -34,11 +34,14 @@ class Lab:
     def __init__(self, path: Path, text: str, rows: int) -> None:
         with open_model(path) as file:
             self.model = build_model(file, rows + KV_BLOCK)
-            self.tokens = load_tokenizer(file).encode(text)[:rows]
+            self.tokenizer = load_tokenizer(file)
+            self.tokens = self.tokenizer.encode(text)[:rows]
             self.backend = _Replaced()
             source = WeightSource(file)
             self.segments = self.backend.load(self.model.segments, source)
-        ropes = [o for s in self.model.segments for o in s.program.ops if o.kind == "rope"]
+        ops = [o for s in self.model.segments for o in s.program.ops]
+        self.attentions = [o for o in ops if o.kind == "attention"]
+        ropes = [o for o in ops if o.kind == "rope"]
         self.inv_freq = np.array(ropes[0].attrs["inv_freq"], np.float32)
         self.interleaved = ropes[0].attrs["style"] != "neox"
 

@@ -29,9 +29,10 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +205,20 @@ def refusal(model: str, command: Command, budget: str) -> str:
     return done.stderr + done.stdout
 
 
-def libraries() -> Iterator[Path]:
+@cache
+def libraries() -> list[Path]:
     """The files that a process of ours maps and reads: the interpreter's and the packages'."""
-    folders = {sysconfig.get_path("stdlib"), *filter(os.path.isdir, sys.path)}
-    for folder in folders:
-        for directory, _, names in os.walk(folder):
-            yield from (Path(directory, name) for name in names)
+    found: list[Path] = []
+    for folder in {sysconfig.get_path("stdlib"), *filter(os.path.isdir, sys.path)}:
+        for directory, below, names in os.walk(folder):
+            # Those of another environment are none of ours.
+            below[:] = [name for name in below if name not in ("site-packages", "__pycache__")]
+            found += (Path(directory, name) for name in names if name.endswith((".py", ".so")))
+            found += Path(directory, "__pycache__").glob("*.pyc")
+    return found
 
 
-def forget(paths: Iterator[Path]) -> None:
+def forget(paths: Iterable[Path]) -> None:
     """Drop what the page cache has of files; what others have mapped stays."""
     for path in paths:
         with suppress(OSError):
@@ -226,7 +232,7 @@ def forget(paths: Iterator[Path]) -> None:
 def measure(command: Command, model: str, budget: int) -> dict[str, Any]:
     """What became of a case."""
     forget(libraries())
-    forget(iter([Path(model)]))
+    forget([Path(model)])
     with group(budget) as made:
         if command in (SERVE, SERVE_TEXTS):
             row = _served(made, command, model, budget)

@@ -11,7 +11,8 @@ entering it takes the rights of root. For each a virtual environment is made the
 installs the wheel with what a server needs, and nothing that is a source: what that takes is
 downloaded before, for that Python and its C library. Then SmolLM2 answers, by the command and in
 Python, where the log-probabilities of a text are compared by their bits. The Python that runs this
-script says first what is right.
+script says first what is right. Rows of other Pythons and systems that are in the JSON already stay
+there, if the same was right then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,7 @@ def main() -> None:
     parser.add_argument("wheels", type=Path)
     parser.add_argument("--python", nargs="*", default=[])
     parser.add_argument("--root", nargs="*", type=Path, default=[])
+    parser.add_argument("--together", type=int, default=2, help="at the same time")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
 
@@ -131,27 +134,42 @@ def main() -> None:
 
     model = resolve("smollm2")
     right = answered([sys.executable], str(model))
-    found = []
-    chroot = shutil.which("chroot", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "chroot"
-    for root, python in [(None, p) for p in chosen.python] + [(r, "python3") for r in chosen.root]:
-        one: dict[str, Any] = {"system": system_of(root)}
-        with tempfile.TemporaryDirectory(dir=root and root / "tmp") as made:
-            shared = Path(made)
-            shutil.copyfile(model, shared / "model.gguf")
-            seen = made if root is None else f"/tmp/{shared.name}"
-            prefix = [] if root is None else [chroot, str(root)]
-            try:
-                one |= tried(prefix, python, chosen.wheels, shared, seen)
-            except Failed as error:
-                one |= {"python": Path(python).name, "error": str(error)}
-        one["equal"] = all(one.get(name) == right[name] for name in right)
-        found.append(one)
-        print(json.dumps(one), flush=True)
+    asked: list[tuple[Path | None, str]] = [(None, python) for python in chosen.python]
+    asked += [(root, "python3") for root in chosen.root]
+    with ThreadPoolExecutor(chosen.together) as pool:
+        found = list(pool.map(lambda one: row(*one, chosen.wheels, model, right), asked))
     if chosen.json is not None:
+        if chosen.json.exists():
+            new = [named(one) for one in found]
+            before = json.loads(chosen.json.read_text())
+            kept = [one for one in before["found"] if named(one) not in new]
+            found = kept * (before["right"] == right) + found
         report = {"machine": describe(), "prompt": PROMPT, "right": right, "found": found}
         chosen.json.write_text(json.dumps(report, indent=1) + "\n")
     if not all(one["equal"] and not one.get("compilers") for one in found):
         raise SystemExit("it does not hold")
+
+
+def named(one: dict[str, Any]) -> tuple[str, str]:
+    return one["system"], one["python"]
+
+
+def row(root: Path | None, python: str, wheels: Path, model: Path, right: Any) -> dict[str, Any]:
+    """One Python of one system."""
+    one: dict[str, Any] = {"system": system_of(root)}
+    chroot = shutil.which("chroot", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "chroot"
+    with tempfile.TemporaryDirectory(dir=root and root / "tmp") as made:
+        shared = Path(made)
+        shutil.copyfile(model, shared / "model.gguf")
+        seen = made if root is None else f"/tmp/{shared.name}"
+        prefix = [] if root is None else [chroot, str(root)]
+        try:
+            one |= tried(prefix, python, wheels, shared, seen)
+        except Failed as error:
+            one |= {"python": Path(python).name, "error": str(error)}
+    one["equal"] = all(one.get(name) == right[name] for name in right)
+    print(json.dumps(one), flush=True)
+    return one
 
 
 if __name__ == "__main__":

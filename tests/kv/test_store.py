@@ -35,7 +35,8 @@ from support.store_chains import (
 
 DATA = 4096
 HEAD = 152
-DIGESTS = HEAD + 4 * KV_BLOCK * 3
+BLOCKS = HEAD + 4 * KV_BLOCK * 3
+DIGESTS = BLOCKS + 8 * 3
 END = DIGESTS + 32 * 3 + 32
 
 
@@ -162,6 +163,9 @@ def sealed(directory: Path, header: bytes) -> bytes:
         ("identity", lambda h: h[:24] + hashlib.sha256(b"other").digest() + h[56:]),
         ("parent", lambda h: h[:56] + hashlib.sha256(b"other").digest() + h[88:]),
         ("tokens", lambda h: h[:HEAD] + b"\1" + h[HEAD + 1 :]),
+        ("empty blocks", lambda h: h[:BLOCKS] + bytes(8) + h[BLOCKS + 8 :]),
+        ("smaller blocks", lambda h: h[:BLOCKS] + b"\1" + h[BLOCKS + 1 :]),
+        ("larger blocks", lambda h: h[:BLOCKS] + b"\xff" * 8 + h[BLOCKS + 8 :]),
     ],
 )
 def test_headers_that_are_whole_and_wrong(

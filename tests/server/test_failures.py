@@ -11,6 +11,7 @@ import pytest
 
 from strata.engine import Delta, Engine
 from strata.errors import StrataError
+from strata.server import service
 from strata.server.answers import Answer
 from support.running import NAMES, Running, wait_for
 
@@ -115,6 +116,27 @@ def test_an_endpoint_that_breaks_is_a_500(
     assert answer.json()["error"]["type"] == "server_error"
     assert "secret" not in answer.text
     assert "a secret" in caplog.text
+
+
+def test_without_the_package_of_grammars_all_else_is_answered(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no llguidance, as on systems with musl."""
+    monkeypatch.delitem(vars(server.service), "grammars", raising=False)
+    monkeypatch.setattr(service, "find_spec", lambda name: None)
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    asked = ASKED["/v1/chat/completions"] | {"max_tokens": 2}
+    url = f"{server.url}/v1/chat/completions"
+    for field in (
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": "a+"}},
+        {"tools": [tool], "tool_choice": "required"},
+    ):
+        answer = httpx.post(url, json=asked | field)
+        assert answer.status_code == 400
+        assert "pip install 'strata-llm[server]'" in answer.json()["error"]["message"]
+    assert httpx.post(url, json=asked | {"tools": [tool]}).status_code == 200
+    assert httpx.post(url, json=asked).status_code == 200
 
 
 def test_all_who_are_served_together_are_told(

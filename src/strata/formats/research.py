@@ -31,7 +31,7 @@ from strata.quant.repack import as_floats
 FORMAT = "strata-1"
 HEADER = "gguf"
 _MOST_VALUES = 8_000_000
-_STEP = 64
+_STEP = 128
 
 
 class _Within(DiskFile):
