@@ -42,15 +42,16 @@ version = ".".join(map(str, sys.version_info[:2]))
 found = [name for name in {PROGRAMS} if shutil.which(name)]
 print(json.dumps(dict(python=version, libc=libc, compilers=found)))
 """
-# What it answers; Python writes a float with all of its bits.
+# What it answers. As float32: the last bit of a float64 is that of numpy's exponential, which is
+# not the same in each version.
 ANSWERED = f"""
-import hashlib, json, sys
+import array, hashlib, json, sys
 import strata.server.app
 from strata import LLM
 with LLM(sys.argv[1], context=1024) as llm:
     answer = llm.generate({PROMPT!r}, dict(max_tokens=24, temperature=0))
     logprobs = llm.prompt_logprobs({PROMPT!r} + answer.text)
-bits = hashlib.sha256(repr(logprobs).encode()).hexdigest()
+bits = hashlib.sha256(array.array("f", logprobs[1:]).tobytes()).hexdigest()
 print(json.dumps(dict(tokens=list(answer.token_ids), logprobs_sha256=bits, isa=llm.isa)))
 """
 
