@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import Counter
+from starlette.types import Message, Receive, Scope, Send
 
 from strata import giving_way
 from strata.decode.schemas import closed, enforced
 from strata.giving_way import MOST_S, PIECE_S, REST, Pace, begin_work, give_way, set_pace
+from strata.memory import Ledger
+from strata.server.admission import Admission
+from strata.server.errors import ApiError
+from strata.server.guard import Guard
 from strata.server.openai.chat import plain_message
 from strata.server.openai.requests import ChatRequest
 from strata.server.parsers.plain import in_words
+from strata.server.settings import Settings
 from strata.text import chat
 
 
@@ -78,6 +87,39 @@ def test_threads_without_a_pace_go_on() -> None:
         assert not clock.rests
     finally:
         set_pace(None)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_who_makes_errors_is_told_later_while_others_wait_for_tokens(
+    busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    waited = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        rests.append(seconds)
+        await waited(0)
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ApiError(int(scope["path"][1:]), "no")
+
+    told: list[int] = []
+
+    async def send(message: Message) -> None:
+        told.extend(filter(None, [message.get("status")]))
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    metrics = SimpleNamespace(requests=Counter("asked", "", ("a", "b"), registry=None))
+    guard = Guard(refuse, Settings(), metrics, Admission(Ledger(), 1 << 20), lambda: busy)
+    for status in (400, 404, 413, 500, 503):
+        scope = {"type": "http", "method": "GET", "path": f"/{status}", "headers": []}
+        asyncio.run(guard(scope, receive, send))
+    assert told == [400, 404, 413, 500, 503]
+    assert len(rests) == 3 * busy
+    assert all(REST * PIECE_S <= rest <= MOST_S for rest in rests)
 
 
 @pytest.mark.parametrize("work", [closed, enforced])

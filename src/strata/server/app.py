@@ -72,6 +72,7 @@ def create_app(service: Service) -> FastAPI:
         settings=settings,
         metrics=service.metrics,
         admission=service.admission,
+        busy=lambda: service.bridge.status.running > 0,
     )
     if settings.cors_origins or settings.loopback:
         app.add_middleware(Origins, settings=settings)

@@ -6,10 +6,11 @@ that was bent to this address (DNS rebinding), its Origin header a foreign page;
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from socket import gethostname
 from time import perf_counter
@@ -21,6 +22,7 @@ from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from strata.giving_way import MOST_S, PIECE_S, REST
 from strata.server.admission import SHARE, UNCOUNTED, Admission, Share
 from strata.server.crowd import Crowd
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
@@ -74,12 +76,20 @@ class Closing(ApiError):
 
 
 class Guard:
-    """ASGI middleware; see the module. It also counts requests and catches what went wrong."""
+    """ASGI middleware; see the module. It also counts requests and catches what went wrong. While
+    it is ``busy``, somebody waits for tokens, errors of clients are told a little later: who goes
+    on making them takes less of a core from those who wait."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Counting, admission: Admission
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Counting,
+        admission: Admission,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._app = app
+        self._busy = busy
         self._settings = settings
         self._metrics = metrics
         self._admission = admission
@@ -107,6 +117,9 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if 400 <= status < 500 and self._busy():
+                    worked = max(perf_counter() - began, PIECE_S)
+                    await asyncio.sleep(min(REST * worked, MOST_S))
                 headers = [*message["headers"], (b"x-content-type-options", b"nosniff")]
                 headers.append((b"x-request-id", request_id))
                 if scope["path"].startswith("/v1/messages"):
