@@ -4,9 +4,11 @@ the same bits.
 `python bench/wheels.py WHEELS --python PYTHON... --root FOLDER... --json out.json`
 
 WHEELS is a folder of this package's wheels (`pip wheel . --no-deps` with Python 3.10, 3.11 and
-3.12, whose wheel is for all later ones; `tools/make_musl_root.sh` makes the one for musl). FOLDER
-is the root of another system that has python3 with venv, such as that of `debootstrap
---variant=minbase --include=python3,python3-venv trixie FOLDER`, or of `tools/make_musl_root.sh`;
+3.12, whose wheel is for all later ones). FOLDER is the root of another system that has python3 with
+venv, such as that of `debootstrap --variant=minbase --include=python3,python3-venv trixie FOLDER`.
+One whose C library is musl (1.2.4 or newer, which numpy's wheels take) can be made of busybox, musl
+and a CPython compiled by musl-gcc, its wheel by CXX='python -m ziglang c++ -target
+x86_64-linux-musl' and `wheel tags --platform-tag musllinux_1_2_x86_64`;
 entering it takes the rights of root. For each a virtual environment is made there, in which pip
 installs the wheel with what a server needs, and nothing that is a source: what that takes is
 downloaded before, for that Python and its C library. Then SmolLM2 answers, by the command and in
@@ -134,7 +136,8 @@ def main() -> None:
     from strata.hub.references import resolve
 
     model = resolve("smollm2")
-    right = answered([sys.executable], str(model))
+    right = {answered([sys.executable], str(model))["isa"]: {}}
+    right |= {isa: said_here(str(model), isa) for isa in (*right, "scalar")}
     asked: list[tuple[Path | None, str]] = [(None, python) for python in chosen.python]
     asked += [(root, "python3") for root in chosen.root]
     with ThreadPoolExecutor(chosen.together) as pool:
@@ -149,6 +152,11 @@ def main() -> None:
         chosen.json.write_text(json.dumps(report, indent=1) + "\n")
     if not all(one["equal"] and not one.get("compilers") for one in found):
         raise SystemExit("it does not hold")
+
+
+def said_here(model: str, isa: str) -> Any:
+    """What is right with an instruction set: a compiler's library may not tell a processor's."""
+    return answered([sys.executable], model, {**os.environ, "STRATA_ISA": isa})
 
 
 def named(one: dict[str, Any]) -> tuple[str, str]:
@@ -168,7 +176,8 @@ def row(root: Path | None, python: str, wheels: Path, model: Path, right: Any) -
             one |= tried(prefix, python, wheels, shared, seen)
         except Failed as error:
             one |= {"python": Path(python).name, "error": str(error)}
-    one["equal"] = all(one.get(name) == right[name] for name in right)
+    expected = right.get(one.get("isa"), {"isa": "one of these"})
+    one["equal"] = all(one.get(name) == value for name, value in expected.items())
     print(json.dumps(one), flush=True)
     return one
 
