@@ -232,6 +232,19 @@ def test_end_tokens_are_kept_off(http_client: httpx.Client) -> None:
     assert (ended["choices"][0]["text"], ended["choices"][0]["finish_reason"]) == ("", "stop")
 
 
+def test_events_are_whole_lines_to_who_splits_by_unicode(http_client: httpx.Client) -> None:
+    text = "a\x85b\u2028c\u2029d\x0be\x1cf"
+    body = {"model": MODEL, "prompt": text, "echo": True, "max_tokens": 1, "stream": True}
+    with http_client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: {")]
+    said = "".join(c["text"] for line in lines for c in json.loads(line)["choices"])
+    assert said.startswith(text)
+    assert (
+        len(http_client.post("/v1/completions", json={**body, "stream": False}).text.splitlines())
+        == 1
+    )
+
+
 def test_functions_as_they_were(http_client: httpx.Client) -> None:
     function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
     body = {

@@ -9,11 +9,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from strata.server.replies import one_line
+
 
 def compact_json(value: Any) -> bytes:
     """JSON in UTF-8; where it has half a character, which has none there, in ASCII."""
     try:
-        return json.dumps(value, ensure_ascii=False).encode()
+        return one_line(json.dumps(value, ensure_ascii=False)).encode()
     except UnicodeEncodeError:
         return json.dumps(value).encode()
 

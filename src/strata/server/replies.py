@@ -26,9 +26,19 @@ class ClientGone(StrataError):
     """Nobody waits for the answer any longer."""
 
 
+_BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+"""Ends of lines to Unicode, and so to clients that split events by ``str.splitlines``, as httpx's
+``aiter_lines`` does. JSON has such characters in strings only, where an escape means the same."""
+
+
 def to_json(value: Any) -> str:
     """One line of strict JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return one_line(json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def one_line(text: str) -> str:
+    """JSON that ``str.splitlines`` leaves whole."""
+    return text if text.isascii() else text.translate(_BREAKS)
 
 
 class Reply(Response):
