@@ -5,7 +5,8 @@ one of its files says, mostly a value among values of the right form, sometimes 
 of the GGUF file with its vocabulary, config.json, tokenizer.json, tokenizer_config.json,
 special_tokens_map.json, generation_config.json, chat_template.jinja, the index of shards. The model
 is then opened, built, asked for ids, text, a chat's prompt and some tokens, in a process of its own
-that may take 10 seconds of a processor and 300 MB. Some are quantised, or guess for another model.
+that may take 10 seconds of a processor and 300 MB. Some are quantised, or guess for another model;
+of heads that were trained to guess for one (EAGLE's, Medusa's) config.json and tensors are changed.
 
 Every eighth attack changes what verbs read beside models: importance matrices of both forms, lines
 of questions with several answers and of requests, kept logits, models of a server and names that
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from attacked import Ending, run_apart
 from fuzz_inputs import attack_input
@@ -52,7 +54,7 @@ import make_tiny_hybrids
 import make_tiny_models
 import make_tiny_variants
 from strata.backends.cpu.backend import CpuBackend
-from support import foreign_checkpoints
+from support import foreign_checkpoints, head_files
 from support.forward import Forward
 
 FAMILIES = ("llama", "phi3_long", "gemma3", "gpt2", "qwen2")
@@ -148,6 +150,11 @@ class Seeds:
             path, _, _ = foreign_checkpoints.write(directory / scheme, scheme)
             self.directories[scheme] = path
             _add_side_files(path)
+        self.guessed_for = head_files.write_target(directory / "guessed-for")
+        self.heads = {
+            kind: head_files.write_heads(directory / f"heads-{kind}", kind)
+            for kind in head_files.KINDS
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -254,6 +261,59 @@ def attack_architecture(target: Path, rng: random.Random) -> Path:
     return write_changed(target / "model.gguf", metadata, tensors, rng)
 
 
+def attack_heads(seeds: Seeds, target: Path, rng: random.Random) -> Path:
+    """Heads whose config.json, or some of whose tensors, are changed."""
+    path = target / "heads"
+    shutil.copytree(seeds.heads[rng.choice(head_files.KINDS)], path)
+    config = path / "config.json"
+    how = rng.random()
+    if how < 0.1:
+        config.write_bytes(change_bytes(config.read_bytes(), rng))
+    elif how < 0.4:
+        stated = json.loads(config.read_text())
+        stated["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}
+        for _ in range(rng.choice((1, 1, 3))):
+            change(stated, rng)
+        config.write_text(json.dumps(stated), errors="surrogatepass")
+    (file,) = path.glob("*.safetensors")
+    if how < 0.3:
+        return path
+    if how > 0.9:
+        file.write_bytes(change_bytes(file.read_bytes(), rng))
+        return path
+    arrays = load_file(file)
+    for _ in range(rng.choice((1, 1, 2))):
+        _change_tensors(arrays, rng)
+    save_file(arrays, file)
+    return path
+
+
+def _change_tensors(arrays: dict[str, Any], rng: random.Random) -> None:
+    """One of them is missing, named otherwise, of another shape or type, or of other values."""
+    name = rng.choice(sorted(arrays))
+    array = arrays[name]
+    how = rng.randrange(6)
+    if how == 0:
+        del arrays[name]
+    elif how == 1:
+        names = ("more", f"{name}.weight", "d2t", "t2d", "0.0.linear.weight", "31.9.linear.weight")
+        arrays[rng.choice(names)] = arrays.pop(name)
+    elif how == 2:
+        shapes = ((0,), (1,), array.shape[::-1], (*array.shape, 1), (array.size,), (2, 3))
+        arrays[name] = np.zeros(rng.choice(shapes), array.dtype)
+    elif how == 3:
+        kinds = (np.int64, np.bool_, np.float16, np.float64, np.int8)
+        with np.errstate(invalid="ignore"):
+            arrays[name] = array.astype(rng.choice(kinds))
+    else:
+        values = (0, 1, -1, 2**31, -(2**62)) if array.dtype == np.int64 else (0, 1e30, -1e-40)
+        if array.dtype.kind == "f":
+            values = (*values, np.nan, np.inf)
+        arrays[name] = array.copy()
+        flat = arrays[name].reshape(-1)
+        flat[:: rng.choice((1, 7))] = np.array(rng.choice(values), np.float64).astype(array.dtype)
+
+
 def use(path: Path) -> None:
     """All that a user does with a model."""
     # What is repacked goes with the attack.
@@ -303,6 +363,9 @@ def attack(seeds: Seeds, number: int) -> Ending:
         if number % 4 == 3:
             file = attack_architecture(Path(target), rng)
             return run_apart(lambda: (use_quantised if number % 12 == 7 else use_ids)(file))
+        if number % 16 == 6:
+            heads = attack_heads(seeds, Path(target), rng)
+            return run_apart(lambda: use_as_draft(heads, seeds.guessed_for))
         make = attack_gguf if rng.random() < 0.4 else attack_directory
         path = make(seeds, Path(target), rng)
         if number % 16 == 10:

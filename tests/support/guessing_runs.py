@@ -20,9 +20,17 @@ from strata.program import Model
 CONTEXT = 256
 
 
-def loaded(file: ModelFile, model: Model, parallel: int) -> Runner:
+def loaded(file: ModelFile, model: Model, parallel: int, *, streamed: bool = False) -> Runner:
+    """The model in memory, or with all of its layers streamed."""
+    layers = model.segments[1:-1] if streamed else ()
     settings = BackendSettings(
-        max_tokens=64, max_logit_rows=8, positions=CONTEXT, parallel=parallel
+        max_tokens=64,
+        max_logit_rows=8,
+        positions=CONTEXT,
+        parallel=parallel,
+        streamed=frozenset(unit.name for segment in layers for unit in segment.units),
+        ring_bytes=(1 << 20) * streamed,
+        tile_bytes=(1 << 16) * streamed,
     )
     backend = backend_class("cpu").create(2, None, settings, NoBooks())
     return Runner(backend, model, WeightSource(file), logit_rows=8)
