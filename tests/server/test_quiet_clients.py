@@ -27,6 +27,7 @@ from strata.server.ollama import requests as ollama
 from strata.server.openai import requests as openai
 from strata.server.reading import _parse
 from support.running import NAMES, Running, load, running
+from support.sampling import every
 
 httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
 
@@ -90,7 +91,7 @@ def calls_in_the_loop(server: Running, path: str, many: int) -> int:
     return count
 
 
-@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize("path", every(3, ASKED))
 def test_the_loop_does_not_work_for_every_message(quiet: Running, path: str) -> None:
     few = min(calls_in_the_loop(quiet, path, 100) for _ in range(3))
     many = min(calls_in_the_loop(quiet, path, 2_000) for _ in range(3))

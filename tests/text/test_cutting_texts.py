@@ -19,6 +19,7 @@ from strata.text.pipeline import LIBRARY_BYTE
 from strata.text.pretokenizers import known_pre_tokenizers, pre_tokenizer
 from strata.text.tokenizer import Encoder
 from support.hard_texts import EMOJI, SCRIPTS, SPACES
+from support.sampling import every
 from support.small_vocabularies import NORMAL, UNKNOWN, USER_DEFINED, metadata, sentencepiece
 
 ALPHABET = (
@@ -54,7 +55,7 @@ def ids_in_parts(encoder: Encoder, text: str, monkeypatch: pytest.MonkeyPatch) -
         return [id for part in encoder.encode_parts(text, False) for id in part]
 
 
-@pytest.mark.parametrize("name", known_pre_tokenizers())
+@pytest.mark.parametrize("name", every(3, known_pre_tokenizers()))
 def test_parts_have_the_ids_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Whatever the patterns leave together is merged, across anything.
     family = pre_tokenizer(name)
