@@ -35,6 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from cgroups import group
 from machine import describe
+from strata.engine.routes import known_hits
 
 # Shape and type, layers (0: all), and budgets in MB.
 PAIRS = [
@@ -213,10 +214,13 @@ def strata(*words: str) -> None:
 
 
 def prepare(path: Path, shape: str, layers: int, budget: int, *, build: bool) -> None:
-    """Write a model of random weights unless it is there, measure its disk, record its routes."""
+    """Write a model of random weights unless it is there, measure its disk, and record its routes
+    unless there are some."""
     if build and not path.exists():
         strata("synth", shape, str(path), *(["--layers", str(layers)] if layers else []))
     strata("probe", str(path))
+    if known_hits([path]):
+        return
     tokens = (str(RECORDED), str(PROMPTS[16] + ANSWER))
     command = [sys.executable, "-c", RECORD, str(path), str(budget), *tokens]
     code, _, err = in_group(budget, command)

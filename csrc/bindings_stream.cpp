@@ -344,9 +344,11 @@ void bind_stream(nb::module_& m) {
   m.def("load_weights", &load, "weights"_a, "threads"_a, "request_bytes"_a, "counters"_a,
         "Reads whole weights from their places into packed form.");
   m.def("set_read_faults",
-        [](int64_t delay_us, int64_t seed, int64_t fail_at, int64_t cut_at, int64_t die_at) {
-          set_read_faults({delay_us, seed, fail_at, cut_at, die_at});
+        [](int64_t delay_us, int64_t seed, int64_t fail_at, int64_t cut_at, int64_t die_at,
+           int64_t slow_times) {
+          set_read_faults({delay_us, seed, fail_at, cut_at, die_at, slow_times});
         },
         "delay_us"_a = 0, "seed"_a = 0, "fail_at"_a = 0, "cut_at"_a = 0, "die_at"_a = 0,
+        "slow_times"_a = 0,
         "For tests: delays and faults of reads from now on; see ReadFaults.");
 }

@@ -42,6 +42,19 @@ struct FaultState {
 };
 FaultState g_faults;
 
+// What a disk that is so many times slower would take in addition to what a read took.
+void take_longer(std::chrono::steady_clock::time_point since) {
+  if (!g_faults.on.load(std::memory_order_relaxed)) return;
+  int64_t times = 0;
+  {
+    std::lock_guard<std::mutex> hold(g_faults.lock);
+    times = g_faults.faults.slow_times;
+  }
+  if (times > 1) {
+    std::this_thread::sleep_for((std::chrono::steady_clock::now() - since) * (times - 1));
+  }
+}
+
 }  // namespace
 
 bool meet_read_fault(const std::string& path, int64_t offset) {
@@ -69,7 +82,8 @@ void set_read_faults(const ReadFaults& faults) {
   g_faults.faults = faults;
   g_faults.reads = 0;
   g_faults.random = static_cast<uint64_t>(faults.seed);
-  g_faults.on = faults.delay_us > 0 || faults.fail_at > 0 || faults.cut_at > 0 || faults.die_at > 0;
+  g_faults.on = faults.delay_us > 0 || faults.fail_at > 0 || faults.cut_at > 0 ||
+                faults.die_at > 0 || faults.slow_times > 0;
 }
 
 void BusyClock::enter() {
@@ -146,6 +160,7 @@ const uint8_t* WeightFile::read(int64_t offset, int64_t bytes, uint8_t* buffer,
     BusyClock& clock;
   } inside(counters.busy);
   const bool cut = meet_read_fault(path_, offset);
+  const auto since = std::chrono::steady_clock::now();
   int64_t at = first;
   while (at < end) {
     const ssize_t got =
@@ -173,6 +188,7 @@ const uint8_t* WeightFile::read(int64_t offset, int64_t bytes, uint8_t* buffer,
     ::posix_fadvise(fd_, page, round_up(end, kPage) - page, POSIX_FADV_DONTNEED);
   }
 #endif
+  take_longer(since);
   ++counters.reads;
   counters.wanted += bytes;
   return buffer + (offset - first);

@@ -80,6 +80,7 @@ struct ReadFaults {
   int64_t fail_at = 0;     // the n-th read gives an I/O error
   int64_t cut_at = 0;      // the n-th read ends before its end
   int64_t die_at = 0;      // the thread of the n-th read ends by something unforeseen
+  int64_t slow_times = 0;  // every read of a file takes this many times what it takes
 };
 void set_read_faults(const ReadFaults& faults);
 // Where something is read: waits or throws as asked; true if the read shall find the file's end.

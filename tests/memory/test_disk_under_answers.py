@@ -77,11 +77,12 @@ def begin(found: list[list[int]], want: list[list[int]]) -> bool:
     return all(part == whole[: len(part)] for part, whole in zip(found, want, strict=True))
 
 
-def test_a_disk_that_slows_down_gives_the_same_answers(llm: LLM) -> None:
+@pytest.mark.parametrize("kind", [{"slow_times": 10}, {"delay_us": 1000, "seed": 1}])
+def test_a_disk_that_slows_down_gives_the_same_answers(kind: dict[str, int], llm: LLM) -> None:
+    """To a tenth, or so that every read waits: those of this size take some ten microseconds."""
     want, _ = answers(llm)
     read_experts(llm)
-    # Reads of this size take some ten microseconds otherwise.
-    assert answers(llm, partial(_native.set_read_faults, delay_us=1000, seed=1)) == (want, None)
+    assert answers(llm, partial(_native.set_read_faults, **kind)) == (want, None)
     _native.set_read_faults()
     assert answers(llm) == (want, None)
 

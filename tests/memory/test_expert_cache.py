@@ -177,6 +177,26 @@ def test_hits_are_those_of_the_simulator_and_bytes_those_of_misses(
         assert stats.expert_bytes == needed
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_disk_that_slows_to_a_tenth_changes_no_count(ahead: int, make_model: Make) -> None:
+    """In the middle of an answer: the same bits, and what is found, missed and read is the same."""
+    with open_model(make_model("tiny-qwen3moe", "Q4_K_M")) as file:
+        want = logits(file, None, TOKENS)
+        said = []
+        for times in (0, 10):
+            how = settings(experts(file), slots=7, ahead=ahead, request=1 << 14, direct=True)
+            run = forward(file, how)
+            assert run.logits(FEW, [1] * len(FEW)).tobytes() == want[: len(FEW)].tobytes()
+            with faults(slow_times=times):
+                assert run.logits(TOKENS).tobytes() == want.tobytes()
+                one = run.logits(TOKENS, [1] * len(TOKENS))
+                assert one.tobytes() == want.tobytes()
+            now = counts(run)
+            said.append((now.expert_hits, now.expert_misses, now.expert_read, now.expert_bytes))
+            assert now.expert_misses
+        assert said[0] == said[1]
+
+
 def test_what_is_sure_to_be_needed_is_read_before_its_turn(
     smollm2_path: Path, tmp_path: Path
 ) -> None:
