@@ -437,20 +437,31 @@ void KvTier::read(int64_t block, uint8_t* out) {
 }
 
 void KvTier::write(int64_t block, const uint8_t* data) {
-  std::lock_guard<std::mutex> hold(lock_);
-  const int64_t to = slot(block);
-  for (size_t i = 0; i < layers_.size(); data += layers_[i].bytes, ++i) {
+  {
+    std::lock_guard<std::mutex> hold(lock_);
+    const int64_t to = slot(block);
     if (to >= 0) {
-      std::memcpy(memory(layers_[i], to), data, static_cast<size_t>(layers_[i].bytes));
+      for (const Layer& layer : layers_) {
+        std::memcpy(memory(layer, to), data, static_cast<size_t>(layer.bytes));
+        data += layer.bytes;
+      }
+      slots_[static_cast<size_t>(to)].dirty = true;
+      return;
+    }
+  }
+  // Several blocks may be written at once: a disk takes one after the other far more slowly.
+  for (size_t i = 0; i < layers_.size(); data += layers_[i].bytes, ++i) {
+    const int64_t bytes = layers_[i].bytes;
+    if (bytes == piece(bytes) && reinterpret_cast<uintptr_t>(data) % KvFile::kAlign == 0) {
+      file_.write(offset(i, block), bytes, data);
+      counts_.written += bytes;
     } else {
+      std::lock_guard<std::mutex> hold(lock_);   // of the staging
       write_piece(i, block, data);
     }
   }
-  if (to >= 0) {
-    slots_[static_cast<size_t>(to)].dirty = true;
-  } else {
-    on_disk_[static_cast<size_t>(block)] = 1;
-  }
+  std::lock_guard<std::mutex> hold(lock_);
+  on_disk_[static_cast<size_t>(block)] = 1;
 }
 
 }  // namespace strata

@@ -81,6 +81,7 @@ class KvTier {
   int64_t slot(int64_t block) const { return slot_of_[static_cast<size_t>(block)]; }
   void copy(int64_t source, int64_t target);
   void read(int64_t block, uint8_t* out);
+  // Of a block that no step uses; several threads may, each another block.
   void write(int64_t block, const uint8_t* data);
 
   struct Counts {

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,7 +20,8 @@ import numpy as np
 import pytest
 
 from strata.backends.base import KV_BLOCK
-from strata.kv.store import VERSION, PrefixStore, block_keys
+from strata.kv import store as kv_store
+from strata.kv.store import VERSION, Buffer, PrefixStore, block_keys
 from strata.kv.store_directory import StoreDirectory, StoreError
 from support.store_chains import (
     IDENTITY,
@@ -316,6 +318,52 @@ def test_writes_and_reads_may_come_in_pieces(full: Path, monkeypatch: pytest.Mon
     assert loaded(store(full), "abcdef") == 6
 
 
+def test_threads_that_load_together_bring_what_one_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of several parts, blocks of which the last is not a whole page; one is damaged."""
+    monkeypatch.setattr(kv_store, "_PART_BYTES", 3 * NBYTES)
+    word = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" * 4
+    s = store(tmp_path)
+    for end in (50, 51, 120, len(word)):
+        save(s, word[:end])
+    together = threading.Barrier(2)
+    keys = block_keys(s.identity, chain(word))
+    seen: dict[int, bytes] = {}
+
+    def put(number: int, data: Buffer) -> None:
+        if number in (0, 3):  # two parts at once, or the test does not end
+            together.wait(60)
+        seen[number] = data.tobytes()
+
+    assert s.load(keys, put) == len(word)
+    right = [block.tobytes() for block in content(chain(word))]
+    assert [seen[number] for number in range(len(word))] == right
+    # The last file has 88 blocks from number 120 on.
+    last = max(files(tmp_path), key=lambda path: path.stat().st_size)
+    data = bytearray(last.read_bytes())
+    data[len(data) - 5 * NBYTES + 11] ^= 4
+    last.write_bytes(data)
+    assert s.load(keys, lambda number, data: None) == 203
+    assert s.find(keys) == 120
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="reads always go through the cache")
+def test_where_the_cache_cannot_be_passed_it_is_used(
+    full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, refused = os.preadv, []
+
+    def choosy(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(offset)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return read(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", choosy)
+    assert loaded(store(full), "abc") == 3
+
+
 def test_a_directory_that_goes_away_is_survived(
     full: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -341,6 +389,8 @@ def kill_while_writing(directory: Path, seed: int) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
+        while not files(directory):  # however slow the machine is
+            time.sleep(0.001)
         time.sleep(float(np.random.default_rng(seed).uniform(0, 0.05)))
         process.kill()
 

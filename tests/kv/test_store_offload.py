@@ -11,7 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK
-from strata.kv import BlockPool, BlockRun, KVCacheManager, NoPrefixCache, PrefixCache, PrefixIndex
+from strata.kv import (
+    BlockPool,
+    BlockRun,
+    KVCacheManager,
+    NoPrefixCache,
+    PrefixCache,
+    PrefixIndex,
+    store_offload,
+)
 from strata.kv.store import Buffer, PrefixStore
 from strata.kv.store_directory import StoreDirectory
 from strata.kv.store_offload import StoreOffload
@@ -59,6 +67,9 @@ class Slow:
 
     def load(self, keys: Sequence[bytes], put: Callable[[int, Buffer], None]) -> int:
         return self.real.load(keys, put)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        self.real.touch(keys)
 
     def save(
         self, tokens: Sequence[int], first: int, count: int, get: Callable[[int, Buffer], None]
@@ -326,4 +337,26 @@ def test_nothing_is_found_that_a_window_or_a_state_is_missing_of(tmp_path: Path)
     k.save_now(tokens, [BlockRun(1, 8, (1,))])
     assert k.find(tokens, 0, 10) == 10
     assert k.find(tokens, 0, 9) == 0
+    k.close()
+
+
+@pytest.mark.parametrize(("token_s", "came"), [(None, 7), (1e6, 7), (1e-12, 2)])
+def test_loading_ends_where_computing_is_faster(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch, token_s: float | None, came: int
+) -> None:
+    monkeypatch.setattr(store_offload, "_SLICE_BYTES", 2 * NBYTES)
+    slow.may_write.set()
+    k, pool, memory = offload(slow, token_s=token_s)
+    hand_over(k, pool, memory, "abcdefg")
+    k.close()
+    k, pool, memory = offload(slow, token_s=token_s)
+    tokens = [*chain("abcdefg"), 1]
+    for _ in range(2):
+        assert k.find(tokens, 0, 7) == 7
+        assert k.load(tokens, BlockRun(0, 0, tuple(range(7)))) == came
+        for block, right in zip(memory.data[0, :came], content(chain("abcdefg")), strict=False):
+            assert block.tobytes() == right.tobytes()
+        if came < 7:
+            # Not tried for a while, and then again.
+            assert [k.find(tokens, 0, 7) for _ in range(15)] == [0] * 15
     k.close()

@@ -4,6 +4,7 @@ when the disk fails."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -159,6 +160,29 @@ def test_what_another_thread_reads_and_writes_is_where_it_should_be(tmp_path: Pa
         back = np.empty_like(data)
         tiered.state.read(0, target, back)
         assert (back == data).all()
+
+
+@pytest.mark.parametrize("offset", [0, 8])
+def test_threads_write_blocks_that_are_on_disk_together(tmp_path: Path, offset: int) -> None:
+    """Pieces that are whole pages go to the file from where they lie, others by way of memory of
+    the tier's own."""
+    state: tuple[LayerState, ...] = (PagedKV(2, 16, 16), PagedKV(1, 40, 32, v_in_k=True))
+    tiered = runs_of(LEAST, tmp_path, state)
+    nbytes, random = tiered.state.block_nbytes(0), np.random.default_rng(11)
+    data = random.integers(0, 255, (40, nbytes)).astype(np.uint8)
+
+    def write(number: int) -> None:
+        room = np.empty(nbytes + 2 * 4096, np.uint8)
+        at = -room.ctypes.data % 4096 + offset
+        room[at : at + nbytes] = data[number]
+        tiered.state.write(0, 20 + number, room[at : at + nbytes])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(40)))
+    back = np.empty(nbytes, np.uint8)
+    for number in range(40):
+        tiered.state.read(0, 20 + number, back)
+        assert (back == data[number]).all()
 
 
 def test_nothing_is_read_that_is_not_used(tmp_path: Path) -> None:

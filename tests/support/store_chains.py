@@ -50,14 +50,13 @@ def save(where: PrefixStore, word: str, first: int = 0) -> None:
 
 def load(where: PrefixStore, keys: Sequence[bytes]) -> list[Buffer]:
     """The blocks of ``keys`` that come back, from the first."""
-    buffers: list[Buffer] = []
+    buffers: dict[int, Buffer] = {}
 
     def put(number: int, data: Buffer) -> None:
-        assert number == len(buffers)
-        buffers.append(data.copy())
+        assert number not in buffers
+        buffers[number] = data.copy()
 
-    assert where.load(keys, put) == len(buffers)
-    return buffers
+    return [buffers[number] for number in range(where.load(keys, put))]
 
 
 def loaded(where: PrefixStore, word: str) -> int:

@@ -21,13 +21,17 @@ of ours (``store_directory``) that does not check out is deleted with a line in 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
@@ -47,9 +51,17 @@ _HEAD = struct.Struct("<8sIIQ32s32s64s")
 _LABEL = 64
 _DIGEST = 32
 _PAGE = 4096
+_DIRECT: int = getattr(os, "O_DIRECT", 0)
 _PER_BLOCK = 4 * KV_BLOCK + 8 + _DIGEST
 _MOST_BLOCKS = 1 << 14
 """Blocks of one file: a million positions."""
+
+_READERS = 4
+"""Threads that load, with a buffer of a block each: one that compares digests does not read."""
+_READ_BYTES = 8 << 20
+"""Of their buffers, if two blocks take no more."""
+_PART_BYTES = 4 << 20
+"""Which a thread reads in a row."""
 
 Buffer = NDArray[np.uint8]
 _NONE = np.empty(0, np.int32)
@@ -99,6 +111,17 @@ class Entry:
     def name_in(self, directory: StoreDirectory, identity: bytes) -> str:
         """What it is called in a directory."""
         return directory.name(identity, self.keys[-1], _PACKED if self.compressed else "kv")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """``count`` blocks of a file from ``at`` on, the first of which is number ``number`` of what is
+    loaded."""
+
+    entry: Entry
+    at: int
+    count: int
+    number: int
 
 
 class PrefixStore:
@@ -170,33 +193,69 @@ class PrefixStore:
 
     def load(self, keys: Sequence[bytes], put: Callable[[int, Buffer], None]) -> int:
         """Hand the blocks of ``keys`` to ``put``, each with its number among them, after its digest
-        was compared; how many, from the first, are right. A buffer is valid until the next one."""
-        done = 0
-        used: list[str] = []
-        while done < len(keys):
-            with self._lock:
-                name, at = self._where.get(keys[done], ("", 0))
+        was compared; how many, from the first, are right. Several threads read, compare and call
+        ``put``, in any order; a buffer is valid until that comes back."""
+        parts = deque(self._parts(keys))
+        right = sum(part.count for part in parts)
+        lock = threading.Lock()
+
+        def work() -> None:
+            nonlocal right
+            while True:
+                with lock:
+                    # In their order: all that comes before what is not right is looked at.
+                    if not parts or parts[0].number >= right:
+                        return
+                    part = parts.popleft()
+                number = part.number
+                try:
+                    for _, block in self._read(part.entry, part.at, part.count):
+                        put(number, block)
+                        number += 1
+                except (OSError, StoreError) as error:
+                    self._drop(part.entry.name, error)
+                    with lock:
+                        right = min(right, number)
+
+        others = min(_READERS, max(2, _READ_BYTES // self.block_nbytes), len(parts)) - 1
+        if others < 1:
+            work()
+        else:
+            with ThreadPoolExecutor(others, "strata-kv-load") as pool:
+                try:
+                    done = [pool.submit(work) for _ in range(others)]
+                    work()
+                    for future in done:
+                        future.result()
+                finally:
+                    with lock:
+                        parts.clear()
+        self.touch(keys[:right])
+        return right
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Note that the blocks of ``keys`` were used: what comes first goes last."""
+        with self._lock:
+            where = [self._where[key][0] for key in keys if key in self._where]
+        self.directory.touch(list(dict.fromkeys(where)))
+
+    def _parts(self, keys: Sequence[bytes]) -> Iterator[_Part]:
+        """Where the blocks of ``keys`` are, as far as all of them are there."""
+        number = 0
+        most = max(1, _PART_BYTES // self.block_nbytes)
+        with self._lock:
+            while number < len(keys):
+                name, at = self._where.get(keys[number], ("", 0))
                 entry = self._entries.get(name)
-            if entry is None:
-                break
-            count = 0
-            for key, known in zip(keys[done:], entry.keys[at:], strict=False):
-                if key != known:
-                    break
-                count += 1
-            handed = done
-            try:
-                for _, buffer in self._read(entry, at, count):
-                    put(handed, buffer)
-                    handed += 1
-            except (OSError, StoreError) as error:
-                self._drop(entry.name, error)
-                done = handed
-                break
-            done = handed
-            used.append(entry.name)
-        self.directory.touch(used)
-        return done
+                if entry is None:
+                    return
+                count = 0
+                for key, known in zip(keys[number : number + most], entry.keys[at:], strict=False):
+                    if key != known:
+                        break
+                    count += 1
+                yield _Part(entry, at, count, number)
+                number += count
 
     def save(
         self, tokens: Sequence[int], first: int, count: int, get: Callable[[int, Buffer], None]
@@ -326,13 +385,17 @@ class PrefixStore:
         """``count`` blocks from number ``first`` of a file, as they lie there and as they are, in
         the same buffers one after the other; StoreError at one that has not the digest it
         should."""
-        buffer = np.empty(self.block_nbytes, np.uint8)
+        room = np.empty(self.block_nbytes + 3 * _PAGE, np.uint8)
+        room = room[-room.ctypes.data % _PAGE :]
         with self.directory.opened(entry.name) as fd:
+            _past_cache(fd, True)
             for number in range(first, first + count):
                 at, end = entry.offsets[number : number + 2]
-                part = buffer[: end - at]
-                _exactly(os.preadv, fd, part, at)
-                block = unpacked(part, len(buffer)) if len(part) < len(buffer) else buffer
+                begin = at // _PAGE * _PAGE
+                _pages(fd, room[: -(-(end - begin) // _PAGE) * _PAGE], begin, end - begin)
+                part = room[at - begin : end - begin]
+                whole = len(part) == self.block_nbytes
+                block = part if whole else unpacked(part, self.block_nbytes)
                 if hashlib.sha256(block.data).digest() != entry.digests[number]:
                     raise StoreError(f"block {number} is damaged")
                 yield part, block
@@ -357,7 +420,7 @@ class PrefixStore:
                 whole = len(part) == self.block_nbytes
                 block = part if whole else unpacked(part, self.block_nbytes)
                 digests.append(hashlib.sha256(block.data).digest())
-                _exactly(os.pwritev, fd, part, offsets[-1])
+                _exactly(fd, part, offsets[-1])
                 offsets.append(offsets[-1] + len(part))
             if name.endswith(_PACKED) and offsets[-1] == offsets[0] + count * len(block):
                 raise _NothingGained
@@ -366,7 +429,7 @@ class PrefixStore:
             head += struct.pack(f"<{count}Q", *np.diff(offsets).tolist())
             head += b"".join(digests)
             head += self.directory.digest(head)
-            _exactly(os.pwritev, fd, np.frombuffer(head, np.uint8), 0)
+            _exactly(fd, np.frombuffer(head, np.uint8), 0)
         self.directory.worked()
         with self._lock:
             entry = Entry(name, tuple(keys), tuple(offsets), tuple(digests), parent, "", _NONE)
@@ -392,13 +455,37 @@ def _data_offset(count: int) -> int:
     return -(-header // _PAGE) * _PAGE
 
 
-def _exactly(move: object, fd: int, buffer: Buffer, offset: int) -> None:
-    """``os.preadv`` or ``os.pwritev`` until all bytes are moved, which may take several calls."""
-    assert callable(move)
-    view = buffer.data
-    while view:
-        moved: int = move(fd, [view], offset)
+def _past_cache(fd: int, past: bool) -> bool:
+    """Have reads go past the system's cache, or through it; whether that is another way than
+    before. Going through it costs as much processor time as comparing digests does."""
+    before = fcntl.fcntl(fd, fcntl.F_GETFL)
+    now = before | _DIRECT if past else before & ~_DIRECT
+    if now != before:
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETFL, now)
+    return fcntl.fcntl(fd, fcntl.F_GETFL) != before
+
+
+def _pages(fd: int, buffer: Buffer, offset: int, least: int) -> None:
+    """Read into a buffer of whole pages, ``least`` bytes of it at least: a file may end there."""
+    got = 0
+    while got < least:
+        try:
+            moved = os.preadv(fd, [buffer.data[got:]], offset + got)
+        except OSError as error:
+            # After part of a page, or where the file system wants more than pages.
+            if error.errno != errno.EINVAL or not _past_cache(fd, False):
+                raise
+            continue
         if moved == 0:
             raise StoreError("shorter than its header says")
+        got += moved
+
+
+def _exactly(fd: int, buffer: Buffer, offset: int) -> None:
+    """Write all of a buffer, which may take several calls."""
+    view = buffer.data
+    while view:
+        moved = os.pwritev(fd, [view], offset)
         offset += moved
         view = view[moved:]

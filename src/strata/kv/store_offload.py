@@ -26,6 +26,13 @@ _FIRST_BYTES_S = 500e6
 """Taken for the speed of the disk until it is measured."""
 
 
+_SLICE_BYTES = 64 << 20
+"""After each of which loading is compared with computing again."""
+
+_NOT_TRIED = 16
+"""Times that something is not loaded after that was slower, until it is tried again."""
+
+
 @dataclass
 class _Work:
     """What waits to be kept: tokens and the runs of their blocks."""
@@ -69,6 +76,7 @@ class StoreOffload:
         self._closed = False
         self._block_s = sum(map(state.block_nbytes, range(len(groups)))) / _FIRST_BYTES_S
         self._thread: threading.Thread | None = None
+        self._not_tried = 0
 
     def find(self, tokens: Sequence[int], first: int, most: int) -> int:
         """See Offload."""
@@ -83,8 +91,12 @@ class StoreOffload:
                 all(row[number - first] for number in self._needed(group, end) if number >= first)
                 for row, group in zip(kept, self._groups, strict=True)
             ):
-                return end
+                return end if self._is_tried() else first
         return first
+
+    def _is_tried(self) -> bool:
+        self._not_tried = max(0, self._not_tried - 1)
+        return not self._not_tried
 
     @staticmethod
     def _needed(group: StateGroup, end: int) -> Iterable[int]:
@@ -92,14 +104,37 @@ class StoreOffload:
         return (end - 1,) if group.recurrent else chain(*seen_blocks(group, end * KV_BLOCK))
 
     def load(self, tokens: Sequence[int], run: BlockRun) -> int:
-        """See Offload."""
+        """See Offload. Where computing is faster than what was just measured, it ends early."""
         store, end = self.stores[run.group], run.first + len(run.blocks)
         keys = block_keys(store.identity, tokens[: end * KV_BLOCK])[run.first :]
+        most = max(1, _SLICE_BYTES // self._state.block_nbytes(run.group))
+        loaded = 0
+        while loaded < len(keys):
+            wanted, first, started = keys[loaded : loaded + most], loaded, perf_counter()
 
-        def put(number: int, data: Buffer) -> None:
-            self._state.write(run.group, run.blocks[number], data)
+            def put(number: int, data: Buffer, first: int = first) -> None:
+                self._state.write(run.group, run.blocks[first + number], data)
 
-        return store.load(keys, put)
+            count = store.load(wanted, put)
+            loaded += count
+            if count < len(wanted):
+                break
+            if count == most and self._is_slow(count, perf_counter() - started):
+                self._not_tried = _NOT_TRIED
+                # Windows and states are kept for some ends alone.
+                if len(self._groups) == 1:
+                    break
+        if loaded > most:
+            store.touch(keys[:loaded])
+        return loaded
+
+    def _is_slow(self, blocks: int, seconds: float) -> bool:
+        """Whether computing so many blocks would have been faster than loading them was."""
+        token_s = self._token_s()
+        slow = token_s is not None and seconds > blocks * KV_BLOCK * token_s
+        if slow:
+            _log.info("KV is computed again: that is faster than loading it from the store")
+        return slow
 
     def save(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:
         """See Offload."""
