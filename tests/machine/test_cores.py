@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
+from strata import _native
 from strata.cores import usable_cores
 
 V2 = "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
@@ -82,3 +84,18 @@ def test_systems_without_affinity_or_groups(
     assert usable_cores(tmp_path) == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores(tmp_path) == 1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="CPUID is x86-64's")
+def test_instruction_sets_are_those_that_the_system_names() -> None:
+    """Native code asks the processor itself; Linux lists what it found and saves registers of."""
+    listed = Path("/proc/cpuinfo")
+    if not listed.exists():
+        pytest.skip("this system has no /proc/cpuinfo")
+    lines = listed.read_text().splitlines()
+    flags = set(next(line for line in lines if line.startswith("flags")).split())
+    avx2 = {"avx2", "fma", "f16c"}
+    avx512 = avx2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
+    avx512 |= {"avx512_bf16", "avx512vbmi", "gfni"}
+    wanted = {"scalar": set(), "avx2": avx2, "avx512": avx512}
+    assert set(_native.available_isas()) == {k for k, v in wanted.items() if v <= flags}
