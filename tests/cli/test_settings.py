@@ -15,7 +15,7 @@ import pytest
 from strata.cli import main, verbs
 from strata.cli.foreign_flags import translated
 from strata.cli.options import SIZE
-from strata.cli.settings import config_path
+from strata.cli.settings import config_path, defaults
 
 DECLARED = {
     *("-m", "--memory", "-n", "--max-tokens", "--temperature", "-c", "--context", "-p", "-t"),
@@ -141,6 +141,33 @@ def test_what_is_wrong_in_the_environment_is_said(
 def test_other_verbs_may_be_set_up_too(tried: Tried) -> None:
     config_path().write_text("temperature = 0.5\n[serve]\nport = 9000\n")
     assert tried()[:2] == (0, {})
+
+
+def test_every_option_of_every_verb_is_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRATA_CONFIG", str(tmp_path / "config.toml"))
+    (tmp_path / "config.toml").touch()
+    context = click.Context(verbs.root)
+    for verb in verbs.root.list_commands(context):
+        command = verbs.root.get_command(context, verb)
+        assert command is not None
+        options = {
+            opt.removeprefix("--"): param
+            for param in command.params
+            if isinstance(param, click.Option)
+            for opt in param.opts
+            if opt.startswith("--")
+        }
+        with monkeypatch.context() as environment:
+            for name in options:
+                variable = f"STRATA_{verb}_{name}".upper().replace("-", "_")
+                environment.setenv(variable, f"of {name}")
+            values, _ = defaults(verb, command.params, dict)
+        for name, option in options.items():
+            value = values[option.name or name]
+            said = value[0] if option.multiple else value
+            assert said in {f"of {each}" for each, of in options.items() if of is option}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

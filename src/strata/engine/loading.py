@@ -279,9 +279,9 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
         smallest = max(built, smallest_budget(file, model, options))
         needs = f"it needs {format_budget(smallest)} at least"
         if isinstance(options.workload, TextWorkload):
-            # How much it is, is known once the tokenizer is there.
-            needs = f"for so long a text it needs {format_budget(smallest)}, or less: given "
-            needs += f"{format_budget(built + MB)} or more, that is known exactly"
+            # How many tokens it has, is known once the tokenizer is there.
+            needs = f"{format_budget(smallest)} is enough for this prompt; how little would do is "
+            needs += f"told from {format_budget(built + MB)} on"
         raise BudgetTooSmall(
             f"{format_size(options.memory)} is too little for {file.path.name}: while its "
             f"tokenizer of {outline.tokens} tokens and {outline.merges} merges is built, that "

