@@ -134,7 +134,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
     "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, **_INDEX},
     "Dots3Note": {
-        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64, "sliding_window_size": 16},
+        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 128, "sliding_window_size": 16},
         **{"layer_types": ["full_attention", "sliding_attention"], "moe_layer_freq": [0, 1]},
         **{"swa_num_attention_heads": 2, "swa_q_lora_rank": 24, "swa_kv_lora_rank": 16},
         **{"swa_head_dim": 24, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16},
@@ -224,7 +224,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     },
     "GraniteMoeShared": {**_SIZES, **_LOCAL, **_GRANITE, "shared_intermediate_size": 32},
     "HYV4": {
-        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 64, "swiglu_limit": 0.5},
+        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 128, "swiglu_limit": 0.5},
         **{"hc_mult": 4, "hc_eps": 1e-6, "hc_magnitude": 2.0},
     },
     "HrmText": {
@@ -275,7 +275,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         **{**_SIZES, **_LOCAL, "intermediate_size": 32, "head_dim": 24, "rotary_dim": 12},
         **{"dense_intermediate_size": 96, "shared_intermediate_size": 32},
         **{"moe_layer_freq": [0, 1], "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
-        "sparse_attention_config": {"sparse_block_size": 16, "sparse_topk_blocks": 4},
+        "sparse_attention_config": {"sparse_block_size": 16, "sparse_topk_blocks": 8},
     },
     "Ministral3": {**_SIZES, "head_dim": 16, "rope_parameters": _YARN},
     "Mistral4": {**_SIZES, **_LATENT, **_ROUTED, "rope_parameters": _YARN},

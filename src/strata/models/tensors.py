@@ -162,7 +162,8 @@ class Catalog:
         """The Weight behind a canonical name. Raises MissingTensor for an optional one that is not
         there: who asks for it needs it."""
         if name not in self._weights:
-            raise MissingTensor(self._missing[name])
+            unknown = f"tensor '{name}' is missing: the file is incomplete or another model"
+            raise MissingTensor(self._missing.get(name, unknown))
         return self._weights[name]
 
     def has(self, name: str) -> bool:
@@ -171,7 +172,7 @@ class Catalog:
 
     def type(self, name: str) -> str:
         """The block type in which the file holds a weight."""
-        return self._file.tensors[self._weights[name].source].type.name
+        return self._file.tensors[self(name).source].type.name
 
     def number(self, stored: str, otherwise: float) -> float:
         """The one number of a directory's tensor, which is no weight but says how an Op computes.
