@@ -31,6 +31,7 @@ from strata.plan import (
 )
 from strata.plan.budgets import budget_table
 from strata.plan.planner import Planner, fill, fill_orders, plan
+from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
 from strata.sizes import format_size
 from support.described import machine, model
 from support.sampling import every
@@ -162,6 +163,31 @@ def test_the_smallest_budget_does_and_one_below_does_not(shape: str, recipe: str
     assert plan(m, host, Limits(smallest), Workload()).predicted.memory.total <= smallest
     with pytest.raises(BudgetTooSmall):
         plan(m, host, Limits(smallest - 3 * MB), Workload())
+
+
+def test_a_budget_that_was_named_does_for_a_process_that_is_a_little_larger() -> None:
+    m, host = model("qwen3-0.6b"), machine("laptop")
+    limits = Limits(20 * MB, process_bytes=55 * MB)
+    with pytest.raises(BudgetTooSmall) as caught:
+        plan(m, host, limits, Workload())
+    again = replace(limits, memory=caught.value.smallest)
+    assert str(again.memory)[:-6] + "MB" in str(caught.value)
+    for more in range(0, constants.PROCESS_VARIES, 250_000):
+        process = 55 * MB + more
+        assert plan(m, host, replace(again, process_bytes=process), Workload())
+
+
+def test_a_tokenizer_that_is_there_took_as_much_while_it_was_built() -> None:
+    m, host = model("gemma-3-4b"), machine("laptop")
+    kept = tokenizer_bytes(m.tokenizer) - 15 * MB
+    small = replace(m, tokenizer=replace(m.tokenizer, kept=kept))
+    least = [Planner(each, host, Limits(), Workload()) for each in (m, small)]
+    plans = [each.plan(each.floor()) for each in least]
+    shares = [p.predicted.memory for p in plans]
+    assert shares[0].tokenizer - shares[1].tokenizer == 15 * MB
+    built = constants.PROCESS + tokenizer_building_bytes(m.tokenizer)
+    assert all(p.predicted.peak_bytes >= built for p in plans)
+    assert all(p.budget >= built for p in plans)
 
 
 def test_an_8b_model_runs_in_300_mb() -> None:

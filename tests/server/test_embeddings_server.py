@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from strata import LLM
+from strata.server import embedding
 from support.encoders import CONTEXT, encoder
 from support.running import NAMES, Running, running
 
@@ -148,3 +150,40 @@ def test_a_server_of_an_encoder(tmp_path: Path, ranks: bool) -> None:
         else:
             vector = np.array(found.json()["data"][0]["embedding"], np.float32)
             assert np.array_equal(vector, served.embed("the cat"))
+
+
+def test_pairs_are_made_as_they_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the query again: all of them at once would be as many times what was sent."""
+    made, most = list[int](), list[int | None]()
+    pair = embedding.pair_ids
+
+    def counted(*args: Any, **options: Any) -> array[int]:
+        ids = pair(*args, **options)
+        made.append(len(ids))
+        most.append(options["most"])
+        return ids
+
+    monkeypatch.setattr(embedding, "pair_ids", counted)
+    path = encoder(tmp_path / "encoder.gguf", ranks=True, types=1, **words(97))
+    with LLM(path, serving=True, context=CONTEXT) as served, running(served) as server:
+        scored, rank = list[tuple[int, int]](), served.rank
+
+        def watched(query: str, texts: Any) -> Any:
+            scored.append((len(made), sum(map(len, texts))))
+            return rank(query, texts)
+
+        monkeypatch.setattr(served, "rank", watched)
+        url = f"{server.url}/v1/rerank"
+        documents = ["the cat sat"] * (3 * CONTEXT // 10)
+        found = httpx.post(url, json={"query": "the mat", "documents": documents}).json()
+        assert len(found["results"]) == len(documents)
+        assert len(scored) >= 3
+        assert scored[0][0] < len(documents)
+        assert all(tokens <= served.engine.token_budget for _, tokens in scored)
+        made.clear()
+        asked = {"query": "cat " * 10 * CONTEXT, "documents": documents}
+        refused = httpx.post(url, json=asked)
+        assert refused.status_code == 400
+        assert "too large" in refused.json()["error"]["message"]
+        assert len(made) == 1
+        assert set(most) == {CONTEXT + 1}

@@ -3,7 +3,7 @@ context, the Model, the tokenizer, the Plan, KV, and at last the weights."""
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ from strata.hub.digests import FileDigests
 from strata.hub.downloads import exclusive, strata_home
 from strata.kv import pool_blocks
 from strata.kv.store_directory import StoreDirectory
-from strata.machine.constants import DEFAULT_CONTEXT, MB
+from strata.machine.constants import DEFAULT_CONTEXT, MB, PROCESS_VARIES
 from strata.memory.limits import memory_available, memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
 from strata.models.kv_read import with_part_seen
@@ -55,6 +55,8 @@ _KV_TOGETHER = 0.1
 """Of free memory: what KV of sequences may take that run together without being asked to."""
 
 _HEADER_ROOM = 64 * MB
+
+_FIRST_TEXT = "Much of it is made when it is first used."
 
 
 @dataclass(frozen=True)
@@ -121,19 +123,21 @@ def _load(
     if options.together and plan is None and not needs_plan(file, options):
         options = replace(options, parallel=_together(model, options))
     _check_tokenizer(file, model, options)
-    before = settled_memory()
     tokenizer = load_tokenizer(file)
     if options.chat_template is not None:
         template = template_of(options.chat_template, add_bos=tokenizer.add_bos)
         tokenizer.use_chat_templates({"default": template})
-    encoded = beside.submit(tokenizer.encode, "Much of it is made when it is first used.")
+    encoded: Future[object] | None = None
     if plan is None and not needs_plan(file, options) and gguf_sizes(file) is not None:
         # There is room: weights are loaded meanwhile.
+        encoded = beside.submit(tokenizer.encode, _FIRST_TEXT)
         tokenizer_bytes = built_bytes(tokenizer_outline(model, file))
     else:
-        # Building takes more for a while than it keeps: before there are weights.
-        encoded.result()
-        tokenizer_bytes = max(0, settled_memory() - before)
+        # Building takes more for a while than it keeps: before there are weights, and in this
+        # thread, since another one's allocator does not use again what was freed here.
+        tokenizer.encode(_FIRST_TEXT)
+        # With what the file keeps of it since it was opened.
+        tokenizer_bytes = max(0, settled_memory() - (options.process_bytes or 0))
     draft_model = _draft_model(file, model, options, tokenizer)
     if draft_model is not None:
         options = replace(options, draft_model_bytes=draft_model.nbytes())
@@ -181,7 +185,8 @@ def _load(
             parse_draft(options.draft), runtime, model, draft_model, progress, kv.store
         ),
     )
-    encoded.result()
+    if encoded is not None:
+        encoded.result()
     runtime.ready()
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
 
@@ -276,6 +281,7 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
     built = with_peak_margin((options.process_bytes or 0) + needed)
     if built > options.memory:
         # Where that is not all for which there is no room, what does for all of it.
+        built += PROCESS_VARIES
         smallest = max(built, smallest_budget(file, model, options))
         needs = f"it needs {format_budget(smallest)} at least"
         if isinstance(options.workload, TextWorkload):

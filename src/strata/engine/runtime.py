@@ -420,7 +420,7 @@ def make_planner(
 ) -> tuple[Planner, int]:
     """What makes Plans for ``make_plan``, of any budget; and the bytes of the process by itself."""
     from strata.machine import constants
-    from strata.plan import Limits, Workload, tokenizer_memory
+    from strata.plan import Limits, Workload
     from strata.plan.memory_model import server_bytes
     from strata.plan.outline import outline
     from strata.plan.planner import Planner
@@ -453,8 +453,8 @@ def make_planner(
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(workload))
     process += workload.text_bytes
-    if tokenizer_bytes is not None:
-        process += tokenizer_bytes - tokenizer_memory.tokenizer_bytes(sizes.tokenizer)
+    # It has taken what building takes, however little it keeps.
+    sizes = replace(sizes, tokenizer=replace(sizes.tokenizer, kept=tokenizer_bytes))
     limits = Limits(
         memory=options.memory,
         threads=options.threads,

@@ -116,18 +116,25 @@ def _text_bytes(value: object) -> int:
     return sum(map(_text_bytes, value))
 
 
-def pair_ids(tokenizer: Tokenizer, text: str, ledger: Ledger, *, query: str) -> array[int]:
+def pair_ids(
+    tokenizer: Tokenizer, text: str, ledger: Ledger, *, query: str, most: int | None = None
+) -> array[int]:
     """A pair of texts that a model scores: by the file's template for pairs, else both with the
     tokens around a text, the end of the first twice (``<s> query </s></s> text </s>``, as RoBERTa
-    was trained, arXiv:1907.11692)."""
+    was trained, arXiv:1907.11692). Of a text with more than ``most`` tokens only so many are made,
+    and what comes back is no whole pair but has ``most`` or more."""
     template = tokenizer.chat_templates.get("rerank")
     if template is not None:
         # No Jinja: llama.cpp puts the texts in so.
         before, _, after = template.source.partition("{query}")
         between, _, end = after.partition("{document}")
         whole = f"{before}{query}{between}{text}{end}"
-        return encoded(tokenizer, whole, ledger, parse_special=True)
-    first, second = (encoded(tokenizer, t, ledger, add_special=True) for t in (query, text))
+        return encoded(tokenizer, whole, ledger, parse_special=True, most=most)
+    first, second = (
+        encoded(tokenizer, t, ledger, add_special=True, most=most) for t in (query, text)
+    )
+    if most is not None and max(len(first), len(second)) >= most:
+        return first + second
     around = tokenizer.encode("", add_special=True)
     if len(around) != 2 or around != [first[0], first[-1]]:
         raise UsageError("this model's tokenizer puts no tokens around a text: it cannot rank")

@@ -233,6 +233,8 @@ class Planner:
 
     def _too_small(self, budget: int) -> BudgetTooSmall:
         floor = self.floor()
+        if self.limits.process_bytes is not None:
+            floor += constants.PROCESS_VARIES
         least = self._planned(floor)
         assert least is not None, "that much does"
         p = least.predicted

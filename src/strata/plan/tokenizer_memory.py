@@ -18,11 +18,13 @@ Kind = Literal["bpe", "sentencepiece", "json", "json pairs"]
 @dataclass(frozen=True)
 class TokenizerOutline:
     """Sizes of a tokenizer: ``bpe`` and ``sentencepiece`` come from a GGUF file's metadata,
-    ``json`` from a tokenizer.json, ``json pairs`` from one whose merges are lists of two."""
+    ``json`` from a tokenizer.json, ``json pairs`` from one whose merges are lists of two. ``kept``
+    are the bytes of one that is there already, with what its file keeps of it."""
 
     kind: Kind
     tokens: int
     merges: int
+    kept: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,11 @@ _COSTS: dict[Kind, _Costs] = {
 
 
 def tokenizer_bytes(tokenizer: TokenizerOutline) -> int:
-    """Bytes of a tokenizer that has been built."""
+    """Bytes of a tokenizer that has been built: as measured, else as thought."""
+    return _thought_bytes(tokenizer) if tokenizer.kept is None else tokenizer.kept
+
+
+def _thought_bytes(tokenizer: TokenizerOutline) -> int:
     cost = _COSTS[tokenizer.kind]
     kept = cost.alone + tokenizer.tokens * cost.token + tokenizer.merges * cost.merge
     if tokenizer.kind == "sentencepiece":
@@ -64,7 +70,7 @@ def tokenizer_building_bytes(tokenizer: TokenizerOutline) -> int:
     cost = _COSTS[tokenizer.kind]
     building = tokenizer.tokens * cost.building_token + tokenizer.merges * cost.building_merge
     building += cost.building_list * _buckets(tokenizer.merges)
-    return tokenizer_bytes(tokenizer) + cost.building + building
+    return _thought_bytes(tokenizer) + cost.building + building
 
 
 def _buckets(entries: int) -> int:

@@ -72,43 +72,54 @@ async def rank(service: Service, query: str, texts: Sequence[str]) -> Embedded:
     if not llm.model.ranks:
         found = await embed(service, [query, *texts])
         return Embedded(found.vectors[1:] @ found.vectors[:1].T, found.tokens)
-    pairs = [
-        await service.off_loop(
-            lambda text=text: pair_ids(  # type: ignore[misc]
-                llm.tokenizer, text, llm.ledger, query=query
-            ).tolist()
-        )
-        for text in texts
-    ]
     await _take(len(texts))
-    rows = []
-    for some in _parts(pairs, llm.engine.token_budget):
-        rows.append(
-            await service.alone(lambda _, some=some: llm.rank(query, some))  # type: ignore[misc]
-        )
+    rows: list[NDArray[np.float32]] = []
+    tokens = 0
+    some: list[Sequence[int]] = []
+
+    async def run() -> None:
+        rows.append(await service.alone(lambda _, some=some: llm.rank(query, some)))  # type: ignore[misc]
         service.metrics.on_embedded(sum(map(len, some)))
-    return Embedded(np.concatenate(rows)[:, None], sum(map(len, pairs)))
+
+    # Each pair has the query again: only those are there that are scored together.
+    for text in texts:
+        pair = await service.off_loop(
+            lambda text=text: pair_ids(  # type: ignore[misc]
+                llm.tokenizer, text, llm.ledger, query=query, most=llm.context + 1
+            )
+        )
+        _check_length(len(pair), llm.context)
+        if some and sum(map(len, some)) + len(pair) > llm.engine.token_budget:
+            await run()
+            some = []
+        some.append(pair)
+        tokens += len(pair)
+    await run()
+    return Embedded(np.concatenate(rows)[:, None], tokens)
 
 
-async def _ids(service: Service, given: Input, truncate: bool) -> list[int]:
+async def _ids(service: Service, given: Input, truncate: bool) -> Sequence[int]:
     most = service.llm.context
-    if not isinstance(given, str):
-        ids = list(given)
-    else:
-        ids = (await service.tokenize(given, add_special=True, parse_special=False)).tolist()
+    ids = given
+    if isinstance(ids, str):
+        ids = await service.tokenize(ids, add_special=True, parse_special=False)
     if not ids:
         raise ApiError(400, "input: a text is empty, and this model has no token for that")
     if len(ids) > most and truncate:
         # The end token of encoders stays.
         stop = ids[-1:] if ids[-1] in service.llm.tokenizer.stop_ids else []
         ids = [*ids[: most - len(stop)], *stop]
-    if len(ids) > most:
+    _check_length(len(ids), most)
+    return ids
+
+
+def _check_length(tokens: int, most: int) -> None:
+    if tokens > most:
         raise ContextExceeded(
-            f"input is too large to process: {len(ids)} tokens, and the context has {most}",
-            len(ids),
+            f"input is too large to process: {tokens} tokens, and the context has {most}",
+            tokens,
             most,
         )
-    return ids
 
 
 async def _take(numbers: int) -> None:
@@ -116,9 +127,9 @@ async def _take(numbers: int) -> None:
     await SHARE.get().take(nbytes, f"the answer may take {format_size(nbytes)} of memory")
 
 
-def _parts(texts: Sequence[list[int]], most: int) -> list[list[list[int]]]:
+def _parts(texts: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
     """The texts in their order, some together: ``most`` tokens, or one."""
-    parts: list[list[list[int]]] = []
+    parts: list[list[Sequence[int]]] = []
     room = 0
     for text in texts:
         if not parts or len(text) > room:
