@@ -35,7 +35,7 @@ from urllib.parse import quote, urlsplit
 from fuzz_files import Seeds
 from machine import describe
 from mutations import RAW, STRINGS, change, change_bytes
-from request_forms import OF_EMBEDDING, OF_RANKING, POSTS, SCHEMAS
+from request_forms import BEAMED, BEAMS, OF_EMBEDDING, OF_RANKING, POSTS, SCHEMAS
 from support.encoders import encoder, words
 
 SECONDS = 10.0
@@ -85,6 +85,8 @@ _FORMS = (
     "tools",
 )
 
+_OF_A_SEARCH = ("model", "prompt", "messages", "temperature", "ignore_eos")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -123,6 +125,10 @@ def request(number: int, names: Mapping[str, str]) -> Asked:
     for key in list(body):
         if key not in _MEANT and rng.random() < 0.3:
             del body[key]
+    if path in BEAMED and rng.random() < 0.2:
+        # Beside most other fields there is no search.
+        body = {key: body[key] for key in body if key in _OF_A_SEARCH}
+        body |= {"n": rng.randrange(1, 4), "max_tokens": 3, **BEAMS}
     if rng.random() < 0.1:
         _put_schema(body, rng)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 4))):

@@ -41,6 +41,8 @@ OPENAI = {
     "repetition_penalty": 1.1,
     "ignore_eos": False,
 }
+BEAMED = ("/v1/chat/completions", "/v1/completions")
+BEAMS = {"use_beam_search": True, "beam_width": 3, "length_penalty": 0.5}
 POSTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         **OPENAI,

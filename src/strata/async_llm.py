@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from strata import asking
-from strata.answers import Chunk, Output
+from strata.answers import BeamOutput, Chunk, Output
 from strata.llm import LLM
 
 _WAITING = 64
@@ -58,6 +58,18 @@ class AsyncLLM:
     async def embed(self, texts: Any, **options: Any) -> Any:
         """See ``LLM.embed``."""
         return await self._in_thread(lambda: self.llm.embed(texts, **options))
+
+    async def beam_search(self, prompt: str | list[int], **options: Any) -> list[BeamOutput]:
+        """See ``LLM.beam_search``. A task that is cancelled ends the search before its next
+        step."""
+        left = Event()
+        try:
+            found: list[BeamOutput] = await self._in_thread(
+                lambda: self.llm.beam_search(prompt, **options, until=left)
+            )
+            return found
+        finally:
+            left.set()
 
     def stream(self, prompts: Any, params: Any = None, **options: Any) -> AsyncIterator[Chunk]:
         """Chunks as ``LLM.generate`` with ``stream`` gives them."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -500,12 +501,14 @@ class LLM:
         n: int = 1,
         length_penalty: float = 1.0,
         ignore_eos: bool = False,
+        until: Event | None = None,
     ) -> list[BeamOutput]:
         """The ``n`` best answers that a search along the ``beam_width`` likeliest ways finds, the
         best first: by the sum of their log-probabilities over length ** ``length_penalty``.
 
         Beams share KV up to where they part, and are computed together; other requests go on
-        between its steps. Text becomes tokens as in ``generate``.
+        between its steps. Text becomes tokens as in ``generate``. Where ``until`` is set before
+        its end, the best ways so far are given.
         """
         ids = self._one_prompt(prompt)
         for name, number in (("beam_width", beam_width), ("max_tokens", max_tokens), ("n", n)):
@@ -514,7 +517,7 @@ class LLM:
         params = BeamParams(beam_width, n, max_tokens, length_penalty, ignore_eos)
         search = self.engine.beam_search(ids, params)
         try:
-            while not search.over:
+            while not (search.over or (until is not None and until.is_set())):
                 with self.driver.alone() as engine:
                     engine.advance(search)
         finally:

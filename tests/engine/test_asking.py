@@ -180,6 +180,7 @@ def test_progress_counts_answers(llm: LLM, capsys: pytest.CaptureFixture[str]) -
 def test_asynchronous_callers(llm: LLM) -> None:
     alone = [llm.generate(prompt, FEW).text for prompt in ("One", "Two")]
     spoken = llm.chat(HELLO, FEW).text
+    beams = llm.beam_search("One", beam_width=2, max_tokens=3)
 
     async def ask() -> None:
         asked = AsyncLLM(llm)
@@ -190,11 +191,16 @@ def test_asynchronous_callers(llm: LLM) -> None:
         assert chat.text == spoken
         pieces = [chunk.text async for chunk in asked.stream("One", FEW)]
         assert "".join(pieces) == alone[0]
-        long = asyncio.create_task(asked.generate("One", SamplingParams(ignore_eos=True)))
-        await asyncio.sleep(0.05)
-        long.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await long
+        assert await asked.beam_search("One", beam_width=2, max_tokens=3) == beams
+        for work in (
+            asked.generate("One", SamplingParams(ignore_eos=True)),
+            asked.beam_search("One", max_tokens=200, ignore_eos=True),
+        ):
+            long = asyncio.create_task(work)
+            await asyncio.sleep(0.05)
+            long.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await long
         with pytest.raises(ArgumentTypeError):
             await asked.generate(5)
         with pytest.raises(UsageError):

@@ -9,7 +9,7 @@ Which ways are found depends on the model's logits alone, as these on the tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,10 @@ class BeamParams:
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens is {self.max_tokens}: it has to be 1 at least")
 
+    def within(self, room: int) -> BeamParams:
+        """The same, of no more than ``room`` tokens."""
+        return replace(self, max_tokens=min(self.max_tokens, room))
+
 
 @dataclass(frozen=True)
 class Beam:
@@ -82,6 +86,8 @@ class BeamSearch:
         self._ended: list[Beam] = []
         self._steps = 0
         self.over = False
+        self.cached_tokens = 0
+        """Tokens of the prompt that were not computed."""
 
     @property
     def best(self) -> list[Beam]:
@@ -100,11 +106,15 @@ class BeamSearch:
                 known = memory.manager.match_prefix
                 self._live = [
                     _Live(b.tokens, b.logprob, known([*self.prompt, *b.tokens])) for b in self._live
-                ] or [_Live((), 0.0, known(self.prompt))]
+                ] or [self._first(known(self.prompt))]
             self._choose(self._candidates(runner, memory, token_budget))
         except BaseException:
             self.close()
             raise
+
+    def _first(self, kv: SequenceState) -> _Live:
+        self.cached_tokens = kv.length
+        return _Live((), 0.0, kv)
 
     def close(self) -> None:
         """Give back all blocks; there are no more steps."""

@@ -55,11 +55,15 @@ class Answer:
         shown = [] if ended_by_token else [delta.sample]
         self.samples += shown
         self.offsets += [len(self.text)] * len(shown)
-        pieces: list[Piece] = [delta.text] if delta.text else []
+        return self.take(delta.text, delta.finish_reason), shown
+
+    def take(self, text: str, finish_reason: FinishReason | None) -> list[Piece]:
+        """Take more of the text, with a reason the last of it; what became certain with it."""
+        pieces: list[Piece] = [text] if text else []
         if self.parser is not None:
-            pieces = self.parser.push(delta.text)
-            if delta.finish_reason is not None:
-                pieces += self.parser.finish(cut=delta.finish_reason == "length")
+            pieces = self.parser.push(text)
+            if finish_reason is not None:
+                pieces += self.parser.finish(cut=finish_reason == "length")
         if self.one_call:
             pieces = list(self._first_call(pieces))
         for piece in pieces:
@@ -69,7 +73,7 @@ class Answer:
                 self.thoughts += piece.text
             elif isinstance(piece, ToolCall):
                 self.calls.append(piece)
-        return pieces, shown
+        return pieces
 
     def _first_call(self, pieces: list[Piece]) -> Iterator[Piece]:
         """``pieces`` without calls after the first."""
@@ -99,6 +103,11 @@ class Answers:
         self.run = run
         self.choices = [Answer(parser) for parser in parsers]
         self._each = each
+
+    @property
+    def first_prompt(self) -> list[int]:
+        """The first prompt."""
+        return list(self.run.run.jobs[0].prompt)
 
     @property
     def prompt_tokens(self) -> int:

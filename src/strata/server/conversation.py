@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import neg
@@ -66,8 +66,36 @@ def past_call(id: str | None, name: str, arguments: Any) -> dict[str, Any]:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+@dataclass(frozen=True)
+class ReadyChat:
+    """What is to be run of a conversation; ``parser`` makes one for each answer to it."""
+
+    prompt: list[int]
+    params: SamplingParams
+    show_special: bool
+    parser: Callable[[], Parser | None]
+
+
 async def start_chat(service: Service, wanted: Conversation) -> Answers:
     """Check everything and begin."""
+    ready = await ready_chat(service, wanted)
+    run = service.run(
+        [ready.prompt],
+        ready.params,
+        choices=wanted.choices,
+        continuing=wanted.continue_last,
+        show_special=ready.show_special,
+        progress=wanted.progress,
+    )
+    parsers = [ready.parser() for _ in range(wanted.choices)]
+    answers = Answers(run, parsers, wanted.choices)
+    for answer in answers.choices:
+        answer.silent, answer.one_call = wanted.silent, not wanted.parallel_calls
+    return answers
+
+
+async def ready_chat(service: Service, wanted: Conversation) -> ReadyChat:
+    """Check everything and make the prompt."""
     form = answer_format(_template(service))
     wanted = _with_preset(service, wanted)
     text, params = await _prepare(service, wanted, form)
@@ -80,23 +108,16 @@ async def start_chat(service: Service, wanted: Conversation) -> Answers:
     tools = _offered(wanted)
     # An answer by a grammar has the form that was asked for, and no other.
     plain = wanted.params.grammar is not None or not (tools or form.thinks)
-    run = service.run(
-        [prompt],
+    if plain:
+        return ReadyChat(prompt, params, False, lambda: None)
+    end = service.llm.tokenizer.decode(prompt[-_PROMPT_END:], skip_special=False)
+    thinking = params.grammar is None
+    return ReadyChat(
+        prompt,
         params,
-        choices=wanted.choices,
-        continuing=wanted.continue_last,
-        show_special=not plain and (bool(tools) or form.shows_special),
-        progress=wanted.progress,
+        bool(tools) or form.shows_special,
+        lambda: form.parser(tools, end, thinking=thinking),
     )
-    parsers: list[Parser | None] = [None] * wanted.choices
-    if not plain:
-        end = service.llm.tokenizer.decode(prompt[-_PROMPT_END:], skip_special=False)
-        thinking = params.grammar is None
-        parsers = [form.parser(tools, end, thinking=thinking) for _ in parsers]
-    answers = Answers(run, parsers, wanted.choices)
-    for answer in answers.choices:
-        answer.silent, answer.one_call = wanted.silent, not wanted.parallel_calls
-    return answers
 
 
 async def _without_oldest(service: Service, wanted: Conversation, form: AnswerFormat) -> list[int]:

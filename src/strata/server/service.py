@@ -122,6 +122,8 @@ class Service:
         self._renderer = ThreadPoolExecutor(1, "strata-template", self._come_later)
         self._scorer = ThreadPoolExecutor(1, "strata-score")
         self._keeper = ThreadPoolExecutor(1, "strata-keeper", self._come_later)
+        self.searching = asyncio.Lock()
+        """Held by the one beam search that goes on."""
         self._compilers = ThreadPoolExecutor(_GRAMMAR_THREADS, "strata-grammar", self._come_later)
         templates = llm.tokenizer.chat_templates.values()
         self._renders_apart = any(template.foreign for template in templates)
@@ -253,7 +255,8 @@ class Service:
             return await self.off_loop(encode)
 
     async def alone(self, work: Callable[[Engine], T]) -> T:
-        """The result of ``work`` on the engine between two steps, one such work at a time."""
+        """The result of ``work`` on the engine between two steps, one such work at a time; ApiError
+        where too little KV is free for it."""
 
         def run() -> T:
             with self.llm.driver.alone() as engine:

@@ -12,12 +12,14 @@ from strata.decode import Sample
 from strata.errors import UsageError
 from strata.giving_way import give_way
 from strata.server.answers import Answer, Answers, respond
+from strata.server.beams import BeamAnswers, beam_params, check_beams, search_beams
 from strata.server.bodies import ToolDefinition, tools_of
 from strata.server.conversation import (
     Conversation,
     ToolChoice,
     count_tokens,
     past_call,
+    ready_chat,
     start_chat,
 )
 from strata.server.document import OpenAIError, documented
@@ -55,6 +57,9 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation, at once or as a stream of chunks."""
         service.check_model(body.model)
+        if check_beams(body):
+            found = await while_there(request, _beams(service, body))
+            return Reply(_Writer(service, found, body).whole())
         answers, scores = await while_there(request, _start(service, body))
         writer = _Writer(service, answers, body)
         writer.prompt_logprobs = scores
@@ -68,6 +73,20 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         return Reply(
             {"input_tokens": await count_tokens(service, await conversation(service, body))}
         )
+
+
+async def _beams(service: Service, body: ChatRequest) -> BeamAnswers:
+    wanted = await conversation(service, body)
+    params = beam_params(body, wanted.params.max_tokens)
+    ready = await ready_chat(service, wanted)
+    return await search_beams(
+        service,
+        [ready.prompt],
+        params,
+        continuing=wanted.continue_last,
+        show_special=ready.show_special,
+        parser=ready.parser,
+    )
 
 
 async def _start(service: Service, body: ChatRequest) -> tuple[Answers, list[Any] | None]:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from strata.decode import Sample
 from strata.errors import UsageError
 from strata.server.answers import Answer, Answers, respond
+from strata.server.beams import BeamAnswers, beam_params, check_beams, search_beams
 from strata.server.document import OpenAIError, documented
 from strata.server.errors import ApiError
 from strata.server.infill import infill_prompt
@@ -22,7 +23,7 @@ from strata.server.openai.replies import Completion
 from strata.server.openai.requests import CompletionRequest
 from strata.server.openai.writer import OpenAIWriter
 from strata.server.parsers import Piece
-from strata.server.replies import EVENT_STREAM, while_there
+from strata.server.replies import EVENT_STREAM, Reply, while_there
 from strata.server.service import Service
 
 PATH = "/v1/completions"
@@ -35,6 +36,10 @@ def add_routes(routes: APIRouter, service: Service) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue texts or token ids as they are, without a chat template."""
         service.check_model(body.model)
+        if check_beams(body):
+            found = await while_there(request, _beams(service, body))
+            echoes = [Echo()] * len(found.choices)
+            return Reply(_Writer(service, found, body, echoes).whole())
         wanted, of = body.n or 1, body.best_of or body.n or 1
         _check(body, wanted, of)
         given = _given(body)
@@ -71,6 +76,12 @@ def add_routes(routes: APIRouter, service: Service) -> None:
         writer.best = None if of == wanted else (of, wanted)
         writer.scores = scores and [score for score in scores for _ in range(of)]
         return await respond(request, answers, writer, bool(body.stream))
+
+
+async def _beams(service: Service, body: CompletionRequest) -> BeamAnswers:
+    params = beam_params(body, limit_of(body.max_tokens, body.n_predict, 16)[0])
+    prompts = await _ids(service, _given(body), None)
+    return await search_beams(service, prompts, params, continuing=True)
 
 
 def _check(body: CompletionRequest, wanted: int, of: int) -> None:

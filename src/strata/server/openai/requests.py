@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from strata.server.bodies import (
+    Count,
     FunctionDefinition,
     JsonSchema,
     Lenient,
@@ -135,6 +136,14 @@ class Common(Sampling):
     verbose: bool | None = None
 
 
+class Beamed(Common):
+    """What may be answered by a beam search, as vLLM's clients ask for one."""
+
+    use_beam_search: bool | None = None
+    beam_width: Count | None = None
+    length_penalty: Annotated[float, Field(ge=-8, le=8)] | None = None
+
+
 class TextPart(Lenient):
     """A part of a message; only text can be read here."""
 
@@ -204,7 +213,7 @@ class ResponseFormat(Lenient):
     definition: dict[str, Any] | None = Field(alias="schema", default=None)
 
 
-class ChatRequest(Common):
+class ChatRequest(Beamed):
     """``POST /v1/chat/completions``. ``truncation`` is that of the Responses API: with ``auto`` the
     oldest turns are left out where not all fit the context."""
 
@@ -225,7 +234,7 @@ class ChatRequest(Common):
     truncation: Literal["auto", "disabled"] | None = None
 
 
-class CompletionRequest(Common):
+class CompletionRequest(Beamed):
     """``POST /v1/completions``: a text or texts, or token ids, or lists of them."""
 
     prompt: (

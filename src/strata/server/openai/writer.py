@@ -85,7 +85,7 @@ class OpenAIWriter(ABC):
         if self._timings:
             beside["timings"] = timings(self.answers.choices[0])
         if self._verbose:
-            prompt = list(self.answers.run.run.jobs[0].prompt)
+            prompt = self.answers.first_prompt
             text = self.tokenizer.decode(prompt, skip_special=False)
             beside["__verbose"] = {"prompt": text, "tokens_evaluated": len(prompt)}
         return beside

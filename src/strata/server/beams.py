@@ -1,0 +1,161 @@
+"""Beam search over HTTP, asked for by vLLM's names: ``use_beam_search``, of which ``n`` ways are
+given; ``beam_width`` (or ``best_of``) says along how many it goes, otherwise as many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from strata.decode import FinishReason
+from strata.engine.beam_search import MOST_BEAMS, Beam, BeamParams, BeamSearch
+from strata.errors import UsageError
+from strata.server.answers import Answer, Answers
+from strata.server.errors import ApiError
+from strata.server.notes import note
+from strata.server.openai.requests import Beamed, ChatRequest, CompletionRequest
+from strata.server.parsers import Parser
+from strata.server.service import Service
+
+# What a search has no way to obey, with the values that ask for nothing.
+_NOT_OBEYED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("stop", "stop_token_ids", "logit_bias"), ([], {}, "")),
+    **dict.fromkeys(("min_tokens", "presence_penalty", "frequency_penalty"), (0,)),
+    **dict.fromkeys(("repetition_penalty", "repeat_penalty"), (1,)),
+    **dict.fromkeys(("stream", "echo", "timings_per_token", "return_progress"), (False,)),
+    **dict.fromkeys(("suffix", "grammar"), ("",)),
+    **dict.fromkeys(("tools", "functions"), ([],)),
+    **dict.fromkeys(
+        (
+            *("logprobs", "top_logprobs", "prompt_logprobs", "regex", "json_schema"),
+            *("structured_outputs", "guided_json", "guided_regex", "guided_choice"),
+            *("guided_grammar",),
+        ),
+        (False,),
+    ),
+}
+
+
+_DRAWN = ("temperature", "top_p", "top_k", "min_p", "seed")
+
+
+def check_beams(body: Beamed) -> bool:
+    """Whether a search is asked for; ApiError for what goes with none, or not without one."""
+    if not body.use_beam_search:
+        for name, nothing in (("beam_width", None), ("length_penalty", 1.0)):
+            if getattr(body, name) not in (None, nothing):
+                raise ApiError(400, f"{name} needs use_beam_search to be true", param=name)
+        return False
+    for name, nothings in _NOT_OBEYED.items():
+        value = getattr(body, name, None)
+        if value is not None and not any(value == nothing for nothing in nothings):
+            raise ApiError(
+                400, f"a beam search has no {name}: leave it out, or use_beam_search", param=name
+            )
+    form = body.response_format if isinstance(body, ChatRequest) else None
+    if form is not None and form.type != "text":
+        raise ApiError(400, "a beam search obeys no response_format", param="response_format")
+    drawn = [name for name in _DRAWN if getattr(body, name)]
+    if drawn:
+        note(f"a beam search draws nothing: without effect are {', '.join(drawn)}")
+    return True
+
+
+def beam_params(body: Beamed, max_tokens: int | None) -> BeamParams:
+    """What a request says of its search; ``max_tokens`` None is as many as there is room for."""
+    count = body.n or 1
+    best_of = body.best_of if isinstance(body, CompletionRequest) else None
+    width = body.beam_width or best_of or count
+    if count > width:
+        raise ApiError(400, f"n is {count}: more than the {width} beams of the search", param="n")
+    if width > MOST_BEAMS:
+        raise ApiError(
+            400, f"a beam search has {MOST_BEAMS} beams at most, not {width}", param="beam_width"
+        )
+    penalty = 1.0 if body.length_penalty is None else body.length_penalty
+    return BeamParams(width, count, max_tokens or 1 << 30, penalty, bool(body.ignore_eos))
+
+
+@dataclass
+class BeamAnswer(Answer):
+    """A choice that a search found."""
+
+    beam: Beam | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens chosen, an end token included."""
+        return 0 if self.beam is None else len(self.beam.tokens)
+
+
+class BeamAnswers(Answers):
+    """The choices of searches, one of each prompt, which have no run."""
+
+    def __init__(self, searches: Sequence[BeamSearch], choices: Sequence[BeamAnswer]) -> None:
+        self._searches = searches
+        self.choices = list(choices)
+
+    @property
+    def first_prompt(self) -> list[int]:
+        """See Answers."""
+        return self._searches[0].prompt
+
+    @property
+    def prompt_tokens(self) -> int:
+        """See Answers."""
+        return sum(len(search.prompt) for search in self._searches)
+
+    @property
+    def cached_tokens(self) -> int:
+        """See Answers."""
+        return sum(search.cached_tokens for search in self._searches)
+
+
+async def search_beams(
+    service: Service,
+    prompts: Sequence[Sequence[int]],
+    params: BeamParams,
+    *,
+    continuing: bool,
+    show_special: bool = False,
+    parser: Callable[[], Parser | None] = lambda: None,
+) -> BeamAnswers:
+    """The best ways on from each prompt, one search after the other, and those of all requests one
+    at a time: each holds KV that answers want as well. They go on between its steps. ``parser``
+    finds thoughts in a way's text; for the others see ``Service.run``."""
+    if len(prompts) * params.width > service.settings.choices:
+        raise UsageError(
+            f"{len(prompts) * params.width} beams are asked for at once; this server gives at most "
+            f"{service.settings.choices} answers"
+        )
+    searches, choices = [], []
+    for prompt in prompts:
+        room = max(service.llm.context - len(prompt), 1)
+        limited = params.within(room)
+        search = service.llm.engine.beam_search(prompt, limited)
+        async with service.searching:
+            await _finish(service, search)
+        searches.append(search)
+        for beam in search.best:
+            answer = BeamAnswer(parser(), beam=beam)
+            said = beam.tokens[:-1] if beam.ended else beam.tokens
+            text = service.llm.tokenizer.decode(
+                said, skip_special=not show_special, continuing=continuing
+            )
+            reason: FinishReason = "stop" if beam.ended else "length"
+            answer.finish_reason = reason
+            answer.take(text, reason)
+            choices.append(answer)
+    return BeamAnswers(searches, choices)
+
+
+async def _finish(service: Service, search: BeamSearch) -> None:
+    try:
+        while not search.over:
+            await service.alone(lambda engine: engine.advance(search))
+    finally:
+        if not search.over:
+            # Behind a step under way, also where nobody waits for this any longer.
+            close = asyncio.ensure_future(service.alone(lambda _: search.close()))
+            await asyncio.shield(close)
