@@ -389,7 +389,7 @@ def kill_while_writing(directory: Path, seed: int) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        while not files(directory):  # however slow the machine is
+        while not files(directory) and process.poll() is None:  # however slow the machine is
             time.sleep(0.001)
         time.sleep(float(np.random.default_rng(seed).uniform(0, 0.05)))
         process.kill()

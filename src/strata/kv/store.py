@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK
+from strata.huge_pages import HUGE_PAGE, huge_pages
 from strata.kv.block_packing import packed, unpacked
 from strata.kv.store_directory import ForeignFileError, StoreDirectory, StoreError
 
@@ -201,6 +202,7 @@ class PrefixStore:
 
         def work() -> None:
             nonlocal right
+            room = None
             while True:
                 with lock:
                     # In their order: all that comes before what is not right is looked at.
@@ -209,7 +211,8 @@ class PrefixStore:
                     part = parts.popleft()
                 number = part.number
                 try:
-                    for _, block in self._read(part.entry, part.at, part.count):
+                    room = self._room() if room is None else room
+                    for _, block in self._read(part.entry, part.at, part.count, room):
                         put(number, block)
                         number += 1
                 except (OSError, StoreError) as error:
@@ -381,12 +384,22 @@ class PrefixStore:
         said = label.rstrip(b"\0").decode(errors="replace")
         return Entry(name, tuple(keys), tuple(offsets), tuple(digests), before, said, tokens)
 
-    def _read(self, entry: Entry, first: int, count: int) -> Iterator[tuple[Buffer, Buffer]]:
+    def _room(self) -> Buffer:
+        """Into which a block is read, with whatever of its first and last page is not its own."""
+        nbytes = self.block_nbytes + 2 * _PAGE
+        if nbytes > HUGE_PAGE // 8:
+            return huge_pages(nbytes)
+        room = np.empty(nbytes + _PAGE, np.uint8)
+        return room[-room.ctypes.data % _PAGE :]
+
+    def _read(
+        self, entry: Entry, first: int, count: int, room: Buffer | None = None
+    ) -> Iterator[tuple[Buffer, Buffer]]:
         """``count`` blocks from number ``first`` of a file, as they lie there and as they are, in
         the same buffers one after the other; StoreError at one that has not the digest it
         should."""
-        room = np.empty(self.block_nbytes + 3 * _PAGE, np.uint8)
-        room = room[-room.ctypes.data % _PAGE :]
+        if room is None:
+            room = self._room()
         with self.directory.opened(entry.name) as fd:
             _past_cache(fd, True)
             for number in range(first, first + count):

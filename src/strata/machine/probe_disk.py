@@ -14,10 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
-from strata.backends.cpu.profile import HUGE_PAGE
 from strata.errors import StrataError
+from strata.huge_pages import huge_pages
 from strata.machine.machine import DiskRate, ReadMode
 from strata.memory.limits import memory_free
 
@@ -113,7 +111,7 @@ class _Reader:
 
     def bandwidth(self, seconds: float) -> float:
         """Bytes a second over about so long, or over the whole file."""
-        memory = _huge_pages(self._depth * self._request)
+        memory = huge_pages(self._depth * self._request).data
         parts = [memory[i * self._request :][: self._request] for i in range(self._depth)]
         try:
             begin = perf_counter()
@@ -150,23 +148,6 @@ class _Reader:
                     raise OSError(errno.EIO, "the file became shorter")
         except OSError as error:
             self._failure = error
-
-
-def _huge_pages(nbytes: int) -> memoryview:
-    """Touched memory as the runtime reads into it: the disk writes to few large pieces of it much
-    faster than to many small ones."""
-    whole = -(-nbytes // HUGE_PAGE) * HUGE_PAGE
-    # Shared memory, which is the default, is not made of huge pages.
-    mapping = mmap.mmap(-1, whole + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # A system without them says no.
-        with suppress(OSError):
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    everything = np.frombuffer(mapping, np.uint8)
-    start = -everything.ctypes.data % HUGE_PAGE
-    buffer = everything[start : start + whole]
-    buffer[:: mmap.PAGESIZE] = 1
-    return buffer.data
 
 
 def _latency(file: Path, mode: ReadMode) -> float:

@@ -25,6 +25,7 @@ from strata.backends.profile import (
 )
 from strata.backends.settings import ActivationsName
 from strata.backends.weights import WeightSource
+from strata.huge_pages import HUGE_PAGE
 from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
 from strata.program.cost import distinct_experts
 from strata.program.ops import float_operands
@@ -45,9 +46,6 @@ STORED_LINES = 136 << 10
 
 CACHE_LINE = 64
 """Bytes of one."""
-
-HUGE_PAGE = 2 << 20
-"""Bytes of one, in which memory for reads is taken."""
 
 SPLIT = 512
 """Positions of a split of attention (csrc/kernels/step_kernels.h)."""
