@@ -36,6 +36,7 @@ LEVELS = {
     "cores": 0,
     "errors": 0,
     "giving_way": 0,
+    "huge_pages": 0,
     "sizes": 0,
     "_native": 0,
 }
