@@ -24,13 +24,17 @@ class Panel {
     x_ = reinterpret_cast<Lanes*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
     gaps_ = x_ + call.k * kShares;
     const int64_t rows = std::min<int64_t>(kEncodeLanes, call.rows - first_);
+    // Row by row: of rows a power of two apart a column's values would be in the same few places of
+    // the first cache.
+    alignas(64) float read[kEncodeLanes][256] = {};
     for (int64_t p = 0; p < call.k / elements; ++p) {
+      for (int64_t l = 0; l < rows; ++l) {
+        const int64_t from = (first_ + l) * call.k + place(p) * elements;
+        for (int j = 0; j < elements; ++j) read[l][j] = number_at(call.source, call.x, from + j);
+      }
       for (int j = 0; j < elements; ++j) {
-        alignas(64) float v[kEncodeLanes] = {};
-        const int64_t column = place(p) * elements + j;
-        for (int64_t l = 0; l < rows; ++l) {
-          v[l] = number_at(call.source, call.x, (first_ + l) * call.k + column);
-        }
+        alignas(64) float v[kEncodeLanes];
+        for (int l = 0; l < kEncodeLanes; ++l) v[l] = read[l][j];
         std::memcpy(x_ + (p * elements + j) * kShares, v, sizeof v);
       }
     }
