@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ TWICE = [replace("a", "b" * 2), replace("b", "a" * 2)]
         ({"normalizer": sequence(*[{"type": "NFC"}] * 40)}, "40 steps"),
         ({"normalizer": replace("a", "b" * 1000)}, "1000 characters"),
         ({"normalizer": {"type": "Prepend", "prepend": "b" * 1000}}, "1000 characters"),
-        ({"normalizer": PRECOMPILED}, "tokenizer.json"),
+        ({"normalizer": PRECOMPILED}, "says that it has 4294967295"),
         ({"normalizer": LONG_REPLACEMENT}, "replacement of 300 bytes; at most 256"),
         ({"model": WORD_PIECE}, "words of 1000000 characters"),
         ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "no length"),
@@ -220,6 +221,20 @@ def test_a_character_map_is_a_table_of_bytes(table: Any) -> None:
     keys = {"unknown_token_id": 0, "precompiled_charsmap": table}
     with pytest.raises(TokenizerError, match="precompiled_charsmap"):
         tokenizer_from_gguf(metadata("t5", tokens, **keys))
+
+
+def test_a_character_map_points_into_itself() -> None:
+    table = character_map({"a": "b"})
+    (size,) = struct.unpack_from("<I", table)
+    far = struct.pack("<II", 4, 0x1FFFFF << 10) + b"b\0"
+    endless, gone = table[: 4 + size] + b"b", table[: 4 + size] + b"\0"
+    gone = gone.replace(struct.pack("<I", 1 << 31), struct.pack("<I", 1 << 31 | 7))
+    tokens = {"<unk>": (2, 0.0), "b": (1, -1.0)}
+    for hostile, says in ((far, "trie index"), (endless, "replacement"), (gone, "replacement")):
+        keys = {"unknown_token_id": 0, "precompiled_charsmap": np.frombuffer(hostile, np.uint8)}
+        tokenizer = tokenizer_from_gguf(metadata("t5", tokens, **keys))
+        with pytest.raises(TokenizerError, match=f"{says} out of bounds"):
+            tokenizer.encode("a")
 
 
 def test_a_replacement_is_bounded() -> None:
