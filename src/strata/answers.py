@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strata import asking
 from strata.decode import FinishReason, Sample
 from strata.engine import Delta, Timings
-from strata.engine.beam_search import Beam
 from strata.text import Tokenizer
+
+if TYPE_CHECKING:
+    from strata.engine.beam_search import Beam
 
 
 @dataclass(frozen=True)

@@ -21,21 +21,19 @@ from strata.backends.settings import ACTIVATIONS, ActivationsName
 from strata.decode import SamplingParams
 from strata.decode.constraint import Grammar
 from strata.decode.defaults import sampling_defaults
-from strata.decode.grammar import GrammarCompiler
 from strata.engine import Driver, Engine, Job, LoadProgress
-from strata.engine.beam_search import BeamParams
 from strata.engine.draft_choice import OwnPart, own_part
 from strata.engine.loading import load
 from strata.engine.plan_check import PlanCheck
 from strata.engine.runtime import LoadOptions
 from strata.engine.texts import TextWorkload, chat_ids, encoded, pair_ids, prompt_ids
 from strata.errors import UsageError
-from strata.hub.references import resolve
 from strata.models import Pooling, embedding_model, read_pooling
 from strata.models.kv_window import KVWindow
 from strata.sizes import parse_size
 
 if TYPE_CHECKING:
+    from strata.decode.grammar import GrammarCompiler
     from strata.engine.kv_quality import KVChoice
     from strata.memory import Ledger
     from strata.plan import Plan, Workload
@@ -160,7 +158,7 @@ class LLM:
             choices = kv_choices(quality)
         if parallel is not None and parallel < 1:
             raise UsageError(f"parallel must be at least 1, not {parallel}")
-        self.path = model if isinstance(model, Path) else resolve(model, progress=progress)
+        self.path = model if isinstance(model, Path) else _resolved(model, progress)
         started = perf_counter()
         loaded = load(
             self.path,
@@ -302,6 +300,8 @@ class LLM:
 
         if find_spec("llguidance") is None:
             raise UsageError("grammars need llguidance: pip install 'strata-llm[server]'")
+        from strata.decode.grammar import GrammarCompiler
+
         return GrammarCompiler(self.tokenizer, account=self.runtime.guarded)
 
     def tokenize(
@@ -514,6 +514,8 @@ class LLM:
         for name, number in (("beam_width", beam_width), ("max_tokens", max_tokens), ("n", n)):
             asking.typed(name, number, int)
         asking.typed("length_penalty", length_penalty, int, float)
+        from strata.engine.beam_search import BeamParams
+
         params = BeamParams(beam_width, n, max_tokens, length_penalty, ignore_eos)
         search = self.engine.beam_search(ids, params)
         try:
@@ -714,7 +716,13 @@ def _draft_model(model: str | Path | None, progress: LoadProgress | None) -> Pat
     itself is meant."""
     if not isinstance(model, str):
         return model
-    return own_part(model) or resolve(model, progress=progress)
+    return own_part(model) or _resolved(model, progress)
+
+
+def _resolved(model: str, progress: LoadProgress | None) -> Path:
+    from strata.hub.references import resolve
+
+    return resolve(model, progress=progress)
 
 
 def _directory(chosen: str | Path | Literal[False] | None) -> Path | Literal[False] | None:

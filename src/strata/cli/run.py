@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from array import array
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from strata.backends.registry import DEFAULT
 from strata.cli import explain_report
 from strata.cli.answer import print_answer, print_stats, why_cut
 from strata.cli.console import print_json, remark
@@ -148,6 +150,10 @@ def command(
     if raw and system is not None:
         raise UsageError("--system is for the chat template, which --raw leaves out")
 
+    if backend == DEFAULT and quantize is None:
+        # Nothing is multiplied by numpy, whose threads would start and spin for a tenth of a second
+        # on the cores that are to load and compute.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from strata.decode import SamplingParams
 
     # Refused before anything is loaded.

@@ -11,7 +11,7 @@ inverts the cumulative distribution of the surviving tokens in order of their id
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class Sampler:
         self.params = params
         ends = {id for id in (*stop_ids, *params.stop_token_ids) if id < vocab_size}
         self._ends = np.array(sorted(ends) if params.min_tokens else [], np.int64)
-        self.seed = secrets.randbits(64) if params.seed is None else params.seed
+        self.seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         self._chosen = 0
         self._bias_ids = np.fromiter(params.logit_bias, np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from strata.backends.registry import backend_class
 from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.engine.draft_choice import DraftChoice
-from strata.engine.draft_files import DraftModelFile
 from strata.engine.drafting import Drafting
-from strata.engine.kept_texts import KeptTexts
 from strata.engine.kv_settings import StoreSettings
 from strata.engine.runner import LoadProgress
 from strata.engine.runtime import Runtime
@@ -19,6 +17,7 @@ from strata.machine.constants import HISTORY_TOKENS
 from strata.program import Model
 
 if TYPE_CHECKING:
+    from strata.engine.draft_files import DraftModelFile
     from strata.plan import Plan
 
 
@@ -52,6 +51,8 @@ def make_drafting(
     history = TokenHistory(remembered)
     closing: Callable[[], None] | None = None
     if store is not None and remembered:
+        from strata.engine.kept_texts import KeptTexts
+
         kept = KeptTexts(store.directory, store.model)
         history.restore(kept.load(remembered, model.vocab_size))
 

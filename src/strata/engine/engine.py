@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +22,21 @@ from strata.decode import (
     StopChecker,
     TextStream,
 )
-from strata.engine.beam_search import BeamParams, BeamSearch
 from strata.engine.drafting import Drafting, DraftTotals
 from strata.engine.kv_settings import KVSettings, SequenceMemory, make_memory
-from strata.engine.pooling import embed
 from strata.engine.prompt_slices import PromptSlices
 from strata.engine.request import Delta, Request
 from strata.engine.runner import Border, Runner
 from strata.engine.scheduler import Advance, Scheduler
-from strata.engine.scoring import Rows, score, visit
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
-from strata.kv.store import PrefixStore
 from strata.models import Pooling
 from strata.program import StepSize
+
+if TYPE_CHECKING:
+    from strata.engine.beam_search import BeamParams, BeamSearch
+    from strata.engine.scoring import Rows
+    from strata.kv.store import PrefixStore
 
 _log = logging.getLogger("strata.engine")
 
@@ -486,6 +487,8 @@ class Engine:
         """
         self._check(tokens)
         self.limit(tokens[:-1], SamplingParams(max_tokens=1))
+        from strata.engine.scoring import score
+
         return score(
             self.runner,
             self._memory.state,
@@ -502,6 +505,8 @@ class Engine:
         and what each Segment gives to ``border``. Uses KV as ``logprobs`` does."""
         self._check(tokens)
         self.limit(tokens[:-1], SamplingParams(max_tokens=1))
+        from strata.engine.scoring import visit
+
         memory, budget = self._memory, self.token_budget
         visit(self.runner, memory.state, memory.manager, tokens, first, budget, rows, border)
 
@@ -512,6 +517,8 @@ class Engine:
             raise EngineError(
                 f"{params.width} beams do not fit a step of {self.token_budget} tokens"
             )
+        from strata.engine.beam_search import BeamSearch
+
         return BeamSearch(prompt, params, self._stop_ids)
 
     def advance(self, search: BeamSearch) -> None:
@@ -544,6 +551,8 @@ class Engine:
         that is longer than the context.
         """
         self.check_lengths(texts)
+        from strata.engine.pooling import embed
+
         return embed(
             self.runner.embedding(),
             self._memory.state,

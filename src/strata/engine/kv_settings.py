@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from strata.backends.base import KV_BLOCK, StateCache
 from strata.backends.kv_types import KVType, choose_kv_type
@@ -21,10 +21,11 @@ from strata.kv import (
     no_room,
     pool_blocks,
 )
-from strata.kv.store import PrefixStore
-from strata.kv.store_directory import StoreDirectory
-from strata.kv.store_offload import StoreOffload
 from strata.program import Model
+
+if TYPE_CHECKING:
+    from strata.kv.store import PrefixStore
+    from strata.kv.store_directory import StoreDirectory
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def make_memory(
     index = PrefixCache(groups, pools) if settings.prefix_cache else NoPrefixCache()
     offload: Offload = NoOffload()
     if settings.store is not None:
+        from strata.kv.store_offload import StoreOffload
+
         stores = _stores(settings.store, runner, kv_type, state)
         offload = StoreOffload(groups, stores, state, pools, token_s, settings.store.unchanged)
     manager = KVCacheManager(groups, pools, index, state, offload, step_rows=step_rows)
@@ -143,6 +146,10 @@ def _stores(
 ) -> list[PrefixStore]:
     """One store for each group of state. The identity of each is everything that the bits depend
     on; the Programs hold what the header says of RoPE."""
+    import hashlib
+
+    from strata.kv.store import PrefixStore
+
     model = runner.model
     stores = []
     for number, group in enumerate(model.groups):

@@ -12,7 +12,6 @@ from strata.backends.kv_types import F32, KV_TYPES, choose_kv_type
 from strata.backends.weights import WeightSource
 from strata.cores import usable_cores
 from strata.engine.draft_choice import parse_draft
-from strata.engine.draft_files import DraftModelFile, open_draft_model
 from strata.engine.drafts import make_drafting
 from strata.engine.engine import TOKEN_BUDGET, Engine
 from strata.engine.kv_settings import KVSettings, StoreSettings, state_blocks
@@ -29,11 +28,7 @@ from strata.engine.runtime import (
 from strata.engine.texts import TextWorkload
 from strata.errors import UsageError
 from strata.formats import ModelFile, open_model
-from strata.formats.fingerprint import fingerprint
-from strata.hub.digests import FileDigests
-from strata.hub.downloads import exclusive, strata_home
 from strata.kv import pool_blocks
-from strata.kv.store_directory import StoreDirectory
 from strata.machine.constants import DEFAULT_CONTEXT, MB, PROCESS_VARIES
 from strata.memory.limits import memory_available, memory_total
 from strata.models import build_model, embedding_model, trained_context, with_context
@@ -48,6 +43,8 @@ from strata.text.load import gguf_sizes
 from strata.text.template_names import template_of
 
 if TYPE_CHECKING:
+    from strata.engine.draft_files import DraftModelFile
+    from strata.kv.store_directory import StoreDirectory
     from strata.plan import Plan
 
 
@@ -103,9 +100,7 @@ def _load(
 ) -> Loaded:
     # They may be refused, and take no time.
     parse_draft(options.draft)
-    directory = (
-        StoreDirectory(options.kv_store, options.kv_store_bytes) if options.kv_store else None
-    )
+    directory = _store_directory(options)
     if plan is not None:
         options = _as_planned(options, plan)
     wanted = options.context if plan is None else plan.context
@@ -165,9 +160,14 @@ def _load(
         step_rows=runtime.token_budget,
     )
     if directory is not None:
+        from strata.formats.fingerprint import fingerprint
+        from strata.hub.digests import FileDigests
+
         identity = fingerprint(file, FileDigests(), progress, drop_cached=runtime.limited)
         kv = replace(kv, store=StoreSettings(directory, identity, file.unchanged, file.path.name))
     if file.foreign:
+        from strata.hub.downloads import exclusive, strata_home
+
         repacked = strata_home() / "repacked"
         repacked.mkdir(parents=True, exist_ok=True)
         with exclusive(repacked / "lock"):
@@ -191,6 +191,14 @@ def _load(
     return Loaded(file, model, wanted, tokenizer, runtime, engine)
 
 
+def _store_directory(options: LoadOptions) -> StoreDirectory | None:
+    if not options.kv_store:
+        return None
+    from strata.kv.store_directory import StoreDirectory
+
+    return StoreDirectory(options.kv_store, options.kv_store_bytes)
+
+
 def _draft_model(
     file: ModelFile, model: Model, options: LoadOptions, tokenizer: Tokenizer
 ) -> DraftModelFile | None:
@@ -199,6 +207,8 @@ def _draft_model(
         return None
     if parse_draft(options.draft).kind == "off":
         raise UsageError("a draft model is given, and --draft off: leave one of them out")
+    from strata.engine.draft_files import open_draft_model
+
     return open_draft_model(
         options.draft_model,
         file,

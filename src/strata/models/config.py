@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.formats.errors import shown
-from strata.formats.foreign import METHODS
 from strata.models.errors import ConfigError, MissingTensor, TensorShape
 from strata.models.keys import REQUIRED, Keys, quantization_method, several_senses
 
@@ -19,7 +18,6 @@ MAX_CONTEXT = (1 << 31) - 1
 ENDLESS = 1 << 20
 # Whose indexers are built (sparse_index.py).
 _CHOOSING = ("deepseek32", "glm-dsa", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
-_READABLE = ("fp8", "fbgemm_fp8", *METHODS)
 
 
 @dataclass(frozen=True)
@@ -195,10 +193,15 @@ def _vocabulary(file: ModelFile, keys: Keys) -> int:
 
 def _check_quantization(file: ModelFile) -> None:
     method = quantization_method(file)
-    if method is not None and method not in _READABLE:
+    if method is None:
+        return
+    from strata.formats.foreign import METHODS
+
+    readable = ("fp8", "fbgemm_fp8", *METHODS)
+    if method not in readable:
         raise ConfigError(
             f"'quantization_config.quant_method' is {shown(method)}: only "
-            f"{', '.join(_READABLE)} are read; use the unquantised model or a GGUF of it"
+            f"{', '.join(readable)} are read; use the unquantised model or a GGUF of it"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, overload
@@ -20,6 +20,7 @@ from strata.text.special import SpecialTokens
 
 if TYPE_CHECKING:
     import tokenizers
+    from tokenizers import models
 
 
 def _byte_letters() -> list[str]:
@@ -155,28 +156,9 @@ class BpeEncoder:
 
     def _build(self) -> tokenizers.Tokenizer:
         import tokenizers
-        from tokenizers import models, pre_tokenizers
+        from tokenizers import pre_tokenizers
 
-        merges = _Merges(self._merges)
-        vocabulary = dict(self._vocabulary)
-        # Letters and merges without a token still take part in merging.
-        for text in self._missing(merges, vocabulary):
-            if text not in vocabulary:
-                vocabulary[text] = self._first_stand_in + len(self._stand_ins)
-                self._stand_ins.append(self._spell(text))
-        # A letter that not even bytes can spell vanishes, but keeps its neighbours apart.
-        vocabulary[_NO_TOKEN] = self._first_stand_in + len(self._stand_ins)
-        self._stand_ins.append([])
-
-        engine = tokenizers.Tokenizer(
-            models.BPE(
-                vocab=vocabulary,
-                merges=merges,
-                unk_token=_NO_TOKEN,
-                byte_fallback=not self._family.byte_level,
-                ignore_merges=self._family.ignore_merges,
-            )
-        )
+        engine = tokenizers.Tokenizer(self._model())
         cuts: list[pre_tokenizers.PreTokenizer] = [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
             for pattern in self._family.patterns
@@ -186,14 +168,46 @@ class BpeEncoder:
         engine.pre_tokenizer = pre_tokenizers.Sequence(cuts)
         return engine
 
-    def _missing(self, merges: _Merges, vocabulary: Mapping[str, int]) -> Iterator[str]:
+    def _model(self) -> models.BPE:
+        merges = _Merges(self._merges)
+        try:
+            return self._model_of(merges, ())
+        except MemoryError:
+            raise
+        except Exception:  # the library raises nothing more precise for a piece without a token
+            pass
+        # Letters and merges without a token still take part in merging. Usual vocabularies have
+        # none, and looking for them takes as long as a third of building.
+        return self._model_of(merges, self._missing(merges))
+
+    def _model_of(self, merges: _Merges, missing: Iterable[str]) -> models.BPE:
+        """With a stand-in for each text that has no token and may be needed."""
+        from tokenizers import models
+
+        vocabulary = dict(self._vocabulary)
+        self._stand_ins = []
+        for text in chain(missing, BYTE_LETTERS if self._family.byte_level else ()):
+            if text not in vocabulary:
+                vocabulary[text] = self._first_stand_in + len(self._stand_ins)
+                self._stand_ins.append(self._spell(text))
+        # A letter that not even bytes can spell vanishes, but keeps its neighbours apart.
+        vocabulary[_NO_TOKEN] = self._first_stand_in + len(self._stand_ins)
+        self._stand_ins.append([])
+        return models.BPE(
+            vocab=vocabulary,
+            merges=merges,
+            unk_token=_NO_TOKEN,
+            byte_fallback=not self._family.byte_level,
+            ignore_merges=self._family.ignore_merges,
+        )
+
+    def _missing(self, merges: _Merges) -> Iterator[str]:
+        vocabulary = self._vocabulary
         for left, right in merges:
             whole = left + right
             # Nearly always: all the work for a merge of a usual vocabulary is here.
             if whole not in vocabulary or left not in vocabulary or right not in vocabulary:
                 yield from (left, right, whole)
-        if self._family.byte_level:
-            yield from BYTE_LETTERS
 
     def _spell(self, text: str) -> list[int]:
         """Ids for a merge result that is no token: byte by byte, unknown bytes dropped."""

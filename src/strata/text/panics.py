@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -93,4 +92,6 @@ def _file() -> int:
     """Of this process; one that is forked while it is in use has the same, which does no harm."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("strata-standard-error", os.MFD_CLOEXEC)
+    import tempfile
+
     return os.dup(tempfile.TemporaryFile().fileno())
