@@ -88,6 +88,23 @@ def test_all_that_streams_is_hidden_behind_the_longer_of_reading_and_work() -> N
         assert sweep.bound == ("disk" if rows == 1 else "compute")
 
 
+def test_kv_on_disk_is_read_while_its_layer_attends_but_for_what_is_read_ahead() -> None:
+    model_costs, m = costs(), model("llama-3.1-8b")
+    positions, slots = 1024 * 64, 24
+    size = SweepSize(1, 1, positions - 1, 1)
+    streaming = model_costs.streaming(ALL, 8e9, 0, kv_slots=slots)
+    rate = 8e9 * constants.DISK_SHARE
+    layers, part = len(m.state), 64 * 8 * 128 * 2 * 2
+    products = model_costs.sweep_s(SweepSize(1, 1, 0, 1), model_costs.streaming(ALL, 1e9, 0))
+    late = ((1024 - slots) * part - constants.KV_AHEAD) / rate
+    written = part * layers / 64 / rate
+    assert model_costs.sweep_s(size, streaming) == pytest.approx(products + layers * late + written)
+    # Where attention takes longer than reading, nothing is waited for.
+    fast = model_costs.streaming(ALL, 1e15, 0, kv_slots=slots)
+    resident = model_costs.sweep_s(size, model_costs.streaming(ALL, 1e9, 0))
+    assert model_costs.sweep_s(size, fast) == pytest.approx(resident, rel=1e-4)
+
+
 def test_a_sweep_without_logits_leaves_the_head_out() -> None:
     model_costs = costs()
     head = model("llama-3.1-8b").segments[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import compress
 from math import comb
@@ -240,14 +240,17 @@ class CostModel:
         rate = streaming.bytes_s * constants.DISK_SHARE
         room = streaming.ring_bytes * constants.RING_SHARE
         parts = self._parts(size, streaming)
+        attending = self._attending_s(size, streaming, rate)
         ahead = total = 0.0
         # In the first round the ring buffer is found as the sweep before left it.
         for _ in range(2 if any(nbytes for _, nbytes, _ in parts) else 1):
             total = 0.0
-            for seconds, nbytes, pack in parts:
+            for (seconds, nbytes, pack), late in zip(parts, attending, strict=True):
                 taken, waiting = seconds + pack, (nbytes - ahead) / rate
                 if waiting > taken:
                     taken = waiting
+                if taken < late + pack:
+                    taken = late + pack
                 ahead = ahead + rate * taken - nbytes
                 if ahead > room:
                     ahead = room
@@ -262,6 +265,20 @@ class CostModel:
         if streaming.lookups:
             total += size.tokens * self.rates.machine.read_latency_s / self.rates.threads
         return total
+
+    def _attending_s(self, size: SweepSize, streaming: Streaming, rate: float) -> list[float]:
+        """Of each Segment that runs, what it takes at least because of KV on disk, little of which
+        is read before its layers attend: its products, and then reading the rest."""
+        runs = [True] * len(self._kv_parts) if size.logit_rows else self._without_logits
+        cold = _cold_blocks(size, streaming, self._kv_read)
+        if not cold:
+            return [0.0] * sum(runs)
+        products = self._segments_s(replace(size, past=0))
+        late = [
+            before + (cold * part - constants.KV_AHEAD) / rate if part else 0.0
+            for before, part in zip(products, self._kv_parts, strict=True)
+        ]
+        return list(compress(late, runs))
 
     def _experts_s(self, size: SweepSize, streaming: Streaming) -> tuple[float, float, float]:
         """Seconds of reading and of packing experts that are not there, and those waited for."""
