@@ -185,7 +185,8 @@ export class Transcript {
     const article = el(
       "article",
       { class: user ? "user" : "answer", "aria-label": user ? "You" : "Answer" },
-      ...(user ? [] : [thinking]),
+      // Readers of headings go from answer to answer; those that a model writes are below them.
+      ...(user ? [] : [el("h2", { class: "hidden" }, "Answer"), thinking]),
       body,
       ...(user ? [] : [note, stats]),
       actions,
