@@ -1,4 +1,4 @@
-"""The control groups that hold for this process, as the kernel's admin guides describe them."""
+"""The cgroups that hold for this process, as the kernel's admin guides describe them."""
 
 from __future__ import annotations
 

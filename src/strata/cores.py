@@ -10,7 +10,7 @@ from strata.cgroups import cgroup_directories, text_of
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Those of its affinity (or of the machine, where the system knows none), cut by the tightest
-    quota of the control groups above it; a part of a core counts as one. ``root`` is where /proc
+    quota of the cgroups above it; a part of a core counts as one. ``root`` is where /proc
     and /sys are looked for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quotas = (_quota(directory, version) for directory, version in cgroup_directories("cpu", root))
