@@ -9,7 +9,8 @@ first (`--folder` keeps it). In each budget `strata plan --throughput` predicts 
 of the weights dropped before; then once without `--parallel`, on as many requests as the longest.
 ``ratio`` is measured over predicted tokens a second, ``of_best`` what the planner's own choice
 gives of the best point that was measured, and ``tokens_per_sweep`` counts what no clock does.
-``--resume`` goes on with the points that FILE does not have yet.
+Where reading decides, ``at_its_disk`` has the curve for the disk that the first point found, in
+place of the probe's. ``--resume`` goes on with the points that FILE does not have yet.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from strata.sizes import parse_size
 from streaming import forget
 
 
-def predicted(model: Path, memory: str, args: argparse.Namespace) -> dict[str, Any]:
+def predicted(
+    model: Path, memory: str, args: argparse.Namespace, machine: Path | None = None
+) -> dict[str, Any]:
     """The planner's curve: tokens a second by requests together, and its choice."""
     command = [sys.executable, "-m", "strata", "plan", model, "--throughput", "--json"]
     command += ["--memory", memory, "--prompt-tokens", args.prompt, "--answer-tokens", args.answer]
     command += ["--context", args.prompt + args.answer + 32, "--threads", args.threads]
+    command += [] if machine is None else ["--machine", machine]
     said: dict[str, Any] = json.loads(run(command).out)
     return said
 
@@ -78,6 +82,33 @@ def measured(
     }
 
 
+def at_its_disk(
+    model: Path, memory: str, points: list[dict[str, Any]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """The curve for a disk as much faster than the probe's as the first point was than predicted,
+    and the other points beside it: how well the shape is known where the disk is not the same for
+    long."""
+    factor = points[0]["ratio"]
+    command = [sys.executable, "-m", "strata", "probe", model, "--json"]
+    known = json.loads(run(command).out)
+    for rate in known["disk"]:
+        rate["bytes_s"] *= factor
+    with tempfile.TemporaryDirectory() as folder:
+        machine = Path(folder, "machine.json")
+        machine.write_text(json.dumps(known))
+        curve = predicted(model, memory, args, machine)
+    expected = {point["together"]: point["tok_s"] for point in curve["together"]}
+    rows = [
+        {
+            "together": point["together"],
+            "predicted_tok_s": expected[point["together"]],
+            "ratio": point["tok_s"] / expected[point["together"]],
+        }
+        for point in points
+    ]
+    return {"disk_factor": factor, "points": rows}
+
+
 def in_budget(
     model: Path, memory: str, before: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -99,6 +130,8 @@ def in_budget(
     ratios = [point["ratio"] for point in points.values()]
     found["ratio_median"] = statistics.median(ratios)
     found["ratio_worst"] = max(ratios, key=lambda ratio: abs(1 - ratio))
+    if curve["together"][0]["predicted"]["bound"] == "disk":
+        found["at_its_disk"] = at_its_disk(model, memory, found["points"], args)
     own = before.get("own") or measured(model, memory, None, max(points), args)
     found["own"] = own
     found["of_best"] = own["tok_s"] / max(point["tok_s"] for point in points.values())
