@@ -155,6 +155,22 @@ void bind_nodes(nb::module_& m) {
              s.embed(std::move(table), scale, out);
            },
            "table"_a, "scale"_a, "out"_a)
+      .def("ngrams",
+           [](NodeBuilder& s, WeightPtr table, int64_t out, int64_t layer,
+              std::vector<uint64_t> multipliers, std::vector<int64_t> starts,
+              std::vector<int64_t> sizes, int64_t end) {
+             s.ngrams(std::make_shared<PackedRows>(std::move(table)), out, layer,
+                      std::move(multipliers), std::move(starts), std::move(sizes), end);
+           },
+           "table"_a, "out"_a, "layer"_a, "multipliers"_a, "starts"_a, "sizes"_a, "end"_a)
+      .def("ngrams",
+           [](NodeBuilder& s, std::shared_ptr<FileRows> table, int64_t out, int64_t layer,
+              std::vector<uint64_t> multipliers, std::vector<int64_t> starts,
+              std::vector<int64_t> sizes, int64_t end) {
+             s.ngrams(std::move(table), out, layer, std::move(multipliers), std::move(starts),
+                      std::move(sizes), end);
+           },
+           "table"_a, "out"_a, "layer"_a, "multipliers"_a, "starts"_a, "sizes"_a, "end"_a)
       .def("add_positions",
            [](NodeBuilder& s, int64_t x, WeightPtr table, int64_t offset, int64_t out) {
              s.add_positions(x, std::make_shared<PackedRows>(std::move(table)), offset, out);

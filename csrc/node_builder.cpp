@@ -33,6 +33,27 @@ void NodeBuilder::embed(RowTablePtr table, float scale, int64_t out) {
   list_.add(make_embed(std::move(table), scale, f32_value(out)));
 }
 
+void NodeBuilder::ngrams(RowTablePtr table, int64_t out, int64_t layer,
+                         std::vector<uint64_t> multipliers, std::vector<int64_t> starts,
+                         std::vector<int64_t> sizes, int64_t end) {
+  const auto lookups = static_cast<int64_t>(starts.size());
+  const auto before = static_cast<int64_t>(multipliers.size()) - 1;
+  require(before >= 1 && lookups >= 1 && lookups <= kMostLookups && lookups % before == 0 &&
+              sizes.size() == starts.size(),
+          "ngrams: as many lookups for every length");
+  for (size_t i = 0; i < starts.size(); ++i) {
+    require(starts[i] >= 0 && sizes[i] >= 1 && sizes[i] <= table->n && starts[i] <= table->n - sizes[i],
+            "ngrams: rows that the table does not have");
+  }
+  require(layer >= 0 && end >= 0 && end < kMostTokens && !at(out).selected &&
+              at(out).width == lookups * table->k,
+          "ngrams: no such layer or rows");
+  vocabulary_ = vocabulary_ < 0 ? kMostTokens : std::min(vocabulary_, kMostTokens);
+  recurrent_.push_back({layer, before});
+  list_.add(make_ngrams({std::move(table), f32_value(out), layer, lookups / before,
+                         std::move(multipliers), std::move(starts), std::move(sizes), end}));
+}
+
 void NodeBuilder::add_positions(int64_t x, RowTablePtr table, int64_t offset, int64_t out) {
   require(at(out).width == table->k && at(x).width == table->k,
           "add_positions: widths differ");

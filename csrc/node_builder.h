@@ -19,6 +19,8 @@ class NodeBuilder {
  public:
   int64_t value(int64_t width, int64_t f32, int64_t q8, bool selected, int64_t planes);
   void embed(RowTablePtr table, float scale, int64_t out);
+  void ngrams(RowTablePtr table, int64_t out, int64_t layer, std::vector<uint64_t> multipliers,
+              std::vector<int64_t> starts, std::vector<int64_t> sizes, int64_t end);
   void add_positions(int64_t x, RowTablePtr table, int64_t offset, int64_t out);
   void select(int64_t x, int64_t out);
   void row(int function, int64_t a, int64_t out, std::optional<int64_t> b,

@@ -266,6 +266,40 @@ def _qwen35(i: int) -> Shapes:
     }
 
 
+def _streams(name: str) -> Shapes:
+    return {
+        f"{name}_norm.weight": (4, _WIDTH),
+        f"{name}_down.weight": (8, 4 * _WIDTH),
+        f"{name}_up.weight": (4 * _WIDTH, 8),
+    }
+
+
+def _qwen4exp(i: int) -> Shapes:
+    own = {key: shape for key, shape in _qwen35(i).items() if shape != (_WIDTH,)}
+    indexer: Shapes = {
+        "indexer.q_proj.weight": (16, _WIDTH),
+        "indexer.k_proj.weight": (8, _WIDTH),
+        "indexer.q_norm.weight": (8,),
+        "indexer.k_norm.weight": (8,),
+    }
+    table: Shapes = {
+        "ple_key.weight": (4 * _WIDTH, 4 * 8),
+        "ple_value.weight": (_WIDTH, 4 * 8),
+        **{f"ple_norm_{part}.weight": (4, _WIDTH) for part in ("key", "query", "conv")},
+        "ple_conv1d.weight": (4 * _WIDTH, 4),
+    }
+    return {
+        **own,
+        "ffn_gate_inp_shexp.weight": (_WIDTH,),
+        **_streams("hc_attn"),
+        "hc_attn_inject.weight": (4, 4 * _WIDTH),
+        **_streams("hc_ffn"),
+        "hc_ffn_inject.weight": (4, 4 * _WIDTH),
+        **(indexer if i % 2 else {}),
+        **(table if i == 2 else {}),
+    }
+
+
 def _lfm2(i: int) -> Shapes:
     heads: Shapes = {"attn_q_norm.weight": (_DIM,), "attn_k_norm.weight": (_DIM,)}
     convolution: Shapes = {
@@ -449,6 +483,36 @@ _FAMILIES: Mapping[str, tuple[Mapping[str, Any], Callable[[int], Shapes], Shapes
         {**_MIXTURE, **_INTERVAL, **_DELTA, "rope.dimension_sections": [1, 1, 0, 0]},
         _qwen35,
         {},
+    ),
+    "qwen4exp": (
+        {
+            **_MIXTURE,
+            **_INTERVAL,
+            **_DELTA,
+            "rope.dimension_sections": [1, 1, 0, 0],
+            "hyper_connection.count": 4,
+            "hyper_connection.low_rank": 8,
+            "attention.indexer.head_count": 2,
+            "attention.indexer.key_length": 8,
+            "attention.indexer.top_k": 256,
+            "attention.compress_ratios": [0, 4] * (_LAYERS // 2),
+            "embedding_length_per_layer_input": 8,
+            "ple.layers": [2],
+            "ple.ngram_size": 3,
+            "ple.heads_per_ngram": 2,
+            "ple.conv_kernel": 4,
+            # The 11th token.
+            "ple.eos_token_id": 41,
+            "ple.layer_multipliers": np.array([36028797018963913, 27, 1125899906842597], np.uint64),
+            "ple.head_offsets": np.array([0, 17, 36, 59], np.uint64),
+            "ple.head_vocab_sizes": np.array([17, 19, 23, 29], np.uint64),
+        },
+        _qwen4exp,
+        {
+            "output_norm.weight": (),
+            **_streams("output_hc"),
+            "per_layer_token_embd.weight": (96, 8),
+        },
     ),
     "lfm2moe": (
         {**_MIXTURE, **_SHORT},

@@ -115,6 +115,12 @@ STRATA_INLINE F32x16 softplus(const F32x16& x) {
   return fma(p, s, max(x, zero16()));
 }
 
+STRATA_INLINE F32x16 signed_sqrt(const F32x16& x) {
+  const F32x16 root = sqrt(max(abs(x), broadcast(1e-6f)));
+  const F32x16 positive = select_lt(zero16(), x, root, zero16());
+  return select_lt(x, zero16(), zero16() - root, positive);
+}
+
 // Calls f with the activation as a function object, so that the choice is made once a row.
 template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
   switch (a) {
@@ -135,6 +141,7 @@ template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
       f([](const F32x16& x) { return x * sigmoid(x * broadcast(1.702f)); });
       break;
     case Activation::exp: f([](const F32x16& x) { return exp(x); }); break;
+    case Activation::signed_sqrt: f([](const F32x16& x) { return signed_sqrt(x); }); break;
   }
 }
 

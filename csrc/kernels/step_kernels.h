@@ -12,9 +12,9 @@ inline constexpr int64_t kSplitBlocks = 8;
 
 enum class Activation : int32_t {
   silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, relu2 = 4, sigmoid = 5, tanh = 6, softplus = 7,
-  gelu_quick = 8, exp = 9
+  gelu_quick = 8, exp = 9, signed_sqrt = 10
 };
-inline constexpr int kActivations = 10;
+inline constexpr int kActivations = 11;
 
 // How keys and values are kept. q8_0 is int8 with an f16 scale for each kKvGroup elements of one
 // position, so that a position is written once and never again.

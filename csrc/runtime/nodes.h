@@ -143,6 +143,18 @@ struct ShortConvSpec {
 };
 inline constexpr int64_t kMostTaps = 64;
 
+// Rows of a table by hashes of a token and those before it: `each` lookups of every length from 2 to
+// that of `multipliers`. What came before a sequence is a token `end`.
+struct NgramsSpec {
+  RowTablePtr table;
+  Value out;
+  int64_t layer, each;
+  std::vector<uint64_t> multipliers;
+  std::vector<int64_t> starts, sizes;
+  int64_t end;
+};
+inline constexpr int64_t kMostLookups = 64, kMostTokens = int64_t{1} << 24;
+
 // A recurrence with a matrix of state [k_dim][v_dim] for each head.
 struct ScanSpec {
   Scan kind;
@@ -256,6 +268,7 @@ int64_t experts_work(int64_t experts, int64_t ffn, int64_t top_k, int down, int6
 int64_t experts_scratch(int64_t experts, int64_t width, int64_t ffn, int up, int down);
 
 std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out);
+std::unique_ptr<Node> make_ngrams(NgramsSpec spec);
 std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out);
 std::unique_ptr<Node> make_select(Value x, Value out);
 std::unique_ptr<Node> make_row(RowSpec spec);

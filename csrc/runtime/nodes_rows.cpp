@@ -185,6 +185,52 @@ class ShortConvNode final : public Node {
   int64_t columns_ = 0, column_chunks_ = 1;
 };
 
+// Tokens are kept as floats with 1 added, so that a state of zeros has none: exact below 2^24. Every
+// row is made from tokens alone, so that chunks depend on nothing but their row.
+class NgramsNode final : public Node {
+ public:
+  explicit NgramsNode(NgramsSpec spec) : s_(std::move(spec)) {}
+
+  int64_t begin(const Context& c) override { return c.rows(s_.out); }
+
+  void chunk(const Context& c, int64_t r, int) override {
+    const Span* span = c.step->spans.data();
+    while (r >= span->row + span->rows) ++span;
+    const StateStore::Layer& layer = c.state->layer(s_.layer);
+    const int32_t* slots = span->tables[layer.group];
+    const auto slot = [&](int32_t i) {
+      return reinterpret_cast<float*>(layer.data + i * c.state->group_of(layer).block_stride);
+    };
+    const auto before = static_cast<int64_t>(s_.multipliers.size()) - 1;
+    const float* past = slots[0] < 0 ? nullptr : slot(slots[0]);
+    // Of row i of the span, below 0 of what came before it; -1 where nothing did.
+    const auto token = [&](int64_t i) -> int64_t {
+      if (i >= 0) return c.step->tokens[span->row + i];
+      return past == nullptr ? -1 : static_cast<int64_t>(past[before + i]) - 1;
+    };
+    const int64_t own = r - span->row, width = s_.table->k;
+    float* out = c.f32(s_.out, r);
+    uint64_t mixed = static_cast<uint64_t>(token(own)) * s_.multipliers[0];
+    bool cut = false;
+    for (int64_t back = 1; back <= before; ++back) {
+      const int64_t seen = cut ? s_.end : token(own - back);
+      cut = cut || seen < 0 || seen == s_.end;
+      mixed ^= static_cast<uint64_t>(cut ? s_.end : seen) * s_.multipliers[back];
+      for (int64_t i = (back - 1) * s_.each; i < back * s_.each; ++i, out += width) {
+        const auto row = static_cast<int64_t>(mixed % static_cast<uint64_t>(s_.sizes[i]));
+        s_.table->row(*c.matrix, s_.starts[i] + row, out);
+      }
+    }
+    if (own + 1 < span->rows) return;
+    float* target = slot(slots[1]);
+    for (int64_t i = 0; i < before; ++i)
+      target[i] = static_cast<float>(token(span->rows - before + i) + 1);
+  }
+
+ private:
+  NgramsSpec s_;
+};
+
 }  // namespace
 
 void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int64_t c1,
@@ -256,6 +302,10 @@ std::unique_ptr<Node> make_row(RowSpec spec) { return std::make_unique<RowNode>(
 
 std::unique_ptr<Node> make_embed(RowTablePtr table, float scale, Value out) {
   return std::make_unique<EmbedNode>(std::move(table), scale, out);
+}
+
+std::unique_ptr<Node> make_ngrams(NgramsSpec spec) {
+  return std::make_unique<NgramsNode>(std::move(spec));
 }
 
 std::unique_ptr<Node> make_add_positions(Value x, RowTablePtr table, int64_t offset, Value out) {

@@ -139,6 +139,23 @@ def test_missing_and_foreign_tensors_are_named(file: Any) -> None:
         ("glm5-next", "attention.indexer.kpool_select_tail", ..., ConfigError),
         ("glm5-next", "rope.dimension_count", 8, ConfigError),
         ("glm5-next", "swiglu_clamp_shexp", [-1.0] * 4, ConfigError),
+        ("qwen4exp", "expert_count", 0, ConfigError),
+        ("qwen4exp", "hyper_connection.count", 1, ConfigError),
+        ("qwen4exp", "hyper_connection.count", 3, TensorShape),
+        ("qwen4exp", "hyper_connection.low_rank", ..., ConfigError),
+        ("qwen4exp", "ple.layers", [4], ConfigError),
+        ("qwen4exp", "ple.layers", [0, 2], ConfigError),
+        ("qwen4exp", "ple.layers", [0], MissingTensor),
+        ("qwen4exp", "ple.ngram_size", 1, ConfigError),
+        ("qwen4exp", "ple.heads_per_ngram", 33, ConfigError),
+        ("qwen4exp", "ple.conv_kernel", 16, TensorShape),
+        ("qwen4exp", "ple.conv_kernel", 1, ConfigError),
+        ("qwen4exp", "ple.eos_token_id", 1 << 24, ConfigError),
+        ("qwen4exp", "ple.layer_multipliers", [1, 2], ConfigError),
+        ("qwen4exp", "ple.head_offsets", [0, 17, 36, -1], ConfigError),
+        ("qwen4exp", "ple.head_offsets", [0, 17, 36, 68], TensorShape),
+        ("qwen4exp", "ple.head_vocab_sizes", [17, 0, 23, 29], ConfigError),
+        ("qwen4exp", "embedding_length_per_layer_input", 0, ConfigError),
         ("qwen3next", "expert_count", ..., ConfigError),
         ("qwen3next", "ssm.time_step_rank", 3, ConfigError),
         ("qwen3next", "full_attention_interval", 0, ConfigError),
@@ -170,5 +187,5 @@ def test_malformed_keys_are_named(
         build_model(file)
         changed = {**file.metadata, f"{name}.{key}": value}
         file.metadata = {k: v for k, v in changed.items() if v is not ...}
-        with pytest.raises(error, match="blk" if error is TensorShape else key):
+        with pytest.raises(error, match=key if error is ConfigError else "blk|per_layer|output_hc"):
             build_model(file)

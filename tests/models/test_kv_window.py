@@ -22,8 +22,10 @@ from strata.formats import open_model
 from strata.kv import window_blocks
 from strata.models import build_model
 from strata.models.first_layers import first_layers
+from strata.models.kv_read import with_kv_read
 from strata.models.kv_window import KVWindow, with_kv_window
 from strata.program import Model, PagedKV, Recurrent
+from support import special_models
 from support.command_line import strata
 from support.forward import step
 from support.hybrid_model import VOCABULARY, hybrid_model
@@ -125,6 +127,17 @@ def test_a_model_without_such_layers_is_refused() -> None:
     model, _ = hybrid_model([PagedKV(1, 16, 16, window=70), Recurrent(((3, 48),))])
     with pytest.raises(UsageError, match="no layer of this 'hybrid' model keeps KV of all"):
         with_kv_window(model, KVWindow(100), 4096)
+
+
+def test_a_model_that_chooses_keys_itself_is_refused(tmp_path: Path) -> None:
+    """As its indexer was trained to; where that keeps all positions there is nothing to refuse."""
+    with open_model(special_models.write(tmp_path / "m.gguf", "deepseek32")) as file:
+        model = build_model(file)
+    assert any(isinstance(s, PagedKV) and s.index for s in model.state)
+    with pytest.raises(UsageError, match="chooses itself which keys a row sees"):
+        with_kv_window(model, KVWindow(100), 4096)
+    with pytest.raises(UsageError, match="chooses itself which keys a row sees"):
+        with_kv_read(model, 512)
 
 
 @pytest.mark.parametrize(

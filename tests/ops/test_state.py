@@ -376,6 +376,71 @@ def test_the_row_before(isa: str) -> None:
             assert np.array_equal(lab.run(backend, cuts), want)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_taps_that_are_rows_apart(isa: str) -> None:
+    """Those of a convolution with zeros between them, with its bits."""
+    taps, apart = draw(40, 3, seed=1), np.zeros((40, 7), np.float32)
+    apart[:, ::3] = taps
+    labs = [
+        Lab(
+            draw(50, 40),
+            {"w": weight},
+            lambda m, x, d=dilation: m.short_conv(m.scale(x, 2.0), "w", layer=0, dilation=d),
+            [Recurrent(((6, 40),))],
+        )
+        for weight, dilation in ((taps, 3), (apart, 1))
+    ]
+    for backend in (ReferenceBackend(), CpuBackend(threads=2, isa=isa)):
+        want = labs[1].run(backend)
+        for cuts in ([], [1, 2, 7, 30], list(range(1, 50))):
+            assert labs[0].run(backend, cuts).tobytes() == want.tobytes()
+
+
+def ngrams_lab(rows: int, before: int) -> tuple[Lab, Floats]:
+    """Tokens 0, 1, .. of which one is an end, and the rows by definition. Hashes have 64 bits."""
+    multipliers = [2**63 + 11, 5**20 + 1, 3, 7][: before + 1]
+    starts, sizes, end = [0, 9, 20, 31, 44, 61][: 2 * before], [9, 11, 11, 13, 17, 3], 23
+    table = draw(64, 5, seed=4)
+    lab = Lab(
+        draw(rows, 8),
+        {"table": table},
+        lambda m, x: m.ngrams(
+            *("table",),
+            layer=0,
+            multipliers=multipliers,
+            starts=starts,
+            sizes=sizes[: 2 * before],
+            end=end,
+        ),
+        [Recurrent(((before,),))],
+    )
+    want = []
+    for row in range(rows):
+        seen = [row]
+        while len(seen) <= before:
+            earlier = row - len(seen)
+            ended = earlier < 0 or end in seen[1:] or earlier == end
+            seen.append(end if ended else earlier)
+        for n in range(1, before + 1):
+            mixed = 0
+            for token, multiplier in zip(seen[: n + 1], multipliers, strict=False):
+                mixed ^= token * multiplier % 2**64
+            want += [table[starts[i] + mixed % sizes[i]] for i in (2 * n - 2, 2 * n - 1)]
+    return lab, np.stack(want).reshape(rows, -1)
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_rows_of_a_table_by_hashes_of_tokens(before: int) -> None:
+    """As the definition says, whatever steps a sequence is cut into and whoever shares them."""
+    lab, want = ngrams_lab(60, before)
+    for backend in (ReferenceBackend(), CpuBackend(threads=2)):
+        for cuts in ([], [1, 2, 22, 24, 40], list(range(1, 60))):
+            assert np.array_equal(lab.run(backend, cuts), want)
+    lab, want = ngrams_lab(130, before)
+    for got in run_mixed(lab, CpuBackend(3), np.random.default_rng(0)):
+        assert np.array_equal(got, want)
+
+
 @pytest.mark.parametrize("width", [33, 600])
 def test_bits_of_short_conv_depend_on_the_sequence_alone(width: int) -> None:
     """Random cuts of sequences that share steps, on every instruction set."""

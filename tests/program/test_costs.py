@@ -63,6 +63,13 @@ def costs(make: object) -> Cost:
         ),
         # 2 * 3 rows * 8 * 3 taps; two rows of 8 floats of state read and written.
         (lambda b: b.short_conv("x", "taps", layer=0), Cost(144, 96, 192, 128)),
+        # 3 rows of 2 lookups, each a row of 8 of the table; one token kept.
+        (
+            lambda b: b.ngrams(
+                "table", layer=0, multipliers=[1, 2], starts=[0, 1], sizes=[1, 1], end=0
+            ),
+            Cost(24, 24, 192, 8),
+        ),
         # A state of 8 columns of 8, read and written: 6 * 3 rows * 64; x, dt, b, c in and one out.
         (
             lambda b: b.ssm_scan(

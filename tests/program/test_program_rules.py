@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,11 @@ def gated_delta(b: Builder, *, heads: int, key_heads: int) -> str:
     return b.gated_delta("x", "x", "x", "x", "x", layer=0, heads=heads, key_heads=key_heads)
 
 
+def ngrams(b: Builder, table: str = "square", **changed: Any) -> str:
+    how = {"multipliers": (3, 5, 7), "starts": (0, 2, 4, 6), "sizes": (2, 2, 2, 2), "end": 0}
+    return b.ngrams(table, layer=0, **{**how, **changed})
+
+
 SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
     (lambda b: b.embed("table", 2.0), ("T", 8)),
     (lambda b: b.add_positions("x", "table"), ("T", 8)),
@@ -76,6 +82,8 @@ SHAPES: list[tuple[Callable[[Builder], str], tuple[object, ...]]] = [
     (lambda b: attention(b, "x", v_dim=12), ("T", 24)),
     (lambda b: b.short_conv("x", "taps", layer=0), ("T", 8)),
     (lambda b: b.short_conv("x", "taps", "norm", layer=0), ("T", 8)),
+    (lambda b: b.short_conv("x", "taps", layer=0, dilation=3), ("T", 8)),
+    (lambda b: ngrams(b), ("T", 4 * 8)),
     (lambda b: ssm_scan(b, "norm", states=8), ("T", 8)),
     (lambda b: ssm_scan(b, "square", states=8), ("T", 8)),
     (lambda b: gated_delta(b, heads=8, key_heads=2), ("T", 8)),
@@ -148,6 +156,14 @@ ERRORS: list[tuple[Callable[[Builder], object], str]] = [
     (lambda b: b.short_conv("x", "tall", layer=0), "has no taps for each"),
     (lambda b: b.short_conv("x", "one_tap", layer=0), "keeps nothing"),
     (lambda b: b.short_conv("x", "taps", "bias24", layer=0), "short_conv: bias 'bias24'"),
+    (lambda b: b.short_conv("x", "taps", layer=0, dilation=0), "taps 0 rows apart"),
+    (lambda b: ngrams(b, table="norm"), "'norm' .* is no table of rows"),
+    (lambda b: ngrams(b, multipliers=(3,)), "ngrams: 'square' .* has no rows"),
+    (lambda b: ngrams(b, multipliers=(3, 5, 1 << 64)), "ngrams: 'square' .* has no rows"),
+    (lambda b: ngrams(b, starts=(0, 1, 2)), "ngrams: 'square' .* has no rows"),
+    (lambda b: ngrams(b, starts=(0, 2, 4, 7)), "ngrams: 'square' .* has no rows"),
+    (lambda b: ngrams(b, sizes=(2, 2, 0, 2)), "ngrams: 'square' .* has no rows"),
+    (lambda b: ngrams(b, starts=(0, -1, 4, 6)), "ngrams: 'square' .* has no rows"),
     (lambda b: ssm_scan(b, "norm", states=4), "ssm_scan: 'x'"),
     (lambda b: ssm_scan(b, "taps", states=8), "ssm_scan: 'x'"),
     (lambda b: ssm_scan(b, "norm", states=2048), "ssm_scan: 'x'"),

@@ -141,6 +141,7 @@ FAMILIES: Mapping[str, str] = {
     "kimi-linear": "kimi_linear.build",
     "kimi-k3": "kimi_k3.build",
     "glm5-next": "glm5_next.build",
+    "qwen4exp": "qwen4exp.build",
     "KimiLinearForCausalLM": "kimi_linear.build",
     "bailingmoe3": "kimi_linear.build_ling",
     "BailingHybridForCausalLM": "kimi_linear.build_ling",

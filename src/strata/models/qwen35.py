@@ -90,8 +90,18 @@ def delta_tensors(c: Config, d: Delta) -> dict[str, Tensor]:
     }
 
 
-def delta(b: Builder, d: Delta, catalog: Catalog, kept: Kept, x: str, i: int, eps: float) -> str:
-    """A layer of the delta rule."""
+def delta(
+    b: Builder,
+    d: Delta,
+    catalog: Catalog,
+    kept: Kept,
+    x: str,
+    i: int,
+    eps: float,
+    *,
+    gate: str = "silu",
+) -> str:
+    """A layer of the delta rule, whose outcome is multiplied with a function of a gate."""
     name = f"blk.{i}.ssm_"
     with b.unit("attention"):
         mixed = decoder.product(b, catalog, x, f"blk.{i}.attn_qkv")
@@ -103,7 +113,7 @@ def delta(b: Builder, d: Delta, catalog: Catalog, kept: Kept, x: str, i: int, ep
             decay = b.matmul(x, f"{name}alpha.weight", f"{name}dt.bias")
         unit_eps = eps if catalog.kind == "gguf" else 1e-6
         y = rule(b, d, kept, i, (mixed, beta, decay), eps, unit_eps)
-        return decoder.product(b, catalog, b.glu(z, y, "silu"), f"{name}out")
+        return decoder.product(b, catalog, b.glu(z, y, gate), f"{name}out")
 
 
 def rule(

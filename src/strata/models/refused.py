@@ -16,12 +16,10 @@ _COMPRESSED = (
     "several keys are compressed into one, an indexer chooses among those, and first layers choose "
     "experts by a token's hash"
 )
-_N_GRAMS = "tables of n-grams are looked up by their hashes, and an indexer chooses blocks of keys"
 _HEARS = "texts are answered with sounds"
 
 REFUSED: Mapping[str, str] = {
     "deepseek4": _COMPRESSED,
-    "qwen4exp": _N_GRAMS,
     "AXK2ForCausalLM": "norms are gated by products of low rank",
     "AriaTextForCausalLM": "its experts have layouts of their own",
     "BeamForCausalLM": "queries without a rotation grow with their positions",
@@ -55,8 +53,8 @@ REFUSED: Mapping[str, str] = {
     "OpenAIGPTLMHeadModel": "norms are after the sums",
     "PaliGemmaForConditionalGeneration": "a prompt is seen in both directions",
     "Phi4MultimodalForCausalLM": "weights for pictures and sounds are added to those for texts",
-    "Qwen4ExpForCausalLM": _N_GRAMS,
-    "Qwen4ExpForConditionalGeneration": _N_GRAMS,
+    "Qwen4ExpForCausalLM": _GGUF_ALONE,
+    "Qwen4ExpForConditionalGeneration": _GGUF_ALONE,
     "RecurrentGemmaForCausalLM": "its recurrence (RG-LRU) is not built",
     "ReformerModelWithLMHead": "attention goes by hashes",
     "RwkvForCausalLM": "the recurrence of RWKV 4 is not built; versions 6 and 7 are read from GGUF",

@@ -203,10 +203,27 @@ class Builder:
         """Each of ``heads`` heads of a with that of b behind it, or with all of a ``shared`` b."""
         return self._emit("join", [a, b], heads=heads, shared=shared)
 
-    def short_conv(self, x: str, weight: str, bias: str | None = None, *, layer: int) -> str:
-        """Depthwise causal convolution along the sequence; ``weight`` is [width, taps]."""
+    def short_conv(
+        self, x: str, weight: str, bias: str | None = None, *, layer: int, dilation: int = 1
+    ) -> str:
+        """Depthwise causal convolution along the sequence; ``weight`` is [width, taps], of rows
+        that are ``dilation`` apart."""
         operands = [x, self._weight(weight), *self._optional(bias)]
-        return self._emit("short_conv", operands, layer=layer)
+        return self._emit("short_conv", operands, layer=layer, dilation=dilation)
+
+    def ngrams(
+        self,
+        table: str,
+        *,
+        layer: int,
+        multipliers: Sequence[int],
+        starts: Sequence[int],
+        sizes: Sequence[int],
+        end: int,
+    ) -> str:
+        """Rows of a table by hashes of the step's tokens and those before them, side by side."""
+        how = {"multipliers": list(multipliers), "starts": list(starts), "sizes": list(sizes)}
+        return self._emit("ngrams", [self._weight(table)], layer=layer, **how, end=end)
 
     def previous(self, x: str, *, layer: int) -> str:
         """The row before, of the same sequence."""

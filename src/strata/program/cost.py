@@ -53,8 +53,8 @@ def _rows(value: Value, size: StepSize) -> int:
 def op_cost(op: Op, program: Program, size: StepSize, stored: Mapping[str, int]) -> Cost:
     """Cost of one Op. ``stored`` gives the bytes that each weight takes in its block format.
 
-    Of a table that is looked up one row a token is read, not the whole of it, and of experts those
-    that are chosen.
+    Of a table that is looked up those rows are read that a token asks for, not the whole of it, and
+    of experts those that are chosen.
     """
     values = [program.values[name] for name in op.inputs]
     out = program.values[op.output]
@@ -66,7 +66,8 @@ def op_cost(op: Op, program: Program, size: StepSize, stored: Mapping[str, int])
         if value.role != "weight":
             activation_bytes += FLOAT_BYTES * rows * value.width
         elif how[value.name] == "rows":
-            weight_bytes += rows * stored[value.name] // int(value.shape[0])
+            lookups = rows * (out.width // value.width)
+            weight_bytes += lookups * stored[value.name] // int(value.shape[0])
         elif how[value.name] == "routed":
             share = distinct_experts(int(value.shape[0]), op.attrs["top_k"], rows)
             weight_bytes += round(stored[value.name] * share / int(value.shape[0]))

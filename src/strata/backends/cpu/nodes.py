@@ -108,6 +108,11 @@ def short_conv(b: Building, op: Op) -> None:
     """Its weight goes in as [taps][width]."""
     x, weight, *bias = op.inputs
     by_tap = b.parameters.floats[weight].reshape(b.program.values[x].width, -1).T
+    if (dilation := op.attrs["dilation"]) > 1:
+        # Taps of 0 between the others.
+        apart = np.zeros(((len(by_tap) - 1) * dilation + 1, by_tap.shape[1]), np.float32)
+        apart[::dilation] = by_tap
+        by_tap = apart
     b.native.short_conv(
         b.ids[x],
         b.ids[op.output],
@@ -115,6 +120,13 @@ def short_conv(b: Building, op: Op) -> None:
         np.ascontiguousarray(by_tap).reshape(-1),
         b.parameters.floats[bias[0]] if bias else None,
     )
+
+
+def ngrams(b: Building, op: Op) -> None:
+    """Rows of a table by hashes of tokens."""
+    names = ("layer", "multipliers", "starts", "sizes", "end")
+    table = b.parameters.matrices[op.inputs[0]]
+    b.native.ngrams(table, b.ids[op.output], *(op.attrs[name] for name in names))
 
 
 def previous(b: Building, op: Op) -> None:
@@ -150,6 +162,6 @@ NODES: Mapping[str, Callable[[Building, Op], None]] = {
     build.__name__: build
     for build in (
         *(embed, add_positions, select, rope, attention, top_keys, short_conv, previous),
-        *(columns, join),
+        *(columns, join, ngrams),
     )
 }

@@ -116,6 +116,8 @@ def activate(x: Floats, function: str) -> Floats:
     elif function == "exp":
         with np.errstate(over="ignore"):
             out = np.exp(x)
+    elif function == "signed_sqrt":
+        out = np.sign(x) * np.sqrt(np.maximum(np.abs(x), np.float32(1e-6)))
     else:
         out = np.square(np.maximum(x, 0))
     return out

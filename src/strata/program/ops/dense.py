@@ -28,6 +28,7 @@ ACTIVATIONS = (
     "softplus",
     "gelu_quick",
     "exp",
+    "signed_sqrt",
 )
 
 
@@ -145,6 +146,7 @@ DENSE: Mapping[str, Signature] = {
     ),
     # out = act(gate) * up
     "glu": Signature(("gate", "up"), ("function",), _activation, per_element(6)),
+    # signed_sqrt: sign(x) sqrt(max(|x|, 1e-6))
     "activation": Signature(("x",), ("function",), _activation, per_element(5)),
     "add": Signature(("a", "b"), (), same, per_element(1)),
     # out = x * factor
