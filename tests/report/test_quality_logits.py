@@ -117,6 +117,23 @@ def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.Mon
         assert kept.complete == 1
 
 
+def test_a_disk_without_room_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(directory: Path, nbytes: int, what: str) -> None:
+        raise DiskFullError(f"{what} takes {nbytes} bytes")
+
+    monkeypatch.setattr(kept_logits, "check_room", full)
+    with pytest.raises(DiskFullError, match="the base's logits"):
+        KeptLogits.kept(tmp_path / "kept", OF)
+    assert not (tmp_path / "kept").exists()
+    # What an earlier run has left stays.
+    (tmp_path / "earlier").touch()
+    with pytest.raises(DiskFullError, match="the base's logits"):
+        KeptLogits.kept(tmp_path / "earlier", OF)
+    assert (tmp_path / "earlier").exists()
+
+
 def test_a_model_beside_its_own_logits_and_its_perplexity(tmp_path: Path) -> None:
     with KeptLogits.scratch(tmp_path, OF) as kept:
         assert list(tmp_path.iterdir()) == []

@@ -86,6 +86,7 @@ class KeptLogits:
         """The file at ``path``, made where there is none. KeptLogitsError for one of something
         else."""
         flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+        new = not path.exists()
         try:
             fd = os.open(path, flags | os.O_CREAT, 0o644)
         except OSError as error:
@@ -105,6 +106,8 @@ class KeptLogits:
             return kept
         except BaseException:
             os.close(fd)
+            if new:
+                path.unlink(missing_ok=True)
             raise
 
     def write(self, window: int) -> WindowWriter:
