@@ -18,7 +18,7 @@ library is mapped is up to the Python, the libraries and the system."""
 PROCESS_SLACK = 3 * MB
 """By how much it may be larger before more is reserved for it."""
 
-PROCESS_VARIES = 2 * MB
+PROCESS_VARIES = 4 * MB
 """By how much a process and its tokenizer may differ from one start to the next: a budget that is
 named to people has so much more, so that it does when they come back with it."""
 
