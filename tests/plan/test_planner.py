@@ -140,7 +140,10 @@ def test_any_plan_keeps_its_promises(
     assert p.kv_type == kv_type
     assert from_json(Plan, json.loads(json.dumps(to_json(p)))) == p
     larger = plan(m, h, replace(limits, memory=p.budget + more), work)
-    assert slowness(larger) <= slowness(p)
+    # A sweep of many tokens is not offered where all weights would stay beside it: prompts lose a
+    # little there, and nowhere else.
+    shorter = larger.max_tokens < p.max_tokens and p.max_tokens > constants.RESIDENT_TOKENS
+    assert slowness(larger) <= slowness(p) * (1.1 if shorter else 1)
 
 
 def test_a_plan_is_a_pure_function() -> None:
