@@ -43,6 +43,17 @@ VISION: dict[str, Any] = {
     "patch_size": 14,
     "out_hidden_size": 64,
 }
+AUDIO: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 8,
+    "max_source_positions": 8,
+    "output_dim": 64,
+    "downsample_hidden_size": 8,
+}
+HEARING = {"Qwen2Audio", "Voxtral", "Qwen2_5OmniThinker", "Qwen3OmniMoeThinker"}
 SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 HALF = {**SECTIONS, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "head_dim": 16}
@@ -73,6 +84,15 @@ PARTS: list[tuple[str, str, dict[str, Any]]] = [
     ("AyaVision", "cohere2", {"head_dim": 16}),
     ("Lfm2Vl", "lfm2", {"layer_types": ["conv", "full_attention"]}),
     ("Gemma3", "", {"head_dim": 16, "sliding_window": 16}),
+    ("Exaone4_5_", "exaone4", {"head_dim": 16}),
+    ("Glm46V", "glm4v_text", {"rope_parameters": HALF}),
+    ("Glm46V", "glm4v_moe_text", {"rope_parameters": HALF, **ROUTED}),
+    ("LightOnOcr", "qwen3", {"head_dim": 16}),
+    ("Ovis2", "qwen2", {}),
+    ("Qwen2Audio", "qwen2", {}),
+    ("Qwen2_5OmniThinker", "", {"rope_parameters": SECTIONS}),
+    ("Qwen3OmniMoeThinker", "", {"rope_parameters": SECTIONS, **EXPERTS}),
+    ("Voxtral", "llama", {"head_dim": 16}),
 ]
 
 
@@ -81,16 +101,21 @@ def made(transformers: Any, kind: str, text: str, settings: dict[str, Any]) -> A
     sizes = {**TEXT, **settings, **({"model_type": text} if text else {})}
     config = getattr(transformers, f"{kind}Config")
     whole: dict[str, Any] = {"text_config": sizes, "vision_config": dict(VISION)}
+    if kind in HEARING:
+        whole["audio_config"] = dict(AUDIO)
+    if kind in HEARING and not kind.endswith("Thinker"):
+        del whole["vision_config"]
     vision = {
         "Mistral3": {"model_type": "pixtral"},
         "Llava": {"model_type": "clip_vision_model"},
         "LlavaNext": {"model_type": "clip_vision_model"},
         "LlavaOnevision": {"model_type": "siglip_vision_model"},
+        "LightOnOcr": {"model_type": "pixtral"},
         "AyaVision": {"model_type": "siglip_vision_model"},
         "Lfm2Vl": {"model_type": "siglip2_vision_model"},
         "InternVL": {"image_size": [28, 28], "patch_size": [14, 14]},
     }
-    whole["vision_config"] |= vision.get(kind, {})
+    whole.get("vision_config", {}).update(vision.get(kind, {}))
     if "tie_word_embeddings" in settings:
         whole["tie_word_embeddings"] = settings["tie_word_embeddings"]
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config(**whole)).float().eval()
