@@ -12,6 +12,7 @@
 #include <malloc.h>
 #endif
 
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -341,6 +342,14 @@ void bind_stream(nb::module_& m) {
 #endif
         },
         "Returns what the allocator keeps of freed memory to the system, where it can.");
+  m.def("share_freed_memory",
+        [] {
+#ifdef __GLIBC__
+          if (std::getenv("MALLOC_ARENA_MAX") == nullptr) mallopt(M_ARENA_MAX, 2);
+#endif
+        },
+        "Has threads that start from now on share two of the allocator's arenas: each would keep "
+        "what it freed for itself.");
   m.def("load_weights", &load, "weights"_a, "threads"_a, "request_bytes"_a, "counters"_a,
         "Reads whole weights from their places into packed form.");
   m.def("set_read_faults",

@@ -245,10 +245,12 @@ def command(
     OpenAI's clients use http://HOST:PORT/v1, those of Anthropic and Ollama http://HOST:PORT; a
     browser finds a page there.
     """
+    from strata import _native
     from strata.decode import SamplingParams
     from strata.hub.downloads import strata_home
     from strata.plan.prefill import SLOWDOWN
 
+    _native.share_freed_memory()
     try:
         from strata.server import Settings
         from strata.server.fleet.entries import given, read_entries
