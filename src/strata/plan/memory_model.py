@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import UnitProfile
 from strata.kv import pool_blocks
 from strata.machine import constants
@@ -68,6 +69,10 @@ def peak_while_opening(model: Outline, sizes: Sizes) -> int:
     return with_peak_margin(started + tokenizer_building_bytes(model.tokenizer))
 
 
+_PAGE_ROWS = 16
+"""Positions whose keys or values of a layer lie within few pages."""
+
+
 def peak_bytes(
     model: Outline, sizes: Sizes, resident: Collection[str], workload: Workload, process: int
 ) -> int:
@@ -101,6 +106,13 @@ def peak_bytes(
     used = replace(used, kv_slots=slots, kv_passes=passing, drafts=guessing, logit_rows=rows)
     shares = memory_shares(model, used, resident)
     owned = shares.total - shares.margin
+    if not sizes.kv_slots:
+        # Of a sequence's last block only the pages of its positions.
+        touched_rows = -(-positions // _PAGE_ROWS) * _PAGE_ROWS
+        unused = -touched_rows % KV_BLOCK
+        whole = zip(model.groups, model.profile.block_nbytes(sizes.kv_type), strict=True)
+        last = sum(nbytes for group, nbytes in whole if not group.recurrent and not group.window)
+        owned -= workload.concurrency * last * unused // KV_BLOCK
     # Small things find room in what building the tokenizer left.
     owned -= len(model.segments) * constants.SEGMENT
     touched = min(with_peak_margin(owned), memory_shares(model, sizes, resident).total)
