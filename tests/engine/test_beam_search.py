@@ -130,6 +130,25 @@ def test_it_goes_on_with_the_blocks_of_another_budget(tmp_path: Path) -> None:
         assert search.best == [as_beam(output) for output in expected]
 
 
+def test_a_long_prompt_takes_several_steps(tmp_path: Path) -> None:
+    """Between which others have theirs."""
+    path = write(tmp_path / "m")
+    prompt = np.random.default_rng(2).integers(0, 250, 70).tolist()
+    with LLM(path, context=CONTEXT, parallel=8, draft="off", planned=False) as llm:
+        expected = llm.beam_search(prompt, n=WIDTH, max_tokens=3)
+        llm.engine.token_budget = 16
+        search = llm.engine.beam_search([*prompt], BeamParams(WIDTH, WIDTH, 3))
+        llm.engine._memory = llm.engine._make_memory()
+        for computed in (16, 32, 48, 64, 70):
+            assert search.best == []
+            llm.engine.advance(search)
+            assert search.computed_tokens == computed
+        assert [len(beam.tokens) for beam in search.best] == [1] * WIDTH
+        while not search.over:
+            llm.engine.advance(search)
+        assert search.best == [as_beam(output) for output in expected]
+
+
 def test_beams_share_what_they_have_in_common(tmp_path: Path) -> None:
     """Blocks for one prompt, and one more for each beam; and without room there is an error."""
     path = write(tmp_path / "m", ends=0.0)

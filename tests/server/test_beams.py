@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from strata import LLM
+from strata.kv import PoolError
 from support.running import NAMES, Running, wait_for
 
 PROMPT = "Once upon a time"
@@ -67,7 +69,8 @@ def test_a_chat_is_searched_as_well(http: httpx.Client, llm: LLM) -> None:
     [
         ({"stream": True}, "stream"),
         ({"stop": ["x"]}, "stop"),
-        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
         ({"guided_regex": "a+"}, "guided_regex"),
@@ -84,6 +87,28 @@ def test_what_a_search_cannot_obey_is_refused_by_name(
     answer = http.post("/v1/completions", json=asked)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+def test_what_never_fits_is_not_to_be_tried_again(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others it waits; where nobody runs it is told."""
+    tried = []
+
+    def advance(search: object) -> None:
+        tried.append(search)
+        raise PoolError("2 beams do not fit the KV that is free")
+
+    engine = server.service.llm.engine
+    status = engine.status()
+    monkeypatch.setattr(engine, "advance", advance)
+    seen = iter([*[replace(status, running=1)] * 3, replace(status, running=0)])
+    monkeypatch.setattr(engine, "status", lambda: next(seen, status))
+    asked = {"prompt": PROMPT, "use_beam_search": True, "n": 2, "max_tokens": 3}
+    answer = http.post("/v1/completions", json=asked)
+    assert answer.status_code == 400, answer.text
+    assert "2 beams do not fit the KV that is free" in answer.json()["error"]["message"]
+    assert tried
 
 
 def test_what_asks_for_nothing_is_no_search(http: httpx.Client) -> None:

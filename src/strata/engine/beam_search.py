@@ -84,6 +84,7 @@ class BeamSearch:
         self._memory: SequenceMemory | None = None
         self._live: list[_Live] = []
         self._ended: list[Beam] = []
+        self._found: list[tuple[float, int, int]] = []
         self._steps = 0
         self.over = False
         self.cached_tokens = 0
@@ -91,14 +92,16 @@ class BeamSearch:
 
     @property
     def best(self) -> list[Beam]:
-        """The best ways when it is over, the best first; of equal ones the one that ended first."""
-        live = [self._beam(b.tokens, b.logprob, ended=False) for b in self._live]
+        """The best ways when it is over, the best first; of equal ones the one that ended first.
+        Before that the best so far: none until the prompt is computed."""
+        live = [self._beam(b.tokens, b.logprob, ended=False) for b in self._live if b.tokens]
         ranked = sorted([*self._ended, *live], key=lambda beam: -beam.score)
         return ranked[: self.params.count]
 
     def step(self, runner: Runner, memory: SequenceMemory, token_budget: int) -> None:
-        """Take all beams one token further. PoolError where there are too few free blocks; what
-        fails ends the search."""
+        """Compute one step of the engine: part of the prompt, or of what the beams lack; with the
+        last of it they are one token further. PoolError where there are too few free blocks:
+        nothing is lost, and it may be tried again. What else fails ends the search."""
         try:
             if memory is not self._memory:
                 # Blocks were made anew, by another budget.
@@ -107,14 +110,28 @@ class BeamSearch:
                 self._live = [
                     _Live(b.tokens, b.logprob, known([*self.prompt, *b.tokens])) for b in self._live
                 ] or [self._first(known(self.prompt))]
-            self._choose(self._candidates(runner, memory, token_budget))
+                self._found = []
+            self._compute(runner, memory, token_budget)
+            if all(beam.kv.length == self._length(beam) for beam in self._live):
+                self._choose(self._found)
+                self._found = []
+        except PoolError:
+            raise
         except BaseException:
             self.close()
             raise
 
+    def _length(self, beam: _Live) -> int:
+        return len(self.prompt) + len(beam.tokens)
+
     def _first(self, kv: SequenceState) -> _Live:
         self.cached_tokens = kv.length
         return _Live((), 0.0, kv)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens in its KV, of the prompt and of one beam."""
+        return self._live[0].kv.length if self._live else 0
 
     def close(self) -> None:
         """Give back all blocks; there are no more steps."""
@@ -124,33 +141,29 @@ class BeamSearch:
                 self._memory.manager.release(beam.kv)
         self._memory = None
 
-    def _candidates(
-        self, runner: Runner, memory: SequenceMemory, token_budget: int
-    ) -> list[tuple[float, int, int]]:
-        """What may come next: sums of log-probabilities, beams, tokens."""
-        found: list[tuple[float, int, int]] = []
-        while len(parts := self._parts(memory.manager, token_budget)):
-            step, wanted = self._batch(parts)
-            numbers = iter(wanted)
-            for logits in runner.run(step, memory.state):
-                for row, number in zip(logits, numbers, strict=False):
-                    if not np.isfinite(row.max()):
-                        raise LogitsError("the model gave logits that are not numbers")
-                    before = self._live[number].logprob
-                    # As many as may be needed, were all of those before them ends.
-                    top = report(0, row, self.params.width + len(self._stop_ids)).top
-                    found += [(before + chance, number, token) for token, chance in top]
-                del logits
-            for number, count in parts:
-                beam = self._live[number]
-                memory.manager.commit(beam.kv, [*self.prompt, *beam.tokens], count)
-        return found
+    def _compute(self, runner: Runner, memory: SequenceMemory, token_budget: int) -> None:
+        """A step, and what may come next by it: sums of log-probabilities, beams, tokens."""
+        parts = self._parts(memory.manager, token_budget)
+        step, wanted = self._batch(parts)
+        numbers = iter(wanted)
+        for logits in runner.run(step, memory.state):
+            for row, number in zip(logits, numbers, strict=False):
+                if not np.isfinite(row.max()):
+                    raise LogitsError("the model gave logits that are not numbers")
+                before = self._live[number].logprob
+                # As many as may be needed, were all of those before them ends.
+                top = report(0, row, self.params.width + len(self._stop_ids)).top
+                self._found += [(before + chance, number, token) for token, chance in top]
+            del logits
+        for number, count in parts:
+            beam = self._live[number]
+            memory.manager.commit(beam.kv, [*self.prompt, *beam.tokens], count)
 
     def _parts(self, manager: KVCacheManager, token_budget: int) -> list[tuple[int, int]]:
         """Beams that lack tokens, and how many of them the next step computes."""
         parts = []
         for number, beam in enumerate(self._live):
-            total = len(self.prompt) + len(beam.tokens)
+            total = self._length(beam)
             count = min(total - beam.kv.length, token_budget, manager.step_limit(beam.kv, total))
             if count > 0:
                 if not manager.reserve(beam.kv, count):
@@ -191,12 +204,13 @@ class BeamSearch:
         chosen: list[_Live] = []
         for rank, (logprob, number, token) in enumerate(candidates):
             parent = self._live[number]
-            tokens = (*parent.tokens, token)
             if token in self._stop_ids:
                 if rank < width:
-                    self._ended.append(self._beam(tokens, logprob, ended=True))
+                    way = (*parent.tokens, token)
+                    self._ended.append(self._beam(way, logprob, ended=True))
             elif len(chosen) < width:
-                chosen.append(_Live(tokens, logprob, manager.fork(parent.kv)))
+                way = (*parent.tokens, token)
+                chosen.append(_Live(way, logprob, manager.fork(parent.kv)))
         for parent in self._live:
             manager.release(parent.kv)
         self._live = chosen

@@ -454,6 +454,10 @@ def make_planner(
         # Of a server's libraries some are here already.
         process = max(constants.PROCESS, process - server_bytes(workload))
     process += workload.text_bytes
+    if options.kv_store:
+        from strata.kv.store import loading_bytes
+
+        process += loading_bytes(max(profile.block_nbytes(kv_type), default=0))
     # It has taken what building takes, however little it keeps.
     sizes = replace(sizes, tokenizer=replace(sizes.tokenizer, kept=tokenizer_bytes))
     limits = Limits(

@@ -60,7 +60,7 @@ _MOST_BLOCKS = 1 << 14
 _READERS = 4
 """Threads that load, with a buffer of a block each: one that compares digests does not read."""
 _READ_BYTES = 8 << 20
-"""Of their buffers, if two blocks take no more."""
+"""Of their buffers, if two take no more."""
 _PART_BYTES = 4 << 20
 """Which a thread reads in a row."""
 
@@ -123,6 +123,21 @@ class _Part:
     at: int
     count: int
     number: int
+
+
+def _room_bytes(block_nbytes: int) -> int:
+    """Into which a block is read, with whatever of its first and last page is not its own."""
+    nbytes = block_nbytes + 2 * _PAGE
+    return nbytes if nbytes <= HUGE_PAGE // 8 else -(-nbytes // HUGE_PAGE) * HUGE_PAGE
+
+
+def _readers(block_nbytes: int) -> int:
+    return min(_READERS, max(2, _READ_BYTES // _room_bytes(block_nbytes)))
+
+
+def loading_bytes(block_nbytes: int) -> int:
+    """Bytes of buffers that loading blocks of so many bytes takes."""
+    return _readers(block_nbytes) * _room_bytes(block_nbytes)
 
 
 class PrefixStore:
@@ -202,7 +217,7 @@ class PrefixStore:
 
         def work() -> None:
             nonlocal right
-            room = None
+            room = self._room()
             while True:
                 with lock:
                     # In their order: all that comes before what is not right is looked at.
@@ -211,7 +226,6 @@ class PrefixStore:
                     part = parts.popleft()
                 number = part.number
                 try:
-                    room = self._room() if room is None else room
                     for _, block in self._read(part.entry, part.at, part.count, room):
                         put(number, block)
                         number += 1
@@ -220,7 +234,9 @@ class PrefixStore:
                     with lock:
                         right = min(right, number)
 
-        others = min(_READERS, max(2, _READ_BYTES // self.block_nbytes), len(parts)) - 1
+        others = min(_readers(self.block_nbytes), len(parts)) - 1
+        if not parts:
+            return 0
         if others < 1:
             work()
         else:
@@ -385,9 +401,8 @@ class PrefixStore:
         return Entry(name, tuple(keys), tuple(offsets), tuple(digests), before, said, tokens)
 
     def _room(self) -> Buffer:
-        """Into which a block is read, with whatever of its first and last page is not its own."""
-        nbytes = self.block_nbytes + 2 * _PAGE
-        if nbytes > HUGE_PAGE // 8:
+        nbytes = _room_bytes(self.block_nbytes)
+        if nbytes >= HUGE_PAGE:
             return huge_pages(nbytes)
         room = np.empty(nbytes + _PAGE, np.uint8)
         return room[-room.ctypes.data % _PAGE :]

@@ -25,7 +25,6 @@ _CLOSE_S = 30.0
 _FIRST_BYTES_S = 500e6
 """Taken for the speed of the disk until it is measured."""
 
-
 _SLICE_BYTES = 64 << 20
 """After each of which loading is compared with computing again."""
 
@@ -77,6 +76,7 @@ class StoreOffload:
         self._block_s = sum(map(state.block_nbytes, range(len(groups)))) / _FIRST_BYTES_S
         self._thread: threading.Thread | None = None
         self._not_tried = 0
+        self._timed = [(0, 0.0)] * len(self._groups)
 
     def find(self, tokens: Sequence[int], first: int, most: int) -> int:
         """See Offload."""
@@ -119,21 +119,27 @@ class StoreOffload:
             loaded += count
             if count < len(wanted):
                 break
-            if count == most and self._is_slow(count, perf_counter() - started):
+            if self._is_slow(run.group, count, perf_counter() - started, most):
                 self._not_tried = _NOT_TRIED
+                group = self._groups[run.group]
                 # Windows and states are kept for some ends alone.
-                if len(self._groups) == 1:
+                if len(self._groups) == 1 and not (group.window or group.recurrent):
                     break
         if loaded > most:
             store.touch(keys[:loaded])
         return loaded
 
-    def _is_slow(self, blocks: int, seconds: float) -> bool:
-        """Whether computing so many blocks would have been faster than loading them was."""
+    def _is_slow(self, number: int, blocks: int, seconds: float, most: int) -> bool:
+        """Whether computing the last ``most`` blocks of a group, by now or by several calls, would
+        have been faster than loading them was."""
+        before, spent = self._timed[number]
+        blocks, seconds = before + blocks, spent + seconds
+        whole = blocks >= most
+        self._timed[number] = (0, 0.0) if whole else (blocks, seconds)
         token_s = self._token_s()
-        slow = token_s is not None and seconds > blocks * KV_BLOCK * token_s
+        slow = whole and token_s is not None and seconds > blocks * KV_BLOCK * token_s
         if slow:
-            _log.info("KV is computed again: that is faster than loading it from the store")
+            _log.info("loading KV from the store is slower than computing it: left for a while")
         return slow
 
     def save(self, tokens: Sequence[int], runs: Sequence[BlockRun]) -> None:

@@ -171,7 +171,8 @@ def _tensors(file: ModelFile, c: Config, s: GatedStreams, g: Ngrams | None) -> d
     if g is not None:
         table, name = file.tensors.get(_TABLE), f"blk.{g.layer}.ple_"
         # Converters make it longer than the hashes reach.
-        rows = g.rows if table is None else max(g.rows, table.shape[0])
+        longer = table is not None and len(table.shape) == 2
+        rows = max(g.rows, table.shape[0]) if table is not None and longer else g.rows
         made = len(g.starts) * g.width
         tensors |= {
             _TABLE: Tensor(None, (rows, g.width)),

@@ -10,9 +10,11 @@ from typing import Any
 
 from strata.decode import FinishReason
 from strata.engine.beam_search import MOST_BEAMS, Beam, BeamParams, BeamSearch
+from strata.engine.engine import Engine
 from strata.errors import UsageError
+from strata.kv import PoolError
 from strata.server.answers import Answer, Answers
-from strata.server.errors import ApiError
+from strata.server.errors import ApiError, ShuttingDown
 from strata.server.notes import note
 from strata.server.openai.requests import Beamed, ChatRequest, CompletionRequest
 from strata.server.parsers import Parser
@@ -28,14 +30,18 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tools", "functions"), ([],)),
     **dict.fromkeys(
         (
-            *("logprobs", "top_logprobs", "prompt_logprobs", "regex", "json_schema"),
+            *("logprobs", "prompt_logprobs", "regex", "json_schema"),
             *("structured_outputs", "guided_json", "guided_regex", "guided_choice"),
             *("guided_grammar",),
         ),
         (False,),
     ),
+    "top_logprobs": (0,),
 }
 
+
+_WAIT_S = 0.02
+"""Between two looks for free KV."""
 
 _DRAWN = ("temperature", "top_p", "top_k", "min_p", "seed")
 
@@ -49,10 +55,17 @@ def check_beams(body: Beamed) -> bool:
         return False
     for name, nothings in _NOT_OBEYED.items():
         value = getattr(body, name, None)
-        if value is not None and not any(value == nothing for nothing in nothings):
+        # 0 asks for log-probabilities where False does not, though they are equal.
+        if value is not None and not any(
+            value == nothing and isinstance(value, bool) == isinstance(nothing, bool)
+            for nothing in nothings
+        ):
             raise ApiError(
                 400, f"a beam search has no {name}: leave it out, or use_beam_search", param=name
             )
+    limits = (getattr(body, n, None) for n in ("max_tokens", "max_completion_tokens", "n_predict"))
+    if 0 in limits:
+        raise ApiError(400, "a beam search gives one token at least", param="max_tokens")
     form = body.response_format if isinstance(body, ChatRequest) else None
     if form is not None and form.type != "text":
         raise ApiError(400, "a beam search obeys no response_format", param="response_format")
@@ -151,9 +164,22 @@ async def search_beams(
 
 
 async def _finish(service: Service, search: BeamSearch) -> None:
+    def step(engine: Engine) -> bool:
+        try:
+            engine.advance(search)
+        except PoolError as error:
+            if not engine.status().running:
+                raise UsageError(str(error)) from None
+            return False
+        return True
+
     try:
         while not search.over:
-            await service.alone(lambda engine: engine.advance(search))
+            if service.bridge.closing:
+                raise ShuttingDown("the server is shutting down")
+            if not await service.alone(step):
+                # Answers that run give back what they hold.
+                await asyncio.sleep(_WAIT_S)
     finally:
         if not search.over:
             # Behind a step under way, also where nobody waits for this any longer.
