@@ -113,6 +113,8 @@ def peak_bytes(
         whole = zip(model.groups, model.profile.block_nbytes(sizes.kv_type), strict=True)
         last = sum(nbytes for group, nbytes in whole if not group.recurrent and not group.window)
         owned -= workload.concurrency * last * unused // KV_BLOCK
+    # Of what loading takes more nothing is left when libraries are touched by the first step.
+    owned -= min(constants.STARTED, shares.staging - _beside_ring(model, used))
     # Small things find room in what building the tokenizer left.
     owned -= len(model.segments) * constants.SEGMENT
     touched = min(with_peak_margin(owned), memory_shares(model, sizes, resident).total)
@@ -146,12 +148,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
     sampling = model.vocabulary * constants.SAMPLING_LOGIT
     staging = model.profile.loading_bytes(sizes.io_threads, sizes.request_bytes)
     slots = sizes.expert_slots * model.profile.slot_bytes
-    beside_ring = 0
-    if sizes.ring_bytes:
-        beside_ring = model.profile.streaming_bytes(sizes.io_threads, sizes.tile_bytes)
-    if slots:
-        # Experts are read as what stays is loaded.
-        beside_ring += staging
+    beside_ring = _beside_ring(model, sizes)
     kv = kv_in_memory(model, sizes)
     logits = sizes.logit_rows * model.row_width * 4 + sampling
     activations = arena + scratch + attention
@@ -176,6 +173,17 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         drafts=sizes.drafts.nbytes + sizes.draft_model_bytes,
     )
     return _with_margin(base, model.vector_bytes)
+
+
+def _beside_ring(model: Outline, sizes: Sizes) -> int:
+    """Bytes of staging while steps run."""
+    nbytes = 0
+    if sizes.ring_bytes:
+        nbytes = model.profile.streaming_bytes(sizes.io_threads, sizes.tile_bytes)
+    if sizes.expert_slots:
+        # Experts are read as what stays is loaded.
+        nbytes += model.profile.loading_bytes(sizes.io_threads, sizes.request_bytes)
+    return nbytes
 
 
 def kv_in_memory(model: Outline, sizes: Sizes) -> int:
