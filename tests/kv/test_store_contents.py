@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from strata.backends.base import KV_BLOCK
 from strata.cli import main
 from strata.errors import UsageError
-from strata.kv.block_packing import packed, unpacked
+from strata.kv.block_packing import UNPACKING_BYTES, packed, unpacked
 from strata.kv.store import Buffer, PrefixStore, block_keys
 from strata.kv.store_contents import StoreContents, contents_bytes
 from strata.kv.store_directory import StoreDirectory, StoreError
@@ -324,17 +325,32 @@ def test_a_damaged_compressed_block_is_not_used(tmp_path: Path, at: int) -> None
 def test_packing_and_back(nbytes: int) -> None:
     block = np.zeros(nbytes, np.uint8)
     part = packed(block)
-    whole = part if len(part) == nbytes else unpacked(part, nbytes)
+    whole = part if len(part) == nbytes else unpacked(part, np.empty(nbytes, np.uint8))
     assert whole.tobytes() == block.tobytes()
 
 
 def test_a_part_that_holds_more_than_a_block_is_no_larger_than_one() -> None:
     part = packed(np.zeros(1 << 24, np.uint8))
-    assert len(unpacked(part, 4096)) == 4096
+    assert not unpacked(part, np.ones(4096, np.uint8)).any()
     with pytest.raises(StoreError, match="too short"):
-        unpacked(packed(np.zeros(4096, np.uint8)), 8192)
+        unpacked(packed(np.zeros(4096, np.uint8)), np.empty(8192, np.uint8))
     with pytest.raises(StoreError, match="is damaged"):
-        unpacked(np.full(100, 255, np.uint8), 4096)
+        unpacked(np.full(100, 255, np.uint8), np.empty(4096, np.uint8))
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 150_000, 299_000])
+@pytest.mark.parametrize("cut", [0, 1, 4])
+def test_unpacking_in_pieces_takes_no_more_than_is_owned(zeros: int, cut: int) -> None:
+    block = np.random.default_rng(zeros).integers(0, 16, 300_001).astype(np.uint8)
+    block[:zeros] = 0
+    # Without its checksum, or a part of that, as others may have written it.
+    part, out = packed(block)[: -cut or None].copy(), np.empty_like(block)
+    tracemalloc.start()
+    unpacked(part, out)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert out.tobytes() == block.tobytes()
+    assert peak < UNPACKING_BYTES
 
 
 def test_a_text_is_looked_up(tmp_path: Path) -> None:

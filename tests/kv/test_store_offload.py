@@ -353,10 +353,33 @@ def test_loading_ends_where_computing_is_faster(
     tokens = [*chain("abcdefg"), 1]
     for _ in range(2):
         assert k.find(tokens, 0, 7) == 7
+        assert k.is_tried()
         assert k.load(tokens, BlockRun(0, 0, tuple(range(7)))) == came
         for block, right in zip(memory.data[0, :came], content(chain("abcdefg")), strict=False):
             assert block.tobytes() == right.tobytes()
         if came < 7:
             # Not tried for a while, and then again.
-            assert [k.find(tokens, 0, 7) for _ in range(15)] == [0] * 15
+            assert [k.is_tried() for _ in range(15)] == [False] * 15
+    k.close()
+
+
+def test_who_looks_up_does_not_have_slow_loading_tried_sooner(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_offload, "_SLICE_BYTES", 2 * NBYTES)
+    slow.may_write.set()
+    k, pool, memory = offload(slow, token_s=1e-12)
+    hand_over(k, pool, memory, "abcdefg")
+    k.close()
+    k, pool, memory = offload(slow, token_s=1e-12)
+    tokens = [*chain("abcdefg"), 1]
+    manager = KVCacheManager(FULL, [pool], NoPrefixCache(), memory, k, step_rows=512)
+    kv = manager.new()
+    assert manager.loadable(kv, tokens) == 7
+    manager.load(kv, tokens, 7, 7)
+    manager.release(kv)
+    # It is there, whoever asks and however often.
+    assert [manager.known(tokens) for _ in range(40)] == [(0, 7 * KV_BLOCK)] * 40
+    kv = manager.new()
+    assert [manager.loadable(kv, tokens) for _ in range(16)] == [0] * 15 + [7]
     k.close()

@@ -16,6 +16,11 @@ from strata.kv.store_directory import StoreError
 
 _LEVEL = 1
 
+_PIECE = 1 << 16
+
+UNPACKING_BYTES = 6 * _PIECE
+"""A piece, what is left of it, what it gives while that grows, and zlib's window."""
+
 Buffer = NDArray[np.uint8]
 
 
@@ -26,17 +31,26 @@ def packed(block: Buffer) -> Buffer:
     return out if len(out) < len(block) else block
 
 
-def unpacked(part: Buffer, nbytes: int) -> Buffer:
-    """The block of ``nbytes`` bytes; StoreError where it is not one, before more is made of it."""
-    stream = zlib.decompressobj()
+def unpacked(part: Buffer, out: Buffer) -> Buffer:
+    """``out``, uint8 [n], with the block of so many bytes; StoreError where the part is not one.
+    Takes UNPACKING_BYTES beside them."""
+    stream, even, done = zlib.decompressobj(), (len(out) + 1) // 2, 0
     try:
-        halves = np.frombuffer(stream.decompress(part.data, nbytes), np.uint8)
+        for start in range(0, len(part), _PIECE):
+            rest: bytes | memoryview = part[start : start + _PIECE].data
+            # What comes behind the bytes that were asked for, a checksum, need not be there.
+            while done < len(out) and not stream.eof:
+                piece = np.frombuffer(stream.decompress(rest, _PIECE), np.uint8)[: len(out) - done]
+                first = piece[: max(0, even - done)]
+                out[0::2][done : done + len(first)] = first
+                begin = max(0, done - even)
+                out[1::2][begin : begin + len(piece) - len(first)] = piece[len(first) :]
+                done += len(piece)
+                rest = stream.unconsumed_tail
+                if not rest and not len(piece):
+                    break
     except zlib.error as error:
         raise StoreError(f"a compressed block is damaged: {error}") from None
-    # What comes behind the bytes that were asked for, a checksum, is not there in all of them.
-    if len(halves) < nbytes:
+    if done < len(out):
         raise StoreError("a compressed block is too short")
-    out = np.empty(nbytes, np.uint8)
-    even = (nbytes + 1) // 2
-    out[0::2], out[1::2] = halves[:even], halves[even:]
     return out

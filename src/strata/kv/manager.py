@@ -145,7 +145,7 @@ class KVCacheManager:
             return 0, 0
         kv = self.match_prefix(tokens)
         try:
-            return kv.length, max(kv.length, self.loadable(kv, tokens) * KV_BLOCK)
+            return kv.length, max(kv.length, self._kept(kv, tokens) * KV_BLOCK)
         finally:
             self.release(kv)
 
@@ -384,6 +384,12 @@ class KVCacheManager:
     # Bringing back what was kept elsewhere. -----------------------------------------------------
 
     def loadable(self, kv: SequenceState, tokens: Sequence[int]) -> int:
+        """Up to which block ``load`` is to bring a sequence; the number it has if nowhere. Asked
+        once for each."""
+        end = self._kept(kv, tokens)
+        return end if end > self._full(kv) and self._offload.is_tried() else self._full(kv)
+
+    def _kept(self, kv: SequenceState, tokens: Sequence[int]) -> int:
         """Up to which block ``load`` can bring a sequence; the number it has if nowhere."""
         if kv.length % KV_BLOCK:
             return self._full(kv)

@@ -30,6 +30,10 @@ class Offload(Protocol):
         """Up to which block of ``tokens`` a sequence that has ``first`` of them can be brought
         from here, at most to ``most``; ``first`` if nowhere."""
 
+    def is_tried(self) -> bool:
+        """Whether what is found is to be loaded: it is asked once each time, and after loading was
+        slower than computing some of these times pass."""
+
     def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """Fill the blocks of a run; how many of them, from the start, now hold what they should."""
 
@@ -63,6 +67,10 @@ class NoOffload:
     def find(self, tokens: Sequence[int], first: int, most: int) -> int:
         """Nowhere."""
         return first
+
+    def is_tried(self) -> bool:
+        """There is nothing."""
+        return False
 
     def load(self, tokens: Sequence[int], run: BlockRun) -> int:
         """None."""

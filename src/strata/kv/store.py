@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -41,7 +42,7 @@ from numpy.typing import NDArray
 
 from strata.backends.base import KV_BLOCK
 from strata.huge_pages import HUGE_PAGE, huge_pages
-from strata.kv.block_packing import packed, unpacked
+from strata.kv.block_packing import UNPACKING_BYTES, packed, unpacked
 from strata.kv.store_directory import ForeignFileError, StoreDirectory, StoreError
 
 _log = logging.getLogger("strata.kv")
@@ -136,8 +137,33 @@ def _readers(block_nbytes: int) -> int:
 
 
 def loading_bytes(block_nbytes: int) -> int:
-    """Bytes of buffers that loading blocks of so many bytes takes."""
-    return _readers(block_nbytes) * _room_bytes(block_nbytes)
+    """Bytes of buffers that loading blocks of so many bytes takes, compressed ones too."""
+    each = _room_bytes(block_nbytes) + block_nbytes + UNPACKING_BYTES
+    return _readers(block_nbytes) * each
+
+
+class _Buffers:
+    """Into which a thread reads blocks, one after the other."""
+
+    def __init__(self, block_nbytes: int) -> None:
+        self._block_nbytes = block_nbytes
+
+    @cached_property
+    def room(self) -> Buffer:
+        """A block's bytes as they lie in a file, and what is beside them in their pages."""
+        nbytes = _room_bytes(self._block_nbytes)
+        if nbytes >= HUGE_PAGE:
+            return huge_pages(nbytes)
+        room = np.empty(nbytes + _PAGE, np.uint8)
+        return room[-room.ctypes.data % _PAGE :]
+
+    @cached_property
+    def _block(self) -> Buffer:
+        return np.empty(self._block_nbytes, np.uint8)
+
+    def whole(self, part: Buffer) -> Buffer:
+        """The block of which this lies in a file; valid until the next one."""
+        return part if len(part) == self._block_nbytes else unpacked(part, self._block)
 
 
 class PrefixStore:
@@ -217,7 +243,7 @@ class PrefixStore:
 
         def work() -> None:
             nonlocal right
-            room = self._room()
+            buffers = _Buffers(self.block_nbytes)
             while True:
                 with lock:
                     # In their order: all that comes before what is not right is looked at.
@@ -226,7 +252,7 @@ class PrefixStore:
                     part = parts.popleft()
                 number = part.number
                 try:
-                    for _, block in self._read(part.entry, part.at, part.count, room):
+                    for _, block in self._read(part.entry, part.at, part.count, buffers):
                         put(number, block)
                         number += 1
                 except (OSError, StoreError) as error:
@@ -400,21 +426,15 @@ class PrefixStore:
         said = label.rstrip(b"\0").decode(errors="replace")
         return Entry(name, tuple(keys), tuple(offsets), tuple(digests), before, said, tokens)
 
-    def _room(self) -> Buffer:
-        nbytes = _room_bytes(self.block_nbytes)
-        if nbytes >= HUGE_PAGE:
-            return huge_pages(nbytes)
-        room = np.empty(nbytes + _PAGE, np.uint8)
-        return room[-room.ctypes.data % _PAGE :]
-
     def _read(
-        self, entry: Entry, first: int, count: int, room: Buffer | None = None
+        self, entry: Entry, first: int, count: int, buffers: _Buffers | None = None
     ) -> Iterator[tuple[Buffer, Buffer]]:
         """``count`` blocks from number ``first`` of a file, as they lie there and as they are, in
         the same buffers one after the other; StoreError at one that has not the digest it
         should."""
-        if room is None:
-            room = self._room()
+        if buffers is None:
+            buffers = _Buffers(self.block_nbytes)
+        room = buffers.room
         with self.directory.opened(entry.name) as fd:
             _past_cache(fd, True)
             for number in range(first, first + count):
@@ -422,8 +442,7 @@ class PrefixStore:
                 begin = at // _PAGE * _PAGE
                 _pages(fd, room[: -(-(end - begin) // _PAGE) * _PAGE], begin, end - begin)
                 part = room[at - begin : end - begin]
-                whole = len(part) == self.block_nbytes
-                block = part if whole else unpacked(part, self.block_nbytes)
+                block = buffers.whole(part)
                 if hashlib.sha256(block.data).digest() != entry.digests[number]:
                     raise StoreError(f"block {number} is damaged")
                 yield part, block
@@ -443,10 +462,10 @@ class PrefixStore:
         head = _HEAD.pack(
             _MAGIC, VERSION, count, self.block_nbytes, self.identity, parent, self._label
         )
+        buffers = _Buffers(self.block_nbytes)
         with self.directory.new(name, offsets[0] + most) as fd:
             for part in parts:
-                whole = len(part) == self.block_nbytes
-                block = part if whole else unpacked(part, self.block_nbytes)
+                block = buffers.whole(part)
                 digests.append(hashlib.sha256(block.data).digest())
                 _exactly(fd, part, offsets[-1])
                 offsets.append(offsets[-1] + len(part))

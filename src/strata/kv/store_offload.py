@@ -91,10 +91,11 @@ class StoreOffload:
                 all(row[number - first] for number in self._needed(group, end) if number >= first)
                 for row, group in zip(kept, self._groups, strict=True)
             ):
-                return end if self._is_tried() else first
+                return end
         return first
 
-    def _is_tried(self) -> bool:
+    def is_tried(self) -> bool:
+        """See Offload."""
         self._not_tried = max(0, self._not_tried - 1)
         return not self._not_tried
 
