@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +130,35 @@ def test_it_goes_on_with_the_blocks_of_another_budget(tmp_path: Path) -> None:
         while not search.over:
             llm.engine.advance(search)
         assert search.best == [as_beam(output) for output in expected]
+
+
+def test_who_finds_no_kv_beside_it_waits_until_it_goes_on(tmp_path: Path) -> None:
+    """And is not planned again and again meanwhile."""
+    path = write(tmp_path / "m")
+    prompt, other = np.random.default_rng(2).integers(0, 250, (2, 100)).tolist()
+    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    with LLM(path, context=CONTEXT, parallel=2, draft="off", planned=False) as llm:
+        alone = llm.generate(other, params).token_ids
+        expected = llm.beam_search(prompt, beam_width=3, max_tokens=8, ignore_eos=True)
+        search = llm.engine.beam_search(prompt, BeamParams(3, 1, 8, ignore_eos=True))
+        for _ in range(4):
+            llm.engine.advance(search)
+        assert llm.engine.status().kv_blocks_free == 0
+        with ThreadPoolExecutor(2) as pool:
+            answer = pool.submit(llm.generate, other, params)
+            while llm.engine.status().preemptions == 0:
+                time.sleep(0.001)
+            time.sleep(0.01)
+            assert llm.engine.held_up
+            assert llm.engine.status().preemptions == 1
+            measured = pool.submit(llm.measure, prompt=8, gen=4, repeat=1)
+            while not search.over:
+                with llm.driver.alone() as engine:
+                    engine.advance(search)
+            assert answer.result(60).token_ids == alone
+            assert measured.result(60)
+        assert search.best == [as_beam(output) for output in expected]
+        llm.engine.check_integrity()
 
 
 def test_a_long_prompt_takes_several_steps(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class CountingEngine:
     closed: bool = False
     running: list[Request] = field(default_factory=list)
     errors: dict[int, StrataError] = field(default_factory=dict)
+    searching: bool = False
+    held_up: bool = False
     during: Callable[[CountingEngine], None] = lambda engine: None
     after: Callable[[CountingEngine], None] = lambda engine: None
     _inside: threading.Lock = field(default_factory=threading.Lock)
@@ -46,6 +48,10 @@ class CountingEngine:
     @property
     def busy(self) -> bool:
         return bool(self.running)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.searching)
 
     @property
     def queue_full(self) -> bool:
@@ -80,6 +86,9 @@ class CountingEngine:
     def step(self) -> list[Delta]:
         with self._entered():
             self.steps += 1
+            self.held_up = self.searching and self.busy
+            if self.held_up:
+                return []
             self.during(self)
             deltas = [self._advance(request) for request in list(self.running)]
             self.after(self)
@@ -338,6 +347,62 @@ def test_an_idle_engine_has_nothing_to_lose(driver: Driver) -> None:
         while not own.done:
             engine.step()
     assert [delta.sample.token for _, delta in left] == list(range(11, 40))
+
+
+@pytest.fixture
+def searching(driver: Driver) -> Iterator[CountingEngine]:
+    """The driver's engine, all of whose KV is a search's until the test says otherwise."""
+    engine = engine_of(driver)
+    engine.searching = True
+    yield engine
+    engine.searching = False
+
+
+def test_nobody_spins_beside_a_search(driver: Driver, searching: CountingEngine) -> None:
+    """One step finds that it holds all, and one more each time that it has gone on."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ask, driver, 10, 5)
+        try:
+            for steps in (1, 2, 3):
+                wait_until(lambda steps=steps: searching.steps >= steps)  # type: ignore[misc]
+                time.sleep(0.01)
+                assert searching.steps == steps
+                with driver.alone():
+                    pass
+            # Who leaves wakes the others: there may be room for them.
+            driver.submit([job(20, 5)]).cancel()
+            time.sleep(0.01)
+            assert searching.steps <= 6
+        finally:
+            with driver.alone():
+                searching.searching = False
+        assert answer.result(20) == list(range(10, 15))
+
+
+def test_who_is_alone_when_all_is_idle_lets_searches_end(
+    driver: Driver, searching: CountingEngine
+) -> None:
+    idle: list[bool] = []
+
+    def when_idle() -> None:
+        with driver.alone(idle=True) as engine:
+            idle.append(engine.idle)
+
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(ask, driver, 10, 5)
+        try:
+            wait_until(lambda: searching.steps > 0)
+            waiting = pool.submit(when_idle)
+            for _ in range(5):
+                time.sleep(0.002)
+                with driver.alone():
+                    assert not idle
+        finally:
+            with driver.alone():
+                searching.searching = False
+        waiting.result(20)
+        assert answer.result(20) == list(range(10, 15))
+    assert idle == [True]
 
 
 def test_closing_tells_all_who_wait(driver: Driver) -> None:

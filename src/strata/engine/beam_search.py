@@ -129,6 +129,11 @@ class BeamSearch:
         return _Live((), 0.0, kv)
 
     @property
+    def holds_kv(self) -> bool:
+        """Whether it has begun and is not over."""
+        return self._memory is not None
+
+    @property
     def computed_tokens(self) -> int:
         """Tokens in its KV, of the prompt and of one beam."""
         return self._live[0].kv.length if self._live else 0

@@ -160,6 +160,10 @@ class Driver:
         self._stopping = False
         self._touched: set[Run] = set()
         self._asking = 0
+        # How often somebody was at the engine alone or left, and as of which time searches held the
+        # KV that requests need: nothing can be done before the next.
+        self._visits = 0
+        self._held_up_at = -1
 
     @property
     def engine(self) -> Engine:
@@ -184,14 +188,27 @@ class Driver:
 
     @contextmanager
     def alone(self, *, idle: bool = False) -> Iterator[Engine]:
-        """The engine between two steps, for one thread. ``idle``: when all that runs has ended, for
-        those who run steps of it themselves."""
-        with self._next_turn(), self._using():
-            engine = self.engine
-            while idle and engine.busy:
-                self._drop_all()
-                self._step(engine)
-            yield engine
+        """The engine between two steps, for one thread. ``idle``: when all that runs has ended,
+        searches of other threads as well, for those who run steps of it themselves."""
+        while True:
+            with self._next_turn(), self._using():
+                engine = self.engine
+                while idle and engine.busy:
+                    self._drop_all()
+                    self._step(engine)
+                    if self._held_up:
+                        break
+                if not idle or engine.idle:
+                    try:
+                        yield engine
+                    finally:
+                        self._visits += 1
+                    return
+                seen = self._visits
+            # A search goes on, which is other threads' visits.
+            with self._lock:
+                while self._visits == seen:
+                    self._changed.wait()
 
     def close(self) -> None:
         """End everything with a UsageError and close the engine, after the step under way."""
@@ -199,6 +216,7 @@ class Driver:
             engine, self._engine = self._engine, None
             if engine is None:
                 return
+            self._visits += 1
             error = UsageError("this LLM was closed before the answer ended")
             for ticket in self._running.values():
                 self._end(ticket, error)
@@ -242,6 +260,9 @@ class Driver:
             if run.waiting and self._thread is None:
                 self._advance()
         self._drop_if_free()
+        with self._lock:
+            while self._held_up and run.waiting and self._thread is None:
+                self._changed.wait()
 
     def drop(self, run: Run) -> None:
         """Cancel a run before the next step. Also called when an iterator is collected, which may
@@ -251,9 +272,12 @@ class Driver:
         self._drop_if_free()
 
     def _tell(self) -> None:
-        if self._thread is not None:
-            with self._lock:
-                self._changed.notify_all()
+        with self._lock:
+            self._changed.notify_all()
+
+    @property
+    def _held_up(self) -> bool:
+        return self._held_up_at == self._visits
 
     @contextmanager
     def _next_turn(self) -> Iterator[None]:
@@ -309,6 +333,8 @@ class Driver:
                     self._forget(ticket)
                     ticket.run.end(ticket)
             self._dropped.popleft()
+            self._visits += 1
+            self._tell()
 
     def _admit(self, engine: Engine) -> None:
         while self._new and not engine.queue_full:
@@ -327,6 +353,7 @@ class Driver:
         started = perf_counter()
         try:
             self._hand_out(engine.step())
+            self._held_up_at = self._visits if engine.held_up else -1
         except Exception as error:
             # Whom it concerns is not known; a request that fails alone has it in its Delta.
             self._cut_off(list(self._running.values()), error)
@@ -410,6 +437,8 @@ class Driver:
             return self._stopping
         if self._touched or self._engine is None:
             return bool(self._touched)
+        if self._held_up:
+            return bool(self._dropped) or (bool(self._new) and not self._engine.queue_full)
         return bool(self._new or self._dropped) or self._engine.busy
 
     def _advance_and_log(self) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import count, islice
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +142,10 @@ class Engine:
         self._last: StepSize | None = None
         self._seen: NDArray[np.float32] | None = None
         self._asked = 0.0
+        self._searches: WeakSet[BeamSearch] = WeakSet()
+        self.held_up = False
+        """Whether the last step could do nothing, since searches hold the KV that requests need:
+        so it stays until a search goes on."""
 
     def _make_memory(self) -> SequenceMemory:
         return make_memory(
@@ -214,6 +219,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether any request waits or runs."""
         return bool(self._requests)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or runs and no search holds KV."""
+        return not self._requests and not any(search.holds_kv for search in self._searches)
 
     @property
     def queue_full(self) -> bool:
@@ -330,6 +340,8 @@ class Engine:
         self._asked = 0.0
         propose = None if self.drafting is None else self._propose
         advances = self._scheduler.plan(propose, self._late_grammars())
+        # Without any sequence that runs, all blocks are free but those of searches.
+        self.held_up = not advances and bool(self._requests) and not self._scheduler.running
         if not advances:
             return []
         # What a draft takes to be planned is a part of its step.
@@ -519,7 +531,9 @@ class Engine:
             )
         from strata.engine.beam_search import BeamSearch
 
-        return BeamSearch(prompt, params, self._stop_ids)
+        search = BeamSearch(prompt, params, self._stop_ids)
+        self._searches.add(search)
+        return search
 
     def advance(self, search: BeamSearch) -> None:
         """A step of a search, in KV beside that of running requests; PoolError if too little is
