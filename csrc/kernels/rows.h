@@ -115,9 +115,14 @@ STRATA_INLINE F32x16 softplus(const F32x16& x) {
   return fma(p, s, max(x, zero16()));
 }
 
+// NaN stays, where a maximum would lose it, and -0 is 0; so below.
+STRATA_INLINE F32x16 relu(const F32x16& x) {
+  return select_lt(x, zero16(), zero16(), x + zero16());
+}
+
 STRATA_INLINE F32x16 signed_sqrt(const F32x16& x) {
   const F32x16 root = sqrt(max(abs(x), broadcast(1e-6f)));
-  const F32x16 positive = select_lt(zero16(), x, root, zero16());
+  const F32x16 positive = select_lt(zero16(), x, root, x + zero16());
   return select_lt(x, zero16(), zero16() - root, positive);
 }
 
@@ -127,10 +132,10 @@ template <class F> STRATA_INLINE void with_activation(Activation a, F f) {
     case Activation::silu: f([](const F32x16& x) { return silu(x); }); break;
     case Activation::gelu: f([](const F32x16& x) { return gelu(x); }); break;
     case Activation::gelu_tanh: f([](const F32x16& x) { return gelu_tanh(x); }); break;
-    case Activation::relu: f([](const F32x16& x) { return max(x, zero16()); }); break;
+    case Activation::relu: f([](const F32x16& x) { return relu(x); }); break;
     case Activation::relu2:
       f([](const F32x16& x) {
-        const F32x16 r = max(x, zero16());
+        const F32x16 r = relu(x);
         return r * r;
       });
       break;

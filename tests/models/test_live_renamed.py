@@ -68,25 +68,37 @@ def by_head(tensors: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-@pytest.mark.parametrize(
-    ("architecture", "names"), [("ExaoneForCausalLM", EXAONE), ("InternLM2ForCausalLM", INTERNLM2)]
-)
+# What is above the settings of a text, where a model sees.
+INTERNVL = {"architectures": ["InternVLChatModel"], "vision_config": {"hidden_size": 32}}
+RENAMED: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+    ("ExaoneForCausalLM", EXAONE, {}),
+    ("InternLM2ForCausalLM", INTERNLM2, {}),
+    ("AquilaForCausalLM", {}, {}),
+    ("InternLM3ForCausalLM", {}, {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    ("LLaMAForCausalLM", {}, {"num_key_value_heads": 4}),
+    ("YiForCausalLM", {}, {"rope_theta": 5e6}),
+    ("InternVLChatModel", {"^": "language_model."}, {}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "names", "settings"), RENAMED)
 def test_logits_are_those_of_llama(
-    architecture: str, names: dict[str, str], tmp_path: Path
+    architecture: str, names: dict[str, str], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     written = pytest.importorskip("safetensors.torch")
-    config = transformers.LlamaConfig(
-        vocab_size=272,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=256,
-        rms_norm_eps=1e-3,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 272,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-3,
+    }
+    config = transformers.LlamaConfig(**{**sizes, **settings})
     torch.manual_seed(1)
     model = transformers.LlamaForCausalLM(config).float().eval()
     tokens = np.random.default_rng(1).integers(0, 272, 60)
@@ -103,6 +115,8 @@ def test_logits_are_those_of_llama(
     keys = KEYS.get(architecture, {})
     stated = {keys.get(key, key): value for key, value in config.to_dict().items()}
     stated["architectures"] = [architecture]
+    if architecture == INTERNVL["architectures"][0]:
+        stated = {**INTERNVL, "llm_config": {**stated, "architectures": ["LlamaForCausalLM"]}}
     (tmp_path / "config.json").write_text(json.dumps(stated))
     with open_model(tmp_path) as file:
         for chunks in ([len(tokens)], [1] * len(tokens)):

@@ -89,6 +89,15 @@ def test_activations(isa: str, function: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("function", ACTIVATIONS)
+def test_nan_reaches_what_is_activated(isa: str, function: str) -> None:
+    x = draw(2, 20)
+    x[1, [3, 18]] = np.nan
+    for got in both(Lab(x, {}, lambda m, x: m.activation(x, function)), isa):
+        assert np.array_equal(np.isnan(got), np.isnan(x))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", [1, 17, 64])
 def test_elementwise(isa: str, width: int) -> None:
     x = draw(6, width, scale=30)
