@@ -38,6 +38,7 @@ LEVELS = {
     "giving_way": 0,
     "huge_pages": 0,
     "sizes": 0,
+    "records": 0,
     "_native": 0,
 }
 NEIGHBOURS = {

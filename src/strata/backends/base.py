@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from strata.backends.profile import ModelProfile
 from strata.backends.settings import ActivationsName, BackendSettings
 from strata.backends.weights import WeightSource
 from strata.program import LayerState, Model, Op, Segment, StateGroup
+from strata.records import dataclass
 
 __all__ = [
     "KV_BLOCK",

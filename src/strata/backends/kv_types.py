@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from strata.errors import UsageError
 from strata.formats.errors import shown
 from strata.program import LayerState, PagedKV, Recurrent, StateGroup
+from strata.records import dataclass
 
 KV_BLOCK = 64
 """Positions in a KV block; also the unit in which attention splits its keys."""

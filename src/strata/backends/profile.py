@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from strata.backends.kv_types import KVType, bounds_nbytes, choose_kv_type
 from strata.backends.settings import ActivationsName
 from strata.program import LayerState, Reads, Segment, StateGroup, state_groups
 from strata.program.cost import distinct_experts
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from strata.records import dataclass
 
 KVTypeName = Literal["f16", "bf16", "q8_0", "int4"]
 """How keys, or values, may be kept; `kv_types.py` has a row for each, and reads names of types that

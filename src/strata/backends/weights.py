@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Literal
 
@@ -16,6 +16,7 @@ from strata.formats.disk_file import DiskFile
 from strata.formats.fp8 import BLOCK as FP8_BLOCK
 from strata.program import Weight
 from strata.quant import BlockType, by_name, dequantize
+from strata.records import dataclass
 
 _MAPS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "add_one": lambda x: x + np.float32(1),

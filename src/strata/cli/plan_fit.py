@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
 
@@ -18,6 +17,7 @@ from strata.plan import BudgetTooSmall, Limits, Machine, Plan, Workload, to_json
 from strata.plan.outline import outline
 from strata.plan.planner import plan
 from strata.quantizer.directories import as_gguf
+from strata.records import dataclass
 from strata.report.quality.known import KnownCost, known_quality
 from strata.report.quality.measured import MeasuredQuality, lineage, most_of, recall
 from strata.sizes import format_size, format_speed

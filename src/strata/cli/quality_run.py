@@ -6,7 +6,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +27,7 @@ from strata.hub.references import resolve
 from strata.models import build_model
 from strata.plan import Workload
 from strata.quantizer.directories import as_gguf
+from strata.records import dataclass
 from strata.report.quality.compare import (
     LayerOutputs,
     Windows,

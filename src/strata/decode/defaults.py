@@ -13,7 +13,7 @@ constants.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from strata.decode.params import SamplingParams
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.formats.side_files import read_object
+from strata.records import dataclass
 
 _GENERATION_CONFIG = "generation_config.json"
 

@@ -8,10 +8,10 @@ token that would have been chosen without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from strata.errors import UsageError
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from strata.decode.params import SamplingParams
 from strata.decode.proposer import Draft
 from strata.errors import StrataError, UsageError
+from strata.records import dataclass
 
 Logits = NDArray[np.float32]
 

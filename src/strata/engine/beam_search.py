@@ -9,7 +9,7 @@ Which ways are found depends on the model's logits alone, as these on the tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from strata.engine.kv_settings import SequenceMemory
 from strata.engine.runner import Runner
 from strata.errors import UsageError
 from strata.kv import KVCacheManager, PoolError, SequenceState
+from strata.records import dataclass
 
 MOST_BEAMS = 64
 _SURELY = 1e-9

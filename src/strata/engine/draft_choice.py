@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from strata.errors import UsageError
+from strata.records import dataclass
 
 DRAFT_TOKENS = 31
 """Tokens that are guessed for a request at most, and unless a Plan says otherwise in a step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from strata.backends.base import NoBooks
@@ -27,6 +26,7 @@ from strata.models.first_layers import first_layers
 from strata.models.guessing_heads import guessing_heads, heads_kind, token_ids
 from strata.models.mtp import mtp_model
 from strata.program import Model
+from strata.records import dataclass
 from strata.text import Tokenizer, load_tokenizer
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import perf_counter
 
 import numpy as np
@@ -26,6 +26,7 @@ from strata.engine.runner import Runner
 from strata.engine.scheduler import Advance
 from strata.formats import ModelFile
 from strata.kv import SequenceState
+from strata.records import dataclass
 
 STEP_ROWS = 64
 """Tokens of a text that a step of the draft model makes up for at most."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -27,6 +26,7 @@ from strata.engine.guesser import Guesser
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
 from strata.errors import OutOfMemoryError
+from strata.records import dataclass
 
 _GAIN = 1.03
 """By how much more tokens a second are expected where something is guessed at all."""

@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from threading import Condition, RLock, Thread
 from time import perf_counter
 from types import TracebackType
@@ -21,6 +20,7 @@ from strata.engine.engine import Engine
 from strata.engine.request import Delta, Request
 from strata.engine.status import EngineStatus
 from strata.errors import StrataError, UsageError
+from strata.records import dataclass
 
 _log = logging.getLogger("strata.engine")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strata.backends.base import KV_BLOCK, StateCache
@@ -22,6 +21,7 @@ from strata.kv import (
     pool_blocks,
 )
 from strata.program import Model
+from strata.records import dataclass
 
 if TYPE_CHECKING:
     from strata.kv.store import PrefixStore

@@ -4,7 +4,7 @@ context, the Model, the tokenizer, the Plan, KV, and at last the weights."""
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from strata.models.kv_window import KVWindow
 from strata.plan.outline import tokenizer_outline
 from strata.plan.tokenizer_memory import tokenizer_bytes as built_bytes
 from strata.program import Model
+from strata.records import dataclass
 from strata.sizes import format_budget, format_size
 from strata.text import Tokenizer, load_tokenizer
 from strata.text.load import gguf_sizes

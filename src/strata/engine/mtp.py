@@ -13,7 +13,7 @@ Source: DeepSeek-V3, arXiv 2412.19437, section 2.2; EAGLE, arXiv 2401.15077.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from strata.engine.runner import SEEN_ROWS, Runner
 from strata.engine.scheduler import Advance
 from strata.formats import ModelFile
 from strata.program import Model
+from strata.records import dataclass
 
 _TOKEN = 40
 """Bytes of a token in a list, at most."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from strata.decode import LogitsError
 from strata.engine.runner import Runner
 from strata.kv import KVCacheManager, PoolError, SequenceState
 from strata.models.embedding import Pooling
+from strata.records import dataclass
 
 
 @dataclass

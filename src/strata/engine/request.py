@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from strata.decode import FinishReason, Sample, Sampler, StopChecker
 from strata.errors import StrataError
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

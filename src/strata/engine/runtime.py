@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +32,7 @@ from strata.memory import Ledger, LedgerAccount, process_memory
 from strata.memory.limits import headrooms, memory_available, memory_free, memory_total
 from strata.models.kv_window import KVWindow
 from strata.program import Model
+from strata.records import dataclass
 from strata.sizes import format_size
 
 if TYPE_CHECKING:

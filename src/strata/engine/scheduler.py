@@ -14,12 +14,13 @@ computed waits for that, and goes on from its blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from strata.decode import NO_DRAFT, Draft
 from strata.engine.prompt_slices import PromptSlices
 from strata.kv import BlockTable, Branch, KVCacheManager, SequenceState
 from strata.machine import constants
+from strata.records import dataclass
 
 _COMPARED = 64
 """Tokens compared at once."""

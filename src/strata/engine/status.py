@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.program import StepSize
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

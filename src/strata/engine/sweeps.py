@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
 
 from strata.backends.base import NO_STATS, BackendStats, Step
+from strata.records import dataclass
 
 
 @dataclass

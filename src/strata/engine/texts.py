@@ -8,12 +8,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 from strata.errors import UsageError
 from strata.memory import Ledger, LedgerError
+from strata.records import dataclass
 from strata.text import Tokenizer
 
 if TYPE_CHECKING:

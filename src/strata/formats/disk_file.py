@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from strata.formats.errors import (
@@ -15,6 +14,7 @@ from strata.formats.errors import (
     ShortReadError,
     shown,
 )
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

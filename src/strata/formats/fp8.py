@@ -8,7 +8,6 @@ model cards of DeepSeek-V3 and Qwen3 FP8; the compressed-tensors format.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from strata.formats.errors import Fp8ScaleError, shown
 from strata.formats.tensor_info import TensorInfo
 from strata.quant import by_name, dequantize
+from strata.records import dataclass
 
 BLOCK = 128
 _SUFFIXES = ("_scale_inv", "_scale")

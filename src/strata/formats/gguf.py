@@ -5,8 +5,6 @@ Source: the GGUF specification in the ggml project (docs/gguf.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.formats.disk_file import DiskFile
 from strata.formats.errors import (
     AlignmentError,
@@ -25,6 +23,7 @@ from strata.formats.errors import (
 from strata.formats.gguf_values import Cursor, Metadata
 from strata.formats.tensor_info import TensorInfo, check_disjoint, check_inside, checked_nbytes
 from strata.quant import QuantError, by_gguf_id
+from strata.records import dataclass
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32

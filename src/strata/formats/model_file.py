@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +22,7 @@ from strata.formats.errors import (
 )
 from strata.formats.gguf_split import open_gguf
 from strata.formats.tensor_info import TensorInfo
+from strata.records import dataclass
 
 if TYPE_CHECKING:
     from strata.formats.foreign.store import Progress

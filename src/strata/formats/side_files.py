@@ -6,13 +6,13 @@ that a budget has for other things.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from strata.formats.disk_file import DiskFile
 from strata.formats.errors import HeaderTooLargeError, InvalidTextError
 from strata.formats.json_text import parse_object
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

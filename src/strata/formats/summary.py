@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from strata.formats.errors import FormatError
 from strata.formats.model_file import ModelFile
 from strata.formats.side_files import read_object
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

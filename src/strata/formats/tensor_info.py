@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from strata.formats.errors import (
@@ -14,6 +13,7 @@ from strata.formats.errors import (
     shown,
 )
 from strata.quant import BlockType
+from strata.records import dataclass
 
 _LARGEST = (1 << 63) - 1
 

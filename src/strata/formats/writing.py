@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from strata.formats.errors import DiskFullError, WriteError, shown
 from strata.quant import BlockType
+from strata.records import dataclass
 from strata.sizes import format_size
 
 Written = Callable[[int], None]

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -24,6 +23,7 @@ from strata.hub.downloads import (
     require_free_space,
     strata_home,
 )
+from strata.records import dataclass
 
 if TYPE_CHECKING:
     import subprocess

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from strata.hub.downloads import DownloadError, ModelNotFound
@@ -22,6 +21,7 @@ from strata.hub.repository_files import (
     gguf_sets,
     needs_index,
 )
+from strata.records import dataclass
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 # An index lists names only; anything larger is no index.

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -35,6 +34,7 @@ from strata.hub.downloads import (
     require_free_space,
 )
 from strata.hub.repository_files import refuse_unsafe
+from strata.records import dataclass
 
 _CHUNK = 1 << 20
 TIMEOUT_S = 30.0

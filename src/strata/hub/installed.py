@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from strata.hub.builtin import BUILTINS
 from strata.hub.cache import cached_models
 from strata.hub.repository_files import quant_tag
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

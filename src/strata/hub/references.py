@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,6 +10,7 @@ from strata.errors import UsageError
 from strata.hub.builtin import BUILTINS, fetch_builtin
 from strata.hub.downloads import ModelNotFound, Progress
 from strata.hub.repository_files import part_name, split_part
+from strata.records import dataclass
 
 if TYPE_CHECKING:
     from strata.hub.cache import HubRef

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from strata.hub.downloads import DownloadError, ModelNotFound
+from strata.records import dataclass
 from strata.sizes import format_size
 
 # What somebody most likely wants who names no quantisation: small, with little loss of quality.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import count
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from strata.backends.base import KV_BLOCK, NO_BLOCK
 from strata.kv.pool import BlockPool
 from strata.kv.sequence import blocks_for, seen_blocks
 from strata.program import StateGroup
+from strata.records import dataclass
 
 ROOT = 0
 """The node that every sequence begins at."""

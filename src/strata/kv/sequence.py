@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from strata.backends.base import KV_BLOCK
 from strata.program import StateGroup
+from strata.records import dataclass
 
 BlockTable = list[int]
 """Block numbers of one sequence in one group. Of paged state entry ``i`` holds positions

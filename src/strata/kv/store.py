@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Final
 
@@ -44,6 +44,7 @@ from strata.backends.base import KV_BLOCK
 from strata.huge_pages import HUGE_PAGE, huge_pages
 from strata.kv.block_packing import UNPACKING_BYTES, packed, unpacked
 from strata.kv.store_directory import ForeignFileError, StoreDirectory, StoreError
+from strata.records import dataclass
 
 _log = logging.getLogger("strata.kv")
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from strata.errors import UsageError
 from strata.formats.errors import shown
 from strata.kv.store import Entry, PrefixStore, block_keys, header_of
 from strata.kv.store_directory import StoreDirectory, StoreError, StoreFile
+from strata.records import dataclass
 from strata.sizes import format_size
 
 _LEAST_ID = 4

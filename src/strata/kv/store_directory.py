@@ -28,12 +28,12 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from strata.errors import StrataError
 from strata.formats.errors import shown
+from strata.records import dataclass
 
 _log = logging.getLogger("strata.kv")
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 from time import perf_counter
 
@@ -16,6 +16,7 @@ from strata.kv.pool import BlockPool
 from strata.kv.sequence import seen_blocks
 from strata.kv.store import Buffer, PrefixStore, block_keys
 from strata.program import StateGroup
+from strata.records import dataclass
 
 _log = logging.getLogger("strata.kv")
 

@@ -10,10 +10,11 @@ they where measuring again has not helped a few times.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from strata.machine.machine import Machine
+from strata.records import dataclass
 
 _OFF = 1.5
 """Times as fast as predicted, or as slow, from which on a run speaks against a probe."""

@@ -5,8 +5,9 @@ All sizes are bytes, all rates per second, all times seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from strata.records import dataclass
 
 _NOISE = 0.15
 """Of speed or of processors, from which on a probe is not trusted: figures of a quiet machine

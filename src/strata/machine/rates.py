@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 
@@ -10,6 +9,7 @@ from strata.errors import UsageError
 from strata.machine import constants
 from strata.machine.machine import DiskRate, KernelRate, Machine
 from strata.quant import by_name
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

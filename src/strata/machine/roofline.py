@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -15,6 +14,7 @@ import strata._native as _native
 from strata.backends.base import Span, Step
 from strata.backends.cpu.backend import CpuBackend
 from strata.program import Builder, Segment, Weight
+from strata.records import dataclass
 
 # More than the caches hold of it would be read again from there.
 _BUFFER_BYTES = 256 << 20

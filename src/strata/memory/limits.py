@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from strata.cgroups import cgroup_directories, text_of
+from strata.records import dataclass
 
 # v1 states "no limit" as a number near 2^63, rounded down to pages.
 _UNLIMITED = 1 << 60

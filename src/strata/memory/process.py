@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from strata.records import dataclass
 
 _STATUS = Path("/proc/self/status")
 

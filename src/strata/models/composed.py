@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 
 from strata.formats import ModelFile
@@ -18,6 +18,7 @@ from strata.models.rope import Rope, read_local_rope, read_rope
 from strata.models.tensors import Catalog
 from strata.models.variants import Directory, Variant
 from strata.program import Builder, LayerState, Model, PagedKV
+from strata.records import dataclass
 
 # What config.json calls an activation, where that is not its name here.
 _SPELLINGS = {"gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.errors import UsageError
 from strata.formats import ModelFile
 from strata.formats.errors import shown
 from strata.models.errors import ConfigError, MissingTensor, TensorShape
 from strata.models.keys import REQUIRED, Keys, quantization_method, several_senses
+from strata.records import dataclass
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20

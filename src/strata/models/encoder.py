@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from strata.formats import ModelFile
@@ -19,6 +19,7 @@ from strata.models.errors import ConfigError, MissingTensor
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder, Model
+from strata.records import dataclass
 
 _NORM_EPS = 1e-12
 

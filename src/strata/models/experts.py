@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from strata.formats import ModelFile
@@ -13,6 +13,7 @@ from strata.models.errors import ConfigError
 from strata.models.keys import Keys
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder
+from strata.records import dataclass
 
 MAX_EXPERTS = 4096
 _LOWEST = -3.0e38

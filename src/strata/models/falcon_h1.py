@@ -6,7 +6,7 @@ The multipliers of config.json are in the weights of GGUF files.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.formats import ModelFile
 from strata.models import decoder, state_space
@@ -15,6 +15,7 @@ from strata.models.errors import ConfigError
 from strata.models.rope import read_rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, Model
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -23,6 +23,7 @@ from strata.models.keys import real
 from strata.models.rope import read_local_rope, read_rope
 from strata.models.tensors import Catalog, Part, Tensor, on_layers
 from strata.program import Builder, Model
+from strata.records import dataclass
 
 _KEEPING = 20
 """Layers that keep keys and values, where a GGUF file does not say how many do not."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from math import sqrt
 from typing import Literal
@@ -29,6 +29,7 @@ from strata.models.keys import Keys
 from strata.models.rope import read_rope
 from strata.program import Builder, Model, PagedKV, Segment, Weight
 from strata.program.program import Shape
+from strata.records import dataclass
 
 HeadsKind = Literal["eagle3", "eagle", "medusa"]
 

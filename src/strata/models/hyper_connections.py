@@ -6,12 +6,11 @@ Here without the matrix that mixes the streams among themselves, as Hunyuan 4 ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
 from strata.models.tensors import Part, Tensor
 from strata.program import Builder
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
@@ -17,6 +16,7 @@ from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder
 from strata.program.ops.scans import MOST_KEYS
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

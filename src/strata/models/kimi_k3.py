@@ -5,7 +5,7 @@ it was every few layers before, from where it began anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from strata.formats import ModelFile
@@ -16,6 +16,7 @@ from strata.models.kda import Kda
 from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ second query has to be turned, and no key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.errors import UsageError
 from strata.formats.errors import shown
 from strata.program import Model, Op, PagedKV, Program, Segment
+from strata.records import dataclass
 
 MOST_SINKS = 512
 """First positions that can stay: attention goes through them in one piece."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
@@ -19,6 +19,7 @@ from strata.models.keys import REQUIRED
 from strata.models.rope import Rope
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder, PagedKV
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ stochastic: Sinkhorn's algorithm makes it of each row (arXiv:2512.24880).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.models import hyper_connections
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
 from strata.models.tensors import Part, Tensor
 from strata.program import Builder
 from strata.program.ops.streams import MOST_STREAMS
+from strata.records import dataclass
 
 _HALVES = ("attn", "ffn")
 

@@ -8,7 +8,7 @@ vLLM and llama.cpp have it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 
 from strata.errors import UsageError
@@ -20,6 +20,7 @@ from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, LayerState, Model
 from strata.program.model import Transform
 from strata.program.program import Shape
+from strata.records import dataclass
 
 # As in ``models.FAMILIES``.
 _FAMILIES: Mapping[str, str] = {

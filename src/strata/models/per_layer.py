@@ -7,7 +7,6 @@ Between layers the inputs of all of them lie behind the residual.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from strata.models.config import MAX_VOCABULARY, MAX_WIDTH, Config
 from strata.models.errors import ConfigError
 from strata.models.tensors import Catalog, Tensor
 from strata.program import Builder
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

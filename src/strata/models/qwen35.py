@@ -9,7 +9,7 @@ Sources: the Qwen3.5 and Qwen3-Next configurations of transformers; Gated Delta 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.formats import ModelFile
 from strata.models import decoder, experts, mtp
@@ -21,6 +21,7 @@ from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 from strata.program.ops.scans import MOST_KEYS
+from strata.records import dataclass
 
 NAMES = experts.HuggingFaceNames(shared="shared_expert")
 

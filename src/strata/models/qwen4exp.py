@@ -8,8 +8,6 @@ them (``config.read_trained_context``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.formats import ModelFile
 from strata.models import decoder, experts, hyper_connections, qwen35
 from strata.models.config import MAX_WIDTH, Config, read_config
@@ -21,6 +19,7 @@ from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model, Recurrent
 from strata.program.ops.recurrent import MOST_LOOKUPS
 from strata.program.ops.streams import MOST_STREAMS
+from strata.records import dataclass
 
 _TABLE = "per_layer_token_embd.weight"
 _MOST_TOKENS, _MOST_TAPS = 16, 16

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from strata.formats.errors import shown
 from strata.models.config import Config
 from strata.models.errors import ConfigError
 from strata.models.keys import Keys, mentions, real, whole
+from strata.records import dataclass
 
 Style = Literal["neox", "interleaved"]
 # Frequencies are powers of the base, so it is more than 1.

@@ -6,7 +6,6 @@ one (then RMSNorms instead of LayerNorms). No layer knows positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from strata.formats import ModelFile
 from strata.models import decoder
@@ -16,6 +15,7 @@ from strata.models.state_space import Kept
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder, Model
 from strata.program.ops.scans import MOST_KEYS
+from strata.records import dataclass
 
 _GROUP_EPS = 64e-5
 Shapes = dict[str, tuple[int, ...]]

@@ -7,13 +7,12 @@ what of the product of query and key is above zero; as many as the file states a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope
 from strata.models.tensors import Tensor, on_layers
 from strata.program import Builder, PagedKV
+from strata.records import dataclass
 
 _EPS = 1e-6
 # From so many positions on GGUF files of GLM-5 are of the one whose layers share.

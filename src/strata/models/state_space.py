@@ -7,7 +7,7 @@ which each part is read as a matrix of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.models import decoder
 from strata.models.config import MAX_WIDTH, Config
@@ -15,6 +15,7 @@ from strata.models.errors import ConfigError
 from strata.models.tensors import Catalog, Part, Tensor
 from strata.program import Builder, LayerState, PagedKV, Recurrent
 from strata.program.ops.scans import MOST_KEYS
+from strata.records import dataclass
 
 _MOST_TAPS = 64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.formats import ModelFile, TensorInfo
 from strata.formats.header_only import Blank, HeaderOnly
@@ -20,6 +20,7 @@ from strata.models.keys import real, several_senses
 from strata.program import Weight
 from strata.program.model import Transform
 from strata.quant import dequantize
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

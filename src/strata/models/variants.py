@@ -7,12 +7,13 @@ with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from strata.models.experts import Routing
 from strata.models.keys import Keys
 from strata.models.rope import Style
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

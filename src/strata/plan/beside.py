@@ -6,12 +6,11 @@ smallest budget counts the least of each, and no grammars. Larger ones give more
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.guard import limits
 from strata.machine import constants
 from strata.plan.outline import Outline
 from strata.plan.plan import Workload
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

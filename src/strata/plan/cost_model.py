@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from itertools import compress
 from math import comb
@@ -19,6 +19,7 @@ from strata.plan.plan import Bound
 from strata.plan.routes import curve_for
 from strata.program import PagedKV
 from strata.program.ops import SIGNATURES
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

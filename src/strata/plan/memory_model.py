@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.backends.kv_types import KV_BLOCK
 from strata.backends.profile import UnitProfile
@@ -14,6 +14,7 @@ from strata.plan.drafts import NO_DRAFTS, Drafts, branch_blocks, used_drafts
 from strata.plan.outline import Outline
 from strata.plan.plan import MemoryShares, Workload
 from strata.plan.tokenizer_memory import tokenizer_building_bytes, tokenizer_bytes
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

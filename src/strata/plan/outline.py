@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from strata.backends.profile import ModelProfile, SegmentProfile, UnitProfile
 from strata.formats import ModelFile
 from strata.plan.routes import HitCurve
 from strata.plan.tokenizer_memory import TokenizerOutline
 from strata.program import LayerState, Model, StateGroup
+from strata.records import dataclass
 from strata.text.huggingface import count_merges, count_values
 from strata.text.load import gguf_sizes, has_foreign_template
 

@@ -6,11 +6,11 @@ happened. All sizes are bytes, all times seconds, all rates per second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from strata.backends.settings import ActivationsName
 from strata.machine.machine import ReadMode
+from strata.records import dataclass
 
 Bound = Literal["disk", "memory", "compute"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from math import ceil
@@ -37,6 +37,7 @@ from strata.plan.prefill import prefill_budget
 from strata.plan.reasons import explain
 from strata.plan.routes import curve_for
 from strata.plan.state_room import StateRoom
+from strata.records import dataclass
 from strata.sizes import format_budget, format_seconds, format_size, format_speed
 
 _SPARE_BLOCKS = 2

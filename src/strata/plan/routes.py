@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from strata.backends.settings import EXPERT_DECAY
 from strata.plan.expert_policies import Visit
+from strata.records import dataclass
 
 _CLOSE = 1.5
 

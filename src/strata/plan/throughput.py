@@ -7,12 +7,13 @@ is best for it, of which weights stay, and what KV takes from them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.machine.machine import Machine
 from strata.plan.outline import Outline
 from strata.plan.plan import Limits, Plan, Workload
 from strata.plan.planner import BudgetTooSmall, plan
+from strata.records import dataclass
 
 MOST_TOGETHER = 256
 

@@ -7,10 +7,10 @@ Python. The constants were measured with vocabularies of 32,000 to 262,144 token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from strata.machine.constants import MB
+from strata.records import dataclass
 
 Kind = Literal["bpe", "sentencepiece", "json", "json pairs"]
 

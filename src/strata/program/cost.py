@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from strata.program.ops import SIGNATURES, Op, reads
 from strata.program.ops.attention import main_operands, seen_positions
 from strata.program.program import Program, Value
+from strata.records import dataclass
 
 FLOAT_BYTES = 4
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from math import prod
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 from strata.program.ops import Reads, float_operands, reads
 from strata.program.program import Program
 from strata.program.state import LayerState, StateGroup, state_groups
+from strata.records import dataclass
 
 RESULTS = ("logits", "embedding", "score")
 """What the last Segment may give of the rows that a step asks for; pairs of texts have a score."""

@@ -13,10 +13,10 @@ at one position.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from strata.program.program import ProgramError
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ Egiazarian et al., arXiv:2401.06118.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
 from strata.quant.propagation import Matrix
+from strata.records import dataclass
 
 GROUP = 8
 _STEPS = 8

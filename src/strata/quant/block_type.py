@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.errors import StrataError
+from strata.records import dataclass
 
 Raw = NDArray[np.uint8]
 Floats = NDArray[np.float32]

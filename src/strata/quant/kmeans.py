@@ -8,14 +8,13 @@ arXiv:2306.07629.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
 from strata.quant.propagation import Matrix
 from strata.quant.sparse import Sparse, highest, sparse
+from strata.records import dataclass
 
 LARGEST, MOST_SENSITIVE = 0.004, 0.0005
 _ROUNDS = 12

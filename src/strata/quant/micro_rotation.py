@@ -8,14 +8,13 @@ come as they are. Source: Egiazarian et al., arXiv:2509.23202.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from strata.quant.block_type import Floats
 from strata.quant.floats import e4m3_values
 from strata.quant.propagation import Matrix, inverse_factor, propagate
 from strata.quant.trellis import hadamard, turned
+from strata.records import dataclass
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 _BORDERS = (E2M1[1:] + E2M1[:-1]) / 2

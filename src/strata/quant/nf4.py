@@ -8,7 +8,6 @@ Dettmers et al., arXiv:2305.14314; the tables are those of bitsandbytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from strata.quant import dynamic_tree
 from strata.quant.block_type import Floats
+from strata.records import dataclass
 
 BLOCK = 64
 SCALES_BLOCK = 256

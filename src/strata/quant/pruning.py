@@ -10,13 +10,13 @@ arXiv:2305.11627 (LLM-Pruner).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
 from strata.quant.propagation import Matrix, inverse_factor
+from strata.records import dataclass
 
 Mask = NDArray[np.bool_]
 

@@ -7,7 +7,6 @@ that they have in a file, whole numbers of few bits packed row by row, the lowes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from strata.quant import additive, dynamic_tree, kmeans, micro_rotation, nf4, sp
 from strata.quant.block_type import Floats, QuantError
 from strata.quant.propagation import Matrix
 from strata.quant.sparse import Sparse
+from strata.records import dataclass
 
 Arrays = dict[str, NDArray[Any]]
 Settings = Mapping[str, int]

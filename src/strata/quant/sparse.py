@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

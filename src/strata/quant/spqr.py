@@ -7,14 +7,13 @@ their group would lose least. Source: Dettmers et al., arXiv:2306.03078.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
 from strata.quant.propagation import Matrix, inverse_factor, propagate
 from strata.quant.sparse import Sparse, highest, sparse
+from strata.records import dataclass
 
 GROUP = 16
 ROWS = 16

@@ -10,7 +10,6 @@ hash is that of exllamav3 (multiply, mask, two halves of which the sum is the va
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
 from strata.quant.propagation import Matrix, inverse_factor, propagate
+from strata.records import dataclass
 
 RUN = 256
 TILE = 16

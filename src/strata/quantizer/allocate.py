@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.errors import UsageError
+from strata.records import dataclass
 from strata.sizes import format_size
 
 _MOST_POINTS = 1 << 15

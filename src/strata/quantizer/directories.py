@@ -9,7 +9,7 @@ are put in the other order, as llama.cpp's converter does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -29,6 +29,7 @@ from strata.quant import BlockType, by_name, dequantize
 from strata.quantizer.mixes import is_quantised
 from strata.quantizer.presented import Presented, Raw
 from strata.quantizer.vocabularies import plain, vocabulary_keys
+from strata.records import dataclass
 
 # `architectures` of config.json -> GGUF's architecture, where the same layers have both.
 ARCHITECTURES: Mapping[str, str] = {

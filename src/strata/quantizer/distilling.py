@@ -10,7 +10,6 @@ block type's own encoder in place of its scales.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from strata.quant import BlockType, by_name
 from strata.quantizer.encoder import Encoder
 from strata.quantizer.gradients import gradients
 from strata.quantizer.sweeps import Floats, Sweep, Window
+from strata.records import dataclass
 
 Raw = NDArray[np.uint8]
 # Windows that are learnt from, at most; as many others judge.

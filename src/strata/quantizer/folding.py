@@ -8,7 +8,6 @@ Sources: AWQ (Lin and others, arXiv 2306.00978), SmoothQuant (Xiao and others, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 
@@ -25,6 +24,7 @@ from strata.quantizer.importance import ImportanceMatrix, Squares
 from strata.quantizer.presented import Presented, Raw, changed_infos, in_pieces, piece_nbytes
 from strata.quantizer.sources import Source
 from strata.quantizer.sweeps import Floats, Seen, Sweep, Window
+from strata.records import dataclass
 
 Progress = Callable[[str, int, int | None], None]
 _PLAIN = by_name("F32")

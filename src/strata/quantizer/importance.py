@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from strata.formats.gguf_writer import write_gguf
 from strata.formats.writing import TensorSource
 from strata.quant import by_name
 from strata.quantizer.sources import SourceTensor
+from strata.records import dataclass
 
 Floats = NDArray[np.float32]
 _SUMS, _COUNTS = ".in_sum2", ".counts"

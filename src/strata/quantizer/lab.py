@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from strata.quantizer.room import calibration_bytes, check_room
 from strata.quantizer.sources import Source
 from strata.quantizer.sweeps import Sweep, windows_of
 from strata.quantizer.turning import HEAD, NotTurnable, Turned, find_turn
+from strata.records import dataclass
 from strata.text import load_tokenizer
 
 Progress = Callable[[str, int, int | None], None]

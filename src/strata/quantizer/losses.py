@@ -10,7 +10,6 @@ text every tensor's relative error counts alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from strata.quantizer.importance import ImportanceMatrix
 from strata.quantizer.mixes import layer_of, tensor_kind
 from strata.quantizer.sources import Source, SourceTensor
 from strata.quantizer.sweeps import Floats, Sweep, Window
+from strata.records import dataclass
 
 Progress = Callable[[str, int, int | None], None]
 CANDIDATES = (

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from strata.errors import UsageError
 from strata.quant import BlockType, by_name
+from strata.records import dataclass
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _KINDS = (

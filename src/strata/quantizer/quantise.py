@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +21,7 @@ from strata.memory import process_memory
 from strata.quant import BlockType, by_name
 from strata.quantizer.encoder import Encoder, NotFinite
 from strata.quantizer.sources import Raw, Source, SourceTensor
+from strata.records import dataclass
 from strata.sizes import format_size
 
 Progress = Callable[[str, int, int | None], None]

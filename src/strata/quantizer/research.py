@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from strata.quantizer.lab import Calibration
 from strata.quantizer.quantise import Written
 from strata.quantizer.sources import Source, SourceTensor
 from strata.quantizer.sweeps import Floats, Seen, Sweep, matrices, windows_of
+from strata.records import dataclass
 
 Progress = Callable[[str, int, int | None], None]
 LABEL = "encoding"

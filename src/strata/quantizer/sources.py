@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from strata.formats import ModelFile
 from strata.formats.gguf import stored_values
 from strata.quant import BlockType
+from strata.records import dataclass
 
 Raw = NDArray[np.uint8]
 _OF_PARTS = ("split.no", "split.count", "split.tensors.count")

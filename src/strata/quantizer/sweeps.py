@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from strata.backends.reference.experts import experts
 from strata.backends.reference.state import ReferenceState
 from strata.program import Model, Segment
 from strata.program.ops import Op
+from strata.records import dataclass
 
 Floats = NDArray[np.float32]
 Seen = Callable[[str, int, str, Floats], None]

@@ -9,7 +9,7 @@ be turned while the model runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -22,6 +22,7 @@ from strata.program.ops import Op
 from strata.quant import dequantize
 from strata.quantizer.presented import Presented, Raw, changed_infos, in_pieces, piece_nbytes
 from strata.quantizer.sources import Source
+from strata.records import dataclass
 
 Doubles = NDArray[np.float64]
 _TABLE, HEAD = "token_embd.weight", "output.weight"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from strata.engine.drafting import DraftTotals
@@ -13,6 +12,7 @@ from strata.engine.runtime import Runtime
 from strata.engine.sweeps import Sweeps, SweepTotal
 from strata.memory import cgroup_peak, peak_bytes
 from strata.plan.routes import curve_for
+from strata.records import dataclass
 from strata.sizes import format_size
 
 if TYPE_CHECKING:

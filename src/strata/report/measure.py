@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 from statistics import median
 from time import perf_counter
@@ -11,6 +10,7 @@ from time import perf_counter
 from strata.decode import SamplingParams
 from strata.engine.engine import Engine
 from strata.errors import UsageError
+from strata.records import dataclass
 
 _WARM_UP_TOKENS = 32
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -15,6 +14,7 @@ from strata.engine.engine import Engine
 from strata.errors import UsageError
 from strata.machine.roofline import Roofline
 from strata.program import Cost, Op, PagedKV, Segment
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import exp, sqrt
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from strata.decode import LogitsError
 from strata.engine.engine import Engine
 from strata.errors import UsageError
+from strata.records import dataclass
 
 SCORED_BYTES = 16
 """Of each token that is scored: its logarithm, and a copy while the deviation is computed."""

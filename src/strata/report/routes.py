@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from strata.engine.runtime import Runtime
 from strata.errors import UsageError
 from strata.plan.expert_policies import DECAYS
 from strata.plan.routes import HitCurve, Routes
+from strata.records import dataclass
 
 POLICIES = ("recent", "per layer", "static", "mixed", "frequency", "belady")
 """Least recently used; frequency with as many slots for each layer; those used most in the first

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import strata._native as _native
 from strata.memory import Ledger, LedgerError
+from strata.records import dataclass
 from strata.server.errors import ApiError
 from strata.sizes import format_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import monotonic
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from strata.decode import FinishReason, Sample
 from strata.engine import Delta
 from strata.engine import Request as EngineRequest
 from strata.errors import StrataError
+from strata.records import dataclass
 from strata.server.bridge import AsyncRun
 from strata.server.errors import ApiError, as_api_error
 from strata.server.parsers import CallBegin, CallDelta, Parser, Piece, Thought, ToolCall

@@ -13,13 +13,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from starlette.types import ASGIApp
 
 from strata.errors import UsageError
+from strata.records import dataclass
 from strata.server.inside import compact_json, posted
 from strata.server.openai.batches import ENDPOINTS
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from strata.decode import FinishReason
@@ -13,6 +12,7 @@ from strata.engine.beam_search import MOST_BEAMS, Beam, BeamParams, BeamSearch
 from strata.engine.engine import Engine
 from strata.errors import UsageError
 from strata.kv import PoolError
+from strata.records import dataclass
 from strata.server.answers import Answer, Answers
 from strata.server.errors import ApiError, ShuttingDown
 from strata.server.notes import note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import accumulate
 from operator import neg
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from strata.decode import SamplingParams
 from strata.decode.schemas import enforced
 from strata.engine import ContextExceeded
 from strata.errors import UsageError
+from strata.records import dataclass
 from strata.server.answers import Answers
 from strata.server.notes import note
 from strata.server.parsers import AnswerFormat, Parser, Tool, ToolFormat, answer_format

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from strata.engine import ContextExceeded
 from strata.engine.texts import pair_ids
 from strata.errors import UsageError
 from strata.models import Pooling, embedding_model
+from strata.records import dataclass
 from strata.server.admission import SHARE
 from strata.server.errors import ApiError
 from strata.server.service import Service

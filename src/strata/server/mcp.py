@@ -13,12 +13,12 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from strata import __version__
 from strata.errors import UsageError
+from strata.records import dataclass
 
 _log = logging.getLogger("strata.server")
 

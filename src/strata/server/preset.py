@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from strata.decode.defaults import SamplingDefaults
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from strata.errors import UsageError
+from strata.records import dataclass
 from strata.server.errors import ApiError
 from strata.server.mcp import McpServer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from strata.formats.header_only import Blank, HeaderOnly
 from strata.models import build_model, wanted_tensors
 from strata.models.tensors import Tensor
 from strata.quant import BlockType, by_name
+from strata.records import dataclass
 from strata.synth.recipes import RECIPES, Place, tensor_type
 from strata.synth.shape import Shape
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from strata.quant import BlockType, by_name
+from strata.records import dataclass
 
 # name -> (format of most matrices, general.file_type)
 RECIPES: dict[str, tuple[str, int]] = {

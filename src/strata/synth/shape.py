@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from strata.errors import UsageError
+from strata.records import dataclass
 
 ATTENTION_BIASES = tuple(f"blk.{{i}}.attn_{part}.bias" for part in "qkv")
 CONV_BIAS = "blk.{i}.ssm_conv1d.bias"

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+
+from strata.records import dataclass
 
 PART = 1 << 11
 """Characters of a part at least, if the text is that long and can be cut there: so few that

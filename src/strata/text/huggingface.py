@@ -9,12 +9,12 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strata.formats.errors import shown
 from strata.formats.side_files import check_size, read_object_if_there, read_template
+from strata.records import dataclass
 from strata.text.bpe import letters_to_bytes
 from strata.text.engine_ids import ids_of
 from strata.text.errors import TokenizerError

@@ -20,9 +20,10 @@ before it into matches and what lies between them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from strata.formats.errors import shown
+from strata.records import dataclass
 from strata.text.cutting import Cuts
 from strata.text.errors import TokenizerError
 

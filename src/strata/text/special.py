@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
+
+from strata.records import dataclass
 
 # C's isspace: what the strip attributes of special tokens eat.
 _SPACE = " \t\n\v\f\r"

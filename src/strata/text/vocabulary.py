@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntFlag
 from itertools import repeat
 
+from strata.records import dataclass
 from strata.text.errors import TokenizerError
 from strata.text.gguf_keys import TokenizerKeys
 from strata.text.special import SpecialToken, SpecialTokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import strata._native as _native
@@ -11,6 +10,7 @@ from strata.backends.cpu.nodes import Building
 from strata.program import Op, Program
 from strata.program.ops import ACTIVATIONS, expert_inputs
 from strata.program.ops.experts import CLAMPS, SCORINGS
+from strata.records import dataclass
 
 PANEL = 16
 

@@ -3,10 +3,9 @@ logits, from what goes into the layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from strata.program import Op, Program
 from strata.program.ops import expert_inputs
+from strata.records import dataclass
 
 _NORMS = {"rms_norm": 1, "layer_norm": 2}
 """Kinds of norms, by their numbers in csrc/runtime/nodes.h; 0 is none."""

@@ -9,10 +9,11 @@ the like write the int8 form that the next product reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from strata.program import Op, Program, Segment
 from strata.program.ops import expert_inputs
+from strata.records import dataclass
 
 MAX_PARTS = 3
 

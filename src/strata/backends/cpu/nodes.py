@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import strata._native as _native
 from strata.backends.base import KV_BLOCK
 from strata.program import Op, Program
 from strata.program.ops.attention import alibi_slopes, main_operands
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

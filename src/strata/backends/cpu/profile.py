@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property, lru_cache
 from math import prod
 
@@ -31,6 +31,7 @@ from strata.program.cost import distinct_experts
 from strata.program.ops import float_operands
 from strata.program.ops.attention import main_operands
 from strata.quant import by_name
+from strata.records import dataclass
 
 PANEL = 16
 """Rows of a matrix that are packed together, and the least that is streamed."""

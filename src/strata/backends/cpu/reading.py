@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from strata.backends.weights import MatrixPlace, WeightError, WeightReadError, W
 from strata.formats.disk_file import DiskFile
 from strata.program import Weight
 from strata.quant import BlockType
+from strata.records import dataclass
 
 # Block formats that no GGUF file has, by their ids in csrc/kernels/kernels.h.
 _OWN_FORMATS = {"F8_E4M3_B128": 1000}

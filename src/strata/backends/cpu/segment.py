@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from strata.backends.cpu.tiles import ProductPart, Tile, cut
 from strata.errors import UsageError
 from strata.program import Op, ProgramError, Segment
 from strata.program.ops import ACTIVATIONS, SIGNATURES, expert_inputs
+from strata.records import dataclass
 
 _NODES = {**NODES, **SCAN_NODES, **STREAM_NODES}
 Track = list[list[tuple[_native.WeightPlace, int, int, int]]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from strata.records import dataclass
 
 SLACK = 3 * 4096
 """Each range of panels is read into pages of its own: bytes that this adds at most."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -38,6 +37,7 @@ from strata.program import (
     Model,
     Segment,
 )
+from strata.records import dataclass
 
 OPS: Mapping[str, Run] = {
     **DENSE,

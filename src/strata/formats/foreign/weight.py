@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from strata.formats.errors import ForeignFormatError, shown
 from strata.formats.tensor_info import TensorInfo
 from strata.quant import BlockType, QuantError, by_name, dequantize
 from strata.quant.block_type import Raw
+from strata.records import dataclass
 
 Arrays = Mapping[str, NDArray[Any]]
 """The parts of a weight, whole, by what they are."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from strata.program.program import ProgramError, Shape, Value
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import exp
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strata.decode import LogitsError, log_sum_exp
+from strata.records import dataclass
 
 Values = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from strata.errors import StrataError, UsageError
 from strata.formats.errors import DiskFullError
 from strata.formats.writing import check_room, is_disk_full
+from strata.records import dataclass
 
 MAGIC = b"STRLOGIT"
 VERSION = 1

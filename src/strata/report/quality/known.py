@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from strata.engine.kv_quality import KVChoice
 from strata.errors import UsageError
 from strata.formats.errors import shown
+from strata.records import dataclass
 
 TABLE = Path(__file__).with_name("known.json")
 """Made by ``tools/make_known_quality.py`` from results of ``bench``."""

@@ -14,7 +14,7 @@ import secrets
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ from strata.formats import ModelFile
 from strata.formats.header_only import HeaderOnly
 from strata.hub.downloads import strata_home
 from strata.quant import dequantize
+from strata.records import dataclass
 from strata.report.quality.known import KnownCost
 
 FLOATS = ("F32", "F16", "BF16", "F64")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from strata.engine.engine import Engine
 from strata.errors import UsageError
+from strata.records import dataclass
 
 _LONGEST_LINE = 1 << 20
 _MOST_ANSWERS = 100

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from strata.decode import SamplingParams
 from strata.errors import StrataError, UsageError
 from strata.hub.downloads import strata_home
 from strata.hub.references import LocalPath, parse
+from strata.records import dataclass
 
 NAME = re.compile(r"[\w][\w./:@+-]{0,199}")
 

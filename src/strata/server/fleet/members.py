@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from strata.records import dataclass
 from strata.server.errors import ApiError
 from strata.server.fleet.allotment import Way, at
 from strata.server.fleet.children import Child

@@ -6,11 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import h11
 from starlette.types import Message, Scope, Send
+
+from strata.records import dataclass
 
 _READ_BYTES = 8 << 10
 """At a time, of each answer under way; as many wait at most where a client does not read."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from strata.formats.summary import Summary
+from strata.records import dataclass
 
 
 @dataclass(frozen=True)

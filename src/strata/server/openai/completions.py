@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +11,7 @@ from starlette.responses import Response
 
 from strata.decode import Sample
 from strata.errors import UsageError
+from strata.records import dataclass
 from strata.server.answers import Answer, Answers, respond
 from strata.server.beams import BeamAnswers, beam_params, check_beams, search_beams
 from strata.server.document import OpenAIError, documented

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from strata.records import dataclass
 from strata.server.admission import Admission, Measure
 from strata.server.errors import ApiError
 from strata.server.replies import to_json

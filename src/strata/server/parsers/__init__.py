@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from strata.records import dataclass
 from strata.server.parsers.base import (
     CallBegin,
     CallDelta,

@@ -7,8 +7,10 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+from strata.records import dataclass
 
 if TYPE_CHECKING:
     from strata.server.parsers.source import Source

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
 
+from strata.records import dataclass
 from strata.server.parsers.base import Reading
 from strata.server.parsers.source import Give, Source
 

@@ -6,8 +6,7 @@ open them already. Harmony and Gemma 4 have their own way, which is part of thei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from strata.records import dataclass
 from strata.server.parsers.base import Reading
 from strata.server.parsers.source import Give, Source
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 from strata.backends.profile import SweepSize
 from strata.backends.weights import WeightSource
@@ -14,6 +13,7 @@ from strata.machine.rates import Rates, best_read
 from strata.plan.cost_model import CostModel, Streaming
 from strata.plan.outline import outline
 from strata.program import StepSize
+from strata.records import dataclass
 
 _DEPTH_STEP = 64
 """Positions by which the depth is rounded, because the cost model remembers what it was asked."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -22,6 +22,7 @@ from strata.decode import SamplingParams
 from strata.engine import EngineStatus
 from strata.llm import LLM
 from strata.memory import peak_bytes
+from strata.records import dataclass
 from strata.server.replies import EVENT_STREAM, StreamReply, sse
 from strata.server.service import Service
 from strata.server.telemetry.forecast import Forecast, forecast
