@@ -5,7 +5,7 @@ Time is made up here: steps cost what a table says, and nothing is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -13,10 +13,12 @@ import pytest
 
 import make_tiny_models
 import strata._native as _native
+import strata.engine.drafting
 from strata import LLM
-from strata.decode import Draft
+from strata.decode import Draft, Sampler
 from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.engine.draft_choice import parse_draft
+from strata.engine.draft_model import GRADES
 from strata.engine.drafting import Drafting
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
@@ -247,6 +249,116 @@ def test_a_proposer_is_told_below_which_chance_no_guess_pays() -> None:
     assert guessed(0.45) == 0
     # It may be off by a factor of two.
     assert told == [pytest.approx(0.5 / 2)] * 8
+
+
+class Reading:
+    """A draft model whose time is made up: ``step_s`` for each token that it guesses, ``row_s`` for
+    each one of a text that it reads."""
+
+    sees: tuple[int, ...] = ()
+
+    def __init__(self, step_s: float, row_s: float) -> None:
+        self.step_s: float | None = step_s
+        self.row_s, self.behind_s, self.took_s = row_s, 0.0, 0.0
+        self.length: dict[int, int] = {}
+
+    def begin(self, id: int, sampler: Sampler) -> None:
+        pass
+
+    def end(self, id: int) -> None:
+        pass
+
+    def behind(self, id: int, text: Sequence[int]) -> int:
+        return max(0, len(text) - self.length.get(id, 0) - 8)
+
+    def propose(
+        self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
+    ) -> dict[int, Draft]:
+        self.behind_s = self.row_s * sum(self.behind(id, text) for id, text in texts.items())
+        self.length |= {id: len(text) for id, text in texts.items()}
+        assert self.step_s is not None
+        self.took_s += self.behind_s + self.step_s * max(most.values())
+        return {
+            id: Draft((7,) * count, None, (0.6,) * count, (GRADES + 4,) * count)
+            for id, count in most.items()
+        }
+
+    def observe_step(
+        self, advances: Sequence[Advance], chosen: Mapping[int, Sequence[int]], rows: object
+    ) -> None:
+        pass
+
+    def check_integrity(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def one_after_the_other(
+    clock: pytest.MonkeyPatch,
+    model: Reading,
+    cost: Cost,
+    right: float,
+    *,
+    answers: int,
+    tokens: int,
+    prompt: int = 300,
+) -> list[float]:
+    """How many times as fast as without guesses the answers up to each of them are, together."""
+    clock.setattr(strata.engine.drafting, "perf_counter", lambda: model.took_s)
+    random, drafting, found = Random(2), Drafting(Fixed(0.0, 0), costs=StepCosts()), []
+    drafting.model = model
+    plain = seconds = 0.0
+    for id in range(answers):
+        drafting.learn([advance(id, Draft())], {id: [1]}, cost(1))
+        given, plain, seconds = 1, plain + tokens * cost(1), seconds + cost(1)
+        while given < tokens:
+            text, before = [1] * (prompt + given), model.took_s
+            draft = drafting.propose({id: text}, 1, 64, {id: tokens - given - 1}).get(id, Draft())
+            kept = 0
+            while kept < len(draft.tokens) and random.random() < right:
+                kept += 1
+            step = cost(1 + len(draft.tokens))
+            drafting.learn([advance(id, draft)], {id: [7] * kept + [1]}, step)
+            given, seconds = given + kept + 1, seconds + model.took_s - before + step
+        drafting.end(id, [])
+        found.append(plain / seconds)
+    return found
+
+
+@pytest.mark.parametrize("right", [0.0, 0.9])
+@pytest.mark.parametrize("tokens", [12, 300])
+@pytest.mark.parametrize("cost", [streamed, resident])
+def test_a_draft_model_slows_no_answers_down(
+    cost: Cost, tokens: int, right: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reads a prompt in the time of thirty tokens: it does not where answers are too short
+    for that, and no more where it is wrong."""
+    plain = cost(1)
+    model = Reading(step_s=0.2 * plain, row_s=0.1 * plain)
+    speeds = one_after_the_other(monkeypatch, model, cost, right, answers=8, tokens=tokens)
+    # What it takes to find out how often it is right is bounded, too, and taken once.
+    assert min(speeds) >= 0.94
+    assert speeds[-1] >= 0.97
+    if right == 0.9 and tokens == 300:
+        assert speeds[-1] > (1.5 if cost is streamed else 1.2)
+
+
+def test_a_draft_model_as_slow_as_the_model_is_not_asked_to_read_a_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Reading(step_s=0.02, row_s=0.004)
+    speeds = one_after_the_other(monkeypatch, model, resident, 0.9, answers=3, tokens=96)
+    assert speeds == pytest.approx([1.0] * 3)
+    assert not model.length
+
+
+def test_a_draft_model_that_costs_little_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Reading(step_s=0.01, row_s=0.0002)
+    first, *others = one_after_the_other(monkeypatch, model, streamed, 0.8, answers=3, tokens=96)
+    assert first > 2.5
+    assert min(others) > first
 
 
 def test_the_reference_guesses_only_where_it_is_told_to(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ class DraftModelFile:
         runner = Runner(backend, self.model, self._source, progress, logit_rows=self.parallel)
         backend.prepare()
         if not self.sees:
-            return DraftModel(runner, self.file, parallel=self.parallel, vocabulary=vocabulary)
+            made = DraftModel(runner, self.file, parallel=self.parallel, vocabulary=vocabulary)
+            made.try_out()
+            return made
         ids = None
         if self.lender is not None:
             ids = token_ids(self.file, self.model.vocab_size, vocabulary)

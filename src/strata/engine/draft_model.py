@@ -43,6 +43,9 @@ def step_rows(parallel: int) -> int:
     return max(STEP_ROWS, parallel * _FEW)
 
 
+_NOBODY = -1
+"""No request has this number."""
+
 LEAST = 0.05
 """Chance of all tokens so far below which nothing is guessed further."""
 
@@ -157,9 +160,10 @@ class DraftModel:
     ``parallel`` requests at once. Called between steps, in the engine's thread.
 
     ``step_s`` is what guessing one token more takes, for all that are asked for together;
-    ``behind_s`` what the last call took for tokens that it had to make up for. No chain goes on
-    that is less likely than ``least``. ``ids`` are the tokens that it chooses from, where they are
-    not those below ``vocabulary``.
+    ``row_s`` what a token takes that it has to make up for, and ``behind_s`` what those of the last
+    call took; ``try_out`` measures both before anybody waits for them. No chain goes on that is
+    less likely than ``least``. ``ids`` are the tokens that it chooses from, where they are not
+    those below ``vocabulary``.
     """
 
     def __init__(
@@ -188,7 +192,20 @@ class DraftModel:
         self._followers: dict[int, _Follower] = {}
         self._samplers: dict[int, Sampler] = {}
         self.step_s: float | None = None
-        self.behind_s = 0.0
+        self.row_s = self.behind_s = 0.0
+
+    def try_out(self) -> None:
+        """Measure a step of a few tokens and one of a single one, for nobody."""
+        manager, kv = self._memory.manager, self._memory.manager.new()
+        self._followers[_NOBODY] = _Follower(kv)
+        if manager.reserve(kv, _FEW):
+            for count in (_FEW, 1):
+                began = perf_counter()
+                self._run({_NOBODY: [0] * count})
+                self.step_s = perf_counter() - began
+                if count == _FEW:
+                    self.row_s = self.step_s / _FEW
+        self._forget(_NOBODY)
 
     def begin(self, id: int, sampler: Sampler) -> None:
         """A request, whose tokens ``sampler`` chooses."""
@@ -212,6 +229,12 @@ class DraftModel:
     ) -> None:
         """It sees nothing."""
 
+    def behind(self, id: int, text: Sequence[int]) -> int:
+        """See Guesser; what it went ahead with counts as right."""
+        follower = self._followers.get(id)
+        done = 0 if follower is None else follower.kv.length + len(follower.ahead)
+        return max(0, len(text) - done - _FEW)
+
     def propose(
         self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
     ) -> dict[int, Draft]:
@@ -231,6 +254,8 @@ class DraftModel:
             if len(text) - follower.kv.length <= _FEW:
                 ready.append(id)
         self.behind_s = perf_counter() - began
+        if left < _BEHIND:
+            self.row_s = moved(self.row_s or None, self.behind_s / (_BEHIND - left))
         return self._guess(ready, texts, most, others) if ready else {}
 
     def _following(

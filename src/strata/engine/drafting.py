@@ -12,8 +12,10 @@ times in place of a model of the machine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import field
 from time import perf_counter
 
 import numpy as np
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from strata.decode import NO_DRAFT, Draft, Proposer, Sampler
 from strata.engine.draft_choice import DRAFT_TOKENS
-from strata.engine.draft_model import GRADES, LEAST
+from strata.engine.draft_model import GRADES, LEAST, moved
 from strata.engine.guesser import Guesser
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
@@ -54,7 +56,11 @@ _FORCED, _FORCED_GRADE = 0.95, GRADES - 2
 """How likely what a grammar forces is cut into tokens as expected, and its kind of guesses."""
 
 _ANEW = 32
-"""Steps after which a model is asked again that was not worth asking."""
+"""Steps after which a model is asked again that was not worth asking, if the account allows it."""
+
+_TRIED, _UNPAID = 0.05, 0.02
+"""Of all time that a model may take to read texts without having gained as much: before it is known
+how often it is right, and then."""
 
 _SURE_FOUND = 0.55
 """A text that was found is gone on with, and no model asked, where its next token is so likely."""
@@ -79,11 +85,24 @@ class DraftTotals:
     saved_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """How many tokens a model is to guess for each request; ``on_trial``: though it is not thought
+    to pay."""
+
+    depths: Mapping[int, int] = field(default_factory=dict)
+    on_trial: bool = False
+
+
 class _Rates:
     """How often guesses of each kind were right."""
 
     def __init__(self) -> None:
         self._counts: dict[int, tuple[float, float]] = {}
+
+    def known(self, grade: int) -> bool:
+        """Whether there were so many of a kind that what was counted of them decides."""
+        return self._counts.get(grade, (0.0, 0.0))[0] >= _SURE
 
     def rate(self, grade: int, before: float) -> float:
         """Of a kind, when it was thought to be ``before``."""
@@ -132,6 +151,12 @@ class Drafting:
         self._in_a_row = 0
         self._reach = _FIRST
         self._not_asked = 0
+        # What a model gained, less what it took to read texts.
+        self._model_s = 0.0
+        self._by_model = False
+        # Tokens of each answer so far, and how many earlier ones had.
+        self._answered: Counter[int] = Counter()
+        self._length: float | None = None
         self._obeying: dict[int, Sampler] = {}
         self.enabled = True
 
@@ -168,19 +193,21 @@ class Drafting:
                     draft = self._looked_up(id, text, most, least)
                 if draft.tokens:
                     found[id] = draft
-        made_up_s = 0.0
+        read_s = 0.0
+        self._by_model = False
         if self.model is not None:
             unsure = {id: text for id, text in tokens.items() if not self._surely(found.get(id))}
-            depth = self._depth(len(unsure), len(tokens), rows, room) if unsure else 0
-            if depth:
-                depths = {id: min(depth, limits[id]) for id in unsure}
-                others = self._worth_a_branch(len(unsure), len(tokens), least)
-                guessed = self.model.propose(unsure, depths, others)
-                made_up_s = self.model.behind_s
+            asked = self._asked(unsure, len(tokens), rows, room, limits)
+            if asked.depths:
+                texts = {id: tokens[id] for id in asked.depths}
+                others = self._worth_a_branch(len(texts), len(tokens), least)
+                self._by_model = True
+                guessed = self.model.propose(texts, asked.depths, others)
+                # What a model reads of a prompt because it pays is there for the whole answer.
+                read_s = 0.0 if asked.on_trial else self.model.behind_s
                 found |= {id: draft for id, draft in guessed.items() if draft.tokens}
         taken = self._choose(found, len(tokens), rows, room)
-        # What a draft model reads of a prompt is there for the whole answer.
-        self._proposing_s = perf_counter() - started - made_up_s
+        self._proposing_s = perf_counter() - started - read_s
         return taken
 
     def _least(self, wanted: int, rows: int, room: int) -> float:
@@ -213,29 +240,71 @@ class Drafting:
         """Whether what was found in texts is likely enough."""
         return draft is not None and self._all.rate(*self._kind(draft, 0)) >= _SURE_FOUND
 
-    def _depth(self, asked: int, wanted: int, rows: int, room: int) -> int:
-        """How many tokens a model is to guess for each of ``asked`` requests: as many as make the
-        expected tokens a second most, with the time that guessing takes."""
-        most = min(room // asked, self._most)
+    def _asked(
+        self,
+        unsure: Mapping[int, Sequence[int]],
+        wanted: int,
+        rows: int,
+        room: int,
+        limits: Mapping[int, int],
+    ) -> _Asked:
+        """For which of the texts a model is to guess, and how many tokens for each."""
         costs, model = self.costs, self.model
         assert model is not None
+        if not unsure or (most := min(room // len(unsure), self._most)) < 1:
+            return _Asked()
         if costs is None:
-            return most
+            return _Asked({id: min(most, limits[id]) for id in unsure})
+        depth, saved_s = self._depth(len(unsure), wanted, rows, most)
+        behind_s = {id: model.behind(id, text) * model.row_s for id, text in unsure.items()}
+        if depth:
+            self._not_asked = 0
+            token_s = costs.seconds(wanted) / wanted
+            pays = [i for i, s in behind_s.items() if self._pays(i, s, limits[i], saved_s, token_s)]
+            return _Asked({id: min(depth, limits[id]) for id in pays})
+        self._not_asked += 1
+        nearest = min(behind_s, key=behind_s.__getitem__)
+        trial_s = behind_s[nearest] + (model.step_s or 0.0)
+        # Or nobody would find out that it has become better.
+        if self._not_asked < _ANEW or trial_s > self._balance_s + _ALLOWED * self._total_s:
+            return _Asked()
+        self._not_asked = 0
+        return _Asked({nearest: min(1, limits[nearest])}, on_trial=True)
+
+    def _depth(self, asked: int, wanted: int, rows: int, most: int) -> tuple[int, float]:
+        """How many tokens a model is to guess for each of ``asked`` requests: as many as make the
+        expected tokens a second most, with the time that guessing takes; and the seconds that each
+        token takes less by it."""
+        costs, model = self.costs, self.model
+        assert costs is not None
+        assert model is not None
         right = self._all.rate(_MODEL, _MODEL_RIGHT)
         step_s = model.step_s or 0.0
         plain, beside = costs.seconds(wanted), costs.seconds(rows)
         best, depth, tokens, likely = _GAIN * wanted / plain, 0, float(wanted), 1.0
-        for count in range(1, most + 1):
+        for count in range(1, min(most, max(1, self._reach // asked)) + 1):
             likely *= right
             tokens += asked * likely
             more = costs.seconds(rows + asked * count) - beside
             if tokens / (plain + more + count * step_s) > best:
                 best, depth = tokens / (plain + more + count * step_s), count
-        self._not_asked = 0 if depth else self._not_asked + 1
-        if self._not_asked >= _ANEW and most:
-            # Or nobody would find out that it has become better.
-            self._not_asked, depth = 0, 1
-        return depth
+        return depth, plain / wanted - 1 / best
+
+    def _pays(self, id: int, behind_s: float, limit: int, saved_s: float, token_s: float) -> bool:
+        """Whether a model is to read a text, which takes ``behind_s``: where it is thought to save
+        that over the rest of the answer, ``saved_s`` of the ``token_s`` that each token takes, and
+        while it has gained what it read before, but for a small share of all time. An answer is
+        thought to become as long as earlier ones, or twice as long as it is."""
+        if not behind_s:
+            return True
+        answered = self._answered[id]
+        left = min(limit + 1, max(answered, (self._length or 0.0) - answered))
+        share = _UNPAID if self._all.known(_MODEL) else _TRIED
+        allowed = share * (self._total_s + left * token_s)
+        if behind_s > min(left * saved_s, allowed + self._model_s):
+            return False
+        self._model_s -= behind_s
+        return True
 
     def _worth_a_branch(self, asked: int, wanted: int, least: float) -> float:
         """The chance from which on another way pays for its row, of which ``least`` speaks, and for
@@ -315,6 +384,7 @@ class Drafting:
         for a in advances:
             rows += a.rows
             answering += a.needs_logits
+            self._answered[a.id] += len(chosen.get(a.id, ()))
             redone += a.redone
             if a.draft.tokens:
                 drafted += len(a.draft.tokens)
@@ -343,6 +413,8 @@ class Drafting:
             gained += kept * share - (took - costs.seconds(rows - drafted - redone))
         self.totals.saved_s += gained
         self._balance_s = min(self._balance_s + gained, _BANKED * self._total_s)
+        if self._by_model:
+            self._model_s = min(self._model_s + gained, _BANKED * self._total_s)
         costs.measured(rows, seconds)
 
     def _count(self, id: int, draft: Draft, chosen: Sequence[int]) -> None:
@@ -364,6 +436,8 @@ class Drafting:
     def end(self, id: int, tokens: Sequence[int]) -> None:
         """A request is over."""
         self._each.pop(id, None)
+        if answered := self._answered.pop(id, 0):
+            self._length = moved(self._length, answered)
         self._obeying.pop(id, None)
         # A text that there is no memory for is not remembered.
         with suppress(OutOfMemoryError):

@@ -17,11 +17,13 @@ class Guesser(Protocol):
 
     ``sees``: the numbers of the model's Segments of which it is to be shown what they gave.
     ``step_s`` is what guessing one token further takes, for all that are asked for together;
-    ``behind_s`` what the last call took for tokens that it had to make up for.
+    ``row_s`` what a token takes that it has to make up for, and ``behind_s`` what those of the last
+    call took.
     """
 
     sees: tuple[int, ...]
     step_s: float | None
+    row_s: float
     behind_s: float
 
     def begin(self, id: int, sampler: Sampler) -> None:
@@ -29,6 +31,9 @@ class Guesser(Protocol):
 
     def end(self, id: int) -> None:
         """A request is over, or gone."""
+
+    def behind(self, id: int, text: Sequence[int]) -> int:
+        """Tokens of a request's text that it would have to make up for before it guesses."""
 
     def propose(
         self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0

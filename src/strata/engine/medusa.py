@@ -64,7 +64,7 @@ class MedusaDraft:
         # Of each request the last right row, and how long its text is that the row speaks of.
         self._rows: dict[int, tuple[int, NDArray[np.float32]]] = {}
         self.step_s: float | None = None
-        self.behind_s = 0.0
+        self.row_s = self.behind_s = 0.0
 
     def begin(self, id: int, sampler: Sampler) -> None:
         """See Guesser."""
@@ -85,6 +85,10 @@ class MedusaDraft:
         for id, past, tokens, right in right_rows(advances, chosen, rows):
             if id in self._samplers and chosen[id]:
                 self._rows[id] = past + len(tokens), right[-1].copy()
+
+    def behind(self, id: int, text: Sequence[int]) -> int:
+        """See Guesser: a row is all that it knows of a text."""
+        return 0
 
     def propose(
         self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0

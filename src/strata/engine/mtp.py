@@ -115,6 +115,10 @@ class MtpDraft(DraftModel):
         follower = self._followers.get(id)
         return 0 if follower is None else follower.kv.length
 
+    def behind(self, id: int, text: Sequence[int]) -> int:
+        """See Guesser: it goes along with what the model gives."""
+        return 0
+
     def propose(
         self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
     ) -> dict[int, Draft]:
