@@ -116,7 +116,8 @@ class Panel {
 template <class T>
 static void encode_scalars(const EncodeCall& call, int64_t panel, float* scratch) {
   Panel rows(call, panel, T::elements, scratch);
-  uint8_t codes[kLanes][256];
+  Bytes columns[T::elements];
+  uint8_t codes[kLanes][T::elements];
   for (int64_t p = 0; p < rows.blocks(); ++p) {
     for (int share = 0; share < kShares; ++share) {
       Lanes* x = rows.enter(p, share);
@@ -125,8 +126,11 @@ static void encode_scalars(const EncodeCall& call, int64_t panel, float* scratch
       for (int j = 0; j < T::elements; ++j) {
         const int part = j / T::width;
         const Lanes level = T::Code::level((x[j] - s.b[part]) * over(all(1.0f), s.a[part]));
-        for (int l = 0; l < kLanes; ++l) codes[l][j] = static_cast<uint8_t>(T::Code::code(level[l]));
+        columns[j] = T::Code::codes(level);
         rows.rounded(p, j, level * s.a[part] + s.b[part]);
+      }
+      for (int j = 0; j < T::elements; ++j) {
+        for (int l = 0; l < kLanes; ++l) codes[l][j] = columns[j][l];
       }
       for (int l = 0; l < rows.count(); ++l) T::pack(s, l, codes[l], rows.out(p, l, T::bytes));
     }

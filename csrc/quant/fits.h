@@ -12,15 +12,39 @@ template <int kLow, int kHigh>
 struct Uniform {
   static constexpr float kEnd = -kLow >= kHigh ? kLow : kHigh;   // of largest magnitude
   static constexpr bool kMirrored = -kLow == kHigh;
-  static Lanes level(Lanes t) { return between(nearest_whole(between(t, kLow, kHigh)), kLow, kHigh); }
-  static int code(float level) { return static_cast<int>(level) - kLow; }
+  static Lanes level(Lanes t) { return nearest_whole(between(t, kLow, kHigh)); }
+  static Bytes codes(Lanes levels) {
+    return __builtin_convertvector(__builtin_convertvector(levels, Mask) - kLow, Bytes);
+  }
 };
 
-// Levels of a table, ascending.
+// Levels of a table, ascending: the one behind as many middles as lie below.
 template <class Table>
 struct Levels {
   static constexpr float kEnd = Table::values[0];
   static constexpr bool kMirrored = Table::values[0] == -Table::values[Table::count - 1];
+#if defined(__AVX512F__)
+  static_assert(Table::count <= 16);
+  static Lanes level(Lanes t) {
+    alignas(64) static constexpr auto kFilled = [] {
+      struct { float middles[16], values[16]; } out{};
+      for (int i = 0; i < 16; ++i) {
+        const bool last = i + 1 >= Table::count;
+        out.middles[i] = last ? HUGE_VALF : 0.5f * (Table::values[i] + Table::values[i + 1]);
+        out.values[i] = Table::values[i < Table::count ? i : Table::count - 1];
+      }
+      return out;
+    }();
+    const Lanes middles = _mm512_load_ps(kFilled.middles);
+    __m512i below = _mm512_setzero_si512();
+    for (int step = 8; step > 0; step /= 2) {
+      const __m512i at = _mm512_add_epi32(below, _mm512_set1_epi32(step - 1));
+      const __mmask16 more = _mm512_cmp_ps_mask(t, _mm512_permutexvar_ps(at, middles), _CMP_GT_OQ);
+      below = _mm512_mask_add_epi32(below, more, below, _mm512_set1_epi32(step));
+    }
+    return _mm512_permutexvar_ps(below, _mm512_load_ps(kFilled.values));
+  }
+#else
   static Lanes level(Lanes t) {
     Lanes out = all(Table::values[0]);
     for (int i = 1; i < Table::count; ++i) {
@@ -29,10 +53,13 @@ struct Levels {
     }
     return out;
   }
-  static int code(float level) {
-    int i = 0;
-    while (i + 1 < Table::count && Table::values[i] < level) ++i;
-    return Table::codes[i];
+#endif
+  static Bytes codes(Lanes levels) {
+    Mask below = Mask{};
+    for (int i = 1; i < Table::count; ++i) below -= levels >= all(Table::values[i]);
+    Bytes out;
+    for (int l = 0; l < kLanes; ++l) out[l] = static_cast<uint8_t>(Table::codes[below[l]]);
+    return out;
   }
 };
 

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "kernels/numbers.h"
 #include "quant/encode.h"
 
@@ -39,13 +43,24 @@ inline constexpr int kShares = kEncodeLanes / kLanes;   // of the sixteen rows o
 
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 static inline Lanes all(float v) { return Lanes{} + v; }
-static inline Lanes pick(Mask m, Lanes a, Lanes b) {
-  return std::bit_cast<Lanes>((std::bit_cast<Mask>(a) & m) | (std::bit_cast<Mask>(b) & ~m));
-}
+static inline Lanes pick(Mask m, Lanes a, Lanes b) { return m ? a : b; }
+// a < b ? a : b and a > b ? a : b, also of NaN and of zeros: what these instructions do.
+#if defined(__AVX512F__)
+static inline Lanes lesser(Lanes a, Lanes b) { return _mm512_min_ps(a, b); }
+static inline Lanes greater(Lanes a, Lanes b) { return _mm512_max_ps(a, b); }
+#elif defined(__AVX2__)
+static inline Lanes lesser(Lanes a, Lanes b) { return _mm256_min_ps(a, b); }
+static inline Lanes greater(Lanes a, Lanes b) { return _mm256_max_ps(a, b); }
+#elif defined(__SSE2__)
+static inline Lanes lesser(Lanes a, Lanes b) { return _mm_min_ps(a, b); }
+static inline Lanes greater(Lanes a, Lanes b) { return _mm_max_ps(a, b); }
+#else
 static inline Lanes lesser(Lanes a, Lanes b) { return pick(a < b, a, b); }
 static inline Lanes greater(Lanes a, Lanes b) { return pick(a > b, a, b); }
+#endif
 static inline Lanes magnitude(Lanes a) {
   return std::bit_cast<Lanes>(std::bit_cast<Mask>(a) & 0x7fffffff);
 }

@@ -127,7 +127,7 @@ struct TQ1_0 : Ternary<54> {
 // Two levels, -d and d.
 struct Signs {
   static Lanes level(Lanes t) { return pick(t >= 0.0f, all(1.0f), all(-1.0f)); }
-  static int code(float level) { return level > 0; }
+  static Bytes codes(Lanes levels) { return __builtin_convertvector((levels > 0.0f) & 1, Bytes); }
 };
 struct Q1_0 {
   using Code = Signs;
@@ -282,7 +282,7 @@ struct ManyScales {
       s.b[p] = Lanes{};
     }
   }
-  static Lanes stored(Lanes v) { return between(nearest_whole(between(v, kLow, kHigh)), kLow, kHigh); }
+  static Lanes stored(Lanes v) { return nearest_whole(between(v, kLow, kHigh)); }
   // The whole scale that is best under d, of those around the one that is there.
   static void choose(const Lanes* x, const float* w, Scales& s, int p) {
     const Lanes middle = s.whole[p];
@@ -368,7 +368,7 @@ struct ManyLines {
       s.b[p] = -(s.m * s.low[p]);
     }
   }
-  static Lanes stored(Lanes v) { return between(nearest_whole(between(v, 0, kMost)), 0, kMost); }
+  static Lanes stored(Lanes v) { return nearest_whole(between(v, 0, kMost)); }
   // d and dmin that are best for the codes and whole scales that are there.
   static void improve(const Lanes* x, const float* w, Scales& s) {
     Lanes aa = Lanes{}, ab = Lanes{}, bb = Lanes{}, ax = Lanes{}, bx = Lanes{};
