@@ -16,6 +16,7 @@ import pytest
 
 from strata.cli import main, verbs
 from strata.cli.console import print_json, print_table, remark
+from strata.cli.failures import Terminated
 from strata.cli.options import json_option
 from strata.errors import StrataError, UsageError
 
@@ -57,6 +58,7 @@ def raising(error: BaseException) -> Callable[[], None]:
         (click.ClickException("no"), 1, "no"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (click.Abort(), 130, "interrupted"),
+        (Terminated(), 143, "terminated"),
         (MemoryError(), 1, "this machine has not enough free memory for that"),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 1, "/a/b: the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), 1, "/a: Permission denied"),
@@ -184,6 +186,28 @@ def test_ctrl_c_ends_with_one_line() -> None:
     _, errors = process.communicate(timeout=25)
     assert process.returncode == 130
     assert errors == b"strata: error: interrupted\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGTERM, 143, "strata: error: terminated; the same command goes on from here"),
+        (signal.SIGINT, 130, "strata: error: interrupted; the same command goes on from here"),
+    ],
+)
+def test_work_that_is_ended_says_that_it_can_go_on(number: int, code: int, line: str) -> None:
+    process = start(
+        "from strata.cli.failures import resumable, terminable\n"
+        "    with terminable(), resumable():\n"
+        "        click.echo('ready'); sys.stdout.flush(); time.sleep(30)"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=25)
+    assert process.returncode == code
+    assert errors.decode() == line + "\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closes streams as a shell does")

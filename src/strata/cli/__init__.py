@@ -14,8 +14,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's own) and return its exit code.
 
     0 done; 1 the work failed; 2 wrong usage; 130 interrupted; 141 the reader of standard output
-    went away. A failure is one line on standard error; with ``--json`` it is also one object
-    ``{"error": {"type", "message"}}`` on standard output.
+    went away; 143 terminated, where a command works for long. A failure is one line on standard
+    error; with ``--json`` it is also one object ``{"error": {"type", "message"}}`` on standard
+    output.
     """
     _open_standard_streams()
     if "_STRATA_COMPLETE" in os.environ:

@@ -20,6 +20,7 @@ from strata.cli.engine_options import (
     memory_report,
     open_llm,
 )
+from strata.cli.failures import resumable, terminable
 from strata.cli.options import (
     json_option,
     memory_option,
@@ -61,6 +62,7 @@ _USUAL_ANSWER = 256
 @memory_option
 @quiet_option
 @json_option
+@terminable()
 def command(
     model: str,
     source: Path,
@@ -123,12 +125,8 @@ def command(
         quiet=quiet or as_json,
     ) as llm:
         started = perf_counter()
-        with source.open("rb") as asked, target.open("ab") as answers:
-            try:
-                totals = _run(llm, model, asked, answers, done, together, quiet or as_json)
-            except KeyboardInterrupt:
-                remark("stopped; the same command goes on from here")
-                raise
+        with source.open("rb") as asked, target.open("ab") as answers, resumable():
+            totals = _run(llm, model, asked, answers, done, together, quiet or as_json)
         seconds = perf_counter() - started
         status = llm.engine.status()
     rate = totals.completion_tokens / seconds

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -16,17 +21,53 @@ from strata.errors import StrataError, UsageError
 FAILED = 1
 WRONG_USAGE = 2
 INTERRUPTED = 130
+TERMINATED = 143
 READER_GONE = 141
 
 _TOLD = 1000
 """Characters of the beginning of a message, and of its end: files are quoted in some."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, but for its code and word."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """For commands that work for long: SIGTERM raises Terminated, so that they end as with Ctrl-C;
+    a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        # None: a handler that is not Python's.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """What is interrupted here is gone on with by the same command, as its line then says."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.args = ("the same command goes on from here",)
+        raise
+
+
 def error_object(error: BaseException) -> dict[str, str]:
     """What ``report`` prints with ``--json``, for who has begun an object: with ``error.in_json``
     set, no other follows."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return {"type": "Interrupted", "message": "interrupted"}
+        _, kind, message = _interruption(error)
+        return {"type": kind, "message": message}
     _, kind, message = _describe(error)
     return {"type": kind, "message": message}
 
@@ -41,7 +82,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
         _forget_stdout()
         return READER_GONE
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        code, kind, message = INTERRUPTED, "Interrupted", "interrupted"
+        code, kind, message = _interruption(error)
     else:
         code, kind, message = _describe(error)
     if as_json and not getattr(error, "in_json", False):
@@ -52,6 +93,13 @@ def report(error: BaseException, *, as_json: bool) -> int:
     with suppress(OSError):
         click.echo(f"strata: error: {message}", err=True)
     return code
+
+
+def _interruption(error: BaseException) -> tuple[int, str, str]:
+    code, what = INTERRUPTED, "interrupted"
+    if isinstance(error, Terminated):
+        code, what = TERMINATED, "terminated"
+    return code, what.capitalize(), "; ".join((what, *error.args))
 
 
 def _describe(error: BaseException) -> tuple[int, str, str]:

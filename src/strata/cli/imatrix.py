@@ -8,6 +8,7 @@ from time import perf_counter
 import click
 
 from strata.cli.console import print_json, progress_bars
+from strata.cli.failures import terminable
 from strata.cli.options import json_option, model_argument, quiet_option, threads_option
 from strata.cli.quantize import calibration_text, calibration_threads
 from strata.errors import UsageError
@@ -34,6 +35,7 @@ from strata.errors import UsageError
 @threads_option
 @quiet_option
 @json_option
+@terminable()
 def command(
     model: str,
     text: Path,

@@ -19,6 +19,7 @@ from strata.cli.engine_options import (
     open_llm,
     read_text,
 )
+from strata.cli.failures import terminable
 from strata.cli.options import model_argument
 from strata.errors import UsageError
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 @click.option("--chunks", type=click.IntRange(min=1), help="Windows to score (default: all).")
 @kv_seen_options
 @batch_options
+@terminable()
 def command(
     model: str,
     file: Path,

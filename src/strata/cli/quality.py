@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from strata.cli.console import print_json
 from strata.cli.engine_options import backend_options, kv_seen_options
+from strata.cli.failures import resumable, terminable
 from strata.cli.options import (
     KV_TYPE,
     SIZE,
@@ -73,6 +75,7 @@ _text_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @memory_option
 @quiet_option
 @json_option
+@terminable()
 def command(
     models: tuple[str, ...],
     base: str | None,
@@ -134,7 +137,9 @@ def command(
             quiet=quiet,
         )
     )
-    results = lab.run(models, base)
+    # Kept logits are what it goes on from.
+    with nullcontext() if logits is None else resumable():
+        results = lab.run(models, base)
     keep_for_plans(results)
     if svg is not None:
         write_svg(svg, results)

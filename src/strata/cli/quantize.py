@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from strata.cli.console import print_json, progress_bars, remark
+from strata.cli.failures import resumable, terminable
 from strata.cli.options import (
     SIZE,
     json_option,
@@ -120,6 +121,7 @@ _CHUNKS = 32
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @quiet_option
 @json_option
+@terminable()
 def command(
     model: str,
     out: Path,
@@ -285,17 +287,18 @@ def command(
                 compensation = compensation_of(
                     file, source, types, text, count or 1, progress, distilled=distil or 0
                 )
-            result = quantise(
-                source,
-                out,
-                types,
-                file_type=chosen.number,
-                importance=matrix,
-                compensation=compensation,
-                memory=memory,
-                threads=count,
-                progress=progress,
-            )
+            with resumable():
+                result = quantise(
+                    source,
+                    out,
+                    types,
+                    file_type=chosen.number,
+                    importance=matrix,
+                    compensation=compensation,
+                    memory=memory,
+                    threads=count,
+                    progress=progress,
+                )
     label = (mix and chosen.name) or ("Q4_K_M" if not given else "a mix of its own")
     _tell(model, out, label, result, perf_counter() - started, as_json)
 
