@@ -95,6 +95,8 @@ NARROW: dict[str, Any] = {
     **{"swa_kv_lora_rank": 24, "swa_head_dim": 32, "swa_qk_nope_head_dim": 24},
     "swa_v_head_dim": 16,
 }
+# Fewer keys than the text has; no key weighs exactly nothing for so many heads.
+CHOSEN = {"index_topk": 12, "index_head_dim": 24, "index_n_heads": 24}
 DOTS: dict[str, Any] = {
     **{**SIZES, **LATENT, **ROUTED, **NARROW, "n_routed_experts": 6, "n_shared_experts": 2},
     **{"index_topk": 64, "index_head_dim": 32, "index_n_heads": 2, "sliding_window": 9},
@@ -169,12 +171,14 @@ FAMILIES = [
     ("BailingHybrid", LING),
     ("MiMoV2Flash", MIMO),
     ("HYV4", HY4),
+    ("HYV4", {**HY4, **CHOSEN, "indexer_types": ["full", "shared", "full"]}),
     ("AXK1", AXK1),
     ("HrmText", HRM),
     ("Dbrx", DBRX),
     ("OlmoHybrid", OLMO),
     ("Flint", FLINT),
     ("Dots3Note", DOTS),
+    ("Dots3Note", {**DOTS, **CHOSEN}),
     ("MiniMaxM3VL", M3),
     ("OlmoHybrid", {**OLMO, "linear_allow_neg_eigval": False, "rope_parameters": None}),
 ]

@@ -62,11 +62,16 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "minimax-m3": [{"rope.dimension_count": 16}, {"expert_weights_scale": 1.0}],
     "laguna": [{"rope.dimension_count_swa": 8}, {"attention.sliding_window": 4}],
     "maple": [{"swiglu_clamp_exp": [0.5, 0.0]}, {"swiglu_clamp_exp": None}],
-    "dots3note": [{"attention.sliding_window": 4}, {"rope.freq_base_swa": 10000.0}],
+    "dots3note": [
+        {"attention.sliding_window": 4},
+        {"rope.freq_base_swa": 10000.0},
+        *({"attention.indexer.top_k": most} for most in (9, 128)),
+    ],
     "hy_v4": [
         {"hyper_connection.epsilon": 0.1},
         {"hyper_connection.magnitude": 1.0},
         {"swiglu_clamp_exp": None},
+        *({"attention.indexer.top_k": most} for most in (9, 128)),
     ],
     "deepseek32": [{"attention.indexer.top_k": 9}, {"attention.indexer.top_k": 128}],
     "glm-dsa": [{"attention.indexer.top_k": 9}, {"attention.indexer.top_k": 128}],
@@ -137,7 +142,11 @@ def test_kept_of_layers_that_differ() -> None:
     kept = build_model(header("mimo2")).state
     assert kept == (PagedKV(2, 24, 16), PagedKV(1, 24, 16, 8), PagedKV(1, 24, 16, 8))
     kept = build_model(header("dots3note")).state
-    assert kept == (PagedKV(1, 80, 64, v_in_k=True), PagedKV(1, 48, 32, 8, v_in_k=True))
+    assert kept == (
+        PagedKV(1, 80, 64, v_in_k=True, chosen=True),
+        PagedKV(1, 48, 32, 8, v_in_k=True),
+        PagedKV(1, 24, 1, v_in_k=True, index=True),
+    )
     kept = build_model(header("laguna")).state
     assert [s.window for s in kept if isinstance(s, PagedKV)] == [0, 8, 8, 8, 0]
 

@@ -234,7 +234,7 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
     ),
     "dots3note": (
         {
-            **LATENT,
+            **INDEXED,
             "attention.sliding_window": 8,
             "attention.sliding_window_pattern": [False, True],
             "attention.kv_lora_rank_swa": 32,
@@ -243,7 +243,8 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
             "rope.freq_base_swa": 500.0,
         },
         [
-            {**latent(64, 32, 48), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **DENSE},
+            {**latent(64, 32, 48), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **CHOOSING}
+            | DENSE,
             {**latent(32, 64, 32), "attn_k_norm": (16,), "attn_gate": (4, WIDTH), **BOTH},
         ],
     ),
@@ -260,7 +261,8 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
     ),
     "hy_v4": (
         {
-            **LATENT,
+            **INDEXED,
+            "attention.indexer.types": [1, 0],
             "hyper_connection.count": 3,
             "hyper_connection.epsilon": 1e-3,
             "hyper_connection.magnitude": 2.0,
@@ -268,7 +270,7 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
         },
         [
             {**latent(64, 32, 48), **SINKS, **STREAMS, "attn_gate": (HEADS * 48, WIDTH), **each}
-            for each in ({**DENSE, **INDEXER}, BOTH)
+            for each in ({**DENSE, **CHOOSING}, BOTH)
         ],
     ),
     "hrm_text": (

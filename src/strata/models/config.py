@@ -16,7 +16,10 @@ MAX_VOCABULARY = 1 << 24
 MAX_CONTEXT = (1 << 31) - 1
 ENDLESS = 1 << 20
 # Whose indexers are built (sparse_index.py).
-_CHOOSING = ("deepseek32", "glm-dsa", "DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
+_CHOOSING = (
+    *("deepseek32", "glm-dsa", "dots3note", "hy_v4"),
+    *("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Dots3NoteForCausalLM", "HYV4ForCausalLM"),
+)
 
 
 @dataclass(frozen=True)

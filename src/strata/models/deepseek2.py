@@ -36,8 +36,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     tensors = {**decoder.frame_tensors(c), **_tensors(c, a, m)}
     tensors |= sparse_index.index_tensors(c, index, a.q_rank)
     blocks = "|".join(str(i) for i in range(c.layers, c.layers + further))
-    unused = [*decoder.harmless(c)]
-    unused += [] if index else [r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*"]
+    unused = [*decoder.harmless(c), *sparse_index.unread(index)]
     unused += [rf"(blk|.*layers)\.({blocks})\..*"] if blocks else []
     catalog = Catalog(file, tensors, c.layers, harmless=unused)
     layer = _layers(c, catalog, a, m, index)

@@ -1,7 +1,8 @@
 """dots.3 Note: latent attention with a gate for each head and a norm of rotated keys, layers with a
 sliding window and widths of their own, experts beside a shared one.
 
-Its indexer is left out as in ``deepseek2.py``, and so are blocks that predict further tokens.
+Layers without a window have indexers (``sparse_index.py``). Blocks that predict further tokens are
+left out.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from strata.formats import ModelFile
-from strata.models import decoder, experts, latent
+from strata.models import decoder, experts, latent, sparse_index
 from strata.models.config import MAX_LAYERS, MAX_WIDTH, Config, read_config
 from strata.models.errors import ConfigError
 from strata.models.keys import Keys
 from strata.models.latent import Latent
-from strata.models.rope import read_local_rope, read_rope
+from strata.models.rope import Style, read_local_rope, read_rope
 from strata.models.tensors import Catalog, Tensor, on_layers
 from strata.program import Builder, Model
 
@@ -26,6 +27,7 @@ _FULL = ("full_attention", "indexed_attention")
 def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     """The Model of a dots.3 Note file."""
     keys, gguf = Keys(file, architecture), file.kind == "gguf"
+    indexed = None if gguf else _indexed(keys)
     keys = keys if gguf else keys.stating(_by_layer(keys)).assuming({"expert_norm": True})
     c = read_config(file, architecture, context, experts=True, latent=True, uneven=True, keys=keys)
     c = decoder.with_windows(c, c.keys.integer("window"), 1)
@@ -39,6 +41,11 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         (replace(c, heads=heads[i], kv_heads=heads[i]), local if c.windows[i] else wide)
         for i in range(c.layers)
     ]
+    full = tuple(not window for window in c.windows) if indexed is None else indexed
+    style: Style = "neox" if gguf else "interleaved"
+    index = None
+    if any(full):
+        index = sparse_index.read_index(c, wide.q_rank, wide.rope, style=style, full=full)
     shared = None if gguf else c.keys.integer("shared_ffn") * c.keys.integer("shared_experts", 1)
     m = experts.read_mixture(c, scoring="sigmoid", shared=shared, dense=0 if gguf else 1)
     stored = "{p}layers.{i}.self_attn."
@@ -46,6 +53,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
         **decoder.frame_tensors(c),
         **decoder.norm_tensors(c, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm"),
         **experts.mixture_tensors(c, m),
+        **sparse_index.index_tensors(c, index, wide.q_rank),
     }
     for i, (own, a) in enumerate(layers):
         attention = {
@@ -58,25 +66,39 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
             ),
         }
         tensors |= on_layers(attention, [i])
-    unread = (r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*", r"blk\.\d+\.attn_\w+\.scale")
-    catalog = Catalog(file, tensors, c.layers, harmless=(*decoder.harmless(c), further, *unread))
+    unread = (r"blk\.\d+\.attn_\w+\.scale", further, *sparse_index.unread(index))
+    catalog = Catalog(file, tensors, c.layers, harmless=(*decoder.harmless(c), *unread))
     full_rope = read_rope(c, "interleaved")
     local_rope = read_local_rope(c if gguf else narrow, "interleaved")
     eps = decoder.rms_eps(c)
 
+    def chooses(i: int) -> bool:
+        return index is not None and index.full[i]
+
     def attend(b: Builder, x: str, i: int) -> str:
         own, a = layers[i]
         rope = local_rope if c.windows[i] else full_rope
-        return latent.attention(
-            b, own, catalog, a, x, i, rope=rope, eps=eps, k_norm=True, gated=True
-        )
+
+        def choose(x: str, query: str) -> str:
+            assert index is not None
+            return index.choose(b, x, query, i, rope)
+
+        options: dict[str, Any] = {"rope": rope, "eps": eps, "k_norm": True, "gated": True}
+        options["choose"] = choose if chooses(i) else None
+        return latent.attention(b, own, catalog, a, x, i, **options)
 
     return decoder.pre_norm_model(
         c,
         catalog,
         None,
         attend=attend,
-        state=[a.state(own.heads, c.windows[i]) for i, (own, a) in enumerate(layers)],
+        state=[
+            *(
+                a.state(own.heads, c.windows[i], chosen=chooses(i))
+                for i, (own, a) in enumerate(layers)
+            ),
+            *(index.state() if index else ()),
+        ],
         feed_forward=lambda b, x, i: experts.feed_forward(b, catalog, m, x, i),
     )
 
@@ -88,6 +110,17 @@ def _scaled(c: Config, a: Latent) -> Latent:
         raise ConfigError(f"'{key}' is missing: without it the model cannot be built")
     scales = (math.sqrt(c.width / rank) for rank in (a.q_rank, a.rank))
     return replace(a, q_scale=next(scales), kv_scale=next(scales))
+
+
+def _indexed(keys: Keys) -> tuple[bool, ...]:
+    """Which layers of a directory have an indexer."""
+    layers = keys.integer("layers", high=MAX_LAYERS)
+    kinds = keys.texts("layer_types", layers, ("sliding_attention", *_FULL)) or ()
+    said = keys.raw("use_dsa")
+    if said is not None and not isinstance(said, bool):
+        raise ConfigError("'use_dsa': true or false is expected")
+    chosen = _FULL if said else _FULL[1:] if said is None else ()
+    return tuple(kind in chosen for kind in kinds)
 
 
 def _by_layer(keys: Keys) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """GLM-5.3-Flash: Kimi Delta Attention, every few layers latent attention without positions;
 experts; residual streams that matrices with rows and columns of sum 1 mix.
 
-Its indexer is left out as in ``deepseek2.py``, and so are blocks that predict further tokens.
+Its indexer, which chooses among pools of positions, is left out where it would choose all of them
+(``config.read_trained_context``), and so are blocks that predict further tokens.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ what of the product of query and key is above zero; as many as the file states a
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from strata.models.config import MAX_WIDTH, Config
 from strata.models.errors import ConfigError
 from strata.models.rope import Rope
@@ -14,7 +16,6 @@ from strata.models.tensors import Tensor, on_layers
 from strata.program import Builder, PagedKV
 from strata.records import dataclass
 
-_EPS = 1e-6
 # From so many positions on GGUF files of GLM-5 are of the one whose layers share.
 _SHARING_CONTEXT = 1 << 20
 
@@ -22,20 +23,26 @@ _SHARING_CONTEXT = 1 << 20
 @dataclass(frozen=True)
 class SparseIndex:
     """``heads`` queries and one key of ``width``, of which ``rope`` numbers are turned (neighbours
-    or halves: ``style``); ``most`` keys are chosen. Layers that are not ``full`` see what the one
-    before them sees. ``first`` is the number of the first full layer's keys among what is kept."""
+    or halves: ``style``), the first, or those ``behind``; keys have a norm over ``eps``. ``most``
+    keys are chosen. Layers that are not ``full`` see what the one before them sees, or, where none
+    is ``shared``, have nothing to choose. ``first`` is the number of the first full layer's keys
+    among what is kept."""
 
     heads: int
     width: int
+    rope: int
     most: int
     full: tuple[bool, ...]
+    shared: bool
     first: int
     style: str
+    behind: bool = False
+    eps: float = 1e-6
 
     @property
     def carried(self) -> int:
         """How wide that is which goes from layer to layer behind the residual."""
-        return 0 if all(self.full) else self.most
+        return self.most if self.shared else 0
 
     def state(self) -> list[PagedKV]:
         """What full layers keep."""
@@ -63,25 +70,43 @@ class SparseIndex:
         """Positions that rows of layer i see; ``query`` is what attention's queries are made of."""
         name = f"blk.{i}.indexer."
 
-        def turned(y: str) -> str:
-            return b.rope(
+        def turned(y: str, heads: int) -> str:
+            still, width = self.width - self.rope, self.width
+            if self.behind:
+                ahead = b.columns(y, head_dim=width, start=0, width=still)
+                y, width = b.columns(y, head_dim=width, start=still, width=self.rope), self.rope
+            y = b.rope(
                 y,
-                head_dim=self.width,
+                head_dim=width,
                 inv_freq=rope.inv_freq,
                 style=self.style,
                 mscale=rope.mscale,
                 factors=rope.factors,
             )
+            return b.join(ahead, y, heads=heads) if self.behind else y
 
-        q = turned(b.matmul(query, f"{name}attn_q_b.weight"))
+        q = turned(b.matmul(query, f"{name}attn_q_b.weight"), self.heads)
         k = b.matmul(x, f"{name}attn_k.weight")
-        k = turned(b.layer_norm(k, f"{name}k_norm.weight", f"{name}k_norm.bias", _EPS))
+        k = turned(b.layer_norm(k, f"{name}k_norm.weight", f"{name}k_norm.bias", self.eps), 1)
         w = b.scale(b.matmul(x, f"{name}proj.weight"), (self.heads * self.width) ** -0.5)
         return b.top_keys(q, k, w, layer=self.first + sum(self.full[:i]), most=self.most)
 
 
-def read_index(c: Config, q_rank: int, rope: int, *, style: str) -> SparseIndex | None:
-    """What a file states of its indexers; None where no more positions come than are chosen."""
+def read_index(
+    c: Config,
+    q_rank: int,
+    rope: int,
+    *,
+    style: str,
+    full: tuple[bool, ...] | None = None,
+    behind: bool = False,
+    eps: float = 1e-6,
+) -> SparseIndex | None:
+    """What a file states of its indexers; None where no more positions come than are chosen.
+
+    ``full`` are the layers with one where no layer takes over what another chose; the rest as
+    ``SparseIndex`` has it. Raises ConfigError for what fits no attention.
+    """
     most = c.keys.integer("indexer_top_k", 0, low=0)
     if not most or c.trained_context <= most:
         return None
@@ -89,17 +114,21 @@ def read_index(c: Config, q_rank: int, rope: int, *, style: str) -> SparseIndex 
     width = c.keys.integer("indexer_width", high=MAX_WIDTH)
     if not q_rank:
         raise ConfigError(f"'{c.keys.find('q_rank')[0]}' is missing: an indexer's queries need it")
-    if rope > width:
+    if rope > width - behind:
         key = c.keys.find("indexer_width")[0]
         raise ConfigError(f"'{key}' is {width}: {rope} numbers of it are to be turned")
-    full = _full(c)
-    if not full[0]:
+    index = SparseIndex(
+        heads, width, rope, most, full or _full(c), full is None, c.layers, style, behind, eps
+    )
+    if full is None:
+        index = replace(index, shared=not all(index.full))
+    if index.shared and not index.full[0]:
         key = c.keys.find("indexer_kinds")[0]
         raise ConfigError(f"'{key}': the first layer shares what no layer before it has chosen")
-    if not all(full) and most > c.width:
+    if index.carried > c.width:
         key = c.keys.find("indexer_top_k")[0]
         raise ConfigError(f"'{key}' is {most}: {c.width} at most go from layer to layer")
-    return SparseIndex(heads, width, most, full, c.layers, style)
+    return index
 
 
 def _full(c: Config) -> tuple[bool, ...]:
@@ -139,3 +168,8 @@ def index_tensors(c: Config, index: SparseIndex | None, q_rank: int) -> dict[str
     }
     tensors = {key: Tensor(f"{stored}{theirs}", shape) for key, (theirs, shape) in wanted.items()}
     return on_layers(tensors, (i for i, full in enumerate(index.full) if full))
+
+
+def unread(index: SparseIndex | None) -> tuple[str, ...]:
+    """Patterns of an indexer's tensors, where it is left out."""
+    return () if index else (r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*",)
