@@ -80,6 +80,11 @@ def test_a_file_on_this_machine(
         (["llama-3.1-8b:Q9_X", *LAPTOP], 2, "no quantisation 'Q9_X'"),
         (["llama-3.1-9b", *LAPTOP], 1, "no model 'llama-3.1-9b'"),
         (["llama-3.1-8b", *LAPTOP, "--context", "1000000"], 2, "allows 2 to 131072"),
+        (
+            ["llama-3.1-8b", *LAPTOP, "--context", "64", "--prompt-tokens", "64"],
+            2,
+            "leaves no room",
+        ),
         (["llama-3.1-8b", *LAPTOP, "--memory", "much"], 2, "is not a size"),
     ],
 )
@@ -90,3 +95,10 @@ def test_what_cannot_be_planned_is_one_line(
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_a_small_context_is_planned_for_prompts_that_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plan", "llama-3.1-8b", *LAPTOP, "--context", "64"]) == 0
+    assert "first token of a prompt of 32 after" in capsys.readouterr().out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -51,6 +53,28 @@ def server(shared_server: Running) -> Iterator[Running]:
     """A server without a key; after every test it must hold nothing."""
     yield shared_server
     shared_server.wait_until_free()
+
+
+@pytest.fixture
+def say(server: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """The next answers are this text, in the format of this template."""
+    from strata.server import conversation
+    from strata.server.parsers import answer_format
+
+    service = server.service
+    run = service.run
+
+    def scripted(template: str, text: str) -> None:
+        source = f"start: {json.dumps(text, ensure_ascii=False)}"
+
+        def follow(prompts: Any, params: Any, **options: Any) -> Any:
+            return run(prompts, replace(params, grammar=service.grammars.lark(source)), **options)
+
+        form = answer_format(f"tools {template}")
+        monkeypatch.setattr(conversation, "answer_format", lambda template: form)
+        monkeypatch.setattr(service, "run", follow)
+
+    return scripted
 
 
 @pytest.fixture

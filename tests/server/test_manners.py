@@ -245,6 +245,26 @@ def test_events_are_whole_lines_to_who_splits_by_unicode(http_client: httpx.Clie
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "stops"),
+    [
+        ("/v1/completions", {"stop": ""}),
+        ("/v1/chat/completions", {"stop": ["", ""]}),
+        ("/v1/messages", {"stop_sequences": [""]}),
+        ("/api/generate", {"options": {"stop": [""]}, "stream": False}),
+        ("/completion", {"stop": [""]}),
+    ],
+)
+def test_empty_stop_strings_are_none(
+    http_client: httpx.Client, path: str, stops: dict[str, Any]
+) -> None:
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 3, **stops}
+    if path.endswith(("messages", "chat/completions")):
+        body["messages"] = BEGUN[:1]
+        del body["prompt"]
+    assert http_client.post(path, json=body).status_code == 200
+
+
 def test_functions_as_they_were(http_client: httpx.Client) -> None:
     function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
     body = {

@@ -6,6 +6,7 @@ import json
 import urllib.request
 from typing import Any
 
+import httpx
 import pytest
 
 from strata import LLM, SamplingParams, __version__
@@ -125,7 +126,19 @@ def test_limits_below_one_are_none(client: Any, llm: LLM) -> None:
         assert client.chat(MODEL, MESSAGES, options=options).message.content == expected.text
 
 
-@pytest.mark.parametrize("path", ["/", "/api/tags", "/api/version"])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_a_larger_context_than_the_servers_is_warned_of(server: Running, path: str) -> None:
+    """Ollama, too, answers with the context that there is, and says so."""
+    body: dict[str, Any] = {"model": MODEL, "stream": False, "messages": MESSAGES, "prompt": "Hi"}
+    for size in (1024, 1_000_000):
+        options = {**GREEDY, "num_predict": 2, "num_ctx": size}
+        answer = httpx.post(server.url + path, json={**body, "options": options}, timeout=60)
+        assert answer.status_code == 200
+        told = answer.headers.get("x-strata-warning", "")
+        assert ("num_ctx is 1000000, but the context is 1024" in told) == (size > 1024)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/api/tags", "/api/version"])
 def test_clients_ask_whether_anybody_is_there(server: Running, path: str) -> None:
     with urllib.request.urlopen(urllib.request.Request(server.url + path, method="HEAD")) as reply:
         assert (reply.status, reply.read()) == (200, b"")

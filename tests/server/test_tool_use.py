@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from strata.server import conversation
-from strata.server.parsers import answer_format
 from support.running import NAMES, Running
 
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
@@ -87,25 +84,6 @@ SCRIPTS: dict[str, tuple[str, str]] = {
 }
 
 Say = Callable[[str, str], None]
-
-
-@pytest.fixture
-def say(server: Running, monkeypatch: pytest.MonkeyPatch) -> Say:
-    """The next answers are this text, in the format of this template."""
-    service = server.service
-    run = service.run
-
-    def scripted(template: str, text: str) -> None:
-        source = f"start: {json.dumps(text, ensure_ascii=False)}"
-
-        def follow(prompts: Any, params: Any, **options: Any) -> Any:
-            return run(prompts, replace(params, grammar=service.grammars.lark(source)), **options)
-
-        form = answer_format(f"tools {template}")
-        monkeypatch.setattr(conversation, "answer_format", lambda template: form)
-        monkeypatch.setattr(service, "run", follow)
-
-    return scripted
 
 
 def from_openai(server: Running, stream: bool, limit: int) -> tuple[Any, ...]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from strata.plan import Limits, Machine, Plan, Workload
     from strata.plan.throughput import Throughput
 
+_PROMPT = 512
+"""Tokens of the prompt that is predicted for, where nothing is said and the context has room."""
+
 
 @click.command("plan")
 @model_argument
@@ -47,9 +50,8 @@ if TYPE_CHECKING:
 @click.option(
     "--prompt-tokens",
     type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Length of the prompt to predict for.",
+    default=None,
+    help=f"Length of the prompt to predict for.  [default: {_PROMPT}, or half the context]",
 )
 @click.option(
     "--answer-tokens",
@@ -93,7 +95,7 @@ def command(
     model: str,
     memory: int | None,
     context: int | None,
-    prompt_tokens: int,
+    prompt_tokens: int | None,
     answer_tokens: int,
     concurrency: int,
     machine_file: Path | None,
@@ -132,7 +134,8 @@ def command(
     from strata.plan.throughput import throughput
 
     guesses = parse_draft(draft).tokens
-    workload = Workload(prompt_tokens, concurrency, context, answer_tokens, draft_tokens=guesses)
+    asked = prompt_tokens or _PROMPT
+    workload = Workload(asked, concurrency, context, answer_tokens, draft_tokens=guesses)
     if draft_model is not None:
         part = own_part(draft_model)
         of = draft_model if part is None else model
@@ -147,6 +150,9 @@ def command(
         window = None if kv_window is None else KVWindow.parse(kv_window)
         most = max(built.context_length, context or 0)
         built = with_part_seen(built, window, kv_read, most)
+        if prompt_tokens is None:
+            half = (context or built.context_length) // 2
+            workload = replace(workload, prompt_tokens=max(1, min(_PROMPT, half)))
         profile = backend_class(DEFAULT).profile(built, WeightSource(file))
         sizes = outline(model, built, file, profile, known_hits(file.paths))
         if machine_file is not None:

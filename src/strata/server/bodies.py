@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from strata.decode import SamplingParams
 from strata.decode.defaults import SamplingDefaults
 from strata.decode.params import LARGEST_SEED
+from strata.errors import UsageError
 from strata.giving_way import give_way
 from strata.server.errors import ApiError
 from strata.server.notes import note
@@ -144,6 +145,13 @@ class ToolDefinition(Lenient):
 
 
 Tools = Annotated[list[ToolDefinition], Field(max_length=128, fail_fast=True)]
+
+
+def allowed(tools: Sequence[Tool], names: Sequence[str]) -> list[Tool]:
+    """Those of the tools that a request lets be called; UsageError for a name that none has."""
+    if unknown := {*names} - {tool.name for tool in tools}:
+        raise UsageError(f"there is no tool {min(unknown)!r} among the tools")
+    return [tool for tool in tools if tool.name in names]
 
 
 def tools_of(tools: Tools | None) -> list[Tool]:

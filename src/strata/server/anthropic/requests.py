@@ -51,8 +51,9 @@ class Message(Lenient):
 
 
 class ToolDefinition(Lenient):
-    """A tool of the client's own."""
+    """A tool of the client's own; of the others, which Anthropic defines, only the name is sent."""
 
+    type: str | None = None
     name: ToolName
     description: str | None = None
     input_schema: dict[str, Any] | None = None
@@ -63,6 +64,7 @@ class ToolChoiceParam(Lenient):
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class ThinkingParam(Lenient):
@@ -138,17 +140,28 @@ async def conversation(service: Service, body: CountRequest) -> Conversation:
     return Conversation(
         messages=messages,
         params=await _params(service, body),
-        tools=[
-            Tool(tool.name, tool.description, tool.input_schema or {"type": "object"})
-            for tool in body.tools or ()
-        ],
+        tools=_tools(body),
         tool_choice=_TOOL_CHOICES[choice.type],
         tool=choice.name if choice.type == "tool" else None,
         variables=thinking_variables(
             body.thinking is not None and body.thinking.type != "disabled"
         ),
         continue_last=messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1],
+        parallel_calls=not choice.disable_parallel_tool_use,
     )
+
+
+def _tools(body: CountRequest) -> list[Tool]:
+    for tool in body.tools or ():
+        if tool.type not in (None, "custom"):
+            raise UsageError(
+                f"tools: only the client's own can be called here, not {tool.type!r}: leave "
+                "out the type and give an input_schema"
+            )
+    return [
+        Tool(tool.name, tool.description, tool.input_schema or {"type": "object"})
+        for tool in body.tools or ()
+    ]
 
 
 async def _params(service: Service, body: CountRequest) -> SamplingParams:

@@ -13,7 +13,7 @@ from strata.errors import UsageError
 from strata.giving_way import give_way
 from strata.server.answers import Answer, Answers, respond
 from strata.server.beams import BeamAnswers, beam_params, check_beams, search_beams
-from strata.server.bodies import ToolDefinition, tools_of
+from strata.server.bodies import ToolDefinition, allowed, tools_of
 from strata.server.conversation import (
     Conversation,
     ToolChoice,
@@ -163,10 +163,8 @@ def _tools(body: ChatRequest) -> tuple[list[Tool], ToolChoice, str | None]:
     if isinstance(choice, NamedTool):
         return tools, "required", choice.function.name
     if isinstance(choice, AllowedTools):
-        allowed = {tool.function.name for tool in choice.allowed_tools.tools}
-        if unknown := allowed - {tool.name for tool in tools}:
-            raise UsageError(f"there is no tool {min(unknown)!r} among the tools")
-        return [tool for tool in tools if tool.name in allowed], choice.allowed_tools.mode, None
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        return allowed(tools, names), choice.allowed_tools.mode, None
     return tools, "required" if choice == "any" else choice or "auto", None
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from strata.decode.constraint import Grammar
 from strata.errors import UsageError
-from strata.server.bodies import Drawing, Lenient, ToolName, TopLogprobs
+from strata.server.bodies import Drawing, Lenient, ToolName, TopLogprobs, allowed
 from strata.server.conversation import Conversation, ToolChoice, past_call
 from strata.server.openai.requests import Limit
 from strata.server.parsers import Tool
@@ -215,9 +215,11 @@ def _tools(body: ResponseRequest) -> tuple[list[Tool], ToolChoice, str | None]:
     choice = body.tool_choice
     if isinstance(choice, Choice):
         if choice.type == "function":
+            if choice.name is None:
+                raise UsageError("tool_choice: a function is to be called, but none is named")
             return tools, "required", choice.name
-        allowed = {tool.name for tool in choice.tools or ()}
-        return [tool for tool in tools if tool.name in allowed], choice.mode or "auto", None
+        names = [tool.name for tool in choice.tools or () if tool.name is not None]
+        return allowed(tools, names), choice.mode or "auto", None
     return tools, "required" if choice == "any" else choice or "auto", None
 
 
