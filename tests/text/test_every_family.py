@@ -47,6 +47,16 @@ def test_ids_are_llama_cpps(name: str) -> None:
         assert tokenizer.encode(text, add_special=True, parse_special=True) == ids, text
 
 
+@pytest.mark.parametrize("name", sorted(_IDS))
+def test_ids_are_the_same_where_one_text_is_expected(name: str) -> None:
+    """Each text has an engine of its own, which knows what may occur in it alone."""
+    tokenizer = tokenizer_from_gguf(_metadata(name))
+    # The first long one has all of the vocabulary built.
+    for text, ids in sorted(_IDS[name], key=lambda case: len(case[0])):
+        if tokenizer.expect_one_text():
+            assert tokenizer.encode(text, add_special=True, parse_special=True) == ids, text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(_IDS))
 def test_live(name: str, tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ def smollm2(smollm2_path: Path) -> Tokenizer:
         return load_tokenizer(model)
 
 
+def test_one_text_needs_a_part_of_the_vocabulary(smollm2_path: Path) -> None:
+    with open_model(smollm2_path) as model:
+        tokenizer = load_tokenizer(model)
+    for entry in [entry for entry in _GOLDENS if len(entry["text"]) < 400][::24]:
+        assert tokenizer.expect_one_text()
+        assert tokenizer.encode(entry["text"]) == entry["ids"], entry["text"]
+
+
 def _check(tokenizer: Tokenizer) -> None:
     exact = 0
     for entry in _GOLDENS:

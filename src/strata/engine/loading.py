@@ -124,9 +124,13 @@ def _load(
         template = template_of(options.chat_template, add_bos=tokenizer.add_bos)
         tokenizer.use_chat_templates({"default": template})
     encoded: Future[object] | None = None
+    one_text: TextWorkload | None = None
     if plan is None and not needs_plan(file, options) and gguf_sizes(file) is not None:
         # There is room: weights are loaded meanwhile.
-        encoded = beside.submit(tokenizer.encode, _FIRST_TEXT)
+        if isinstance(options.workload, TextWorkload) and tokenizer.expect_one_text():
+            one_text = options.workload
+        else:
+            encoded = beside.submit(tokenizer.encode, _FIRST_TEXT)
         tokenizer_bytes = built_bytes(tokenizer_outline(model, file))
     else:
         # Building takes more for a while than it keeps: before there are weights, and in this
@@ -140,6 +144,8 @@ def _load(
     runtime = make_runtime(
         file, model, options, plan, tokenizer=tokenizer, tokenizer_bytes=tokenizer_bytes
     )
+    if one_text is not None:
+        encoded = beside.submit(one_text.made, tokenizer, runtime.ledger)
     if runtime.context < wanted:
         if options.kv_window is None and not options.kv_read:
             model = with_context(file, model, runtime.context)

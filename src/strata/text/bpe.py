@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, islice
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
@@ -37,6 +37,8 @@ _LINE_OR_RUN = re.compile("\n+|[^\n]+")
 _NO_TOKEN = "\0no token\0"
 # Merges that are cut in two at a time.
 _TOGETHER = 1024
+# A longer text has more of a vocabulary in it, and what has is looked for character by character.
+_SHORT = 400
 _LETTER_BYTES = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 
 
@@ -82,11 +84,19 @@ class _Merges(Sequence[tuple[str, str]]):
         return list(self)[index]
 
 
+class _Engine(NamedTuple):
+    """The library's, and the ids for which each text stands that is no token."""
+
+    library: tokenizers.Tokenizer
+    stand_ins: list[list[int]]
+
+
 class BpeEncoder:
     """GPT-2's scheme and its descendants, and gemma 4's over plain text with byte fallback.
 
     The engine is built at the first encode: decoding alone does not need it. From then on it holds
-    the vocabulary, and what it was built from is let go.
+    the vocabulary, and what it was built from is let go. One that is built for a single text knows
+    what may occur in it alone.
     """
 
     def __init__(
@@ -104,116 +114,162 @@ class BpeEncoder:
         self._special = special
         self._escape_spaces = escape_spaces
         self._first_stand_in = 1 + max(vocabulary.values())
-        self._stand_ins: list[list[int]] = []
+        self._expects_one = False
         self._building = threading.Lock()
 
+    def expect_one_text(self) -> None:
+        """The next text is mostly the only one: if it is short, an engine for it alone is built,
+        in a quarter of the time."""
+        self._expects_one = True
+
     def encode_parts(self, text: str, parse_special: bool) -> Iterator[Sequence[int]]:
+        engine = self._engine_for(text)
         for part in self._special.partition(text, parse_special):
             if isinstance(part, int):
                 yield (part,)
             else:
                 for piece in self._cuts.parts(part):
-                    yield from self._encode_text(piece)
+                    yield from self._encode_text(piece, engine or self._engine)
 
     def working_bytes(self, text: str) -> int:
         return LIBRARY_BYTE * self._cuts.longest(text)
 
-    def _encode_text(self, text: str) -> Iterator[Sequence[int]]:
-        if self._escape_spaces:
-            text = text.replace(" ", "\u2581")
+    def _encode_text(self, text: str, engine: _Engine) -> Iterator[Sequence[int]]:
+        text = self._escaped(text)
         if not self._family.newline_runs:
-            yield self._merge(text)
+            yield self._merge(text, engine)
             return
         for match in _LINE_OR_RUN.finditer(text):
             line = match[0]
-            whole = self._engine.token_to_id(line) if line[0] == "\n" else None
+            whole = engine.library.token_to_id(line) if line[0] == "\n" else None
             known = whole is not None and whole < self._first_stand_in
-            yield (whole,) if known and whole is not None else self._merge(line)
+            yield (whole,) if known and whole is not None else self._merge(line, engine)
 
-    def _merge(self, text: str) -> list[int]:
-        engine = self._engine
+    def _escaped(self, text: str) -> str:
+        return text.replace(" ", "\u2581") if self._escape_spaces else text
+
+    def _merge(self, text: str, engine: _Engine) -> list[int]:
         with failures_named("the vocabulary"):
-            ids = ids_of(engine, text)
-        if self._stand_ins and max(ids, default=0) >= self._first_stand_in:
-            ids = [known for id in ids for known in self._replace_stand_in(id)]
+            ids = ids_of(engine.library, text)
+        if engine.stand_ins and max(ids, default=0) >= self._first_stand_in:
+            first = self._first_stand_in
+            return [
+                known
+                for id in ids
+                for known in ([id] if id < first else engine.stand_ins[id - first])
+            ]
         return ids
 
-    def _replace_stand_in(self, id: int) -> list[int]:
-        index = id - self._first_stand_in
-        return [id] if index < 0 else self._stand_ins[index]
+    def _engine_for(self, text: str) -> _Engine | None:
+        """One that knows what may occur in ``text`` alone, where that is worth it."""
+        with self._building:
+            if not self._expects_one or "_engine" in self.__dict__:
+                return None
+            self._expects_one = False
+            if len(text) > _SHORT:
+                return None
+            letters = self._escaped(text)
+            if self._family.byte_level:
+                letters = "".join(BYTE_LETTERS[byte] for byte in letters.encode())
+            with held_back(), failures_named("the vocabulary", foreign=True):
+                return self._build(self._within(letters), _merges_within(self._merges, letters))
+
+    def _within(self, letters: str) -> dict[str, int]:
+        """The tokens that occur in a text, and those that stand for bytes."""
+        known = self._vocabulary
+        found = {token: id for token, id in known.items() if token in letters}
+        if not self._family.byte_level:
+            found |= {name: known[name] for name in map(_byte_name, range(256)) if name in known}
+        return found
 
     @cached_property
-    def _engine(self) -> tokenizers.Tokenizer:
+    def _engine(self) -> _Engine:
         with self._building:
-            built: tokenizers.Tokenizer | None = self.__dict__.get("_engine")
+            built: _Engine | None = self.__dict__.get("_engine")
             if built is None:
                 with held_back(), failures_named("the vocabulary", foreign=True):
-                    built = self._build()
+                    built = self._build(self._vocabulary, self._merges)
                 self._vocabulary, self._merges = {}, ()
                 # Set before the lock is let go: whoever waits for it finds nothing to build from.
                 self.__dict__["_engine"] = built
             return built
 
-    def _build(self) -> tokenizers.Tokenizer:
+    def _build(self, vocabulary: Mapping[str, int], merges: Sequence[str]) -> _Engine:
         import tokenizers
         from tokenizers import pre_tokenizers
 
-        engine = tokenizers.Tokenizer(self._model())
+        model, stand_ins = self._model(vocabulary, _Merges(merges))
+        library = tokenizers.Tokenizer(model)
         cuts: list[pre_tokenizers.PreTokenizer] = [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
             for pattern in self._family.patterns
         ]
         if self._family.byte_level:
             cuts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        engine.pre_tokenizer = pre_tokenizers.Sequence(cuts)
-        return engine
+        library.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+        return _Engine(library, stand_ins)
 
-    def _model(self) -> models.BPE:
-        merges = _Merges(self._merges)
+    def _model(
+        self, vocabulary: Mapping[str, int], merges: _Merges
+    ) -> tuple[models.BPE, list[list[int]]]:
         try:
-            return self._model_of(merges, ())
+            return self._model_of(vocabulary, merges, ())
         except MemoryError:
             raise
         except Exception:  # the library raises nothing more precise for a piece without a token
             pass
         # Letters and merges without a token still take part in merging. Usual vocabularies have
         # none, and looking for them takes as long as a third of building.
-        return self._model_of(merges, self._missing(merges))
+        return self._model_of(vocabulary, merges, _missing(vocabulary, merges))
 
-    def _model_of(self, merges: _Merges, missing: Iterable[str]) -> models.BPE:
+    def _model_of(
+        self, vocabulary: Mapping[str, int], merges: _Merges, missing: Iterable[str]
+    ) -> tuple[models.BPE, list[list[int]]]:
         """With a stand-in for each text that has no token and may be needed."""
         from tokenizers import models
 
-        vocabulary = dict(self._vocabulary)
-        self._stand_ins = []
+        vocabulary = dict(vocabulary)
+        stand_ins: list[list[int]] = []
         for text in chain(missing, BYTE_LETTERS if self._family.byte_level else ()):
             if text not in vocabulary:
-                vocabulary[text] = self._first_stand_in + len(self._stand_ins)
-                self._stand_ins.append(self._spell(text))
+                vocabulary[text] = self._first_stand_in + len(stand_ins)
+                stand_ins.append(self._spell(text))
         # A letter that not even bytes can spell vanishes, but keeps its neighbours apart.
-        vocabulary[_NO_TOKEN] = self._first_stand_in + len(self._stand_ins)
-        self._stand_ins.append([])
-        return models.BPE(
+        vocabulary[_NO_TOKEN] = self._first_stand_in + len(stand_ins)
+        stand_ins.append([])
+        model = models.BPE(
             vocab=vocabulary,
             merges=merges,
             unk_token=_NO_TOKEN,
             byte_fallback=not self._family.byte_level,
             ignore_merges=self._family.ignore_merges,
         )
-
-    def _missing(self, merges: _Merges) -> Iterator[str]:
-        vocabulary = self._vocabulary
-        for left, right in merges:
-            whole = left + right
-            # Nearly always: all the work for a merge of a usual vocabulary is here.
-            if whole not in vocabulary or left not in vocabulary or right not in vocabulary:
-                yield from (left, right, whole)
+        return model, stand_ins
 
     def _spell(self, text: str) -> list[int]:
         """Ids for a merge result that is no token: byte by byte, unknown bytes dropped."""
         names = (
             [chr(byte) for byte in text.encode() if byte < 0x80]
             if self._family.byte_level
-            else [f"<0x{byte:02X}>" for byte in text.encode()]
+            else [_byte_name(byte) for byte in text.encode()]
         )
         return [self._vocabulary[name] for name in names if name in self._vocabulary]
+
+
+def _byte_name(byte: int) -> str:
+    return f"<0x{byte:02X}>"
+
+
+def _missing(vocabulary: Mapping[str, int], merges: _Merges) -> Iterator[str]:
+    for left, right in merges:
+        whole = left + right
+        # Nearly always: all the work for a merge of a usual vocabulary is here.
+        if whole not in vocabulary or left not in vocabulary or right not in vocabulary:
+            yield from (left, right, whole)
+
+
+def _merges_within(merges: Sequence[str], letters: str) -> list[str]:
+    """Those that may take place in a text, in their order."""
+    # Where spaces are letters it is not known yet which one is between the two.
+    unspaced = letters.replace(" ", "")
+    return [merge for merge in merges if merge.replace(" ", "") in unspaced]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from strata.errors import UsageError
 from strata.guard.known_templates import is_known
+from strata.text.bpe import BpeEncoder
 from strata.text.chat import ChatTemplate
 from strata.text.errors import ChatTemplateError
 from strata.text.stream import StreamDecoder
@@ -92,6 +93,14 @@ class Tokenizer:
             name: ChatTemplate(source, self.special_tokens, self.renderer)
             for name, source in chat_templates.items()
         }
+
+    def expect_one_text(self) -> bool:
+        """Whether building for the next text alone, which is mostly the only one, takes less: then
+        that is done."""
+        if not isinstance(self._encoder, BpeEncoder):
+            return False
+        self._encoder.expect_one_text()
+        return True
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
