@@ -190,7 +190,26 @@ void bind_stream(nb::module_& m) {
       .def_prop_ro("input_form", [](const WeightPlace& p) { return input_form(p.format); });
   nb::class_<FileRows>(m, "FileRows")
       .def(nb::init<std::shared_ptr<const WeightPlace>, std::shared_ptr<ReadCounters>>(),
-           "place"_a, "counters"_a);
+           "place"_a, "counters"_a)
+      .def_prop_ro("row_bytes", &FileRows::row_bytes)
+      .def("attach",
+           [](FileRows& t, std::shared_ptr<RowCache> cache, int64_t table) {
+             require(table >= 0 && table < (int64_t{1} << 20) && t.n < RowCache::kMostRows &&
+                         t.row_bytes() <= cache->row_bytes(),
+                     "rows: the cache is for others");
+             t.attach(std::move(cache), table);
+           },
+           "cache"_a, "table"_a,
+           "Looks there first, as table number so-and-so; not while a step runs.");
+  nb::class_<RowCache>(m, "RowCache")
+      .def(nb::new_([](int64_t bytes, int64_t row_bytes) {
+             require(bytes >= 0 && row_bytes > 0, "rows: a cache has room, and rows have bytes");
+             return std::make_shared<RowCache>(bytes, row_bytes);
+           }),
+           "bytes"_a, "row_bytes"_a)
+      .def_prop_ro("rows", &RowCache::rows)
+      .def_prop_ro("nbytes", &RowCache::nbytes)
+      .def_prop_ro("hits", &RowCache::hits);
   nb::class_<Readers>(m, "Readers")
       .def(nb::new_([](int threads, int64_t scratch_each, int64_t ring_bytes) {
              check_threads(threads);

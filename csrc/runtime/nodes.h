@@ -6,6 +6,7 @@
 
 #include "runtime/executor.h"
 #include "runtime/expert_cache.h"
+#include "runtime/row_cache.h"
 #include "runtime/weight_place.h"
 
 namespace strata {
@@ -17,6 +18,8 @@ class RowTable {
   RowTable(int64_t rows, int64_t row_width) : n(rows), k(row_width) {}
   virtual ~RowTable() = default;
   virtual void row(const KernelTable& kernels, int64_t row, float* out) const = 0;
+  // Whether a row is waited for.
+  virtual bool in_file() const { return false; }
   const int64_t n, k;
 };
 using RowTablePtr = std::shared_ptr<const RowTable>;
@@ -36,13 +39,20 @@ class FileRows final : public RowTable {
  public:
   FileRows(WeightPlacePtr place, std::shared_ptr<ReadCounters> counters)
       : RowTable(place->n, place->k), place_(std::move(place)), counters_(std::move(counters)) {}
-  void row(const KernelTable& kernels, int64_t row, float* out) const override {
-    read_row(*place_, kernels, row, out, *counters_);
+  void row(const KernelTable& kernels, int64_t row, float* out) const override;
+  bool in_file() const override { return true; }
+  int64_t row_bytes() const { return place_->row_bytes(); }
+  // From now on rows are looked for there first, as those of this table; not while a step runs.
+  void attach(std::shared_ptr<RowCache> cache, int64_t table) {
+    cache_ = std::move(cache);
+    table_ = table;
   }
 
  private:
   WeightPlacePtr place_;
   std::shared_ptr<ReadCounters> counters_;
+  std::shared_ptr<RowCache> cache_;
+  int64_t table_ = 0;
 };
 
 using Floats = std::vector<float>;   // a small parameter (norm weight, bias), owned by its node

@@ -186,14 +186,20 @@ class ShortConvNode final : public Node {
 };
 
 // Tokens are kept as floats with 1 added, so that a state of zeros has none: exact below 2^24. Every
-// row is made from tokens alone, so that chunks depend on nothing but their row.
+// row is made from tokens alone, so that chunks depend on nothing but their row. Lookups that wait
+// for the disk are chunks of their own, so that threads wait for them side by side.
 class NgramsNode final : public Node {
  public:
-  explicit NgramsNode(NgramsSpec spec) : s_(std::move(spec)) {}
+  explicit NgramsNode(NgramsSpec spec) : s_(std::move(spec)) {
+    const auto lookups = static_cast<int64_t>(s_.starts.size());
+    together_ = s_.table->in_file() ? 1 : lookups;
+    parts_ = lookups / together_;
+  }
 
-  int64_t begin(const Context& c) override { return c.rows(s_.out); }
+  int64_t begin(const Context& c) override { return c.rows(s_.out) * parts_; }
 
-  void chunk(const Context& c, int64_t r, int) override {
+  void chunk(const Context& c, int64_t index, int) override {
+    const int64_t r = index / parts_, first = index % parts_ * together_, last = first + together_;
     const Span* span = c.step->spans.data();
     while (r >= span->row + span->rows) ++span;
     const StateStore::Layer& layer = c.state->layer(s_.layer);
@@ -216,12 +222,13 @@ class NgramsNode final : public Node {
       const int64_t seen = cut ? s_.end : token(own - back);
       cut = cut || seen < 0 || seen == s_.end;
       mixed ^= static_cast<uint64_t>(cut ? s_.end : seen) * s_.multipliers[back];
-      for (int64_t i = (back - 1) * s_.each; i < back * s_.each; ++i, out += width) {
+      for (int64_t i = (back - 1) * s_.each; i < back * s_.each; ++i) {
+        if (i < first || i >= last) continue;
         const auto row = static_cast<int64_t>(mixed % static_cast<uint64_t>(s_.sizes[i]));
-        s_.table->row(*c.matrix, s_.starts[i] + row, out);
+        s_.table->row(*c.matrix, s_.starts[i] + row, out + i * width);
       }
     }
-    if (own + 1 < span->rows) return;
+    if (own + 1 < span->rows || first > 0) return;
     float* target = slot(slots[1]);
     for (int64_t i = 0; i < before; ++i)
       target[i] = static_cast<float>(token(span->rows - before + i) + 1);
@@ -229,9 +236,21 @@ class NgramsNode final : public Node {
 
  private:
   NgramsSpec s_;
+  int64_t together_, parts_;   // lookups of a chunk, and chunks of a row
 };
 
 }  // namespace
+
+void FileRows::row(const KernelTable& kernels, int64_t row, float* out) const {
+  const int64_t bytes = row_bytes();
+  AlignedBytes buffer(static_cast<size_t>(WeightFile::span(bytes)), false, WeightFile::kBufferAlign);
+  const uint8_t* stored = buffer.data();
+  if (!cache_ || !cache_->find(table_, row, bytes, buffer.data())) {
+    stored = place_->file->read(place_->offset + row * bytes, bytes, buffer.data(), *counters_);
+    if (cache_) cache_->put(table_, row, bytes, stored);
+  }
+  unpack_stored_row(*place_, kernels, stored, out);
+}
 
 void apply_row(const Context& c, const RowSpec& s, int64_t row, int64_t c0, int64_t c1,
                float* scratch) {

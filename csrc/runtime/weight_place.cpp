@@ -160,15 +160,11 @@ void WeightPlace::pack_panels(const uint8_t* rows, int64_t panel0, int64_t panel
   }
 }
 
-void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row, float* out,
-              ReadCounters& counters) {
+void unpack_stored_row(const WeightPlace& place, const KernelTable& kernels, const uint8_t* stored,
+                       float* out) {
   // A panel of one row: through the same code as a whole table, and so to the same bits.
-  AlignedBytes buffer(static_cast<size_t>(WeightFile::span(place.row_bytes())), false,
-                      WeightFile::kBufferAlign);
   AlignedBytes panel(packed_bytes(place.format, 1, place.k), false);
-  const uint8_t* source = place.file->read(place.offset + row * place.row_bytes(),
-                                           place.row_bytes(), buffer.data(), counters);
-  pack(place.format, source, 1, place.k, panel.data(), 0, 1);
+  pack(place.format, stored, 1, place.k, panel.data(), 0, 1);
   kernels.unpack_row(place.format, panel.data(), 1, place.k, 0, out);
 }
 

@@ -94,8 +94,8 @@ inline int64_t packing_bytes(int64_t panel_bytes) {
   return packed_together(panel_bytes) * panel_bytes;
 }
 
-// Row `row` of a table that stays on disk, as floats: the bits of KernelTable::unpack_row.
-void read_row(const WeightPlace& place, const KernelTable& kernels, int64_t row, float* out,
-              ReadCounters& counters);
+// A row of a table as the file has it, as floats: the bits of KernelTable::unpack_row.
+void unpack_stored_row(const WeightPlace& place, const KernelTable& kernels, const uint8_t* stored,
+                       float* out);
 
 }  // namespace strata

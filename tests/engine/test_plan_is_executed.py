@@ -292,6 +292,7 @@ LOADED: Mapping[str, Callable[[LLM], int]] = {
 """The same for fields whose value is not a number that a run could show."""
 
 ELSEWHERE = {
+    "row_cache_bytes": "test_rows_are_kept_in_what_the_plan_says",
     "expert_slots": "test_slots_for_experts_are_those_of_the_plan",
     "expert_ahead": "test_slots_for_experts_are_those_of_the_plan",
     "expert_decay": "test_slots_for_experts_are_those_of_the_plan",
@@ -459,6 +460,20 @@ def test_a_plan_of_another_format_is_refused(path: Path, base: Plan) -> None:
             from_json(Plan, other)
     with pytest.raises(UsageError, match="this plan has format version"):
         LLM(path, plan=replace(base, version=base.version - 1))
+
+
+def test_rows_are_kept_in_what_the_plan_says(path: Path, base: Plan) -> None:
+    resident = tuple(name for name in base.resident if name != "embed")
+    without = replace(base, resident=resident, streamed=("embed", *base.streamed))
+    params = SamplingParams(max_tokens=4, logprobs=1, ignore_eos=True)
+    answers = []
+    for nbytes in (0, 1 << 16):
+        with LLM(path, plan=replace(without, row_cache_bytes=nbytes)) as llm:
+            answers.append([o.logprobs for o in llm.generate([PROMPT, PROMPT], params)])
+            assert llm.ledger.owned.get("rows", 0) == nbytes
+            assert (cpu(llm).stats().row_hits > 0) == (nbytes > 0)
+            llm.runtime.check_integrity()
+    assert answers[0] == answers[1]
 
 
 def test_slots_for_experts_are_those_of_the_plan(smollm2_path: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import make_tiny_directories as directories
 import make_tiny_hybrids as hybrids
 import make_tiny_variants as variants
 from strata.backends.base import NO_BLOCK, Activations, Span, Step
-from strata.backends.weights import WeightReadError
+from strata.backends.cpu.backend import CpuBackend
+from strata.backends.weights import WeightReadError, WeightSource
 from strata.formats import open_model
 from strata.models import FAMILIES, build_model
 from strata.models.mixtures import HUGGING_FACE
@@ -154,6 +156,27 @@ def test_bits_are_those_of_experts_that_stay(
                 assert run.logits(TOKENS).tobytes() == want.tobytes()
             if slots == ALL and causal:
                 assert stats.expert_hits > 0
+
+
+def test_rows_that_hashes_choose_are_kept(tmp_path: Path) -> None:
+    """Of n-grams, whichever threads ask for them, beside those of the embedding: each is read once
+    where there is room, and the bits are the same."""
+    with open_model(hybrids.write(tmp_path / "m.gguf", "qwen4exp")) as file:
+        resident = forward(file, None)
+        want = resident.logits(TOKENS)
+        profile = CpuBackend.profile(resident.model, WeightSource(file))
+        assert sum(unit.lookups for unit in profile.units) == 4 + 1
+        for threads in (1, 3):
+            how = replace(settings(units(file)), row_cache_bytes=1 << 17)
+            run = forward(file, how, threads=threads)
+            with faults(delay_us=100, seed=threads):
+                assert run.logits(TOKENS).tobytes() == want.tobytes()
+                reads, hits = run.backend.stats().row_reads, run.backend.stats().row_hits
+                assert run.logits(TOKENS, [4, 1, 5]).tobytes() == want.tobytes()
+            stats, lookups = run.backend.stats(), 4 + 1
+            assert stats.row_reads == reads
+            assert stats.row_hits == hits + len(TOKENS) * lookups
+            assert reads + hits == len(TOKENS) * lookups
 
 
 def test_no_family_is_left_out() -> None:

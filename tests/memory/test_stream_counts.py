@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,45 @@ def test_rows_of_the_embedding_are_fetched_one_by_one(model: ModelFile) -> None:
     assert stats(run).row_reads == len(TOKENS)
     row = model.tensors["token_embd.weight"].nbytes // model.tensors["token_embd.weight"].shape[0]
     assert stats(run).rows == len(TOKENS) * row
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_that_are_still_there_are_not_read_again(model: ModelFile, tied: bool) -> None:
+    """With the same bits; ``tied``: also where the head streams the same table."""
+    streamed = units(model) if tied else ["embed", "layer.0.ffn"]
+    want = forward(model, settings(streamed)).logits(TOKENS * 3)
+    row = model.tensors["token_embd.weight"].nbytes // model.tensors["token_embd.weight"].shape[0]
+    how = replace(settings(streamed), row_cache_bytes=64 * row)
+    run = forward(model, how, threads=1)
+    for again in range(1, 3):
+        assert run.logits(TOKENS * 3).tobytes() == want.tobytes()
+        assert stats(run).row_reads == len(set(TOKENS))
+        assert stats(run).row_hits == again * 3 * len(TOKENS) - len(set(TOKENS))
+
+
+def test_few_rows_are_kept_in_little_memory(model: ModelFile) -> None:
+    """In as much as was asked for, the one that was looked up longest ago goes; less than a set of
+    rows keeps none, and another budget begins anew."""
+    row = model.tensors["token_embd.weight"].nbytes // model.tensors["token_embd.weight"].shape[0]
+    one_set = 8 * (row + 16)
+    tokens = [*range(20, 28), 20, 28, 20, 21, *range(22, 29)]
+    # 20 is looked up again before 28 takes the place of 21, and so on in turn.
+    reads = 8 + 1 + 1 + 7
+    how = settings(units(model))
+    plain = forward(model, how, threads=1)
+    want = plain.logits(tokens, [1] * len(tokens))
+    for nbytes, expected in ((one_set, reads), (one_set - 1, len(tokens))):
+        run = forward(model, replace(how, row_cache_bytes=nbytes), threads=1)
+        assert run.logits(tokens, [1] * len(tokens)).tobytes() == want.tobytes()
+        assert stats(run).row_reads == expected
+        assert isinstance(run.backend, CpuBackend)
+        cache = run.backend._row_cache
+        assert cache is not None
+        assert cache.nbytes == (one_set if nbytes == one_set else 0)
+    run.segments = run.backend.rearrange(how)
+    assert run.logits(tokens).tobytes() == want.tobytes()
+    assert run.backend._row_cache is None
+    assert stats(run).row_reads == 2 * len(tokens)
 
 
 def read_bytes() -> int:

@@ -32,6 +32,10 @@ def test_a_table_of_budgets(shape: str) -> None:
         assert p.predicted.peak_bytes <= p.budget
         assert shares.total <= p.budget
         assert shares.experts == p.expert_slots * m.profile.slot_bytes
+        # Rows of tables are kept in what is left.
+        assert shares.rows == p.row_cache_bytes <= constants.ROW_CACHE
+        if "embed" in p.streamed and p.row_cache_bytes < constants.ROW_CACHE:
+            assert p.budget - 3 <= shares.total
         # All are resident, or all share the slots.
         assert routed <= set(p.resident) or routed <= set(p.streamed)
         assert (p.expert_slots >= constants.LEAST_SLOTS) == (routed <= set(p.streamed))
@@ -44,6 +48,24 @@ def test_a_table_of_budgets(shape: str) -> None:
         assert more.predicted.decode_tok_s >= 0.99 * less.predicted.decode_tok_s
         assert more.expert_slots >= less.expert_slots or not more.expert_slots
     assert table[-1].expert_slots == 0
+    assert table[-1].row_cache_bytes == 0
+    assert any(p.row_cache_bytes for p in table)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 512])
+def test_rows_of_tables_are_waited_for_one_after_the_other(tokens: int) -> None:
+    """In each thread; of two tables of which a token asks for one row and for seven, eight."""
+    m, host = model("qwen3-30b-a3b"), machine("laptop")
+    costs = Planner(m, host, Limits(threads=4), Workload(context=1024))._costs
+    every = {unit.name for unit in m.units}
+    size = SweepSize(1, tokens, 0, 1)
+    streaming = costs.streaming(every - {"embed"}, 1e9, 0)
+    assert streaming.lookups == 1
+    within = costs.sweep_s(size, replace(streaming, lookups=0))
+    for lookups in (1, 8):
+        rounds = -(-tokens * lookups // 4)
+        seconds = costs.sweep_s(size, replace(streaming, lookups=lookups)) - within
+        assert seconds == pytest.approx(rounds * host.read_latency_s)
 
 
 def between(shape: str, share: float) -> Plan:
@@ -205,4 +227,6 @@ def test_the_first_prompt_finds_nothing() -> None:
     needed = sum(unit.file_bytes * unit.needed(512) / unit.experts for unit in routed)
     fastest = max(d.bytes_s for d in host.disk)
     assert p.max_tokens >= 512
-    assert p.predicted.ttft_s > needed / fastest
+    # And slots are memory that nobody has had.
+    filled = p.expert_slots * m.profile.slot_bytes / constants.FRESH_BYTES
+    assert p.predicted.ttft_s > needed / fastest + filled

@@ -204,7 +204,7 @@ class BackendStats:
     their turn, as likely or as sure to be needed, ``ahead_bytes`` of it; ``wasted_bytes`` were
     read, or about to be, of others that their turn did not need.
     ``rows`` are the bytes of table rows, fetched one by one in ``row_reads`` reads that asked the
-    system for ``rows_from_disk``. What
+    system for ``rows_from_disk``; ``row_hits`` were still in memory. What
     stays was loaded once: ``loaded`` bytes, with some read under way for ``loading_s``.
     """
 
@@ -219,6 +219,7 @@ class BackendStats:
     rows: int = 0
     row_reads: int = 0
     rows_from_disk: int = 0
+    row_hits: int = 0
     loaded: int = 0
     loading_s: float = 0.0
     expert_hits: int = 0

@@ -78,13 +78,15 @@ class UnitProfile:
     """A WeightUnit's sizes: ``packed_bytes`` in memory when it stays, ``streamed_bytes`` read from
     the file in every sweep when it does not. Of tables only the rows of a step's tokens are read,
     which is not counted; and of ``experts``, of which a row chooses ``top_k``, those that were
-    chosen and are not in a slot: ``expert_bytes`` each."""
+    chosen and are not in a slot: ``expert_bytes`` each. ``lookups`` are the rows of tables that a
+    token asks for."""
 
     name: str
     reads: Reads
     matrices: tuple[MatrixProfile, ...]
     experts: int = 0
     top_k: int = 0
+    lookups: int = 0
 
     @cached_property
     def streamed_bytes(self) -> int:

@@ -51,14 +51,14 @@ class BackendSettings:
     ``parallel`` sequences of ``positions`` positions (which only bounds what is entered in books).
     The matrices of the WeightUnits named in ``streamed`` are not kept: they pass through a ring
     buffer of ``ring_bytes`` in tiles of at most ``tile_bytes``, once in every sweep; rows of tables
-    are fetched one by one; and experts, those that are chosen, into ``expert_slots``, each with
-    room for one of any layer, of which ``expert_ahead`` are for those that will probably be, and at
-    most ``expert_sure`` for those that the next layer is sure to need; of the others those go that
-    were used least, a use being worth ``expert_decay`` of what it was after each sweep. Of
-    keys and values of all positions memory has ``kv_slots`` blocks, and a file in ``kv_directory``
-    the others, which are read while layers attend; 0: all are in memory. A backend that
-    streams nothing keeps all. ``activations`` is how exactly products take their input, for
-    backends that quantise it.
+    are fetched one by one, and the last ones kept in ``row_cache_bytes``; and experts, those that
+    are chosen, into ``expert_slots``, each with room for one of any layer, of which
+    ``expert_ahead`` are for those that will probably be, and at most ``expert_sure`` for those that
+    the next layer is sure to need; of the others those go that were used least, a use being worth
+    ``expert_decay`` of what it was after each sweep. Of keys and values of all positions memory has
+    ``kv_slots`` blocks, and a file in ``kv_directory`` the others, which are read while layers
+    attend; 0: all are in memory. A backend that streams nothing keeps all. ``activations`` is how
+    exactly products take their input, for backends that quantise it.
     """
 
     max_tokens: int = MAX_TOKENS
@@ -68,6 +68,7 @@ class BackendSettings:
     streamed: frozenset[str] = frozenset()
     ring_bytes: int = 0
     tile_bytes: int = 0
+    row_cache_bytes: int = 0
     expert_slots: int = 0
     expert_ahead: int = 0
     expert_decay: float = EXPERT_DECAY

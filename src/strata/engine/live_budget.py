@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from strata.plan import Machine, Plan
 
 _LAID_OUT = (
-    *("weights", "ring", "experts", "staging", "activations", "rope tables", "logits", "kv"),
+    *("weights", "ring", "rows", "experts", "staging"),
+    *("activations", "rope tables", "logits", "kv"),
 )
 """Owners of what a Plan lays out anew; what others hold stays as it is."""
 

@@ -522,6 +522,7 @@ def settings_of(plan: Plan, kv_directory: str, *, limited: bool) -> BackendSetti
         streamed=frozenset(plan.streamed),
         ring_bytes=plan.ring_bytes,
         tile_bytes=plan.tile_bytes,
+        row_cache_bytes=plan.row_cache_bytes,
         expert_slots=plan.expert_slots,
         expert_ahead=plan.expert_ahead,
         expert_decay=plan.expert_decay,

@@ -49,6 +49,10 @@ DRAFTED_TOGETHER = 127
 DRAFT_BRANCHES = 1
 """Ways to go on that a request's draft may have beside its first; each takes blocks of KV."""
 
+ROW_CACHE = 32 << 20
+"""Bytes of table rows at most that are kept in what nothing else has use for: some ten thousand of
+an embedding."""
+
 DRAFT_TEXT_TOKEN = 16
 """Of a text to guess from, for each token: itself and its place in the index
 (``csrc/runtime/suffix_index.h``)."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import compress
-from math import comb
+from math import ceil, comb
 
 from strata.backends.kv_types import KV_BLOCK, bounds_nbytes, choose_kv_type
 from strata.backends.profile import SweepSize, UnitProfile
@@ -35,14 +35,14 @@ class SweepTime:
 @dataclass(frozen=True)
 class Streaming:
     """What a choice of resident units leaves to stream, and how: bytes of each Segment and seconds
-    of packing them, whether rows of tables are looked up on the disk, its bandwidth and the ring
+    of packing them, how many rows of tables a token asks the disk for, its bandwidth and the ring
     buffer. Of ``experts``, those of each Segment that are read when they are chosen, the share
     ``hit_rate`` is found in a slot, and of those that are sure to be needed ``sure_bytes`` are read
     before their layer's turn. ``kv_slots`` blocks of KV are in memory, all where it is 0."""
 
     segment_bytes: tuple[int, ...]
     segment_pack_s: tuple[float, ...]
-    lookups: bool
+    lookups: int
     bytes_s: float
     ring_bytes: int
     experts: tuple[tuple[UnitProfile, ...], ...] = ()
@@ -178,7 +178,7 @@ class CostModel:
             segment_pack_s=tuple(
                 sum(self.pack_s[u.name] for u in units if not u.experts) for units in rest
             ),
-            lookups=any(u.reads == "rows" for units in rest for u in units),
+            lookups=sum(u.lookups for units in rest for u in units),
             bytes_s=bytes_s,
             ring_bytes=ring_bytes,
             experts=(experts := _experts_of(rest)),
@@ -264,7 +264,9 @@ class CostModel:
             written = min(cold, size.tokens / KV_BLOCK)
             total += written * sum(self._kv_parts) / rate
         if streaming.lookups:
-            total += size.tokens * self.rates.machine.read_latency_s / self.rates.threads
+            # One after the other in each thread. Which ones are still in memory nobody knows.
+            rounds = ceil(size.tokens * streaming.lookups / self.rates.threads)
+            total += rounds * self.rates.machine.read_latency_s
         return total
 
     def _attending_s(self, size: SweepSize, streaming: Streaming, rate: float) -> list[float]:

@@ -28,7 +28,8 @@ class Sizes:
     ``request_bytes`` and ``io_threads`` are those of loading. ``kv_slots`` of the first group's
     blocks are in memory, and the others on disk, from which they pass through memory where
     ``kv_passes``; 0: all are in memory. Of the ``expert_slots`` at most ``expert_sure`` are for
-    what the next layer is sure to need; None: as many as there may be.
+    what the next layer is sure to need; None: as many as there may be. ``row_cache_bytes`` are for
+    rows of tables on the disk.
     ``logit_rows`` includes those of ``drafts``.
     """
 
@@ -47,6 +48,7 @@ class Sizes:
     process_bytes: int = constants.PROCESS + constants.PROCESS_SLACK
     expert_slots: int = 0
     expert_sure: int | None = None
+    row_cache_bytes: int = 0
     kv_slots: int = 0
     kv_passes: bool = True
     drafts: Drafts = NO_DRAFTS
@@ -172,6 +174,7 @@ def fixed_shares(model: Outline, sizes: Sizes) -> MemoryShares:
         guard=guard_bytes(sizes.beside, model.vocabulary),
         experts=slots,
         drafts=sizes.drafts.nbytes + sizes.draft_model_bytes,
+        rows=sizes.row_cache_bytes,
     )
     return _with_margin(base, model.vector_bytes)
 

@@ -14,7 +14,7 @@ from strata.records import dataclass
 
 Bound = Literal["disk", "memory", "compute"]
 
-FORMAT_VERSION = 11
+FORMAT_VERSION = 12
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class MemoryShares:
     ``resident`` are the weights that stay: matrices of resident units, and all vectors (norms,
     biases). ``ring`` and ``staging`` serve the streamed ones: tiles ready for the
     kernels, and bytes as the file has them on the way there; ``experts`` are the slots of those
-    that are read when they are chosen. ``server`` is what answering over HTTP
+    that are read when they are chosen, and ``rows`` those of tables that were looked up last.
+    ``server`` is what answering over HTTP
     takes: its libraries, connections and requests; ``guard`` what processes for templates and
     grammars may; ``drafts`` what guessing tokens takes. ``margin`` is owned by nobody: what
     allocators and the system take beyond what was asked for.
@@ -107,6 +108,7 @@ class MemoryShares:
     guard: int = 0
     experts: int = 0
     drafts: int = 0
+    rows: int = 0
 
     @property
     def total(self) -> int:
@@ -125,6 +127,7 @@ class MemoryShares:
             + self.guard
             + self.experts
             + self.drafts
+            + self.rows
         )
 
 
@@ -173,7 +176,8 @@ class Plan:
     threads read ahead in ``read_mode``, each one matrix's part of a tile at a time; what loading
     and they need beside the ring buffer never exceeds ``predicted.memory.staging``. What stays is
     loaded by as many threads, with reads of ``request_bytes``. Vectors (norms, biases) always stay.
-    Of tables in ``streamed`` the rows of the step's tokens are fetched, and of experts in it those
+    Of tables in ``streamed`` the rows of the step's tokens are fetched, of which the last ones are
+    kept in ``row_cache_bytes``, and of experts in it those
     that are chosen, by the same threads with reads of ``request_bytes``, into ``expert_slots``,
     each with room for one of any layer, of which ``expert_ahead`` are for those that will probably
     be chosen, and at most ``expert_sure`` for those that the next layer is sure to need; a use of
@@ -207,6 +211,7 @@ class Plan:
     streamed: tuple[str, ...]
     ring_bytes: int
     tile_bytes: int
+    row_cache_bytes: int
     expert_slots: int
     expert_ahead: int
     expert_decay: float

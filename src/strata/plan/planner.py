@@ -124,6 +124,7 @@ class Planner:
         guessed = for_all(drafts, self.workload, head_stays=head_stays)
         sizes = replace(best.sizes, beside=beside, logit_rows=rows, drafts=guessed)
         sizes = self._with_sure(sizes, best.read, best.resident)
+        sizes = self._with_rows(sizes, best.resident, budget)
         best = self._candidate(sizes, best.tile_bytes, best.read, best.resident)
         return self._write(best, budget, given=given)
 
@@ -446,19 +447,20 @@ class Planner:
 
     def _ttft_s(self, sizes: Sizes, streaming: Streaming) -> float:
         """Seconds of all prompts. The first sweep finds no experts, and others as many as if all
-        were chosen alike: of many tokens' nearly all are needed, whatever one of them finds."""
+        were chosen alike: of many tokens' nearly all are needed, whatever one of them finds. The
+        memory of slots is handed out by the system as they are filled."""
         first, *others = _prefill(self.workload, sizes.max_tokens)
         slots = sizes.expert_slots - self._ahead(sizes.expert_slots)
 
-        def seconds(load: SweepSize) -> float:
+        def reading(load: SweepSize) -> Streaming:
             known = streaming.experts, slots, load.tokens, self._sure(sizes)
-            found = self._costs.hit_rate(*known, alike=True)
-            return self._costs.sweep_s(load, replace(streaming, hit_rate=found))
+            return replace(streaming, hit_rate=self._costs.hit_rate(*known, alike=True))
 
-        cold = replace(streaming, hit_rate=0.0)
-        return self._costs.sweep_s(first, cold) + sum(
-            count * seconds(load) for load, count in _some(others)
-        )
+        sweeps = [(first, 1, replace(streaming, hit_rate=0.0))]
+        sweeps += [(load, count, reading(load)) for load, count in _some(others)]
+        read = sum(count * how.expert_bytes(load.tokens) for load, count, how in sweeps)
+        fresh = min(slots * self.model.profile.slot_bytes, read) / constants.FRESH_BYTES
+        return fresh + sum(count * self._costs.sweep_s(load, how) for load, count, how in sweeps)
 
     def _streaming(self, sizes: Sizes, read: DiskRate, resident: frozenset[str]) -> Streaming:
         rates = [read.bytes_s]
@@ -496,6 +498,15 @@ class Planner:
             return sizes
         counts = [most, *(most >> bit for bit in range(1, most.bit_length() + 1))]
         return min((replace(sizes, expert_sure=count) for count in counts), key=seconds)
+
+    def _with_rows(self, sizes: Sizes, resident: frozenset[str], budget: int) -> Sizes:
+        """With rows of tables on the disk kept in what nothing else has use for."""
+        tables = [u for u in self.model.units if u.reads == "rows" and u.name not in resident]
+        left = budget - memory_shares(self.model, sizes, resident).total
+        # One byte less for the rounding of the margin's share.
+        room = max(0, int(left / (1 + constants.MARGIN_SHARE)) - 1)
+        most = min(sum(u.file_bytes for u in tables), constants.ROW_CACHE)
+        return replace(sizes, row_cache_bytes=min(room, most))
 
     def _sure(self, sizes: Sizes) -> int:
         most = sizes.expert_slots // SURE_OF
@@ -585,6 +596,7 @@ class Planner:
             streamed=tuple(name for name in order if name not in best.resident),
             ring_bytes=sizes.ring_bytes,
             tile_bytes=best.tile_bytes if sizes.ring_bytes else 0,
+            row_cache_bytes=sizes.row_cache_bytes,
             expert_slots=sizes.expert_slots,
             expert_ahead=self._ahead(sizes.expert_slots),
             expert_decay=self._decay(sizes.expert_slots),

@@ -43,6 +43,7 @@ class SweepsReport:
     predicted_tokens_s: float | None
     disk_bytes: int
     row_bytes: int
+    row_hits: int
     disk_bytes_s: float
     reading_bytes_s: float
     disk_share: float | None
@@ -155,6 +156,7 @@ def _report(t: SweepTotal, bandwidth: float | None, plan: Plan | None) -> Sweeps
         predicted_tokens_s=None if plan is None else plan.predicted.decode_tok_s,
         disk_bytes=s.used,
         row_bytes=s.rows,
+        row_hits=s.row_hits,
         disk_bytes_s=rate,
         reading_bytes_s=_rate(s.from_disk, s.reading_s) or 0.0,
         disk_share=rate / bandwidth if bandwidth and s.used else None,

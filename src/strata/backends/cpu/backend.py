@@ -20,7 +20,7 @@ from strata.backends.base import (
     StateCache,
     Step,
 )
-from strata.backends.cpu.counters import of_experts, of_loading, of_streaming
+from strata.backends.cpu.counters import of_experts, of_kept_rows, of_loading, of_streaming
 from strata.backends.cpu.entries import all_or_nothing
 from strata.backends.cpu.experts import CachedExperts, ExpertLayer, padded_rows
 from strata.backends.cpu.host import choose_isa, kernels_digest
@@ -105,6 +105,8 @@ class CpuBackend:
         self._readers: _native.Readers | None = None
         self._stream: _native.Stream | None = None
         self._experts: _native.ExpertCache | None = None
+        self._tables: list[_native.FileRows] = []
+        self._row_cache: _native.RowCache | None = None
         # A weight used by two Segments (a tied embedding) is held once.
         self._packed: weakref.WeakValueDictionary[object, _native.PackedWeight] = (
             weakref.WeakValueDictionary()
@@ -230,7 +232,10 @@ class CpuBackend:
                 self._expert_layers[_key(weight, weights)] = experts
                 return experts
         elif (place := self._reader.place(weight, weights)) is not None:
-            return self._reader.rows(place) if reads == "rows" else place
+            if reads != "rows":
+                return place
+            self._tables.append(self._reader.rows(place))
+            return self._tables[-1]
         nbytes = packed_nbytes(weight, weights, routed=reads == "routed")
         raise WeightError(
             f"tensor '{weight.source}' cannot be streamed: give enough memory to hold "
@@ -346,7 +351,16 @@ class CpuBackend:
         allocated = _native.Arena(arena, self.threads, scratch)
         if self.settings.kv_slots or any(s.streams for s in self._segments):
             self._prepare_streaming()
+        if self._tables and self.settings.row_cache_bytes:
+            self._prepare_rows(self.settings.row_cache_bytes)
         self._arena = allocated
+
+    def _prepare_rows(self, nbytes: int) -> None:
+        """Room for rows of all tables that stay on the disk."""
+        self._take("rows", nbytes)
+        self._row_cache = _native.RowCache(nbytes, max(table.row_bytes for table in self._tables))
+        for number, table in enumerate(self._tables):
+            table.attach(self._row_cache, number)
 
     def _take(self, owner: str, nbytes: int) -> None:
         """Enter what running takes, which is given back when that changes."""
@@ -420,8 +434,9 @@ class CpuBackend:
 
     def _release_running(self) -> None:
         """Give back what running takes, but for experts."""
-        self._before += self._streaming_stats()
+        self._before += self._streaming_stats() + self._row_stats()
         self._arena = self._stream = self._readers = self._step = self._stats = None
+        self._row_cache = None
         while self._running:
             self._books.give(*self._running.pop())
 
@@ -440,6 +455,7 @@ class CpuBackend:
             self._resize_experts(settings.expert_slots)
         self._kept = [self._packed.get(_key(w, weights)) for w in stay]
         self._segments.clear()
+        self._tables.clear()
         self._ropes.clear()
         for key in [key for key in self._weights if key not in self._packed]:
             self._books.give("weights", self._weights.pop(key))
@@ -530,6 +546,8 @@ class CpuBackend:
         Memory is free once nobody else holds the Segments either.
         """
         self._segments.clear()
+        self._tables.clear()
+        self._row_cache = None
         self._ropes.clear()
         self._expert_layers.clear()
         self._known.clear()
@@ -567,7 +585,7 @@ class CpuBackend:
         """See Backend. Where nothing is streamed it stays the same once all is loaded."""
         if self._stats is not None:
             return self._stats
-        stats = self._before + self._loading_stats()
+        stats = self._before + self._loading_stats() + self._row_stats()
         if self._readers is not None:
             return stats + self._streaming_stats() + self._expert_stats()
         if self._arena is not None and not self.settings.streamed:
@@ -579,6 +597,9 @@ class CpuBackend:
 
     def _streaming_stats(self) -> BackendStats:
         return NO_STATS if self._readers is None else of_streaming(self._readers, self._stream)
+
+    def _row_stats(self) -> BackendStats:
+        return NO_STATS if self._row_cache is None else of_kept_rows(self._row_cache)
 
     def _expert_stats(self) -> BackendStats:
         return NO_STATS if self._experts is None else of_experts(self._experts)

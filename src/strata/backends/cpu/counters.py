@@ -34,6 +34,11 @@ def of_streaming(readers: _native.Readers, stream: _native.Stream | None) -> Bac
     )
 
 
+def of_kept_rows(rows: _native.RowCache) -> BackendStats:
+    """What was found of rows that were fetched before."""
+    return BackendStats(row_hits=rows.hits)
+
+
 def of_experts(experts: _native.ExpertCache) -> BackendStats:
     """What was found in slots, and what was read into them."""
     return BackendStats(

@@ -418,6 +418,7 @@ def _segment(segment: Segment, weights: WeightSource, planes: int) -> CpuSegment
             tuple(_matrix(w, unit, weights) for w in unit.weights),
             unit.experts,
             chosen.get(unit.weights[0].name, 0),
+            _lookups(unit, segment.program) if unit.reads == "rows" else 0,
         )
         for unit in segment.units
     )
@@ -427,6 +428,17 @@ def _segment(segment: Segment, weights: WeightSource, planes: int) -> CpuSegment
     )
     forms = {m.name: _input_form(m.format) for unit in units for m in unit.matrices}
     return CpuSegmentProfile(segment, units, vectors, lower(segment, forms), planes)
+
+
+def _lookups(unit: WeightUnit, program: Program) -> int:
+    """Rows of a unit's tables that a token asks for."""
+    names = {weight.name for weight in unit.weights}
+    return sum(
+        program.values[op.output].width // program.values[name].width
+        for op in program.ops
+        for name in op.inputs
+        if name in names
+    )
 
 
 def _matrix(weight: Weight, unit: WeightUnit, weights: WeightSource) -> MatrixProfile:

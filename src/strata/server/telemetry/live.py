@@ -31,6 +31,7 @@ _PARTS = {
     "weights": "weights_bytes",
     "ring": "ring_bytes",
     "experts": "ring_bytes",
+    "rows": "ring_bytes",
     "staging": "ring_bytes",
     "kv": "kv",
     "activations": "activations_bytes",
