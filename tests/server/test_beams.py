@@ -64,12 +64,39 @@ def test_a_chat_is_searched_as_well(http: httpx.Client, llm: LLM) -> None:
     assert said["usage"]["prompt_tokens"] == len(ids)
 
 
+def test_log_probabilities_are_those_of_plain_answers(http: httpx.Client) -> None:
+    """A search along one way is greedy; of several, sums are what their ranks come from."""
+    plain = {"prompt": PROMPT, "temperature": 0, "max_tokens": 6, "logprobs": 3}
+    greedy = http.post("/v1/completions", json=plain).json()["choices"][0]
+    one = http.post("/v1/completions", json={**plain, "use_beam_search": True}).json()["choices"]
+    assert one == [greedy]
+    assert len(greedy["logprobs"]["tokens"]) == 6
+    more = {"use_beam_search": True, "n": 3, "ignore_eos": True}
+    beams = http.post("/v1/completions", json={**plain, **more}).json()["choices"]
+    sums = [sum(beam["logprobs"]["token_logprobs"]) for beam in beams]
+    assert sums == sorted(sums, reverse=True)
+    assert all("".join(beam["logprobs"]["tokens"]) == beam["text"] for beam in beams)
+    chat = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 4}
+    said = http.post("/v1/chat/completions", json={**chat, "temperature": 0}).json()["choices"]
+    asked = {**chat, "use_beam_search": True}
+    assert http.post("/v1/chat/completions", json=asked).json()["choices"] == said
+
+
+def test_a_search_is_counted(http: httpx.Client, server: Running) -> None:
+    metrics = server.service.metrics
+    before = metrics.prompt_tokens, metrics.output_tokens
+    asked = {"prompt": PROMPT, "use_beam_search": True, "n": 2, "max_tokens": 3}
+    usage = http.post("/v1/completions", json=asked).json()["usage"]
+    counted = metrics.prompt_tokens - before[0], metrics.output_tokens - before[1]
+    assert counted == (usage["prompt_tokens"], usage["completion_tokens"])
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
         ({"stream": True}, "stream"),
         ({"stop": ["x"]}, "stop"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from strata.backends.base import Span, Step
-from strata.decode import LogitsError
+from strata.decode import LogitsError, Sample
 from strata.decode.sampling import report
 from strata.engine.kv_settings import SequenceMemory
 from strata.engine.runner import Runner
@@ -30,13 +30,15 @@ _SURELY = 1e-9
 @dataclass(frozen=True)
 class BeamParams:
     """``width`` ways at a time, of which the best ``count`` are given, of at most ``max_tokens``
-    tokens. The score is the sum of log-probabilities over length ** ``length_penalty``."""
+    tokens. The score is the sum of log-probabilities over length ** ``length_penalty``. With
+    ``logprobs`` a beam has a sample of each token, with so many of the most probable ones."""
 
     width: int
     count: int
     max_tokens: int
     length_penalty: float = 1.0
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= MOST_BEAMS:
@@ -56,12 +58,30 @@ class BeamParams:
 @dataclass(frozen=True)
 class Beam:
     """A way to go on: its tokens, the sum of their log-probabilities, its score, and whether an end
-    token, which is among them, was its last."""
+    token, which is among them, was its last; ``told``, where it was asked for, of each token."""
 
     tokens: tuple[int, ...]
     logprob: float
     score: float
     ended: bool
+    told: _Told | None = None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Of each token, where log-probabilities were asked for; else none."""
+        found, told = [], self.told
+        while told is not None:
+            found.append(told.sample)
+            told = told.before
+        return found[::-1]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is told of a token, and of those before it: beams that part share it."""
+
+    sample: Sample
+    before: _Told | None
 
 
 @dataclass
@@ -71,6 +91,7 @@ class _Live:
     tokens: tuple[int, ...]
     logprob: float
     kv: SequenceState
+    told: _Told | None = None
 
 
 class BeamSearch:
@@ -85,7 +106,7 @@ class BeamSearch:
         self._memory: SequenceMemory | None = None
         self._live: list[_Live] = []
         self._ended: list[Beam] = []
-        self._found: list[tuple[float, int, int]] = []
+        self._found: list[tuple[float, int, Sample]] = []
         self._steps = 0
         self.over = False
         self.cached_tokens = 0
@@ -95,7 +116,9 @@ class BeamSearch:
     def best(self) -> list[Beam]:
         """The best ways when it is over, the best first; of equal ones the one that ended first.
         Before that the best so far: none until the prompt is computed."""
-        live = [self._beam(b.tokens, b.logprob, ended=False) for b in self._live if b.tokens]
+        live = [
+            self._beam(b.tokens, b.logprob, b.told, ended=False) for b in self._live if b.tokens
+        ]
         ranked = sorted([*self._ended, *live], key=lambda beam: -beam.score)
         return ranked[: self.params.count]
 
@@ -109,7 +132,8 @@ class BeamSearch:
                 self._memory = memory
                 known = memory.manager.match_prefix
                 self._live = [
-                    _Live(b.tokens, b.logprob, known([*self.prompt, *b.tokens])) for b in self._live
+                    _Live(b.tokens, b.logprob, known([*self.prompt, *b.tokens]), b.told)
+                    for b in self._live
                 ] or [self._first(known(self.prompt))]
                 self._found = []
             self._compute(runner, memory, token_budget)
@@ -148,7 +172,8 @@ class BeamSearch:
         self._memory = None
 
     def _compute(self, runner: Runner, memory: SequenceMemory, token_budget: int) -> None:
-        """A step, and what may come next by it: sums of log-probabilities, beams, tokens."""
+        """A step, and what may come next by it: sums of log-probabilities, beams, tokens with
+        theirs."""
         parts = self._parts(memory.manager, token_budget)
         step, wanted = self._batch(parts)
         numbers = iter(wanted)
@@ -158,8 +183,12 @@ class BeamSearch:
                     raise LogitsError("the model gave logits that are not numbers")
                 before = self._live[number].logprob
                 # As many as may be needed, were all of those before them ends.
-                top = report(0, row, self.params.width + len(self._stop_ids)).top
-                self._found += [(before + chance, number, token) for token, chance in top]
+                needed, shown = self.params.width + len(self._stop_ids), self.params.logprobs or 0
+                top = report(0, row, max(needed, shown)).top
+                self._found += [
+                    (before + chance, number, Sample(token, chance, top[:shown]))
+                    for token, chance in top[:needed]
+                ]
             del logits
         for number, count in parts:
             beam = self._live[number]
@@ -200,7 +229,7 @@ class BeamSearch:
         ids, places, indices = arrays
         return Step(ids, places, tuple(spans), indices), wanted
 
-    def _choose(self, candidates: list[tuple[float, int, int]]) -> None:
+    def _choose(self, candidates: list[tuple[float, int, Sample]]) -> None:
         """Go on with the likeliest of them, and keep those that have come to an end."""
         assert self._memory is not None
         manager, width = self._memory.manager, self.params.width
@@ -208,18 +237,20 @@ class BeamSearch:
         # they come in that order.
         candidates.sort(key=lambda candidate: -candidate[0])
         chosen: list[_Live] = []
-        for rank, (logprob, number, token) in enumerate(candidates):
-            parent = self._live[number]
+        for rank, (logprob, number, sample) in enumerate(candidates):
+            parent, token = self._live[number], sample.token
+            way = (*parent.tokens, token)
+            told = None if self.params.logprobs is None else _Told(sample, parent.told)
             if token in self._stop_ids:
                 if rank < width:
-                    way = (*parent.tokens, token)
-                    self._ended.append(self._beam(way, logprob, ended=True))
+                    self._ended.append(self._beam(way, logprob, told, ended=True))
             elif len(chosen) < width:
-                way = (*parent.tokens, token)
-                chosen.append(_Live(way, logprob, manager.fork(parent.kv)))
+                chosen.append(_Live(way, logprob, manager.fork(parent.kv), told))
         for parent in self._live:
             manager.release(parent.kv)
         self._live = chosen
+        self._ended.sort(key=lambda beam: -beam.score)
+        del self._ended[self.params.count :]
         self._steps += 1
         settled = self._settled()
         if self._steps == self.params.max_tokens or not chosen or settled:
@@ -229,15 +260,20 @@ class BeamSearch:
 
     def _settled(self) -> bool:
         """Whether no way that goes on can become one of the best: logprobs only fall."""
-        best = sorted((beam.score for beam in self._ended), reverse=True)[: self.params.count]
-        if len(best) < self.params.count or self._steps == self.params.max_tokens or not self._live:
+        if (
+            len(self._ended) < self.params.count
+            or self._steps == self.params.max_tokens
+            or not self._live
+        ):
             return False
         lengths = (self._steps + 1, self.params.max_tokens)
         most = max(self._score(self._live[0].logprob, length) for length in lengths)
-        return most + _SURELY * abs(most) < best[-1]
+        return most + _SURELY * abs(most) < self._ended[-1].score
 
     def _score(self, logprob: float, length: int) -> float:
         return float(logprob / length**self.params.length_penalty)
 
-    def _beam(self, tokens: tuple[int, ...], logprob: float, *, ended: bool) -> Beam:
-        return Beam(tokens, logprob, self._score(logprob, len(tokens)), ended)
+    def _beam(
+        self, tokens: tuple[int, ...], logprob: float, told: _Told | None, *, ended: bool
+    ) -> Beam:
+        return Beam(tokens, logprob, self._score(logprob, len(tokens)), ended, told)

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from strata.decode import FinishReason
 from strata.engine.beam_search import MOST_BEAMS, Beam, BeamParams, BeamSearch
 from strata.engine.engine import Engine
 from strata.errors import UsageError
@@ -19,6 +18,7 @@ from strata.server.notes import note
 from strata.server.openai.requests import Beamed, ChatRequest, CompletionRequest
 from strata.server.parsers import Parser
 from strata.server.service import Service
+from strata.text.stream import StreamDecoder
 
 # What a search has no way to obey, with the values that ask for nothing.
 _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
@@ -30,13 +30,12 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("tools", "functions"), ([],)),
     **dict.fromkeys(
         (
-            *("logprobs", "prompt_logprobs", "regex", "json_schema"),
+            *("prompt_logprobs", "regex", "json_schema"),
             *("structured_outputs", "guided_json", "guided_regex", "guided_choice"),
             *("guided_grammar",),
         ),
         (False,),
     ),
-    "top_logprobs": (0,),
 }
 
 
@@ -75,8 +74,9 @@ def check_beams(body: Beamed) -> bool:
     return True
 
 
-def beam_params(body: Beamed, max_tokens: int | None) -> BeamParams:
-    """What a request says of its search; ``max_tokens`` None is as many as there is room for."""
+def beam_params(body: Beamed, max_tokens: int | None, logprobs: int | None) -> BeamParams:
+    """What a request says of its search; ``max_tokens`` None is as many as there is room for, and
+    ``logprobs`` how many of the most probable tokens are told beside each."""
     count = body.n or 1
     best_of = body.best_of if isinstance(body, CompletionRequest) else None
     width = body.beam_width or best_of or count
@@ -87,7 +87,7 @@ def beam_params(body: Beamed, max_tokens: int | None) -> BeamParams:
             400, f"a beam search has {MOST_BEAMS} beams at most, not {width}", param="beam_width"
         )
     penalty = 1.0 if body.length_penalty is None else body.length_penalty
-    return BeamParams(width, count, max_tokens or 1 << 30, penalty, bool(body.ignore_eos))
+    return BeamParams(width, count, max_tokens or 1 << 30, penalty, bool(body.ignore_eos), logprobs)
 
 
 @dataclass
@@ -142,7 +142,9 @@ async def search_beams(
             f"{len(prompts) * params.width} beams are asked for at once; this server gives at most "
             f"{service.settings.choices} answers"
         )
-    searches, choices = [], []
+    tokenizer, skip = service.llm.tokenizer, not show_special
+    searches: list[BeamSearch] = []
+    choices: list[BeamAnswer] = []
     for prompt in prompts:
         room = max(service.llm.context - len(prompt), 1)
         limited = params.within(room)
@@ -150,17 +152,36 @@ async def search_beams(
         async with service.searching:
             await _finish(service, search)
         searches.append(search)
-        for beam in search.best:
-            answer = BeamAnswer(parser(), beam=beam)
-            said = beam.tokens[:-1] if beam.ended else beam.tokens
-            text = service.llm.tokenizer.decode(
-                said, skip_special=not show_special, continuing=continuing
-            )
-            reason: FinishReason = "stop" if beam.ended else "length"
-            answer.finish_reason = reason
-            answer.take(text, reason)
-            choices.append(answer)
+
+        def told(found: list[Beam] = search.best) -> list[BeamAnswer]:
+            return [
+                _answer(beam, parser(), tokenizer.stream(skip_special=skip, continuing=continuing))
+                for beam in found
+            ]
+
+        choices += await service.off_loop(told)
+        service.metrics.on_search(
+            len(prompt), search.cached_tokens, [len(beam.tokens) for beam in search.best]
+        )
     return BeamAnswers(searches, choices)
+
+
+def _answer(beam: Beam, parser: Parser | None, text: StreamDecoder) -> BeamAnswer:
+    """A way with its text and, where they are there, samples of the tokens that are in it."""
+    answer = BeamAnswer(parser, beam=beam)
+    shown = len(beam.tokens) - beam.ended
+    answer.samples = beam.samples[:shown]
+    for number, token in enumerate(beam.tokens[:shown]):
+        piece = text.push(token)
+        if answer.samples:
+            # As where answers come token by token: what a token ends is told with it.
+            answer.offsets.append(len(answer.text))
+        last = number == len(beam.tokens) - 1
+        answer.take(piece + (text.finish() if last else ""), "length" if last else None)
+    if beam.ended:
+        answer.take(text.finish(), "stop")
+    answer.finish_reason = "stop" if beam.ended else "length"
+    return answer
 
 
 async def _finish(service: Service, search: BeamSearch) -> None:

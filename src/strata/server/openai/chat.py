@@ -77,7 +77,7 @@ def add_routes(routes: APIRouter, service: Service) -> None:
 
 async def _beams(service: Service, body: ChatRequest) -> BeamAnswers:
     wanted = await conversation(service, body)
-    params = beam_params(body, wanted.params.max_tokens)
+    params = beam_params(body, wanted.params.max_tokens, wanted.params.logprobs)
     ready = await ready_chat(service, wanted)
     return await search_beams(
         service,

@@ -79,7 +79,8 @@ def add_routes(routes: APIRouter, service: Service) -> None:
 
 
 async def _beams(service: Service, body: CompletionRequest) -> BeamAnswers:
-    params = beam_params(body, limit_of(body.max_tokens, body.n_predict, 16)[0])
+    limit = limit_of(body.max_tokens, body.n_predict, 16)[0]
+    params = beam_params(body, limit, body.logprobs)
     prompts = await _ids(service, _given(body), None)
     return await search_beams(service, prompts, params, continuing=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,13 @@ class Metrics(Observer):
         self.embedded_tokens += tokens
         self.embedding_passes += 1
         self.longest = max(self.longest, tokens)
+
+    def on_search(self, prompt: int, cached: int, beams: Sequence[int]) -> None:
+        """A beam search of a prompt of so many tokens is over, and gives beams of so many."""
+        self.prompt_tokens += prompt
+        self.cached_tokens += cached
+        self.output_tokens += sum(beams)
+        self.longest = max(self.longest, prompt + max(beams, default=0))
 
     def on_token(self, arrived: float, previous: float | None, delta: Delta) -> None:
         """See Observer."""
