@@ -224,7 +224,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     },
     "GraniteMoeShared": {**_SIZES, **_LOCAL, **_GRANITE, "shared_intermediate_size": 32},
     "HYV4": {
-        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 128, "swiglu_limit": 0.5},
+        **{**_SIZES, **_LATENT, **_ROUTED, **_INDEX, "swiglu_limit": 0.5},
         **{"hc_mult": 4, "hc_eps": 1e-6, "hc_magnitude": 2.0},
     },
     "HrmText": {

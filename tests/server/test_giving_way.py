@@ -25,6 +25,7 @@ from strata.server.openai.requests import ChatRequest
 from strata.server.parsers.plain import in_words
 from strata.server.settings import Settings
 from strata.text import chat
+from strata.text.special import SpecialToken, SpecialTokens
 
 
 class Clock:
@@ -90,9 +91,10 @@ def test_threads_without_a_pace_go_on() -> None:
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_who_makes_errors_is_told_later_while_others_wait_for_tokens(
+def test_who_makes_errors_is_told_in_turn_while_others_wait_for_tokens(
     busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As many as come at once: from one connection or from many."""
     rests: list[float] = []
     waited, this = asyncio.sleep, get_ident()
 
@@ -114,14 +116,15 @@ def test_who_makes_errors_is_told_later_while_others_wait_for_tokens(
         return {"type": "http.request"}
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr("strata.server.guard.perf_counter", lambda: 5.0)
     metrics = SimpleNamespace(requests=Counter("asked", "", ("a", "b"), registry=None))
     guard = Guard(refuse, Settings(), metrics, Admission(Ledger(), 1 << 20), lambda: busy)
-    for status in (400, 404, 413, 500, 503):
+    statuses = [400, 404, 413, 500, 503, *[400] * 200]
+    for status in statuses:
         scope = {"type": "http", "method": "GET", "path": f"/{status}", "headers": []}
         asyncio.run(guard(scope, receive, send))
-    assert told == [400, 404, 413, 500, 503]
-    assert len(rests) == 3 * busy
-    assert all(REST * PIECE_S <= rest <= MOST_S for rest in rests)
+    assert told == statuses
+    assert rests == pytest.approx([min(0.01 * n, 1.0) for n in range(203)] * busy)
 
 
 @pytest.mark.parametrize("work", [closed, enforced])
@@ -134,6 +137,19 @@ def test_a_wide_schema_can_be_put_off(
     set_pace(pace)
     try:
         work({"properties": {f"p{n}": {"type": "integer"} for n in range(50)}})
+    finally:
+        set_pace(None)
+    assert len(steps) >= 50
+
+
+def test_names_of_special_tokens_are_looked_for_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[None] = []
+    pace = Pace(lambda: True)
+    monkeypatch.setattr(pace, "step", lambda: steps.append(None))
+    set_pace(pace)
+    try:
+        parts = SpecialTokens([SpecialToken(7, "<s>", True)]).partition("<s>" * 50, True)
+        assert next(parts) == 7
     finally:
         set_pace(None)
     assert len(steps) >= 50

@@ -22,7 +22,6 @@ from prometheus_client import Counter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from strata.giving_way import MOST_S, PIECE_S, REST
 from strata.server.admission import SHARE, UNCOUNTED, Admission, Share
 from strata.server.crowd import Crowd
 from strata.server.errors import ApiError, as_api_error, error_body, error_headers
@@ -47,6 +46,13 @@ _SMALL_HEAD = 4 << 10
 _HEAD_COPIES = 4
 """Of a head, as it came and as it is parsed, while its request is served: those of small ones are
 the server's own."""
+
+_ERROR_S = 0.01
+"""Between two errors of clients while others wait for tokens: reading such a request and telling
+its error is up to two milliseconds of work for the thread that delivers tokens."""
+
+_MOST_S = 1.0
+"""For which such an error waits at most."""
 
 _LOGGED = 256
 """Characters of a path that the log of requests has."""
@@ -77,8 +83,8 @@ class Closing(ApiError):
 
 class Guard:
     """ASGI middleware; see the module. It also counts requests and catches what went wrong. While
-    it is ``busy``, somebody waits for tokens, errors of clients are told a little later: who goes
-    on making them takes less of a core from those who wait."""
+    it is ``busy``, somebody waits for tokens, errors of clients are told one after the other, those
+    of all of them: who goes on making them takes little of a core from those who wait."""
 
     def __init__(
         self,
@@ -93,6 +99,7 @@ class Guard:
         self._settings = settings
         self._metrics = metrics
         self._admission = admission
+        self._next_error = 0.0
 
     @property
     def _largest(self) -> int:
@@ -118,8 +125,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if 400 <= status < 500 and self._busy():
-                    worked = max(perf_counter() - began, PIECE_S)
-                    await asyncio.sleep(min(REST * worked, MOST_S))
+                    now = perf_counter()
+                    turn = min(max(self._next_error, now), now + _MOST_S)
+                    self._next_error = turn + _ERROR_S
+                    await asyncio.sleep(turn - now)
                 headers = [*message["headers"], (b"x-content-type-options", b"nosniff")]
                 headers.append((b"x-request-id", request_id))
                 if scope["path"].startswith("/v1/messages"):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from strata.giving_way import give_way
 from strata.records import dataclass
 
 # C's isspace: what the strip attributes of special tokens eat.
@@ -44,6 +45,7 @@ class SpecialTokens:
             if at >= 0 and not taken:
                 taken = bytearray(len(text))
             while at >= 0:
+                give_way()
                 end = at + len(token.text)
                 last = taken.rfind(1, at, end)
                 if last >= 0:
