@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <atomic>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -56,7 +57,7 @@ class Encoder {
     require(table_ != nullptr, "no encoders for that instruction set here");
   }
 
-  void encode(int format, int source, const BytesIn& x, int64_t rows, int64_t k,
+  bool encode(int format, int source, const BytesIn& x, int64_t rows, int64_t k,
               const BytesOut& out, const std::optional<FloatsIn>& importance,
               const std::optional<SquareIn>& factor, const std::optional<OrderIn>& blocks,
               const std::optional<FloatsOut>& decoded) {
@@ -92,6 +93,7 @@ class Encoder {
     const bool groups = f == Format::IQ1_S || f == Format::IQ1_M || f == Format::IQ2_XXS ||
                         f == Format::IQ2_XS || f == Format::IQ2_S || f == Format::IQ3_XXS ||
                         f == Format::IQ3_S;
+    std::atomic<bool> odd{false};
     nb::gil_scoped_release release;
     require(!groups || codebook_of(f) != nullptr,
             "the codebook of this format was not handed over (set_grid)");
@@ -99,9 +101,10 @@ class Encoder {
                           importance ? importance->data() : nullptr,
                           factor ? factor->data() : nullptr,
                           blocks ? blocks->data() : nullptr,
-                          out.data(), decoded ? decoded->data() : nullptr};
+                          out.data(), decoded ? decoded->data() : nullptr, &odd};
     Job job(*table_, call, team_.threads());
     team_.run(job);
+    return !odd;
   }
 
  private:
@@ -119,7 +122,7 @@ void bind_quant(nb::module_& m) {
       .def("encode", &Encoder::encode, "format"_a, "source"_a, "x"_a, "rows"_a, "k"_a, "out"_a,
            "importance"_a = nb::none(), "factor"_a = nb::none(), "blocks"_a = nb::none(),
            "decoded"_a = nb::none(),
-           "Encode [rows, k] numbers; see csrc/quant/encode.h. One call at a time.");
+           "Encode [rows, k] numbers; see csrc/quant/encode.h; whether all are finite. One call at a time.");
   m.def("can_encode", [](int format) {
     return strata::encode_shape(static_cast<strata::Format>(format)).elements > 0;
   }, "format"_a);

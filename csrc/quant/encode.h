@@ -1,6 +1,7 @@
 // Weights into block formats: 16 rows at a time, one vector lane a row, so that sums run along a row
 // in its order and the bytes are the same on every instruction set and number of threads.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 #include "kernels/kernels.h"
@@ -22,6 +23,7 @@ struct EncodeCall {
   const int32_t* blocks;       // [k / elements] which block comes when; nullptr: from left to right
   uint8_t* out;                // [rows, bytes of a row]
   float* decoded;              // [rows, k] what a reader will see; may be nullptr
+  std::atomic<bool>* odd;      // set where a number is NaN or infinite; such rows are not encoded
 };
 
 struct EncodeTable {

@@ -31,6 +31,11 @@ class Panel {
       for (int64_t l = 0; l < rows; ++l) {
         const int64_t from = (first_ + l) * call.k + place(p) * elements;
         for (int j = 0; j < elements; ++j) read[l][j] = number_at(call.source, call.x, from + j);
+        int odd = 0;
+        for (int j = 0; j < elements; ++j) {
+          odd |= (std::bit_cast<int32_t>(read[l][j]) & 0x7f800000) == 0x7f800000;
+        }
+        finite_ &= odd == 0;
       }
       for (int j = 0; j < elements; ++j) {
         alignas(64) float v[kEncodeLanes];
@@ -38,6 +43,11 @@ class Panel {
         std::memcpy(x_ + (p * elements + j) * kShares, v, sizeof v);
       }
     }
+  }
+  // Whether all its numbers are; the call is told where they are not.
+  bool finite() const {
+    if (!finite_) call_.odd->store(true, std::memory_order_relaxed);
+    return finite_;
   }
   int64_t blocks() const { return call_.k / elements_; }
   // Which block of the row is the p-th to be rounded.
@@ -108,6 +118,7 @@ class Panel {
   int elements_;
   int64_t first_;
   int share_ = 0;
+  bool finite_ = true;
   Lanes* x_;      // [k][kShares], and so are the gaps
   Lanes* gaps_;
   Lanes block_[256];
@@ -116,6 +127,7 @@ class Panel {
 template <class T>
 static void encode_scalars(const EncodeCall& call, int64_t panel, float* scratch) {
   Panel rows(call, panel, T::elements, scratch);
+  if (!rows.finite()) return;
   Bytes columns[T::elements];
   uint8_t codes[kLanes][T::elements];
   for (int64_t p = 0; p < rows.blocks(); ++p) {
@@ -142,6 +154,7 @@ template <class T>
 static void encode_groups(const EncodeCall& call, int64_t panel, float* scratch) {
   const Codebook& book = *codebook_of(T::format);
   Panel rows(call, panel, 256, scratch);
+  if (!rows.finite()) return;
   Chosen chosen[kLanes];
   for (int64_t p = 0; p < rows.blocks(); ++p) {
     const float* w = rows.weights(p);

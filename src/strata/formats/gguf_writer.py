@@ -61,15 +61,16 @@ def write_gguf(
     if job is not None:
         digest = sha256(job.encode() + header).hexdigest()
         with resumed_file(path, total, digest) as file:
-            if not file.done:
-                file.out.write(header)
+            done = file.done
+            if not done:
+                file.write(header)
             for number, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
-                if number < file.done:
+                if number < done:
                     if written is not None:
                         written(size)
                     continue
-                write_tensor(file.out, tensor, written)
-                file.out.write(bytes(_padded(size, alignment) - size))
+                write_tensor(file, tensor, written)
+                file.write(bytes(_padded(size, alignment) - size))
                 file.mark(number + 1)
         return
     with new_file(path, total, keep_partial=keep_partial) as out:

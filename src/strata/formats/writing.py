@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, BinaryIO
@@ -91,37 +93,67 @@ def new_file(path: Path, total: int, *, keep_partial: bool = False) -> Iterator[
 
 
 class ResumedFile:
-    """A file that is being written, and how much of it an earlier run has left."""
+    """A file that is being written, and how much of it an earlier run has left.
+
+    A thread writes behind whoever makes the bytes, one piece at a time.
+    """
 
     def __init__(self, out: BinaryIO, marker: Path, job: str, done: int, end: int) -> None:
-        self.out = out
+        self._out = out
         self.done = done
-        """Tensors that are there; `out` stands behind the last of them."""
+        """Tensors that are there; what is written next comes behind the last of them."""
+        self._behind = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
         self._marker = marker
         self._job = job
         self._end = end
         self._marked = monotonic()
 
+    def write(self, data: bytes | memoryview) -> None:
+        """Have bytes written, which nobody changes any more, once those before them are. Raises
+        what writing those raised."""
+        self._next(partial(self._write, data))
+
     def mark(self, tensors: int) -> None:
         """So many tensors are written: noted beside the file every few seconds."""
-        self.done, self._end = tensors, self.out.tell()
-        if monotonic() - self._marked > _SECONDS_BETWEEN_MARKS:
-            self.out.flush()
-            os.fdatasync(self.out.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self.out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            self._note()
-            self._marked = monotonic()
+        self._next(partial(self._mark, tensors))
+
+    def finish(self) -> None:
+        """All that was given is with the system."""
+        self._next(self._out.flush)
+        self._behind.shutdown()
+        if self._last is not None:
+            self._last.result()
 
     def stop(self) -> None:
         """Note what is there, as this ends badly, if the system lets us. What lies behind the last
         whole tensor is of no use, and may be what is too much."""
+        self._behind.shutdown()
         with suppress(OSError):
-            self.out.flush()
+            self._out.flush()
         if self.done:
             with suppress(OSError):
-                os.truncate(self.out.fileno(), self._end)
+                os.truncate(self._out.fileno(), self._end)
                 self._note()
+
+    def _next(self, work: Callable[[], None]) -> None:
+        before = self._last
+        if before is not None:
+            before.result()
+        self._last = self._behind.submit(work)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._out.write(data)
+
+    def _mark(self, tensors: int) -> None:
+        self.done, self._end = tensors, self._out.tell()
+        if monotonic() - self._marked > _SECONDS_BETWEEN_MARKS:
+            self._out.flush()
+            os.fdatasync(self._out.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            self._note()
+            self._marked = monotonic()
 
     def _note(self) -> None:
         note = {"job": self._job, "tensors": self.done, "bytes": self._end}
@@ -142,13 +174,13 @@ def resumed_file(path: Path, total: int, job: str) -> Iterator[ResumedFile]:
     `path`.partial.job beside it, which says how much of it can be believed. Raises DiskFullError,
     WriteError, or WriteError at once if another process is writing it.
     """
-    partial = path.with_name(path.name + ".partial")
+    unfinished = path.with_name(path.name + ".partial")
     marker = path.with_name(path.name + ".partial.job")
-    tensors, end = _left(partial, marker, job)
+    tensors, end = _left(unfinished, marker, job)
     check_room(path.parent, total - end, str(path))
     try:
-        with partial.open("r+b" if end else "ab") as out:
-            _lock(out, partial)
+        with unfinished.open("r+b" if end else "ab") as out:
+            _lock(out, unfinished)
             if not end:
                 marker.unlink(missing_ok=True)
             out.truncate(end)
@@ -156,16 +188,16 @@ def resumed_file(path: Path, total: int, job: str) -> Iterator[ResumedFile]:
             file = ResumedFile(out, marker, job, tensors, end)
             try:
                 yield file
-                out.flush()
+                file.finish()
             except BaseException:
                 file.stop()
                 raise
-        os.replace(partial, path)
+        os.replace(unfinished, path)
         marker.unlink(missing_ok=True)
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(
-                f"{path}: the disk became full; what was written stays as {partial.name}: make "
+                f"{path}: the disk became full; what was written stays as {unfinished.name}: make "
                 "room and run this again to go on"
             ) from None
         raise WriteError(f"{path} cannot be written: {error}") from None
@@ -192,7 +224,9 @@ def _lock(out: BinaryIO, partial: Path) -> None:
         raise WriteError(f"{partial} is being written by another process: wait for it") from None
 
 
-def write_tensor(out: BinaryIO, tensor: TensorSource, written: Written | None = None) -> None:
+def write_tensor(
+    out: BinaryIO | ResumedFile, tensor: TensorSource, written: Written | None = None
+) -> None:
     """Write a tensor's bytes; WriteError if its chunks are not exactly that many."""
     size = tensor.nbytes
     done = 0

@@ -15,6 +15,7 @@ Raw = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 _CODEBOOKS = ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 _FLOATS = ("F32", "F16", "BF16")
+_NOT_FINITE = "a value is NaN or infinite, or too large for the type"
 
 
 class NotFinite(StrataError):
@@ -63,13 +64,13 @@ class Encoder:
         if source.name not in _FLOATS:
             raw, source = dequantize(source, raw, shape).reshape(-1).view(np.uint8), by_name("F32")
         raw = np.ascontiguousarray(raw).reshape(-1)
-        check_finite(source, raw)
         if type.name in _FLOATS:
+            check_finite(source, raw)
             return self._floats(type, source, raw, shape, decoded)
         assert type.gguf_id is not None
         assert source.gguf_id is not None
         out = np.empty(type.tensor_nbytes(shape), np.uint8)
-        self._native.encode(
+        finite = self._native.encode(
             type.gguf_id,
             source.gguf_id,
             raw,
@@ -81,6 +82,8 @@ class Encoder:
             None if blocks is None else np.ascontiguousarray(blocks, np.int32),
             None if decoded is None else decoded.reshape(-1),
         )
+        if not finite:
+            raise NotFinite(_NOT_FINITE)
         return out
 
     def _floats(
@@ -109,4 +112,4 @@ def check_finite(type: BlockType, raw: Raw) -> None:
         else (raw.view(np.uint16), 0x7C00 if type.name == "F16" else 0x7F80)
     )
     if np.any((bits & top) == top):
-        raise NotFinite("a value is NaN or infinite, or too large for the type")
+        raise NotFinite(_NOT_FINITE)

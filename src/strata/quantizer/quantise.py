@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,7 +104,8 @@ def quantise(
     encoder = Encoder(threads)
     targets = {name: types.get(name, t.type) for name, t in source.tensors.items()}
     held = max((t.held for t in source.tensors.values()), default=0)
-    piece = _PIECE if memory is None else min(_PIECE, _room(memory) - held)
+    # What is read ahead of the next tensor may take as much again as half a piece.
+    piece = _PIECE if memory is None else min(_PIECE, 2 * (_room(memory) - held) // 3)
     for tensor in source.tensors.values():
         _check_piece(tensor, targets[tensor.name], piece, memory)
     values = {
@@ -125,7 +127,11 @@ def quantise(
         if progress is not None:
             progress(out.name, done, total)
 
-    with ThreadPoolExecutor(1) as reader:
+    spans = {
+        name: _spans(t, targets[name], piece, importance) for name, t in source.tensors.items()
+    }
+    plain = [n for n in order if compensation is None or not compensation.handles(n)]
+    with _Reads([(source.tensors[name], spans[name]) for name in plain]) as reads:
         tensors = [
             TensorSource(
                 tensor.name,
@@ -133,9 +139,7 @@ def quantise(
                 targets[tensor.name],
                 partial(compensation.pieces, tensor.name)
                 if compensation is not None and compensation.handles(tensor.name)
-                else partial(
-                    _pieces, tensor, targets[tensor.name], encoder, reader, piece, importance
-                ),
+                else partial(_pieces, tensor, targets[tensor.name], encoder, reads, importance),
             )
             for tensor in (source.tensors[name] for name in order)
         ]
@@ -166,50 +170,92 @@ def _room(memory: int) -> int:
 
 
 def _row_bytes(tensor: SourceTensor, target: BlockType) -> int:
-    """What a row takes while it is worked on: twice as read, as numbers, and as written."""
+    """What a row takes while it is worked on: twice as read, as numbers, and twice as written."""
     k = tensor.shape[-1] if tensor.shape else 1
     read = -(-k // tensor.type.elements) * tensor.type.nbytes
     made = -(-k // target.elements) * target.nbytes
     if target is tensor.type:
-        return 2 * read
-    return 2 * read + 8 * k + made
+        return 3 * read
+    return 2 * read + 8 * k + 2 * made
 
 
 def _check_piece(tensor: SourceTensor, target: BlockType, piece: int, memory: int | None) -> None:
     least = _row_bytes(tensor, target) * min(_LEAST_ROWS, max(tensor.matrix[0], 1))
     if memory is not None and least > piece:
-        need = memory - piece + least
+        need = memory + 3 * (least - piece) // 2
         raise TooSmall(
             f"tensor {shown(tensor.name)} cannot be worked on in {format_size(memory)}: give at "
             f"least {format_size(-(-need // 1_000_000) * 1_000_000)}"
         )
 
 
-def _pieces(
-    tensor: SourceTensor,
-    target: BlockType,
-    encoder: Encoder,
-    reader: ThreadPoolExecutor,
-    piece: int,
-    importance: Importance | None,
-) -> Iterator[Raw]:
-    rows, k = tensor.matrix if tensor.shape else (1, 1)
+def _weights(
+    tensor: SourceTensor, target: BlockType, importance: Importance | None
+) -> NDArray[np.float32] | None:
+    return None if target is tensor.type or importance is None else importance.of(tensor)
+
+
+def _spans(
+    tensor: SourceTensor, target: BlockType, piece: int, importance: Importance | None
+) -> list[tuple[int, int]]:
+    """Which rows are worked on at once: no two matrices where each has weights of its own."""
+    rows = tensor.matrix[0] if tensor.shape else 1
     each = max(_LEAST_ROWS, piece // _row_bytes(tensor, target) // _LEAST_ROWS * _LEAST_ROWS)
-    weights = None
-    if target is not tensor.type and importance is not None:
-        weights = importance.of(tensor)
+    weights = _weights(tensor, target, importance)
     matrix = rows // len(weights) if weights is not None and len(weights) > 1 else rows
-    # No piece has rows of two matrices where each has weights of its own.
-    spans = [
+    return [
         (first, min(first + each, begin + matrix))
         for begin in range(0, rows, matrix)
         for first in range(begin, begin + matrix, each)
     ]
-    ahead = reader.submit(tensor.rows, *spans[0])
-    for number, (first, last) in enumerate(spans):
-        raw = ahead.result()
-        if number + 1 < len(spans):
-            ahead = reader.submit(tensor.rows, *spans[number + 1])
+
+
+class _Reads:
+    """Reads tensors in their order, a span of rows ahead of what is worked on, and of the last one
+    the first of the next tensor."""
+
+    def __init__(self, work: list[tuple[SourceTensor, list[tuple[int, int]]]]) -> None:
+        self._tensors = {tensor.name: (tensor, spans) for tensor, spans in work}
+        order = [tensor.name for tensor, _ in work]
+        self._behind = dict(pairwise(order))
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple[str, int], Future[Raw]] = {}
+
+    def __enter__(self) -> _Reads:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._reader.shutdown(cancel_futures=True)
+
+    def pieces(self, name: str) -> Iterator[tuple[int, int, Raw]]:
+        """First and last row of each span, and its bytes."""
+        spans = self._tensors[name][1]
+        for number, (first, last) in enumerate(spans):
+            self._start(name, number)
+            raw = self._ahead.pop((name, number)).result()
+            if number + 1 < len(spans):
+                self._start(name, number + 1)
+            elif name in self._behind:
+                self._start(self._behind[name], 0)
+            yield first, last, raw
+
+    def _start(self, name: str, number: int) -> None:
+        if (name, number) not in self._ahead:
+            tensor, spans = self._tensors[name]
+            self._ahead[name, number] = self._reader.submit(tensor.rows, *spans[number])
+
+
+def _pieces(
+    tensor: SourceTensor,
+    target: BlockType,
+    encoder: Encoder,
+    reads: _Reads,
+    importance: Importance | None,
+) -> Iterator[Raw]:
+    rows, k = tensor.matrix if tensor.shape else (1, 1)
+    weights = _weights(tensor, target, importance)
+    matrix = rows // len(weights) if weights is not None and len(weights) > 1 else rows
+    for first, last, raw in reads.pieces(tensor.name):
         if target is tensor.type:
             yield raw
             continue
