@@ -278,9 +278,14 @@ def _value_products(w: Floats, v: Floats) -> Floats:
 
 def turned_back(lab: Lab, x: Floats, sign: int) -> Floats:
     """RoPE by the position, forwards (1) or back (-1)."""
+    return turned(lab, x, sign * np.arange(len(x), dtype=np.float32))
+
+
+def turned(lab: Lab, x: Floats, by: Floats) -> Floats:
+    """RoPE by so many positions, float32 [rows]; x [rows, heads, dim]."""
     half = len(lab.inv_freq)
-    angle = np.arange(len(x), dtype=np.float32)[:, None] * lab.inv_freq
-    cos, sin = np.cos(angle)[:, None], sign * np.sin(angle)[:, None]
+    angle = by[:, None] * lab.inv_freq
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
     if lab.interleaved:
         a, b = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
     else:

@@ -120,9 +120,17 @@ def asked(
 ) -> tuple[list[int], list[range]]:
     """A text of so many tokens with facts, and questions with their answers behind it; where the
     answers' digits stand."""
+    parts, questions, places = asked_of_parts(encode, text, rows, seed)
+    return [*(i for part in parts for i in part), *questions], places
+
+
+def asked_of_parts(
+    encode: Callable[[str], list[int]], text: list[int], rows: int, seed: int
+) -> tuple[list[list[int]], list[int], list[range]]:
+    """The same in parts: of each fact what stands around it, and the questions."""
     random = np.random.default_rng(seed)
-    order, codes, ids = random.permutation(len(NAMES)), [], []
-    questions, places = [], []
+    order, codes, parts = random.permutation(len(NAMES)), [], list[list[int]]()
+    questions, places, ids = [], [], list[int]()
     for who in order:
         codes.append("".join(map(str, random.integers(0, 10, 4))))
         questions.append(encode(f"\n\nThe secret code of {NAMES[who]} is"))
@@ -134,12 +142,13 @@ def asked(
     each = left // len(NAMES)
     for place, fact in enumerate(facts):
         part = text[place * each : (place + 1) * each]
-        ids += [*part[: each // 2], *fact, *part[each // 2 :]]
+        parts.append([*part[: each // 2], *fact, *part[each // 2 :]])
+    before = sum(map(len, parts))
     for place in random.permutation(len(NAMES)):
         ids += questions[place]
-        places.append(range(len(ids), len(ids) + len(ends[place])))
+        places.append(range(before + len(ids), before + len(ids) + len(ends[place])))
         ids += ends[place]
-    return ids, places
+    return parts, ids, places
 
 
 def methods(
