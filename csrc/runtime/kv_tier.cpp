@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kRequest = int64_t{1} << 20;   // bytes of the largest read, where blocks are small
 constexpr int64_t kPlace = int64_t{2} << 20;     // bytes of a place, where splits are small
+constexpr int64_t kRing = int64_t{12} << 20;     // bytes of all places, where six are no more
+constexpr int64_t kFewest = 6;                   // places
 
 std::vector<int64_t> offsets_of(const std::vector<KvTier::Layer>& layers, int64_t blocks) {
   std::vector<int64_t> out;
@@ -71,7 +73,8 @@ class KvTier::Fetch final : public ReadBatch {
   // Goes on; false when all are there.
   bool next() {
     first_ += count_;
-    const auto room = static_cast<size_t>(kPlaces * tier_.place_bytes_ / most_);
+    const auto places = static_cast<int64_t>(tier_.places_.size());
+    const auto room = static_cast<size_t>(places * tier_.place_bytes_ / most_);
     count_ = std::min(room, blocks_.size() * tier_.layers_.size() - first_);
     return count_ > 0;
   }
@@ -99,6 +102,10 @@ int64_t KvTier::place_bytes(const std::vector<int64_t>& layer_bytes) {
   return split * std::max<int64_t>(1, kPlace / split);
 }
 
+int KvTier::places(int64_t place_bytes) {
+  return static_cast<int>(std::max(kFewest, kRing / place_bytes));
+}
+
 KvTier::KvTier(std::vector<Layer> layers, int64_t slot_bytes, int64_t blocks, int64_t slots,
                uint8_t* ring, int64_t place_bytes, const std::string& directory, bool chosen)
     : layers_(std::move(layers)),
@@ -111,7 +118,7 @@ KvTier::KvTier(std::vector<Layer> layers, int64_t slot_bytes, int64_t blocks, in
       slot_of_(static_cast<size_t>(blocks), -1),
       on_disk_(static_cast<size_t>(blocks), 0),
       slots_(static_cast<size_t>(slots)) {
-  for (int i = 0; i < kPlaces; ++i) {
+  for (int i = 0; i < places(place_bytes); ++i) {
     places_.push_back(std::make_unique<Place>(*this, ring + i * place_bytes));
     free_.push_back(places_.back().get());
   }

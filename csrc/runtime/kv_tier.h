@@ -41,9 +41,10 @@ class KvTier {
   static int64_t piece(int64_t bytes) {
     return (bytes + KvFile::kAlign - 1) / KvFile::kAlign * KvFile::kAlign;
   }
-  static constexpr int kPlaces = 6;
   // Bytes of a place: a split of any layer at least.
   static int64_t place_bytes(const std::vector<int64_t>& layer_bytes);
+  // How many the ring has: small ones are more, since a disk wants enough bytes asked for at once.
+  static int places(int64_t place_bytes);
 
   // A step begins: what it writes gets slots, and the first reads are asked for. `group` is the
   // number of this group's tables, `calls` are those of its layers that attend in a sweep, in their

@@ -83,7 +83,8 @@ PackedWeight::PackedWeight(Format f, int64_t rows, int64_t width)
 StateStore::~StateStore() = default;
 
 int64_t StateStore::ring_bytes(const std::vector<int64_t>& layer_bytes) {
-  return KvTier::kPlaces * KvTier::place_bytes(layer_bytes) + KvFile::kAlign;
+  const int64_t place = KvTier::place_bytes(layer_bytes);
+  return KvTier::places(place) * place + KvFile::kAlign;
 }
 
 StateStore::StateStore(const std::vector<Kept>& layers, std::vector<Group> groups,

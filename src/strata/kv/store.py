@@ -61,7 +61,7 @@ _MOST_BLOCKS = 1 << 14
 
 _READERS = 4
 """Threads that load, with a buffer of a block each: one that compares digests does not read."""
-_READ_BYTES = 8 << 20
+_READ_BYTES = 16 << 20
 """Of their buffers, if two take no more."""
 _PART_BYTES = 4 << 20
 """Which a thread reads in a row."""

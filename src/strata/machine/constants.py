@@ -155,8 +155,8 @@ DISK_SHARE = 0.96
 """Of the probed bandwidth that a sweep keeps up."""
 
 KV_AHEAD = 12 << 20
-"""Bytes of a layer's KV on disk that are read before it attends: six places of the ring through
-which they pass (csrc/runtime/kv_tier.cpp)."""
+"""Bytes of a layer's KV on disk that are read before it attends: those of the ring through which
+they pass, or a little less (csrc/runtime/kv_tier.cpp)."""
 
 RING_SHARE = 0.45
 """Of the ring buffer that is filled ahead: the rest is in use, or lost where it wraps."""
