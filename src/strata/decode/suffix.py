@@ -128,7 +128,7 @@ class SuffixProposer:
         if found.length < max(1, self._least) or _chance(found.length) < least:
             return NO_DRAFT
         after = found.after(most)
-        if len(after) == 1:
+        if after.count(after[0]) == len(after):
             return _chain(after[0], found.length, least)
         return _tree(after, found.length, most, least)
 
@@ -159,7 +159,7 @@ class Found:
 
 
 def _chain(after: Sequence[int], length: int, least: float) -> Draft:
-    """What follows one place."""
+    """What follows one place, or all alike."""
     tokens, chances, likely = [], [], 1.0
     for depth, token in enumerate(after):
         chance = _chance(length + depth)

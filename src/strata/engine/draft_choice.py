@@ -8,7 +8,7 @@ from strata.errors import UsageError
 from strata.records import dataclass
 
 DRAFT_TOKENS = 31
-"""Tokens that are guessed for a request at most, and unless a Plan says otherwise in a step."""
+"""Tokens that are guessed for a request at most."""
 
 DraftKind = Literal["off", "ngram", "suffix"]
 

@@ -13,7 +13,7 @@ from strata.engine.kv_settings import StoreSettings
 from strata.engine.runner import LoadProgress
 from strata.engine.runtime import Runtime
 from strata.engine.step_costs import StepCosts
-from strata.machine.constants import HISTORY_TOKENS
+from strata.machine.constants import DRAFTED_TOGETHER, HISTORY_TOKENS
 from strata.program import Model
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def make_drafting(
 
     drafting = Drafting(
         SuffixProposer(history if remembered else None),
-        together=choice.tokens,
+        together=min(choice.tokens * runtime.parallel, DRAFTED_TOGETHER),
         costs=StepCosts(),
         recurrent=any(group.recurrent for group in model.groups),
         model=None if draft_model is None else draft_model.load(model.vocab_size, progress),
