@@ -56,7 +56,8 @@ _FORCED, _FORCED_GRADE = 0.95, GRADES - 2
 """How likely what a grammar forces is cut into tokens as expected, and its kind of guesses."""
 
 _ANEW = 32
-"""Steps after which a model is asked again that was not worth asking, if the account allows it."""
+"""Steps after which a model is asked again that was not worth asking: together for as much time as
+may be lost at most."""
 
 _TRIED, _UNPAID = 0.05, 0.02
 """Of all time that a model may take to read texts without having gained as much: before it is known
@@ -154,6 +155,7 @@ class Drafting:
         # What a model gained, less what it took to read texts.
         self._model_s = 0.0
         self._by_model = False
+        self._trials_s = 0.0
         # Tokens of each answer so far, and how many earlier ones had.
         self._answered: Counter[int] = Counter()
         self._length: float | None = None
@@ -265,10 +267,11 @@ class Drafting:
         self._not_asked += 1
         nearest = min(behind_s, key=behind_s.__getitem__)
         trial_s = behind_s[nearest] + (model.step_s or 0.0)
-        # Or nobody would find out that it has become better.
-        if self._not_asked < _ANEW or trial_s > self._balance_s + _ALLOWED * self._total_s:
+        # Or nobody would find out that it has become better. What others gained is not for that.
+        if self._not_asked < _ANEW or self._trials_s + trial_s > _ALLOWED * self._total_s:
             return _Asked()
         self._not_asked = 0
+        self._trials_s += trial_s
         return _Asked({nearest: min(1, limits[nearest])}, on_trial=True)
 
     def _depth(self, asked: int, wanted: int, rows: int, most: int) -> tuple[int, float]:
