@@ -303,11 +303,11 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
         needs = f"it needs {format_budget(smallest)} at least"
         if isinstance(options.workload, TextWorkload):
             # How many tokens it has, is known once the tokenizer is there.
-            needs = f"for this text it needs {format_budget(smallest)} or less: how much exactly "
-            needs += f"is told from {format_budget(built + MB)} on"
+            needs = f"{format_budget(smallest)} is enough for this text; with "
+            needs += f"{format_budget(built + MB)} or more, the exact minimum is told"
         raise BudgetTooSmall(
-            f"{format_size(options.memory)} is too little for {file.path.name}: while its "
-            f"tokenizer of {outline.tokens} tokens and {outline.merges} merges is built, that "
-            f"takes {format_size(needed)}; {needs}",
+            f"{format_size(options.memory)} is too little for {file.path.name}: building its "
+            f"tokenizer of {outline.tokens} tokens and {outline.merges} merges takes "
+            f"{format_size(needed)}; {needs}",
             smallest,
         )
