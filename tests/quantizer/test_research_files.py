@@ -20,8 +20,10 @@ from strata.errors import StrataError
 from strata.formats import errors, open_model
 from strata.quant import (
     additive,
+    augmented,
     dequantize,
     dynamic_tree,
+    int8_outliers,
     kmeans,
     micro_rotation,
     nf4,
@@ -62,6 +64,10 @@ def _decoded(name: str, weights: np.ndarray, hessian: np.ndarray) -> np.ndarray:
         return additive.decode(additive.encode(weights, hessian, 2, 6, rounds=1))
     if name == "trellis":
         return trellis.decode(trellis.encode(weights, hessian, 2, 8))
+    if name == "llm-int8":
+        return int8_outliers.decode(int8_outliers.encode(weights.astype(np.float32), hessian))
+    if name == "arcquant":
+        return augmented.decode(augmented.encode(weights, hessian))
     format = {"mxfp4-rotated": micro_rotation.MXFP4, "nvfp4-rotated": micro_rotation.NVFP4}[name]
     found = micro_rotation.encode(weights, hessian, format, rotated=True)
     return found @ micro_rotation.rotation(K, format.group).T
@@ -89,6 +95,61 @@ def test_parts_of_a_file_are_what_the_format_itself_decodes(
     assert output_error(weights, whole, hessian) < 0.2 * output_error(
         weights, np.zeros((N, K)), hessian
     )
+
+
+def _with_large_columns(layer: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The layer, and moments of inputs of which two columns are 40 times as large."""
+    size = np.ones(K)
+    size[[7, 90]] = 40
+    return layer[0], layer[1] * np.outer(size, size)
+
+
+def test_decomposed_rows_are_those_of_the_plain_product(
+    layer: tuple[np.ndarray, np.ndarray],
+) -> None:
+    weights, hessian = _with_large_columns(layer)
+    weights = weights.astype(np.float32)
+    weights[:, 7] *= 30
+    kept, arrays = research.encode("llm-int8", weights, hessian)
+    assert arrays["columns"].tolist() == [7, 90]
+    naive = np.empty_like(weights)
+    for row, out in zip(weights, naive, strict=True):
+        scale = np.float32(max(abs(w) for j, w in enumerate(row) if j not in (7, 90))) / 127
+        for j, w in enumerate(row):
+            out[j] = np.float16(w) if j in (7, 90) else np.rint(w / scale) * scale
+    found = research.FORMATS["llm-int8"].rows(kept, arrays, (N, K), 0, N)
+    assert np.array_equal(found, naive)
+    # With its scales inputs come to the decomposed product with the same weights.
+    x = np.random.default_rng(2).standard_normal((5, K)).astype(np.float32)
+    x[:, [7, 90]] *= 40
+    assert int8_outliers.outliers(x).tolist() == [j in (7, 90) for j in range(K)]
+    product = int8_outliers.decomposed_product(x, weights)
+    scale = np.abs(np.delete(x, [7, 90], axis=1)).max(axis=1) / 127
+    # Half a step of the inputs, in all columns, and the halves of what is apart.
+    bound = 0.5 * scale[:, None] * np.abs(naive).sum(axis=1) + np.abs(x).sum(axis=1)[:, None] * 2e-3
+    assert (np.abs(product - x @ found.T) <= bound).all()
+
+
+def test_augmented_weights_are_one_product_and_lose_less(
+    layer: tuple[np.ndarray, np.ndarray],
+) -> None:
+    weights, hessian = _with_large_columns(layer)
+    kept = augmented.encode(weights, hessian)
+    assert len(kept.columns) == 16
+    assert {7, 90} < set(kept.columns.tolist())
+    stored = research.FORMATS["arcquant"].rows(
+        *research.encode("arcquant", weights, hessian), (N, K), 0, N
+    )
+    # One product of K + 16 columns, and in two stages: what is there, and what it lost.
+    x = np.random.default_rng(2).standard_normal((5, K)).astype(np.float32)
+    wide = np.hstack([x, x[:, kept.columns]]) @ np.hstack([kept.values, kept.lost]).T
+    np.testing.assert_allclose(
+        wide, x @ kept.values.T + x[:, kept.columns] @ kept.lost.T, rtol=1e-12, atol=1e-12
+    )
+    np.testing.assert_allclose(wide, x @ stored.T, rtol=1e-5, atol=1e-6)
+    plain = output_error(weights, kept.values, hessian)
+    assert output_error(weights, stored, hessian) < plain / 2
+    assert len(augmented.encode(weights, np.eye(K)).columns) == 0
 
 
 def test_whole_numbers_of_few_bits_come_back() -> None:

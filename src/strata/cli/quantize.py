@@ -105,7 +105,8 @@ _CHUNKS = 32
     "studied",
     metavar="NAME",
     help="Matrices of layers in a format that is studied, for small models: nf4, dynamic-tree, "
-    "spqr, squeezellm, aqlm, trellis, mxfp4-rotated or nvfp4-rotated; OUT ends in .safetensors.",
+    "spqr, squeezellm, aqlm, trellis, llm-int8, arcquant, mxfp4-rotated or nvfp4-rotated; OUT ends "
+    "in .safetensors.",
 )
 @click.option("--pure", is_flag=True, help="Every matrix in the mix's own type.")
 @click.option(

@@ -2,7 +2,8 @@
 
 A column of which a number is larger than an eighth of the largest of all keeps, beside its 4-bit
 floats, those of what they lose, and the weights of that column come twice: one product of the same
-numbers makes up for it. Source: arXiv:2601.07475.
+numbers makes up for it. A file of weights has it the other way round: the weights of large columns
+come with what they lose, and the inputs of these columns twice. Source: arXiv:2601.07475.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.quant.micro_rotation import NVFP4, FloatFormat, nearest
-from strata.quant.propagation import Matrix
+from strata.quant.micro_rotation import NVFP4, FloatFormat, encode_scaled, nearest
+from strata.quant.propagation import Matrix, standing_out
+from strata.records import dataclass
 
 THRESHOLD = 1 / 8
+_TIMES = 2.0
 
 
 def four_bits(values: Matrix, format: FloatFormat = NVFP4) -> Matrix:
@@ -44,3 +47,39 @@ def augmented(
     lost = four_bits((x - near)[:, columns], format)
     small = four_bits(weights, format)
     return np.hstack([near, lost]), np.hstack([small, small[:, columns]])
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """A matrix [n, k] in NVFP4: ``values`` [n, k] with the ``scales`` [n, k / 16] of groups, and
+    ``lost`` [n, s] with ``lost_scales`` [n, s / 16], which belong to the ``columns`` [s]. Scales
+    are E4M3 numbers times the unit of each, ``units`` [2]."""
+
+    values: Matrix
+    scales: Matrix
+    columns: NDArray[np.intp]
+    lost: Matrix
+    lost_scales: Matrix
+    units: Matrix
+
+
+def encode(weights: Matrix, hessian: Matrix) -> Augmented:
+    """``weights`` [n, k] by the inputs' ``hessian``; columns of inputs of twice the usual size, in
+    whole groups of the largest, keep what they lose."""
+    size = np.diag(hessian)
+    count = -(-len(standing_out(hessian, _TIMES)) // NVFP4.group) * NVFP4.group
+    columns = np.sort(np.argsort(-size, kind="stable")[:count])
+    values, scales = encode_scaled(weights, hessian, NVFP4, rotated=False)
+    gap = (weights - values)[:, columns]
+    lost, lost_scales = gap, gap
+    if count:
+        lost, lost_scales = encode_scaled(gap, np.eye(count), NVFP4, rotated=False)
+    units = np.array([NVFP4.unit(weights), NVFP4.unit(gap)])
+    return Augmented(values, scales, columns, lost, lost_scales, units)
+
+
+def decode(kept: Augmented) -> Matrix:
+    """The weights [n, k] that it stands for."""
+    found: Matrix = kept.values.copy()
+    found[:, kept.columns] += kept.lost
+    return found

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strata.quant.block_type import Floats
+from strata.quant.propagation import Matrix, standing_out
+from strata.records import dataclass
 
 THRESHOLD = 6.0
 
@@ -40,3 +42,32 @@ def decomposed_product(x: Floats, weights: Floats, threshold: float = THRESHOLD)
     apart = outliers(x, threshold)
     exact: Floats = x[:, apart] @ weights[:, apart].T
     return product(x[:, ~apart], weights[:, ~apart]) + exact
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """A matrix [n, k]: whole numbers ``codes`` [n, k] of up to 127 times the ``scales`` [n] of
+    rows, 0 in the ``columns`` [s] that are there as they are, as halves, in ``values`` [n, s]."""
+
+    codes: NDArray[np.int8]
+    scales: Floats
+    columns: NDArray[np.intp]
+    values: NDArray[np.float16]
+
+
+def encode(weights: Floats, hessian: Matrix) -> Decomposed:
+    """Weights as the product has them. Which columns are apart is said by a text's moments, once
+    for all inputs: those of six times the usual size."""
+    apart = standing_out(hessian, THRESHOLD)
+    left = weights.copy()
+    left[:, apart] = 0
+    codes, scales = _rows(left)
+    values = weights[:, apart].clip(-65504, 65504).astype(np.float16)
+    return Decomposed(codes.astype(np.int8), scales[:, 0], apart, values)
+
+
+def decode(kept: Decomposed) -> Floats:
+    """The weights [n, k] that it stands for."""
+    found: Floats = kept.codes.astype(np.float32) * kept.scales[:, None]
+    found[:, kept.columns] = kept.values
+    return found

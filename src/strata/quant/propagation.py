@@ -45,3 +45,9 @@ def output_error(weights: Matrix, changed: Matrix, hessian: Matrix) -> float:
     """The sum of squared errors of the products: trace(D H D^T), with D what has changed."""
     apart = changed.astype(np.float64) - weights
     return float(np.einsum("nk,kl,nl->", apart, hessian, apart, optimize=True))
+
+
+def standing_out(hessian: Matrix, times: float) -> NDArray[np.intp]:
+    """Columns, rising, whose inputs' root mean square is more than so many times the median one."""
+    size = np.sqrt(np.diag(hessian))
+    return np.nonzero(size > times * np.median(size))[0]

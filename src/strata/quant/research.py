@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strata.quant import additive, dynamic_tree, kmeans, micro_rotation, nf4, spqr, trellis
+from strata.quant import (
+    additive,
+    augmented,
+    dynamic_tree,
+    int8_outliers,
+    kmeans,
+    micro_rotation,
+    nf4,
+    spqr,
+    trellis,
+)
 from strata.quant.block_type import Floats, QuantError
 from strata.quant.propagation import Matrix
 from strata.quant.sparse import Sparse
@@ -280,16 +290,103 @@ def _rows_trellis(s: Settings, a: Arrays, shape: tuple[int, int], first: int, la
     return np.concatenate(made)[first - begin : last - begin]
 
 
+def _encode_int8(weights: Matrix, hessian: Matrix) -> tuple[dict[str, int], Arrays]:
+    kept = int8_outliers.encode(weights.astype(np.float32), hessian)
+    arrays: Arrays = {"codes": kept.codes.view(np.uint8), "scales": kept.scales}
+    apart: Arrays = {"columns": kept.columns, "values": kept.values}
+    return {"apart": len(kept.columns)}, {**arrays, **apart}
+
+
+def _parts_int8(settings: Settings, n: int, k: int) -> Parts:
+    apart = settings["apart"]
+    return {
+        "codes": ("U8", (n, k)),
+        "scales": ("F32", (n,)),
+        "columns": ("U16", (apart,)),
+        "values": ("F16", (n, apart)),
+    }
+
+
+def _rows_int8(s: Settings, a: Arrays, shape: tuple[int, int], first: int, last: int) -> Floats:
+    kept = int8_outliers.Decomposed(
+        a["codes"][first:last].view(np.int8),
+        a["scales"][first:last],
+        _columns(a["columns"], shape[1]),
+        a["values"][first:last].astype(np.float16),
+    )
+    return int8_outliers.decode(kept)
+
+
+def _columns(stored: NDArray[Any], k: int) -> NDArray[np.intp]:
+    """Columns of their own, rising. QuantError where they are not."""
+    columns = stored.astype(np.intp)
+    if (np.diff(columns) <= 0).any() or columns.max(initial=0) >= k:
+        raise QuantError(f"columns that are kept apart do not rise, or go beyond {k}")
+    return columns
+
+
+def _four_bits(
+    values: Matrix, scales: Matrix, unit: float, format: micro_rotation.FloatFormat
+) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+    """Codes, packed, and numbers of scales."""
+    numbers = values / scales.repeat(format.group, axis=1)
+    codes = np.searchsorted(micro_rotation.E2M1, np.abs(numbers)) + 8 * np.signbit(numbers)
+    return packed(codes, 4), np.searchsorted(format.scales, scales / unit)
+
+
+def _of_four_bits(
+    codes: NDArray[np.uint8], at: NDArray[Any], unit: float, format: micro_rotation.FloatFormat
+) -> Matrix:
+    """The values [n, k] of codes [n, k / 2] and numbers of scales [n, k / group]."""
+    if at.max(initial=0) >= len(format.scales):
+        raise QuantError(f"a scale is beyond the {len(format.scales)} that there are")
+    read = unpacked(codes, 4, at.shape[1] * format.group)
+    numbers = np.where(read > 7, -1.0, 1.0) * micro_rotation.E2M1[read & 7]
+    found: Matrix = numbers * (format.scales[at] * np.float64(unit)).repeat(format.group, axis=1)
+    return found
+
+
+def _encode_augmented(weights: Matrix, hessian: Matrix) -> tuple[dict[str, int], Arrays]:
+    kept = augmented.encode(weights, hessian)
+    format, units = micro_rotation.NVFP4, kept.units
+    codes, scales = _four_bits(kept.values, kept.scales, float(units[0]), format)
+    lost, lost_scales = _four_bits(kept.lost, kept.lost_scales, float(units[1]), format)
+    arrays: Arrays = {"codes": codes, "scales": scales, "columns": kept.columns}
+    arrays |= {"lost": lost, "lost_scales": lost_scales, "units": units}
+    return {"groups": len(kept.columns) // format.group}, arrays
+
+
+def _parts_augmented(settings: Settings, n: int, k: int) -> Parts:
+    groups, size = settings["groups"], micro_rotation.NVFP4.group
+    return {
+        "codes": ("U8", (n, k // 2)),
+        "scales": ("U8", (n, k // size)),
+        "columns": ("U16", (groups * size,)),
+        "lost": ("U8", (n, groups * size // 2)),
+        "lost_scales": ("U8", (n, groups)),
+        "units": ("F32", (2,)),
+    }
+
+
+def _rows_augmented(
+    s: Settings, a: Arrays, shape: tuple[int, int], first: int, last: int
+) -> Floats:
+    here, format, units = slice(first, last), micro_rotation.NVFP4, a["units"]
+    found = _of_four_bits(a["codes"][here], a["scales"][here], units[0], format)
+    found[:, _columns(a["columns"], shape[1])] += _of_four_bits(
+        a["lost"][here], a["lost_scales"][here], units[1], format
+    )
+    return found.astype(np.float32)
+
+
 def _rotated(format: micro_rotation.FloatFormat) -> Format:
     """4-bit floats in rotated groups."""
 
     def encode(weights: Matrix, hessian: Matrix) -> tuple[dict[str, int], Arrays]:
         values, scales = micro_rotation.encode_scaled(weights, hessian, format, rotated=True)
         unit = format.unit(weights @ micro_rotation.rotation(weights.shape[1], format.group))
-        numbers = values / scales.repeat(format.group, axis=1)
-        codes = np.searchsorted(micro_rotation.E2M1, np.abs(numbers)) + 8 * np.signbit(numbers)
-        at = np.searchsorted(format.scales, scales / unit)
-        return {}, {"codes": packed(codes, 4), "scales": at, "unit": np.array([unit])}
+        codes, at = _four_bits(values, scales, unit, format)
+        return {}, {"codes": codes, "scales": at, "unit": np.array([unit])}
 
     def parts(settings: Settings, n: int, k: int) -> Parts:
         return {
@@ -299,13 +396,9 @@ def _rotated(format: micro_rotation.FloatFormat) -> Format:
         }
 
     def rows(s: Settings, a: Arrays, shape: tuple[int, int], first: int, last: int) -> Floats:
-        at = a["scales"][first:last]
-        if at.max(initial=0) >= len(format.scales):
-            raise QuantError(f"a scale is beyond the {len(format.scales)} that there are")
-        codes = unpacked(a["codes"][first:last], 4, shape[1])
-        numbers = np.where(codes > 7, -1.0, 1.0) * micro_rotation.E2M1[codes & 7]
-        scales = format.scales[at] * np.float64(a["unit"][0])
-        return micro_rotation.turned_back(numbers * scales.repeat(format.group, axis=1), format)
+        here = slice(first, last)
+        values = _of_four_bits(a["codes"][here], a["scales"][here], a["unit"][0], format)
+        return micro_rotation.turned_back(values, format)
 
     return Format({}, (1, format.group), encode, parts, rows)
 
@@ -329,6 +422,14 @@ FORMATS: Mapping[str, Format] = {
         _encode_trellis,
         _parts_trellis,
         _rows_trellis,
+    ),
+    "llm-int8": Format({"apart": (0, 1 << 16)}, (1, 1), _encode_int8, _parts_int8, _rows_int8),
+    "arcquant": Format(
+        {"groups": (0, 1 << 12)},
+        (1, 16),
+        _encode_augmented,
+        _parts_augmented,
+        _rows_augmented,
     ),
     "mxfp4-rotated": _rotated(micro_rotation.MXFP4),
     "nvfp4-rotated": _rotated(micro_rotation.NVFP4),
