@@ -151,11 +151,33 @@ def test_grammars_that_never_end_are_ended(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_system_ends_a_grammar_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the patience of whoever waits, which is for a machine that is busy."""
-    monkeypatch.setattr(limits, "COMPILE_S", 0.2)
-    monkeypatch.setattr(limits, "PATIENCE", 1000)
+    """Not the patience of whoever waits, which is for a machine that is busy, nor the bound of
+    memory, in which it would be compiled in ten times as long."""
+    monkeypatch.setattr(limits, "COMPILE_S", 0.08)
+    monkeypatch.setattr(limits, "GRAMMAR_BYTES", 1 << 28)
+    monkeypatch.setattr(limits, "PATIENCE", 100_000)
     with pytest.raises(GrammarError, match="processor time") as told:
-        COMPILER.json_schema({"type": "integer", "multipleOf": 99999989})
+        COMPILER.json_schema({"type": "integer", "multipleOf": 99991})
+    assert isinstance(origin(told.value), FrameError)
+
+
+def test_the_system_ends_a_mask_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a text that can be read in more and more ways, where all of them together may take long,
+    and who waits is patient."""
+    monkeypatch.setattr(limits, "MASK_S", 0.008)
+    monkeypatch.setattr(limits, "MASKS_S", 1000)
+    monkeypatch.setattr(limits, "COMPILE_S", 1000)
+    monkeypatch.setattr(limits, "GRAMMAR_BYTES", 1 << 28)
+    monkeypatch.setattr(limits, "PATIENCE", 100_000)
+    position = COMPILER.lark('start: s\ns: s s s | s s | "a" | "a" s').start()
+
+    def go_on() -> None:
+        for _ in range(200):
+            position.allowed()
+            position.accept(TEXTS.index(b"a"))
+
+    with pytest.raises(GrammarError, match="takes too much") as told:
+        go_on()
     assert isinstance(origin(told.value), FrameError)
 
 

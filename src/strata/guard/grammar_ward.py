@@ -45,12 +45,11 @@ class _Encoder:
         self.sock: socket.socket | None = None
         self.later: deque[bytearray] = deque()
 
-    def __call__(self, text: str | bytes) -> list[int]:
+    def __call__(self, text: bytes) -> list[int]:
         """The ids of a text that the grammar forces: who has the tokenizer is asked for them."""
         if self.sock is None:
-            return []  # the library tries whether there is an encoder
-        data = text.encode("utf-8", "replace") if isinstance(text, str) else bytes(text)
-        wire.send(self.sock, b"?" + data)
+            return []  # the library tries whether bytes may be given, and gives a str otherwise
+        wire.send(self.sock, b"?" + text)
         # What was asked in the meantime comes first.
         while (came := wire.receive(self.sock, most=1 << 20))[:1] != b"i":
             self.later.append(came)
@@ -110,15 +109,13 @@ def serve(sock: socket.socket, made: tuple[_Encoder, llguidance.LLTokenizer]) ->
 def _compile(
     vocabulary: llguidance.LLTokenizer, kind: str, text: str, layout: dict[str, Any]
 ) -> tuple[llguidance.LLMatcher | None, str]:
-    """A matcher at the beginning, whose first mask has been computed; or why there is none."""
+    """A matcher at the beginning; or why there is none."""
     try:
         matcher = llguidance.LLMatcher(vocabulary, _source(kind, text, layout), log_level=0)
         if not matcher.is_error():
-            matcher.deep_copy().compute_bitmask()
             return matcher, ""
         reason = matcher.get_error().split("<state>")[0]
-    except BaseException as error:
-        # A panic of the library is no Exception.
+    except Exception as error:
         reason = str(error) or type(error).__name__
     reason = " ".join(reason.split())[:_MESSAGE]
     return None, reason.encode("utf-8", "backslashreplace").decode()
