@@ -229,6 +229,22 @@ def turbo(bits: int, dim: int) -> Callable[[int, Floats], Floats]:
     return read
 
 
+def turbo_unbiased(bits: int, dim: int, seed: int) -> Callable[[int, Floats], Floats]:
+    """TurboQuant's variant for products: codes of a bit less, and signs of what they leave, turned
+    by normal numbers, which make a product with anything right in the mean over these."""
+    codes = turbo(bits - 1, dim)
+    turn = np.random.default_rng(seed).standard_normal((dim, dim)).astype(np.float32)
+
+    def read(layer: int, x: Floats) -> Floats:
+        got = codes(layer, x)
+        left = x - got
+        norm = np.linalg.norm(left, axis=-1, keepdims=True)
+        signs = np.where(left @ turn >= 0, np.float32(1), np.float32(-1))
+        return got + np.sqrt(np.float32(np.pi / 2)) / dim * norm * (signs @ turn.T)
+
+    return read
+
+
 def oscar(bits: int, products: dict[int, Floats]) -> Callable[[int, Floats], Floats]:
     """OSCAR (arXiv 2605.17757): turned into the eigenvectors of what the other side is multiplied
     with, [kv_heads, dim, dim] a layer, and by Hadamard matrices after that."""
@@ -353,6 +369,50 @@ def heavy_hitters(budget: int, recent: int) -> Kept:
         return out
 
     return Kept(mask)
+
+
+def longformer(size: int, everywhere: int) -> Kept:
+    """The last ``size`` keys and every ``everywhere``-th, whose own rows see all that is before
+    them (arXiv 2004.05150)."""
+
+    def mask(_: int, s: Floats, rows: int) -> NDArray[np.bool_]:
+        at = np.arange(rows)
+        seen = (at % everywhere == 0)[None] | (at % everywhere == 0)[:, None]
+        return (seen | (at[None] > at[:, None] - size))[None]
+
+    return Kept(mask)
+
+
+def big_bird(block: int, drawn: int, seed: int) -> Kept:
+    """Blocks: each row's own and the one before, the first, and some that are drawn for each block
+    of rows (arXiv 2007.14062)."""
+
+    def mask(layer: int, s: Floats, rows: int) -> NDArray[np.bool_]:
+        random, count = np.random.default_rng((seed, layer)), -(-rows // block)
+        b = np.arange(count)
+        keep = (b[None] == 0) | (b[None] == b[:, None]) | (b[None] == b[:, None] - 1)
+        for i in range(2, count):
+            keep[i, random.permutation(i)[:drawn]] = True
+        which = np.arange(rows) // block
+        return keep[which][:, which][None]
+
+    return Kept(mask)
+
+
+class TwoOfFour(Method):
+    """DFSS (arXiv 2203.00091): of each four neighbouring scores of a row the two largest stay."""
+
+    def attend(self, layer: int, q: Floats, k: Floats, v: Floats, scale: float) -> Floats:
+        rows, s = len(q), scores(q, k, scale)
+        seen = causal(rows)
+        fours = np.full((*s.shape[:2], -(-rows // 4) * 4), -np.inf, np.float32)
+        fours[..., :rows] = np.where(seen, s, -np.inf)
+        fours = fours.reshape(*s.shape[:2], -1, 4)
+        rank = np.argsort(np.argsort(-fours, axis=-1, kind="stable"), axis=-1)
+        keep = (rank < 2).reshape(*s.shape[:2], -1)[..., :rows] & seen
+        self.whole += float(seen.sum()) * len(s)
+        self.bytes += float(keep.sum())
+        return weigh(softmax(s, keep), v)
 
 
 class Bounded(Method):

@@ -150,14 +150,14 @@ def main() -> None:
     args = parser.parse_args()
     text, path = args.text.read_text(encoding="utf-8"), resolve(args.model)
     result: dict[str, Any] = {"machine": describe(), "model": path.name, "rows": args.rows}
-    result |= {"beginning": args.beginning, "facts": args.texts * len(NAMES)}
+    result["beginning"] = args.beginning
     texts, size = [], len(text) // args.texts
     for number in range(args.texts):
         began = perf_counter()
         part = text[number * size : number * size + 8 * (args.rows + args.beginning)]
         lab = Lab(path, part, args.rows + args.beginning)
         texts.append(one_text(args, lab, number))
-        result |= {"ways": summary(texts), "texts": texts}
+        result |= {"facts": len(texts) * len(NAMES), "ways": summary(texts), "texts": texts}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(f"text {number + 1} ({perf_counter() - began:.0f} s)", flush=True)
     for name, row in result["ways"].items():
