@@ -68,6 +68,14 @@ def test_a_folder_of_models(tmp_path: Path) -> None:
         ("models = 3", "[models.NAME]"),
         ("[models", "not TOML"),
         ("models = " + "1" * 5000, "not TOML"),
+        ("x" * 5000 + " = 1", "has 'xxx"),
+        ('"\\u001b[31m" = 1', "has '\\x1b[31m'"),
+        (f'[models.{"x" * 5000}]\nmodel = "m"', "no name"),
+        (f'[models.x]\nmodel = "m"\n{"y" * 5000} = 3', "x has 'yyy"),
+        (f'[models.x]\nmodel = "m"\ncontext = "{"3" * 5000}"', "context of x"),
+        (f'[models.x]\nmodel = "m"\nsampling = {{ {"z" * 5000} = 2 }}', "parameter 'zzz"),
+        (f'[models.x]\nmodel = "m"\nsampling = {{ temperature = "{"z" * 5000}" }}', "models.toml"),
+        (f"[{'x' * 5000}]\n" * 2, "not TOML"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -76,7 +84,8 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, words: str) -> None
     with pytest.raises(UsageError) as error:
         read_entries(path)
     assert words in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
 
 
 def test_what_requests_make_is_kept(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from strata.decode import SamplingParams
 from strata.errors import StrataError, UsageError
+from strata.formats.errors import shown
 from strata.hub.downloads import strata_home
 from strata.hub.references import LocalPath, parse
 from strata.records import dataclass
@@ -32,6 +33,9 @@ _MOST_MADE = 256
 
 _MOST_TEXTS = 2 << 20
 """Characters of all that is kept of them, texts above all."""
+
+_MOST_TOLD = 400
+"""Characters of what is wrong with a value or with TOML."""
 
 _LONGEST_TEXT = 64 << 10
 _STOPS = 64
@@ -76,17 +80,23 @@ def entry_of(name: str, said: Mapping[str, Any], origin: Origin, where: str) -> 
     """An Entry of what a file or a request says. UsageError, which says ``where``, for what is
     unknown or makes no sense."""
     if not NAME.fullmatch(name):
-        raise UsageError(f"{where}: {name!r} is no name for a model: letters, digits and ._:/-")
+        raise UsageError(
+            f"{where}: {shown(name)} is no name for a model: letters, digits and ._:/-"
+        )
     known = {f.name for f in fields(Entry)} - {"name", "origin", "keep_alive_s"} | {"keep_alive"}
     if unknown := sorted(set(said) - known):
-        raise UsageError(f"{where}: {name} has {unknown[0]}, which is none of {_list(known)}")
+        raise UsageError(
+            f"{where}: {name} has {shown(unknown[0])}, which is none of {_list(known)}"
+        )
     values = dict(said)
     if not isinstance(values.get("model"), str) or not values["model"]:
         raise UsageError(f"{where}: {name} has no model: a name, a file, a folder or a repository")
     for key, kind in (("context", int), ("parallel", int), ("threads", int)):
         value = values.get(key)
         if value is not None and (type(value) is not kind or not 1 <= value <= 1 << 24):
-            raise UsageError(f"{where}: {key} of {name} is {value!r}, which is no number for it")
+            raise UsageError(
+                f"{where}: {key} of {name} is {shown(value)}, which is no number for it"
+            )
     for key in ("system", "template", "kv_type", "draft"):
         if not isinstance(values.get(key, ""), str | None):
             raise UsageError(f"{where}: {key} of {name} is no text")
@@ -123,7 +133,9 @@ def checked_sampling(said: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: sampling is a table of parameters")
     found: dict[str, Any] = {_OLLAMA.get(str(k), str(k)): value for k, value in said.items()}
     if unknown := sorted(set(found) - set(_SAMPLING)):
-        raise UsageError(f"{where}: there is no parameter {unknown[0]}; known: {_list(_SAMPLING)}")
+        raise UsageError(
+            f"{where}: there is no parameter {shown(unknown[0])}; known: {_list(_SAMPLING)}"
+        )
     if isinstance(found.get("stop"), str):
         found["stop"] = [found["stop"]]
     stops = found.get("stop", [])
@@ -137,7 +149,7 @@ def checked_sampling(said: Any, where: str) -> dict[str, Any]:
     try:
         SamplingParams(**values)
     except (UsageError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from None
+        raise UsageError(f"{where}: {str(error)[:_MOST_TOLD]}") from None
     return found
 
 
@@ -160,9 +172,9 @@ def read_entries(path: Path) -> list[Entry]:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # Wrong TOML is a ValueError, and so is a number of thousands of digits.
-        raise UsageError(f"{path} is not TOML: {error}") from None
+        raise UsageError(f"{path} is not TOML: {str(error)[:_MOST_TOLD]}") from None
     if unknown := sorted(set(data) - {"models"}):
-        raise UsageError(f"{path} has {unknown[0]}; models are tables [models.NAME]")
+        raise UsageError(f"{path} has {shown(unknown[0])}; models are tables [models.NAME]")
     tables = data.get("models", {})
     if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
         raise UsageError(f"{path}: models are tables [models.NAME]")
