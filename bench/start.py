@@ -3,7 +3,8 @@
 `python bench/start.py MODEL.gguf... --peer LLAMA_CPP_TOOLS [--turns 10] [--threads 2]`.
 Both are asked for one token, in turns. Seconds are those to the first byte of the answer and to the
 end of the process; processor seconds, which a busy machine changes less, are those of the whole
-process. Prints one JSON object with medians and all turns.
+process. Asked with two letters, and with a text of some hundred tokens. Prints one JSON object with
+medians and all turns.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from typing import Any
 
 from machine import describe, peer_version
 
-PROMPT = "Hi"
+PROMPTS = {"short": "Hi", "long": "The quick brown fox jumps over the lazy dog. " * 12}
 MEASURES = ("first_byte_s", "end_s", "cpu_s")
 
 
-def strata(model: Path, threads: int) -> list[str]:
+def strata(model: Path, prompt: str, threads: int) -> list[str]:
     options = ["--max-tokens", "1", "--raw", "--quiet", "--threads", str(threads)]
-    return [sys.executable, "-m", "strata", "run", str(model), PROMPT, *options]
+    return [sys.executable, "-m", "strata", "run", str(model), prompt, *options]
 
 
-def llama_cpp(tools: Path, model: Path, threads: int) -> list[str]:
+def llama_cpp(tools: Path, model: Path, prompt: str, threads: int) -> list[str]:
     options = ["-n", "1", "-t", str(threads), "-no-cnv", "--no-display-prompt", "--no-perf"]
-    return [str(tools / "llama-completion"), "-m", str(model), "-p", PROMPT, *options]
+    return [str(tools / "llama-completion"), "-m", str(model), "-p", prompt, *options]
 
 
 def timed(command: list[str]) -> dict[str, float]:
@@ -74,15 +75,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": describe(), "prompt": PROMPT, "turns": args.turns}
+    result: dict[str, Any] = {"machine": describe(), "prompts": PROMPTS, "turns": args.turns}
     if args.peer:
         result["llama.cpp"] = peer_version(args.peer)
     result["models"] = {}
     for model in args.models:
-        commands = {"strata": strata(model, args.threads)}
-        if args.peer:
-            commands["llama.cpp"] = llama_cpp(args.peer, model, args.threads)
-        result["models"][model.name] = compare(commands, args.turns)
+        asked = result["models"][model.name] = {}
+        for name, prompt in PROMPTS.items():
+            commands = {"strata": strata(model, prompt, args.threads)}
+            if args.peer:
+                commands["llama.cpp"] = llama_cpp(args.peer, model, prompt, args.threads)
+            asked[name] = compare(commands, args.turns)
     print(json.dumps(result, indent=1))
 
 
