@@ -15,6 +15,7 @@ from strata.formats import open_model
 from strata.quantizer.directories import as_gguf
 from support.forward import logits
 from support.native_agreement import check_native
+from support.quantised import check_quantised
 from support.random_weights import fill
 
 pytestmark = pytest.mark.slow
@@ -174,6 +175,7 @@ def test_logits_are_those_of_transformers(
         if kind == "Jamba":  # the GGUF file that it would be has experts in one tensor
             found = logits(as_gguf(file, vocabulary=False), tokens.tolist())
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert check_quantised(tmp_path, tokens.tolist()) == (kind == "Jamba")
 
 
 def test_experts_in_one_tensor_are_those_apart(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from strata.formats import open_model
 from support.forward import logits
 from support.native_agreement import check_native
+from support.quantised import check_quantised
 from support.random_weights import fill
 
 pytestmark = pytest.mark.slow
@@ -206,6 +207,11 @@ MIXTURES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# Of which a GGUF file is made; other families, and settings that it has no key for, are refused.
+WRITTEN = ("Mixtral", "Qwen2Moe", "Qwen3Moe", "Olmoe")
+NO_KEY = ({"norm_topk_prob": False}, {"clip_qkv": 0.5})
+
+
 @pytest.mark.parametrize(("kind", "settings"), MIXTURES)
 def test_logits_are_those_of_transformers(
     kind: str, settings: dict[str, Any], tmp_path: Path
@@ -226,6 +232,9 @@ def test_logits_are_those_of_transformers(
             found = logits(file, tokens.tolist(), chunks=chunks)
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
         check_native(file, tokens.tolist())
+    assert check_quantised(tmp_path, tokens.tolist()) == (
+        kind in WRITTEN and not any(odd.items() <= settings.items() for odd in NO_KEY)
+    )
 
 
 @pytest.mark.parametrize("chosen", [3, 6])

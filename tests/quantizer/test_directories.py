@@ -24,6 +24,7 @@ from strata.quantizer.vocabularies import _TEXTS, UnknownVocabulary
 from strata.text import load_tokenizer
 from support.forward import logits
 from support.headers import huggingface
+from support.quantised import check_quantised
 
 TOLERANCE = 1e-4
 # GGUF has no key for windows of some layers alone in this family.
@@ -52,6 +53,14 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     with open_model(out) as file:
         found = logits(file, golden.tokens, golden.context)
         np.testing.assert_allclose(found[golden.rows], golden.logits(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", make_tiny_models.names())
+def test_quantised_on_the_fly_is_the_file_or_the_same_refusal(name: str, tmp_path: Path) -> None:
+    golden = make_tiny_models.golden(name)
+    directory = make_tiny_models.write_directory(tmp_path / "m", golden)
+    assert check_quantised(directory, golden.tokens[:20]) == (name in NAMES)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi3_long", "granite"])
