@@ -34,8 +34,12 @@ def _results(name: str) -> Any:
 UNMATCHED = {
     "refact-moe": "llama.cpp loads its experts and leaves them out: its graph of Refact has no "
     "feed-forward where there are experts",
-    "deepseek4-moe": "its architecture is refused (below): keys of 4 or 128 positions are made "
-    "one, beside a window of those that are not, and both are attended to in one softmax",
+    "deepseek4-moe": "its architecture is refused (below). Built are its mixed streams, queries of "
+    "low rank, sinks, and the choice of keys by an indexer; not built are a state with one key for "
+    "4 positions (of the last 8) or for 128, made by a softmax over them column by column; one "
+    "softmax over those keys and over the window of the last ones; outputs turned back, "
+    "of low rank by groups of heads; and a router that looks a token's experts up in a "
+    "table",
 }
 
 
