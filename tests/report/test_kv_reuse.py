@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import kv_lab
-import kv_reuse
 from kv_lab import Lab, Method
-from kv_reuse import AGAIN, Piece, Reused, Way
+from kv_reuse import Piece, Reused, Way
 
 TEXT = Path(__file__).parents[2] / "ARCHITECTURE.md"
 
@@ -34,23 +33,6 @@ def test_rows_see_what_was_kept_of_a_piece_and_what_is_computed_again(again: int
     )
     wanted = Method().attend(5, q, k2, v2, 0.5)
     assert reused.attend(5, q, k, v, 0.5).tobytes() == wanted.tobytes()
-
-
-@pytest.mark.slow
-def test_keys_belong_to_their_places_and_pieces_to_their_beginnings(lab: Lab) -> None:
-    """Turned keys lose less than those of another place, and of pieces that were computed alone
-    more is lost than of those that had a beginning, unless their first rows are computed again."""
-    parts = [lab.tokens[:16], lab.tokens[16:48], lab.tokens[48:80]]
-    base = lab.logits(Method())
-
-    def lost(way: Way) -> float:
-        got = lab.logits(Reused(lab, kv_reuse.pieces_of(lab, parts, way), way))
-        return kv_lab.compared(base[80:], got[80:], lab.tokens[80:])["kl"]
-
-    as_they_were = lost(Way(behind=False, turned=False))
-    alone = lost(Way(behind=False, turned=True))
-    again = lost(Way(behind=False, turned=True, again=AGAIN))
-    assert 0 < again < alone < as_they_were
 
 
 @pytest.mark.slow
