@@ -18,6 +18,7 @@ from strata.formats import open_model
 from strata.quantizer.directories import as_gguf
 from support.forward import logits
 from support.native_agreement import check_native
+from support.quantised import check_quantised
 from support.random_weights import fill
 
 pytestmark = pytest.mark.slow
@@ -162,3 +163,4 @@ def test_logits_are_those_of_transformers(
         if converted(kind, settings):
             found = logits(as_gguf(file), tokens.tolist())
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert check_quantised(tmp_path, tokens.tolist()) == converted(kind, settings)
