@@ -6,6 +6,7 @@ import pytest
 
 from strata.backends.cpu.arena import ArenaLayout
 from strata.backends.cpu.lower import Lowered, lower
+from strata.backends.cpu.placement import Placement
 from strata.program import Builder, Program, Weight
 
 
@@ -47,6 +48,18 @@ def test_a_layer_becomes_few_nodes() -> None:
     # Norms, attention and glu hand over int8 only where nobody reads the floats.
     assert {"rms_norm.0", "attention.4", "glu.10"} <= result.q8
     assert "rms_norm.0" not in result.f32
+
+
+@pytest.mark.parametrize("width", [4, 8, 40])
+def test_what_comes_in_place_of_the_hidden_state_does_not_overlap_it(width: int) -> None:
+    """It is copied there by several threads, in any order of its rows."""
+    b = Builder("layer", lambda name: Weight(name, (width, 8), name), {"x": ("T", 8)})
+    segment = b.build(y=b.matmul("x", "w"))
+    program, rows = segment.program, 5
+    place = Placement(program, lower(segment, {"w": "f32"}), lambda dim: rows, None)
+    first, _ = place.places[program.outputs[0]]
+    assert first >= 4 * rows * max(width, 8)
+    assert place.layout.size >= first + 4 * rows * width
 
 
 def test_a_product_that_others_read_keeps_its_value() -> None:

@@ -49,10 +49,11 @@ class Placement:
         self.work: dict[int, int] = {}
         self._program, self._lowered, self._rows = program, lowered, rows
         last = self._last_reads()
-        hidden = (*program.inputs, *program.outputs)[0]
-        if hidden != external:
-            # Offset 0 is the hidden state's for the whole Segment, or for what comes in its place.
-            self.layout.take(4 * program.values[hidden].width * rows(hidden))
+        hidden = [name for name in (*program.inputs, *program.outputs) if name != external]
+        if hidden:
+            # Offset 0 is the hidden state's for the whole Segment, and for what comes in its place:
+            # threads that copy a wider one there must not write over what others still read.
+            self.layout.take(max(4 * program.values[name].width * rows(name) for name in hidden))
         for name in program.inputs:
             self.places[name] = (0, self._q8(name))
         for i, node in enumerate(lowered.nodes):
