@@ -199,7 +199,8 @@ void bind_nodes(nb::module_& m) {
            "softcap"_a, "causal"_a = true, "chunked"_a = false, "slopes"_a = nb::none(),
            "sinks"_a = nb::none(), "call"_a = nb::none(), "beginning"_a = 0,
            "q_beginning"_a = nb::none(), "read"_a = 0, "chosen"_a = nb::none())
-      .def("top_keys", &NodeBuilder::top_keys, "q"_a, "k"_a, "weights"_a, "out"_a, "layer"_a)
+      .def("top_keys", &NodeBuilder::top_keys, "q"_a, "k"_a, "weights"_a, "out"_a, "layer"_a,
+           "block"_a, "local"_a)
       .def("short_conv", &NodeBuilder::short_conv, "x"_a, "out"_a, "layer"_a, "weight"_a,
            "bias"_a = nb::none())
       .def("scan", &NodeBuilder::scan, "kind"_a, "inputs"_a, "out"_a, "layer"_a, "heads"_a,

@@ -234,16 +234,22 @@ void NodeBuilder::attention(int64_t q, std::optional<int64_t> k, std::optional<i
   add_attention(list_, std::move(s), call);
 }
 
-void NodeBuilder::top_keys(int64_t q, int64_t k, int64_t weights, int64_t out, int64_t layer) {
-  const int64_t heads = at(weights).width, k_dim = at(k).width;
+void NodeBuilder::top_keys(int64_t q, int64_t k, int64_t weights, int64_t out, int64_t layer,
+                           int64_t block, int64_t local) {
+  const int64_t k_dim = at(k).width;
+  const int64_t heads = weights < 0 ? at(q).width / k_dim : at(weights).width;
+  const int64_t choices = weights < 0 ? heads : 1;
   require(layer >= 0, "top_keys: negative layer");
   require(at(q).width == heads * k_dim, "top_keys: widths differ");
+  require(block >= 1 && local >= 0 && at(out).width % (choices * block) == 0,
+          "top_keys: no whole blocks");
   require(!at(q).selected && !at(out).selected, "top_keys: the rows of a step have positions");
   AttentionSpec s{f32_value(q), f32_value(k), {}, f32_value(out), layer, heads, 1, k_dim, 1,
                   0, 1.0f, 0.0f};
   attention_.push_back({layer, 1, k_dim, 1, 0, 0, true, false, false});
   scratch_ = std::max(scratch_, weigh_keys_scratch_floats(heads, k_dim));
-  add_top_keys(list_, {std::move(s), f32_value(weights), f32_value(out)});
+  const Value by = weights < 0 ? Value{} : f32_value(weights);
+  add_top_keys(list_, {std::move(s), by, f32_value(out), choices, block, local, weights >= 0});
 }
 
 void NodeBuilder::short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,

@@ -48,7 +48,9 @@ class NodeBuilder {
                  int64_t beginning, std::optional<int64_t> q_beginning, int64_t read,
                  std::optional<int64_t> chosen);
   // Positions of the keys that weigh most for a row, as many as `out` is wide.
-  void top_keys(int64_t q, int64_t k, int64_t weights, int64_t out, int64_t layer);
+  // Without weights (-1) each head chooses for itself.
+  void top_keys(int64_t q, int64_t k, int64_t weights, int64_t out, int64_t layer, int64_t block,
+                int64_t local);
   void short_conv(int64_t x, int64_t out, int64_t layer, const Array1<float>& weight,
                   const std::optional<Array1<float>>& bias);
   // Of heads with a state of [k_dim][v_dim]: operands and parameters as step_kernels.h has them.

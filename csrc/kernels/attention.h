@@ -367,10 +367,16 @@ static void weigh_keys(const AttentionArgs& a, const float* weights, int64_t row
     for (int64_t head = 0; head < a.heads; ++head) {
       if (head % group == 0) kv.score(q + head * a.shape.k_dim, group, scores);
       const float* s = scores + head % group * kKvBlock;
+      if (weights == nullptr) {
+        float* const own = out + (head * blocks + block) * kKvBlock;
+        for (int i = 0; i < kVectors; ++i) store(own + 16 * i, load(s + 16 * i));
+        continue;
+      }
       const F32x16 weight = broadcast(weights[head]);
       for (int i = 0; i < kVectors; ++i)
         sum[i] = fma(max(load(s + 16 * i), zero16()), weight, sum[i]);
     }
+    if (weights == nullptr) continue;
     for (int i = 0; i < kVectors; ++i) store(out + block * kKvBlock + 16 * i, sum[i]);
   }
 }

@@ -146,7 +146,8 @@ struct AttendKernels {
   void (*attend_on)(const AttentionArgs&, int64_t kv_head, int64_t row0, int64_t row1,
                     int64_t split0, int64_t split1, bool first, float* running, float* scratch);
   // What keys [0, end) weigh for a row: the sum over the heads of its weight times what of q.k is
-  // above 0. `out` has room up to whole blocks; the keys are those of one KV head.
+  // above 0, or without weights q.k of every head, one after the other. `out` has room up to whole
+  // blocks, for each head then; the keys are those of one KV head.
   void (*weigh_keys)(const AttentionArgs&, const float* weights, int64_t row, int64_t end,
                      float* scratch, float* out);
 };

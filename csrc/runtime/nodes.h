@@ -128,9 +128,12 @@ struct AttentionSpec {
 
 // The positions of the keys that weigh most for a row, as many as `out` is wide. `keys` says where
 // they are kept and by which q and k.
+// `choices` of a row: one by all heads with their weights (`weighed`), or one a head.
 struct TopKeysSpec {
   AttentionSpec keys;
   Value weights, out;
+  int64_t choices, block, local;
+  bool weighed;
 };
 
 // Rows put together from heads: for each of `heads` heads its part of each x, `width` floats from

@@ -7,19 +7,20 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The positions of the keys that weigh most for a row, rising; all that come before it where these
-// are no more, with -1 behind them. Of two that weigh the same the later.
+// The positions of the keys that weigh most for a row, or for each of its heads, in whole blocks,
+// rising; all that come before it where these are no more, with -1 behind them. Of two blocks that
+// weigh the same the later.
 class PickNode final : public Node {
  public:
-  explicit PickNode(TopKeysSpec spec) : s_(std::move(spec)) {}
+  explicit PickNode(TopKeysSpec spec) : s_(std::move(spec)), most_(s_.out.width / s_.choices) {}
 
   int64_t begin(const Context& c) override {
     int64_t positions = 0;
     for (const Span& span : c.step->spans) positions = std::max(positions, span.past + span.rows);
-    // Of each thread: of a key its weight and its number.
+    // Of each thread: of a key its weight, for each choice, and the number of its block.
     room_ = ceil_div(positions, kKvBlock) * kKvBlock;
-    if (positions > s_.out.width)
-      work_ = c.arena->choice(static_cast<size_t>(8 * room_ * c.threads));
+    if (positions > most_)
+      work_ = c.arena->choice(static_cast<size_t>(4 * room_ * (s_.choices + 1) * c.threads));
     return c.step->tokens_count;
   }
 
@@ -28,31 +29,49 @@ class PickNode final : public Node {
     const Span& span = *std::find_if(spans.begin(), spans.end(), [&](const Span& s) {
       return row >= s.row && row < s.row + s.rows;
     });
-    const int64_t keys = span.past + row - span.row + 1, most = s_.out.width;
+    const int64_t keys = span.past + row - span.row + 1;
     float* const out = c.f32(s_.out, row);
-    if (keys <= most) {
-      for (int64_t i = 0; i < most; ++i) out[i] = i < keys ? static_cast<float>(i) : -1.0f;
+    if (keys <= most_) {
+      for (int64_t i = 0; i < s_.out.width; ++i)
+        out[i] = i % most_ < keys ? static_cast<float>(i % most_) : -1.0f;
       return;
     }
-    float* const weights = reinterpret_cast<float*>(work_ + 8 * room_ * thread);
-    auto* const order = reinterpret_cast<int32_t*>(weights + room_);
+    float* const weights = reinterpret_cast<float*>(work_) + room_ * (s_.choices + 1) * thread;
+    auto* const order = reinterpret_cast<int32_t*>(weights + room_ * s_.choices);
     const AttentionArgs a = attention_arguments(c, s_.keys, span);
     attend_kernels(c, s_.keys)
-        .weigh_keys(a, c.f32(s_.weights, row), row - span.row, keys, c.arena->scratch(thread),
-                    weights);
-    for (int64_t i = 0; i < keys; ++i) {
-      order[i] = static_cast<int32_t>(i);
-      if (weights[i] != weights[i]) weights[i] = -__builtin_huge_valf();   // no number: in no order
-    }
-    std::nth_element(order, order + most, order + keys, [&](int32_t x, int32_t y) {
-      return weights[x] != weights[y] ? weights[x] > weights[y] : x > y;
-    });
-    std::sort(order, order + most);
-    for (int64_t i = 0; i < most; ++i) out[i] = static_cast<float>(order[i]);
+        .weigh_keys(a, s_.weighed ? c.f32(s_.weights, row) : nullptr, row - span.row, keys,
+                    c.arena->scratch(thread), weights);
+    const int64_t stride = ceil_div(keys, kKvBlock) * kKvBlock;
+    for (int64_t i = 0; i < s_.choices; ++i)
+      pick(weights + i * stride, keys, order, out + i * most_);
   }
 
  private:
+  // The weights of blocks take the places of those of the first keys.
+  void pick(float* weights, int64_t keys, int32_t* order, float* out) const {
+    const int64_t count = ceil_div(keys, s_.block), top = most_ / s_.block;
+    for (int64_t i = 0; i < count; ++i) {
+      float most = -__builtin_huge_valf();   // what is no number comes in no order
+      for (int64_t j = i * s_.block; j < std::min((i + 1) * s_.block, keys); ++j)
+        if (weights[j] > most) most = weights[j];
+      weights[i] = i + s_.local >= count ? __builtin_huge_valf() : most;
+      order[i] = static_cast<int32_t>(i);
+    }
+    std::nth_element(order, order + top, order + count, [&](int32_t x, int32_t y) {
+      return weights[x] != weights[y] ? weights[x] > weights[y] : x > y;
+    });
+    std::sort(order, order + top);
+    int64_t n = 0;
+    for (int64_t i = 0; i < top; ++i) {
+      for (int64_t j = order[i] * s_.block; j < std::min((order[i] + 1) * s_.block, keys); ++j)
+        out[n++] = static_cast<float>(j);
+    }
+    std::fill(out + n, out + most_, -1.0f);
+  }
+
   TopKeysSpec s_;
+  int64_t most_;
   uint8_t* work_ = nullptr;
   int64_t room_ = 0;
 };

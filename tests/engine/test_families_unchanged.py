@@ -42,8 +42,6 @@ NOT_CONTINUING = {
     *("dream", "llada", "llada-moe", "rnd1"),
     *("eurobert", "gemma-embedding", "modern-bert"),
 }
-# As many positions as its indexer keeps.
-MORE = {"minimax-m3": {"attention.indexer.top_k": 16}}
 
 Write = Callable[[Path, str], Path]
 WRITERS: dict[str, tuple[Write, list[str]]] = {
@@ -53,7 +51,7 @@ WRITERS: dict[str, tuple[Write, list[str]]] = {
     ),
     "hybrid": (lambda path, name: hybrids.write(path, name), hybrids.names()),
     "special": (
-        lambda path, name: special_models.write(path, name, **MORE.get(name, {})),
+        lambda path, name: special_models.write(path, name),
         sorted(special_models.SPECIAL),
     ),
     "latent": (lambda path, name: latent_models.write(path, architecture=name), ["deepseek2"]),

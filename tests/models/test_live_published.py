@@ -125,6 +125,13 @@ NAMES = {
         (r"(mlp\.|shared_experts\.)linear_gate", r"\1gate_proj"),
     ],
 }
+SPARSE = {
+    "index_n_heads": "sparse_num_index_heads",
+    "index_head_dim": "sparse_index_dim",
+    "index_block_size": "sparse_block_size",
+    "index_topk_blocks": "sparse_topk_blocks",
+    "index_local_blocks": "sparse_local_block",
+}
 # The words of config.json as it is published, for those that transformers writes.
 STATED: dict[str, dict[str, Any]] = {
     "KimiLinear": {
@@ -155,12 +162,8 @@ STATED: dict[str, dict[str, Any]] = {
         "sliding_window": None,
     },
     "MiniMaxM3VL": {
-        **dict.fromkeys(key for key in M3 if key.startswith("index_")),
         **{"layer_types": None, "mlp_layer_types": None, "moe_layer_freq": [0, 1, 1]},
-        "sparse_attention_config": {
-            **{"sparse_num_index_heads": 2, "sparse_index_dim": 16, "sparse_block_size": 16},
-            **{"sparse_topk_blocks": 4, "sparse_attention_freq": [0, 1, 1]},
-        },
+        "sparse_attention_config": {"sparse_attention_freq": [0, 1, 1]},
     },
     "HrmText": {"num_layers_per_stack": None, "num_hidden_layers": 2, "embedding_scale": None},
 }
@@ -180,6 +183,8 @@ FAMILIES = [
     ("Dots3Note", DOTS),
     ("Dots3Note", {**DOTS, **CHOSEN}),
     ("MiniMaxM3VL", M3),
+    ("MiniMaxM3VL", {**M3, "index_block_size": 8, "index_topk_blocks": 3}),
+    ("MiniMaxM3VL", {**M3, "index_block_size": 5, "index_local_blocks": 2}),
     ("OlmoHybrid", {**OLMO, "linear_allow_neg_eigval": False, "rope_parameters": None}),
 ]
 
@@ -225,7 +230,11 @@ def apart(tensors: dict[str, Any]) -> dict[str, Any]:
 def state(directory: Path, kind: str) -> None:
     """config.json in the words that it is published in."""
     path = directory / "config.json"
-    stated = {**json.loads(path.read_text()), **STATED[kind]}
+    written = json.loads(path.read_text())
+    stated = {**written, **STATED[kind]}
+    for key, name in SPARSE.items() if kind == "MiniMaxM3VL" else ():
+        stated["sparse_attention_config"][name] = written[key]
+        stated[key] = None
     stated = {key: value for key, value in stated.items() if value is not None}
     if kind == "MiniMaxM3VL":
         stated = {

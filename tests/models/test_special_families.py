@@ -59,7 +59,14 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     ],
     "afmoe": [{"attention.sliding_window": 4}, {"rope.freq_base_swa": 10000.0}],
     "hy_v3": [{"expert_weights_norm": False}, {"expert_gating_func": 1}],
-    "minimax-m3": [{"rope.dimension_count": 16}, {"expert_weights_scale": 1.0}],
+    "minimax-m3": [
+        {"rope.dimension_count": 16},
+        {"expert_weights_scale": 1.0},
+        {"attention.indexer.top_k": 2},
+        {"attention.indexer.top_k": 32},
+        {"attention.indexer.block_size": 3},
+        {"attention.indexer.local_blocks": 3},
+    ],
     "laguna": [{"rope.dimension_count_swa": 8}, {"attention.sliding_window": 4}],
     "maple": [{"swiglu_clamp_exp": [0.5, 0.0]}, {"swiglu_clamp_exp": None}],
     "dots3note": [
@@ -188,9 +195,16 @@ def test_stacks_that_run_again_have_weights_once_and_keys_for_each_run(tmp_path:
         assert runs == 2 * (2 * low + high + ["blk.3.attn_q.weight"])
 
 
-def test_an_indexer_of_blocks_bounds_the_context() -> None:
-    assert trained_context(header("minimax-m3")) == 64
-    assert trained_context(header("minimax-m3", **{"attention.indexer.top_k": 1000})) == 128
+def test_indexers_of_blocks_have_a_choice_for_each_head_of_keys() -> None:
+    file = header("minimax-m3")
+    assert trained_context(file) == 128
+    own, index = PagedKV(1, 16, 16, chosen=True), PagedKV(1, 24, 1, v_in_k=True, index=True)
+    assert build_model(file).state == (PagedKV(2, 16, 16), index, own, own)
+    (choice,) = ops(build_model(file), "top_keys")
+    assert choice.attrs == {"layer": 1, "most": 12, "block": 4, "local": 1}
+    assert [op.attrs["layer"] for op in ops(build_model(file), "attention")] == [0, 2, 3]
+    file = header("minimax-m3", **{"attention.indexer.top_k": 32})
+    assert build_model(file).state == (PagedKV(2, 16, 16),) * 2
 
 
 @pytest.mark.parametrize("architecture", sorted(SPECIAL))
@@ -229,6 +243,9 @@ FAULTS: list[tuple[str, str, Any]] = [
     ("afmoe", "rope.dimension_count_swa", 18),
     ("hy_v3", "expert_shared_feed_forward_length", -1),
     ("minimax-m3", "attention.indexer.block_size", -8),
+    ("minimax-m3", "attention.indexer.head_count", 4),
+    ("minimax-m3", "attention.indexer.key_length", 0),
+    ("minimax-m3", "attention.indexer.local_blocks", 4),
     ("laguna", "attention.head_count", [4, 6, 6]),
     ("laguna", "attention.head_count", [4, 5, 6, 6, 4]),
     ("laguna", "attention.sliding_window_pattern", -1),

@@ -139,3 +139,42 @@ def test_what_makes_no_sense_is_refused() -> None:
     index = PagedKV(1, 16, 1, v_in_k=True, index=True)
     groups = state_groups([PagedKV(1, 16, 16), index, PagedKV(1, 16, 16, window=8), index])
     assert [(g.layers, g.index) for g in groups] == [((0,), False), ((1, 3), True), ((2,), False)]
+
+
+def own_choices(heads: int, width: int, most: int, block: int, local: int) -> Lab:
+    """Every head chooses blocks for itself, by whole numbers."""
+    random = np.random.default_rng(block)
+    x = random.integers(-2, 3, (300, (heads + 1) * width)).astype(np.float32)
+    eye = np.eye(x.shape[1], dtype=np.float32)
+
+    def body(m, x):  # type: ignore[no-untyped-def]
+        q, k = m.matmul(x, "q"), m.matmul(x, "k")
+        return m.top_keys(q, k, layer=0, most=most, block=block, local=local)
+
+    arrays = {"q": eye[: heads * width], "k": eye[heads * width :]}
+    return Lab(x, arrays, body, [PagedKV(1, width, 1, v_in_k=True, index=True)])
+
+
+# Blocks that end within KV blocks, and beyond them; more heads than attention holds at once.
+BLOCKS = [(2, 16, 24, 8, 1), (3, 7, 60, 5, 3), (40, 16, 200, 100, 1), (1, 16, 9, 1, 0)]
+
+
+@pytest.mark.parametrize("shape", BLOCKS, ids=str)
+def test_heads_choose_blocks_for_themselves(shape: tuple[int, int, int, int, int]) -> None:
+    heads, width, most, block, local = shape
+    made = own_choices(*shape)
+    picked = made.run(ReferenceBackend(), (150,), KV_TYPES[0])
+    for isa in available_isas():
+        for threads, cuts in ((1, ()), (3, (1, 64, 65, 299))):
+            found = made.run(CpuBackend(threads=threads, isa=isa), cuts)
+            assert np.array_equal(found, picked)
+    q, k = np.split(made.x, [heads * width], axis=1)
+    for row in (0, most - 1, most, 130, 299):
+        scores = q[row].reshape(heads, width) @ k[: row + 1].T
+        for head, own in enumerate(picked[row].reshape(heads, most)):
+            worth = [max(scores[head, i : i + block]) for i in range(0, row + 1, block)]
+            last = range(len(worth))[len(worth) - min(local, len(worth)) :]
+            best = sorted(range(len(worth)), key=lambda i: (i not in last, -worth[i], -i))
+            blocks = sorted(best[: most // block])
+            seen = [p for i in blocks for p in range(i * block, i * block + block) if p <= row]
+            assert own.tolist() == [*seen, *[-1] * (most - len(seen))]

@@ -69,7 +69,12 @@ BOTH: Shapes = {**BIASED, **SHARED}
 AROUND: Shapes = {"post_attention_norm": (WIDTH,), "post_ffw_norm": (WIDTH,)}
 GATE: Shapes = {"attn_gate": (HEADS * DIM, WIDTH)}
 SINKS: Shapes = {"attn_sinks": (HEADS,)}
-INDEXER: Shapes = {"indexer.proj": (2, WIDTH), "indexer.k_norm.bias": (8,)}
+BLOCKS: Shapes = {
+    "indexer.q_proj": (2 * 24, WIDTH),
+    "indexer.k_proj": (24, WIDTH),
+    "indexer.q_norm": (24,),
+    "indexer.k_norm": (24,),
+}
 CHOOSING: Shapes = {
     "indexer.attn_q_b": (16 * 24, 40),
     "indexer.attn_k": (24, WIDTH),
@@ -201,10 +206,13 @@ SPECIAL: dict[str, tuple[dict[str, Any], list[Shapes]]] = {
         {
             **CHOSEN,
             "rope.dimension_count": 8,
-            "attention.indexer.top_k": 8,
-            "attention.indexer.block_size": 8,
+            "attention.indexer.top_k": 3,
+            "attention.indexer.block_size": 4,
+            "attention.indexer.local_blocks": 1,
+            "attention.indexer.head_count": 2,
+            "attention.indexer.key_length": 24,
         },
-        [{**attention(), **NORMS, **DENSE}, {**attention(), **NORMS, **INDEXER, **BOTH}],
+        [{**attention(), **NORMS, **DENSE}, {**attention(), **NORMS, **BLOCKS, **BOTH}],
     ),
     "laguna": (
         {

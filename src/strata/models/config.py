@@ -17,7 +17,7 @@ MAX_CONTEXT = (1 << 31) - 1
 ENDLESS = 1 << 20
 # Whose indexers are built (sparse_index.py).
 _CHOOSING = (
-    *("deepseek32", "glm-dsa", "dots3note", "hy_v4"),
+    *("deepseek32", "glm-dsa", "dots3note", "hy_v4", "minimax-m3", "MiniMaxM3VLForCausalLM"),
     *("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Dots3NoteForCausalLM", "HYV4ForCausalLM"),
 )
 

@@ -123,9 +123,20 @@ KEYS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
         "attention.indexer.top_k",
         ("index_topk", "index_topk_blocks", "sparse_attention_config.sparse_topk_blocks"),
     ),
-    "indexer_heads": ("attention.indexer.head_count", ("index_n_heads",)),
-    "indexer_width": ("attention.indexer.key_length", ("index_head_dim",)),
+    "indexer_heads": (
+        "attention.indexer.head_count",
+        ("index_n_heads", "sparse_attention_config.sparse_num_index_heads"),
+    ),
+    "indexer_width": (
+        "attention.indexer.key_length",
+        ("index_head_dim", "sparse_attention_config.sparse_index_dim"),
+    ),
+    "indexer_local": (
+        "attention.indexer.local_blocks",
+        ("index_local_blocks", "sparse_attention_config.sparse_local_block"),
+    ),
     "indexer_kinds": ("attention.indexer.types", ("indexer_types",)),
+    "indexer_layers": (None, ("sparse_attention_config.sparse_attention_freq",)),
     "indexer_every": (None, ("index_topk_freq",)),
     "indexer_offset": (None, ("index_skip_topk_offset",)),
     "embed_scale": (None, ("scale_emb",)),

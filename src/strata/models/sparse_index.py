@@ -170,6 +170,6 @@ def index_tensors(c: Config, index: SparseIndex | None, q_rank: int) -> dict[str
     return on_layers(tensors, (i for i, full in enumerate(index.full) if full))
 
 
-def unread(index: SparseIndex | None) -> tuple[str, ...]:
+def unread(index: object | None) -> tuple[str, ...]:
     """Patterns of an indexer's tensors, where it is left out."""
-    return () if index else (r"(blk|.*layers)\.\d+\.(self_attn\.)?indexer\..*",)
+    return () if index else (r"(blk|.*layers)\.\d+\.(self_attn\.)?index(er\.|_).*",)

@@ -188,10 +188,23 @@ class Builder:
             chosen=chosen is not None,
         )
 
-    def top_keys(self, q: str, k: str, w: str, *, layer: int, most: int) -> str:
+    def top_keys(
+        self,
+        q: str,
+        k: str,
+        w: str | None = None,
+        *,
+        layer: int,
+        most: int,
+        block: int = 1,
+        local: int = 0,
+    ) -> str:
         """Append k to the keys of ``layer``; positions [T, most] of those that weigh most, by heads
-        of q with weights w."""
-        return self._emit("top_keys", [q, k, w], layer=layer, most=most)
+        of q with weights w, or [T, heads * most], each head's own; in blocks of so many positions,
+        of which the last ``local`` are always among them."""
+        operands = [q, k] if w is None else [q, k, w]
+        attrs = {"layer": layer, "most": most, "block": block, "local": local}
+        return self._emit("top_keys", operands, **attrs)
 
     def columns(self, x: str, *, head_dim: int, start: int, width: int) -> str:
         """Columns ``start .. start + width`` of each head; x itself where that is all."""

@@ -29,6 +29,7 @@ from strata.backends.cpu.profile import (
     CpuModelProfile,
     attention_shapes,
     choice_bytes,
+    choices,
     chosen_bytes,
     int8_planes,
     partials_bytes,
@@ -343,9 +344,9 @@ class CpuBackend:
         if any(op.attrs.get("read") for s in self._segments for op in s.segment.program.ops):
             rows = self.settings.max_tokens
             partials += choice_bytes(self.settings.positions, self.threads, rows)
-        if any(op.kind == "top_keys" for s in self._segments for op in s.segment.program.ops):
+        if chosen := [n for s in self._segments for n, _, _ in choices(s.segment.program)]:
             rows = self.settings.max_tokens
-            partials += chosen_bytes(self.settings.positions, self.threads, rows)
+            partials += chosen_bytes(self.settings.positions, self.threads, rows, max(chosen))
         self._take("activations", arena + 4 * scratch * self.threads + partials)
         self._take("logits", 4 * self.settings.max_logit_rows * self._segments[-1].external)
         allocated = _native.Arena(arena, self.threads, scratch)

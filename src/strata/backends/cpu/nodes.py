@@ -100,8 +100,9 @@ def attention(b: Building, op: Op) -> None:
 
 def top_keys(b: Building, op: Op) -> None:
     """Storing keys, and the choice among them."""
-    q, k, w = (b.ids[name] for name in op.inputs)
-    b.native.top_keys(q, k, w, b.ids[op.output], op.attrs["layer"])
+    q, k, *w = (b.ids[name] for name in op.inputs)
+    names = ("layer", "block", "local")
+    b.native.top_keys(q, k, w[0] if w else -1, b.ids[op.output], *(op.attrs[n] for n in names))
 
 
 def short_conv(b: Building, op: Op) -> None:

@@ -29,7 +29,7 @@ from strata.huge_pages import HUGE_PAGE
 from strata.program import SIGNATURES, Model, Op, Program, Segment, Weight, WeightUnit
 from strata.program.cost import distinct_experts
 from strata.program.ops import float_operands
-from strata.program.ops.attention import main_operands
+from strata.program.ops.attention import choosing, main_operands
 from strata.quant import by_name
 from strata.records import dataclass
 
@@ -201,7 +201,7 @@ class CpuModelProfile(ModelProfile):
             for op in self._attentions
         }
         attention = [int(_native.attention_scratch_floats(*shape)) for shape in shapes]
-        for heads, width in self._choices:
+        for _, heads, width in self._choices:
             attention.append(int(_native.weigh_keys_scratch_floats(heads, width // heads)))
         products = int(_native.matmul_scratch_floats(max(widths, default=0)))
         return max(4 * max(products, *attention, 0), self._experts_scratch)
@@ -232,7 +232,7 @@ class CpuModelProfile(ModelProfile):
         if any(op.attrs["read"] for op in self._attentions):
             tables += choice_bytes(context, threads, rows)
         if self._choices:
-            tables += chosen_bytes(context, threads, rows)
+            tables += chosen_bytes(context, threads, rows, max(n for n, _, _ in self._choices))
         shapes = self._attention_shapes
         if not in_turns:
             return tables + partials_bytes(shapes, context, parallel, threads)
@@ -292,15 +292,9 @@ class CpuModelProfile(ModelProfile):
         return tuple(op for op in ops if op.kind == "attention")
 
     @cached_property
-    def _choices(self) -> frozenset[tuple[int, int]]:
-        """Heads and widths of the queries by which keys are chosen."""
-        programs = (s.segment.program for s in self.segments)
-        return frozenset(
-            (p.values[op.inputs[2]].width, p.values[op.inputs[0]].width)
-            for p in programs
-            for op in p.ops
-            if op.kind == "top_keys"
-        )
+    def _choices(self) -> frozenset[tuple[int, int, int]]:
+        """Choices of a row, heads and widths of the queries by which keys are chosen."""
+        return frozenset(found for s in self.segments for found in choices(s.segment.program))
 
     @cached_property
     def _distinct(self) -> tuple[CpuSegmentProfile, ...]:
@@ -375,12 +369,22 @@ def choice_bytes(context: int, threads: int, rows: int) -> int:
     return (8 * rows * -(-blocks // 64) + 12 * threads * (-(-blocks // 16) * 16)) * 3 // 2
 
 
-def chosen_bytes(context: int, threads: int, rows: int) -> int:
+def choices(program: Program) -> list[tuple[int, int, int]]:
+    """Of each choice of keys: how many a row makes, heads and width of the queries."""
+    found = []
+    for op in program.ops:
+        if op.kind == "top_keys":
+            q, k = (program.values[name].width for name in op.inputs[:2])
+            found.append((choosing(len(op.inputs), q // k), q // k, q))
+    return found
+
+
+def chosen_bytes(context: int, threads: int, rows: int, choices: int) -> int:
     """Bytes of the keys that each row of a step sees where these are chosen one by one, a bit each,
-    with a bit a block, or of what choosing them takes before, with room to grow."""
+    with a bit a block, or of what so many choices of them take before, with room to grow."""
     blocks = -(-context // KV_BLOCK)
     bits = 8 * rows * (blocks + -(-blocks // 64))
-    return max(bits, 8 * threads * blocks * KV_BLOCK) * 3 // 2
+    return max(bits, 4 * (choices + 1) * threads * blocks * KV_BLOCK) * 3 // 2
 
 
 def rope_table_bytes(frequencies: int, rows: int) -> int:

@@ -176,14 +176,16 @@ def attention(
 
 
 def top_keys(
-    attrs: Attrs, q: Floats, k: Floats, w: Floats, step: Step, state: ReferenceState
+    attrs: Attrs, q: Floats, k: Floats, w: Floats | None, step: Step, state: ReferenceState
 ) -> Floats:
-    """Append k to each sequence's blocks; positions of the keys that weigh most for each row."""
+    """Append k to each sequence's blocks; positions of the keys that weigh most for each row, or,
+    without w, for each head of a row."""
     number = state.group_of(attrs["layer"])
     kept, _ = state.kv(attrs["layer"])
     codec, _ = state.kv_type.of(attrs["layer"])
     rounded = codec.stored(k[:, None, :])
-    out = np.full((len(q), attrs["most"]), -1, np.float32)
+    heads, most = q.shape[1] // k.shape[1], attrs["most"]
+    out = np.full((len(q), 1 if w is not None else heads, most), -1, np.float32)
     for span in step.spans:
         _append(rounded, kept, span, step, number)
     for span in step.spans:
@@ -191,11 +193,25 @@ def top_keys(
         keys = kept[blocks].reshape(-1, k.shape[1])
         for row in range(span.row, span.row + span.rows):
             seen = keys[: span.past + row - span.row + 1]
-            scores = np.maximum(q[row].reshape(-1, k.shape[1]) @ seen.T, 0)
-            weights = w[row] @ scores
-            order = np.lexsort((-np.arange(len(seen)), -weights))[: attrs["most"]]
-            out[row, : len(order)] = np.sort(order)
-    return out
+            scores = q[row].reshape(heads, -1) @ seen.T
+            weights = scores if w is None else (w[row] @ np.maximum(scores, 0))[None]
+            for own, weight in zip(out[row], weights, strict=True):
+                found = heaviest(weight, most, attrs["block"], attrs["local"])
+                own[: len(found)] = found
+    return out.reshape(len(q), -1)
+
+
+def heaviest(weights: Floats, most: int, block: int, local: int) -> NDArray[np.intp]:
+    """Of keys that weigh so much, the last of which is a row's own, ``most`` at most, in whole
+    blocks; their numbers, rising. See the Op."""
+    count = -(-len(weights) // block)
+    padded = np.full(count * block, -np.inf, np.float32)
+    padded[: len(weights)] = weights
+    worth = padded.reshape(count, block).max(axis=1)
+    worth[max(count - local, 0) :] = np.inf
+    order = np.lexsort((-np.arange(count), -worth))[: most // block]
+    found: NDArray[np.intp] = (np.sort(order)[:, None] * block + np.arange(block)).ravel()
+    return found[found < len(weights)]
 
 
 def _append(new: Floats, kept: Floats, span: Span, step: Step, group: int) -> None:
@@ -222,5 +238,5 @@ def _operands(attrs: Attrs, x: list[Floats]) -> tuple[Floats, list[Floats | None
 
 ATTENTION: Mapping[str, Run] = {
     "attention": lambda a, x, step, state: attention(a, _operands(a, x), step, state),
-    "top_keys": lambda a, x, step, state: top_keys(a, x[0], x[1], x[2], step, state),
+    "top_keys": lambda a, x, step, state: top_keys(a, x[0], x[1], operand(x, 2), step, state),
 }

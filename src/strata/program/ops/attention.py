@@ -66,12 +66,20 @@ def _attention(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
 
 
 def _top_keys(values: list[Value], attrs: Mapping[str, Any]) -> Shape:
-    q, k, w = values
-    if q.width != w.width * k.width or any(rows_of(x) != rows_of(q) for x in values):
-        raise ProgramError(f"top_keys: q {q.shape}, k {k.shape}, w {w.shape}: no heads of one key")
-    if attrs["most"] < 1:
-        raise ProgramError("top_keys: no key is chosen")
-    return (*rows_of(q), attrs["most"])
+    q, k, *w = values
+    heads = w[0].width if w else q.width // k.width
+    if q.width != heads * k.width or any(rows_of(x) != rows_of(q) for x in values):
+        shapes = ", ".join(f"{n} {x.shape}" for n, x in zip("qkw", values, strict=False))
+        raise ProgramError(f"top_keys: {shapes}: no heads of one key")
+    if attrs["most"] < 1 or attrs["block"] < 1 or attrs["most"] % attrs["block"]:
+        raise ProgramError(f"top_keys: {attrs['most']} keys in blocks of {attrs['block']}")
+    return (*rows_of(q), choosing(len(values), heads) * attrs["most"])
+
+
+def choosing(operands: int, heads: int) -> int:
+    """How many choices a ``top_keys`` of so many operands makes for a row: one by all heads
+    together where they have weights, else one a head."""
+    return 1 if operands == 3 else heads
 
 
 def _top_keys_flops(values: list[Value], attrs: Mapping[str, Any], rows: int, context: int) -> int:
@@ -126,10 +134,14 @@ ATTENTION: Mapping[str, Signature] = {
     ),
     # append k to the layer's keys; the positions of the `most` that weigh most for a row, of all up
     # to its own, rising, with -1 behind them where they are fewer: a key weighs the sum over the
-    # heads of w * max(0, q.k); of two that weigh the same the later comes first (arXiv:2512.02556)
+    # heads of w * max(0, q.k); of two that weigh the same the later comes first (arXiv:2512.02556).
+    # Without w every head chooses for itself, by q.k, and its positions lie behind those of the
+    # ones before it. Keys are chosen in blocks of `block` positions, each of which weighs what the
+    # heaviest of its keys up to the row's does, but the row's own and those right before it,
+    # `local` in all, more than any other
     "top_keys": Signature(
-        ("q", "k", "w"),
-        ("layer", "most"),
+        ("q", "k", "w?"),
+        ("layer", "most", "block", "local"),
         _top_keys,
         _top_keys_flops,
         ("positions",),
