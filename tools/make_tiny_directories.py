@@ -134,8 +134,8 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "DeepseekV3": {**_SIZES, **_LATENT, **_ROUTED},
     "DeepseekV32": {**_SIZES, **_LATENT, **_ROUTED, **_INDEX},
     "Dots3Note": {
-        **{**_SIZES, **_LATENT, **_ROUTED, "index_topk": 128, "sliding_window_size": 16},
-        **{"layer_types": ["full_attention", "sliding_attention"], "moe_layer_freq": [0, 1]},
+        **{**_SIZES, **_LATENT, **_ROUTED, **_INDEX, "sliding_window_size": 16},
+        **{"layer_types": ["indexed_attention", "sliding_attention"], "moe_layer_freq": [0, 1]},
         **{"swa_num_attention_heads": 2, "swa_q_lora_rank": 24, "swa_kv_lora_rank": 16},
         **{"swa_head_dim": 24, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16},
         "moe_shared_expert_intermediate_size": 32,
@@ -275,7 +275,10 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
         **{**_SIZES, **_LOCAL, "intermediate_size": 32, "head_dim": 24, "rotary_dim": 12},
         **{"dense_intermediate_size": 96, "shared_intermediate_size": 32},
         **{"moe_layer_freq": [0, 1], "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
-        "sparse_attention_config": {"sparse_block_size": 16, "sparse_topk_blocks": 8},
+        "sparse_attention_config": {
+            **{"sparse_num_index_heads": 2, "sparse_index_dim": 16, "sparse_block_size": 8},
+            **{"sparse_topk_blocks": 3, "sparse_attention_freq": [0, 1]},
+        },
     },
     "Ministral3": {**_SIZES, "head_dim": 16, "rope_parameters": _YARN},
     "Mistral4": {**_SIZES, **_LATENT, **_ROUTED, "rope_parameters": _YARN},
