@@ -303,7 +303,7 @@ def _check_tokenizer(file: ModelFile, model: Model, options: LoadOptions) -> Non
         needs = f"it needs {format_budget(smallest)} at least"
         if isinstance(options.workload, TextWorkload):
             # How many tokens it has, is known once the tokenizer is there.
-            needs = f"{format_budget(smallest)} is enough for this text; with "
+            needs = f"this text needs {format_budget(smallest)} or less; with "
             needs += f"{format_budget(built + MB)} or more, the exact minimum is told"
         raise BudgetTooSmall(
             f"{format_size(options.memory)} is too little for {file.path.name}: building its "
