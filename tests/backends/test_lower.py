@@ -62,6 +62,29 @@ def test_what_comes_in_place_of_the_hidden_state_does_not_overlap_it(width: int)
     assert place.layout.size >= first + 4 * rows * width
 
 
+def test_what_a_product_adds_to_is_not_taken_over_while_others_read_it() -> None:
+    """Of several columns at once some are written, and others read."""
+
+    def own(b: Builder, x: str) -> str:
+        return b.add(b.matmul(x, "w"), x)
+
+    def both(b: Builder, x: str) -> str:
+        h = b.rms_norm(x, "norm1", 1e-5)
+        return b.add(b.add(x, b.matmul(h, "w")), b.add(x, b.matmul(h, "v")))
+
+    def alone(b: Builder, x: str) -> str:
+        return b.add(x, b.matmul(b.rms_norm(x, "norm1", 1e-5), "w"))
+
+    for body, over in ((own, False), (both, False), (alone, True)):
+        program, result = lowered(body, quantised=False)
+        place = Placement(program, result, lambda dim: 5, None)
+        node = next(n for n in result.nodes if n.products)
+        assert [p.residual for p in node.products] == ["x"] * len(node.products)
+        assert [place.places[p.output][0] == 0 for p in node.products] == (
+            [over] * len(node.products)
+        )
+
+
 def test_a_product_that_others_read_keeps_its_value() -> None:
     def body(b: Builder, x: str) -> str:
         y = b.matmul(x, "w")

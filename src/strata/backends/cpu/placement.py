@@ -114,7 +114,11 @@ class Placement:
         """Operands whose buffer the output may take over."""
         for product in node.products:
             if product.output == name and product.residual is not None:
-                return [product.residual]
+                # Columns of it are written while the node still reads other ones of its input, and
+                # what its other products add to.
+                others = [p.residual for p in node.products if p is not product]
+                shared = product.residual in (node.op.inputs[0], *others)
+                return [] if shared else [product.residual]
         return list(node.reads) if node.op.kind in IN_PLACE else []
 
     def _q8(self, name: str) -> int:
