@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import shutil
 import tracemalloc
 from collections.abc import Iterator
@@ -39,6 +42,45 @@ def test_a_tensor_is_written_piece_by_piece(tmp_path: Path) -> None:
     with open_model(path) as model:
         rows = model.read("w", (5, 7)).reshape(2, size)
         assert (rows == np.array([[5], [6]])).all()
+
+
+class Full(io.FileIO):
+    """A file on a disk that has only so many bytes of room for it."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        left = self.room - os.fstat(self.fileno()).st_size
+        if left <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(memoryview(data)[:left])
+
+
+def test_nothing_counts_as_written_that_a_full_disk_has_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it becomes full, also at the end of a tensor, which is kept back for a moment."""
+    values = np.arange(1, 2501, dtype=np.float32)
+    tensors = [TensorSource.of(name, (2500,), F32, values) for name in "abc"]
+    whole = tmp_path / "whole.gguf"
+    write_gguf(whole, {"a": 1}, tensors)
+
+    real = Path.open
+
+    def opened(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.suffix == ".partial":
+            return io.BufferedWriter(Full(path, "a"))
+        return real(path, *args, **kwargs)
+
+    for room in range(0, whole.stat().st_size, 1500):
+        path = tmp_path / f"{room}.gguf"
+        with monkeypatch.context() as patched:
+            patched.setattr(Full, "room", room)
+            patched.setattr(Path, "open", opened)
+            with pytest.raises(errors.DiskFullError):
+                write_gguf(path, {"a": 1}, tensors, job="j")
+        write_gguf(path, {"a": 1}, tensors, job="j")
+        assert path.read_bytes() == whole.read_bytes()
 
 
 def test_alignment_is_kept_and_stated(tmp_path: Path) -> None:

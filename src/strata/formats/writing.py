@@ -146,9 +146,10 @@ class ResumedFile:
         self._out.write(data)
 
     def _mark(self, tensors: int) -> None:
+        # What is still to be flushed, a full disk may refuse.
+        self._out.flush()
         self.done, self._end = tensors, self._out.tell()
         if monotonic() - self._marked > _SECONDS_BETWEEN_MARKS:
-            self._out.flush()
             os.fdatasync(self._out.fileno())
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
