@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tracemalloc
+import weakref
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +32,7 @@ from strata.quantizer.folding import (
 )
 from strata.quantizer.importance import ImportanceMatrix, Squares
 from strata.quantizer.opening import source_of
+from strata.quantizer.quantise import quantise
 from strata.quantizer.sources import Source, SourceTensor
 from strata.quantizer.sweeps import Sweep, windows_of
 from strata.quantizer.turning import Turn, Turned, find_turn, turned
@@ -205,6 +209,27 @@ def test_making_rows_takes_what_is_said(tmp_path: Path) -> None:
                 tracemalloc.stop()
             assert peak < raw.nbytes + made.held("w")
             assert made.held("w") < 5 * w.nbytes + (8 << 20)
+
+
+def test_what_tensors_hold_is_not_there_of_two_at_once(tmp_path: Path) -> None:
+    """A budget counts the largest: reading ahead does not go on to the next one."""
+    made: list[weakref.ref[Any]] = []
+    beside: list[int] = []
+    last: list[tuple[str, np.ndarray]] = []
+
+    def rows(name: str, first: int, end: int) -> np.ndarray:
+        if not last or last[0][0] != name:
+            last.clear()
+            beside.append(sum(whole() is not None for whole in made))
+            last.append((name, np.ones((32, 64), np.float32)))
+            made.append(weakref.ref(last[0][1]))
+        return last[0][1][first:end].view(np.uint8).reshape(-1)
+
+    type, names = by_name("F32"), [f"blk.{i}.ffn_up.weight" for i in range(4)]
+    tensors = {n: SourceTensor(n, (32, 64), type, partial(rows, n), held=1 << 13) for n in names}
+    source = Source({}, {"general.architecture": "llama"}, tensors, "", lambda: None)
+    quantise(source, tmp_path / "o.gguf", dict.fromkeys(names, by_name("Q8_0")), file_type=7)
+    assert beside == [0] * 4
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "olmo2"])

@@ -212,12 +212,12 @@ def _spans(
 
 class _Reads:
     """Reads tensors in their order, a span of rows ahead of what is worked on, and of the last one
-    the first of the next tensor."""
+    the first of the next tensor, unless there is room for what but one of them holds."""
 
     def __init__(self, work: list[tuple[SourceTensor, list[tuple[int, int]]]]) -> None:
         self._tensors = {tensor.name: (tensor, spans) for tensor, spans in work}
-        order = [tensor.name for tensor, _ in work]
-        self._behind = dict(pairwise(order))
+        order = [tensor for tensor, _ in work]
+        self._behind = {a.name: b.name for a, b in pairwise(order) if not (a.held and b.held)}
         self._reader = ThreadPoolExecutor(1)
         self._ahead: dict[tuple[str, int], Future[Raw]] = {}
 
