@@ -159,7 +159,7 @@ STATED: dict[str, dict[str, Any]] = {
         **{"per_layer_config": None, "rope_parameters": None, "mlp_layer_types": None, **NARROW},
         **{"rope_theta": 8e7, "swa_rope_theta": 5e4, "moe_layer_freq": [0, 1, 1]},
         **{"moe_shared_expert_intermediate_size": 24, "sliding_window_size": 9},
-        "sliding_window": None,
+        **{"sliding_window": None, "layer_types": ["full_attention", *LOCAL[1:]]},
     },
     "MiniMaxM3VL": {
         **{"layer_types": None, "mlp_layer_types": None, "moe_layer_freq": [0, 1, 1]},

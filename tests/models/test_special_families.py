@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import make_tiny_directories as directories
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.kv_types import KV_TYPES
 from strata.backends.reference import ReferenceBackend
@@ -354,3 +355,23 @@ def test_settings_of_directories_that_cannot_be(name: str, key: str, value: Any)
         build_model(Header("huggingface", STATED[name], {}))
     with pytest.raises(ConfigError, match=key):
         build_model(Header("huggingface", {**STATED[name], key: value}, {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "indexed"),
+    [
+        ("indexed_attention", {}, True),
+        # As it was published; transformers writes ``per_layer_config`` beside words of its own.
+        ("full_attention", {}, True),
+        ("full_attention", {"per_layer_config": {}}, False),
+        ("full_attention", {"per_layer_config": {}, "use_dsa": True}, True),
+        ("indexed_attention", {"per_layer_config": {}}, True),
+        ("indexed_attention", {"use_dsa": False}, False),
+    ],
+)
+def test_which_layers_of_dots3_note_have_indexers(
+    kind: str, said: dict[str, Any], indexed: bool
+) -> None:
+    stated = directories.config("Dots3Note") | {"layer_types": [kind, "sliding_attention"]}
+    found = {name.split(".")[2] for name in directories.shapes(stated | said) if "indexer" in name}
+    assert found == ({"0"} if indexed else set())

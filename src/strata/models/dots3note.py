@@ -119,8 +119,11 @@ def _indexed(keys: Keys) -> tuple[bool, ...]:
     said = keys.raw("use_dsa")
     if said is not None and not isinstance(said, bool):
         raise ConfigError("'use_dsa': true or false is expected")
-    chosen = _FULL if said else _FULL[1:] if said is None else ()
-    return tuple(kind in chosen for kind in kinds)
+    if said is False:
+        return (False,) * layers
+    # As checkpoints were published all layers without a window are called full.
+    published = said or keys.raw("per_layer_config") is None
+    return tuple(kind in (_FULL if published else _FULL[1:]) for kind in kinds)
 
 
 def _by_layer(keys: Keys) -> dict[str, Any]:
