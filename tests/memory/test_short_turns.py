@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,10 @@ def test_threads_that_read_take_short_turns(smollm2_path: Path) -> None:
     with open_model(smollm2_path) as file:
         run = forward(file, settings(units(file), threads=3), threads=2)
         run.logits([5, 6, 7])
-        found = [turn(thread) for thread in threads() - before]
+        # One for which there was nothing to read may not have begun yet.
+        short: list[tuple[int, int]] = []
+        end = time.monotonic() + 30
+        while len(short) < 3 and time.monotonic() < end:
+            short = [of for of in map(turn, threads() - before) if of[0] == SHORT]
         assert turn(0) == (usual, nice)
-    assert [each for each in found if each[0] == SHORT] == [(SHORT, nice)] * 3
+    assert short == [(SHORT, nice)] * 3
