@@ -375,3 +375,12 @@ def test_which_layers_of_dots3_note_have_indexers(
     stated = directories.config("Dots3Note") | {"layer_types": [kind, "sliding_attention"]}
     found = {name.split(".")[2] for name in directories.shapes(stated | said) if "indexer" in name}
     assert found == ({"0"} if indexed else set())
+
+
+@pytest.mark.parametrize("key", ["sparse_topk_blocks", "sparse_block_size"])
+def test_indexers_of_blocks_are_not_left_out_for_want_of_a_number(key: str) -> None:
+    stated = directories.config("MiniMaxM3VL")
+    assert any("index_q_proj" in name for name in directories.shapes(stated))
+    sparse = {k: v for k, v in stated["sparse_attention_config"].items() if k != key}
+    with pytest.raises(ConfigError, match="is missing"):
+        directories.shapes(stated | {"sparse_attention_config": sparse})

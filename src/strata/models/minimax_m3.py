@@ -72,15 +72,15 @@ def _parts(b: Builder, x: str, count: int, width: int) -> list[str]:
     return [b.columns(x, head_dim=whole, start=i * width, width=width) for i in range(count)]
 
 
-def _sparse_layers(c: Config, keys: Keys) -> tuple[bool, ...]:
+def _sparse_layers(keys: Keys, layers: int) -> tuple[bool, ...]:
     """Which layers have indexers; ``keys`` are as the file has them."""
     if keys.kind == "gguf":
-        first = keys.integer("dense_layers", 0, low=0, high=c.layers)
-        return tuple(i >= first for i in range(c.layers))
-    kinds = keys.texts("layer_types", c.layers, _SPARSE)
+        first = keys.integer("dense_layers", 0, low=0, high=layers)
+        return tuple(i >= first for i in range(layers))
+    kinds = keys.texts("layer_types", layers, _SPARSE)
     if kinds is not None:
         return tuple(kind == _SPARSE[1] for kind in kinds)
-    return tuple(n > 0 for n in keys.integers("indexer_layers", c.layers, 0, high=1))
+    return tuple(n > 0 for n in keys.integers("indexer_layers", layers, 0, high=1))
 
 
 def _read_index(c: Config, layers: tuple[bool, ...]) -> BlockIndex | None:
@@ -124,7 +124,7 @@ def build(file: ModelFile, architecture: str, context: int | None) -> Model:
     options: dict[str, Any] = {"renormalise": renormalise, "clamp": "oai", "limit": _LIMIT}
     m = experts.read_mixture(c, scoring="sigmoid", names=_NAMES, **options)
     norms = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-    index, kept, eps = _read_index(c, _sparse_layers(c, keys)), Kept(), decoder.rms_eps(c)
+    index, kept, eps = _read_index(c, _sparse_layers(keys, c.layers)), Kept(), decoder.rms_eps(c)
     tensors = {
         **decoder.frame_tensors(c, "add_one"),
         **decoder.norm_tensors(c, "add_one", **norms),
@@ -190,10 +190,10 @@ def _stated(keys: Keys) -> dict[str, Any]:
         if keys.number(name, built) != built:
             raise ConfigError(f"'{keys.find(name)[0]}': {built:g} is expected")
     layers = keys.integer("layers", high=MAX_LAYERS)
-    kinds = keys.texts("layer_types", layers, _SPARSE) or ()
-    if _SPARSE[1] in kinds and not keys.stated("indexer_top_k"):
-        key = keys.find("indexer_top_k")[0]
-        raise ConfigError(f"'{key}' is missing: without it the model cannot be built")
+    for name in ("indexer_top_k", "indexer_block") if any(_sparse_layers(keys, layers)) else ():
+        if not keys.stated(name):
+            key = keys.find(name)[0]
+            raise ConfigError(f"'{key}' is missing: without it the model cannot be built")
     width = keys.integer("ffn")
     dense = keys.integer("dense_ffn", width)
     return {"ffn": dense, "expert_ffn": width, **experts.kinds_of(keys, layers)}
