@@ -4,7 +4,8 @@ The standard library compiles up to six functions for a class, which takes half 
 of them were a sixth of what `strata run` took to its first token. Here ``__init__`` is compiled
 when it is first called, and the others are made without a compiler. Fields, ``replace`` and
 ``asdict`` are the library's, and so is what classes do; what it can beside ``frozen`` and ``eq``
-is not here, and classes that users may derive from are the library's own.
+is not here, and classes that users may derive from are the library's own. Fields are compared as a
+tuple, as the library does up to Python 3.12: what is the same object is equal.
 """
 
 from __future__ import annotations
