@@ -248,6 +248,18 @@ def test_every_family_keeps_every_byte(pre: str) -> None:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize("some", [0, 1, 2, 256])
+def test_where_one_text_is_expected_a_letter_is_spelt_as_ever(some: int) -> None:
+    """One that has no token but a merge, which does not occur in the text; by such bytes as there
+    are."""
+    spelt = [*"é".encode(), *set(range(256)).difference("é".encode())][:some]
+    words = {f"<0x{byte:02X}>": (BYTE, 0.0) for byte in spelt} | {"a": (NORMAL, 0.0)}
+    data = metadata("gpt2", words, pre="gemma4", merges=["é a"])
+    one, any_number = tokenizer_from_gguf(data), tokenizer_from_gguf(data)
+    assert one.expect_one_text()
+    assert one.encode("aé") == any_number.encode("aé") == [some, *range(min(some, 2))]
+
+
 def test_turn_ends_inside_a_harmony_message() -> None:
     words = {"<|return|>": 0.0, "<|call|>": 0.0, "<|end|>": 0.0, "<|channel|>": 0.0}
     data = sentencepiece(words)

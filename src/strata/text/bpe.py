@@ -166,7 +166,8 @@ class BpeEncoder:
             if not self._expects_one or "_engine" in self.__dict__:
                 return None
             self._expects_one = False
-            if len(text) > _SHORT:
+            if len(text) > _SHORT or 0 < len(self._byte_tokens()) < 256:
+                # With some bytes alone, how a letter is spelt depends on merges of other texts.
                 return None
             letters = self._escaped(text)
             if self._family.byte_level:
@@ -177,10 +178,12 @@ class BpeEncoder:
     def _within(self, letters: str) -> dict[str, int]:
         """The tokens that occur in a text, and those that stand for bytes."""
         known = self._vocabulary
-        found = {token: id for token, id in known.items() if token in letters}
-        if not self._family.byte_level:
-            found |= {name: known[name] for name in map(_byte_name, range(256)) if name in known}
-        return found
+        return self._byte_tokens() | {t: id for t, id in known.items() if t in letters}
+
+    def _byte_tokens(self) -> dict[str, int]:
+        """The tokens that stand for bytes, where letters do not."""
+        known, names = self._vocabulary, map(_byte_name, range(256))
+        return {} if self._family.byte_level else {n: known[n] for n in names if n in known}
 
     @cached_property
     def _engine(self) -> _Engine:
