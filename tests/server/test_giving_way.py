@@ -17,9 +17,9 @@ from strata import giving_way
 from strata.decode.schemas import closed, enforced
 from strata.giving_way import MOST_S, PIECE_S, REST, Pace, begin_work, give_way, set_pace
 from strata.memory import Ledger
-from strata.server.admission import Admission
+from strata.server.admission import SHARE, Admission
 from strata.server.errors import ApiError
-from strata.server.guard import Guard
+from strata.server.guard import Guard, error_reply
 from strata.server.openai.chat import plain_message
 from strata.server.openai.requests import ChatRequest
 from strata.server.parsers.plain import in_words
@@ -125,6 +125,33 @@ def test_who_makes_errors_is_told_in_turn_while_others_wait_for_tokens(
         asyncio.run(guard(scope, receive, send))
     assert told == statuses
     assert rests == pytest.approx([min(0.01 * n, 1.0) for n in range(203)] * busy)
+
+
+def test_who_waits_to_be_told_an_error_holds_nothing_that_others_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission = Admission(Ledger(), 1000)
+    events: list[object] = []
+
+    async def sleep(seconds: float) -> None:
+        events.append(admission.held)
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        SHARE.get().add(1000)
+        await error_reply(scope["path"], ApiError(400, "no"))(scope, receive, send)
+
+    async def send(message: Message) -> None:
+        events.append(message["type"])
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    monkeypatch.setattr("strata.server.guard.asyncio", SimpleNamespace(sleep=sleep))
+    metrics = SimpleNamespace(requests=Counter("asked", "", ("a", "b"), registry=None))
+    guard = Guard(refuse, Settings(), metrics, admission, lambda: True)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(guard(scope, receive, send))
+    assert events == [0, "http.response.start", "http.response.body"]
 
 
 @pytest.mark.parametrize("work", [closed, enforced])

@@ -119,16 +119,14 @@ class Guard:
         request_id, began = _request_id(scope), perf_counter()
         notes: list[str] = []
         NOTES.set(notes)
+        later: list[Message] = []
 
         async def watched(message: Message) -> None:
             nonlocal status
+            waits = bool(later)
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if 400 <= status < 500 and self._busy():
-                    now = perf_counter()
-                    turn = min(max(self._next_error, now), now + _MOST_S)
-                    self._next_error = turn + _ERROR_S
-                    await asyncio.sleep(turn - now)
+                waits = 400 <= status < 500 and self._busy()
                 headers = [*message["headers"], (b"x-content-type-options", b"nosniff")]
                 headers.append((b"x-request-id", request_id))
                 if scope["path"].startswith("/v1/messages"):
@@ -136,7 +134,10 @@ class Guard:
                 if notes:
                     headers.append((HEADER.encode(), header_of(notes)))
                 message["headers"] = headers
-            await send(message)
+            if waits:
+                later.append(message)
+            else:
+                await send(message)
 
         try:
             self._check(scope)
@@ -161,6 +162,14 @@ class Guard:
             if _requests.isEnabledFor(logging.INFO):
                 asked, took = f"{scope['method']} {scope['path'][:_LOGGED]}", perf_counter() - began
                 _requests.info("%s %d in %.3f s (%s)", asked, status, took, request_id.decode())
+        if later:
+            # What the request held has been given back: it is not what others wait for.
+            now = perf_counter()
+            turn = min(max(self._next_error, now), now + _MOST_S)
+            self._next_error = turn + _ERROR_S
+            await asyncio.sleep(turn - now)
+            for message in later:
+                await send(message)
 
     def _check(self, scope: Scope) -> None:
         crowd: Crowd | None = scope.get("state", {}).get(CROWD)
