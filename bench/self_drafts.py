@@ -101,6 +101,7 @@ def replay(recorded: Sequence[Any], rows_s: Sequence[float], step_s: float) -> d
     for id, (asked, said, drafts) in enumerate(recorded):
         model = Replayed(drafts, step_s)
         guessing.model, at = model, 1
+        guessing.begin(id, Sampler(SamplingParams(), asked, 1))
         guessing.learn([Advance(id, 0, (1,), 1, ())], {id: [said[0]]}, rows_s[0])
         while at < len(said):
             before, left = model.took_s, len(said) - at - 1

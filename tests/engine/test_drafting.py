@@ -15,7 +15,7 @@ import make_tiny_models
 import strata._native as _native
 import strata.engine.drafting
 from strata import LLM
-from strata.decode import Draft, Sampler
+from strata.decode import Draft, Sampler, SamplingParams
 from strata.decode.suffix import SuffixProposer, TokenHistory
 from strata.engine.draft_choice import parse_draft
 from strata.engine.draft_model import GRADES
@@ -23,6 +23,7 @@ from strata.engine.drafting import Drafting
 from strata.engine.scheduler import Advance
 from strata.engine.step_costs import StepCosts
 from strata.errors import UsageError
+from support.fake_model import fake_engine
 
 Cost = Callable[[int], float]
 
@@ -56,12 +57,18 @@ def advance(id: int, draft: Draft) -> Advance:
     return Advance(id, 0, (1,), 1 + len(draft.tokens), (), draft=draft)
 
 
+def begin(drafting: Drafting, *ids: int) -> None:
+    for id in ids:
+        drafting.begin(id, Sampler(SamplingParams(), [1], 10))
+
+
 def simulate(
     drafting: Drafting, cost: Cost, right: float, *, requests: int = 1, tokens: int = 2000
 ) -> tuple[float, float]:
     """Seconds of so many tokens for each request with guesses that are right so often, and without
     any."""
     random = Random(1)
+    begin(drafting, *range(requests))
     everybody = [advance(id, Draft()) for id in range(requests)]
     drafting.learn(everybody, {id: [1] for id in range(requests)}, cost(requests))
     given = dict.fromkeys(range(requests), 0)
@@ -176,6 +183,7 @@ def test_likelier_guesses_come_first_over_all_requests() -> None:
 def test_what_was_right_is_counted_by_kind_and_request() -> None:
     drafting = Drafting(Fixed(0.5))
     draft = Draft((7, 7, 8), (-1, 0, -1), (0.5, 0.5, 0.5), (3, 3, 4))
+    begin(drafting, 1)
     for _ in range(60):
         drafting.learn([advance(1, draft)], {1: [7, 9]}, 1.0)
     assert drafting.totals.drafted == 180
@@ -186,6 +194,32 @@ def test_what_was_right_is_counted_by_kind_and_request() -> None:
     assert drafting._each[1].rate(4, 0.5) < 0.1
     drafting.end(1, [])
     assert 1 not in drafting._each
+
+
+def test_of_an_answer_that_is_over_nothing_is_kept() -> None:
+    """The engine ends it before the step is learnt of that gave its last token."""
+    engine = fake_engine(context=128, drafting=Drafting(Fixed(0.5, 3)))
+    for number in range(3):
+        engine.submit([number + 1], SamplingParams(max_tokens=9, ignore_eos=True))
+    while engine.busy:
+        engine.step()
+    assert engine.drafting is not None
+    assert engine.drafting.totals.drafted > 0
+    assert not engine.drafting._each
+    assert not engine.drafting._answered
+
+
+def test_what_guessing_took_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the next step is one of prompts, for which nobody is asked."""
+    clock = iter((0.0, 1.0))
+    drafting = Drafting(Fixed(0.5, 0), costs=StepCosts())
+    begin(drafting, 1)
+    drafting.learn([advance(1, Draft())], {1: [1]}, 9.0)
+    monkeypatch.setattr(strata.engine.drafting, "perf_counter", lambda: next(clock))
+    assert drafting.propose({1: [1]}, 1, 8, {1: 8}) == {}
+    for _ in range(2):
+        drafting.learn([advance(1, Draft())], {1: [1]}, 9.0)
+    assert drafting.totals.saved_s == -1.0
 
 
 def test_without_memory_for_texts_nothing_is_guessed_and_nothing_fails() -> None:
@@ -253,12 +287,13 @@ def test_a_proposer_is_told_below_which_chance_no_guess_pays() -> None:
 
 class Reading:
     """A draft model whose time is made up: ``step_s`` for each token that it guesses, ``row_s`` for
-    each one of a text that it reads."""
+    each one of a text that it reads, of which it reads so many ``at_once``."""
 
     sees: tuple[int, ...] = ()
 
-    def __init__(self, step_s: float, row_s: float) -> None:
+    def __init__(self, step_s: float, row_s: float, at_once: int = 512) -> None:
         self.step_s: float | None = step_s
+        self.at_once = at_once
         self.row_s, self.behind_s, self.took_s = row_s, 0.0, 0.0
         self.length: dict[int, int] = {}
 
@@ -274,13 +309,20 @@ class Reading:
     def propose(
         self, texts: Mapping[int, Sequence[int]], most: Mapping[int, int], others: float = 1.0
     ) -> dict[int, Draft]:
-        self.behind_s = self.row_s * sum(self.behind(id, text) for id, text in texts.items())
-        self.length |= {id: len(text) for id, text in texts.items()}
+        self.behind_s = 0.0
+        ready: dict[int, int] = {}
+        for id, text in texts.items():
+            missing = self.behind(id, text)
+            self.behind_s += self.row_s * min(missing, self.at_once)
+            if missing <= self.at_once:
+                self.length[id], ready[id] = len(text), most[id]
+            else:
+                self.length[id] = self.length.get(id, 0) + self.at_once
         assert self.step_s is not None
-        self.took_s += self.behind_s + self.step_s * max(most.values())
+        self.took_s += self.behind_s + self.step_s * max(ready.values(), default=0)
         return {
             id: Draft((7,) * count, None, (0.6,) * count, (GRADES + 4,) * count)
-            for id, count in most.items()
+            for id, count in ready.items()
         }
 
     def observe_step(
@@ -311,6 +353,7 @@ def one_after_the_other(
     drafting.model = model
     plain = seconds = 0.0
     for id in range(answers):
+        begin(drafting, id)
         drafting.learn([advance(id, Draft())], {id: [1]}, cost(1))
         given, plain, seconds = 1, plain + tokens * cost(1), seconds + cost(1)
         while given < tokens:
@@ -352,6 +395,20 @@ def test_a_draft_model_as_slow_as_the_model_is_not_asked_to_read_a_prompt(
     speeds = one_after_the_other(monkeypatch, model, resident, 0.9, answers=3, tokens=96)
     assert speeds == pytest.approx([1.0] * 3)
     assert not model.length
+
+
+def test_a_long_prompt_that_is_worth_it_is_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In pieces, of which none is accounted for twice."""
+    whole = Reading(step_s=0.1, row_s=0.01, at_once=1 << 20)
+    pieces = Reading(step_s=0.1, row_s=0.01, at_once=64)
+    found = [
+        one_after_the_other(monkeypatch, model, streamed, 0.9, answers=4, tokens=300, prompt=2000)
+        for model in (whole, pieces)
+    ]
+    assert found[0][-1] > 1.5
+    assert found[1][-1] > 0.9 * found[0][-1]
 
 
 def test_a_draft_model_that_costs_little_is_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ times in place of a model of the machine.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field
@@ -156,8 +155,8 @@ class Drafting:
         self._model_s = 0.0
         self._by_model = False
         self._trials_s = 0.0
-        # Tokens of each answer so far, and how many earlier ones had.
-        self._answered: Counter[int] = Counter()
+        # Tokens of each answer that is not over, so far, and how many earlier ones had.
+        self._answered: dict[int, int] = {}
         self._length: float | None = None
         self._obeying: dict[int, Sampler] = {}
         self.enabled = True
@@ -169,6 +168,7 @@ class Drafting:
 
     def begin(self, id: int, sampler: Sampler) -> None:
         """A request, whose tokens ``sampler`` chooses."""
+        self._answered[id] = 0
         if sampler.params.grammar is not None:
             self._obeying[id] = sampler
         if self.model is not None:
@@ -207,6 +207,7 @@ class Drafting:
                 guessed = self.model.propose(texts, asked.depths, others)
                 # What a model reads of a prompt because it pays is there for the whole answer.
                 read_s = 0.0 if asked.on_trial else self.model.behind_s
+                self._model_s -= read_s
                 found |= {id: draft for id, draft in guessed.items() if draft.tokens}
         taken = self._choose(found, len(tokens), rows, room)
         self._proposing_s = perf_counter() - started - read_s
@@ -262,8 +263,13 @@ class Drafting:
         if depth:
             self._not_asked = 0
             token_s = costs.seconds(wanted) / wanted
-            pays = [i for i, s in behind_s.items() if self._pays(i, s, limits[i], saved_s, token_s)]
-            return _Asked({id: min(depth, limits[id]) for id in pays})
+            depths: dict[int, int] = {}
+            read_s = 0.0
+            for id, text_s in behind_s.items():
+                if self._pays(id, text_s, read_s, limits[id], saved_s, token_s):
+                    depths[id] = min(depth, limits[id])
+                    read_s += text_s
+            return _Asked(depths)
         self._not_asked += 1
         nearest = min(behind_s, key=behind_s.__getitem__)
         trial_s = behind_s[nearest] + (model.step_s or 0.0)
@@ -293,21 +299,21 @@ class Drafting:
                 best, depth = tokens / (plain + more + count * step_s), count
         return depth, plain / wanted - 1 / best
 
-    def _pays(self, id: int, behind_s: float, limit: int, saved_s: float, token_s: float) -> bool:
-        """Whether a model is to read a text, which takes ``behind_s``: where it is thought to save
-        that over the rest of the answer, ``saved_s`` of the ``token_s`` that each token takes, and
-        while it has gained what it read before, but for a small share of all time. An answer is
-        thought to become as long as earlier ones, or twice as long as it is."""
+    def _pays(
+        self, id: int, behind_s: float, others_s: float, limit: int, saved_s: float, token_s: float
+    ) -> bool:
+        """Whether a model is to read a text, which takes ``behind_s``, perhaps in several steps:
+        where it is thought to save that over the rest of the answer, ``saved_s`` of the ``token_s``
+        that each token takes, and while it has gained what it read before, with ``others_s`` for
+        other texts, but for a small share of all time. An answer is thought to become as long as
+        earlier ones, or twice as long as it is."""
         if not behind_s:
             return True
         answered = self._answered[id]
         left = min(limit + 1, max(answered, (self._length or 0.0) - answered))
         share = _UNPAID if self._all.known(_MODEL) else _TRIED
         allowed = share * (self._total_s + left * token_s)
-        if behind_s > min(left * saved_s, allowed + self._model_s):
-            return False
-        self._model_s -= behind_s
-        return True
+        return behind_s <= min(left * saved_s, allowed + self._model_s - others_s)
 
     def _worth_a_branch(self, asked: int, wanted: int, least: float) -> float:
         """The chance from which on another way pays for its row, of which ``least`` speaks, and for
@@ -379,15 +385,17 @@ class Drafting:
         seconds: float,
         seen: NDArray[np.float32] | None = None,
     ) -> None:
-        """A step of these advances has run in ``seconds`` and chose these tokens, by id. ``seen``
-        [rows, width] is what the last layer gave of its last rows."""
+        """A step of these advances has run in ``seconds`` and chose these tokens, by id; requests
+        that were over with it have ended before. ``seen`` [rows, width] is what the last layer gave
+        of its last rows."""
         if seen is not None and self.model is not None:
             self.model.observe_step(advances, chosen, seen)
         drafted = kept = redone = rows = answering = 0
         for a in advances:
             rows += a.rows
             answering += a.needs_logits
-            self._answered[a.id] += len(chosen.get(a.id, ()))
+            if a.id in self._answered:
+                self._answered[a.id] += len(chosen.get(a.id, ()))
             redone += a.redone
             if a.draft.tokens:
                 drafted += len(a.draft.tokens)
@@ -403,7 +411,7 @@ class Drafting:
         costs = self.costs
         if costs is None:
             return
-        gained = -self._proposing_s
+        gained, self._proposing_s = -self._proposing_s, 0.0
         if drafted or redone:
             decoded = sum(1 for a in advances if a.needs_logits)
             if rows - redone > answering:
@@ -422,14 +430,16 @@ class Drafting:
 
     def _count(self, id: int, draft: Draft, chosen: Sequence[int]) -> None:
         """Count guesses that follow what was right."""
-        each = self._each.setdefault(id, _Rates())
+        counted = [self._all]
+        if id in self._answered:
+            counted.append(self._each.setdefault(id, _Rates()))
         # By number, how many tokens lead to what was right, itself included.
         right = {-1: 0}
         for number, token in enumerate(draft.tokens):
             depth = right.get(draft.parent(number), len(chosen))
             if depth < len(chosen):
                 grade, _ = self._kind(draft, number)
-                for rates in (each, self._all):
+                for rates in counted:
                     rates.count(grade, right=token == chosen[depth])
                 if grade >= GRADES:
                     self._all.count(_MODEL, right=token == chosen[depth])
