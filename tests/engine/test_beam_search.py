@@ -146,10 +146,11 @@ def test_who_finds_no_kv_beside_it_waits_until_it_goes_on(tmp_path: Path) -> Non
         assert llm.engine.status().kv_blocks_free == 0
         with ThreadPoolExecutor(2) as pool:
             answer = pool.submit(llm.generate, other, params)
-            while llm.engine.status().preemptions == 0:
+            end = time.monotonic() + 20
+            while not llm.engine.held_up:
+                assert time.monotonic() < end
                 time.sleep(0.001)
             time.sleep(0.01)
-            assert llm.engine.held_up
             assert llm.engine.status().preemptions == 1
             measured = pool.submit(llm.measure, prompt=8, gen=4, repeat=1)
             while not search.over:

@@ -238,6 +238,8 @@ class BeamSearch:
         candidates.sort(key=lambda candidate: -candidate[0])
         chosen: list[_Live] = []
         for rank, (logprob, number, sample) in enumerate(candidates):
+            if rank >= width and len(chosen) == width:
+                break
             parent, token = self._live[number], sample.token
             way = (*parent.tokens, token)
             told = None if self.params.logprobs is None else _Told(sample, parent.told)
