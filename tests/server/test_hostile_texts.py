@@ -43,6 +43,19 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/messages", {"tools": [{"type": "\x7f" * 50_000, "name": "x"}]}),
+        ("/v1/chat/completions", {"\x7f" * 50_000: 1}),
+    ],
+)
+def test_an_error_quotes_no_more_than_can_be_read(http: Any, path: str, more: Any) -> None:
+    answer = http.post(path, json={**CHAT, **more})
+    assert answer.status_code == 400
+    assert len(answer.content) < 20_000
+
+
 def test_endless_schemas_are_refused_and_stop_nobody(http: Any) -> None:
     answers = []
 

@@ -11,6 +11,9 @@ from strata.text import ChatTemplateBusy, ChatTemplateError
 
 RETRY_AFTER_S = 1
 
+_TOLD = 1000
+"""Characters of the beginning of a message, and of its end: requests are quoted in some."""
+
 Protocol = Literal["openai", "anthropic", "ollama", "llama"]
 
 
@@ -104,6 +107,8 @@ def error_body(path: str, error: ApiError) -> dict[str, Any]:
     protocol = protocol_of(path)
     asked = _ASKED.get(path, "messages")
     message = _message(protocol, error, asked)
+    if len(message) > 2 * _TOLD:
+        message = f"{message[:_TOLD]} ... {message[-_TOLD:]}"
     if protocol == "ollama":
         return {"error": message}
     if protocol == "llama":
@@ -113,11 +118,12 @@ def error_body(path: str, error: ApiError) -> dict[str, Any]:
     kind = kinds.get(error.status, other)
     if kinds is _ANTHROPIC_TYPES:
         return {"type": "error", "error": {"type": kind, "message": message}}
+    param = asked if error.overflow is not None else error.param
     return {
         "error": {
             "message": message,
             "type": kind,
-            "param": asked if error.overflow is not None else error.param,
+            "param": param and param[:_TOLD],
             "code": "invalid_api_key" if error.status == 401 else error.code,
         }
     }
