@@ -97,6 +97,15 @@ def test_parts_of_a_file_are_what_the_format_itself_decodes(
     )
 
 
+@pytest.mark.parametrize("name", FAST + SLOW)
+def test_a_matrix_to_which_a_text_brings_zeros_alone_is_kept_all_the_same(
+    name: str, layer: tuple[np.ndarray, np.ndarray]
+) -> None:
+    kept, arrays = research.encode(name, layer[0], np.zeros((K, K)))
+    whole = research.FORMATS[name].rows(kept, arrays, (N, K), 0, N)
+    assert np.square(whole - layer[0]).sum() < 0.2 * np.square(layer[0]).sum()
+
+
 def _with_large_columns(layer: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The layer, and moments of inputs of which two columns are 40 times as large."""
     size = np.ones(K)

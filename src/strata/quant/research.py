@@ -59,9 +59,10 @@ class Format:
 
 
 def encode(name: str, weights: Matrix, hessian: Matrix) -> tuple[dict[str, int], Arrays]:
-    """The settings and the parts of a matrix, of the types that ``parts`` says."""
+    """The settings and the parts of a matrix, of the types that ``parts`` says. Where a text had
+    nothing but zeros for it, all inputs are taken to be alike."""
     format = FORMATS[name]
-    settings, arrays = format.encode(weights, hessian)
+    settings, arrays = format.encode(weights, hessian if hessian.any() else np.eye(len(hessian)))
     kinds = format.parts(settings, *weights.shape)
     return settings, {part: a.astype(_DTYPES[kinds[part][0]]) for part, a in arrays.items()}
 
