@@ -24,9 +24,9 @@ TIMEOUT_S = 900.0
 BUDGETS = {"resident": "1GB", "streamed": "235MB"}
 """Of memory; the second holds few of the weights."""
 
-# KV for less than two whole contexts, and answers that grow over several blocks: some of sixteen
-# have to give way, whenever they come.
-OPTIONS = ("--alias", "model", "--context", "1024", "--parallel", "16", "--kv-memory", "42MB")
+# KV for hardly more than a whole context, and answers that grow over several blocks: some of all
+# have to give way. How many depends on when they come: in two runs together some do.
+OPTIONS = ("--alias", "model", "--context", "1024", "--parallel", "16", "--kv-memory", "26MB")
 
 
 def requests() -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def requests() -> list[dict[str, Any]]:
             {
                 "model": "model",
                 "prompt": [*shared[: draw.choice((0, 64, 130, 200))], *own],
-                "max_tokens": draw.choice((5, 30, 130)),
+                "max_tokens": draw.choice((5, 30, 200)),
                 "temperature": draw.choice((0.0, 0.8)),
                 "seed": seed,
                 "logprobs": 1,
@@ -90,11 +90,11 @@ def test_a_crowd_gets_what_each_would_get_alone(
     with load(smollm2_path) as llm:
         expected = [alone(llm, body) for body in bodies]
     options = (*OPTIONS, "--memory", BUDGETS[weights], "--kv-store", str(tmp_path / "kv"))
-    hits = []
+    hits, gave_way = [], 0.0
     for _ in range(2):
         with serving(smollm2_path, *options) as (process, url):
             assert asyncio.run(together(url, bodies)) == expected
-            assert metric(url, "strata_preemptions_total") > 0
+            gave_way += metric(url, "strata_preemptions_total")
             assert (metric(url, "strata_streamed_bytes_total") > 0) == (weights == "streamed")
             hits.append(metric(url, "strata_prefix_hit_tokens_total"))
             wait_for(lambda url=url: metric(url, "strata_kv_blocks_used") == 0)
@@ -102,3 +102,4 @@ def test_a_crowd_gets_what_each_would_get_alone(
             assert process.wait(30) == 0
     # What the first process kept the second one found.
     assert hits[1] > hits[0] > 0
+    assert gave_way > 0
