@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import make_tiny_directories as directories
@@ -22,7 +21,7 @@ from strata.backends.base import KV_BLOCK, NoBooks
 from strata.backends.cpu.backend import CpuBackend
 from strata.backends.settings import BackendSettings, Reading
 from strata.backends.weights import WeightSource
-from strata.decode import Sample, SamplingParams
+from strata.decode import SamplingParams
 from strata.engine import Engine, KVSettings, Runner, StoreSettings
 from strata.engine.drafting import Drafting
 from strata.formats import ModelFile, open_model
@@ -30,7 +29,7 @@ from strata.kv.store_directory import StoreDirectory
 from strata.models import build_model
 from strata.program import Recurrent
 from support import latent_models, special_models
-from support.proposers import Oracle
+from support.company import Answers, guessing, prompts, run
 from support.streaming import least_ring, settings, units
 
 pytestmark = pytest.mark.slow
@@ -58,23 +57,11 @@ WRITERS: dict[str, tuple[Write, list[str]]] = {
     "directory": (lambda path, name: directories.write(path, name), sorted(directories.CONFIGS)),
 }
 CASES = [(kind, name) for kind, (_, names) in WRITERS.items() for name in names]
-Answers = list[list[Sample]]
-
-
-def prompts(vocabulary: int) -> list[list[int]]:
-    """The last begins as the first does, with more than a block."""
-    random = np.random.default_rng(6)
-    out: list[list[int]] = [random.integers(0, vocabulary, n).tolist() for n in (90, 61, 62, 40)]
-    return [*out, out[0][:70] + out[1][:20]]
 
 
 def answers(engine: Engine, asked: list[list[int]]) -> tuple[Answers, int]:
     """And how many tokens were known."""
-    requests = [engine.submit(prompt, PARAMS) for prompt in asked]
-    while engine.busy:
-        engine.step()
-        engine.check_integrity()
-    return [r.output for r in requests], sum(r.cached_tokens for r in requests)
+    return run(engine, asked, PARAMS)
 
 
 @contextmanager
@@ -111,17 +98,12 @@ def test_answers_are_those_alone(kind: str, name: str, tmp_path: Path) -> None:
 def streamed_together(file: ModelFile, asked: list[list[int]], want: Answers) -> None:
     """Everything streams, with room for little of what is kept, and guesses of which three of four
     are right."""
-    whole = [[*p, *(s.token for s in o)] for p, o in zip(asked, want, strict=True)]
-
-    def follow(tokens: list[int]) -> list[int]:
-        return next((w[len(tokens) :] for w in whole if w[: len(tokens)] == list(tokens)), [])
-
     how = settings(units(file, CONTEXT), tile=TILE, ring=least_ring(file, TILE, CONTEXT))
     with running(file, 3, how) as runner:
         groups = runner.model.groups
-        guesses = Oracle(follow, 0.75, vocabulary=runner.model.vocab_size)
+        guesses = guessing(asked, want, runner.model.vocab_size)
         few = KVSettings(blocks=tuple(5 for _ in groups))
-        engine = made(runner, 4, few, Drafting(guesses, most=6))
+        engine = made(runner, 4, few, guesses)
         assert answers(engine, asked)[0] == want
         status = engine.status()
         assert status.draft_tokens > status.draft_tokens_kept
